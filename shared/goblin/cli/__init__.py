@@ -1,0 +1,1 @@
+"""The `goblin` command. It only talks: decisions live in policy, work in services."""

@@ -1,0 +1,5 @@
+"""`python -m goblin.cli` is the `goblin` command."""
+
+from goblin.cli.main import main
+
+main()
