@@ -1,0 +1,1 @@
+"""Each file translates one outside API into our nouns."""

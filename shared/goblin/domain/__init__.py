@@ -1,0 +1,1 @@
+"""Frozen nouns with their units; nothing here touches the outside."""

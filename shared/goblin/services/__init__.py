@@ -1,0 +1,1 @@
+"""Load facts, ask policy, apply the answer."""
