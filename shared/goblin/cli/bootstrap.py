@@ -17,7 +17,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 BUILT_FROM_SOURCE = "llama-cpp-python"
@@ -30,7 +30,7 @@ WITHOUT_COMMON = "set(LLAMA_BUILD_COMMON OFF)\n"
 _STEP = re.compile(r"\[(\d+)/(\d+)\]")
 
 
-class Stop(Exception):  # noqa: N818 - it ends the program with its message
+class Stop(Exception):
     """A reason to give up, in words that say what mends it."""
 
 
@@ -51,7 +51,7 @@ def requirements(lock: str) -> dict[str, str]:
     return entries
 
 
-def progress(label: str, lines: Iterator[str], started: float) -> list[str]:
+def progress(label: str, lines: Iterable[str], started: float) -> list[str]:
     """Show `[done/total]` of a build as one moving line; return the last lines for an error report."""
     tail: list[str] = []
     moving = sys.stderr.isatty()
@@ -88,8 +88,7 @@ def run(label: str, command: list[str], *, env: Mapping[str, str] | None = None)
         errors="replace",
         env=dict(env) if env is not None else None,
     ) as process:
-        assert process.stdout is not None
-        tail = progress(label, iter(process.stdout), started)
+        tail = progress(label, process.stdout or (), started)
     if process.returncode:
         print("\n".join(tail), file=sys.stderr)
         raise Stop(f"{label} failed (above). Mend it and run the same command again; what is done is kept.")
@@ -195,7 +194,9 @@ def make(root: Path) -> None:
     entries = requirements(lock)
     venv = root / ".venv"
     uv = shutil.which("uv")
-    say(f"making .venv with Python {platform.python_version()} and {'uv' if uv else 'pip'}, once per change of the lock")
+    say(
+        f"making .venv with Python {platform.python_version()} and {'uv' if uv else 'pip'}, once per change of the lock"
+    )
     python = make_venv(venv, uv)
     with tempfile.TemporaryDirectory(prefix="goblin-") as name:
         work = Path(name)
