@@ -1,0 +1,71 @@
+"""`python -m localcloud`: serve until SIGTERM or Ctrl-C; the first line on standard output says where, as JSON."""
+
+import argparse
+import asyncio
+import dataclasses
+import json
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from localcloud.pubsub import Chaos
+from localcloud.server import SERVICES, LocalCloud, Options
+
+
+def options(words: list[str] | None = None) -> Options:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="python -m localcloud", description=__doc__)
+    parser.add_argument("--data", type=Path, required=True, help="folder that holds all state")
+    parser.add_argument("--services", default=",".join(SERVICES), help="which of: " + ", ".join(SERVICES))
+    parser.add_argument("--pubsub-port", type=int, default=0)
+    parser.add_argument("--firestore-port", type=int, default=0)
+    parser.add_argument("--storage-port", type=int, default=0)
+    parser.add_argument("--declaration", type=Path, help="JSON file with indexes, ttl and schedules")
+    parser.add_argument("--functions-url", help="where scheduled functions answer")
+    parser.add_argument("--invoker-email", default=Options.__dataclass_fields__["invoker_email"].default)
+    parser.add_argument("--firestore-mode", choices=["pessimistic", "optimistic"], default="pessimistic")
+    parser.add_argument("--chaos-seed", type=int, help="duplicate and reorder deliveries on purpose, from this seed")
+    said = parser.parse_args(words)
+    services = tuple(name for name in SERVICES if name in said.services.split(","))
+    return Options(
+        folder=said.data,
+        services=services,
+        pubsub_port=said.pubsub_port,
+        firestore_port=said.firestore_port,
+        storage_port=said.storage_port,
+        declaration=said.declaration,
+        functions_url=said.functions_url,
+        invoker_email=said.invoker_email,
+        firestore_mode=said.firestore_mode,
+        chaos=None if said.chaos_seed is None else Chaos(said.chaos_seed),
+    )
+
+
+async def serve(chosen: Options) -> None:
+    """Serve until a signal comes."""
+    stopped = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    cloud = LocalCloud(chosen)
+    addresses = await cloud.start()
+    sys.stdout.write(json.dumps(dataclasses.asdict(addresses)) + "\n")
+    sys.stdout.flush()
+    await stopped.wait()
+    await cloud.close()
+
+
+def main() -> int:
+    """Run the command line."""
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        asyncio.run(serve(options()))
+    except (OSError, ValueError) as error:
+        sys.stderr.write(f"localcloud: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,54 @@
+"""What the local cloud must know in advance: composite indexes, time-to-live fields and schedules.
+
+The same JSON file that Terraform reads for production; topics are created by clients, as in production.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from localcloud.firestore import CompositeIndex, TtlField
+from localcloud.scheduler import Schedule
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Declaration:
+    """The parts of the declaration that a server, not a client, applies."""
+
+    indexes: Sequence[CompositeIndex] = ()
+    ttl: Sequence[TtlField] = ()
+    schedules: Sequence[Schedule] = ()
+
+
+def read(path: Path | None, *, functions_url: str | None) -> Declaration:
+    """Read the declaration file.
+
+    Args:
+        path: The file; None declares nothing.
+        functions_url: Where scheduled functions answer, each at `/fn/<name>/`; None ticks none.
+
+    Raises:
+        ValueError: The file does not say what it must; the message names the place.
+    """
+    if path is None:
+        return Declaration()
+    try:
+        said = json.loads(path.read_text())
+        schedules = [
+            Schedule(
+                name=name,
+                cron=schedule["schedule"],
+                url=f"{functions_url}/fn/{schedule['function']}/",
+                audience=f"{functions_url}/fn/{schedule['function']}/",
+                attempt_deadline_s=schedule["attempt_deadline_s"],
+            )
+            for name, schedule in said.get("schedules", {}).items()
+        ]
+        return Declaration(
+            indexes=[CompositeIndex.parse(index) for index in said.get("indexes", [])],
+            ttl=[TtlField.parse(field) for field in said.get("ttl", [])],
+            schedules=schedules if functions_url else (),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path}: {type(error).__name__} {error}") from error
