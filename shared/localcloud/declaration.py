@@ -40,7 +40,7 @@ def read(path: Path | None, *, functions_url: str | None) -> Declaration:
                 name=name,
                 cron=schedule["schedule"],
                 url=f"{functions_url}/fn/{schedule['function']}/",
-                audience=f"{functions_url}/fn/{schedule['function']}/",
+                audience=str(functions_url),
                 attempt_deadline_s=schedule["attempt_deadline_s"],
             )
             for name, schedule in said.get("schedules", {}).items()

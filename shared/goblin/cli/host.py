@@ -1,0 +1,103 @@
+"""Every function in one local process, each loaded by functions-framework as Google loads it.
+
+In production each is a service of its own; here they share a port. HTTP functions answer at the paths that
+`cloud.json` gives them, all functions at `/fn/<name>/`, which is where Pub/Sub pushes and schedules call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import uvicorn
+from functions_framework import _function_registry, aio
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from goblin.cli import places
+
+DRAIN_S = 9
+"""Cloud Run gives ten seconds between SIGTERM and SIGKILL."""
+
+
+def load(source: Path) -> ASGIApp:
+    """Load one function file; its target has the file's name, an event's with `on_` before it.
+
+    Raises:
+        ImportError: The file does not register a function of its own name.
+    """
+    name = source.stem
+    spec = importlib.util.spec_from_file_location(f"functions.{name}", source)
+    if spec is None or spec.loader is None:
+        raise ImportError(f"cannot load {source}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    registered = _function_registry.REGISTRY_MAP
+    target = next((t for t in (name, f"on_{name}") if t in registered and hasattr(module, t)), None)
+    if target is None:
+        raise ImportError(f"{source.name} registers no function named {name} or on_{name}")
+    # `create_asgi_app` would run the file again for each call and leak into the environment.
+    app: ASGIApp = aio.create_asgi_app_from_module(target, str(source), registered[target], module, None)
+    return app
+
+
+def load_all(folder: Path) -> dict[str, ASGIApp]:
+    """Load every function file of the folder: name to app."""
+    return {file.stem: load(file) for file in sorted(folder.glob("*.py")) if not file.stem.startswith("_")}
+
+
+class Host:
+    """Sends each request to its function: `/fn/<name>/…` by name, else by the longest declared path."""
+
+    def __init__(self, functions: Mapping[str, ASGIApp], paths: Mapping[str, str]) -> None:
+        self._functions = functions
+        self._paths = sorted(paths.items(), key=lambda item: -len(item[0]))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        path: str = scope["path"]
+        if path.startswith("/fn/"):
+            name, _, rest = path.removeprefix("/fn/").partition("/")
+            scope = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}
+        else:
+            name = next((n for prefix, n in self._paths if path == prefix or path.startswith(f"{prefix}/")), "")
+            name = name or dict(self._paths).get("/", "")
+        function = self._functions.get(name)
+        if function is None:
+            error = {"message": f"No function answers {path}.", "type": "invalid_request_error"}
+            body = {"error": {**error, "param": None, "code": "not_found"}}
+            await JSONResponse(body, status_code=404)(scope, receive, send)
+            return
+        await function(scope, receive, send)
+
+
+def build(folder: Path, declaration: Path) -> Host:
+    """Load the functions and give them their paths."""
+    functions = load_all(folder)
+    http = json.loads(declaration.read_text())["http"]
+    paths = {path: name for name, said in http.items() for path in said["paths"] if name in functions}
+    return Host(functions, paths)
+
+
+def main() -> None:
+    """Serve the functions until SIGTERM."""
+    parser = argparse.ArgumentParser(prog="python -m goblin.cli.host")
+    parser.add_argument("--port", type=int, required=True)
+    said = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    uvicorn.run(
+        build(places.functions_folder(), places.declaration()), host="127.0.0.1", port=said.port, lifespan="off",
+        log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,160 @@
+"""The `goblin` command's words. Each command imports what it needs when it runs: `--help` is instant."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import runpy
+import shlex
+import sys
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import click
+
+from goblin import __version__
+from goblin.cli import places
+
+DATA = click.option(
+    "--data", type=click.Path(file_okay=False, path_type=Path), envvar="GOBLIN_DATA",
+    help="Folder of all local state. Default: .goblin in the checkout.",
+)  # fmt: skip
+
+
+class _Commands(click.Group):
+    """Loads a command's module when the command is named."""
+
+    lazy: ClassVar[dict[str, tuple[str, str]]] = {
+    }
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *self.lazy})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in self.lazy:
+            module, name = self.lazy[cmd_name]
+            found: click.Command = getattr(importlib.import_module(module), name)
+            return found
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="goblin")
+def main() -> None:
+    """One OpenAI-compatible endpoint and one job topic in front of many GPU clouds."""
+
+
+def fail(message: str) -> None:
+    """End with one line that says what to do."""
+    click.echo(f"goblin: {message}", err=True)
+    raise SystemExit(1)
+
+
+@main.command()
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port of everything HTTP.")
+@DATA
+@click.option(
+    "--cloud", type=click.Choice(["embedded", "emulators"]), default="embedded", show_default=True,
+    help="Our own local cloud, or Google's emulators for Pub/Sub and Firestore (they forget when stopped).",
+)  # fmt: skip
+@click.option(
+    "--model", type=click.Path(path_type=Path), envvar="GOBLIN_MODEL",
+    help="A GGUF file to serve. Default: goblin-tiny, which comes along.",
+)  # fmt: skip
+def up(port: int, data: Path | None, cloud: Literal["embedded", "emulators"], model: Path | None) -> None:
+    """Run the whole of Goblin on this machine until Ctrl-C."""
+    from goblin.cli import up as running
+
+    def say(text: str) -> None:
+        click.echo(f"goblin: {text}", err=True)
+
+    def ready(variables: dict[str, str], seconds: float) -> None:
+        _show_ready(variables, folder, seconds)
+
+    folder = places.data_folder(data)
+    say(f"starting; data in {folder}")
+    try:
+        code = running.main(running.Choice(port=port, data=folder, cloud=cloud, model=model), say, ready)
+    except (running.Refusal, OSError) as reason:
+        fail(str(reason))
+    else:
+        raise SystemExit(code)
+
+
+def _show_ready(variables: dict[str, str], folder: Path, seconds: float) -> None:
+    """Print the table that says that everything answers, and how to use it."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    url = variables["GOBLIN_URL"]
+    rows = [("inference", f"{url}/v1"), ("console", f"{url}/")]
+    rows += [(name, value) for name, value in variables.items() if name.endswith("_EMULATOR_HOST")]
+    rows += [("data", str(folder))]
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"\n[bold green]ready[/] in {seconds:.1f} s\n")
+    console.print(table)
+    command = "./goblin" if places.checkout() else "goblin"
+    console.print(f'\nPoint an app here:  eval "$({command} env)"      Stop: Ctrl-C\n')
+
+
+@main.command()
+@DATA
+def env(data: Path | None) -> None:
+    """Print the variables that point any app at the running Goblin: eval "$(./goblin env)"."""
+    folder = places.data_folder(data)
+    variables = places.DataFolder(folder).environment()
+    if variables is None:
+        fail(f"nothing is running (and ready) on {folder}. Start it with: ./goblin up")
+        return
+    for name, value in variables.items():
+        click.echo(f"export {name}={shlex.quote(value)}")
+
+
+def _checkout() -> Path:
+    root = places.checkout()
+    if root is None:
+        fail("tests and benches live in the checkout: git clone it and run ./goblin there.")
+        raise AssertionError
+    return root
+
+
+@main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def test(words: tuple[str, ...]) -> None:
+    """Run the tests; further words go to pytest."""
+    os.chdir(_checkout())
+    workers = () if any(word.startswith(("-n", "--pdb")) for word in words) else ("-n", "2", "--dist", "loadgroup")
+    os.execv(sys.executable, [sys.executable, "-m", "pytest", *workers, *words])  # noqa: S606 - ourselves
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on the last line.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw the result into this file.")
+@click.argument("words", nargs=-1, type=click.UNPROCESSED)
+def bench(name: str | None, as_json: bool, plot: Path | None, words: tuple[str, ...]) -> None:
+    """Measure NAME side by side with what it is compared to; without NAME, list the benches."""
+    folder = _checkout() / "tests" / "bench"
+    known = sorted(file.stem for file in folder.glob("[a-z]*.py"))
+    if name is None:
+        click.echo("\n".join(known))
+        return
+    if name not in known:
+        fail(f"no bench {name!r}. There are: {', '.join(known)}")
+    sys.path.insert(0, str(folder.parent.parent))
+    measured: dict[str, Any] = runpy.run_path(str(folder / f"{name}.py"))
+    result = measured["run"](list(words))
+    click.echo(measured["table"](result))
+    if plot is not None:
+        if "plot" not in measured:
+            fail(f"bench {name} draws no picture: its table says it all.")
+        measured["plot"](result, plot)
+        click.echo(f"plot: {plot}")
+    if as_json:
+        click.echo(json.dumps(result))

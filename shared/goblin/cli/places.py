@@ -1,0 +1,140 @@
+"""Where things lie: the checkout or the installed wheel, and the data folder with its lock."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from contextlib import suppress
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+_PACKAGE = Path(str(resources.files("goblin")))
+_CHECKOUT = _PACKAGE.parent.parent
+
+
+class Held(Exception):
+    """Another `goblin up` works on the data folder."""
+
+    def __init__(self, folder: Path, holder: dict[str, Any]) -> None:
+        self.holder = holder
+        who = f"goblin up (process {holder['pid']}, {holder['url']})" if holder else "another process"
+        super().__init__(f"{folder} is in use by {who}. Stop that one, or choose another folder with --data DIR.")
+
+
+def checkout() -> Path | None:
+    """The root of the checkout this runs from; None when installed from a wheel."""
+    return _CHECKOUT if (_CHECKOUT / "functions" / "__init__.py").is_file() else None
+
+
+def functions_folder() -> Path:
+    """The folder of doorways, beside the package in a wheel."""
+    root = checkout()
+    return root / "functions" if root else _PACKAGE / "_bundle" / "functions"
+
+
+def declaration() -> Path:
+    """The JSON file that says what the cloud holds."""
+    return _PACKAGE / "cloud.json"
+
+
+def data_folder(named: Path | None) -> Path:
+    """The folder of all local state: as named, `.goblin` in a checkout, else the user's own data folder."""
+    if named is not None:
+        return named.absolute()
+    if root := checkout():
+        return root / ".goblin"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "goblin"
+
+
+class DataFolder:
+    """The data folder, held by one `up` at a time.
+
+    The lock belongs to the open file, and children inherit it: it is free only when the last of them is gone, so two
+    processes never write one database.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock: int | None = None
+
+    def hold(self) -> int:
+        """Take the folder, making it if needed, and return the lock's file descriptor for children to inherit.
+
+        Raises:
+            Held: Somebody has it.
+            OSError: It cannot be made or written.
+        """
+        self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+        lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            raise Held(self.path, self._holder()) from None
+        os.set_inheritable(lock, True)
+        self._lock = lock
+        return lock
+
+    def sign(self, url: str) -> None:
+        """Say on the lock who holds it, for the next one who asks."""
+        self._write("holder.json", json.dumps({"pid": os.getpid(), "url": url}))
+
+    def _holder(self) -> dict[str, Any]:
+        with suppress(OSError, json.JSONDecodeError):
+            said = json.loads((self.path / "holder.json").read_text())
+            if isinstance(said, dict) and {"pid", "url"} <= said.keys():
+                return said
+        return {}
+
+    def held(self) -> bool:
+        """Whether anybody has the folder now."""
+        try:
+            lock = os.open(self.path / "lock", os.O_RDWR)
+        except OSError:
+            return False
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        else:
+            return False
+        finally:
+            os.close(lock)
+
+    def api_key(self) -> str:
+        """The local key, made on first use and kept."""
+        path = self.path / "api-key"
+        with suppress(FileNotFoundError):
+            if key := path.read_text().strip():
+                return key
+        key = f"gob-local-{secrets.token_urlsafe(24)}"
+        self._write("api-key", key)
+        return key
+
+    def write_environment(self, variables: dict[str, str]) -> None:
+        """Keep what `goblin env` prints; its presence says that everything is ready."""
+        self._write("environment.json", json.dumps(variables, indent=1))
+
+    def forget_environment(self) -> None:
+        """Nothing runs any more."""
+        (self.path / "environment.json").unlink(missing_ok=True)
+
+    def environment(self) -> dict[str, str] | None:
+        """What `goblin env` prints; None unless an `up` is running and ready."""
+        if not self.held():
+            return None
+        try:
+            said = json.loads((self.path / "environment.json").read_text())
+        except FileNotFoundError:
+            return None
+        return {str(name): str(value) for name, value in said.items()}
+
+    def _write(self, name: str, text: str) -> None:
+        """Replace a file at once, readable by its owner alone."""
+        draft = self.path / f".{name}.{os.getpid()}"
+        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
+            file.write(text)
+        draft.replace(self.path / name)

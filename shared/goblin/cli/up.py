@@ -1,0 +1,297 @@
+"""`goblin up`: the whole cloud on this machine, ready when it says so, stopped in order."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import httpx
+
+from goblin.cli import places, provision
+from goblin.cli.supervisor import Child, Failed, keep, python_child, wait_ready
+from localcloud import google
+
+HOST = "127.0.0.1"
+PROJECT = "goblin-local"
+INVOKER = f"goblin-invoker@{PROJECT}.iam.gserviceaccount.com"
+START_S_MAX = 60.0
+MODEL_LOAD_S_MAX = 900.0
+LAST_RUN_S_MAX = 15.0
+"""How long to wait for the children of a run that was killed: each stops within seconds of losing its parent."""
+
+
+class Refusal(Exception):
+    """Why it cannot start, in one line that says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """What the person asked for."""
+
+    port: int
+    data: Path
+    cloud: Literal["embedded", "emulators"]
+    model: Path | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ports:
+    """Where everything listens."""
+
+    http: int
+    pubsub: int
+    firestore: int
+    storage: int
+    llamacpp: int
+
+
+def is_free(port: int) -> bool:
+    """Whether nobody listens on the port."""
+    with socket.socket() as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            sock.bind((HOST, port))
+        except OSError:
+            return False
+        return True
+
+
+def choose_ports(http: int) -> Ports:
+    """Take the usual ports where they are free, any free one elsewhere; HTTP's is the person's word.
+
+    Raises:
+        Refusal: The HTTP port is taken.
+    """
+    if not is_free(http):
+        raise Refusal(f"port {http} is taken. Choose another with --port PORT.")
+
+    def usual(port: int) -> int:
+        return port if port != http and is_free(port) else google.free_port()
+
+    return Ports(http=http, pubsub=usual(8085), firestore=usual(8086), storage=usual(4443), llamacpp=google.free_port())
+
+
+def variables(ports: Ports, key: str) -> dict[str, str]:
+    """What `goblin env` prints: Google's clients and the OpenAI SDK of any app, pointed here."""
+    return {
+        "GOBLIN_URL": f"http://{HOST}:{ports.http}",
+        "GOBLIN_API_KEY": key,
+        "GOBLIN_BUCKET": f"{PROJECT}-models",
+        "GOOGLE_CLOUD_PROJECT": PROJECT,
+        "GCS_PROJECT_ID": PROJECT,
+        "PUBSUB_EMULATOR_HOST": f"{HOST}:{ports.pubsub}",
+        "FIRESTORE_EMULATOR_HOST": f"{HOST}:{ports.firestore}",
+        "STORAGE_EMULATOR_HOST": f"http://{HOST}:{ports.storage}",
+        "SECRET_MANAGER_EMULATOR_HOST": f"http://{HOST}:{ports.storage}",
+    }
+
+
+class Up:
+    """One run: children in the order in which they are stopped."""
+
+    def __init__(self, choice: Choice, say: Callable[[str], None]) -> None:
+        self._choice = choice
+        self._say = say
+        self._folder = places.DataFolder(choice.data)
+        self._ports = choose_ports(choice.port)
+        self._lock = -1
+        self.variables = variables(self._ports, "")
+
+    async def run(self, ready: Callable[[dict[str, str], float], None]) -> None:
+        """Start everything, call `ready`, then keep it running until a signal.
+
+        Raises:
+            Refusal: It cannot start, or it fell and could not be kept.
+        """
+        started = time.monotonic()
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        self._lock = await self._hold()
+        self._folder.sign(self.variables["GOBLIN_URL"])
+        self._folder.forget_environment()
+        self.variables = variables(self._ports, self._folder.api_key())
+        children = self._children()
+        try:
+            work = asyncio.create_task(self._serve(children, started, ready))
+            waiting = asyncio.create_task(stop.wait())
+            done, _ = await asyncio.wait([work, waiting], return_when=asyncio.FIRST_COMPLETED)
+            if work in done:
+                work.result()
+            waiting.cancel()
+            work.cancel()
+            await asyncio.gather(work, waiting, return_exceptions=True)
+        except Failed as failure:
+            raise Refusal(str(failure)) from failure
+        finally:
+            self._folder.forget_environment()
+            if stop.is_set():
+                self._say("stopping: running requests may finish")
+            # Doorways first, so that nothing new comes in; the cloud last, so that all can still be written down.
+            for child in children:
+                await child.stop()
+
+    async def _hold(self) -> int:
+        """Take the data folder; the children of a killed run get a moment to end."""
+        deadline = time.monotonic() + LAST_RUN_S_MAX
+        told = False
+        while True:
+            try:
+                return self._folder.hold()
+            except places.Held as held:
+                pid = held.holder.get("pid")
+                if time.monotonic() > deadline or not isinstance(pid, int) or _alive(pid):
+                    raise Refusal(str(held)) from held
+                if not told:
+                    self._say("the last run was killed; waiting for its last process to end")
+                    told = True
+                await asyncio.sleep(0.1)
+
+    def _child(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Child:
+        return Child(
+            name=name, command=command, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
+            log=self._choice.data / "logs" / f"{name}.log", lock=self._lock,
+        )  # fmt: skip
+
+    def _children(self) -> list[Child]:
+        """Every process, in stopping order."""
+        ports, url = self._ports, self.variables["GOBLIN_URL"]
+        emulated = self._choice.cloud == "emulators"
+        cloud_words = [
+            f"--data={self._choice.data / 'cloud'}", f"--storage-port={ports.storage}", f"--functions-url={url}",
+            f"--declaration={places.declaration()}", f"--invoker-email={INVOKER}",
+        ]  # fmt: skip
+        if emulated:
+            cloud_words.append("--services=storage")
+        else:
+            cloud_words += [f"--pubsub-port={ports.pubsub}", f"--firestore-port={ports.firestore}"]
+        llamacpp = f"http://{HOST}:{ports.llamacpp}"
+        functions = {
+            **self.variables,
+            "GCS_REGION": os.environ.get("GCS_REGION", "us-east1"),
+            "LLAMACPP_URL": llamacpp,
+            "GOBLIN_OIDC_CERTS_URL": f"http://{HOST}:{ports.storage}/oauth2/v1/certs",
+            "GOBLIN_PUSH_AUDIENCE": url,
+            "GOBLIN_INVOKER_EMAIL": INVOKER,
+        }
+        if emulated:
+            # Google's Pub/Sub emulator keeps `oidc_token` and never sends one.
+            functions["GOBLIN_VERIFY_CALLER"] = "off"
+        model = [f"--model={self._choice.model.absolute()}"] if self._choice.model else []
+        children = [
+            self._child("functions", python_child("goblin.cli.host", f"--port={ports.http}"), functions),
+            self._child("llamacpp", python_child("goblin_llamacpp", f"--port={ports.llamacpp}", *model)),
+        ]
+        if emulated:
+            found = google.find()
+            if found.reason:
+                raise Refusal(found.reason)
+            children.append(self._child("pubsub-emulator", google.pubsub_command(found, ports.pubsub)))
+            children.append(self._child("firestore-emulator", google.firestore_command(found, ports.firestore)))
+        children.append(self._child("localcloud", python_child("localcloud", *cloud_words)))
+        return children
+
+    async def _serve(
+        self, children: list[Child], started: float, ready: Callable[[dict[str, str], float], None]
+    ) -> None:
+        for child in children:
+            await child.start()
+        by_name = {child.name: child for child in children}
+        async with httpx.AsyncClient(trust_env=False, timeout=5.0) as http:
+            await self._wait_for_clouds(by_name)
+            await asyncio.to_thread(
+                provision.everything, places.declaration(), variables=self.variables, invoker_email=INVOKER
+            )
+            await self._wait_for_answers(http, by_name)
+            await self._check_health(http)
+            self._folder.write_environment(self.variables)
+            ready(self.variables, time.monotonic() - started)
+
+            async def recovered() -> None:
+                await self._wait_for_answers(http, by_name)
+                await self._check_health(http)
+
+            await _all(*(keep(child, self._say, recovered) for child in children))
+
+    async def _wait_for_clouds(self, children: dict[str, Child]) -> None:
+        cloud, ports = children["localcloud"], self._ports
+        awaited = [
+            (children.get("pubsub-emulator", cloud), ports.pubsub),
+            (children.get("firestore-emulator", cloud), ports.firestore),
+            (cloud, ports.storage),
+        ]
+        for child, port in awaited:
+            await wait_ready(child, partial(_listens, port), START_S_MAX)
+
+    async def _wait_for_answers(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
+        """Both must answer: the functions at all, the model server once its model is loaded."""
+        model, url = f"http://{HOST}:{self._ports.llamacpp}/health", f"{self.variables['GOBLIN_URL']}/health"
+        await wait_ready(children["llamacpp"], partial(_answers, http, model), MODEL_LOAD_S_MAX)
+        await wait_ready(children["functions"], partial(_answers, http, url), START_S_MAX)
+
+    async def _check_health(self, http: httpx.AsyncClient) -> None:
+        """Run the scheduled check once now, so that the router knows its providers from the first request."""
+        base = f"http://{HOST}:{self._ports.storage}/v1/projects/{PROJECT}/locations/us-east1/jobs"
+        answer = await http.post(f"{base}/check-health:run", timeout=60.0)
+        said = answer.json().get("status", {})
+        if answer.status_code != 200 or said.get("code"):
+            raise Refusal(f"the first health check failed: {said.get('message', answer.text)}")
+
+
+async def _all(*work: Coroutine[Any, Any, None]) -> None:
+    """Run together; the first failure ends all."""
+    tasks = [asyncio.ensure_future(one) for one in work]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+async def _listens(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection(HOST, port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def _answers(http: httpx.AsyncClient, url: str) -> bool:
+    try:
+        return (await http.get(url)).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def main(choice: Choice, say: Callable[[str], None], ready: Callable[[dict[str, str], float], None]) -> int:
+    """Run until a signal; the exit code.
+
+    Raises:
+        Refusal: It cannot start or go on.
+    """
+    if sys.platform == "win32":
+        raise Refusal("goblin up needs Linux or macOS; on Windows use WSL.")
+    if choice.model is not None and not choice.model.is_file():
+        raise Refusal(f"no model file at {choice.model}. --model wants the path of a .gguf file.")
+    asyncio.run(Up(choice, say).run(ready))
+    return 0
