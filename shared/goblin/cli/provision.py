@@ -19,7 +19,7 @@ CALL_S_MAX = 20.0
 def topics(declaration: Path, *, project: str, functions_url: str, invoker_email: str) -> None:
     """Create each topic, its dead letter, and its push subscription to `/fn/<function>/`."""
     from google.api_core.exceptions import AlreadyExists
-    from google.cloud import pubsub_v1
+    from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
     from google.protobuf.duration_pb2 import Duration
     from google.protobuf.field_mask_pb2 import FieldMask
     from google.pubsub_v1 import types
