@@ -8,6 +8,8 @@ GoblinError
 
 from __future__ import annotations
 
+from enum import StrEnum
+
 
 class GoblinError(Exception):
     """Base of all; what a doorway needs to answer is on the class, the message is for a person.
@@ -49,10 +51,35 @@ class Transient(GoblinError):
         self.retry_after_s = retry_after_s
 
 
+class Fault(StrEnum):
+    """Why an endpoint did not serve a request that was not to blame for it; the router reads it."""
+
+    TRANSIENT = "transient"
+    """Refused, timed out, cut, 408, 5xx, or an answer that makes no sense."""
+    LOADING = "loading"
+    """It is up and loads its model."""
+    CAPACITY = "capacity"
+    """It is well and full."""
+    RATE = "rate"
+    """A limit per time was reached."""
+    MONEY = "money"
+    """A quota or a balance is used up; waiting a second does not help."""
+    AUTH = "auth"
+    """It refuses our key; a person must look."""
+    MISSING = "missing"
+    """It does not have this model; its other models are not concerned."""
+    UNSUPPORTED = "unsupported"
+    """It cannot do what this request asks; it is well otherwise."""
+
+
 class ProviderUnavailable(Transient):
-    """A provider did not answer, or answered that it cannot now."""
+    """A provider did not answer, or answered that it cannot now; `fault` says in what way."""
 
     code = "provider_unavailable"
+
+    def __init__(self, message: str, *, fault: Fault = Fault.TRANSIENT, retry_after_s: float | None = None) -> None:
+        super().__init__(message, retry_after_s=retry_after_s)
+        self.fault = fault
 
 
 class RateLimited(Transient):
@@ -86,6 +113,13 @@ class InvalidRequest(Refused):
     """The request cannot be understood; `param` names the field."""
 
 
+class TooLarge(Refused):
+    """The body is over the limit, which the message names."""
+
+    status = 413
+    code = "request_too_large"
+
+
 class Unauthenticated(Refused):
     """No key, or one that is not ours."""
 
@@ -113,6 +147,13 @@ class NotFound(Refused):
 
     status = 404
     code = "not_found"
+
+
+class MethodNotAllowed(Refused):
+    """The path exists, the method does not."""
+
+    status = 405
+    code = "method_not_allowed"
 
 
 class Conflict(Refused):

@@ -1,0 +1,160 @@
+"""OpenAI's wire, as spoken by every provider that copied it: requests out, chunks in."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import msgspec
+
+from goblin.adapters import sse
+from goblin.adapters.upstream import ANSWER_TIMEOUT_S, Upstream, detail_of, fault_of
+from goblin.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings, Usage
+from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.errors import Fault, ProviderUnavailable
+
+
+class _TextChoice(msgspec.Struct, frozen=True, kw_only=True):
+    index: int = 0
+    text: str = ""
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+class _TextChunk(msgspec.Struct, frozen=True, kw_only=True):
+    """A chunk of the older completions route."""
+
+    choices: tuple[_TextChoice, ...] = ()
+    usage: Usage | None = None
+
+
+class OpenAIWire:
+    """The three inference routes of one endpoint. The base URL ends where OpenAI's does, in `/v1`."""
+
+    def __init__(self, upstream: Upstream) -> None:
+        self._upstream = upstream
+
+    async def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        body = _streaming(request.body, model)
+        async with self._upstream.stream("/chat/completions", body) as response:
+            async with aclosing(self._until_finished(response, ChatChunk)) as chunks:
+                async for chunk in chunks:
+                    yield chunk
+
+    async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        body = _streaming(request.body, model)
+        async with self._upstream.stream("/completions", body) as response:
+            async with aclosing(self._until_finished(response, _TextChunk)) as chunks:
+                async for chunk in chunks:
+                    yield _as_chat(chunk)
+
+    async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
+        # Floats whatever the caller wants: not every server knows base64, and the answer is encoded on its way out.
+        body = {**_ours_removed(request.body), "model": model, "encoding_format": "float"}
+        answer = await self._upstream.json("POST", "/embeddings", body=body, timeout_s=ANSWER_TIMEOUT_S)
+        try:
+            found = msgspec.convert(answer, Embeddings)
+        except msgspec.ValidationError as error:
+            raise self._upstream.nonsense() from error
+        return Embeddings(data=tuple(sorted(found.data, key=lambda row: row.index)), usage=found.usage)
+
+    async def models(self, *, timeout_s: float) -> tuple[str, ...]:
+        """Ids of `GET /models`."""
+        answer = await self._upstream.json("GET", "/models", timeout_s=timeout_s)
+        try:
+            listed = msgspec.convert(answer, _ModelList)
+        except msgspec.ValidationError as error:
+            raise self._upstream.nonsense() from error
+        return tuple(row.id for row in listed.data)
+
+    async def _until_finished(self, response: httpx.Response, kind: type[Any]) -> AsyncGenerator[Any, None]:
+        """Chunks up to the end, which is that every choice has a reason to finish.
+
+        `[DONE]` proves nothing: some servers leave it out, and llama-cpp-python's sends it after a stream that
+        another request has cut. A finish reason is sent by all of them, and only when an answer is whole.
+        """
+        if not response.headers.get("content-type", "").startswith("text/event-stream"):
+            raise self._upstream.nonsense()
+        finished: dict[int, bool] = {}
+        try:
+            parser = sse.EventParser()
+            async for piece in response.aiter_bytes():
+                for event in self._feed(parser, piece):
+                    if event.data == b"[DONE]":
+                        continue
+                    chunk = self._chunk(event, kind)
+                    for choice in chunk.choices:
+                        done = finished.get(choice.index, False) or bool(choice.finish_reason)
+                        finished[choice.index] = done
+                    yield chunk
+        except httpx.HTTPError:
+            # After the last word only the usage can be lost, and that can be counted.
+            if not _whole(finished):
+                raise
+        if not _whole(finished):
+            raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer.")
+
+    def _feed(self, parser: sse.EventParser, piece: bytes) -> list[sse.ServerEvent]:
+        try:
+            return parser.feed(piece)
+        except sse.EventTooLarge as error:
+            raise self._upstream.nonsense() from error
+
+    def _chunk(self, event: sse.ServerEvent, kind: type[Any]) -> Any:
+        if event.event == "error" or b'"error"' in event.data:
+            self._raise_if_error(event)
+        return self._upstream.decode(event.data, kind)
+
+    def _raise_if_error(self, event: sse.ServerEvent) -> None:
+        body = self._upstream.decode(event.data)
+        if not isinstance(body, dict) or not (body.get("error") or event.event == "error"):
+            return
+        detail = detail_of(body)
+        status = int(detail.code) if detail.code.isdigit() else 500
+        # Under way, even a 4xx is the endpoint's failure: the request was accepted.
+        fault = fault_of(status, detail) or Fault.TRANSIENT
+        raise ProviderUnavailable(f"{self._upstream.name} reported an error in the stream.", fault=fault)
+
+
+class _ModelRow(msgspec.Struct, frozen=True):
+    id: str
+
+
+class _ModelList(msgspec.Struct, frozen=True):
+    data: tuple[_ModelRow, ...]
+
+
+def _streaming(body: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The caller's request as we send it: always a stream, always with usage."""
+    options = body.get("stream_options")
+    return {
+        **_ours_removed(body),
+        "model": model,
+        "stream": True,
+        "stream_options": {**(options if isinstance(options, dict) else {}), "include_usage": True},
+    }
+
+
+def _ours_removed(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in body.items() if key != "goblin"}
+
+
+def _as_chat(chunk: _TextChunk) -> ChatChunk:
+    return ChatChunk(
+        choices=tuple(
+            ChunkChoice(
+                index=choice.index,
+                delta=Delta(content=choice.text),
+                logprobs=choice.logprobs,
+                finish_reason=choice.finish_reason,
+            )
+            for choice in chunk.choices
+        ),
+        usage=chunk.usage,
+    )
+
+
+def _whole(finished: Mapping[int, bool]) -> bool:
+    return bool(finished) and all(finished.values())

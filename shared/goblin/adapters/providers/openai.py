@@ -1,0 +1,51 @@
+"""OpenAI, and whoever copies its API: the base URL is configured.
+
+Source: openai-python 3.54 and OpenAI's API reference, read 2026-11-23. `GET /models` costs nothing. A 429 with a
+quota code is about money, not about rate. Usage in a stream must be asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+
+import httpx
+
+from goblin.adapters import probing
+from goblin.adapters.openai_wire import OpenAIWire
+from goblin.adapters.upstream import Upstream
+from goblin.domain.chat import ChatChunk, Embeddings
+from goblin.domain.health import Finding, Probe
+from goblin.domain.models import Capability, Endpoint
+from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.ports import ChatProvider
+
+NAME = "openai"
+UNSUPPORTED: dict[Capability, str] = {}
+
+
+def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
+    """Speak to the API at the endpoint's URL, which ends as OpenAI's does: `https://host/v1`."""
+    return OpenAI(endpoint, client)
+
+
+class OpenAI:
+    """One account at one base URL."""
+
+    def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
+        self._wire = OpenAIWire(Upstream(endpoint.name, endpoint.url, endpoint.api_key, client))
+
+    def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._wire.chat(request, model=model)
+
+    def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._wire.complete(request, model=model)
+
+    async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
+        return await self._wire.embed(request, model=model)
+
+    async def probe(self) -> Probe:
+        return await probing.look(self._look)
+
+    async def _look(self) -> Probe:
+        models = await self._wire.models(timeout_s=probing.PROBE_TIMEOUT_S)
+        return Probe(finding=Finding.OK, models=models)

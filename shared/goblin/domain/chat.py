@@ -1,0 +1,120 @@
+"""What is said between a caller and a model, in the shape of OpenAI's API, which every provider is mapped to.
+
+Chunks are the one currency inside: a whole answer is a stream that was collected. Fields that a provider left
+out stay out (`UNSET`), so that tool calls, refusals, reasoning and log probabilities pass through unchanged.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from msgspec import UNSET, Struct, UnsetType
+
+FinishReason = Literal["stop", "length", "tool_calls", "content_filter", "function_call"]
+
+
+class Usage(Struct, frozen=True, kw_only=True):
+    """Tokens of one request."""
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    total_tokens: int = 0
+    prompt_tokens_details: dict[str, Any] | UnsetType | None = UNSET
+    completion_tokens_details: dict[str, Any] | UnsetType | None = UNSET
+
+
+class FunctionDelta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of a function call; `arguments` is a piece of JSON text."""
+
+    name: str | UnsetType | None = UNSET
+    arguments: str | UnsetType | None = UNSET
+
+
+class ToolCallDelta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """A piece of a tool call; pieces of one call share their index."""
+
+    index: int
+    id: str | UnsetType | None = UNSET
+    type: str | UnsetType | None = UNSET
+    function: FunctionDelta | UnsetType = UNSET
+
+
+class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What a chunk adds to the answer."""
+
+    role: str | UnsetType | None = UNSET
+    content: str | UnsetType | None = UNSET
+    refusal: str | UnsetType | None = UNSET
+    reasoning_content: str | UnsetType | None = UNSET
+    reasoning: str | UnsetType | None = UNSET
+    tool_calls: tuple[ToolCallDelta, ...] | UnsetType | None = UNSET
+    function_call: FunctionDelta | UnsetType | None = UNSET
+    audio: dict[str, Any] | UnsetType | None = UNSET
+
+    @property
+    def says_something(self) -> bool:
+        """Whether a caller would notice: after this, another provider cannot start over unseen."""
+        return bool(
+            _given(self.content)
+            or _given(self.tool_calls)
+            or _given(self.refusal)
+            or _given(self.reasoning_content)
+            or _given(self.reasoning)
+            or _given(self.function_call)
+            or _given(self.audio)
+        )
+
+    @property
+    def text(self) -> str:
+        """Everything written here that a tokenizer would count."""
+        parts = [self.content, self.refusal, self.reasoning_content, self.reasoning]
+        for call in _given(self.tool_calls) or ():
+            if function := _given(call.function):
+                parts += [function.name, function.arguments]
+        return "".join(_given(part) or "" for part in parts)
+
+
+class ChunkChoice(Struct, frozen=True, kw_only=True):
+    """One of `n` answers."""
+
+    index: int = 0
+    delta: Delta = Delta()
+    logprobs: dict[str, Any] | None = None
+    finish_reason: str | None = None
+
+
+class ChatChunk(Struct, frozen=True, kw_only=True):
+    """One event of a stream. The last one of a stream has usage and no choices."""
+
+    choices: tuple[ChunkChoice, ...] = ()
+    id: str = ""
+    object: str = "chat.completion.chunk"
+    created: int = 0
+    model: str = ""
+    system_fingerprint: str | UnsetType | None = UNSET
+    service_tier: str | UnsetType | None = UNSET
+    usage: Usage | UnsetType | None = UNSET
+
+    @property
+    def starts_answer(self) -> bool:
+        """Whether this is the first thing the caller would notice."""
+        return any(choice.finish_reason or choice.delta.says_something for choice in self.choices)
+
+
+class Embedding(Struct, frozen=True, kw_only=True):
+    """The vector of one input."""
+
+    index: int
+    embedding: list[float]
+
+
+class Embeddings(Struct, frozen=True, kw_only=True):
+    """The vectors of one request, in the order of its inputs."""
+
+    data: tuple[Embedding, ...]
+    usage: Usage | None = None
+
+
+def _given(value: Any) -> Any:
+    """The value, or None if the field was left out."""
+    return None if value is UNSET else value

@@ -1,0 +1,66 @@
+"""What is known about an endpoint's health, and what one look at it found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+
+class Status(StrEnum):
+    """The client's words for it, in `/providers`."""
+
+    HEALTHY = "healthy"
+    DEGRADED = "degraded"
+    """It answers, but slowly, or it has just failed, or just come back."""
+    UNHEALTHY = "unhealthy"
+    UNKNOWN = "unknown"
+    """Not looked at, not lately, or the look itself went wrong. Not a reason to avoid it."""
+
+
+class Finding(StrEnum):
+    """What one probe found."""
+
+    OK = "ok"
+    LOADING = "loading"
+    """Up, and not ready: it says so itself."""
+    REFUSED = "refused"
+    """It refuses our key or our account."""
+    FAILED = "failed"
+    """No connection, no answer in time, or a 5xx."""
+    UNCLEAR = "unclear"
+    """It answered what we cannot read, or the probe itself broke."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Probe:
+    """One look at an endpoint that cost nothing."""
+
+    finding: Finding
+    reason: str = ""
+    """For a person; empty when all is well."""
+    latency_ms: int | None = None
+    """Round trip of the cheapest request; None when there was no answer."""
+    models: tuple[str, ...] | None = None
+    """What it says it serves; None when it did not say."""
+    loaded: tuple[str, ...] | None = None
+    """Those ready in memory; None when it does not say. The others need a cold start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class EndpointHealth:
+    """The judgement over an endpoint's probes; one document each in Firestore."""
+
+    endpoint: str
+    provider: str
+    status: Status
+    reason: str = ""
+    latency_ms: int | None = None
+    checked_at: datetime | None = None
+    models: tuple[str, ...] = ()
+    """As last discovered; kept while it is down, so that its models do not vanish from `/v1/models`."""
+    loaded: tuple[str, ...] | None = None
+    failures: int = 0
+    """Probes in a row that went wrong."""
+    successes: int = 0
+    """Probes in a row that went well."""

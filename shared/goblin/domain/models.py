@@ -1,0 +1,92 @@
+"""What serves which model: endpoints, what they can do, what they cost, and how to choose among them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+
+class Capability(StrEnum):
+    """Something a request may need and an endpoint may lack."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
+    EMBEDDINGS = "embeddings"
+    TOOLS = "tools"
+    JSON_OBJECT = "json_object"
+    JSON_SCHEMA = "json_schema"
+    VISION = "vision"
+    AUDIO = "audio"
+    LOGPROBS = "logprobs"
+    CHOICES = "choices"
+    """More than one answer to one prompt (`n`)."""
+
+
+class Strategy(StrEnum):
+    """How the endpoints that could serve a request are put in order."""
+
+    LOWEST_LATENCY = "lowest_latency"
+    LOWEST_COST = "lowest_cost"
+    ROUND_ROBIN = "round_robin"
+    WEIGHTED_RANDOM = "weighted_random"
+    FAILOVER = "failover"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Price:
+    """Millionths of a dollar per million tokens. An unknown price is the absence of this, never zero."""
+
+    input_usd_micros_per_mtok: int
+    output_usd_micros_per_mtok: int
+
+    def cost_usd_micros(self, *, input_tokens: int, output_tokens: int) -> int:
+        """Rounded up, so that a sum of estimates never undercuts the bill."""
+        parts = input_tokens * self.input_usd_micros_per_mtok + output_tokens * self.output_usd_micros_per_mtok
+        return -(-parts // 1_000_000)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """A URL that answers OpenAI-like requests for some models, as `goblin.toml` declares it."""
+
+    name: str
+    """Unique; the key in `/providers` and the label in metrics."""
+    provider: str
+    """The file in `adapters/providers/` that speaks its language."""
+    url: str
+    api_key: str | None = field(default=None, repr=False)
+    models: tuple[str, ...] | None = None
+    """None: ask the endpoint."""
+    capabilities: frozenset[Capability] = frozenset(Capability)
+    """What its models can do; what the provider's file cannot do is taken off."""
+    lacks: Mapping[Capability, str] = field(default_factory=dict)
+    """What the provider's file cannot do, each with its reason."""
+    context_tokens: int | None = None
+    price: Price | None = None
+    weight: int = 1
+    parallel: int = 1
+    """Requests it serves at once before the next one waits."""
+    first_token_prior_ms: int = 1000
+    """What we expect of it before we have seen it; never zero, or a newcomer would get every request."""
+    options: Mapping[str, str] = field(default_factory=dict)
+    """What only its provider's file understands, such as Ollama's `keep_alive`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Routing:
+    """How to choose and how long to wait."""
+
+    strategy: Strategy = Strategy.LOWEST_LATENCY
+    attempts_max: int = 3
+    first_token_timeout_s: float = 60.0
+    between_tokens_timeout_s: float = 30.0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Catalog:
+    """Everything `goblin.toml` says once the environment is filled in."""
+
+    routing: Routing = field(default_factory=Routing)
+    endpoints: tuple[Endpoint, ...] = ()
+    """In the order of the file, which is the order of `failover`. Those that lack a variable are left out."""

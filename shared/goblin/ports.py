@@ -1,0 +1,141 @@
+"""What the services need from outside: each docstring is the contract, held by a test that adapters share."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from goblin.domain.chat import ChatChunk, Embeddings
+from goblin.domain.health import EndpointHealth, Probe
+from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+
+
+class Clock(Protocol):
+    """Time, so that tests can choose it."""
+
+    def now(self) -> datetime:
+        """Aware UTC."""
+
+    def monotonic(self) -> float:
+        """Seconds, for durations."""
+
+
+class ChatProvider(Protocol):
+    """One endpoint, spoken to in its own language.
+
+    Every method raises `ProviderUnavailable` when the endpoint is to blame, with the fault, and
+    `InvalidRequest` when the request is. Nothing of ours in it retries, except for one new connection when a
+    kept one turns out to be dead. Streams have no timeout of their own between chunks: who reads them has.
+    """
+
+    def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        """Stream an answer.
+
+        Ends normally only when every choice has a finish reason; a stream that stops before raises. Usage, if
+        the endpoint tells it, is on some chunk. Closing the generator closes the connection, which is how the
+        endpoint learns to stop.
+        """
+
+    def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        """Stream the continuation of a text, as `content` of chunks; otherwise like `chat`."""
+
+    async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
+        """Vectors of floats, whatever encoding the caller wants, one per input and in their order."""
+
+    async def probe(self) -> Probe:
+        """Look at the endpoint without being billed. Never raises: what goes wrong is the finding."""
+
+
+class HealthStore(Protocol):
+    """Judgements over endpoints, shared by all functions. Raises `StoreUnavailable`."""
+
+    async def all(self) -> Mapping[str, EndpointHealth]:
+        """Every endpoint's, by its name."""
+
+    async def put(self, health: EndpointHealth) -> None:
+        """Replace one endpoint's."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ApiKey:
+    """Who may call. The key itself is nowhere: it is known by its SHA-256."""
+
+    digest: str
+    """Lower-case hex."""
+    name: str
+    """For a person, in lists and records."""
+    created_at: datetime
+    disabled: bool = False
+
+
+class KeyStore(Protocol):
+    """API keys by digest. Raises `StoreUnavailable`."""
+
+    async def get(self, digest: str) -> ApiKey | None:
+        """The key, disabled or not; None if there is none."""
+
+    async def put(self, key: ApiKey) -> None:
+        """Create or replace."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptRecord:
+    """One endpoint that was tried."""
+
+    endpoint: str
+    reason: str
+    """Why the route had it there."""
+    outcome: str
+    """`ok`, `cut`, `left` (the caller went), or a fault."""
+    error: str = ""
+    first_token_ms: int | None = None
+    duration_ms: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RequestRecord:
+    """The receipt of one request."""
+
+    request_id: str
+    key_name: str
+    operation: str
+    model: str
+    stream: bool
+    strategy: str
+    outcome: str
+    """`ok`, `cut` (an answer broke off), `left` (the caller went), or an error's code."""
+    provider: str | None
+    """The endpoint that served it."""
+    attempts: tuple[AttemptRecord, ...]
+    rejected: Mapping[str, str]
+    """Endpoints left out of the route, each with the reason."""
+    prompt_tokens: int
+    completion_tokens: int
+    usage_estimated: bool
+    first_token_ms: int | None
+    duration_ms: int
+    created_at: datetime
+    expires_at: datetime
+    """When the store may forget it."""
+
+
+class RequestStore(Protocol):
+    """Receipts. Raises `StoreUnavailable`."""
+
+    async def put(self, record: RequestRecord) -> None:
+        """Write one; the same id again replaces it."""
+
+    async def get(self, request_id: str) -> RequestRecord | None:
+        """Read one."""
+
+
+class Meter(Protocol):
+    """Counters and times for operators; labels must come from bounded sets."""
+
+    def request(self, *, provider: str, model: str, outcome: str, duration_s: float) -> None:
+        """One request has ended."""
+
+    def provider_error(self, *, provider: str, model: str, outcome: str) -> None:
+        """One attempt has failed; `outcome` is the fault."""
