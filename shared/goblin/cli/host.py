@@ -7,49 +7,20 @@ In production each is a service of its own; here they share a port. HTTP functio
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import json
 import logging
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import uvicorn
-from functions_framework import _function_registry, aio
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from goblin.cli import places
+from goblin.cli.loading import load_all
 
 DRAIN_S = 9
 """Cloud Run gives ten seconds between SIGTERM and SIGKILL."""
-
-
-def load(source: Path) -> ASGIApp:
-    """Load one function file; its target has the file's name, an event's with `on_` before it.
-
-    Raises:
-        ImportError: The file does not register a function of its own name.
-    """
-    name = source.stem
-    spec = importlib.util.spec_from_file_location(f"functions.{name}", source)
-    if spec is None or spec.loader is None:
-        raise ImportError(f"cannot load {source}")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    registered = _function_registry.REGISTRY_MAP
-    target = next((t for t in (name, f"on_{name}") if t in registered and hasattr(module, t)), None)
-    if target is None:
-        raise ImportError(f"{source.name} registers no function named {name} or on_{name}")
-    # `create_asgi_app` would run the file again for each call and leak into the environment.
-    app: ASGIApp = aio.create_asgi_app_from_module(target, str(source), registered[target], module, None)
-    return app
-
-
-def load_all(folder: Path) -> dict[str, ASGIApp]:
-    """Load every function file of the folder: name to app."""
-    return {file.stem: load(file) for file in sorted(folder.glob("*.py")) if not file.stem.startswith("_")}
 
 
 class Host:

@@ -25,8 +25,7 @@ DATA = click.option(
 class _Commands(click.Group):
     """Loads a command's module when the command is named."""
 
-    lazy: ClassVar[dict[str, tuple[str, str]]] = {
-    }
+    lazy: ClassVar[dict[str, tuple[str, str]]] = {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self.lazy})

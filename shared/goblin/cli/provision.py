@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ def topics(declaration: Path, *, project: str, functions_url: str, invoker_email
             if update is not None:
                 update()
 
-    with publisher.transport, subscriber:
+    with closing(publisher.transport), subscriber:
         for topic, details in said["topics"].items():
             dead, path = f"{topic}-dead", publisher.topic_path(project, topic)
             ensure(publisher.create_topic, {"name": path})

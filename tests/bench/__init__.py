@@ -1,0 +1,1 @@
+"""Benches: `./goblin bench NAME`. Each module has `run(words) -> dict`, `table(result) -> str`, perhaps `plot`."""
