@@ -1,0 +1,386 @@
+"""One subscription's messages: the queue in memory, the journal on disk, and whoever waits for the next one."""
+
+import asyncio
+import logging
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from localcloud.pubsub.chaos import CALM, Duplicate, Fate
+from localcloud.pubsub.errors import Refused, invalid
+from localcloud.pubsub.filters import parse_filter
+from localcloud.pubsub.journal import Delivery, Journal
+from localcloud.pubsub.queue import Entry, Holder, Policy, Queue, duplicates
+from localcloud.pubsub.wire import MICROS, PubsubMessage, Raw, ReceivedMessage, duration_us
+
+log = logging.getLogger(__name__)
+
+WINDOW = 1000
+"""Entries read from disk at a time; more stand in memory only while leases or ordering keys block those."""
+ANSWER_BYTES_MAX = 3 << 20
+"""Of one pull: the Python client reads answers up to gRPC's 4 MiB when it talks to an emulator."""
+PUSH_BACKOFF_US_MIN = MICROS // 10
+PUSH_BACKOFF_US_MAX = 60 * MICROS
+"""Between push attempts without a retry policy: 100 ms to 60 s, as production documents."""
+
+_ACK_ID = re.compile(r"([0-9a-f]{1,15})-([0-9a-f]{1,15})-([0-9a-f]{1,15})-([0-9a-f]{1,15})(-again)?")
+
+
+class AckId(NamedTuple):
+    """One delivery, and the epoch of its subscription that a seek ends."""
+
+    subscription: int
+    epoch: int
+    message_id: int
+    attempt: int
+
+    def text(self) -> str:
+        """How clients see it."""
+        return "-".join(f"{part:x}" for part in self)
+
+    @staticmethod
+    def parse(text: str) -> "AckId":
+        """The inverse of `text`; refused when it cannot be one of ours."""
+        found = _ACK_ID.fullmatch(text)
+        if found is None:
+            raise invalid(f"You have passed an invalid ack ID to the service (ack_id={text[:200]}).")
+        return AckId(*(int(part, 16) for part in found.groups()[:4]))
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """One delivery, ready to be sent."""
+
+    ack_id: str
+    message: Raw
+    """A `PubsubMessage`."""
+    attempt: int
+
+    def wire(self, *, with_attempt: bool) -> Raw:
+        """The `ReceivedMessage` of pull and streaming pull."""
+        return ReceivedMessage(
+            ack_id=self.ack_id, message=self.message, delivery_attempt=self.attempt if with_attempt else 0
+        )
+
+
+class Backlog:
+    """Delivers, takes acknowledgements, and brings back what was not acknowledged in time."""
+
+    def __init__(
+        self,
+        *,
+        number: int,
+        epoch: int,
+        topic: int,
+        resource: Raw,
+        journal: Journal,
+        now_us: Callable[[], int],
+        bury: Callable[["Backlog", Raw, int], bool],
+        keeps_bodies: Callable[[int], bool],
+        fates: Iterator[Fate] | None,
+    ) -> None:
+        """Start with what the journal holds.
+
+        Args:
+            number: The subscription's id on disk.
+            epoch: How often it was sought.
+            topic: The topic's id on disk.
+            resource: The `Subscription`.
+            journal: The disk.
+            now_us: Microseconds since 1970.
+            bury: Publishes (subscription, message, attempts) as a dead letter; False when nowhere takes it.
+            keeps_bodies: Whether a topic retains messages that nobody owes.
+            fates: Chaos, or None.
+        """
+        self.number = number
+        self.epoch = epoch
+        self.topic = topic
+        self.resource = resource
+        self.matches = parse_filter(resource.filter)
+        self.over: Refused | None = None
+        """Why nothing can be delivered any more, once the subscription is deleted or detached."""
+        self._journal = journal
+        self._now_us = now_us
+        self._bury = bury
+        self._keeps_bodies = keeps_bodies
+        self._fates = fates
+        self._queue = Queue(policy_of(resource))
+        self._read_to = 0
+        """The newest message that was read from disk into the queue."""
+        self._more_on_disk = True
+        self._listeners: set[asyncio.Event] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        """The subscription's full name."""
+        return str(self.resource.name)
+
+    @property
+    def push_endpoint(self) -> str:
+        """Where messages are pushed; empty for pull."""
+        return str(self.resource.push_config.push_endpoint)
+
+    @property
+    def shows_attempts(self) -> bool:
+        """Production counts attempts only for subscriptions with a dead letter policy."""
+        return bool(self.resource.HasField("dead_letter_policy"))
+
+    # Waiting.
+
+    def listen(self, bell: asyncio.Event) -> None:
+        """Have an event set whenever something may have become deliverable, or a lease ended."""
+        self._listeners.add(bell)
+        bell.set()
+
+    def unlisten(self, bell: asyncio.Event) -> None:
+        """The inverse of `listen`."""
+        self._listeners.discard(bell)
+
+    def ring(self) -> None:
+        """Wake everyone who waits."""
+        for bell in self._listeners:
+            bell.set()
+
+    def wake(self) -> None:
+        """Do what is due now: end leases, end pauses, bury the dead; then set the timer for the next time."""
+        now_us = self._now_us()
+        self._after_return(self._queue.expire(now_us))
+        self.ring()
+        self._set_timer()
+
+    def resume(self) -> None:
+        """After a start: read the first messages and do what fell due meanwhile."""
+        if self.over is None:
+            self._read_more()
+            self.wake()
+
+    def end(self, reason: Refused) -> None:
+        """Deliver nothing any more."""
+        self.over = reason
+        self._queue.clear()
+        self._more_on_disk = False
+        if self._timer is not None:
+            self._timer.cancel()
+        self.ring()
+
+    def reconfigured(self) -> None:
+        """Follow a changed resource."""
+        self._queue.policy = policy_of(self.resource)
+        self.wake()
+
+    # Messages come.
+
+    def debt(self, message_id: int, message: Raw, size: int) -> Delivery | None:
+        """What a published message makes this subscription owe; None when its filter does not match."""
+        if self.over is not None or not self.matches(message.attributes):
+            return None
+        return Delivery(message_id, size, self.key_of(message.ordering_key))
+
+    def key_of(self, ordering_key: str) -> str:
+        """The ordering key, where the subscription asked for order."""
+        return ordering_key if self.resource.enable_message_ordering else ""
+
+    def arrived(self, deliveries: Sequence[Delivery]) -> None:
+        """Take in what the journal now holds; beyond the window it stays there."""
+        if not self._more_on_disk and len(self._queue.entries) < WINDOW:
+            self._admit(deliveries)
+        else:
+            self._more_on_disk = True
+        self.ring()
+
+    def restart(self) -> None:
+        """Forget the queue and read the journal anew, after a seek."""
+        self.epoch += 1
+        self._queue.clear()
+        self._read_to = 0
+        self._more_on_disk = True
+        self.wake()
+
+    def forget_before(self, message_id: int) -> None:
+        """Drop what is older than the retention."""
+        if not self._journal.forget_before(self.number, message_id):
+            return
+        for old in [one for one in self._queue.entries if one < message_id]:
+            self._queue.remove(old, self._now_us())
+
+    # Messages go.
+
+    def take(
+        self,
+        *,
+        limit: int,
+        deadline_s: float,
+        holder: Holder | None = None,
+        bytes_max: int = ANSWER_BYTES_MAX,
+        run_max: int = WINDOW,
+    ) -> list[Received]:
+        """Lease the next messages; see `Queue.take`. Empty when nothing may go now."""
+        if self.over is not None:
+            raise self.over
+        now_us = self._now_us()
+        deadline_us = now_us + round(deadline_s * MICROS)
+        taken: list[Entry] = []
+        while True:
+            size = sum(entry.size for entry in taken)
+            if taken and size >= bytes_max:
+                break
+            more = self._queue.take(
+                limit=limit - len(taken),
+                bytes_max=bytes_max - size,
+                now_us=now_us,
+                deadline_us=deadline_us,
+                holder=holder,
+                run_max=run_max,
+            )
+            taken += more
+            if len(taken) >= limit or not self._read_more():
+                break
+        if not taken:
+            return []
+        self._journal.count_attempts(self.number, [entry.message_id for entry in taken])
+        self._set_timer()
+        return self._with_bodies(taken)
+
+    def acknowledge(self, ack_ids: Iterable[str]) -> dict[str, str]:
+        """Make acknowledgements durable.
+
+        Late ones count too, unless the subscription delivers exactly once. Answers ack id → reason for those
+        that did not count.
+        """
+        done: list[int] = []
+        failed: dict[str, str] = {}
+        lost: list[Entry] = []
+        for text in ack_ids:
+            ack = self._parse(text, failed)
+            if ack is None:
+                continue
+            entry = self._queue.lease_of(ack.message_id, ack.attempt)
+            if entry is not None and duplicates(entry, Duplicate.LOST_ACK):
+                lost += self._queue.nack(entry, self._now_us())
+            elif entry is None and self.resource.enable_exactly_once_delivery:
+                failed[text] = "PERMANENT_FAILURE_INVALID_ACK_ID"
+            else:
+                done.append(ack.message_id)
+        self._settle(done)
+        self._after_return(lost)
+        self.ring()
+        self._set_timer()
+        return failed
+
+    def modify_deadline(self, ack_ids: Iterable[str], seconds: int) -> dict[str, str]:
+        """Extend leases, or with 0 give messages back; answers like `acknowledge`."""
+        failed: dict[str, str] = {}
+        returned: list[Entry] = []
+        now_us = self._now_us()
+        for text in ack_ids:
+            ack = self._parse(text, failed)
+            if ack is None:
+                continue
+            entry = self._queue.lease_of(ack.message_id, ack.attempt)
+            if entry is None:
+                if self.resource.enable_exactly_once_delivery:
+                    failed[text] = "PERMANENT_FAILURE_INVALID_ACK_ID"
+            elif seconds:
+                self._queue.extend(entry, now_us + seconds * MICROS)
+            else:
+                returned += self._queue.nack(entry, now_us)
+        if returned:
+            self._after_return(returned)
+            self.ring()
+        self._set_timer()
+        return failed
+
+    def _parse(self, text: str, failed: dict[str, str]) -> AckId | None:
+        """The delivery that an ack id names; None when a seek or a recreation made it void."""
+        ack = AckId.parse(text)
+        if ack.subscription == self.number and ack.epoch == self.epoch:
+            return ack
+        if self.resource.enable_exactly_once_delivery:
+            failed[text] = "PERMANENT_FAILURE_INVALID_ACK_ID"
+        return None
+
+    def _settle(self, messages: Sequence[int]) -> None:
+        if not messages:
+            return
+        self._journal.acknowledge(
+            self.number,
+            messages,
+            retain=bool(self.resource.retain_acked_messages),
+            keep_bodies=self._keeps_bodies(self.topic),
+        )
+        now_us = self._now_us()
+        for message_id in messages:
+            self._queue.remove(message_id, now_us)
+
+    def _after_return(self, returned: Sequence[Entry]) -> None:
+        """Write down the pauses, and bury what is exhausted."""
+        paused = [(one.message_id, one.available_at_us) for one in returned if one.available_at_us]
+        if paused and self._queue.policy.backoff_us_max:
+            self._journal.delay(self.number, paused)
+        exhausted, self._queue.exhausted = self._queue.exhausted, []
+        for entry in exhausted:
+            body = self._journal.bodies([entry.message_id]).get(entry.message_id)
+            with self._journal.store.transaction():
+                buried = body is None or self._bury(self, PubsubMessage.FromString(body), entry.attempts)
+                if buried:
+                    self._settle([entry.message_id])
+            if not buried:
+                self._queue.readmit(entry, self._now_us())
+
+    def _admit(self, deliveries: Iterable[Delivery]) -> None:
+        now_us = self._now_us()
+        for one in deliveries:
+            fate = next(self._fates) if self._fates is not None else CALM
+            if one.key:
+                fate = Fate(fate.duplicate)
+            self._queue.add(Entry(one.message_id, one.size, one.key, one.attempts, one.available_at_us, fate), now_us)
+            self._read_to = one.message_id
+        self._after_return(())
+
+    def _read_more(self) -> bool:
+        """Read the next window from disk; False when there is none."""
+        if not self._more_on_disk:
+            return False
+        some = self._journal.waiting(self.number, after=self._read_to, limit=WINDOW)
+        self._more_on_disk = len(some) == WINDOW
+        self._admit(some)
+        return bool(some)
+
+    def _with_bodies(self, taken: Sequence[Entry]) -> list[Received]:
+        bodies = self._journal.bodies([entry.message_id for entry in taken])
+        received = []
+        for entry in taken:
+            message = PubsubMessage.FromString(bodies[entry.message_id])
+            ack_id = AckId(self.number, self.epoch, entry.message_id, entry.attempts).text()
+            received.append(Received(ack_id, message, entry.attempts))
+            if duplicates(entry, Duplicate.TWIN):
+                received.append(Received(f"{ack_id}-again", message, entry.attempts))
+        return received
+
+    def _set_timer(self) -> None:
+        """Have `wake` called when the next lease or pause ends."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        next_us = self._queue.next_wake_us()
+        if next_us is None or self.over is not None:
+            return
+        pause_s = max(0, next_us - self._now_us()) / MICROS
+        self._timer = asyncio.get_running_loop().call_later(pause_s, self.wake)
+
+
+def policy_of(resource: Raw) -> Policy:
+    """How a subscription's messages come back."""
+    attempts_max = None
+    if resource.HasField("dead_letter_policy"):
+        attempts_max = resource.dead_letter_policy.max_delivery_attempts
+    if resource.HasField("retry_policy"):
+        retry = resource.retry_policy
+        least, most = duration_us(retry.minimum_backoff), duration_us(retry.maximum_backoff)
+    elif resource.push_config.push_endpoint:
+        least, most = PUSH_BACKOFF_US_MIN, PUSH_BACKOFF_US_MAX
+    else:
+        least = most = 0
+    return Policy(backoff_us_min=least, backoff_us_max=most, attempts_max=attempts_max)

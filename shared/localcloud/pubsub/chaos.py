@@ -1,0 +1,45 @@
+"""Deliveries made worse on purpose, so that tests meet what production only does at night."""
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Duplicate(Enum):
+    """How a message comes a second time."""
+
+    NO = "no"
+    TWIN = "twin"
+    """Twice at the same moment, so that two handlers work on one message; never with an ordering key."""
+    LOST_ACK = "lost ack"
+    """Once more after it was acknowledged."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fate:
+    """What happens to one message of one subscription."""
+
+    duplicate: Duplicate = Duplicate.NO
+    moves_back: bool = False
+    """Lets the ones behind it go first; never with an ordering key."""
+
+
+CALM = Fate()
+
+
+@dataclass(frozen=True, slots=True)
+class Chaos:
+    """How much worse: shares of all messages between 0 and 1."""
+
+    seed: int
+    duplicate: float = 0.1
+    reorder: float = 0.1
+
+    def fates(self, subscription: str) -> Iterator[Fate]:
+        """The fates of a subscription's first, second, … message; the same for the same seed and name."""
+        dice = random.Random(f"{self.seed}:{subscription}")
+        while True:
+            duplicate, kind, moves_back = dice.random(), dice.random(), dice.random()
+            how = Duplicate.TWIN if kind < 0.5 else Duplicate.LOST_ACK
+            yield Fate(how if duplicate < self.duplicate else Duplicate.NO, moves_back < self.reorder)

@@ -1,0 +1,226 @@
+"""The gRPC doorway: unmodified clients of `google.pubsub.v1` in, SQLite and HTTP pushes out."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+
+from localcloud.clock import Clock, utc_now
+from localcloud.identity import Identity
+from localcloud.pubsub.backlog import Backlog
+from localcloud.pubsub.chaos import Chaos
+from localcloud.pubsub.errors import Refused
+from localcloud.pubsub.journal import SCHEMA
+from localcloud.pubsub.push import Pusher
+from localcloud.pubsub.snapshots import Snapshots
+from localcloud.pubsub.state import State
+from localcloud.pubsub.streaming import serve_stream
+from localcloud.pubsub.subscriber import Subscriber
+from localcloud.pubsub.subscriptions import ACK_DEADLINE_S_MAX
+from localcloud.pubsub.topics import Publisher, check_message
+from localcloud.pubsub.wire import EMPTY, PubsubMessage, Raw, raw
+from localcloud.store import Store
+
+log = logging.getLogger(__name__)
+
+SWEEP_PERIOD_S = 60.0
+SERVED_PREFIXES = ("/google.pubsub.v1.", "/google.iam.v1.IAMPolicy/")
+CONNECTIONS_MAX = 1000
+
+Unary = Callable[[Any, Any], Awaitable[Any]]
+
+
+class PubSub:
+    """Google Cloud Pub/Sub, embedded; one event loop, one file."""
+
+    def __init__(
+        self,
+        path: Path | None,
+        *,
+        identity: Identity,
+        clock: Clock = utc_now,
+        chaos: Chaos | None = None,
+    ) -> None:
+        """Open the state.
+
+        Args:
+            path: The SQLite file; None keeps everything in memory.
+            identity: Signs the tokens of authenticated pushes.
+            clock: The time of day; `wake` follows a clock that jumps.
+            chaos: Makes deliveries worse on purpose.
+        """
+        self._store = Store(path, SCHEMA)
+        self._state = State(self._store, clock=clock, chaos=chaos)
+        self._identity = identity
+        self._http: httpx.AsyncClient | None = None
+        self._pushes: dict[Backlog, asyncio.Task[None]] = {}
+        self._sweeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Resume pushes, pauses and retention."""
+        self._http = httpx.AsyncClient(
+            follow_redirects=False,
+            trust_env=False,
+            timeout=ACK_DEADLINE_S_MAX,  # Each push has its own, shorter deadline.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS_MAX),
+        )
+        for backlog in self._state.backlogs.values():
+            backlog.resume()
+        self._follow_pushes()
+        self._sweeper = asyncio.create_task(self._sweep_regularly())
+
+    async def close(self) -> None:
+        """Stop pushing and close the file; what is unacknowledged comes again after the next start."""
+        tasks = [*self._pushes.values(), *([self._sweeper] if self._sweeper else [])]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        self._pushes.clear()
+        for backlog in self._state.backlogs.values():
+            backlog.end(Refused(grpc.StatusCode.UNAVAILABLE, "The server is shutting down."))
+        if self._http is not None:
+            await self._http.aclose()
+        self._store.close()
+
+    async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str]) -> str:
+        """Publish from inside the process, as Storage does for its notifications; answers the message id."""
+        message = PubsubMessage(data=data, attributes=attributes)
+        check_message(message)
+        return self._state.publish(topic, [message])[0]
+
+    def wake(self) -> None:
+        """Do everything that is due by the clock now."""
+        self._state.sweep()
+        for backlog in list(self._state.backlogs.values()):
+            backlog.wake()
+
+    def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
+        """What a `grpc.aio.server` needs; allow requests of 10 MB and a little more."""
+        publisher, subscriber, snapshots = (
+            Publisher(self._state),
+            Subscriber(self._state),
+            Snapshots(self._state),
+        )
+
+        async def pull(request: Raw, context: Any) -> Raw:
+            return await subscriber.pull(request, time_left_s=context.time_remaining())
+
+        publishing = {
+            "CreateTopic": _unary("Topic", publisher.create_topic),
+            "DeleteTopic": _unary("DeleteTopicRequest", publisher.delete_topic),
+            "DetachSubscription": _unary("DetachSubscriptionRequest", publisher.detach_subscription),
+            "GetTopic": _unary("GetTopicRequest", publisher.get_topic),
+            "ListTopicSnapshots": _unary("ListTopicSnapshotsRequest", publisher.list_topic_snapshots),
+            "ListTopicSubscriptions": _unary("ListTopicSubscriptionsRequest", publisher.list_topic_subscriptions),
+            "ListTopics": _unary("ListTopicsRequest", publisher.list_topics),
+            "Publish": _unary("PublishRequest", publisher.publish),
+            "UpdateTopic": _unary("UpdateTopicRequest", publisher.update_topic),
+        }
+        subscribing = {
+            "Acknowledge": _unary("AcknowledgeRequest", subscriber.acknowledge),
+            "CreateSnapshot": _unary("CreateSnapshotRequest", snapshots.create_snapshot),
+            "CreateSubscription": _unary("Subscription", self._then_follow_pushes(subscriber.create_subscription)),
+            "DeleteSnapshot": _unary("DeleteSnapshotRequest", snapshots.delete_snapshot),
+            "DeleteSubscription": _unary("DeleteSubscriptionRequest", subscriber.delete_subscription),
+            "GetSnapshot": _unary("GetSnapshotRequest", snapshots.get_snapshot),
+            "GetSubscription": _unary("GetSubscriptionRequest", subscriber.get_subscription),
+            "ListSnapshots": _unary("ListSnapshotsRequest", snapshots.list_snapshots),
+            "ListSubscriptions": _unary("ListSubscriptionsRequest", subscriber.list_subscriptions),
+            "ModifyAckDeadline": _unary("ModifyAckDeadlineRequest", subscriber.modify_ack_deadline),
+            "ModifyPushConfig": _unary(
+                "ModifyPushConfigRequest", self._then_follow_pushes(subscriber.modify_push_config)
+            ),
+            "Pull": _answering("PullRequest", pull),
+            "Seek": _unary("SeekRequest", snapshots.seek),
+            "StreamingPull": grpc.stream_stream_rpc_method_handler(
+                self._streaming_pull, raw("StreamingPullRequest").FromString, _serialise
+            ),
+            "UpdateSnapshot": _unary("UpdateSnapshotRequest", snapshots.update_snapshot),
+            "UpdateSubscription": _unary(
+                "UpdateSubscriptionRequest", self._then_follow_pushes(subscriber.update_subscription)
+            ),
+        }
+        return (
+            grpc.method_handlers_generic_handler("google.pubsub.v1.Publisher", publishing),
+            grpc.method_handlers_generic_handler("google.pubsub.v1.Subscriber", subscribing),
+            _Unknown(),
+        )
+
+    async def _streaming_pull(self, _requests: Any, context: Any) -> None:
+        try:
+            await serve_stream(self._state.backlog, context, grpc.aio.EOF)
+        except Refused as refused:
+            await context.abort(refused.code, refused.message, refused.trailing_metadata())
+
+    def _then_follow_pushes(self, method: Callable[[Raw], Awaitable[Raw]]) -> Callable[[Raw], Awaitable[Raw]]:
+        async def both(request: Raw) -> Raw:
+            answer = await method(request)
+            self._follow_pushes()
+            return answer
+
+        return both
+
+    def _follow_pushes(self) -> None:
+        """Give every push subscription its own task; it ends with the subscription."""
+        if self._http is None:
+            return
+        for backlog in self._state.backlogs.values():
+            if backlog.push_endpoint and backlog.over is None and backlog not in self._pushes:
+                pusher = Pusher(backlog, http=self._http, identity=self._identity, now_us=self._state.now_us)
+                task = asyncio.create_task(pusher.run())
+                self._pushes[backlog] = task
+                task.add_done_callback(partial(self._push_ended, backlog))
+
+    def _push_ended(self, backlog: Backlog, task: "asyncio.Task[None]") -> None:
+        self._pushes.pop(backlog, None)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            log.error("push of %s stopped", backlog.name, exc_info=error)
+
+    async def _sweep_regularly(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_PERIOD_S)
+            self._state.sweep()
+
+
+class _Unknown(grpc.GenericRpcHandler):
+    """Says no, loudly, to every RPC of Pub/Sub that is not served."""
+
+    def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
+        method = str(handler_call_details.method)
+        if not method.startswith(SERVED_PREFIXES):
+            return None
+        log.warning("Pub/Sub: %s is not implemented here", method)
+
+        async def refuse(_request: bytes, context: Any) -> None:
+            await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"localcloud's Pub/Sub does not implement {method}")
+
+        return grpc.unary_unary_rpc_method_handler(refuse)
+
+
+def _unary(request: str, method: Callable[[Raw], Awaitable[Raw]]) -> grpc.RpcMethodHandler:
+    """A handler for a method that needs only its request; None answers `Empty`."""
+
+    async def answer(message: Raw, _context: Any) -> Raw:
+        return await method(message)
+
+    return _answering(request, answer)
+
+
+def _answering(request: str, method: Unary) -> grpc.RpcMethodHandler:
+    async def answer(message: Raw, context: Any) -> Raw:
+        try:
+            reply = await method(message, context)
+        except Refused as refused:
+            await context.abort(refused.code, refused.message, refused.trailing_metadata())
+        return EMPTY() if reply is None else reply
+
+    return grpc.unary_unary_rpc_method_handler(answer, raw(request).FromString, _serialise)
+
+
+def _serialise(message: Raw) -> bytes:
+    return bytes(message.SerializeToString())
