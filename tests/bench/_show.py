@@ -14,7 +14,7 @@ def text_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[objec
         table.add_column(column, justify="left" if position == 0 else "right", no_wrap=True)
     for row in rows:
         table.add_row(
-            *("–" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row)
+            *("-" if cell is None else f"{cell:.3g}" if isinstance(cell, float) else str(cell) for cell in row)
         )
     out = io.StringIO()
     Console(file=out, width=120, highlight=False).print(table)

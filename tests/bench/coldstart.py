@@ -17,7 +17,8 @@ from pathlib import Path
 from goblin.cli.loading import load
 load(Path(sys.argv[1]))
 cpu_s = time.process_time() - start
-heavy = sorted({name.split(".")[0] for name in sys.modules} & {"mlflow", "wandb", "llama_cpp", "numpy", "torch", "pandas"})
+models = {"mlflow", "wandb", "llama_cpp", "numpy", "torch", "pandas"}
+heavy = sorted({name.split(".")[0] for name in sys.modules} & models)
 unit = 1024 if sys.platform != "darwin" else 1024 * 1024
 rss_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 print(json.dumps({"cpu_s": round(cpu_s, 3), "rss_mib": round(rss_mib, 1), "modules": len(sys.modules), "heavy": heavy}))
