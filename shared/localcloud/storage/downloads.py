@@ -1,0 +1,148 @@
+"""Sending an object's bytes: whole, a range of them, or decompressed for a client that takes no gzip."""
+
+import re
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from email.utils import formatdate
+from urllib.parse import quote
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+
+from localcloud.storage import files as disk
+from localcloud.storage.errors import StorageError
+from localcloud.storage.files import CHUNK, Files
+from localcloud.storage.records import StoredObject
+
+_HEADER_NAME_MARKS = "!#$&'*+-.^_`|~"
+"""What may stand in a header's name beside letters and digits."""
+
+
+_RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
+
+
+class RangeNotSatisfiable(StorageError):
+    """416: the object has no such bytes."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(416, "requestedRangeNotSatisfiable", "Request range not satisfiable", xml_code="InvalidRange")
+        self.size = size
+
+
+async def send(
+    files: Files, stored: StoredObject, request: Request, *, overrides: Mapping[str, str] | None = None
+) -> Response:
+    """Answer with the object's bytes.
+
+    Args:
+        files: Where they lie.
+        stored: Which version.
+        request: Its `Range` and `Accept-Encoding` are heeded; HEAD gets headers only.
+        overrides: Headers that a signed URL asks for in place of the object's own.
+    """
+    headers = {**object_headers(stored), **(overrides or {})}
+    size = stored.content.size
+    if stored.fields.get("contentEncoding") == "gzip" and not _takes_gzip(request):
+        del headers["content-encoding"]
+        headers["warning"] = "214 UploadServer gunzipped"
+        chunks = _gunzip(disk.read(files.path(stored.generation), 0, size))
+        return StreamingResponse(_nothing() if request.method == "HEAD" else chunks, headers=headers)
+    wanted = parse_range(request.headers.get("range"), size)
+    start, length = wanted or (0, size)
+    headers["content-length"] = str(length)
+    headers["accept-ranges"] = "bytes"
+    if wanted is not None:
+        headers["content-range"] = f"bytes {start}-{start + length - 1}/{size}"
+    status = 200 if wanted is None else 206
+    if request.method == "HEAD" or not length:
+        return Response(status_code=status, headers=headers)
+    chunks = disk.read(files.path(stored.generation), start, length)
+    if length <= CHUNK:
+        return Response(b"".join([chunk async for chunk in chunks]), status, headers=headers)
+    # The file is opened before the first header goes, so that a deletion meanwhile cuts nobody short.
+    first = await anext(chunks)
+    return StreamingResponse(_chain(first, chunks), status, headers=headers)
+
+
+def object_headers(stored: StoredObject) -> dict[str, str]:
+    """What both APIs say about a version in headers, its custom metadata included."""
+    fields = stored.fields
+    headers = {
+        "content-type": stored.content_type,
+        "etag": f'"{stored.etag}"',
+        "last-modified": formatdate(stored.updated_us / 1_000_000, usegmt=True),
+        "x-goog-generation": str(stored.generation),
+        "x-goog-hash": stored.hashes,
+        "x-goog-metageneration": str(stored.metageneration),
+        "x-goog-storage-class": stored.storage_class,
+        "x-goog-stored-content-encoding": str(fields.get("contentEncoding") or "identity"),
+        "x-goog-stored-content-length": str(stored.content.size),
+        "cache-control": str(fields.get("cacheControl") or "private, max-age=0"),
+    }
+    if stored.content.components is not None:
+        headers["x-goog-component-count"] = str(stored.content.components)
+    for member in ("contentDisposition", "contentEncoding", "contentLanguage"):
+        if fields.get(member):
+            headers["content-" + member.removeprefix("content").lower()] = str(fields[member])
+    for key, value in fields.get("metadata", {}).items():
+        headers["x-goog-meta-" + quote(key.lower(), safe=_HEADER_NAME_MARKS)] = header_text(value)
+    return {name: header_text(value) for name, value in headers.items()}
+
+
+def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
+    """`(start, length)` of a single range; None to send everything, as for a range that cannot be read.
+
+    Raises:
+        RangeNotSatisfiable: It begins past the end.
+    """
+    match = _RANGE.fullmatch((header or "").replace(" ", ""))
+    if match is None or match[0] == "bytes=-":
+        return None
+    first, last = match.groups()
+    if not first:
+        length = min(int(last), size)
+        if not length:
+            raise RangeNotSatisfiable(size)
+        return size - length, length
+    start = int(first)
+    end = min(int(last), size - 1) if last else size - 1
+    if last and int(last) < start:
+        return None
+    if start >= size:
+        raise RangeNotSatisfiable(size)
+    return start, end - start + 1
+
+
+def _takes_gzip(request: Request) -> bool:
+    return "gzip" in request.headers.get("accept-encoding", "")
+
+
+def header_text(value: str) -> str:
+    """Latin-1 stays; the rest is percent-encoded, and nothing can end a header early."""
+    if value.isascii() and value.isprintable():
+        return value
+    return quote(value, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~\"")
+
+
+async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    async for chunk in rest:
+        yield chunk
+
+
+async def _gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    async for chunk in chunks:
+        tail = chunk
+        while tail:
+            piece = unzip.decompress(tail, CHUNK)
+            tail = unzip.unconsumed_tail
+            if piece:
+                yield piece
+    if rest := unzip.flush():
+        yield rest
+
+
+async def _nothing() -> AsyncIterator[bytes]:
+    return
+    yield b""  # Makes it a generator.

@@ -1,0 +1,199 @@
+"""Object bytes on disk: one file per generation, written aside and linked into place.
+
+    incoming/<random>   being received; swept at start unless a resumable upload or a part still needs it
+    objects/<xx>/<generation>   whole, never changed again; swept at start unless a row names it
+
+A version becomes visible when its row commits, after its file is in place. A process killed at any moment
+leaves at most a file nobody names. Nothing calls fsync: like the rows, bytes survive the death of the
+process, not of the machine.
+"""
+
+import asyncio
+import base64
+import hashlib
+import os
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from uuid import uuid4
+
+import google_crc32c
+
+from localcloud.storage.records import Content
+
+CHUNK = 1 << 20
+"""Bytes per read, write or hash; each upload holds two of them, each download one."""
+
+
+class Hashes:
+    """CRC32C and MD5 of the same bytes, as they come."""
+
+    def __init__(self) -> None:
+        """Nothing seen yet."""
+        self.size = 0
+        self._crc32c = google_crc32c.Checksum()
+        self._md5 = hashlib.md5(usedforsecurity=False)
+
+    def update(self, chunk: bytes) -> None:
+        """Add the next bytes."""
+        self._crc32c.update(chunk)
+        self._md5.update(chunk)
+        self.size += len(chunk)
+
+    def content(self) -> Content:
+        """What was seen so far."""
+        return Content(
+            size=self.size,
+            crc32c=base64.b64encode(self._crc32c.digest()).decode(),
+            md5=base64.b64encode(self._md5.digest()).decode(),
+        )
+
+
+class Incoming:
+    """A file that is being received: a thread hashes and writes one chunk while the next arrives."""
+
+    def __init__(self, path: Path, hashes: Hashes | None = None) -> None:
+        """Append to `path`, whose bytes so far `hashes` has seen."""
+        self.path = path
+        self.hashes = hashes or Hashes()
+        self.size = self.hashes.size
+        """Bytes taken so far, written or about to be."""
+        self._chunks: list[bytes] = []
+        self._held = 0
+        self._writing: asyncio.Future[None] | None = None
+
+    async def write(self, chunk: bytes) -> None:
+        """Take bytes; waits only when the disk is slower than the sender."""
+        self._chunks.append(chunk)
+        self._held += len(chunk)
+        self.size += len(chunk)
+        if self._held >= CHUNK:
+            await self._hand_over()
+
+    async def finish(self) -> Content:
+        """Write what is held back and say what the file holds."""
+        await self._hand_over()
+        await self._settle()
+        return self.hashes.content()
+
+    async def discard(self) -> None:
+        """Remove the file, whatever became of it."""
+        with suppress(OSError):
+            await self._settle()
+        await asyncio.to_thread(self.path.unlink, missing_ok=True)
+
+    async def _hand_over(self) -> None:
+        await self._settle()
+        chunks, self._chunks, self._held = self._chunks, [], 0
+        self._writing = asyncio.ensure_future(asyncio.to_thread(self._append, chunks))
+
+    async def _settle(self) -> None:
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            await writing
+
+    def _append(self, chunks: Sequence[bytes]) -> None:
+        data = b"".join(chunks)
+        with self.path.open("ab", buffering=0) as file:
+            file.write(data)
+        self.hashes.update(data)
+
+
+class Files:
+    """The folder of data files."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use or make the folder."""
+        self._objects = folder / "objects"
+        self._incoming = folder / "incoming"
+        for path in (self._objects, self._incoming):
+            path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+    def incoming(self) -> Incoming:
+        """A new file to receive into."""
+        return Incoming(self.incoming_path(uuid4().hex))
+
+    def incoming_path(self, file: str) -> Path:
+        """Where a file that is being received lies; `file` is one of our own random names."""
+        return self._incoming / file
+
+    def path(self, generation: int) -> Path:
+        """Where the bytes of a generation lie."""
+        return self._objects / f"{generation & 0xFF:02x}" / str(generation)
+
+    def adopt(self, source: Path, generation: int) -> None:
+        """Give the bytes at `source` a second name: the generation's.
+
+        The first name stays, so that an upload whose row never commits can still be resumed.
+        """
+        target = self.path(generation)
+        target.parent.mkdir(exist_ok=True, mode=0o700)
+        os.link(source, target)
+
+    def remove(self, generations: Iterable[int]) -> None:
+        """Forget bytes; whoever has the file open reads on."""
+        for generation in generations:
+            self.path(generation).unlink(missing_ok=True)
+
+    def sweep(self, *, generations: set[int], incoming: set[str]) -> int:
+        """Remove what a killed process left behind; call before anything else is served.
+
+        Args:
+            generations: Those that rows name.
+            incoming: Files that unfinished uploads still need.
+
+        Returns:
+            How many files went.
+        """
+        swept = 0
+        for path in self._objects.glob("*/*"):
+            if not path.name.isdigit() or int(path.name) not in generations:
+                path.unlink()
+                swept += 1
+        for path in self._incoming.iterdir():
+            if path.name not in incoming:
+                path.unlink()
+                swept += 1
+        return swept
+
+    def concatenate(self, sources: Sequence[Path], target: Incoming) -> Content:
+        """Write all of `sources`, in order, into `target`; blocks, so call it in a thread."""
+        with target.path.open("wb", buffering=0) as out:
+            for source in sources:
+                with source.open("rb", buffering=0) as file:
+                    while chunk := file.read(CHUNK):
+                        out.write(chunk)
+                        target.hashes.update(chunk)
+        target.size = target.hashes.size
+        return target.hashes.content()
+
+
+def hash_file(path: Path) -> Hashes:
+    """Read a file once for its checksums; blocks, so call it in a thread."""
+    hashes = Hashes()
+    if path.exists():
+        with path.open("rb", buffering=0) as file:
+            while chunk := file.read(CHUNK):
+                hashes.update(chunk)
+    return hashes
+
+
+async def read(path: Path, start: int, length: int) -> AsyncIterator[bytes]:
+    """`length` bytes from `start`, in chunks; the file stays readable when its name goes meanwhile.
+
+    Raises:
+        EOFError: The file is shorter than its row says.
+    """
+    file = await asyncio.to_thread(path.open, "rb", 0)
+    try:
+        left = length
+        offset = start
+        while left:
+            chunk = await asyncio.to_thread(os.pread, file.fileno(), min(CHUNK, left), offset)
+            if not chunk:
+                raise EOFError(f"{path} ends at {offset}, {left} bytes early")
+            yield chunk
+            left -= len(chunk)
+            offset += len(chunk)
+    finally:
+        file.close()

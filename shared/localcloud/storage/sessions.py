@@ -1,0 +1,261 @@
+"""Resumable uploads: a row that says what the upload is for, a file that holds what came so far.
+
+What a client was told it sent is on disk, so an upload goes on after any crash. A finished upload is
+remembered, because the client may not have heard. Sessions live a week, as in production.
+Source: https://cloud.google.com/storage/docs/performing-resumable-uploads, read 2026-11-25.
+"""
+
+import asyncio
+import re
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+from uuid import uuid4
+from weakref import WeakValueDictionary
+
+import msgspec
+
+from localcloud.storage.errors import StorageError, invalid
+from localcloud.storage.files import Hashes, Incoming, hash_file
+from localcloud.storage.objects import Objects, check_digests, check_name
+from localcloud.storage.preconditions import Preconditions
+from localcloud.storage.records import StoredObject
+
+RESUMABLE = "resumable"
+CHUNK_MIN = 256 << 10
+"""Bytes that every chunk but the last has at least."""
+_HASHES_KEPT = 64
+_LIFE_US = 7 * 86_400 * 1_000_000
+
+_CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d{1,18})-(?P<last>\d{1,18})|\*)/(?P<total>\d{1,18}|\*)")
+
+
+class Plan(msgspec.Struct, frozen=True, kw_only=True):
+    """What an upload will become."""
+
+    fields: dict[str, Any]
+    preconditions: Preconditions
+    expected: dict[str, str] = {}
+    """`crc32c` and `md5` in base64, if the client said so at the start."""
+    total: int | None = None
+    """Bytes, if the client said so at the start."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Session:
+    """One upload that was begun."""
+
+    upload_id: str
+    bucket: str
+    name: str
+    plan: Plan
+    generation: int | None
+    """What it became; None until it is finished."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ContentRange:
+    """Where in the object the request's bytes belong."""
+
+    first: int | None
+    """None for a question after the state."""
+    length: int | None
+    """None when the header does not say."""
+    total: int | None
+    """None when the client does not know yet."""
+
+
+class Sessions:
+    """All resumable uploads."""
+
+    def __init__(self, objects: Objects) -> None:
+        """Work on these objects' catalog and files."""
+        self._objects = objects
+        self._catalog = objects.catalog
+        self._store = objects.catalog.store
+        self._files = objects.files
+        # Checksums so far, to spare reading the file again for every chunk.
+        self._hashes: OrderedDict[str, Hashes] = OrderedDict()
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+
+    def begin(self, bucket: str, name: str, plan: Plan, *, kind: str = RESUMABLE) -> str:
+        """Open a session and return its id; raises at once what finishing would raise."""
+        check_name(name)
+        with self._catalog.transaction():
+            self._catalog.bucket(bucket)
+            plan.preconditions.check(self._catalog.find_object(bucket, name))
+            upload_id = uuid4().hex + uuid4().hex  # Whoever knows it may write.
+            self._store.execute(
+                "INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, NULL)",
+                (upload_id, kind, bucket, name, msgspec.json.encode(plan), self._catalog.now_us()),
+            )
+        return upload_id
+
+    def find(self, upload_id: str, *, kind: str = RESUMABLE) -> Session:
+        """Raise 404 for an upload that was never begun, was cancelled or is too old."""
+        row = self._store.execute(
+            "SELECT * FROM uploads WHERE id = ? AND kind = ? AND created_us > ?",
+            (upload_id, kind, self._catalog.now_us() - _LIFE_US),
+        ).fetchone()
+        if row is None:
+            raise StorageError(404, "notFound", "No such upload", xml_code="NoSuchUpload")
+        return Session(
+            upload_id=row["id"],
+            bucket=row["bucket"],
+            name=row["name"],
+            plan=msgspec.json.decode(row["fields"], type=Plan),
+            generation=row["generation"],
+        )
+
+    def lock(self, upload_id: str) -> asyncio.Lock:
+        """Whoever changes an upload holds this."""
+        return self._locks.setdefault(upload_id, asyncio.Lock())
+
+    def finished(self, session: Session) -> StoredObject:
+        """What a finished upload became; raises 410 when that is gone."""
+        stored = self._catalog.find_object(session.bucket, session.name, session.generation)
+        if stored is None:
+            raise StorageError(410, "gone", "The object that this upload made is gone", xml_code="NoSuchUpload")
+        return stored
+
+    async def receive(
+        self, upload_id: str, where: ContentRange, chunks: AsyncIterator[bytes], expected: Mapping[str, str]
+    ) -> StoredObject | int:
+        """Take a chunk, or answer a question after the state.
+
+        Args:
+            upload_id: From `begin`.
+            where: From `parse_content_range`.
+            chunks: The body; bytes we have already are skipped.
+            expected: Checksums of the whole object, if they came with its last chunk.
+
+        Returns:
+            The finished object, or how many bytes we have so far.
+        """
+        async with self.lock(upload_id):
+            session = self.find(upload_id)
+            if session.generation is not None:
+                async for _ in chunks:
+                    pass  # A repetition of what was finished already.
+                return self.finished(session)
+            incoming = await self._open(upload_id)
+            total = where.total if where.total is not None else session.plan.total
+            if session.plan.total is not None and total != session.plan.total:
+                raise invalid(f"The upload was begun with {session.plan.total} bytes, not {total}")
+            if where.first is not None:
+                await self._append(incoming, where, chunks)
+                self._remember(upload_id, incoming.hashes)
+            if where.first is not None and where.length is None and total is None:
+                total = incoming.size  # The body had neither range nor length: its end is the object's end.
+            if total is None or incoming.size < total:
+                return incoming.size
+            return await self._finish(session, incoming, total, {**session.plan.expected, **expected})
+
+    async def cancel(self, upload_id: str) -> None:
+        """Forget an upload and its bytes."""
+        async with self.lock(upload_id):
+            session = self.find(upload_id)
+            await self._drop(session.upload_id)
+
+    def sweep(self) -> set[str]:
+        """Forget what is too old; return the files that unfinished uploads still need."""
+        self._store.execute("DELETE FROM uploads WHERE created_us < ?", (self._catalog.now_us() - _LIFE_US,))
+        sessions = self._store.execute(
+            "SELECT id AS file FROM uploads WHERE kind = ? AND generation IS NULL UNION ALL SELECT file FROM parts",
+            (RESUMABLE,),
+        )
+        return {row["file"] for row in sessions}
+
+    async def _open(self, upload_id: str) -> Incoming:
+        path = self._files.incoming_path(upload_id)
+        hashes = self._hashes.get(upload_id)
+        on_disk = path.stat().st_size if path.exists() else 0
+        if hashes is None or hashes.size != on_disk:
+            hashes = await asyncio.to_thread(hash_file, path)
+        return Incoming(path, hashes)
+
+    async def _append(self, incoming: Incoming, where: ContentRange, chunks: AsyncIterator[bytes]) -> None:
+        first = where.first or 0
+        if first > incoming.size:
+            raise StorageError(
+                503,
+                "backendError",
+                f"The upload offset is {first}, which exceeds the already uploaded size of {incoming.size}",
+            )
+        is_last = where.total is not None or where.length is None
+        if not is_last and where.length is not None and where.length < CHUNK_MIN:
+            raise invalid(f"A chunk that is not the last must have at least {CHUNK_MIN} bytes")
+        known, room = incoming.size - first, where.length
+        try:
+            async for chunk in chunks:
+                if room is not None:
+                    room -= len(chunk)
+                    if room < 0:
+                        raise invalid("The body is longer than Content-Range says")
+                fresh = chunk[known:] if known else chunk
+                known = max(0, known - len(chunk))
+                if fresh:
+                    await incoming.write(fresh)
+        finally:
+            # Even when the client hangs up, what came is kept: it goes on from there.
+            await incoming.finish()
+
+    async def _finish(
+        self, session: Session, incoming: Incoming, total: int, expected: Mapping[str, str]
+    ) -> StoredObject:
+        content = await incoming.finish()
+
+        def remember(stored: StoredObject) -> None:
+            self._store.execute(
+                "UPDATE uploads SET generation = ? WHERE id = ?", (stored.generation, session.upload_id)
+            )
+
+        try:
+            if content.size > total:
+                raise invalid(f"{content.size} bytes were uploaded of an object of {total}")
+            check_digests(content, expected)
+            stored = await self._objects.put(
+                session.bucket,
+                session.name,
+                incoming.path,
+                content,
+                fields=session.plan.fields,
+                preconditions=session.plan.preconditions,
+                storage_class=session.plan.fields.get("storageClass"),
+                within=remember,
+            )
+        except StorageError:
+            await self._drop(session.upload_id)
+            raise
+        self._hashes.pop(session.upload_id, None)
+        await incoming.discard()
+        return stored
+
+    async def _drop(self, upload_id: str) -> None:
+        self._store.execute("DELETE FROM uploads WHERE id = ?", (upload_id,))
+        self._hashes.pop(upload_id, None)
+        await asyncio.to_thread(self._files.incoming_path(upload_id).unlink, missing_ok=True)
+
+    def _remember(self, upload_id: str, hashes: Hashes) -> None:
+        self._hashes[upload_id] = hashes
+        self._hashes.move_to_end(upload_id)
+        while len(self._hashes) > _HASHES_KEPT:
+            self._hashes.popitem(last=False)
+
+
+def parse_content_range(header: str | None, content_length: str | None) -> ContentRange:
+    """Read `Content-Range`; without one the body is the whole object."""
+    if header is None:
+        length = int(content_length) if content_length and content_length.isdigit() else None
+        return ContentRange(first=0, length=length, total=length)
+    match = _CONTENT_RANGE.fullmatch(header.strip())
+    if match is None:
+        raise invalid("Failed to parse Content-Range header.")
+    total = None if match["total"] == "*" else int(match["total"])
+    if match["first"] is None:
+        return ContentRange(first=None, length=None, total=total)
+    first, last = int(match["first"]), int(match["last"])
+    if last < first or (total is not None and last >= total):
+        raise invalid("Invalid Content-Range header.")
+    return ContentRange(first=first, length=last - first + 1, total=total)

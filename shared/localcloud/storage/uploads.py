@@ -1,0 +1,165 @@
+"""The three uploads of the JSON API: media, multipart, resumable."""
+
+from collections.abc import Mapping
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+from starlette.requests import Request
+from starlette.responses import Response
+
+from localcloud.storage import preconditions
+from localcloud.storage.errors import StorageError, invalid, required
+from localcloud.storage.objects import Objects, check_name
+from localcloud.storage.records import StoredObject
+from localcloud.storage.related import Related, boundary
+from localcloud.storage.requests import bounded, digests, endpoint, read_json, refuse_customer_keys
+from localcloud.storage.sessions import Plan, Sessions, parse_content_range
+
+CANCELLED = 499
+"""Production's answer to a cancelled upload."""
+
+
+class Uploads:
+    """Handlers below `/upload/storage/v1`."""
+
+    def __init__(self, objects: Objects, sessions: Sessions) -> None:
+        """Work on these."""
+        self._objects = objects
+        self._sessions = sessions
+
+    async def insert(self, request: Request, bucket: str) -> Response:
+        """POST: a whole object, or the beginning of a resumable upload."""
+        refuse_customer_keys(request.headers)
+        if "upload_id" in request.query_params:
+            return await self.resume(request, bucket)
+        kind = request.query_params.get("uploadType") or request.headers.get("x-goog-upload-protocol")
+        if kind == "media":
+            return await self._media(request, bucket)
+        if kind == "multipart":
+            return await self._multipart(request, bucket)
+        if kind == "resumable":
+            return await self._begin(request, bucket)
+        raise invalid(f"Unknown uploadType: {kind}")
+
+    async def resume(self, request: Request, bucket: str) -> Response:
+        """PUT: the next chunk of a resumable upload, or a question after its state."""
+        del bucket  # The session knows its own.
+        outcome = await receive_chunk(self._sessions, request)
+        if isinstance(outcome, int):
+            return incomplete(outcome)
+        return object_response(request, outcome)
+
+    async def cancel(self, request: Request, bucket: str) -> Response:
+        """DELETE: forget a resumable upload."""
+        del bucket
+        await self._sessions.cancel(_upload_id(request))
+        return Response(status_code=CANCELLED)
+
+    async def _media(self, request: Request, bucket: str) -> Response:
+        name = _name(request, {})
+        fields = _query_fields(request.query_params, request.headers.get("content-type", ""))
+        incoming = self._objects.files.incoming()
+        try:
+            async for chunk in bounded(request.stream()):
+                await incoming.write(chunk)
+        except BaseException:
+            await incoming.discard()
+            raise
+        stored = await self._objects.receive(
+            bucket,
+            name,
+            incoming,
+            fields=fields,
+            preconditions=preconditions.from_query(request.query_params),
+            expected=digests(request.headers),
+        )
+        return object_response(request, stored)
+
+    async def _multipart(self, request: Request, bucket: str) -> Response:
+        mark = boundary(request.headers.get("content-type", ""), "multipart/related")
+        body = Related(bounded(request.stream()), mark)
+        metadata = await body.metadata()
+        name = _name(request, metadata)
+        incoming = self._objects.files.incoming()
+        try:
+            async for chunk in body.media():
+                await incoming.write(chunk)
+        except BaseException:
+            await incoming.discard()
+            raise
+        stored = await self._objects.receive(
+            bucket,
+            name,
+            incoming,
+            fields={**_query_fields(request.query_params, body.media_type), **metadata},
+            preconditions=preconditions.from_query(request.query_params),
+            expected=digests(request.headers, metadata),
+        )
+        return object_response(request, stored)
+
+    async def _begin(self, request: Request, bucket: str) -> Response:
+        metadata = await read_json(request)
+        name = _name(request, metadata)
+        declared = request.headers.get("x-upload-content-length", "")
+        plan = Plan(
+            fields={
+                **_query_fields(request.query_params, request.headers.get("x-upload-content-type", "")),
+                **metadata,
+            },
+            preconditions=preconditions.from_query(request.query_params),
+            expected=digests(request.headers, metadata),
+            total=int(declared) if declared.isascii() and declared.isdigit() else None,
+        )
+        upload_id = self._sessions.begin(bucket, name, plan)
+        location = (
+            f"{endpoint(request)}/upload/storage/v1/b/{bucket}/o"
+            f"?uploadType=resumable&name={quote(name, safe='')}&upload_id={upload_id}"
+        )
+        return Response(headers={"location": location, "x-guploader-uploadid": upload_id})
+
+
+async def receive_chunk(sessions: Sessions, request: Request) -> StoredObject | int:
+    """Hand a request's body to the session it names; both APIs carry chunks the same way."""
+    where = parse_content_range(request.headers.get("content-range"), request.headers.get("content-length"))
+    return await sessions.receive(_upload_id(request), where, bounded(request.stream()), digests(request.headers))
+
+
+def incomplete(size: int) -> Response:
+    """308: we have `size` bytes so far and wait for more."""
+    return Response(status_code=308, headers={"range": f"bytes=0-{size - 1}"} if size else {})
+
+
+def object_response(request: Request, stored: StoredObject) -> Response:
+    """The object's resource."""
+    return json_response(stored.as_json(endpoint(request)), etag=stored.etag)
+
+
+def json_response(resource: Mapping[str, Any], *, etag: str | None = None) -> Response:
+    """200 with a JSON body."""
+    headers = {"cache-control": "no-cache, no-store, max-age=0, must-revalidate"}
+    if etag is not None:
+        headers["etag"] = etag
+    return Response(msgspec.json.encode(resource), media_type="application/json", headers=headers)
+
+
+def _upload_id(request: Request) -> str:
+    upload_id = request.query_params.get("upload_id")
+    if not upload_id:
+        raise required("upload_id")
+    return upload_id
+
+
+def _name(request: Request, metadata: Mapping[str, Any]) -> str:
+    name = metadata.get("name") or request.query_params.get("name")
+    if not isinstance(name, str) or not name:
+        raise StorageError(400, "required", "Required object name", location=("parameter", "name"))
+    check_name(name)
+    return name
+
+
+def _query_fields(query: Mapping[str, str], content_type: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {"contentType": content_type} if content_type else {}
+    if "contentEncoding" in query:
+        fields["contentEncoding"] = query["contentEncoding"]
+    return fields
