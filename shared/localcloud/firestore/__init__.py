@@ -1,0 +1,7 @@
+"""Firestore, as the unmodified Google clients see it; state in SQLite."""
+
+from localcloud.firestore.indexes import CompositeIndex
+from localcloud.firestore.server import Firestore
+from localcloud.firestore.ttl import TtlField
+
+__all__ = ["CompositeIndex", "Firestore", "TtlField"]

@@ -1,0 +1,234 @@
+"""Structured queries: what they look at, in which order, and what they answer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from localcloud.firestore import filters, names, values
+from localcloud.firestore.documents import Documents, Scope
+from localcloud.firestore.filters import Op, Term
+from localcloud.firestore.protos import CompositeFilter, Document, Pb, StructuredQuery
+from localcloud.firestore.refusals import invalid, refuse_unsupported
+
+ASCENDING = StructuredQuery.Direction.ASCENDING
+DESCENDING = StructuredQuery.Direction.DESCENDING
+
+SortKey = tuple[bytes, ...]
+"""One order key for each order, already inverted where the order descends."""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One field that results are sorted by."""
+
+    path: values.FieldPath
+    descending: bool
+
+    def key(self, key: bytes) -> bytes:
+        """The value's order key as this order sorts it."""
+        return values.invert(key) if self.descending else key
+
+
+@dataclass(frozen=True, slots=True)
+class Bound:
+    """Where results start or end: a position in the order, of as many keys as were given."""
+
+    key: SortKey
+    before: bool
+    """Whether the position is just before the equal documents, or just after them."""
+
+    def is_after(self, key: SortKey) -> bool:
+        """Whether this position comes after a document that sorts at `key`."""
+        prefix = key[: len(self.key)]
+        return prefix < self.key or (prefix == self.key and not self.before)
+
+
+class Query:
+    """A query of one database, checked and compiled; it can be run any number of times."""
+
+    def __init__(self, documents: Documents, parent: str, structured: Pb) -> None:
+        """Check and compile a query.
+
+        Args:
+            documents: What it will run on.
+            parent: The resource name of the document or root it starts from.
+            structured: A `StructuredQuery`; not kept changed.
+
+        Raises:
+            Refused: Production would refuse it, or this server cannot run it.
+        """
+        _check(structured)
+        database, segments = names.split(parent)
+        if len(segments) % 2:
+            raise invalid(f'The parent "{parent}" is not a document.')
+        self.structured = structured
+        self.terms: list[Term] = list(filters.terms(structured.where)) if structured.HasField("where") else []
+        self.orders = normalized_orders(structured, self.terms)
+        self._explicit = [values.parse_path(order.field.field_path) for order in structured.order_by]
+        self._documents = documents
+        self._matches = filters.compile_filter(structured.where) if structured.HasField("where") else None
+        self._start = self._bound("start_at")
+        self._end = self._bound("end_at")
+        self._limit: int | None = structured.limit.value if structured.HasField("limit") else None
+        self._offset: int = structured.offset
+        selected = [values.parse_path(field.field_path) for field in structured.select.fields]
+        self._projection = selected if structured.HasField("select") and selected else None
+        self.scope = self._scope(database, segments)
+        self.fingerprint = (parent, structured.SerializeToString(deterministic=True))
+        """Equal for equal queries."""
+
+    @property
+    def is_cut(self) -> bool:
+        """Whether a document's place among the others decides that it is a result."""
+        return self._limit is not None or self._offset > 0
+
+    def _scope(self, database: str, segments: tuple[str, ...]) -> Scope:
+        selector = self.structured.from_[0] if self.structured.from_ else None
+        low, high = _name_range(self.structured)
+        return Scope(
+            database=self._documents.database(database),
+            parent=names.encode(segments),
+            collection=selector.collection_id or None if selector is not None else None,
+            all_descendants=selector is None or selector.all_descendants,
+            low=low,
+            high=high,
+        )
+
+    def _bound(self, which: str) -> Bound | None:
+        if not self.structured.HasField(which):
+            return None
+        cursor = getattr(self.structured, which)
+        if len(cursor.values) > len(self.orders):
+            raise invalid("Cursor has too many values.")
+        keys = []
+        for order, value in zip(self.orders, cursor.values, strict=False):
+            if order.path == values.NAME and value.WhichOneof("value_type") != "reference_value":
+                raise invalid("Cursor position for __name__ must be a reference.")
+            keys.append(order.key(values.order_key(value)))
+        return Bound(tuple(keys), cursor.before)
+
+    # Running.
+
+    def matches(self, path: bytes, document: Pb) -> bool:
+        """Whether a document is a result, its place among the others aside."""
+        if not self.scope.holds(path) or (self._matches is not None and not self._matches(document)):
+            return False
+        key = self.sort_key(document)
+        return key is not None and self._within(key)
+
+    def run(self, at_us: int | None = None) -> tuple[list[Pb], int]:
+        """Find the results.
+
+        Args:
+            at_us: The time of an open snapshot; None is now.
+
+        Returns:
+            The whole documents in order, and how many the offset skipped.
+        """
+        found: list[tuple[SortKey, Pb]] = []
+        in_path_order = len(self.orders) == 1 and not self.orders[0].descending
+        wanted = None if self._limit is None or not in_path_order else self._limit + self._offset
+        for _, document in self._documents.scan(self.scope, at_us):
+            if self._matches is not None and not self._matches(document):
+                continue
+            key = self.sort_key(document)
+            if key is None or not self._within(key):
+                continue
+            found.append((key, document))
+            if wanted is not None and len(found) >= wanted:
+                break
+        if not in_path_order:
+            found.sort(key=lambda item: item[0])
+        skipped = min(self._offset, len(found))
+        end = None if self._limit is None else self._offset + self._limit
+        return [document for _, document in found[self._offset : end]], skipped
+
+    def sort_key(self, document: Pb) -> SortKey | None:
+        """Where a document sorts; None when it lacks a field that results are sorted by."""
+        keys = []
+        for order in self.orders:
+            key = filters.field_key(document, order.path)
+            if key is None:
+                return None
+            keys.append(order.key(key))
+        return tuple(keys)
+
+    def _within(self, key: SortKey) -> bool:
+        if self._start is not None and self._start.is_after(key):
+            return False
+        return self._end is None or self._end.is_after(key)
+
+    def project(self, document: Pb) -> Pb:
+        """The document with the selected fields only."""
+        return document if self._projection is None else masked(document, self._projection)
+
+
+def masked(document: Pb, paths: Iterable[values.FieldPath]) -> Pb:
+    """A document with only the fields at the given paths; `__name__` selects none."""
+    part = Document(name=document.name, create_time=document.create_time, update_time=document.update_time)
+    for path in paths:
+        value = values.get_field(document.fields, path)
+        if value is not None:
+            values.set_field(part.fields, path, value)
+    return part
+
+
+def normalized_orders(structured: Pb, terms: Iterable[Term]) -> list[Order]:
+    """All fields results are sorted by: as asked, then fields of inequalities by name, then `__name__`.
+
+    What is implied takes the direction of the last order asked for.
+    """
+    orders = [
+        Order(values.parse_path(order.field.field_path), order.direction == DESCENDING) for order in structured.order_by
+    ]
+    descending = orders[-1].descending if orders else False
+    ordered = {order.path for order in orders}
+    implied = {term.path for term in terms if term.is_inequality} - ordered - {values.NAME}
+    orders += [Order(path, descending) for path in sorted(implied, key=values.render_path)]
+    if values.NAME not in ordered:
+        orders.append(Order(values.NAME, descending))
+    return orders
+
+
+def _name_range(structured: Pb) -> tuple[bytes, bytes]:
+    """The paths that `__name__` comparisons leave, so that a scan need not look further."""
+    lows = _name_bounds(structured.where, {Op.GREATER_THAN, Op.GREATER_THAN_OR_EQUAL, Op.EQUAL})
+    highs = _name_bounds(structured.where, {Op.LESS_THAN, Op.LESS_THAN_OR_EQUAL, Op.EQUAL})
+    orders = [order.field.field_path for order in structured.order_by]
+    if structured.start_at.values and orders == ["__name__"] and structured.order_by[0].direction != DESCENDING:
+        lows.append(names.encode(names.split(structured.start_at.values[0].reference_value)[1]))
+    # A path itself is the only one between it and its first descendant.
+    return max(lows, default=b""), min([high + b"\x00" for high in highs], default=names.AFTER_DESCENDANTS)
+
+
+def _name_bounds(where: Pb, operators: set[int]) -> list[bytes]:
+    kind = where.WhichOneof("filter_type")
+    if kind == "composite_filter" and where.composite_filter.op == CompositeFilter.Operator.AND:
+        return [bound for inner in where.composite_filter.filters for bound in _name_bounds(inner, operators)]
+    if kind != "field_filter" or where.field_filter.op not in operators:
+        return []
+    if where.field_filter.field.field_path != "__name__":
+        return []
+    return [names.encode(names.split(where.field_filter.value.reference_value)[1])]
+
+
+def _check(structured: Pb) -> None:
+    if structured.HasField("find_nearest"):
+        refuse_unsupported("find_nearest")
+    if len(structured.from_) > 1:
+        raise invalid("A query reads one collection selector.")
+    if structured.offset < 0 or structured.limit.value < 0:
+        raise invalid("A query's offset and limit must not be negative.")
+    if structured.HasField("where"):
+        filters.disjunctions(structured.where)
+        _check_terms(list(filters.terms(structured.where)))
+    seen = [order.field.field_path for order in structured.order_by]
+    if len(set(seen)) < len(seen):
+        raise invalid("A query orders by a field at most once.")
+
+
+def _check_terms(terms: list[Term]) -> None:
+    negations = [term for term in terms if term.op in {Op.NOT_EQUAL, Op.NOT_IN}]
+    if len(negations) > 1 and any(term.op == Op.NOT_IN for term in negations):
+        raise invalid("'NOT_IN' cannot be combined with another negation.")
+    if any(term.op == Op.NOT_IN for term in terms) and any(term.op in {Op.IN, Op.ARRAY_CONTAINS_ANY} for term in terms):
+        raise invalid("'NOT_IN' cannot be combined with 'IN' or 'ARRAY_CONTAINS_ANY'.")

@@ -1,0 +1,40 @@
+"""Time to live: documents past their expiry are deleted, some time after; until then they are read as any other.
+
+Source: https://firebase.google.com/docs/firestore/ttl, read 2026-11-25.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from localcloud.firestore import times, values
+from localcloud.firestore.documents import Documents, Scope
+
+
+@dataclass(frozen=True, slots=True)
+class TtlField:
+    """The field, of all collections of one id, that holds when a document expires."""
+
+    collection: str
+    field: values.FieldPath
+
+    @classmethod
+    def parse(cls, declared: Mapping[str, Any]) -> Self:
+        """Read `{"collection": …, "field": …}`.
+
+        Raises:
+            KeyError: It lacks something.
+        """
+        return cls(declared["collection"], values.parse_path(declared["field"]))
+
+
+def expired(documents: Documents, ttl: TtlField, *, before_us: int) -> Iterator[tuple[int, bytes]]:
+    """Every document, as database and path, that expired before an instant; values that are no time never expire."""
+    for database in documents.database_names():
+        scope = Scope(database, b"", ttl.collection, all_descendants=True)
+        for path, document in documents.scan(scope):
+            value = values.get_field(document.fields, ttl.field)
+            if value is None or value.WhichOneof("value_type") != "timestamp_value":
+                continue
+            if times.from_timestamp(value.timestamp_value) <= before_us:
+                yield database, path
