@@ -1,0 +1,111 @@
+"""`python -m goblin_llamacpp --model PATH`: listen at once, load, serve, drain on SIGTERM.
+
+Every option can be given by the environment: `--api-key-file` as `GOBLIN_LLAMACPP_API_KEY_FILE`.
+"""
+
+import os
+
+# Read by libgomp and ggml when llama_cpp is imported: idle threads that spin take the core from those that
+# work, and a failed assertion would try to start a debugger.
+os.environ.setdefault("GGML_NO_BACKTRACE", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+import argparse
+import asyncio
+import sys
+from pathlib import Path
+
+from .loaded import KV_TYPES, LoadSettings
+from .process import ProcessSettings, run
+from .server import ServerSettings
+
+PREFIX = "GOBLIN_LLAMACPP_"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def main(argv: list[str] | None = None) -> int:
+    options = _parser().parse_args(argv)
+    keys = tuple(options.api_key_file.read_text().split()) if options.api_key_file else ()
+    if options.api_key_file and not keys:
+        sys.stderr.write("the API key file is empty\n")
+        return 2
+    shows_slots = options.slots_endpoint == "on" or (options.slots_endpoint == "auto" and options.host in LOOPBACK)
+    aliases = tuple(options.alias or [options.model.stem])
+    return asyncio.run(
+        run(
+            ProcessSettings(
+                model=options.model,
+                aliases=aliases,
+                host=options.host,
+                port=options.port,
+                port_file=options.port_file,
+                grace_s=options.grace_s,
+                cores=options.threads or os.cpu_count() or 1,
+            ),
+            LoadSettings(
+                slots=options.slots,
+                ctx=options.ctx,
+                cells=options.cells,
+                batch=options.batch,
+                prefill=options.prefill,
+                threads=options.threads,
+                queue=options.queue,
+                gpu_layers=options.gpu_layers,
+                kv_type=options.kv_type,
+            ),
+            ServerSettings(
+                api_keys=keys,
+                body_bytes_max=options.body_bytes_max,
+                shows_slots=shows_slots,
+                allows_load=options.allow_load,
+                models_dir=options.models_dir,
+            ),
+        )
+    )
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="goblin_llamacpp", description=__doc__, allow_abbrev=False)
+
+    def option(name: str, **settings: object) -> None:
+        value = os.environ.get(PREFIX + name.removeprefix("--").replace("-", "_").upper())
+        if value is not None:
+            settings["default"] = [value] if settings.get("action") == "append" else value
+            settings["required"] = False
+            if settings.get("action") == "store_true":
+                settings["default"] = value.lower() in ("1", "true", "yes", "on")
+        parser.add_argument(name, **settings)  # type: ignore[arg-type]
+
+    option("--model", type=Path, required=True, help="the GGUF file")
+    option("--alias", action="append", help="what requests call the model; repeatable; default: its file's stem")
+    option("--host", default="127.0.0.1")
+    option("--port", type=int, default=8080, help="0 takes a free one")
+    option("--port-file", type=Path, help="where to write the port once it listens")
+    option("--api-key-file", type=Path, help="keys, one per line; without it no key is asked for")
+    option("--slots", type=_positive, default=8, help="requests decoded together")
+    option("--ctx", type=_positive, help="tokens per request, prompt and answer; default: the model's, at most 4096")
+    option("--cells", type=_positive, help="tokens in the shared key-value pool; default: slots x ctx")
+    option("--batch", type=_positive, default=512, help="tokens per decode")
+    option("--prefill", type=_positive, help="prompt tokens per decode; default: 128, on a GPU the batch")
+    option("--threads", type=_positive, help="default: the cores, or 1 for a very small model")
+    option("--queue", type=int, default=64, help="requests that may wait; beyond, 429")
+    option("--gpu-layers", type=int, default=0, help="-1 puts all layers on the GPU")
+    option("--kv-type", choices=sorted(KV_TYPES), default="f16")
+    option("--body-bytes-max", type=_positive, default=4 * 2**20)
+    option("--slots-endpoint", choices=("auto", "on", "off"), default="auto", help="auto: on for a loopback host")
+    option("--allow-load", action="store_true", help="serve POST /models/load")
+    option("--models-dir", type=Path, help="where /models/load may read from")
+    option("--grace-s", type=float, default=8.0, help="how long running answers may go on after SIGTERM")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return value
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

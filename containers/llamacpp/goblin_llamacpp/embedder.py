@@ -1,0 +1,99 @@
+"""Embeddings: a second context on the same weights, made on first use, one batch at a time.
+
+Its own lock and not the engine's thread: streams go on while it decodes.
+"""
+
+import threading
+
+import llama_cpp
+import numpy as np
+import numpy.typing as npt
+
+from .batch import Batch
+from .model import Model
+
+EMBED_SEQUENCES_MAX = 8
+"""Texts in one decode."""
+
+
+class Embedder:
+    """Turns token lists into unit vectors."""
+
+    def __init__(self, model: Model, *, ctx: int, threads: int) -> None:
+        self.model = model
+        self.ctx = ctx
+        """The most tokens of one text: a pooled text must fit one physical batch."""
+        self._threads = threads
+        self._lock = threading.Lock()
+        self._context: int | None = None
+        self._batch = Batch(ctx)
+        self._closed = False
+
+    def embed(self, texts: list[list[int]]) -> npt.NDArray[np.float32]:
+        """One L2-normalised row per text, each of 1 to `ctx` tokens. Blocks; call it off the event loop.
+
+        Raises:
+            RuntimeError: llama.cpp failed, or the model is being closed.
+        """
+        rows: list[npt.NDArray[np.float32]] = []
+        with self._lock:
+            if self._closed:
+                raise RuntimeError("The model is being unloaded")
+            if self._context is None:
+                self._context = self._open()
+            for group in _groups(texts, self.ctx):
+                rows += self._decode(group)
+        vectors = np.stack(rows)
+        norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)
+
+    def close(self) -> None:
+        with self._lock:
+            self._closed = True
+            if self._context is not None:
+                llama_cpp.llama_free(self._context)
+                self._context = None
+
+    def _open(self) -> int:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = params.n_batch = params.n_ubatch = self.ctx
+        params.n_seq_max = EMBED_SEQUENCES_MAX
+        params.n_threads = params.n_threads_batch = self._threads
+        params.kv_unified = True
+        params.embeddings = True
+        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED  # What the file says.
+        context = llama_cpp.llama_init_from_model(self.model.handle, params)
+        if context and llama_cpp.llama_pooling_type(context) == llama_cpp.LLAMA_POOLING_TYPE_NONE:
+            # A generator says nothing about pooling; the mean of its last layer is the usual choice.
+            llama_cpp.llama_free(context)
+            params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_MEAN
+            context = llama_cpp.llama_init_from_model(self.model.handle, params)
+        if not context:
+            raise RuntimeError("llama.cpp can not make a context for embeddings")
+        return context
+
+    def _decode(self, group: list[list[int]]) -> list[npt.NDArray[np.float32]]:
+        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self._context), True)
+        self._batch.clear()
+        for sequence, tokens in enumerate(group):
+            self._batch.add(sequence, tokens, at=0, logits=True, every_row=True)
+        if (code := llama_cpp.llama_decode(self._context, self._batch.native)) != 0:
+            raise RuntimeError(f"llama_decode failed with code {code}")
+        size = self.model.n_embd
+        return [
+            np.ctypeslib.as_array(llama_cpp.llama_get_embeddings_seq(self._context, i), shape=(size,)).copy()
+            for i in range(len(group))
+        ]
+
+
+def _groups(texts: list[list[int]], ctx: int) -> list[list[list[int]]]:
+    """In order, as many per decode as its tokens and sequences allow."""
+    groups: list[list[list[int]]] = []
+    room = 0
+    for tokens in texts:
+        if not groups or len(tokens) > room or len(groups[-1]) == EMBED_SEQUENCES_MAX:
+            groups.append([])
+            room = ctx
+        groups[-1].append(tokens)
+        room -= len(tokens)
+    return groups

@@ -1,0 +1,198 @@
+"""One request's answers on the event loop: submit, follow, stream or collect, cancel when the client leaves."""
+
+import asyncio
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from .answers import Answer, Frame, envelope, timings, usage
+from .engine import Engine
+from .errors import ApiError, broken, invalid
+from .generation import Event, Failed, Finished, Generation, Piece
+
+PING_S = 15.0
+"""A stream that has nothing to say says so, or proxies take it for dead."""
+
+
+class Mailbox:
+    """Events of one request, from the engine's deliveries to its one reader."""
+
+    def __init__(self) -> None:
+        self._events: deque[tuple[int, Event]] = deque()
+        self._arrived = asyncio.Event()
+
+    def put(self, generation: Generation, event: Event) -> None:
+        self._events.append((generation.index, event))
+        self._arrived.set()
+
+    async def take(self, timeout_s: float | None = None) -> list[tuple[int, Event]]:
+        """All events there are, at least one; empty when none came in time."""
+        if not self._events:
+            try:
+                await asyncio.wait_for(self._arrived.wait(), timeout_s)
+            except TimeoutError:
+                return []
+        self._arrived.clear()
+        events = list(self._events)
+        self._events.clear()
+        return events
+
+
+class Exchange:
+    """The answers to one request."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        mailbox: Mailbox,
+        generations: Sequence[Generation],
+        frame: Frame,
+        answers: Sequence[Answer],
+    ) -> None:
+        self._engine = engine
+        self._mailbox = mailbox
+        self._generations = generations
+        self.frame = frame
+        self.answers = answers
+
+    def submit(self) -> None:
+        self._engine.submit(*self._generations)
+
+    def cancel(self) -> None:
+        """Harmless after the end."""
+        for generation in self._generations:
+            self._engine.cancel(generation)
+
+    @property
+    def is_over(self) -> bool:
+        return all(answer.finished is not None for answer in self.answers)
+
+    async def next_choices(self, timeout_s: float | None) -> list[dict[str, Any]] | None:
+        """What the events that came mean for the client; None when none came in time.
+
+        Raises:
+            ApiError: The engine gave up on one of the answers; the others are cancelled.
+        """
+        events = await self._mailbox.take(timeout_s)
+        if not events:
+            return None
+        choices: list[dict[str, Any]] = []
+        for index, event in events:
+            if isinstance(event, Piece):
+                choices += self.answers[index].take_piece(event)
+            elif isinstance(event, Finished):
+                choices += self.answers[index].take_finished(event)
+            else:
+                self.cancel()
+                raise _explain(event)
+        return choices
+
+    async def collect(self, receive: Receive, kind: str) -> Response:
+        """The whole answer as one JSON object; nothing is sent if the client leaves."""
+        watch = asyncio.create_task(self.cancel_on_disconnect(receive))
+        try:
+            while not self.is_over:
+                await self.next_choices(None)
+        finally:
+            watch.cancel()
+            self.cancel()
+        body = envelope(self.frame, kind, [answer.whole() for answer in self.answers])
+        return JSONResponse(body | self.closing())
+
+    def closing(self) -> dict[str, Any]:
+        """Usage and timings, once all answers have ended."""
+        ends = [answer.finished for answer in self.answers if answer.finished is not None]
+        extra: dict[str, Any] = {"usage": usage(ends), "timings": timings(ends[0])}
+        if any(end.cut_short for end in ends):
+            extra["cut_short"] = "shutting_down"
+        return extra
+
+    async def cancel_on_disconnect(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self.cancel()
+
+
+class EventStream(Response):
+    """Server-sent events in OpenAI's order: role, deltas, reason, usage if asked for, `[DONE]`.
+
+    Nothing is sent before the first event: an error until then is an ordinary HTTP error. A later one is an
+    `error` event, and the stream ends without `[DONE]`.
+    """
+
+    def __init__(self, exchange: Exchange, kind: str, *, wants_usage: bool) -> None:
+        super().__init__(
+            media_type="text/event-stream", headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+        )
+        del self.headers["content-length"]
+        self._exchange = exchange
+        self._kind = kind
+        self._wants_usage = wants_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = self._exchange
+        try:
+            first = await exchange.next_choices(PING_S)
+        except ApiError as error:
+            await error_response(error)(scope, receive, send)
+            return
+        watch = asyncio.create_task(exchange.cancel_on_disconnect(receive))
+        try:
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._send(send, self._openings() + self._chunks(first))
+            await self._follow(send)
+            await self._send(send, self._ending())
+        except ApiError as error:
+            await self._send(send, _event(error.body()))
+        finally:
+            watch.cancel()
+            exchange.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _follow(self, send: Send) -> None:
+        while not self._exchange.is_over:
+            await self._send(send, self._chunks(await self._exchange.next_choices(PING_S)))
+
+    async def _send(self, send: Send, body: bytes) -> None:
+        if body:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    def _openings(self) -> bytes:
+        openings = (answer.opening() for answer in self._exchange.answers)
+        return b"".join(self._chunk([choice]) for choice in openings if choice is not None)
+
+    def _chunks(self, choices: list[dict[str, Any]] | None) -> bytes:
+        if choices is None:
+            return b": ping\n\n"
+        return b"".join(self._chunk([choice]) for choice in choices)
+
+    def _chunk(self, choices: list[dict[str, Any]], **extra: Any) -> bytes:
+        body = envelope(self._exchange.frame, self._kind, choices)
+        if self._wants_usage:
+            body["usage"] = None
+        if choices and choices[0]["finish_reason"] is not None and self._exchange.is_over:
+            # The stream's last choice also carries how it went.
+            closing = self._exchange.closing()
+            del closing["usage"]
+            body |= closing
+        return _event(body | extra)
+
+    def _ending(self) -> bytes:
+        usage_chunk = self._chunk([], usage=self._exchange.closing()["usage"]) if self._wants_usage else b""
+        return usage_chunk + b"data: [DONE]\n\n"
+
+
+def _event(body: dict[str, Any]) -> bytes:
+    return b"data: " + msgspec.json.encode(body) + b"\n\n"
+
+
+def _explain(event: Failed) -> ApiError:
+    return invalid(event.message, code="generation_failed") if event.client_fault else broken(event.message)
+
+
+def error_response(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), status_code=error.status, headers=error.headers())

@@ -1,0 +1,366 @@
+"""From a checked request to what the engine needs: tokens, sampling, grammar. Runs off the event loop."""
+
+import json
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from llama_cpp.llama_grammar import json_schema_to_gbnf
+
+from . import gbnf
+from .errors import context_exceeded, invalid
+from .generation import Generation
+from .loaded import LoadedModel
+from .sampling import Sampling, is_valid_grammar
+from .schema import ChatRequest, Common, CompletionRequest, EmbeddingRequest, Message, NamedTool, Tool
+from .template import Part, TemplateRefused
+
+SEED_RANGE = 2**32 - 1
+"""The last 32-bit value means "any" to llama.cpp, so it is left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """Everything about a request that does not depend on which of its `n` answers is meant."""
+
+    prompt: list[int]
+    sampling: Sampling
+    max_new: int
+    stop: tuple[str, ...]
+    top_logprobs: int | None
+    reads_tools: bool = False
+    """Whether `<tool_call>` in the answer is a call and not text."""
+
+
+def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> Prepared:
+    """Render, tokenise and bound a chat.
+
+    Raises:
+        ApiError: 400, naming what is wrong.
+    """
+    tools = [] if request.tool_choice == "none" else request.tools or []
+    if request.tools and not loaded.template.knows_tools:
+        raise invalid("This model's chat template has no tools", param="tools", code="tools_not_supported")
+    try:
+        parts = loaded.template.render(
+            [_to_template(message) for message in request.messages],
+            tools=[_tool_to_template(tool) for tool in tools],
+            extra=request.chat_template_kwargs,
+        )
+    except TemplateRefused as error:
+        raise invalid(str(error), param="messages") from None
+    prompt = _tokenize_parts(parts, loaded)
+    return Prepared(
+        prompt=prompt,
+        sampling=_sampling(request, loaded, _chat_grammar(request, tools)),
+        max_new=_room(prompt, request.max_completion_tokens or request.max_tokens, loaded),
+        stop=request.stops(),
+        top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        reads_tools=bool(tools),
+    )
+
+
+def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> Prepared:
+    """Tokenise a raw prompt: its author writes all of it, control words included.
+
+    Raises:
+        ApiError: 400, naming what is wrong.
+    """
+    prompt = one_prompt(request.prompt, loaded)
+    grammar = request.grammar
+    if request.json_schema is not None:
+        if grammar:
+            raise invalid("`grammar` and `json_schema` exclude each other", param="grammar")
+        grammar = _schema_grammar(request.json_schema, param="json_schema")
+    return Prepared(
+        prompt=prompt,
+        sampling=_sampling(request, loaded, grammar),
+        max_new=_room(prompt, request.max_tokens, loaded),
+        stop=request.stops(),
+        top_logprobs=request.logprobs,
+    )
+
+
+def to_generations(prepared: Prepared, request: Common, sink: Any, *, client: str) -> list[Generation]:
+    """One per answer; each has its own seed, the first the one that was asked for."""
+    user = request.safety_identifier or request.user
+    return [
+        Generation(
+            prompt=prepared.prompt,
+            sampling=_with_seed(prepared.sampling, prepared.sampling.seed + index),
+            max_new=prepared.max_new,
+            sink=sink,
+            stop=prepared.stop,
+            top_logprobs=prepared.top_logprobs,
+            client=user or client,
+            index=index,
+        )
+        for index in range(request.n or 1)
+    ]
+
+
+def one_prompt(prompt: str | list[str | int | list[int]], loaded: LoadedModel) -> list[int]:
+    """A prompt given as text, as token ids, or as a list of one of these."""
+    if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
+        prompt = prompt[0]  # type: ignore[assignment]
+    if isinstance(prompt, str):
+        return tokenize_text(prompt, loaded, param="prompt")
+    if any(not isinstance(token, int) for token in prompt):
+        raise invalid("Only one prompt per request is supported", param="prompt")
+    return check_tokens(prompt, loaded, param="prompt")  # type: ignore[arg-type]
+
+
+def embedding_inputs(request: EmbeddingRequest, loaded: LoadedModel) -> list[list[int]]:
+    """The texts of an embedding request as tokens, each within the embedder's context.
+
+    Raises:
+        ApiError: 400, naming the input.
+    """
+    if request.dimensions is not None and request.dimensions != loaded.model.n_embd:
+        raise invalid(f"This model's embeddings have {loaded.model.n_embd} dimensions", param="dimensions")
+    given = request.input
+    if isinstance(given, str) or (given and all(isinstance(item, int) for item in given)):
+        given = [given]  # type: ignore[list-item]
+    if not 0 < len(given) <= 2048:
+        raise invalid("`input` has 1 to 2048 texts", param="input")
+    ctx = loaded.embedder.ctx
+    inputs = []
+    for item in given:
+        if isinstance(item, int):
+            raise invalid("`input` mixes token ids with texts", param="input")
+        if isinstance(item, str):
+            tokens = tokenize_text(item, loaded, param="input")
+        else:
+            tokens = check_tokens(item, loaded, param="input")
+        if len(tokens) > ctx:
+            raise context_exceeded(len(tokens), ctx)
+        inputs.append(tokens)
+    return inputs
+
+
+def tokenize_text(text: str, loaded: LoadedModel, *, param: str) -> list[int]:
+    _refuse_hopeless(len(text.encode("utf-8", "replace")), loaded)
+    tokens = loaded.model.tokenize(text, add_special=True, parse_special=True)
+    if not tokens:
+        raise invalid(f"`{param}` is empty", param=param)
+    return tokens
+
+
+def check_tokens(tokens: list[int], loaded: LoadedModel, *, param: str) -> list[int]:
+    """llama.cpp ends the process on an id that is out of range."""
+    if not tokens:
+        raise invalid(f"`{param}` is empty", param=param)
+    if any(not 0 <= token < loaded.model.n_vocab for token in tokens):
+        raise invalid(f"Token ids are from 0 to {loaded.model.n_vocab - 1}", param=param)
+    return tokens
+
+
+def _to_template(message: Message) -> dict[str, Any]:
+    """The shape that templates expect: text content, arguments as an object."""
+    result: dict[str, Any] = {
+        # Templates were written before there were developers.
+        "role": "system" if message.role == "developer" else message.role,
+        "content": _text_of(message),
+    }
+    if message.name is not None:
+        result["name"] = message.name
+    if message.tool_call_id is not None:
+        result["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        result["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return result
+
+
+def _text_of(message: Message) -> str:
+    if message.content is None:
+        if message.role in ("assistant", "tool"):
+            return ""
+        raise invalid(f"A `{message.role}` message needs `content`", param="messages")
+    if isinstance(message.content, str):
+        return message.content
+    texts = []
+    for part in message.content:
+        if part.type != "text" or part.text is None:
+            raise invalid(f"Content of type `{part.type}` is not supported", param="messages")
+        texts.append(part.text)
+    return "".join(texts)
+
+
+def _arguments(arguments: str | dict[str, Any]) -> Any:
+    if isinstance(arguments, dict):
+        return arguments
+    try:
+        parsed = json.loads(arguments)
+    except ValueError:
+        return arguments
+    return parsed if isinstance(parsed, dict) else arguments
+
+
+def _tool_to_template(tool: Tool) -> dict[str, Any]:
+    function: dict[str, Any] = {"name": tool.function.name}
+    if isinstance(tool.function.description, str):
+        function["description"] = tool.function.description
+    if isinstance(tool.function.parameters, dict):
+        function["parameters"] = tool.function.parameters
+    return {"type": "function", "function": function}
+
+
+def _tokenize_parts(parts: list[Part], loaded: LoadedModel) -> list[int]:
+    """Clients' control words as plain text, everything else with the template's control words."""
+    model = loaded.model
+    _refuse_hopeless(sum(len(part.text.encode("utf-8", "replace")) for part in parts), loaded)
+    # Most templates write the opening token themselves; a second one would confuse the model.
+    writes_bos = bool(parts and model.bos_text and parts[0].text.startswith(model.bos_text))
+    tokens: list[int] = []
+    for position, part in enumerate(parts):
+        add_special = position == 0 and model.adds_bos and not writes_bos
+        tokens += model.tokenize(part.text, add_special=add_special, parse_special=not part.literal)
+    if not tokens:
+        raise invalid("The rendered prompt is empty", param="messages")
+    return tokens
+
+
+def _refuse_hopeless(n_bytes: int, loaded: LoadedModel) -> None:
+    """Do not spend time on tokenising what can not fit."""
+    at_least = n_bytes // loaded.model.longest_piece_bytes
+    if at_least > loaded.engine.settings.ctx:
+        raise context_exceeded(at_least, loaded.engine.settings.ctx)
+
+
+def _room(prompt: list[int], wanted: int | None, loaded: LoadedModel) -> int:
+    room = loaded.engine.settings.ctx - len(prompt)
+    if room < 1:
+        raise context_exceeded(len(prompt), loaded.engine.settings.ctx)
+    return min(wanted or room, room)
+
+
+def _chat_grammar(request: ChatRequest, tools: list[Tool]) -> str | None:
+    choice = request.tool_choice
+    must_call = choice == "required" or isinstance(choice, NamedTool)
+    given = request.response_format
+    wants_json = given is not None and given.type != "text"
+    if sum((must_call, wants_json, bool(request.grammar))) > 1:
+        raise invalid(
+            "`grammar`, a JSON `response_format` and a forced `tool_choice` exclude each other",
+            param="response_format",
+        )
+    if must_call:
+        return _call_grammar(tools, choice)
+    if given is None or not wants_json:
+        return request.grammar or None
+    schema = given.json_schema.schema if given.json_schema else given.schema
+    if given.type == "json_schema" and schema is None:
+        raise invalid("Missing required parameter: `response_format.json_schema`", param="response_format")
+    return gbnf.JSON_OBJECT if schema is None else _schema_grammar(schema, param="response_format")
+
+
+def _call_grammar(tools: list[Tool], choice: Any) -> str:
+    """The answer is one call, of any tool or the named one."""
+    if isinstance(choice, NamedTool):
+        tools = [tool for tool in tools if tool.function.name == choice.function.name]
+    if not tools:
+        raise invalid("`tool_choice` asks for a tool that `tools` does not have", param="tool_choice")
+    calls = [
+        {
+            "type": "object",
+            "properties": {
+                "name": {"const": tool.function.name},
+                "arguments": _parameters(tool),
+            },
+            "required": ["name", "arguments"],
+        }
+        for tool in tools
+    ]
+    # References inside a tool's parameters point into those, so each becomes its own set of rules.
+    rules = []
+    for number, call in enumerate(calls):
+        definitions = call["properties"]["arguments"]  # type: ignore[index]
+        for key in ("$defs", "definitions"):
+            if isinstance(definitions, dict) and key in definitions:
+                call[key] = definitions[key]
+        rules.append(_prefixed(_schema_grammar(call, param="tools"), f"tool{number}-"))
+    start = " | ".join(f"tool{number}-root" for number in range(len(calls)))
+    return f'root ::= "<tool_call>\\n" ({start}) "\\n</tool_call>"\n' + "\n".join(rules)
+
+
+def _parameters(tool: Tool) -> Mapping[str, Any]:
+    parameters = tool.function.parameters
+    if not isinstance(parameters, dict) or not parameters:
+        return {"type": "object", "properties": {}}
+    return parameters
+
+
+def _prefixed(grammar: str, prefix: str) -> str:
+    """Rename every rule, so that grammars can be put side by side."""
+    return gbnf.rename_rules(grammar, lambda name: prefix + name)
+
+
+def _schema_grammar(schema: Mapping[str, Any], *, param: str) -> str:
+    try:
+        return gbnf.schema_to_grammar(dict(schema), json_schema_to_gbnf)
+    except gbnf.GrammarTooMuch as error:
+        raise invalid(str(error), param=param, code="invalid_schema") from None
+
+
+def _sampling(request: Common, loaded: LoadedModel, grammar: str | None) -> Sampling:
+    if grammar is not None:
+        _check_grammar(grammar, loaded)
+    base = Sampling()
+    seed = secrets.randbelow(SEED_RANGE) if request.seed in (None, -1) else int(request.seed or 0)
+    penalised = bool(request.presence_penalty or request.frequency_penalty)
+    last_n = request.repeat_last_n
+    if last_n is None:
+        # OpenAI's penalties count the whole answer, llama.cpp's own the last few words.
+        last_n = -1 if penalised else base.repeat_last_n
+    return Sampling(
+        temperature=_or(request.temperature, base.temperature),
+        top_k=_or(request.top_k, base.top_k),
+        top_p=_or(request.top_p, base.top_p),
+        min_p=_or(request.min_p, base.min_p),
+        repeat_penalty=_or(request.repeat_penalty, base.repeat_penalty),
+        presence_penalty=request.presence_penalty or 0.0,
+        frequency_penalty=request.frequency_penalty or 0.0,
+        repeat_last_n=loaded.engine.settings.ctx if last_n < 0 else min(last_n, loaded.engine.settings.ctx),
+        seed=seed % SEED_RANGE,
+        logit_bias=_logit_bias(request, loaded),
+        grammar=grammar,
+    )
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _check_grammar(grammar: str, loaded: LoadedModel) -> None:
+    try:
+        gbnf.check_grammar(grammar)
+    except gbnf.GrammarTooMuch as error:
+        raise invalid(str(error), param="grammar", code="invalid_grammar") from None
+    if not is_valid_grammar(loaded.model, grammar):
+        raise invalid("The grammar is not valid GBNF", param="grammar", code="invalid_grammar")
+
+
+def _logit_bias(request: Common, loaded: LoadedModel) -> tuple[tuple[int, float], ...]:
+    biases: dict[int, float] = {}
+    for key, value in (request.logit_bias or {}).items():
+        if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= loaded.model.n_vocab:
+            raise invalid(f"`{key}` is no token id of this model", param="logit_bias")
+        # OpenAI's -100 is a ban.
+        biases[int(key)] = float("-inf") if value <= -100 else value
+    if request.ignore_eos:
+        biases |= dict.fromkeys(loaded.model.eog_tokens, float("-inf"))
+    if len(biases) >= loaded.model.n_vocab and all(value == float("-inf") for value in biases.values()):
+        raise invalid("Not every token can be banned", param="logit_bias")
+    return tuple(sorted(biases.items()))
+
+
+def _with_seed(sampling: Sampling, seed: int) -> Sampling:
+    return replace(sampling, seed=seed % SEED_RANGE)

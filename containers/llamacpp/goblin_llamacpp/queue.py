@@ -1,0 +1,61 @@
+"""Who is next: a bounded queue that takes turns between clients. Pure."""
+
+from collections import OrderedDict, deque
+from collections.abc import Iterator
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class FairQueue(Generic[Item]):
+    """First come first served within a client, round robin between clients.
+
+    One client with a hundred requests delays another's first request by one turn, not by a hundred.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._lines: OrderedDict[str, deque[Item]] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __iter__(self) -> Iterator[Item]:
+        for line in self._lines.values():
+            yield from line
+
+    def has_room(self, count: int, *, extra: int = 0) -> bool:
+        """Whether `count` more fit; `extra` are places that are about to be free anyway."""
+        return self._size + count <= self.capacity + extra
+
+    def append(self, client: str, item: Item) -> None:
+        """Last in its client's line. The caller has asked `has_room`."""
+        self._lines.setdefault(client, deque()).append(item)
+        self._size += 1
+
+    def push_front(self, client: str, item: Item) -> None:
+        """Give back what `pop` took; it is next again. Never refused: it had its place."""
+        self._lines.setdefault(client, deque()).appendleft(item)
+        self._lines.move_to_end(client, last=False)
+        self._size += 1
+
+    def pop(self) -> tuple[str, Item] | None:
+        if not self._lines:
+            return None
+        client, line = self._lines.popitem(last=False)
+        item = line.popleft()
+        if line:
+            self._lines[client] = line  # At the end: the others have their turn first.
+        self._size -= 1
+        return client, item
+
+    def remove(self, client: str, item: Item) -> bool:
+        line = self._lines.get(client)
+        if line is None or item not in line:
+            return False
+        line.remove(item)
+        if not line:
+            del self._lines[client]
+        self._size -= 1
+        return True

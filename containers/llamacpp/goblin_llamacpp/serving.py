@@ -1,0 +1,162 @@
+"""What the process serves and whether it may: loading, ready, draining, failed; and replacing the model.
+
+    loading ──▶ ready ──▶ draining ──▶ closed
+        └──────▶ failed
+
+All of it runs on the event loop; loading and freeing run in threads.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Literal
+
+from .errors import ApiError, broken, draining, loading
+from .generation import Event, Generation
+from .loaded import LoadedModel, LoadSettings
+from .metrics import Meters
+
+log = logging.getLogger(__name__)
+
+State = Literal["loading", "ready", "draining", "failed"]
+
+Opened = Callable[["Serving"], LoadedModel]
+
+
+class Serving:
+    """The current model, its predecessor while that drains, and the state probes ask for."""
+
+    def __init__(self, settings: LoadSettings, *, aliases: tuple[str, ...], cores: int) -> None:
+        self.settings = settings
+        self.meters = Meters()
+        self.state: State = "loading"
+        self.failure: str | None = None
+        self._aliases = aliases
+        self._cores = cores
+        self._current: LoadedModel | None = None
+        self._retiring: set[LoadedModel] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.get_running_loop()
+        self._swap = asyncio.Lock()
+
+    async def load_first(self, path: Path) -> None:
+        """Load in the background of an already listening server; a failure is kept for the probes."""
+        try:
+            model = await asyncio.to_thread(self._open, path, self._aliases[0])
+        except Exception as error:
+            log.exception("the model could not be loaded")
+            self.state, self.failure = "failed", str(error)
+            return
+        self._current = model
+        if self.state == "loading":
+            self.state = "ready"
+
+    def current(self, wanted: str | None = None) -> LoadedModel:
+        """The model for a new request.
+
+        Raises:
+            ApiError: 503 while loading or draining, 500 when loading failed, 404 for another model.
+        """
+        if self.state == "draining":
+            raise draining()
+        if self.state == "failed":
+            raise broken(f"The model could not be loaded: {self.failure}")
+        if self._current is None:
+            raise loading()
+        if wanted and wanted not in self.names:
+            raise ApiError(404, f"The model `{wanted}` does not exist", code="model_not_found", param="model")
+        return self._current
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What a request may call the current model; the first is its own name."""
+        alias = self._current.alias if self._current else self._aliases[0]
+        return tuple(dict.fromkeys((alias, *self._aliases)))
+
+    @property
+    def peek(self) -> LoadedModel | None:
+        """The current model for those who only look."""
+        return self._current
+
+    @property
+    def is_alive(self) -> bool:
+        """Loading is life; a dead engine or a model that can not be loaded is not."""
+        if self.state == "failed":
+            return False
+        return self._current is None or self._current.engine.is_alive
+
+    @property
+    def processing(self) -> int:
+        return sum(model.engine.processing for model in self._all())
+
+    @property
+    def deferred(self) -> int:
+        return sum(model.engine.deferred for model in self._all())
+
+    async def replace(self, path: Path, alias: str) -> LoadedModel:
+        """Load a model beside the current one, give it all new requests, and let the old one finish.
+
+        Raises:
+            ApiError: 409 while another replacement runs.
+            ModelRefused: The current model goes on as if nothing had happened.
+        """
+        if self._swap.locked():
+            raise ApiError(409, "Another model is being loaded", code="load_in_progress", retry_after_s=5)
+        async with self._swap:
+            self.current()
+            new = await asyncio.to_thread(self._open, path, alias)
+            old, self._current = self._current, new
+            if old is not None:
+                self._retiring.add(old)
+                task = asyncio.create_task(self._retire(old))
+                self._tasks.add(task)
+                task.add_done_callback(self._tasks.discard)
+            return new
+
+    def drain(self) -> None:
+        """New requests are refused from now on; running ones go on."""
+        self.state = "draining"
+
+    async def finish(self, *, grace_s: float, cut_s: float) -> None:
+        """Wait for the running answers, cut what is left after `grace_s`, and free the models.
+
+        Returns within about `grace_s + cut_s`, whatever happens.
+        """
+        models = self._all()
+        for model in models:
+            model.engine.close()
+        if not await self._joined(models, grace_s):
+            for model in models:
+                model.engine.close(cut=True)
+            await self._joined(models, cut_s)
+        for model in models:
+            if model not in self._retiring:
+                model.close(timeout_s=0)
+
+    async def _joined(self, models: list[LoadedModel], timeout_s: float) -> bool:
+        ends = [asyncio.to_thread(model.engine.join, timeout_s) for model in models]
+        return all(await asyncio.gather(*ends))
+
+    async def _retire(self, model: LoadedModel) -> None:
+        await asyncio.to_thread(model.close)
+        self._retiring.discard(model)
+
+    def _all(self) -> list[LoadedModel]:
+        return [*self._retiring, *([self._current] if self._current else [])]
+
+    def _open(self, path: Path, alias: str) -> LoadedModel:
+        return LoadedModel(path, self.settings, alias=alias, cores=self._cores, meters=self.meters, post=self._post)
+
+    def _post(self, events: list[tuple[Generation, Event]]) -> None:
+        """Called by engine threads: one wake-up of the event loop per step, not per token."""
+        try:
+            self._loop.call_soon_threadsafe(_hand_out, events)
+        except RuntimeError:
+            # The loop is closed: the process ends and nobody waits for these.
+            log.warning("%d events came after the end", len(events))
+
+
+def _hand_out(events: list[tuple[Generation, Event]]) -> None:
+    for generation, event in events:
+        generation.sink(generation, event)
