@@ -145,8 +145,7 @@ class Backlog:
 
     def wake(self) -> None:
         """Do what is due now: end leases, end pauses, bury the dead; then set the timer for the next time."""
-        now_us = self._now_us()
-        self._after_return(self._queue.expire(now_us))
+        self._expire()
         self.ring()
         self._set_timer()
 
@@ -198,12 +197,13 @@ class Backlog:
         self._more_on_disk = True
         self.wake()
 
-    def forget_before(self, message_id: int) -> None:
-        """Drop what is older than the retention."""
+    def forget_before(self, message_id: int) -> bool:
+        """Drop what is older than the retention; answers whether there was any."""
         if not self._journal.forget_before(self.number, message_id):
-            return
+            return False
         for old in [one for one in self._queue.entries if one < message_id]:
             self._queue.remove(old, self._now_us())
+        return True
 
     # Messages go.
 
@@ -221,11 +221,10 @@ class Backlog:
             raise self.over
         now_us = self._now_us()
         deadline_us = now_us + round(deadline_s * MICROS)
+        self._expire()
         taken: list[Entry] = []
+        size = 0
         while True:
-            size = sum(entry.size for entry in taken)
-            if taken and size >= bytes_max:
-                break
             more = self._queue.take(
                 limit=limit - len(taken),
                 bytes_max=bytes_max - size,
@@ -233,9 +232,11 @@ class Backlog:
                 deadline_us=deadline_us,
                 holder=holder,
                 run_max=run_max,
+                force_one=not taken,
             )
             taken += more
-            if len(taken) >= limit or not self._read_more():
+            size += sum(entry.size for entry in more)
+            if len(taken) >= limit or self._queue.has_ready or not self._read_more():
                 break
         if not taken:
             return []
@@ -252,6 +253,7 @@ class Backlog:
         done: list[int] = []
         failed: dict[str, str] = {}
         lost: list[Entry] = []
+        self._expire()
         for text in ack_ids:
             ack = self._parse(text, failed)
             if ack is None:
@@ -274,6 +276,7 @@ class Backlog:
         failed: dict[str, str] = {}
         returned: list[Entry] = []
         now_us = self._now_us()
+        self._expire()
         for text in ack_ids:
             ack = self._parse(text, failed)
             if ack is None:
@@ -291,6 +294,10 @@ class Backlog:
             self.ring()
         self._set_timer()
         return failed
+
+    def _expire(self) -> None:
+        """End the leases and pauses that are due, without waiting for the timer."""
+        self._after_return(self._queue.expire(self._now_us()))
 
     def _parse(self, text: str, failed: dict[str, str]) -> AckId | None:
         """The delivery that an ack id names; None when a seek or a recreation made it void."""

@@ -174,6 +174,18 @@ class Journal:
             (topic, before),
         )
 
+    def forget_snapshots(self, now_us: int) -> set[int]:
+        """Drop the snapshots that have expired; answers their topics."""
+        expired = self.store.execute("SELECT id, topic FROM snapshots WHERE expires_us <= ?", (now_us,)).fetchall()
+        for number, _ in expired:
+            self.forget_snapshot(number)
+        return {topic for _, topic in expired}
+
+    def forget_snapshot(self, snapshot: int) -> None:
+        """Drop one snapshot."""
+        self.store.execute("DELETE FROM snapshot_messages WHERE snapshot = ?", (snapshot,))
+        self.store.execute("DELETE FROM snapshots WHERE id = ?", (snapshot,))
+
     def settle_before(self, subscription: int, message: int, *, retain: bool) -> None:
         """A seek: acknowledge everything older than a message."""
         change = "UPDATE deliveries SET acked = 1" if retain else "DELETE FROM deliveries"

@@ -110,16 +110,18 @@ class Queue:
         deadline_us: int,
         holder: Holder | None = None,
         run_max: int = 1000,
+        force_one: bool = True,
     ) -> list[Entry]:
         """Lease what may go now.
 
         Args:
             limit: Messages at most.
-            bytes_max: Together at most, except that one message always passes.
+            bytes_max: Together at most.
             now_us: Now.
             deadline_us: When the leases end.
             holder: Whose flow control counts them.
             run_max: Messages of one ordering key at most.
+            force_one: Let one message pass that alone is larger than `bytes_max`.
         """
         taken: list[Entry] = []
         size = 0
@@ -130,7 +132,7 @@ class Queue:
                 entry = self._next_of(unit, now_us)
                 if entry is None:
                     break
-                if taken and size + entry.size > bytes_max:
+                if size + entry.size > bytes_max and (taken or not force_one):
                     self._put_back(unit)
                     return taken
                 self._lease(entry, deadline_us, holder)
@@ -203,6 +205,11 @@ class Queue:
             else:
                 self._ready.append(entry)
         return returned
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether `take` stopped at its limits rather than for want of messages."""
+        return bool(self._ready)
 
     def next_wake_us(self) -> int | None:
         """When `expire` has something to do again; None while nothing is leased or delayed."""

@@ -91,8 +91,7 @@ class Snapshots:
             raise not_found("Snapshot", request.snapshot)
         number, topic = row["id"], row["topic"]
         with self._store.transaction():
-            self._store.execute("DELETE FROM snapshot_messages WHERE snapshot = ?", (number,))
-            self._store.execute("DELETE FROM snapshots WHERE id = ?", (number,))
+            self._state.journal.forget_snapshot(number)
             self._state.journal.sweep(topic, before=self._state.retained_since(topic))
 
     async def seek(self, request: Raw) -> Raw:

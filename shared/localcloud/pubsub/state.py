@@ -101,7 +101,8 @@ class State:
                 if backlog.resource.topic == name:
                     backlog.resource.topic = DELETED_TOPIC
                     self.save_subscription(backlog)
-        del self.topics[name]
+            del self.topics[name]
+            self.journal.sweep(topic.number, before=self.retained_since(topic.number))
 
     # Subscriptions.
 
@@ -179,17 +180,15 @@ class State:
         return [message.message_id for message in messages]
 
     def sweep(self) -> None:
-        """Drop what is older than its retention."""
+        """Drop what is older than its retention; touches only topics where something may have aged."""
         now_us = self.now_us()
+        aged = {topic.number for topic in self.topics.values() if topic.retention_us}
         with self.store.transaction():
-            self.store.execute(
-                "DELETE FROM snapshot_messages WHERE snapshot IN (SELECT id FROM snapshots WHERE expires_us <= ?)",
-                (now_us,),
-            )
-            self.store.execute("DELETE FROM snapshots WHERE expires_us <= ?", (now_us,))
+            aged |= self.journal.forget_snapshots(now_us)
             for backlog in self.backlogs.values():
-                backlog.forget_before(now_us - duration_us(backlog.resource.message_retention_duration))
-            for (number,) in self.store.execute("SELECT DISTINCT topic FROM messages").fetchall():
+                if backlog.forget_before(now_us - duration_us(backlog.resource.message_retention_duration)):
+                    aged.add(backlog.topic)
+            for number in aged:
                 self.journal.sweep(number, before=self.retained_since(number))
 
     def retained_since(self, topic: int) -> int:

@@ -41,11 +41,8 @@ class Stream:
             first: Carries the deadline and the flow control limits; 0 or less means no limit.
         """
         refuse_push(backlog)
-        if first.max_outstanding_messages < 0 or first.max_outstanding_bytes < 0:
-            self._messages_max = self._bytes_max = UNLIMITED
-        else:
-            self._messages_max = first.max_outstanding_messages or UNLIMITED
-            self._bytes_max = first.max_outstanding_bytes or UNLIMITED
+        self._messages_max = first.max_outstanding_messages if first.max_outstanding_messages > 0 else UNLIMITED
+        self._bytes_max = first.max_outstanding_bytes if first.max_outstanding_bytes > 0 else UNLIMITED
         self._backlog = backlog
         self._holder = Holder()
         self._bell = asyncio.Event()
@@ -54,7 +51,7 @@ class Stream:
 
     async def serve(self, first: Raw, call: Call, eof: Any) -> None:
         """Until the client hangs up or the subscription ends."""
-        self._obey(first, acknowledge_only=True)
+        self._obey(first, first=True)
         self._backlog.listen(self._bell)
         tasks = [asyncio.create_task(self._listen(call, eof)), asyncio.create_task(self._deliver(call))]
         try:
@@ -76,6 +73,7 @@ class Stream:
         properties = raw("StreamingPullResponse").SubscriptionProperties
         while True:
             self._bell.clear()
+            refuse_push(self._backlog)
             messages = min(self._messages_max - self._holder.messages, BATCH_MESSAGES_MAX)
             size = self._bytes_max - self._holder.bytes
             received = []
@@ -103,13 +101,15 @@ class Stream:
                 )
             )
 
-    def _obey(self, request: Raw, *, acknowledge_only: bool = False) -> None:
+    def _obey(self, request: Raw, *, first: bool = False) -> None:
         """Acknowledgements and deadlines inside the stream."""
-        if request.subscription and not acknowledge_only:
+        if request.subscription and not first:
             raise invalid("Only the first request of a stream names the subscription.")
+        if (request.max_outstanding_messages or request.max_outstanding_bytes) and not first:
+            raise invalid("Only the first request of a stream sets its flow control.")
         if len(request.modify_deadline_seconds) != len(request.modify_deadline_ack_ids):
             raise invalid("modify_deadline_seconds and modify_deadline_ack_ids must have the same length.")
-        if not acknowledge_only:
+        if not first:
             self._set_deadline(request.stream_ack_deadline_seconds, required=False)
         if request.ack_ids:
             self._backlog.acknowledge(request.ack_ids)

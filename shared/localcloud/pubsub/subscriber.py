@@ -7,7 +7,7 @@ from typing import Any
 import grpc
 
 from localcloud.pubsub import names
-from localcloud.pubsub.backlog import Backlog
+from localcloud.pubsub.backlog import Backlog, Received
 from localcloud.pubsub.errors import Refused, exists, invalid, not_found
 from localcloud.pubsub.state import State
 from localcloud.pubsub.subscriptions import ACK_DEADLINE_S_MAX, MUTABLE, check_push, complete
@@ -85,7 +85,6 @@ class Subscriber:
         if request.max_messages <= 0:
             raise invalid("max_messages must be positive.")
         backlog = self._named(request.subscription)
-        refuse_push(backlog)
         limit = min(request.max_messages, PULL_MESSAGES_MAX)
         bell = asyncio.Event()
         backlog.listen(bell)
@@ -93,13 +92,13 @@ class Subscriber:
             wait_s = 0.0 if request.return_immediately else PULL_WAIT_S
             if time_left_s is not None:
                 wait_s = min(wait_s, max(0.0, time_left_s - PULL_ANSWER_MARGIN_S))
-            received = backlog.take(limit=limit, deadline_s=backlog.resource.ack_deadline_seconds)
+            received = take_for_pull(backlog, limit)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(wait_s):
                     while not received:
                         bell.clear()
                         await bell.wait()
-                        received = backlog.take(limit=limit, deadline_s=backlog.resource.ack_deadline_seconds)
+                        received = take_for_pull(backlog, limit)
         finally:
             backlog.unlisten(bell)
         with_attempt = backlog.shows_attempts
@@ -142,6 +141,12 @@ class Subscriber:
         if topic is not None and topic.retention_us:
             shown.topic_message_retention_duration.CopyFrom(topic.resource.message_retention_duration)
         return shown
+
+
+def take_for_pull(backlog: Backlog, limit: int) -> list[Received]:
+    """What may go now, as long as the subscription is not pushed."""
+    refuse_push(backlog)
+    return backlog.take(limit=limit, deadline_s=backlog.resource.ack_deadline_seconds)
 
 
 def refuse_push(backlog: Backlog) -> None:
