@@ -2,12 +2,11 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 from starlette.routing import BaseRoute, Route
 
+from localcloud.clock import Clock, utc_now
 from localcloud.storage.buckets import Buckets
 from localcloud.storage.catalog import Catalog
 from localcloud.storage.files import Files
@@ -23,11 +22,6 @@ from localcloud.storage.xml import Xml
 log = logging.getLogger(__name__)
 
 
-def utc_now() -> datetime:
-    """The time, aware."""
-    return datetime.now(UTC)
-
-
 class Storage:
     """All of it: `start`, serve `routes`, `close`."""
 
@@ -35,7 +29,7 @@ class Storage:
         self,
         folder: Path,
         *,
-        clock: Callable[[], datetime] = utc_now,
+        clock: Clock = utc_now,
         publish: Publish | None = None,
         signers: Signers | None = None,
     ) -> None:

@@ -1,14 +1,14 @@
 """Buckets and object versions as rows; the bytes live in `files`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import datetime
 from pathlib import Path
 from sqlite3 import Row
 from typing import Any
 
 import msgspec
 
+from localcloud.clock import Clock
 from localcloud.storage.errors import no_such_bucket, no_such_object
 from localcloud.storage.records import Bucket, Content, StoredObject
 from localcloud.store import Store
@@ -50,7 +50,7 @@ CREATE TABLE IF NOT EXISTS outbox (
 class Catalog:
     """Rows in, rows out; whoever calls decides, inside `transaction`."""
 
-    def __init__(self, path: Path, *, clock: Callable[[], datetime]) -> None:
+    def __init__(self, path: Path, *, clock: Clock) -> None:
         """Open the file; generations continue after the last one it ever gave."""
         self.store = Store(path, SCHEMA)
         self._clock = clock

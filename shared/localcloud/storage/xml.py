@@ -7,8 +7,7 @@ Source: https://cloud.google.com/storage/docs/xml-api/reference-methods, read 20
 
 import re
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Mapping
-from datetime import datetime
+from collections.abc import AsyncIterator, Mapping
 from typing import Any
 from urllib.parse import parse_qsl, quote
 from xml.etree import ElementTree as ET
@@ -17,6 +16,7 @@ from xml.sax.saxutils import escape
 from starlette.requests import Request
 from starlette.responses import Response
 
+from localcloud.clock import Clock
 from localcloud.storage import downloads, preconditions, signed
 from localcloud.storage.errors import StorageError, invalid, required, unkept
 from localcloud.storage.objects import Objects, check_name
@@ -57,7 +57,7 @@ class Xml:
         sessions: Sessions,
         *,
         signers: signed.Signers,
-        clock: Callable[[], datetime],
+        clock: Clock,
     ) -> None:
         """Work on these; `signers` and `clock` decide about signed URLs."""
         self._objects = objects

@@ -1,0 +1,36 @@
+"""Secret Manager on loopback, over gRPC and REST."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import grpc
+from starlette.routing import BaseRoute
+
+from localcloud.clock import Clock, utc_now
+from localcloud.secrets.transports import GrpcHandlers, rest_routes
+from localcloud.secrets.vault import Vault
+
+
+class SecretManager:
+    """One vault, two transports."""
+
+    def __init__(self, path: Path | None, *, clock: Clock = utc_now) -> None:
+        """Open the state.
+
+        Args:
+            path: The SQLite file, made readable by its owner only; None keeps it in memory.
+            clock: Aware UTC; decides when secrets expire.
+        """
+        self._vault = Vault(path, clock=clock)
+
+    def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
+        """For a `grpc.aio` server: `google.cloud.secretmanager.v1.SecretManagerService`."""
+        return [GrpcHandlers(self._vault)]
+
+    def routes(self) -> list[BaseRoute]:
+        """For a Starlette app: `/v1/projects/P/secrets…`."""
+        return rest_routes(self._vault)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._vault.close()
