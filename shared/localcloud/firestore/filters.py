@@ -172,14 +172,18 @@ def _comparison(term: Term) -> Callable[[bytes], bool]:
     keys = frozenset(term.keys)
     (first, *_) = term.keys
     match term.op:
-        case Op.EQUAL | Op.IN:
-            return lambda key: key in keys
+        case Op.EQUAL:
+            return lambda key: key == first
+        case Op.IN:  # Null and NaN equal nothing in a list; they have operators of their own.
+            listed = keys - {values.NULL_KEY, values.NAN_KEY}
+            return lambda key: key in listed
         case Op.NOT_EQUAL:
             return lambda key: key not in keys and key != values.NULL_KEY
         case Op.NOT_IN if values.NULL_KEY in keys:
             return lambda _key: False
         case Op.NOT_IN:
-            return lambda key: key not in keys and key != values.NULL_KEY
+            unlisted = (keys | {values.NULL_KEY}) - {values.NAN_KEY}
+            return lambda key: key not in unlisted
     compare = RANGES[term.op]
     return lambda key: values.comparable(key, first) and compare(key, first)
 

@@ -219,16 +219,17 @@ def _check(structured: Pb) -> None:
     if structured.offset < 0 or structured.limit.value < 0:
         raise invalid("A query's offset and limit must not be negative.")
     if structured.HasField("where"):
-        filters.disjunctions(structured.where)
-        _check_terms(list(filters.terms(structured.where)))
+        _check_terms(list(filters.terms(structured.where)), filters.disjunctions(structured.where))
     seen = [order.field.field_path for order in structured.order_by]
     if len(set(seen)) < len(seen):
         raise invalid("A query orders by a field at most once.")
 
 
-def _check_terms(terms: list[Term]) -> None:
-    negations = [term for term in terms if term.op in {Op.NOT_EQUAL, Op.NOT_IN}]
-    if len(negations) > 1 and any(term.op == Op.NOT_IN for term in negations):
-        raise invalid("'NOT_IN' cannot be combined with another negation.")
-    if any(term.op == Op.NOT_IN for term in terms) and any(term.op in {Op.IN, Op.ARRAY_CONTAINS_ANY} for term in terms):
-        raise invalid("'NOT_IN' cannot be combined with 'IN' or 'ARRAY_CONTAINS_ANY'.")
+def _check_terms(terms: list[Term], branches: list[list[Term]]) -> None:
+    operators = [term.op for term in terms]
+    if operators.count(Op.NOT_EQUAL) + operators.count(Op.NOT_IN) > 1:
+        raise invalid("A query has at most one 'NOT_EQUAL' or 'NOT_IN'.")
+    if Op.NOT_IN in operators and (len(branches) > 1 or {Op.IN, Op.ARRAY_CONTAINS_ANY} & set(operators)):
+        raise invalid("'NOT_IN' cannot be combined with 'IN', 'ARRAY_CONTAINS_ANY' or 'OR'.")
+    if any([term.op for term in branch].count(Op.ARRAY_CONTAINS) > 1 for branch in branches):
+        raise invalid("A disjunction has at most one 'ARRAY_CONTAINS'.")

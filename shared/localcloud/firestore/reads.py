@@ -120,16 +120,13 @@ class Reads:
         query = self._query(request, request.structured_query, ())
         reading = self._reading(request, query.scope.database)
         results, skipped, stamp = await self._results(query, reading)
-        first = RunQueryResponse(transaction=reading.announced, skipped_results=skipped)
-        if not results or skipped:
-            first.read_time.CopyFrom(stamp)
-            yield first
-            first = RunQueryResponse()
+        if reading.announced:
+            yield RunQueryResponse(transaction=reading.announced)
+        if not results:
+            yield RunQueryResponse(read_time=stamp, skipped_results=skipped)
         for document in results:
-            first.document.CopyFrom(query.project(document))
-            first.read_time.CopyFrom(stamp)
-            yield first
-            first = RunQueryResponse()
+            yield RunQueryResponse(document=query.project(document), read_time=stamp, skipped_results=skipped)
+            skipped = 0
 
     async def run_aggregation(self, request: Pb) -> AsyncIterator[Pb]:
         aggregations = request.structured_aggregation_query.aggregations

@@ -24,6 +24,8 @@ Mode = Literal["pessimistic", "optimistic"]
 
 IDLE_US_MAX = 60_000_000
 TOTAL_US_MAX = 270_000_000
+ID_BYTES = 16
+"""Eight that tell one start of the server from another, then a number."""
 OPEN_MAX = 10_000
 """Open transactions; more are refused."""
 REMEMBERED_MAX = 10_000
@@ -110,7 +112,9 @@ class Transactions:
             Refused: It is not open; ABORTED, which clients retry, when it was opened before a restart.
         """
         transaction = self._open.get(transaction_id)
-        if transaction is None and transaction_id[:8] != self._born:
+        if len(transaction_id) != ID_BYTES:
+            raise invalid("Invalid transaction.")
+        if not self._is_ours(transaction_id):
             raise aborted("The transaction was lost when the server restarted.")
         if transaction is None or transaction.database != database:
             raise invalid("The referenced transaction has expired or is no longer valid.")
@@ -122,8 +126,12 @@ class Transactions:
         transaction = self._open.get(transaction_id)
         if transaction is not None and transaction.database == database:
             self.end(transaction)
-        elif transaction is not None or (transaction_id[:8] == self._born and transaction_id not in self._ended):
+        elif len(transaction_id) != ID_BYTES or (self._is_ours(transaction_id) and transaction_id not in self._ended):
             raise invalid("Invalid transaction.")
+
+    def _is_ours(self, transaction_id: bytes) -> bool:
+        """Whether it was opened since this server started."""
+        return transaction_id.startswith(self._born)
 
     def end(self, transaction: Transaction) -> None:
         """Close a transaction and let those who wait for it go on."""

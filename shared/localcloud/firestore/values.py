@@ -79,8 +79,8 @@ def invert(key: bytes) -> bytes:
 
 
 def comparable(left: bytes, right: bytes) -> bool:
-    """Whether two order keys are of types that `<` compares; NaN is a number here."""
-    return left[0] == right[0] or (left[0] in (NAN, NUMBER) and right[0] in (NAN, NUMBER))
+    """Whether two order keys are of types that `<` compares; NaN compares with nothing."""
+    return left[0] == right[0]
 
 
 def _number_key(number: int | float) -> bytes:

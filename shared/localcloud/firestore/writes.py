@@ -3,7 +3,6 @@
 Pure: the document before in, the document after and the result out.
 """
 
-import itertools
 import math
 from collections.abc import Iterable
 
@@ -91,7 +90,7 @@ def check_precondition(document: Pb, condition: Pb, name: str) -> None:
         case "exists" if not condition.exists and document is not None:
             raise Refused(grpc.StatusCode.ALREADY_EXISTS, f"Document already exists: {name}")
         case "update_time" if document is None:
-            raise not_found(name)
+            raise failed_precondition(f"no document has the required base version: {name}")
         case "update_time" if document.update_time != condition.update_time:
             raise failed_precondition(
                 f"the stored version ({times.from_timestamp(document.update_time)}) does not match the required base"
@@ -103,23 +102,14 @@ def _update(after: Pb, before: Pb | None, write: Pb) -> None:
     if not write.HasField("update_mask"):
         after.CopyFrom(write.update)
         return
-    paths = [values.parse_path(path) for path in write.update_mask.field_paths]
-    _check_disjoint(paths)
     if before is not None:
         after.CopyFrom(before)
-    for path in paths:
+    for path in map(values.parse_path, write.update_mask.field_paths):
         value = values.get_field(write.update.fields, path)
         if value is None:
             values.delete_field(after.fields, path)
         else:
             values.set_field(after.fields, path, value)
-
-
-def _check_disjoint(paths: list[values.FieldPath]) -> None:
-    ordered = sorted(paths)
-    for shorter, longer in itertools.pairwise(ordered):
-        if longer[: len(shorter)] == shorter:
-            raise invalid(f'The field path "{values.render_path(shorter)}" is given more than once.')
 
 
 def _stamp(after: Pb, before: Pb | None, now_us: int) -> None:
