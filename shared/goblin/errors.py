@@ -82,6 +82,12 @@ class ProviderUnavailable(Transient):
         self.fault = fault
 
 
+class StreamCut(ProviderUnavailable):
+    """The provider broke off after the caller had seen a part of the answer."""
+
+    code = "stream_cut"
+
+
 class RateLimited(Transient):
     """A limit per time was reached, a provider's or ours."""
 

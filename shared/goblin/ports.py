@@ -99,6 +99,8 @@ class RequestRecord:
     """The receipt of one request."""
 
     request_id: str
+    key_digest: str
+    """Whose it is."""
     key_name: str
     operation: str
     model: str

@@ -36,19 +36,14 @@ class OpenAIWire:
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
 
-    async def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        body = _streaming(request.body, model)
-        async with self._upstream.stream("/chat/completions", body) as response:
-            async with aclosing(self._until_finished(response, ChatChunk)) as chunks:
-                async for chunk in chunks:
-                    yield chunk
+    def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._stream("/chat/completions", _streaming(request.body, model), ChatChunk)
 
     async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = _streaming(request.body, model)
-        async with self._upstream.stream("/completions", body) as response:
-            async with aclosing(self._until_finished(response, _TextChunk)) as chunks:
-                async for chunk in chunks:
-                    yield _as_chat(chunk)
+        async with aclosing(self._stream("/completions", body, _TextChunk)) as chunks:
+            async for chunk in chunks:
+                yield _as_chat(chunk)
 
     async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
         # Floats whatever the caller wants: not every server knows base64, and the answer is encoded on its way out.
@@ -69,30 +64,31 @@ class OpenAIWire:
             raise self._upstream.nonsense() from error
         return tuple(row.id for row in listed.data)
 
-    async def _until_finished(self, response: httpx.Response, kind: type[Any]) -> AsyncGenerator[Any, None]:
+    async def _stream(self, path: str, body: Mapping[str, Any], kind: type[Any]) -> AsyncGenerator[Any, None]:
         """Chunks up to the end, which is that every choice has a reason to finish.
 
         `[DONE]` proves nothing: some servers leave it out, and llama-cpp-python's sends it after a stream that
         another request has cut. A finish reason is sent by all of them, and only when an answer is whole.
         """
-        if not response.headers.get("content-type", "").startswith("text/event-stream"):
-            raise self._upstream.nonsense()
         finished: dict[int, bool] = {}
-        try:
-            parser = sse.EventParser()
-            async for piece in response.aiter_bytes():
-                for event in self._feed(parser, piece):
-                    if event.data == b"[DONE]":
-                        continue
-                    chunk = self._chunk(event, kind)
-                    for choice in chunk.choices:
-                        done = finished.get(choice.index, False) or bool(choice.finish_reason)
-                        finished[choice.index] = done
-                    yield chunk
-        except httpx.HTTPError:
-            # After the last word only the usage can be lost, and that can be counted.
-            if not _whole(finished):
-                raise
+        parser = sse.EventParser()
+        async with self._upstream.stream(path, body) as response:
+            if not response.headers.get("content-type", "").startswith("text/event-stream"):
+                raise self._upstream.nonsense()
+            try:
+                async for piece in response.aiter_bytes():
+                    for event in self._feed(parser, piece):
+                        if event.data == b"[DONE]":
+                            continue
+                        chunk = self._chunk(event, kind)
+                        for choice in chunk.choices:
+                            done = finished.get(choice.index, False) or bool(choice.finish_reason)
+                            finished[choice.index] = done
+                        yield chunk
+            except httpx.HTTPError:
+                # After the last word only the usage can be lost, and that can be counted.
+                if not _whole(finished):
+                    raise
         if not _whole(finished):
             raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer.")
 

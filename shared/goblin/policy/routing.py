@@ -56,6 +56,8 @@ class Route:
 
     strategy: Strategy
     candidates: tuple[Choice, ...]
+    last_resort: bool = False
+    """Nobody is well: these are tried all the same."""
     rejected: tuple[Choice, ...] = ()
 
 
@@ -111,7 +113,9 @@ def choose_route(
         else:
             ill.append(Choice(endpoint=fact.endpoint, reason=reason))
     if not well:
-        return Route(strategy=strategy, candidates=_last_resort(able), rejected=tuple(rejected))
+        return Route(
+            strategy=strategy, candidates=_last_resort(able), last_resort=True, rejected=tuple(rejected)
+        )
 
     ordered = _order(demand, well, strategy, turn, dice)
     # A degraded endpoint is somebody's second choice, whatever the strategy thinks of it.

@@ -1,0 +1,101 @@
+"""Firestore: `keys/{sha256}`, `health/{endpoint}` and `requests/{id}`, one document per thing.
+
+Every call has a deadline and no retries of its own: a request that waits for a store must learn soon that it
+waits in vain. The client belongs to the event loop it was made in.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping
+from dataclasses import asdict
+from datetime import datetime
+from typing import Any, TypeVar
+
+import msgspec
+from google.api_core.exceptions import GoogleAPICallError, RetryError
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.firestore import AsyncClient
+
+from goblin.domain.health import EndpointHealth
+from goblin.errors import StoreUnavailable
+from goblin.ports import ApiKey, RequestRecord
+
+DEADLINE_S = 2.5
+T = TypeVar("T")
+
+
+async def _in_time(call: Awaitable[T], what: str) -> T:
+    try:
+        async with asyncio.timeout(DEADLINE_S + 0.5):
+            return await call
+    except (GoogleAPICallError, GoogleAuthError, RetryError, TimeoutError) as error:
+        raise StoreUnavailable(f"Firestore did not answer in time ({what}).") from error
+
+
+class FirestoreKeys:
+    """The port `KeyStore`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._keys = client.collection("keys")
+
+    async def get(self, digest: str) -> ApiKey | None:
+        found = await _in_time(self._keys.document(digest).get(timeout=DEADLINE_S, retry=None), "read of an API key")
+        fields = found.to_dict()
+        return None if fields is None else _read(ApiKey, {**fields, "digest": digest})
+
+    async def put(self, key: ApiKey) -> None:
+        fields = asdict(key)
+        digest = fields.pop("digest")
+        await _in_time(self._keys.document(digest).set(fields, timeout=DEADLINE_S, retry=None), "write of an API key")
+
+
+class FirestoreHealth:
+    """The port `HealthStore`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._health = client.collection("health")
+
+    async def all(self) -> Mapping[str, EndpointHealth]:
+        found = await _in_time(self._health.limit(1000).get(timeout=DEADLINE_S, retry=None), "read of provider health")
+        judged = (_read(EndpointHealth, document.to_dict() or {}) for document in found)
+        return {health.endpoint: health for health in judged}
+
+    async def put(self, health: EndpointHealth) -> None:
+        await _in_time(
+            self._health.document(health.endpoint).set(_plain(health), timeout=DEADLINE_S, retry=None),
+            "write of provider health",
+        )
+
+
+class FirestoreRequests:
+    """The port `RequestStore`; `expires_at` is the collection's TTL field."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._requests = client.collection("requests")
+
+    async def put(self, record: RequestRecord) -> None:
+        await _in_time(
+            self._requests.document(record.request_id).set(_plain(record), timeout=DEADLINE_S, retry=None),
+            "write of a receipt",
+        )
+
+    async def get(self, request_id: str) -> RequestRecord | None:
+        found = await _in_time(
+            self._requests.document(request_id).get(timeout=DEADLINE_S, retry=None), "read of a receipt"
+        )
+        fields = found.to_dict()
+        return None if fields is None else _read(RequestRecord, fields)
+
+
+def _plain(noun: Any) -> dict[str, Any]:
+    """Fields that Firestore has types for: tuples become arrays, instants stay instants."""
+    plain: dict[str, Any] = msgspec.to_builtins(noun, builtin_types=(datetime,))
+    return plain
+
+
+def _read(kind: type[T], fields: Mapping[str, Any]) -> T:
+    try:
+        return msgspec.convert(fields, kind)
+    except msgspec.ValidationError as error:
+        raise StoreUnavailable(f"A document in Firestore is not a {kind.__name__}: {error}.") from error

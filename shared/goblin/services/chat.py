@@ -1,0 +1,383 @@
+"""Inference: authenticate, route, attempt, stream, meter, record. One `Call` per request, whatever the route.
+
+arrive ─ authenticate ─ route ─ attempt(s) ─ first token ─ … ─ last token ─ settle
+                                    │                      │
+                    another endpoint may be asked     an error is said aloud
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+from datetime import timedelta
+from typing import Any
+
+from msgspec import UNSET
+
+from goblin.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.domain.health import EndpointHealth
+from goblin.domain.models import Catalog, Endpoint, Strategy
+from goblin.domain.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    InferenceRequest,
+)
+from goblin.errors import (
+    GoblinError,
+    InvalidRequest,
+    NotFound,
+    ProviderUnavailable,
+    StoreUnavailable,
+    StreamCut,
+    UnknownModel,
+)
+from goblin.policy import tokens
+from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Route, choose_route
+from goblin.ports import ApiKey, ChatProvider, Clock, Meter, RequestRecord, RequestStore
+from goblin.services import attempts as engine
+from goblin.services.health import HealthView
+from goblin.services.keys import Keys
+from goblin.services.live import Attempt, Live
+
+log = logging.getLogger(__name__)
+
+RECEIPT_LIFE = timedelta(days=30)
+OUTPUT_TOKENS_GUESS = 256
+"""What an answer costs, for prices, when the caller sets no limit."""
+UNKNOWN_MODEL_LABEL = "unknown"
+"""Callers must not be able to make new label values by asking for models that do not exist."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deps:
+    catalog: Catalog
+    providers: Mapping[str, ChatProvider]
+    """By endpoint name."""
+    live: Live
+    health: HealthView
+    keys: Keys
+    receipts: RequestStore
+    meter: Meter
+    clock: Clock
+    dice: Callable[[], float]
+    """From 0 up to 1."""
+    turns: Iterator[int]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A model somebody serves."""
+
+    id: str
+    endpoints: tuple[str, ...]
+
+
+def models(catalog: Catalog, health: Mapping[str, EndpointHealth]) -> list[Model]:
+    """What is served, sorted by id; discovered models count while their endpoint's health remembers them."""
+    found: dict[str, list[str]] = {}
+    for endpoint in catalog.endpoints:
+        for model in _models_of(endpoint, health):
+            found.setdefault(model, []).append(endpoint.name)
+    return [Model(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
+
+
+async def list_models(deps: Deps) -> list[Model]:
+    """Every model, looking at the endpoints ourselves when the schedule has not come by."""
+    return models(deps.catalog, await deps.health.current()) or models(deps.catalog, await deps.health.look())
+
+
+async def find_model(deps: Deps, model_id: str) -> Model:
+    """One model. Raises `NotFound`."""
+    for health in (deps.health.current, deps.health.look):
+        for model in models(deps.catalog, await health()):
+            if model.id == model_id:
+                return model
+    raise NotFound(f"The model `{model_id}` does not exist.", param="model", code="model_not_found")
+
+
+async def find_receipt(deps: Deps, key: ApiKey, request_id: str) -> RequestRecord:
+    """The receipt of a request of the same caller. Raises `NotFound`, also for somebody else's."""
+    found = await deps.receipts.get(request_id) if request_id.isalnum() and len(request_id) <= 64 else None
+    if found is None or found.key_digest != key.digest:
+        raise NotFound(f"There is no receipt `{request_id[:64]}`.")
+    return found
+
+
+@dataclass(slots=True)
+class Call:
+    """One request, from its arrival until it is settled, which happens exactly once, however it ends."""
+
+    deps: Deps
+    operation: str
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    provider: str | None = None
+    """The endpoint that answers, once one does."""
+    attempts: list[Attempt] = field(default_factory=list)
+    usage: Usage | None = None
+    usage_estimated: bool = False
+    timings_ms: dict[str, float] = field(default_factory=dict)
+    """Phases up to the first token, for `server-timing`."""
+    _started: float = 0.0
+    _created_at: Any = None
+    _key: ApiKey | None = None
+    _request: InferenceRequest | None = None
+    _route: Route | NoRoute | None = None
+    _model_known: bool = False
+    _outcome: str = "left"
+    """Holds unless something better is known at the end."""
+    _underway: engine.Underway[Any] | None = None
+    _settled: bool = False
+
+    def __post_init__(self) -> None:
+        self._started = self.deps.clock.monotonic()
+        self._created_at = self.deps.clock.now()
+
+    async def authenticate(self, authorization: str | None) -> None:
+        """Raises `Unauthenticated`, or `StoreUnavailable` when nobody can tell."""
+        with self._noting(), self._timing("auth"):
+            self._key = await self.deps.keys.authenticate(authorization)
+
+    async def chat(self, request: ChatRequest, *, strategy: str | None = None) -> AsyncGenerator[ChatChunk, None]:
+        """Begin an answer. Returns once its first token is here, or all of it if it is not streamed.
+
+        Returns:
+            The chunks. The last has the usage and no choices, and only a whole answer has it.
+
+        Raises:
+            GoblinError: nothing was answered; from the chunks, `StreamCut`: the answer broke off.
+        """
+        return await self._generate(request, strategy, lambda provider, model: provider.chat(request, model=model))
+
+    async def complete(
+        self, request: CompletionRequest, *, strategy: str | None = None
+    ) -> AsyncGenerator[ChatChunk, None]:
+        """Begin the continuation of a text; otherwise like `chat`."""
+        return await self._generate(request, strategy, lambda provider, model: provider.complete(request, model=model))
+
+    async def embed(self, request: EmbeddingsRequest, *, strategy: str | None = None) -> Embeddings:
+        """Compute vectors; `usage` is always set."""
+
+        async def one(provider: ChatProvider, model: str) -> AsyncGenerator[Embeddings, None]:
+            yield await provider.embed(request, model=model)
+
+        with self._noting():
+            underway = await self._begin(request, strategy, one, starts=lambda _: True, whole=True)
+            (answer,) = underway.head
+            underway.attempt.succeed()
+            self.usage = answer.usage or self._count(0)
+            self._outcome = "ok"
+            return Embeddings(data=answer.data, usage=self.usage)
+
+    async def settle(self) -> None:
+        """Let go of the provider, count, and write the receipt. Never raises; a second time does nothing."""
+        if self._settled:
+            return
+        self._settled = True
+        if self._underway is not None:
+            self._underway.attempt.abandon()
+            await self._underway.stream.aclose()
+        duration_s = self.deps.clock.monotonic() - self._started
+        model = self._request.model if self._request is not None and self._model_known else UNKNOWN_MODEL_LABEL
+        self.deps.meter.request(
+            provider=self.provider or "none", model=model, outcome=self._outcome, duration_s=duration_s
+        )
+        for attempt in self.attempts:
+            record = attempt.record()
+            if record.outcome not in ("ok", "left"):
+                self.deps.meter.provider_error(provider=record.endpoint, model=model, outcome=record.outcome)
+        if self._key is not None and self._request is not None:
+            await self._write_receipt(self._key, self._request, duration_s)
+
+    async def _generate(
+        self,
+        request: ChatRequest | CompletionRequest,
+        strategy: str | None,
+        ask: Callable[[ChatProvider, str], AsyncGenerator[ChatChunk, None]],
+    ) -> AsyncGenerator[ChatChunk, None]:
+        with self._noting():
+            self._underway = await self._begin(
+                request, strategy, ask, starts=lambda chunk: chunk.starts_answer, whole=not request.stream
+            )
+        return self._chunks(self._underway, request)
+
+    async def _chunks(
+        self, underway: engine.Underway[ChatChunk], request: ChatRequest | CompletionRequest
+    ) -> AsyncGenerator[ChatChunk, None]:
+        """Pass chunks on under our own id, keep the usage back, and say it at the end."""
+        prefix = "chatcmpl-" if isinstance(request, ChatRequest) else "cmpl-"
+        answer_id, created = prefix + self.request_id, int(self._created_at.timestamp())
+        written = 0
+        told: Usage | None = None
+
+        def ours(chunk_choices: Any, usage: Any = UNSET, fingerprint: Any = UNSET) -> ChatChunk:
+            return ChatChunk(
+                id=answer_id,
+                created=created,
+                model=request.model,
+                choices=chunk_choices,
+                usage=usage,
+                system_fingerprint=fingerprint,
+            )
+
+        try:
+            async with aclosing(engine.follow(underway, self.deps.catalog.routing)) as chunks:
+                async for chunk in chunks:
+                    if isinstance(chunk.usage, Usage):
+                        told = chunk.usage
+                    for choice in chunk.choices:
+                        written += len(choice.delta.text.encode("utf-8", "surrogatepass"))
+                    if chunk.choices:
+                        yield ours(chunk.choices, fingerprint=chunk.system_fingerprint)
+        except ProviderUnavailable as error:
+            underway.attempt.fail(error, cut=True)
+            self._outcome = "cut"
+            raise StreamCut(f"The answer broke off. {error.message}", fault=error.fault) from error
+        finally:
+            self.usage = told or self._count(written)
+        underway.attempt.succeed()
+        self._outcome = "ok"
+        yield ours((), self.usage)
+
+    async def _begin(
+        self,
+        request: InferenceRequest,
+        strategy: str | None,
+        ask: Callable[[ChatProvider, str], AsyncGenerator[Any, None]],
+        *,
+        starts: Callable[[Any], bool],
+        whole: bool,
+    ) -> engine.Underway[Any]:
+        self._request = request
+        with self._timing("route"):
+            route = await self._choose(request, strategy)
+        with self._timing("first_token"):
+            underway: engine.Underway[Any] = await engine.begin(
+                route,
+                request.model,
+                lambda endpoint: ask(self.deps.providers[endpoint.name], request.model),
+                starts=starts,
+                whole=whole,
+                live=self.deps.live,
+                routing=self.deps.catalog.routing,
+                attempts=self.attempts,
+            )
+        self.provider = underway.attempt.endpoint.name
+        return underway
+
+    async def _choose(self, request: InferenceRequest, header: str | None) -> Route:
+        strategy = _strategy(request, header) or self.deps.catalog.routing.strategy
+        prompt_bytes = request.prompt_bytes()
+        demand = Demand(
+            model=request.model,
+            needs=request.needs(),
+            prompt_tokens=tokens.estimate_tokens(prompt_bytes),
+            prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
+            output_tokens=OUTPUT_TOKENS_GUESS if request.output_tokens_max is None else request.output_tokens_max,
+            provider=request.goblin.provider if request.goblin else None,
+        )
+        turn, dice = next(self.deps.turns), self.deps.dice()
+        for health in (self.deps.health.current, self.deps.health.look):
+            facts = self._facts(request.model, await health())
+            found = choose_route(demand, facts, strategy=strategy, turn=turn, dice=dice)
+            if not isinstance(found, NoRoute) or not found.unknown_model:
+                break
+        self._route = found
+        self._model_known = not (isinstance(found, NoRoute) and found.unknown_model)
+        if isinstance(found, NoRoute):
+            if found.unknown_model:
+                raise UnknownModel(found.reason, param=found.param)
+            raise InvalidRequest(found.reason, param=found.param, code="unsupported_by_endpoints")
+        return found
+
+    def _facts(self, model: str, health: Mapping[str, EndpointHealth]) -> list[EndpointFacts]:
+        facts = []
+        for endpoint in self.deps.catalog.endpoints:
+            outlook = self.deps.live.outlook(endpoint, model)
+            facts.append(
+                EndpointFacts(
+                    endpoint=endpoint,
+                    serves=model in _models_of(endpoint, health),
+                    status=health[endpoint.name].status,
+                    status_reason=health[endpoint.name].reason,
+                    open_until=outlook.open_until,
+                    open_reason=outlook.open_reason,
+                    first_token_ms=outlook.first_token_ms,
+                )
+            )
+        return facts
+
+    def _count(self, written_bytes: int) -> Usage:
+        """Usage by our own count, for a provider that tells none."""
+        self.usage_estimated = True
+        asked = tokens.estimate_tokens(self._request.prompt_bytes()) if self._request else 0
+        answered = tokens.estimate_tokens(written_bytes)
+        return Usage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered)
+
+    @contextmanager
+    def _noting(self) -> Iterator[None]:
+        """Remember how it failed."""
+        try:
+            yield
+        except GoblinError as error:
+            self._outcome = error.code or error.type
+            raise
+
+    @contextmanager
+    def _timing(self, phase: str) -> Iterator[None]:
+        started = self.deps.clock.monotonic()
+        try:
+            yield
+        finally:
+            self.timings_ms[phase] = (self.deps.clock.monotonic() - started) * 1000
+
+    async def _write_receipt(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
+        usage = self.usage or Usage()
+        rejected = self._route.rejected if self._route is not None else ()
+        served = self.attempts[-1].first_token_ms if self.attempts and self.provider else None
+        record = RequestRecord(
+            request_id=self.request_id,
+            key_digest=key.digest,
+            key_name=key.name,
+            operation=self.operation,
+            model=request.model,
+            stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
+            strategy=self._route.strategy if isinstance(self._route, Route) else "",
+            outcome=self._outcome,
+            provider=self.provider,
+            attempts=tuple(attempt.record() for attempt in self.attempts),
+            rejected={choice.endpoint.name: choice.reason for choice in rejected},
+            prompt_tokens=usage.prompt_tokens,
+            completion_tokens=usage.completion_tokens,
+            usage_estimated=self.usage_estimated,
+            first_token_ms=None if served is None else round(served),
+            duration_ms=round(duration_s * 1000),
+            created_at=self._created_at,
+            expires_at=self._created_at + RECEIPT_LIFE,
+        )
+        try:
+            await self.deps.receipts.put(record)
+        except StoreUnavailable as error:
+            # The answer was served; a receipt that cannot be written must not take it back.
+            log.warning("no receipt for request %s: %s", self.request_id, error.message)
+
+
+def _models_of(endpoint: Endpoint, health: Mapping[str, EndpointHealth]) -> tuple[str, ...]:
+    return health[endpoint.name].models if endpoint.models is None else endpoint.models
+
+
+def _strategy(request: InferenceRequest, header: str | None) -> Strategy | None:
+    """What the caller asked for; the body is closer to the request than a header."""
+    if request.goblin is not None and request.goblin.strategy is not None:
+        return request.goblin.strategy
+    if header is None:
+        return None
+    try:
+        return Strategy(header.strip())
+    except ValueError:
+        raise InvalidRequest(
+            f"Unknown strategy `{header[:64]}`; there are {', '.join(Strategy)}.", param="x-goblin-strategy"
+        ) from None

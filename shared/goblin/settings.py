@@ -1,0 +1,199 @@
+"""Everything that is configured: the environment, read here and nowhere else, and `goblin.toml`."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from goblin.domain.models import Capability, Catalog, Endpoint, Price, Routing, Strategy
+from goblin.errors import Broken
+
+DEFAULT_REGION = "us-east1"
+GOOGLE_CERTS_URL = "https://www.googleapis.com/oauth2/v1/certs"
+
+
+class BadConfiguration(Broken):
+    """A setting that makes no sense; the message names it."""
+
+    code = "bad_configuration"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """The environment of this process, as far as it concerns us."""
+
+    project: str
+    region: str = DEFAULT_REGION
+    config_path: Path | None = None
+    """Another `goblin.toml`."""
+    verify_callers: bool = True
+    """Off only beside an emulator."""
+    caller_audience: str = ""
+    caller_emails: tuple[str, ...] = ()
+    """Service accounts that may call private functions: Pub/Sub's and the scheduler's."""
+    certs_url: str = GOOGLE_CERTS_URL
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The whole environment, for `goblin.toml`; it holds secrets."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Read the environment. Raises `BadConfiguration`."""
+        env = dict(os.environ if env is None else env)
+        verify = env.get("GOBLIN_VERIFY_CALLER", "on")
+        if verify not in ("on", "off"):
+            raise BadConfiguration(f"GOBLIN_VERIFY_CALLER is {verify!r}; it is `on` or `off`.")
+        if verify == "off" and not env.get("PUBSUB_EMULATOR_HOST"):
+            raise BadConfiguration("GOBLIN_VERIFY_CALLER=off is for emulators: PUBSUB_EMULATOR_HOST is not set.")
+        emails = (email.strip() for email in env.get("GOBLIN_INVOKER_EMAIL", "").split(","))
+        return cls(
+            project=env.get("GCS_PROJECT_ID") or env.get("GOOGLE_CLOUD_PROJECT") or "",
+            region=env.get("GCS_REGION") or DEFAULT_REGION,
+            config_path=Path(path) if (path := env.get("GOBLIN_CONFIG")) else None,
+            verify_callers=verify == "on",
+            caller_audience=env.get("GOBLIN_PUSH_AUDIENCE", ""),
+            caller_emails=tuple(email for email in emails if email),
+            certs_url=env.get("GOBLIN_OIDC_CERTS_URL") or GOOGLE_CERTS_URL,
+            variables=env,
+        )
+
+    def catalog(self) -> Catalog:
+        """Read `goblin.toml`. Raises `BadConfiguration`."""
+        path = self.config_path or _default_config()
+        try:
+            text = path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BadConfiguration(f"{path}: {error.strerror}") from error
+        return read_catalog(text, self.variables, name=str(path))
+
+
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Positive = Annotated[int, Meta(ge=1)]
+Micros = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+class _Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    strategy: Strategy = Strategy.LOWEST_LATENCY
+    attempts_max: Annotated[int, Meta(ge=1, le=10)] = 3
+    first_token_timeout_s: Seconds = 60.0
+    between_tokens_timeout_s: Seconds = 30.0
+
+
+class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Name
+    provider: Name
+    url: Annotated[str, Meta(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")]
+    api_key: str = ""
+    models: Literal["discover"] | Annotated[tuple[str, ...], Meta(min_length=1)] = "discover"
+    capabilities: tuple[Capability, ...] = tuple(Capability)
+    context_tokens: Positive | None = None
+    price_input_usd_micros_per_mtok: Micros | None = None
+    price_output_usd_micros_per_mtok: Micros | None = None
+    weight: Micros = 1
+    parallel: Positive = 1
+    first_token_prior_ms: Positive = 1000
+    options: dict[str, str] = {}
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    routing: _Routing = _Routing()
+    endpoints: tuple[_Endpoint, ...] = ()
+
+
+def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin.toml") -> Catalog:
+    """Parse and check the text of a `goblin.toml`.
+
+    Raises:
+        BadConfiguration: with the file's name and the key, as in `$.endpoints[0].weight`; never with a value,
+            which may be a secret.
+    """
+    try:
+        raw = tomllib.loads(text)
+        filled = {**raw, "endpoints": _configured(raw.get("endpoints", []), variables)}
+        parsed = msgspec.convert(filled, _File)
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfiguration(f"{name}: {error}") from error
+    except msgspec.ValidationError as error:
+        raise BadConfiguration(f"{name}: {error}") from error
+    endpoints = tuple(_endpoint(row, name) for row in parsed.endpoints)
+    names = [endpoint.name for endpoint in endpoints]
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise BadConfiguration(f"{name}: two endpoints are named {', '.join(sorted(twice))}")
+    routing = Routing(**msgspec.structs.asdict(parsed.routing))
+    return Catalog(routing=routing, endpoints=endpoints)
+
+
+def _endpoint(row: _Endpoint, file: str) -> Endpoint:
+    inward, outward = row.price_input_usd_micros_per_mtok, row.price_output_usd_micros_per_mtok
+    price = None
+    if inward is not None and outward is not None:
+        price = Price(input_usd_micros_per_mtok=inward, output_usd_micros_per_mtok=outward)
+    elif inward is not None or outward is not None:
+        raise BadConfiguration(f"{file}: endpoint {row.name} has one price; it needs both or none")
+    return Endpoint(
+        name=row.name,
+        provider=row.provider,
+        url=row.url,
+        api_key=row.api_key or None,
+        models=None if row.models == "discover" else tuple(row.models),
+        capabilities=frozenset(row.capabilities),
+        context_tokens=row.context_tokens,
+        price=price,
+        weight=row.weight,
+        parallel=row.parallel,
+        first_token_prior_ms=row.first_token_prior_ms,
+        options=row.options,
+    )
+
+
+_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
+
+
+class _NotSet(Exception):
+    """A variable without a default."""
+
+
+def _configured(rows: Any, variables: Mapping[str, str]) -> Any:
+    """Rows with their variables filled in, without those that lack one."""
+    if not isinstance(rows, list):
+        return rows  # The parser says what is wrong with it.
+    filled = []
+    for row in rows:
+        try:
+            filled.append(_filled(row, variables))
+        except _NotSet:
+            continue
+    return filled
+
+
+def _filled(value: Any, variables: Mapping[str, str]) -> Any:
+    def lookup(found: re.Match[str]) -> str:
+        name, default = found.groups()
+        value = variables.get(name) or default
+        if value is None:
+            raise _NotSet
+        return value
+
+    match value:
+        case str():
+            return _VARIABLE.sub(lookup, value)
+        case dict():
+            return {key: _filled(inner, variables) for key, inner in value.items()}
+        case list():
+            return [_filled(inner, variables) for inner in value]
+    return value
+
+
+def _default_config() -> Path:
+    """In a wheel the file travels inside the package; in a checkout it lies at the root."""
+    bundled = Path(str(resources.files("goblin"))) / "_bundle" / "goblin.toml"
+    return bundled if bundled.exists() else Path(__file__).parents[2] / "goblin.toml"

@@ -1,0 +1,156 @@
+"""Adapters from settings, once per process and event loop, on first use: nothing connects at import."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import itertools
+import pkgutil
+import random
+import ssl
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from weakref import WeakKeyDictionary
+
+import httpx
+from google.cloud.firestore import AsyncClient
+
+from goblin.adapters import providers as provider_files
+from goblin.adapters.gcp.firestore import FirestoreHealth, FirestoreKeys, FirestoreRequests
+from goblin.adapters.gcp.oidc import Callers
+from goblin.adapters.prometheus import PrometheusMeter
+from goblin.adapters.system import SystemClock
+from goblin.domain.models import Catalog, Endpoint
+from goblin.ports import ChatProvider
+from goblin.services import chat, health
+from goblin.services.health import HealthView
+from goblin.services.keys import Keys
+from goblin.services.live import Live
+from goblin.settings import BadConfiguration, Settings
+
+CONNECTIONS_KEPT = 64
+CONNECTIONS_MAX = 1024
+
+
+@cache
+def settings() -> Settings:
+    return Settings.from_env()
+
+
+@cache
+def meter() -> PrometheusMeter:
+    return PrometheusMeter()
+
+
+def gateway() -> chat.Deps:
+    """What the inference routes need."""
+    return _here().gateway
+
+
+def health_check() -> health.Deps:
+    """What the scheduled health check needs."""
+    return _here().health
+
+
+def health_view() -> HealthView:
+    """What the router believes of the endpoints."""
+    return _here().gateway.health
+
+
+async def verify_caller(authorization: str | None) -> None:
+    """Let only our own service accounts pass: Pub/Sub's and the scheduler's. Raises as `Callers.verify`."""
+    if settings().verify_callers:
+        await _here().callers.verify(authorization)
+
+
+def provider_names() -> frozenset[str]:
+    """The files in `adapters/providers`."""
+    return frozenset(found.name for found in pkgutil.iter_modules(provider_files.__path__))
+
+
+def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> tuple[Endpoint, ChatProvider]:
+    """The provider that speaks to an endpoint, and the endpoint with what its provider lacks.
+
+    Raises:
+        BadConfiguration: there is no such provider.
+    """
+    if endpoint.provider not in provider_names():
+        there = ", ".join(sorted(provider_names()))
+        raise BadConfiguration(
+            f"endpoint {endpoint.name}: there is no provider {endpoint.provider!r}; there are {there}"
+        )
+    module = importlib.import_module(f"{provider_files.__name__}.{endpoint.provider}")
+    known = replace(endpoint, lacks=module.UNSUPPORTED)
+    return known, module.connect(known, client)
+
+
+@dataclass
+class _Process:
+    """Everything that lives as long as one event loop."""
+
+    settings: Settings
+
+    @cached_property
+    def http(self) -> httpx.AsyncClient:
+        return httpx.AsyncClient(
+            verify=ssl.create_default_context(),
+            # No redirects and no proxies from the environment: provider URLs are what the file says.
+            follow_redirects=False,
+            trust_env=False,
+            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_KEPT),
+        )
+
+    @cached_property
+    def firestore(self) -> AsyncClient:
+        return AsyncClient(project=self.settings.project or None)
+
+    @cached_property
+    def callers(self) -> Callers:
+        return Callers(
+            self.http,
+            audience=self.settings.caller_audience,
+            emails=self.settings.caller_emails,
+            certs_url=self.settings.certs_url,
+        )
+
+    @cached_property
+    def health(self) -> health.Deps:
+        connected = [connect(endpoint, self.http) for endpoint in _catalog().endpoints]
+        return health.Deps(
+            catalog=replace(_catalog(), endpoints=tuple(endpoint for endpoint, _ in connected)),
+            providers={endpoint.name: provider for endpoint, provider in connected},
+            store=FirestoreHealth(self.firestore),
+            clock=SystemClock(),
+        )
+
+    @cached_property
+    def gateway(self) -> chat.Deps:
+        clock = SystemClock()
+        return chat.Deps(
+            catalog=self.health.catalog,
+            providers=self.health.providers,
+            live=Live(clock),
+            health=HealthView(self.health),
+            keys=Keys(FirestoreKeys(self.firestore), clock),
+            receipts=FirestoreRequests(self.firestore),
+            meter=meter(),
+            clock=clock,
+            dice=random.random,
+            # A random start, or every fresh process would send its first request to the first endpoint.
+            turns=itertools.count(random.randrange(1 << 16)),
+        )
+
+
+_processes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Process] = WeakKeyDictionary()
+
+
+def _here() -> _Process:
+    loop = asyncio.get_running_loop()
+    if loop not in _processes:
+        _processes[loop] = _Process(settings())
+    return _processes[loop]
+
+
+@cache
+def _catalog() -> Catalog:
+    return settings().catalog()

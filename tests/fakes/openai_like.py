@@ -1,0 +1,204 @@
+"""A server that speaks OpenAI's wire as OpenAI and llama-server do, faults included, on a real socket.
+
+What it answers is set on the instance between requests; what it was asked is kept on it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+WORDS = ["Hel", "lo", ",", " Wörld", " 🌍"]
+
+
+@dataclass
+class Script:
+    """How the next answers go."""
+
+    words: list[str] = field(default_factory=lambda: list(WORDS))
+    status: int | None = None
+    """Refuse with this."""
+    error: Any = None
+    """The refusal's body."""
+    headers: dict[str, str] = field(default_factory=dict)
+    usage: bool = True
+    done: bool = True
+    """End with `[DONE]`."""
+    finish: str | None = "stop"
+    break_after: int | None = None
+    """Close the connection after so many words."""
+    error_after: int | None = None
+    """Send an error event after so many words."""
+    silent_after: int | None = None
+    """Say nothing more after so many words, until the caller leaves."""
+    pings: bool = False
+    newline: str = "\n"
+    content_type: str = "text/event-stream"
+    raw: bytes | None = None
+    """Send exactly this as the stream."""
+    deltas: list[dict[str, Any]] | None = None
+    """Instead of words: tool calls, refusals, reasoning."""
+    choices: int = 1
+
+
+@dataclass
+class FakeOpenAI:
+    """`root` is where the API starts: OpenAI's base URL ends in `/v1`, and so does ours."""
+
+    models: list[str] = field(default_factory=lambda: ["tiny"])
+    api_key: str | None = None
+    owner: str = "openai"
+    loading: bool = False
+    script: Script = field(default_factory=Script)
+    asked: list[dict[str, Any]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+    left: threading.Event = field(default_factory=threading.Event)
+    """Set when a caller hung up in the middle of a stream."""
+
+    @property
+    def app(self) -> Starlette:
+        return Starlette(
+            routes=[
+                Route("/health", self._health),
+                Route("/v1/models", self._models),
+                Route("/v1/chat/completions", self._chat, methods=["POST"]),
+                Route("/v1/completions", self._complete, methods=["POST"]),
+                Route("/v1/embeddings", self._embed, methods=["POST"]),
+            ]
+        )
+
+    async def _health(self, request: Request) -> Response:
+        self.paths.append(request.url.path)
+        if self.loading:
+            return _error(503, {"code": 503, "message": "Loading model", "type": "unavailable_error"})
+        return JSONResponse({"status": "ok"})
+
+    async def _models(self, request: Request) -> Response:
+        self.paths.append(request.url.path)
+        if (refused := self._refused(request)) is not None:
+            return refused
+        rows = [{"id": m, "object": "model", "created": 1, "owned_by": self.owner, "meta": None} for m in self.models]
+        return JSONResponse({"object": "list", "data": rows})
+
+    async def _chat(self, request: Request) -> Response:
+        return await self._generate(request, self._chat_events)
+
+    async def _complete(self, request: Request) -> Response:
+        return await self._generate(request, self._text_events)
+
+    async def _embed(self, request: Request) -> Response:
+        self.paths.append(request.url.path)
+        body = await request.json()
+        self.asked.append(body)
+        if (refused := self._refused(request)) is not None:
+            return refused
+        inputs = body["input"] if isinstance(body["input"], list) else [body["input"]]
+        # Out of order on purpose: the index is what counts.
+        rows = [{"object": "embedding", "index": i, "embedding": [float(i), 0.5, -1.0]} for i in range(len(inputs))]
+        usage = {"prompt_tokens": 3 * len(inputs), "total_tokens": 3 * len(inputs)}
+        answer: dict[str, Any] = {"object": "list", "data": rows[::-1], "model": body["model"]}
+        return JSONResponse(answer | ({"usage": usage} if self.script.usage else {}))
+
+    async def _generate(self, request: Request, events: Any) -> Response:
+        self.paths.append(request.url.path)
+        body = await request.json()
+        self.asked.append(body)
+        if (refused := self._refused(request)) is not None:
+            return refused
+        if body["model"] not in self.models:
+            said = {"message": f"The model `{body['model']}` does not exist", "type": "invalid_request_error"}
+            return _error(404, {**said, "param": None, "code": "model_not_found"})
+        if not body.get("stream"):
+            raise AssertionError("the gateway always streams upstream")
+        return StreamingResponse(self._watched(request, events(body)), media_type=self.script.content_type)
+
+    def _refused(self, request: Request) -> Response | None:
+        if self.loading:
+            return _error(503, {"code": 503, "message": "Loading model", "type": "unavailable_error"})
+        sent = request.headers.get("authorization", "")
+        if self.api_key is not None and sent != f"Bearer {self.api_key}":
+            said = {"message": f"Incorrect API key provided: {sent}.", "type": "invalid_request_error"}
+            return _error(401, {**said, "param": None, "code": "invalid_api_key"})
+        if self.script.status is not None:
+            return JSONResponse(self.script.error, self.script.status, headers=self.script.headers)
+        return None
+
+    async def _watched(self, request: Request, events: AsyncIterator[str]) -> AsyncIterator[bytes]:
+        script = self.script
+        if script.raw is not None:
+            yield script.raw
+            return
+        try:
+            async for event in events:
+                yield event.replace("\n", script.newline).encode()
+        except asyncio.CancelledError:
+            self.left.set()
+            raise
+
+    async def _chat_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        base = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 7, "model": body["model"]}
+        for index in range(self.script.choices):
+            yield _data({**base, "choices": [_choice(index, {"role": "assistant", "content": ""})], "usage": None})
+        deltas = self.script.deltas or [{"content": word} for word in self.script.words]
+        async for event in self._body(deltas, lambda i, d, f: {**base, "choices": [_choice(i, d, f)]}, body, base):
+            yield event
+
+    async def _text_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
+        base = {"id": "cmpl-up", "object": "text_completion", "created": 7, "model": body["model"]}
+
+        def chunk(index: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
+            text = delta.get("content", "")
+            return {**base, "choices": [{"index": index, "text": text, "logprobs": None, "finish_reason": finish}]}
+
+        deltas = [{"content": word} for word in self.script.words]
+        async for event in self._body(deltas, chunk, body, base):
+            yield event
+
+    async def _body(
+        self, deltas: list[dict[str, Any]], chunk: Any, body: dict[str, Any], base: dict[str, Any]
+    ) -> AsyncIterator[str]:
+        script = self.script
+        for number, delta in enumerate(deltas):
+            if number == script.break_after:
+                raise ConnectionError("the fake breaks off")
+            if number == script.error_after:
+                said = {"code": 500, "message": "CUDA error: secret prompt", "type": "server_error"}
+                yield f"data: {json.dumps({'error': said})}\n\n"
+                return
+            if number == script.silent_after:
+                await asyncio.Event().wait()
+            if script.pings:
+                yield ":\n\n"
+            for index in range(script.choices):
+                yield _data(chunk(index, delta, None))
+        if script.finish is not None:
+            for index in range(script.choices):
+                yield _data(chunk(index, {}, script.finish))
+        asked_usage = (body.get("stream_options") or {}).get("include_usage")
+        if script.usage and asked_usage:
+            count = len(deltas)
+            usage = {"prompt_tokens": 11, "completion_tokens": count, "total_tokens": 11 + count}
+            yield _data({**base, "choices": [], "usage": usage})
+        if script.done:
+            yield "data: [DONE]\n\n"
+
+
+def _choice(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+
+
+def _data(value: dict[str, Any]) -> str:
+    return f"data: {json.dumps(value)}\n\n"
+
+
+def _error(status: int, error: dict[str, Any]) -> Response:
+    return JSONResponse({"error": error}, status)
