@@ -40,6 +40,11 @@ def declaration() -> Path:
     return _PACKAGE / "cloud.json"
 
 
+def default_model() -> Path:
+    """The model that comes along: goblin-tiny."""
+    return Path(str(resources.files("goblin_llamacpp"))) / "models" / "goblin-tiny.gguf"
+
+
 def data_folder(named: Path | None) -> Path:
     """The folder of all local state: as named, `.goblin` in a checkout, else the user's own data folder."""
     if named is not None:

@@ -186,10 +186,10 @@ class Up:
         if emulated:
             # Google's Pub/Sub emulator keeps `oidc_token` and never sends one.
             functions["GOBLIN_VERIFY_CALLER"] = "off"
-        model = [f"--model={self._choice.model.absolute()}"] if self._choice.model else []
+        model = (self._choice.model or places.default_model()).absolute()
         children = [
             self._child("functions", python_child("goblin.cli.host", f"--port={ports.http}"), functions),
-            self._child("llamacpp", python_child("goblin_llamacpp", f"--port={ports.llamacpp}", *model)),
+            self._child("llamacpp", python_child("goblin_llamacpp", f"--port={ports.llamacpp}", f"--model={model}")),
         ]
         if emulated:
             found = google.find()
