@@ -43,7 +43,7 @@ class Running:
         with self.out.open("ab") as out:
             self.process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, env=self._env)
         deadline = time.monotonic() + READY_S_MAX
-        while (found := DataFolder(self.data).environment()) is None:
+        while (found := DataFolder(self.data).environment()) is None or not self.said().rstrip().endswith("Ctrl-C"):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"goblin up did not get ready:\n{self.said()}\n{self.logs()}")
             time.sleep(0.05)  # Waiting for another process to say a thing in a file: there is nothing to be woken by.
