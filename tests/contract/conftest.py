@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from unittest import mock
 
@@ -113,7 +114,8 @@ class Cloud:
 @pytest.fixture(scope="session")
 def local_cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCloud]:
     """Our cloud, empty, in this process."""
-    with RunningCloud(tmp_path_factory.mktemp("localcloud")) as cloud:
+    indexes = Path(__file__).with_name("declaration.json")
+    with RunningCloud(tmp_path_factory.mktemp("localcloud"), declaration=indexes) as cloud:
         yield cloud
 
 
