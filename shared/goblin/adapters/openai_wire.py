@@ -49,19 +49,13 @@ class OpenAIWire:
         # Floats whatever the caller wants: not every server knows base64, and the answer is encoded on its way out.
         body = {**_ours_removed(request.body), "model": model, "encoding_format": "float"}
         answer = await self._upstream.json("POST", "/embeddings", body=body, timeout_s=ANSWER_TIMEOUT_S)
-        try:
-            found = msgspec.convert(answer, Embeddings)
-        except msgspec.ValidationError as error:
-            raise self._upstream.nonsense() from error
+        found = self._upstream.convert(answer, Embeddings)
         return Embeddings(data=tuple(sorted(found.data, key=lambda row: row.index)), usage=found.usage)
 
     async def models(self, *, timeout_s: float) -> tuple[str, ...]:
         """Ids of `GET /models`."""
         answer = await self._upstream.json("GET", "/models", timeout_s=timeout_s)
-        try:
-            listed = msgspec.convert(answer, _ModelList)
-        except msgspec.ValidationError as error:
-            raise self._upstream.nonsense() from error
+        listed = self._upstream.convert(answer, _ModelList)
         return tuple(row.id for row in listed.data)
 
     async def _stream(self, path: str, body: Mapping[str, Any], kind: type[Any]) -> AsyncGenerator[Any, None]:

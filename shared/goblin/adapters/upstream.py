@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 import msgspec
@@ -13,6 +13,8 @@ import msgspec
 from goblin.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
@@ -80,6 +82,13 @@ class Upstream:
         try:
             return msgspec.json.decode(data, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self.nonsense() from error
+
+    def convert(self, value: Any, kind: type[T]) -> T:
+        """Give parsed JSON its type."""
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
             raise self.nonsense() from error
 
     def nonsense(self) -> ProviderUnavailable:

@@ -1,0 +1,145 @@
+"""The quirks of servers that copied OpenAI's wire, and what we make of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import httpx
+import msgspec
+import pytest
+
+from goblin import wiring
+from goblin.domain import requests
+from goblin.domain.chat import ChatChunk
+from goblin.domain.health import Finding
+from goblin.domain.models import Endpoint
+from goblin.errors import ProviderUnavailable
+from goblin.ports import ChatProvider
+from tests.fakes.openai_like import FakeOpenAI, Script
+from tests.fakes.serving import serve
+
+FAKE = FakeOpenAI()
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with serve(FAKE.app) as base:
+        yield base
+
+
+@pytest.fixture
+def fake() -> FakeOpenAI:
+    FAKE.__dict__.update(FakeOpenAI().__dict__)
+    return FAKE
+
+
+@pytest.fixture
+async def provider(fake: FakeOpenAI, url: str) -> AsyncIterator[ChatProvider]:
+    async with httpx.AsyncClient() as client:
+        yield wiring.connect(Endpoint(name="e", provider="llamacpp", url=url, api_key="k"), client)[1]
+
+
+async def answer(provider: ChatProvider, **more: Any) -> list[ChatChunk]:
+    body = {"model": "tiny", "messages": [{"role": "user", "content": "Hi"}], **more}
+    asked = requests.parse(requests.ChatRequest, json.dumps(body).encode())
+    return [chunk async for chunk in provider.chat(asked, model="tiny")]
+
+
+def text(chunks: list[ChatChunk]) -> str:
+    return "".join(choice.delta.text for chunk in chunks for choice in chunk.choices)
+
+
+@pytest.mark.parametrize(
+    "script",
+    [Script(pings=True), Script(done=False), Script(newline="\r\n"), Script(newline="\r"), Script(usage=False)],
+    ids=["comments between events", "no [DONE]", "CRLF", "CR", "no usage"],
+)
+async def test_a_whole_answer_is_whole_however_it_is_dressed(
+    fake: FakeOpenAI, provider: ChatProvider, script: Script
+) -> None:
+    fake.script = script
+    assert text(await answer(provider)) == "Hello, Wörld 🌍"
+
+
+EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}\n\n'
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"",
+        EVENT + b"data: [DONE]\n\n",
+        EVENT + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
+        EVENT + b"data: {not json\n\n",
+        EVENT + b"data: 7\n\n",
+        EVENT + b'event: error\ndata: {"message":"overloaded"}\n\n',
+        EVENT + b'data: {"error":{"message":"boom"}}\n\n',
+        EVENT
+        + b'data: {"choices":[{"index":1,"delta":{"content":"x"},"finish_reason":null}]}\n\n'
+        + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}\n\ndata: [DONE]\n\n',
+    ],
+    ids=["nothing", "[DONE] without a reason", "truncated event", "no JSON", "no object", "error event",
+         "error data", "one of two choices unfinished"],
+)  # fmt: skip
+async def test_half_an_answer_is_never_taken_for_a_whole_one(
+    fake: FakeOpenAI, provider: ChatProvider, raw: bytes
+) -> None:
+    fake.script = Script(raw=raw)
+    with pytest.raises(ProviderUnavailable):
+        await answer(provider)
+
+
+async def test_the_word_error_in_an_answer_is_not_an_error(fake: FakeOpenAI, provider: ChatProvider) -> None:
+    fake.script = Script(words=['{"error": "no"}', ' and "error" again'])
+    assert text(await answer(provider)) == '{"error": "no"} and "error" again'
+
+
+async def test_a_page_instead_of_a_stream_is_refused(fake: FakeOpenAI, provider: ChatProvider) -> None:
+    fake.script = Script(content_type="text/html")
+    with pytest.raises(ProviderUnavailable):
+        await answer(provider)
+
+
+async def test_tool_calls_refusals_reasoning_and_probabilities_pass_unchanged(
+    fake: FakeOpenAI, provider: ChatProvider
+) -> None:
+    fake.script = Script(
+        deltas=[
+            {"reasoning_content": "hm"},
+            {"tool_calls": [{"index": 0, "id": "c1", "type": "function", "function": {"name": "f", "arguments": ""}}]},
+            {"tool_calls": [{"index": 0, "function": {"arguments": '{"a":1}'}}]},
+            {"refusal": "no"},
+        ],
+        finish="tool_calls",
+    )
+    chunks = await answer(provider)
+    deltas = [json.loads(_encoded(c.delta)) for chunk in chunks for c in chunk.choices]
+    assert deltas[1:5] == fake.script.deltas
+
+
+def _encoded(value: Any) -> bytes:
+    return msgspec.json.encode(value)
+
+
+async def test_asks_for_usage_and_keeps_the_callers_other_wishes(fake: FakeOpenAI, provider: ChatProvider) -> None:
+    await answer(provider, stream_options={"include_obfuscation": False}, temperature=0.5, made_up=[1, {"x": 2}])
+    asked = fake.asked[-1]
+    assert asked["stream_options"] == {"include_obfuscation": False, "include_usage": True}
+    assert asked["temperature"] == 0.5
+    assert asked["made_up"] == [1, {"x": 2}]
+
+
+async def test_a_loading_server_says_so(fake: FakeOpenAI, provider: ChatProvider) -> None:
+    fake.loading = True
+    probe = await provider.probe()
+    assert probe.finding is Finding.LOADING
+    assert probe.models is None
+
+
+async def test_a_refused_key_is_found_by_the_probe(fake: FakeOpenAI, provider: ChatProvider) -> None:
+    fake.api_key = "another"
+    probe = await provider.probe()
+    assert probe.finding is Finding.REFUSED
+    assert "k" not in probe.reason.split()
