@@ -16,9 +16,11 @@ import asyncio
 import sys
 from pathlib import Path
 
+from .fetch import Fetch
 from .loaded import KV_TYPES, LoadSettings
 from .process import ProcessSettings, run
 from .server import ServerSettings
+from .source import ModelSource
 
 PREFIX = "GOBLIN_LLAMACPP_"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -31,11 +33,13 @@ def main(argv: list[str] | None = None) -> int:
         sys.stderr.write("the API key file is empty\n")
         return 2
     shows_slots = options.slots_endpoint == "on" or (options.slots_endpoint == "auto" and options.host in LOOPBACK)
-    aliases = tuple(options.alias or [options.model.stem])
+    source = ModelSource(options.model, options.sha256)
+    aliases = tuple(options.alias or [source.stem])
     return asyncio.run(
         run(
             ProcessSettings(
-                model=options.model,
+                model=source,
+                fetch=_fetch(options.models_dir),
                 aliases=aliases,
                 host=options.host,
                 port=options.port,
@@ -53,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
                 queue=options.queue,
                 gpu_layers=options.gpu_layers,
                 kv_type=options.kv_type,
+                memory_bytes=options.memory_mib and options.memory_mib * 2**20,
             ),
             ServerSettings(
                 api_keys=keys,
@@ -63,6 +68,11 @@ def main(argv: list[str] | None = None) -> int:
             ),
         )
     )
+
+
+def _fetch(folder: Path | None) -> Fetch:
+    storage_host = os.environ.get("STORAGE_EMULATOR_HOST")
+    return Fetch(folder=folder, storage_host=storage_host) if folder else Fetch(storage_host=storage_host)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -77,7 +87,8 @@ def _parser() -> argparse.ArgumentParser:
                 settings["default"] = value.lower() in ("1", "true", "yes", "on")
         parser.add_argument(name, **settings)  # type: ignore[arg-type]
 
-    option("--model", type=Path, required=True, help="the GGUF file")
+    option("--model", required=True, help="the GGUF: a path, or an https:// or gs:// address")
+    option("--sha256", help="its digest, checked before it is loaded; an address needs one")
     option("--alias", action="append", help="what requests call the model; repeatable; default: its file's stem")
     option("--host", default="127.0.0.1")
     option("--port", type=int, default=8080, help="0 takes a free one")
@@ -92,10 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     option("--queue", type=int, default=64, help="requests that may wait; beyond, 429")
     option("--gpu-layers", type=int, default=0, help="-1 puts all layers on the GPU")
     option("--kv-type", choices=sorted(KV_TYPES), default="f16")
+    option("--memory-mib", type=_positive, help="what the model may use; default: what is free")
     option("--body-bytes-max", type=_positive, default=4 * 2**20)
     option("--slots-endpoint", choices=("auto", "on", "off"), default="auto", help="auto: on for a loopback host")
     option("--allow-load", action="store_true", help="serve POST /models/load")
-    option("--models-dir", type=Path, help="where /models/load may read from")
+    option("--models-dir", type=Path, help="where /models/load may read from, and downloads go")
     option("--grace-s", type=float, default=8.0, help="how long running answers may go on after SIGTERM")
     return parser
 

@@ -9,6 +9,9 @@ from typing import Any
 from . import __version__
 from .embedder import Embedder
 from .engine import Engine, EngineSettings, Post
+from .gguf import read_header
+from .machine import available_bytes
+from .memory import MemoryPlan, plan_memory
 from .metrics import Meters
 from .model import Model
 from .template import ChatTemplate
@@ -61,13 +64,16 @@ class LoadedModel:
         """Load; takes seconds to minutes.
 
         Raises:
-            ModelRefused: The file can not be served.
+            NotGguf: The file's header is wrong.
+            DoesNotFit: There is not enough memory.
+            ModelRefused: llama.cpp can not serve it.
             TemplateRefused: Its chat template does not compile.
         """
         self.alias = alias
         self.sha256 = sha256
         """Of the file, where somebody checked it."""
         self.loaded_at = time.time()
+        self.memory = plan(path, settings)
         self.model = Model(path, gpu_layers=settings.gpu_layers)
         try:
             self.template = ChatTemplate(
@@ -114,6 +120,23 @@ class LoadedModel:
             "n_params": model.n_params,
             "size": model.size_bytes,
         }
+
+
+def plan(path: Path, settings: LoadSettings) -> MemoryPlan | None:
+    """Refuse by the header alone what could not be held; None where free memory is unknown."""
+    header = read_header(path)
+    available = settings.memory_bytes or available_bytes(on_gpu=bool(settings.gpu_layers))
+    sizes = engine_settings(settings, header.number("context_length", 4096), header.file_bytes, 1)
+    if available is None:
+        return None
+    return plan_memory(
+        header,
+        cells=sizes.cells,
+        slots=sizes.slots,
+        batch=sizes.batch,
+        kv_type=settings.kv_type,
+        available=available,
+    )
 
 
 def engine_settings(settings: LoadSettings, n_ctx_train: int, size_bytes: int, cores: int) -> EngineSettings:

@@ -19,10 +19,12 @@ from pathlib import Path
 
 import uvicorn
 
+from .fetch import Fetch
 from .loaded import LoadSettings
 from .model import quiet_llama
 from .server import Server, ServerSettings
 from .serving import Serving
+from .source import ModelSource
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +36,8 @@ CUT_S = 0.7
 
 @dataclass(frozen=True, slots=True)
 class ProcessSettings:
-    model: Path
+    model: ModelSource
+    fetch: Fetch
     aliases: tuple[str, ...]
     host: str
     port: int
@@ -57,7 +60,7 @@ async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettin
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     quiet_llama()
     bound = _bind(process.host, process.port)
-    serving = Serving(load, aliases=process.aliases, cores=process.cores)
+    serving = Serving(load, aliases=process.aliases, cores=process.cores, fetch=process.fetch)
     app = Server(serving, server).app()
     listener = _Listener(
         uvicorn.Config(app, access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=1, ws="none")

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hmac
+import ipaddress
 import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,7 +19,7 @@ from starlette.routing import Route
 
 from . import __version__, schema
 from .answers import Answer, ChatAnswer, Frame, TextAnswer, new_id
-from .errors import ApiError
+from .errors import ApiError, invalid
 from .exchange import EventStream, Exchange, Mailbox, error_response
 from .loaded import LoadedModel
 from .prompts import (
@@ -29,7 +30,8 @@ from .prompts import (
     prepare_completion,
     to_generations,
 )
-from .serving import Serving
+from .serving import LoadRefused, Serving
+from .source import ModelSource
 
 log = logging.getLogger(__name__)
 
@@ -220,7 +222,28 @@ class Server:
         tokens = check_tokens(body.tokens, loaded, param="tokens") if body.tokens else []
         return JSONResponse({"content": loaded.model.detokenize(tokens)})
 
+    async def load(self, request: Request) -> Response:
+        """Replace the model without dropping a running answer."""
+        if not self.settings.allows_load:
+            raise ApiError(501, "This server was started without --allow-load", type="not_supported_error")
+        if not self.settings.api_keys and not _is_loopback(request):
+            raise ApiError(403, "Without an API key, only this machine may do that", type="permission_error")
+        body = await self._read(request, schema.LoadRequest)
+        source = ModelSource(self._allowed_path(body.path) if body.path else body.url or "", body.sha256)
+        try:
+            loaded = await self.serving.replace(source, body.alias or source.stem)
+        except LoadRefused as error:
+            raise ApiError(400, f"The model was refused: {error}", code="model_refused") from error
+        return JSONResponse({"model": loaded.alias, "sha256": loaded.sha256, "meta": loaded.describe()})
+
     # Inside.
+
+    def _allowed_path(self, given: str) -> str:
+        path = Path(given).resolve()
+        folder = self.settings.models_dir
+        if folder is not None and not path.is_relative_to(folder.resolve()):
+            raise invalid("`path` is outside the models folder", param="path")
+        return str(path)
 
     async def _read(self, request: Request, type: type[Body]) -> Body:  # noqa: A002
         """Read a bounded body in bounded time, and check it."""
@@ -265,6 +288,7 @@ class Server:
             Route("/embeddings", self.embeddings, methods=post),
             Route("/tokenize", self.tokenize, methods=post),
             Route("/detokenize", self.detokenize, methods=post),
+            Route("/models/load", self.load, methods=post),
         ]
         app = Starlette(
             routes=routes,
@@ -299,6 +323,10 @@ class KeyCheck:
         given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         # Every key is compared in full, so that the time tells nothing.
         return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
+
+
+def _is_loopback(request: Request) -> bool:
+    return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
 
 
 async def _on_api_error(_request: Request, error: Exception) -> Response:

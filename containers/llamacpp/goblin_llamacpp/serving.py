@@ -8,42 +8,50 @@ All of it runs on the event loop; loading and freeing run in threads.
 
 import asyncio
 import logging
-from collections.abc import Callable
-from pathlib import Path
+from dataclasses import replace
 from typing import Literal
 
 from .errors import ApiError, broken, draining, loading
+from .fetch import Fetch, FetchFailed
 from .generation import Event, Generation
+from .gguf import NotGguf
 from .loaded import LoadedModel, LoadSettings
+from .memory import DoesNotFit
 from .metrics import Meters
+from .model import ModelRefused
+from .source import LocalModel, ModelSource, SourceRefused, local_model
+from .template import TemplateRefused
 
 log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "draining", "failed"]
-
-Opened = Callable[["Serving"], LoadedModel]
+LoadRefused = (SourceRefused, FetchFailed, NotGguf, DoesNotFit, ModelRefused, TemplateRefused)
+"""Every way in which a model can turn out not to be servable; the words are for its owner."""
 
 
 class Serving:
     """The current model, its predecessor while that drains, and the state probes ask for."""
 
-    def __init__(self, settings: LoadSettings, *, aliases: tuple[str, ...], cores: int) -> None:
+    def __init__(self, settings: LoadSettings, *, aliases: tuple[str, ...], cores: int, fetch: Fetch) -> None:
         self.settings = settings
         self.meters = Meters()
         self.state: State = "loading"
         self.failure: str | None = None
         self._aliases = aliases
         self._cores = cores
+        self._fetch = replace(fetch, on_progress=self._on_progress)
+        self.progress = 0.0
+        """Part of the file that is here, while a model is fetched."""
         self._current: LoadedModel | None = None
         self._retiring: set[LoadedModel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.get_running_loop()
         self._swap = asyncio.Lock()
 
-    async def load_first(self, path: Path) -> None:
+    async def load_first(self, source: ModelSource) -> None:
         """Load in the background of an already listening server; a failure is kept for the probes."""
         try:
-            model = await asyncio.to_thread(self._open, path, self._aliases[0])
+            model = await self._load(source, self._aliases[0])
         except Exception as error:
             log.exception("the model could not be loaded")
             self.state, self.failure = "failed", str(error)
@@ -94,18 +102,21 @@ class Serving:
     def deferred(self) -> int:
         return sum(model.engine.deferred for model in self._all())
 
-    async def replace(self, path: Path, alias: str) -> LoadedModel:
+    async def replace(self, source: ModelSource, alias: str) -> LoadedModel:
         """Load a model beside the current one, give it all new requests, and let the old one finish.
 
         Raises:
             ApiError: 409 while another replacement runs.
-            ModelRefused: The current model goes on as if nothing had happened.
+            LoadRefused: The current model goes on as if nothing had happened.
         """
         if self._swap.locked():
             raise ApiError(409, "Another model is being loaded", code="load_in_progress", retry_after_s=5)
         async with self._swap:
             self.current()
-            new = await asyncio.to_thread(self._open, path, alias)
+            new = await self._load(source, alias)
+            if self.state == "draining":
+                await asyncio.to_thread(new.close)
+                raise draining()
             old, self._current = self._current, new
             if old is not None:
                 self._retiring.add(old)
@@ -145,8 +156,29 @@ class Serving:
     def _all(self) -> list[LoadedModel]:
         return [*self._retiring, *([self._current] if self._current else [])]
 
-    def _open(self, path: Path, alias: str) -> LoadedModel:
-        return LoadedModel(path, self.settings, alias=alias, cores=self._cores, meters=self.meters, post=self._post)
+    async def _load(self, source: ModelSource, alias: str) -> LoadedModel:
+        """Fetch, verify, load; in this order, so that nothing unverified is ever parsed."""
+        async with local_model(source, self._fetch) as file:
+            model = await asyncio.to_thread(self._open, file, alias)
+            if not file.is_unchanged():
+                await asyncio.to_thread(model.close)
+                raise SourceRefused(f"{file.path.name} was changed while it was loaded")
+        log.info("serving %s (%s)", alias, file.sha256 or file.path.name)
+        return model
+
+    def _open(self, file: LocalModel, alias: str) -> LoadedModel:
+        return LoadedModel(
+            file.path,
+            self.settings,
+            alias=alias,
+            cores=self._cores,
+            meters=self.meters,
+            post=self._post,
+            sha256=file.sha256,
+        )
+
+    def _on_progress(self, done: int, total: int) -> None:
+        self.progress = done / total if total else 0.0
 
     def _post(self, events: list[tuple[Generation, Event]]) -> None:
         """Called by engine threads: one wake-up of the event loop per step, not per token."""

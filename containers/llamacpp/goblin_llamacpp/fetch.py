@@ -1,0 +1,161 @@
+"""Download a large file: many ranges at once where the server can, one stream where it can not.
+
+A single connection to Cloud Storage reaches a fraction of an instance's bandwidth; eight ranges of 32 MiB fill it.
+"""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+
+import httpx
+
+METADATA_TOKEN = "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token"  # noqa: S105
+TRIES = 4
+BACKOFF_S = 0.5
+TIMEOUT = httpx.Timeout(30.0, connect=10.0)
+
+
+class FetchFailed(Exception):
+    """The download did not end well; nothing is left of it."""
+
+
+def _no_progress(_done: int, _total: int) -> None:
+    """Nobody is watching."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """How to download."""
+
+    folder: Path = field(default_factory=lambda: Path(tempfile.gettempdir()))
+    bytes_max: int = 200 * 2**30
+    range_bytes: int = 32 * 2**20
+    at_once: int = 8
+    on_progress: Callable[[int, int], None] = _no_progress
+    """Called with the bytes that are there and the bytes there will be."""
+    transport: httpx.AsyncBaseTransport | None = None
+    storage_host: str | None = None
+    """A stand-in for Cloud Storage, such as an emulator's address; no token is asked for then."""
+
+
+async def download(address: str, fetch: Fetch) -> Path:
+    """Fetch into a new file in the folder; the caller deletes it.
+
+    Raises:
+        FetchFailed: Wrong address, refused, too large, or cut off more than `TRIES` times.
+    """
+    if urlsplit(address).scheme not in ("https", "http", "gs"):
+        raise FetchFailed("The address must start with https://, http:// or gs://")
+    fetch.folder.mkdir(parents=True, exist_ok=True)
+    number, name = tempfile.mkstemp(prefix="model-", suffix=".gguf", dir=fetch.folder)
+    path = Path(name)
+    try:
+        async with httpx.AsyncClient(transport=fetch.transport, timeout=TIMEOUT, follow_redirects=True) as http:
+            url, headers = await _resolve(http, address, fetch)
+            await _fill(http, url, headers, number, fetch)
+    except BaseException as error:
+        await asyncio.to_thread(path.unlink, missing_ok=True)
+        if isinstance(error, httpx.HTTPError | OSError):
+            raise FetchFailed(f"The download failed: {error or type(error).__name__}") from error
+        raise
+    finally:
+        os.close(number)
+    return path
+
+
+async def _resolve(http: httpx.AsyncClient, address: str, fetch: Fetch) -> tuple[str, dict[str, str]]:
+    """`gs://bucket/object` as the JSON API's address, with the instance's own token."""
+    parts = urlsplit(address)
+    if parts.scheme != "gs":
+        return address, {}
+    path = f"/storage/v1/b/{parts.netloc}/o/{quote(parts.path.lstrip('/'), safe='')}?alt=media"
+    if fetch.storage_host:
+        host = fetch.storage_host if "://" in fetch.storage_host else f"http://{fetch.storage_host}"
+        return host.rstrip("/") + path, {}
+    answer = await http.get(METADATA_TOKEN, headers={"Metadata-Flavor": "Google"})
+    answer.raise_for_status()
+    token = answer.json()["access_token"]
+    return f"https://storage.googleapis.com{path}", {"Authorization": f"Bearer {token}"}
+
+
+async def _fill(http: httpx.AsyncClient, url: str, headers: dict[str, str], number: int, fetch: Fetch) -> None:
+    total = await _first(http, url, headers, number, fetch)
+    if total is None:
+        return  # The server sent all of it.
+    done = min(fetch.range_bytes, total)
+    fetch.on_progress(done, total)
+    starts = iter(range(fetch.range_bytes, total, fetch.range_bytes))
+
+    async def work() -> None:
+        nonlocal done
+        for start in starts:  # Shared: each worker takes the next one.
+            end = min(start + fetch.range_bytes, total)
+            await _range(http, url, headers, number, start, end)
+            done += end - start
+            fetch.on_progress(done, total)
+
+    workers = [asyncio.create_task(work()) for _ in range(fetch.at_once)]
+    try:
+        await asyncio.gather(*workers)
+    finally:
+        # After a failure the others must be off the file before it is closed.
+        for worker in workers:
+            worker.cancel()
+        await asyncio.gather(*workers, return_exceptions=True)
+
+
+async def _first(http: httpx.AsyncClient, url: str, headers: dict[str, str], number: int, fetch: Fetch) -> int | None:
+    """Ask for the first range, which shows whether there are ranges; the size, or None when all has come."""
+    asked = headers | {"Range": f"bytes=0-{fetch.range_bytes - 1}", "Accept-Encoding": "identity"}
+    async with http.stream("GET", url, headers=asked) as answer:
+        if answer.status_code not in (200, 206):
+            raise FetchFailed(f"The server answered {answer.status_code}")
+        ranged = answer.status_code == 206
+        total = int(answer.headers["Content-Range"].rsplit("/", 1)[1]) if ranged else None
+        said = total if total is not None else int(answer.headers.get("Content-Length", 0))
+        if said > fetch.bytes_max:
+            raise FetchFailed(f"The file has {said} bytes, more than {fetch.bytes_max}")
+        at = 0
+        async for chunk in answer.aiter_raw():
+            at = _write(number, chunk, at)
+            if at > fetch.bytes_max:
+                raise FetchFailed(f"The file has more than {fetch.bytes_max} bytes")
+    if total is not None and at < min(fetch.range_bytes, total):
+        await _range(http, url, headers, number, at, min(fetch.range_bytes, total))
+    return total
+
+
+async def _range(http: httpx.AsyncClient, url: str, headers: dict[str, str], number: int, start: int, end: int) -> None:
+    """Fetch [start, end), going on where a cut connection ended."""
+    at, tries = start, 0
+    while at < end:
+        try:
+            asked = headers | {"Range": f"bytes={at}-{end - 1}", "Accept-Encoding": "identity"}
+            async with http.stream("GET", url, headers=asked) as answer:
+                if answer.status_code == 206:
+                    async for chunk in answer.aiter_raw():
+                        at = _write(number, chunk[: end - at], at)
+                elif answer.status_code < 500 and answer.status_code != 429:
+                    raise FetchFailed(f"The server answered {answer.status_code} to a range")
+        except httpx.TransportError:
+            if tries + 1 >= TRIES:
+                raise
+        if at < end:
+            tries += 1
+            if tries >= TRIES:
+                raise FetchFailed(f"The server broke off {TRIES} times")
+            await asyncio.sleep(BACKOFF_S * 2**tries)
+
+
+def _write(number: int, data: bytes, at: int) -> int:
+    """Write all of `data` at a place of the file; returns the place after it."""
+    view = memoryview(data)
+    while view:
+        count = os.pwrite(number, view, at)
+        at += count
+        view = view[count:]
+    return at

@@ -1,0 +1,122 @@
+"""The header of a GGUF file: what it is, before gigabytes are read. Pure but for the reading.
+
+Source: ggml's gguf.h, versions 2 and 3 (little endian): magic, version, counts, then key-value pairs; strings and
+arrays carry 64-bit lengths. Everything read is bounded, for the file may come from anywhere.
+"""
+
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+PAIRS_MAX = 4096
+STRING_BYTES_MAX = 16 * 2**20
+ARRAY_ITEMS_MAX = 4 * 2**20
+TENSORS_MAX = 2**20
+
+_SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
+_STRING, _ARRAY = 8, 9
+
+
+class NotGguf(ValueError):
+    """The file is no GGUF that can be served; the words say why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a file says about itself."""
+
+    metadata: dict[str, Any]
+    """Arrays of strings are left out (a vocabulary is of no use here), arrays of numbers are lists."""
+    n_tensors: int
+    file_bytes: int
+
+    @property
+    def architecture(self) -> str:
+        return str(self.metadata.get("general.architecture", ""))
+
+    def number(self, key: str, default: int = 0) -> int:
+        """A number of this architecture, such as `block_count`; of an array its largest."""
+        value = self.metadata.get(f"{self.architecture}.{key}", default)
+        if isinstance(value, list):
+            return max((int(item) for item in value), default=default)
+        return int(value)
+
+    def numbers(self, key: str, count: int) -> list[int]:
+        """One number per layer; a single one stands for all."""
+        value = self.metadata.get(f"{self.architecture}.{key}", 0)
+        return [int(item) for item in value] if isinstance(value, list) else [int(value)] * count
+
+
+def read_header(path: Path) -> Header:
+    """Read and check the header.
+
+    Raises:
+        NotGguf: With the reason.
+        OSError: The file can not be read.
+    """
+    with path.open("rb") as file:
+        try:
+            return _read(file, path.stat().st_size)
+        except (struct.error, UnicodeDecodeError) as error:
+            raise NotGguf(f"{path.name} ends inside its header, or its header is damaged") from error
+
+
+def _read(file: BinaryIO, file_bytes: int) -> Header:
+    if file.read(4) != b"GGUF":
+        raise NotGguf("The file does not start with GGUF")
+    version, n_tensors, n_pairs = struct.unpack("<IQQ", file.read(20))
+    if version not in (2, 3):
+        raise NotGguf(f"GGUF version {version} is not supported")
+    if not 0 < n_tensors <= TENSORS_MAX or n_pairs > PAIRS_MAX:
+        raise NotGguf(f"The header counts {n_tensors} tensors and {n_pairs} keys, which can not be")
+    metadata: dict[str, Any] = {}
+    for _ in range(n_pairs):
+        key = _read_string(file)
+        kind = _read_scalar(file, 4)
+        value = _read_value(file, kind)
+        if value is not None:
+            metadata[key] = value
+    header = Header(metadata, n_tensors, file_bytes)
+    if not header.architecture:
+        raise NotGguf("The header names no architecture")
+    return header
+
+
+def _read_value(file: BinaryIO, kind: int) -> Any:
+    if kind == _STRING:
+        return _read_string(file)
+    if kind == _ARRAY:
+        return _read_array(file)
+    return _read_scalar(file, kind)
+
+
+def _read_scalar(file: BinaryIO, kind: int) -> Any:
+    layout = _SCALARS.get(kind)
+    if layout is None:
+        raise NotGguf(f"The header has a value of unknown type {kind}")
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
+
+
+def _read_string(file: BinaryIO) -> str:
+    (size,) = struct.unpack("<Q", file.read(8))
+    if size > STRING_BYTES_MAX:
+        raise NotGguf(f"The header has a string of {size} bytes")
+    data = file.read(size)
+    if len(data) != size:
+        raise NotGguf("The file ends inside its header")
+    return data.decode("utf-8", "replace")
+
+
+def _read_array(file: BinaryIO) -> list[Any] | None:
+    kind, count = struct.unpack("<IQ", file.read(12))
+    if count > ARRAY_ITEMS_MAX or kind == _ARRAY:
+        raise NotGguf(f"The header has an array of {count} values of type {kind}")
+    if kind == _STRING:
+        for _ in range(count):
+            (size,) = struct.unpack("<Q", file.read(8))
+            if size > STRING_BYTES_MAX:
+                raise NotGguf(f"The header has a string of {size} bytes")
+            file.seek(size, 1)
+        return None
+    return [_read_scalar(file, kind) for _ in range(count)]
