@@ -121,7 +121,7 @@ def test_an_unwrapped_push_keeps_transport_headers_out_of_the_attributes() -> No
         ({"content-type": "application/cloudevents+json"}, b"{}"),
         ({"content-type": "application/cloudevents+json"}, b"not json"),
         ({**CE, "ce-time": "yesterday"}, b"x"),
-        (JSON, b" " * (events.EVENT_BYTES_MAX + 1)),
+        (JSON, b" " * (events.PUSH_BYTES_MAX + 1)),
     ],
 )
 def test_what_is_no_event_is_refused_in_words(headers: dict[str, str], content: bytes) -> None:

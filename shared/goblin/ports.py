@@ -68,6 +68,8 @@ class ApiKey:
     """For a person, in lists and records."""
     created_at: datetime
     disabled: bool = False
+    expires_at: datetime | None = None
+    """An attempt's key ends with it; None never does."""
 
 
 class KeyStore(Protocol):

@@ -57,6 +57,11 @@ def health_view() -> HealthView:
     return _here().gateway.health
 
 
+def firestore() -> AsyncClient:
+    """This loop's Firestore."""
+    return _here().firestore
+
+
 async def verify_caller(authorization: str | None) -> None:
     """Let only our own service accounts pass: Pub/Sub's and the scheduler's. Raises as `Callers.verify`."""
     if settings().verify_callers:

@@ -207,7 +207,8 @@ def make(root: Path) -> None:
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
-    Path(site, "goblin.pth").write_text(f"{root / 'shared'}\n{root / 'containers' / 'llamacpp'}\n")
+    homes = (root / "shared", root / "containers" / "llamacpp", root / "containers" / "worker")
+    Path(site, "goblin.pth").write_text("".join(f"{home}\n" for home in homes))
     # The stamp comes last: an interrupted run starts over.
     (venv / "goblin.lock").write_text(lock)
     say("ready")

@@ -119,6 +119,11 @@ class DataFolder:
         self._write("api-key", key)
         return key
 
+    def write_credentials(self, account: dict[str, str]) -> Path:
+        """Keep a service account's key file, as Google's clients read it."""
+        self._write("service-account.json", json.dumps(account, indent=1))
+        return self.path / "service-account.json"
+
     def write_environment(self, variables: dict[str, str]) -> None:
         """Keep what `goblin env` prints; its presence says that everything is ready."""
         self._write("environment.json", json.dumps(variables, indent=1))

@@ -182,6 +182,9 @@ class Up:
             "GOBLIN_OIDC_CERTS_URL": f"http://{HOST}:{ports.storage}/oauth2/v1/certs",
             "GOBLIN_PUSH_AUDIENCE": url,
             "GOBLIN_INVOKER_EMAIL": INVOKER,
+            "GOBLIN_LOCAL_INSTANCES": str(self._choice.data / "instances"),
+            # Signs the URLs that instances get; on Cloud Run the service's own account does.
+            "GOOGLE_APPLICATION_CREDENTIALS": str(self._folder.write_credentials(_service_account(self._choice.data))),
         }
         if emulated:
             # Google's Pub/Sub emulator keeps `oidc_token` and never sends one.
@@ -213,12 +216,14 @@ class Up:
             )
             await self._wait_for_answers(http, by_name)
             await self._check_health(http)
+            await self._resume_jobs(http)
             self._folder.write_environment(self.variables)
             ready(self.variables, time.monotonic() - started)
 
             async def recovered() -> None:
                 await self._wait_for_answers(http, by_name)
                 await self._check_health(http)
+                await self._resume_jobs(http)
 
             await _all(*(keep(child, self._say, recovered) for child in children))
 
@@ -239,12 +244,32 @@ class Up:
         await wait_ready(children["functions"], partial(_answers, http, url), START_S_MAX)
 
     async def _check_health(self, http: httpx.AsyncClient) -> None:
-        """Run the scheduled check once now, so that the router knows its providers from the first request."""
-        base = f"http://{HOST}:{self._ports.storage}/v1/projects/{PROJECT}/locations/us-east1/jobs"
-        answer = await http.post(f"{base}/check-health:run", timeout=60.0)
-        said = answer.json().get("status", {})
-        if answer.status_code != 200 or said.get("code"):
-            raise Refusal(f"the first health check failed: {said.get('message', answer.text)}")
+        """Check once now, so that the router knows its providers from the first request."""
+        if failure := await self._run_schedule(http, "check-health"):
+            raise Refusal(f"the first health check failed: {failure}")
+
+    async def _resume_jobs(self, http: httpx.AsyncClient) -> None:
+        """Look now what became of the jobs of the last run, not at the next full minute."""
+        if failure := await self._run_schedule(http, "reconcile"):
+            self._say(f"jobs are looked after at the next minute: {failure}")
+
+    async def _run_schedule(self, http: httpx.AsyncClient, name: str) -> str:
+        """Run one schedule at once; what went wrong, empty when all is well."""
+        url = f"http://{HOST}:{self._ports.storage}/v1/projects/{PROJECT}/locations/us-east1/jobs/{name}:run"
+        try:
+            answer = await http.post(url, timeout=60.0)
+            said = answer.json().get("status", {})
+        except (httpx.HTTPError, ValueError) as error:
+            return f"{type(error).__name__}: {error}"
+        failed = answer.status_code != 200 or said.get("code")
+        return str(said.get("message", answer.text)) if failed else ""
+
+
+def _service_account(data: Path) -> dict[str, str]:
+    """The account whose signatures the local cloud knows; its key is made on first use."""
+    from localcloud.identity import Identity
+
+    return Identity(data / "cloud").service_account
 
 
 async def _all(*work: Coroutine[Any, Any, None]) -> None:

@@ -49,6 +49,8 @@ class Keys:
         found = await self._find(digest)
         if found is None or found.disabled or not hmac.compare_digest(found.digest, digest):
             raise Unauthenticated("Incorrect API key provided.")
+        if found.expires_at is not None and found.expires_at <= self._clock.now():
+            raise Unauthenticated("This key has expired.", code="expired_api_key")
         return found
 
     async def _find(self, digest: str) -> ApiKey | None:

@@ -1,0 +1,136 @@
+"""A batch job: items to the gateway, several at once, results in the dataset's order, a checkpoint every so many."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import hashlib
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+
+from goblin_worker.controller import Controller, Rejected, Work
+from goblin_worker.crc32c import crc32c
+
+PARALLEL = 4
+PARALLEL_MAX = 64
+AHEAD = 4
+"""How far beyond the slowest item the others may run, in multiples of the parallelism."""
+PART_BYTES_MAX = 8 * 1024 * 1024
+"""A part is saved early when it grows over this: it is held in memory until then."""
+UPLOAD_TRIES = 5
+UPLOAD_S_MAX = 300.0
+PART = "part.jsonl"
+
+
+class Batch:
+    """One attempt's work on a batch job."""
+
+    def __init__(
+        self, work: Work, controller: Controller, http: httpx.AsyncClient, run_item: Callable[[bytes], Awaitable[bytes]]
+    ) -> None:
+        """Nothing starts yet.
+
+        Args:
+            work: What the controller assigned.
+            controller: Takes checkpoints.
+            http: For uploads.
+            run_item: A line of the dataset to a line of output.
+        """
+        self._work = work
+        self._controller = controller
+        self._http = http
+        self._run_item = run_item
+        self._saved = work.step
+        self._part: list[bytes] = []
+
+    @property
+    def step(self) -> int:
+        """Items done, saved or not."""
+        return self._saved + len(self._part)
+
+    async def run(self, lines: AsyncGenerator[bytes, None], stop: asyncio.Event) -> bool:
+        """Work until all is checkpointed or `stop` is set; what was done by then is checkpointed too.
+
+        Returns:
+            Whether everything is done.
+        """
+        parallel = self._work.parameters.get("parallel", PARALLEL)
+        parallel = max(1, min(PARALLEL_MAX, parallel)) if isinstance(parallel, int) else PARALLEL
+        async with aclosing(_in_order(lines, self._run_item, parallel, stop)) as results:
+            async for result in results:
+                self._part.append(result)
+                size = sum(map(len, self._part))
+                if len(self._part) >= self._work.checkpoint_every or size >= PART_BYTES_MAX:
+                    await self._save()
+        if self._part:
+            await self._save()
+        return self._saved >= self._work.total
+
+    async def _save(self) -> None:
+        """Upload the part and have it verified; only then is it done."""
+        part, step = b"".join(self._part), self.step
+        files = [await asyncio.to_thread(_announce, part)]
+        upload_id = await self._upload(step, files, part)
+        await self._controller.commit_checkpoint(step, self._saved, upload_id, files)
+        self._saved, self._part = step, []
+
+    async def _upload(self, step: int, files: list[dict[str, Any]], part: bytes) -> str:
+        why = ""
+        for tries in range(UPLOAD_TRIES):
+            upload_id, grants = await self._controller.begin_checkpoint(step, files)
+            grant = grants[PART]
+            try:
+                answer = await self._http.put(grant.url, content=part, headers=grant.headers, timeout=UPLOAD_S_MAX)
+            except httpx.TransportError as error:
+                why = f"{type(error).__name__}: {error}"
+            else:
+                if answer.is_success:
+                    return upload_id
+                why = f"{answer.status_code}: {answer.text[:200]}"
+            await asyncio.sleep(min(10.0, 0.2 * 2**tries))
+        raise Rejected(f"the bucket does not take the part of step {step}: {why}")
+
+
+def _announce(part: bytes) -> dict[str, Any]:
+    checksum = base64.b64encode(crc32c(part).to_bytes(4, "big")).decode()
+    return {"name": PART, "size": len(part), "crc32c": checksum, "sha256": hashlib.sha256(part).hexdigest()}
+
+
+async def _in_order(
+    lines: AsyncGenerator[bytes, None], run: Callable[[bytes], Awaitable[bytes]], parallel: int, stop: asyncio.Event
+) -> AsyncGenerator[bytes, None]:
+    """Run several lines at once and give their results in order; on `stop`, those that are done without a gap."""
+    running: deque[asyncio.Task[bytes]] = deque()
+    free = asyncio.Semaphore(parallel)
+    stopped = asyncio.create_task(stop.wait())
+
+    async def one(line: bytes) -> bytes:
+        async with free:
+            return await run(line)
+
+    try:
+        async with aclosing(lines):
+            async for line in lines:
+                running.append(asyncio.create_task(one(line)))
+                if len(running) >= parallel * AHEAD and not await _done(running[0], stopped):
+                    break
+                while running and running[0].done():
+                    yield running.popleft().result()
+                if stop.is_set():
+                    break
+        while running and await _done(running[0], stopped):
+            yield running.popleft().result()
+    finally:
+        for task in (*running, stopped):
+            task.cancel()
+        await asyncio.gather(*running, stopped, return_exceptions=True)
+
+
+async def _done(task: asyncio.Task[bytes], stopped: asyncio.Task[bool]) -> bool:
+    """Wait for the task, but not longer than for the stop."""
+    await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
+    return task.done()

@@ -1,0 +1,60 @@
+"""The dataset, read in ranges as it is needed: neither held whole nor on a connection that waits for hours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+
+import httpx
+
+from goblin_worker.controller import Controller, Grant
+
+RANGE_BYTES = 1024 * 1024
+TRIES = 6
+TIMEOUT_S = 60.0
+
+
+class Unreadable(Exception):
+    """The bucket does not give the dataset."""
+
+
+async def lines(
+    http: httpx.AsyncClient, controller: Controller, grant: Grant, offset: int
+) -> AsyncGenerator[bytes, None]:
+    """Lines from the offset on, blank ones left out.
+
+    Raises:
+        Unreadable: The bucket refuses, or stays away.
+    """
+    rest = b""
+    while True:
+        chunk, grant = await _range(http, controller, grant, offset)
+        offset += len(chunk)
+        *whole, rest = (rest + chunk).split(b"\n")
+        for line in whole:
+            if line.strip():
+                yield line
+        if len(chunk) < RANGE_BYTES:
+            break
+    if rest.strip():
+        yield rest
+
+
+async def _range(http: httpx.AsyncClient, controller: Controller, grant: Grant, start: int) -> tuple[bytes, Grant]:
+    why = ""
+    for tries in range(TRIES):
+        headers = {**grant.headers, "range": f"bytes={start}-{start + RANGE_BYTES - 1}", "accept-encoding": "identity"}
+        try:
+            answer = await http.get(grant.url, headers=headers, timeout=TIMEOUT_S)
+        except httpx.TransportError as error:
+            why = f"{type(error).__name__}: {error}"
+        else:
+            if answer.status_code == 206:
+                return answer.content, grant
+            if answer.status_code == 416:
+                return b"", grant  # The last range ended exactly at the end.
+            why = f"{answer.status_code}: {answer.text[:200]}"
+            if answer.status_code in (400, 401, 403):
+                grant = await controller.dataset()  # It has expired.
+        await asyncio.sleep(min(10.0, 0.2 * 2**tries))
+    raise Unreadable(f"dataset at byte {start}: {why}")

@@ -1,0 +1,20 @@
+"""Topic `checkpoint-saved`: verify a manifest once more and move its job's checkpoint forward."""
+
+from __future__ import annotations
+
+import functions_framework.aio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from goblin import events, job_wiring, wiring
+from goblin.adapters import asgi
+from goblin.services import checkpoints
+
+
+@functions_framework.aio.http
+@asgi.answers_errors
+async def on_checkpoint_saved(request: Request) -> Response:
+    await wiring.verify_caller(request.headers.get("authorization"))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    await checkpoints.note(events.decode(events.CheckpointSaved, event.data), job_wiring.jobs())
+    return Response(status_code=204)

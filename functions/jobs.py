@@ -1,0 +1,155 @@
+"""HTTP `/jobs`: submit, list, show, cancel with an API key; what a rented host asks with its attempt's token."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import functions_framework.aio
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from goblin import events, job_wiring, wiring
+from goblin.adapters import asgi, jobs_face
+from goblin.errors import Forbidden, InvalidRequest, Unauthenticated
+from goblin.services import jobs as service
+from goblin.services import leases, reconcile
+from goblin.services.jobs import JobDeps
+
+LISTED_MAX = 200
+
+
+async def _person(request: Request) -> str:
+    """The name of the API key; an attempt's token opens the gateway and its own job, never this."""
+    authorization = request.headers.get("authorization")
+    key = await wiring.gateway().keys.authenticate(authorization)
+    if leases.is_token(_bearer(request)):
+        raise Forbidden("an attempt's token may not do this")
+    return key.name
+
+
+def _bearer(request: Request) -> str:
+    scheme, _, token = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not token.strip():
+        raise Unauthenticated("send `Authorization: Bearer TOKEN`", code="missing_api_key")
+    return token.strip()
+
+
+@asgi.answers_errors
+async def submit(request: Request) -> Response:
+    await _person(request)
+    spec = jobs_face.parse(events.JobRequested, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    job = await service.submit(spec, job_wiring.jobs())
+    await reconcile.reconcile(job_wiring.jobs(), only=job.job_id)
+    return asgi.json_response(jobs_face.job(await service.show(job.job_id, job_wiring.jobs())), status=202)
+
+
+@asgi.answers_errors
+async def list_jobs(request: Request) -> Response:
+    await _person(request)
+    limit = request.query_params.get("limit", "50")
+    if not limit.isdigit() or not 1 <= int(limit) <= LISTED_MAX:
+        raise InvalidRequest(f"limit is 1 to {LISTED_MAX}", param="limit")
+    found = await service.recent(int(limit), job_wiring.jobs())
+    return asgi.json_response({"object": "list", "data": [jobs_face.job(job) for job in found]})
+
+
+@asgi.answers_errors
+async def show(request: Request) -> Response:
+    await _person(request)
+    return asgi.json_response(jobs_face.job(await service.show(request.path_params["job_id"], job_wiring.jobs())))
+
+
+@asgi.answers_errors
+async def cancel(request: Request) -> Response:
+    name = await _person(request)
+    job = await service.cancel(request.path_params["job_id"], job_wiring.jobs(), by=name)
+    return asgi.json_response(jobs_face.job(job))
+
+
+Work = Callable[[str, str, Request, JobDeps], Awaitable[object]]
+
+
+def _attempt(work: Work) -> Callable[[Request], Awaitable[Response]]:
+    """A route for the host of an attempt: its job from the path, its token from the header."""
+
+    @asgi.answers_errors
+    async def route(request: Request) -> Response:
+        return asgi.json_response(
+            await work(request.path_params["job_id"], _bearer(request), request, job_wiring.jobs())
+        )
+
+    return route
+
+
+async def claim(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
+    return jobs_face.assignment(await leases.claim(job_id, token, deps))
+
+
+async def inputs(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
+    return jobs_face.grant(await leases.inputs(job_id, token, deps))
+
+
+async def heartbeat(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    beat = jobs_face.parse(jobs_face.Beat, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    return {"state": (await leases.heartbeat(job_id, token, beat.step, deps)).state}
+
+
+async def begin_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    said = jobs_face.parse(jobs_face.Begin, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    files = [file.artifact() for file in said.files]
+    upload_id, grants = await leases.begin_checkpoint(job_id, token, said.step, files, deps)
+    return {"upload_id": upload_id, "grants": {name: jobs_face.grant(grant) for name, grant in grants.items()}}
+
+
+async def commit_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    said = jobs_face.parse(jobs_face.Commit, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    saved = await leases.commit_checkpoint(
+        job_id, token, request.path_params["step"], said.previous_step, said.upload_id,
+        [file.artifact() for file in said.files], deps,
+    )  # fmt: skip
+    return jobs_face.checkpoint(saved)
+
+
+async def finish(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
+    await leases.finish(job_id, token, deps)
+    await reconcile.reconcile(deps, only=job_id)
+    return {"state": (await service.show(job_id, deps)).state}
+
+
+async def withdraw(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    said = jobs_face.parse(jobs_face.Said, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    job = await leases.withdraw(job_id, token, said.reason, deps)
+    await reconcile.reconcile(deps, only=job_id)
+    return {"state": job.state}
+
+
+async def fail(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    said = jobs_face.parse(jobs_face.Said, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    return {"state": (await leases.fail(job_id, token, said.reason, deps)).state}
+
+
+_router = Starlette(
+    routes=[
+        Route("/jobs", submit, methods=["POST"]),
+        Route("/jobs", list_jobs, methods=["GET"]),
+        Route("/jobs/{job_id}", show, methods=["GET"]),
+        Route("/jobs/{job_id}/cancel", cancel, methods=["POST"]),
+        Route("/jobs/{job_id}/claim", _attempt(claim), methods=["POST"]),
+        Route("/jobs/{job_id}/inputs", _attempt(inputs), methods=["POST"]),
+        Route("/jobs/{job_id}/heartbeat", _attempt(heartbeat), methods=["POST"]),
+        Route("/jobs/{job_id}/checkpoints", _attempt(begin_checkpoint), methods=["POST"]),
+        Route("/jobs/{job_id}/checkpoints/{step:int}/commit", _attempt(commit_checkpoint), methods=["POST"]),
+        Route("/jobs/{job_id}/finish", _attempt(finish), methods=["POST"]),
+        Route("/jobs/{job_id}/withdraw", _attempt(withdraw), methods=["POST"]),
+        Route("/jobs/{job_id}/fail", _attempt(fail), methods=["POST"]),
+    ],
+    exception_handlers={HTTPException: asgi.on_http_error},
+)
+
+
+@functions_framework.aio.http
+async def jobs(request: Request) -> Response:
+    return asgi.Delegated(_router)

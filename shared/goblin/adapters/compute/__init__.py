@@ -1,0 +1,1 @@
+"""Who rents out instances: one file is one provider."""

@@ -1,0 +1,123 @@
+"""Firestore: `jobs/{job_id}`, changed only at the update time that was read, and the keys of attempts.
+
+A commit that was written and whose answer was lost looks like somebody else's write: the caller reads again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+from google.api_core.datetime_helpers import DatetimeWithNanoseconds
+from google.api_core.exceptions import AlreadyExists, FailedPrecondition, GoogleAPICallError, NotFound, RetryError
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.firestore import AsyncClient, Query
+from google.cloud.firestore_v1.base_query import FieldFilter
+
+from goblin.domain.jobs import Job
+from goblin.errors import StoreUnavailable
+from goblin.job_ports import Stored
+
+DEADLINE_S = 5.0
+T = TypeVar("T")
+
+
+async def _in_time(call: Awaitable[T], what: str) -> T:
+    try:
+        async with asyncio.timeout(DEADLINE_S + 0.5):
+            return await call
+    except (AlreadyExists, FailedPrecondition, NotFound):
+        raise  # An answer, and the caller's to read.
+    except (GoogleAPICallError, GoogleAuthError, RetryError, TimeoutError) as error:
+        raise StoreUnavailable(f"Firestore did not answer ({what})") from error
+
+
+class FirestoreJobs:
+    """The port `JobStore`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._jobs = client.collection("jobs")
+        self._client = client
+
+    async def create(self, job: Job) -> Stored | None:
+        call = self._jobs.document(job.job_id).create(_fields(job), timeout=DEADLINE_S, retry=None)
+        try:
+            written = await _in_time(call, "create of a job")
+        except AlreadyExists:
+            return None
+        return Stored(job=job, version=_version(written))
+
+    async def get(self, job_id: str) -> Stored | None:
+        call = self._jobs.document(job_id).get(timeout=DEADLINE_S, retry=None)
+        found = await _in_time(call, "read of a job")
+        return _stored(found) if found.exists else None
+
+    async def replace(self, job: Job, version: str) -> Stored | None:
+        read_at = DatetimeWithNanoseconds.from_rfc3339(version).timestamp_pb()
+        option = self._client.write_option(last_update_time=read_at)
+        # `set` takes no precondition; an update of every field is the same write.
+        call = self._jobs.document(job.job_id).update(_fields(job), option=option, timeout=DEADLINE_S, retry=None)
+        try:
+            written = await _in_time(call, "write of a job")
+        except (FailedPrecondition, NotFound):
+            return None
+        return Stored(job=job, version=_version(written))
+
+    async def list_open(self, limit: int) -> Sequence[Stored]:
+        query = self._jobs.where(filter=FieldFilter("open", "==", True)).order_by("requested_at").limit(limit)
+        found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of open jobs")
+        return [_stored(document) for document in found]
+
+    async def list_recent(self, limit: int) -> Sequence[Job]:
+        query = self._jobs.order_by("requested_at", direction=Query.DESCENDING).limit(limit)
+        found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of jobs")
+        return [_stored(document).job for document in found]
+
+
+class FirestoreAttemptKeys:
+    """The port `AttemptKeys`: documents in `keys`, where the gateway looks."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._keys = client.collection("keys")
+
+    async def open(self, digest: str, *, name: str, until: datetime) -> None:
+        fields = {"name": name, "disabled": False, "created_at": datetime.now(UTC), "expires_at": until}
+        await _in_time(self._keys.document(digest).set(fields, timeout=DEADLINE_S, retry=None), "write of a key")
+
+    async def close(self, digest: str) -> None:
+        await _in_time(self._keys.document(digest).delete(timeout=DEADLINE_S, retry=None), "delete of a key")
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    """A document that a person can read in the console.
+
+    Parameters are the caller's own and go as JSON: Firestore has no lists of lists and no integers over 64 bits.
+    """
+    fields: dict[str, Any] = msgspec.to_builtins(job, builtin_types=(datetime,))
+    fields["spec"]["parameters"] = msgspec.json.encode(job.spec.parameters).decode()
+    return fields
+
+
+def _stored(document: Any) -> Stored:
+    fields = _plain(document.to_dict())
+    fields["spec"]["parameters"] = msgspec.json.decode(fields["spec"]["parameters"])
+    return Stored(job=msgspec.convert(fields, Job), version=_version(document))
+
+
+def _version(written: Any) -> str:
+    """The update time, to the nanosecond."""
+    return str(written.update_time.rfc3339())
+
+
+def _plain(value: Any) -> Any:
+    """The client's own kind of datetime is one, but msgspec wants the plain kind."""
+    if isinstance(value, DatetimeWithNanoseconds):
+        return datetime.fromtimestamp(value.timestamp(), UTC).replace(microsecond=value.microsecond)
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_plain(inner) for inner in value]
+    return value

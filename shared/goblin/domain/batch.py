@@ -1,0 +1,156 @@
+"""OpenAI's batch file: one request a line in, one result a line out.
+
+Source: OpenAI's batch guide and `openai.types.batch_request`, read 2026-11-23. Limits of a file are theirs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import msgspec
+
+URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
+DATASET_BYTES_MAX = 200 * 1024 * 1024
+ITEMS_MAX = 50_000
+LINE_BYTES_MAX = 1024 * 1024
+RESULT_BYTES_MAX = 4 * 1024 * 1024
+"""One line of output; more than any context we serve."""
+
+
+class BatchItem(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the dataset."""
+
+    custom_id: Annotated[str, msgspec.Meta(min_length=1, max_length=512)]
+    method: str
+    url: str
+    body: dict[str, Any]
+
+
+class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    """What the endpoint said."""
+
+    status_code: Annotated[int, msgspec.Meta(ge=100, le=599)]
+    request_id: str
+    body: dict[str, Any]
+
+
+class BatchFault(msgspec.Struct, frozen=True, kw_only=True):
+    """Why there is no answer."""
+
+    code: str
+    message: str
+
+
+class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of the output; exactly one of `response` and `error` is there."""
+
+    id: str
+    custom_id: str
+    response: BatchAnswer | None
+    error: BatchFault | None
+
+
+class Malformed(ValueError):
+    """A line that is not what it must be; the message names it."""
+
+
+def parse_item(line: bytes, number: int) -> BatchItem:
+    """Read one line of a dataset.
+
+    Args:
+        line: Without its newline.
+        number: From 1, for the message.
+
+    Raises:
+        Malformed: It cannot be run.
+    """
+    try:
+        item = msgspec.json.decode(line, type=BatchItem)
+    except msgspec.DecodeError as error:
+        raise Malformed(f"line {number}: {error}") from error
+    if item.method != "POST":
+        raise Malformed(f"line {number}: method {item.method!r} is not POST")
+    if item.url not in URLS:
+        raise Malformed(f"line {number}: url {item.url!r} is none of {', '.join(URLS)}")
+    if item.body.get("stream"):
+        raise Malformed(f"line {number}: a batch cannot stream")
+    return item
+
+
+@dataclass
+class Lines:
+    """Cuts a stream of bytes into lines, holding at most one unfinished line."""
+
+    limit: int
+    number: int = 0
+    """Of the last line given out, from 1; blank lines count."""
+    offset: int = 0
+    """Bytes up to and with the last line given out and its newline."""
+    _rest: bytes = b""
+
+    def feed(self, chunk: bytes) -> list[tuple[int, int, bytes]]:
+        """The lines that end in the chunk, blank ones left out: each with its number and the offset after it.
+
+        Raises:
+            Malformed: A line is over the limit.
+        """
+        *whole, self._rest = (self._rest + chunk).split(b"\n")
+        found = [self._take(line, 1) for line in whole]
+        if len(self._rest) > self.limit:
+            raise Malformed(f"line {self.number + 1}: over {self.limit} bytes")
+        return [line for line in found if line[2].strip()]
+
+    def close(self) -> list[tuple[int, int, bytes]]:
+        """The last line, when the stream does not end with a newline."""
+        if not self._rest.strip():
+            return []
+        line, self._rest = self._rest, b""
+        return [self._take(line, 0)]
+
+    def _take(self, line: bytes, newline: int) -> tuple[int, int, bytes]:
+        self.number += 1
+        self.offset += len(line) + newline
+        if len(line) > self.limit:
+            raise Malformed(f"line {self.number}: over {self.limit} bytes")
+        return self.number, self.offset, line
+
+
+@dataclass
+class DatasetCheck:
+    """Reads a whole dataset once before anything is rented for it."""
+
+    items: int = 0
+    _lines: Lines = field(default_factory=lambda: Lines(limit=LINE_BYTES_MAX))
+    _seen: dict[bytes, int] = field(default_factory=dict)
+
+    def feed(self, chunk: bytes) -> None:
+        """Check the lines that end in the chunk.
+
+        Raises:
+            Malformed: A line cannot be run, or has a custom_id that was there before.
+        """
+        for number, _, line in self._lines.feed(chunk):
+            self._check(number, line)
+
+    def close(self) -> None:
+        """Check the rest.
+
+        Raises:
+            Malformed: As above, or there is nothing to run.
+        """
+        for number, _, line in self._lines.close():
+            self._check(number, line)
+        if not self.items:
+            raise Malformed("the dataset has no items")
+
+    def _check(self, number: int, line: bytes) -> None:
+        item = parse_item(line, number)
+        self.items += 1
+        if self.items > ITEMS_MAX:
+            raise Malformed(f"line {number}: more than {ITEMS_MAX} items")
+        # A digest of fixed size: fifty thousand ids of any length stay a few megabytes.
+        key = hashlib.blake2b(item.custom_id.encode(), digest_size=16).digest()
+        if (first := self._seen.setdefault(key, number)) != number:
+            raise Malformed(f"line {number}: custom_id {item.custom_id!r} is on line {first} already")

@@ -1,0 +1,126 @@
+"""A job over all its attempts: one document, changed only by compare-and-set."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+import msgspec
+
+from goblin.domain.checkpoints import Checkpoint
+from goblin.domain.compute import Lease
+from goblin.events import JobRequested
+
+REASONS_MAX = 30
+"""The oldest are dropped."""
+
+
+class State(StrEnum):
+    """Where a job is in its life; `policy.jobs` has the ways between them."""
+
+    REQUESTED = "requested"
+    """Written down; its dataset has not been looked at."""
+    QUEUED = "queued"
+    """It can run and waits for a free place."""
+    PLACING = "placing"
+    """A lease is written and an instance is being asked for."""
+    STARTING = "starting"
+    """The instance exists and has not spoken yet."""
+    RUNNING = "running"
+    PREEMPTED = "preempted"
+    """The attempt is over, the job is not; it waits a moment."""
+    FINISHING = "finishing"
+    """All work is done and checkpointed; the output is being put together."""
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    REFUSED = "refused"
+    """It could never have run; the reason says why."""
+
+
+ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.REFUSED})
+LEASED = frozenset({State.PLACING, State.STARTING, State.RUNNING})
+"""Somebody may be at work, and somebody else may not."""
+
+
+class Kind(StrEnum):
+    """What sort of work; each has its own limit of concurrent jobs."""
+
+    TRAINING = "training"
+    BATCH = "batch"
+    INFERENCE = "inference"
+
+
+class Priority(StrEnum):
+    """Who goes first within a kind."""
+
+    HIGH = "high"
+    DEFAULT = "default"
+    LOW = "low"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Reason:
+    """One line of a job's history, for a person."""
+
+    at: datetime
+    state: State
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Dataset:
+    """The dataset as it was when the job was accepted; another object under its name is not read."""
+
+    uri: str
+    generation: int
+    size: int
+    items: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Job:
+    """A requested piece of work, over all its attempts."""
+
+    job_id: str
+    spec: JobRequested
+    spec_sha256: str
+    """Tells a repeated request from another one with the same id."""
+    state: State
+    requested_at: datetime
+    updated_at: datetime
+    reasons: tuple[Reason, ...] = ()
+    """Newest last."""
+    attempt: int = 0
+    lease: Lease | None = None
+    """The current or the last attempt's."""
+    dataset: Dataset | None = None
+    step: int = 0
+    """Items done as last told, which may be ahead of the checkpoint."""
+    checkpoint: Checkpoint | None = None
+    failures: int = 0
+    """Attempts in a row that ended without a new checkpoint."""
+    not_before: datetime | None = None
+    """A preempted job waits until then."""
+    ended_at: datetime | None = None
+    open: bool = True
+    """False once it has ended and its last instance is known to be gone: nothing is left to do."""
+    expires_at: datetime | None = None
+    """When the store may forget an ended job."""
+
+    @property
+    def saved_step(self) -> int:
+        """Items that no later attempt does again."""
+        return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def reason(self) -> str:
+        """Why it is where it is."""
+        return self.reasons[-1].text if self.reasons else ""
+
+
+def spec_digest(spec: JobRequested) -> str:
+    """One digest for one meaning: defaults count as said, the order of parameters does not matter."""
+    return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()

@@ -1,0 +1,74 @@
+"""What the functions of jobs work with, from settings, once per process and event loop, on first use."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from weakref import WeakKeyDictionary
+
+from goblin import wiring
+from goblin.adapters.gcp.jobs import FirestoreAttemptKeys, FirestoreJobs
+from goblin.adapters.system import SystemClock
+from goblin.domain.jobs import Kind
+from goblin.job_ports import ComputeProvider
+from goblin.services.jobs import JobDeps
+from goblin.settings import BadConfiguration
+
+LIMITS: Mapping[str, int] = {Kind.BATCH: 2, Kind.TRAINING: 2, Kind.INFERENCE: 2}
+"""Jobs of one kind at once."""
+
+_kept: WeakKeyDictionary[asyncio.AbstractEventLoop, JobDeps] = WeakKeyDictionary()
+
+
+def jobs() -> JobDeps:
+    """What every service of jobs works with.
+
+    Raises:
+        BadConfiguration: A setting is missing.
+    """
+    loop = asyncio.get_running_loop()
+    if loop not in _kept:
+        _kept[loop] = _connect()
+    return _kept[loop]
+
+
+def _connect() -> JobDeps:
+    # Imported here: they cost half a second, and not every function that looks at jobs opens a bucket.
+    from google.cloud import pubsub_v1, storage
+
+    from goblin.adapters.gcp.gcs import GcsObjects
+    from goblin.adapters.gcp.pubsub import PubSubBus
+
+    project = wiring.settings().project
+    firestore = wiring.firestore()
+    return JobDeps(
+        jobs=FirestoreJobs(firestore),
+        objects=GcsObjects(storage.Client(project=project or None)),
+        bus=PubSubBus(pubsub_v1.PublisherClient(), project=project),
+        keys=FirestoreAttemptKeys(firestore),
+        compute=_compute(),
+        clock=SystemClock(),
+        bucket=_needed("GOBLIN_BUCKET", "the bucket of datasets, outputs and checkpoints"),
+        url=_needed("GOBLIN_URL", "where rented instances reach this Goblin"),
+        limits=LIMITS,
+        new_secret=lambda: secrets.token_urlsafe(32),
+    )
+
+
+def _compute() -> dict[str, ComputeProvider]:
+    """The providers that are configured."""
+    providers: dict[str, ComputeProvider] = {}
+    if folder := wiring.settings().variables.get("GOBLIN_LOCAL_INSTANCES"):
+        from goblin.adapters.compute import local
+
+        providers[local.NAME] = local.connect(Path(folder))
+    return providers
+
+
+def _needed(name: str, meaning: str) -> str:
+    value = wiring.settings().variables.get(name)
+    if not value:
+        raise BadConfiguration(f"{name} is not set: {meaning}")
+    return value

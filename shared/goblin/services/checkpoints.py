@@ -1,0 +1,251 @@
+"""Checkpoints: what a host uploads, the controller verifies, and only then exists.
+
+The order is what makes a torn one impossible to choose: files, then the manifest (create-only, by the controller),
+then `checkpoint-saved`, then the pointer in the job.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing
+
+import msgspec
+
+from goblin.domain import batch
+from goblin.domain.checkpoints import (
+    FILE_BYTES_MAX,
+    FILE_NAME,
+    FILES_MAX,
+    MANIFEST,
+    Artifact,
+    Checkpoint,
+    Manifest,
+    StoredArtifact,
+    manifest_uri,
+    upload_folder,
+)
+from goblin.domain.jobs import Job, State
+from goblin.domain.work import Grant
+from goblin.errors import Broken, Conflict, InvalidRequest, MalformedEvent
+from goblin.events import CheckpointSaved
+from goblin.job_ports import ObjectFacts
+from goblin.policy import jobs as policy
+from goblin.policy.jobs import Fact, Transition
+from goblin.services.batch import verify_part
+from goblin.services.jobs import JobDeps, change, load
+
+log = logging.getLogger(__name__)
+
+MANIFEST_BYTES_MAX = 1024 * 1024
+_UPLOAD_ID = re.compile(r"^[A-Za-z0-9_-]{8,64}$")
+_NAME = re.compile(FILE_NAME)
+
+
+async def begin(job: Job, step: int, files: Sequence[Artifact], deps: JobDeps) -> tuple[str, Mapping[str, Grant]]:
+    """Let the current attempt upload the files of one step.
+
+    Args:
+        job: Running, its caller known to be the current attempt.
+        step: After the last checkpoint's.
+        files: What will be uploaded; a grant fits these bytes only.
+        deps: Signs.
+
+    Returns:
+        The upload's id, to be named at the commit, and one grant a file.
+
+    Raises:
+        InvalidRequest: The step or a file cannot be.
+    """
+    _check_step(job, step)
+    if not 1 <= len(files) <= FILES_MAX or len({file.name for file in files}) != len(files):
+        raise InvalidRequest(f"a checkpoint has 1 to {FILES_MAX} files, each with its own name", param="files")
+    if job.spec.kind == "batch" and len(files) != 1:
+        raise InvalidRequest("a batch checkpoint is one file", param="files")
+    for file in files:
+        if not _NAME.match(file.name) or file.name == MANIFEST:
+            raise InvalidRequest(f"a file cannot be named {file.name!r}", param="files")
+        if not 0 < file.size <= FILE_BYTES_MAX:
+            raise InvalidRequest(f"{file.name}: a file has 1 to {FILE_BYTES_MAX} bytes", param="files")
+    upload_id = deps.new_secret()
+    where = upload_folder(deps.bucket, job.job_id, step, job.attempt, upload_id)
+    grants = {
+        file.name: await deps.objects.grant_put(f"{where}/{file.name}", size=file.size, crc32c=file.crc32c)
+        for file in files
+    }
+    return upload_id, grants
+
+
+def _check_step(job: Job, step: int) -> None:
+    if job.state is not State.RUNNING:
+        raise Conflict(f"the job is {job.state}")
+    if job.dataset is not None and step > job.dataset.items:
+        raise InvalidRequest(f"the job has {job.dataset.items} items", param="step")
+    if step <= job.saved_step:
+        raise Conflict(f"the job is at step {job.saved_step} already")
+
+
+async def commit(
+    job: Job, step: int, previous_step: int, upload_id: str, files: Sequence[Artifact], deps: JobDeps
+) -> Checkpoint:
+    """Verify what lies in the bucket, write the manifest, tell the world. A repeated commit is the same commit.
+
+    Args:
+        job: Running, its caller known to be the current attempt.
+        step: What the files bring the job to.
+        previous_step: What they add to: the attempt's last commit, or what it resumed from; 0 for the start.
+        upload_id: From `begin`.
+        files: As announced there.
+        deps: Reads, writes and publishes.
+
+    Raises:
+        Conflict: The files are not what was announced, or the step is another upload's already.
+    """
+    uri = manifest_uri(deps.bucket, job.job_id, step, job.attempt)
+    if not _UPLOAD_ID.match(upload_id) or not all(_NAME.match(file.name) for file in files):
+        raise InvalidRequest("no such upload", param="upload_id")
+    where = upload_folder(deps.bucket, job.job_id, step, job.attempt, upload_id)
+    made = await read_manifest(uri, deps)
+    if made is None:
+        _check_step(job, step)
+        previous = await _previous(job, previous_step, deps)
+        stored = [await _verify(f"{where}/{file.name}", file, deps) for file in files]
+        offset = await _verify_content(job, stored, files, previous, step, deps)
+        manifest = Manifest(
+            job_id=job.job_id, attempt=job.attempt, step=step, files=tuple(stored), previous=previous,
+            dataset_offset=offset, saved_at=deps.clock.now(),
+        )  # fmt: skip
+        await deps.objects.create(uri, msgspec.json.encode(manifest), content_type="application/json")
+        made = await read_manifest(uri, deps)
+    if made is None or [file.uri for file in made[0].files] != [f"{where}/{file.name}" for file in files]:
+        raise Conflict(f"step {step} of attempt {job.attempt} is another upload's")
+    manifest, facts = made
+    event = CheckpointSaved(
+        job_id=job.job_id, attempt=job.attempt, step=step, manifest_uri=uri, manifest_generation=facts.generation
+    )
+    await deps.bus.publish("checkpoint-saved", event)
+    return _checkpoint(manifest, facts)
+
+
+async def _previous(job: Job, step: int, deps: JobDeps) -> Checkpoint | None:
+    """The checkpoint that a step adds to. Only the controller writes manifests, so an attempt cannot invent one."""
+    if step == job.saved_step:
+        return job.checkpoint
+    made = await read_manifest(manifest_uri(deps.bucket, job.job_id, step, job.attempt), deps)
+    if made is None:
+        raise Conflict(f"there is no checkpoint of step {step} to add to")
+    return _checkpoint(*made)
+
+
+async def _verify(uri: str, file: Artifact, deps: JobDeps) -> StoredArtifact:
+    facts = await deps.objects.stat(uri)
+    if facts is None:
+        raise Conflict(f"{file.name} was not uploaded")
+    if (facts.size, facts.crc32c) != (file.size, file.crc32c):
+        raise Conflict(f"{file.name} is not what was announced: {facts.size} bytes, crc32c {facts.crc32c}")
+    return StoredArtifact(
+        name=file.name, uri=uri, generation=facts.generation, size=facts.size, crc32c=facts.crc32c, sha256=file.sha256
+    )
+
+
+async def _verify_content(
+    job: Job, stored: Sequence[StoredArtifact], files: Sequence[Artifact], previous: Checkpoint | None, step: int,
+    deps: JobDeps,
+) -> int:  # fmt: skip
+    """Read the files once; the offset of the dataset that they bring the job to."""
+    if len(stored) != 1:
+        raise InvalidRequest("a batch checkpoint is one file", param="files")
+    part = ObjectFacts(uri=stored[0].uri, generation=stored[0].generation, size=stored[0].size, crc32c=stored[0].crc32c)
+    return await verify_part(job, part, files[0].sha256, previous, step, deps)
+
+
+async def read_manifest(uri: str, deps: JobDeps) -> tuple[Manifest, ObjectFacts] | None:
+    """A manifest and where it lies; None when there is none.
+
+    Raises:
+        Broken: Something else lies there.
+    """
+    facts = await deps.objects.stat(uri)
+    if facts is None:
+        return None
+    if facts.size > MANIFEST_BYTES_MAX:
+        raise Broken(f"{uri} is no manifest: {facts.size} bytes")
+    async with aclosing(deps.objects.read(uri, generation=facts.generation)) as chunks:
+        data = b"".join([chunk async for chunk in chunks])
+    try:
+        return msgspec.json.decode(data, type=Manifest), facts
+    except msgspec.DecodeError as error:
+        raise Broken(f"{uri} is no manifest: {error}") from error
+
+
+def _checkpoint(manifest: Manifest, facts: ObjectFacts) -> Checkpoint:
+    return Checkpoint(
+        step=manifest.step, attempt=manifest.attempt, manifest_uri=facts.uri, generation=facts.generation,
+        dataset_offset=manifest.dataset_offset,
+    )  # fmt: skip
+
+
+async def note(event: CheckpointSaved, deps: JobDeps) -> Job:
+    """Move a job's checkpoint forward to a manifest that verifies; late and repeated events change nothing.
+
+    Raises:
+        MalformedEvent: The manifest is not where the controller writes this one.
+        Broken: It, or a file of it, is not there or not whole.
+        NotFound: There is no such job.
+    """
+    job = (await load(deps, event.job_id)).job
+    if event.manifest_uri != manifest_uri(deps.bucket, event.job_id, event.step, event.attempt):
+        raise MalformedEvent(f"{event.manifest_uri} is not where step {event.step}'s manifest lies")
+    if event.attempt == job.attempt and event.step <= job.saved_step:
+        return job
+    checkpoint = await _reverify(event, deps)
+    told: list[str] = []
+
+    def forward(job: Job) -> Transition | None:
+        told.clear()
+        if (refusal := policy.refuses_checkpoint(job, checkpoint)) is not None:
+            told.append(refusal)
+            return None
+        return policy.apply(job, Fact.SAVED, now=deps.clock.now(), checkpoint=checkpoint)
+
+    transition = await change(deps, event.job_id, forward)
+    if transition is None:
+        log.info("job %s: checkpoint %d is not taken: %s", event.job_id, event.step, "; ".join(told))
+        return (await load(deps, event.job_id)).job
+    return transition.job
+
+
+async def _reverify(event: CheckpointSaved, deps: JobDeps) -> Checkpoint:
+    made = await read_manifest(event.manifest_uri, deps)
+    if made is None:
+        raise Broken(f"there is no {event.manifest_uri}")
+    manifest, facts = made
+    if event.manifest_generation not in (None, facts.generation):
+        raise Broken(f"{event.manifest_uri} is another one than was saved")
+    if (manifest.job_id, manifest.attempt, manifest.step) != (event.job_id, event.attempt, event.step):
+        raise Broken(f"{event.manifest_uri} is the manifest of something else")
+    for file in manifest.files:
+        found = await deps.objects.stat(file.uri)
+        if found is None or (found.generation, found.size, found.crc32c) != (file.generation, file.size, file.crc32c):
+            raise Broken(f"{file.uri} is not what its manifest says")
+    return _checkpoint(manifest, facts)
+
+
+async def chain(checkpoint: Checkpoint, deps: JobDeps) -> list[Manifest]:
+    """Every manifest up to a checkpoint, the first one first.
+
+    Raises:
+        Broken: A link is missing, or another one than was verified.
+    """
+    manifests: list[Manifest] = []
+    link: Checkpoint | None = checkpoint
+    while link is not None:
+        made = await read_manifest(link.manifest_uri, deps)
+        if made is None or made[1].generation != link.generation:
+            raise Broken(f"{link.manifest_uri} is gone or was replaced")
+        manifests.append(made[0])
+        link = made[0].previous
+        if len(manifests) > batch.ITEMS_MAX:
+            raise Broken(f"{checkpoint.manifest_uri} has no beginning")
+    return manifests[::-1]

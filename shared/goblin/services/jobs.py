@@ -1,0 +1,168 @@
+"""Jobs as those who ask for them see them: request, show, list, cancel."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from goblin import events
+from goblin.domain.jobs import Job, State, spec_digest
+from goblin.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, Transient
+from goblin.events import JobRequested
+from goblin.job_ports import AttemptKeys, Bus, ComputeProvider, JobStore, ObjectStore, Stored
+from goblin.policy import jobs as policy
+from goblin.policy.jobs import Action, Fact, Transition
+from goblin.ports import Clock
+
+log = logging.getLogger(__name__)
+
+WRITES_MAX = 10
+"""Tries at one compare-and-set before the caller is told to come back."""
+
+
+SPEC_BYTES_MAX = 64 * 1024
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobDeps:
+    """What every service of jobs works with."""
+
+    jobs: JobStore
+    objects: ObjectStore
+    bus: Bus
+    keys: AttemptKeys
+    compute: Mapping[str, ComputeProvider]
+    clock: Clock
+    bucket: str
+    """The one bucket of datasets, outputs and checkpoints."""
+    url: str
+    """Where an instance reaches this controller and the gateway."""
+    limits: Mapping[str, int]
+    """Concurrent jobs by kind. Two reconciles at once may exceed one by a job for a moment."""
+    new_secret: Callable[[], str]
+    """Unguessable text, another one each time."""
+
+
+async def change(deps: JobDeps, job_id: str, decide: Callable[[Job], Transition | None]) -> Transition | None:
+    """Load, decide, write if nobody else wrote meanwhile; again if somebody did.
+
+    Args:
+        deps: Where jobs are kept.
+        job_id: Which one.
+        decide: Pure, may be called several times; None leaves the job as it is.
+
+    Raises:
+        NotFound: There is no such job.
+        LeaseHeld: Others kept writing it.
+    """
+    for _ in range(WRITES_MAX):
+        stored = await load(deps, job_id)
+        transition = decide(stored.job)
+        if transition is None:
+            return None
+        if await deps.jobs.replace(transition.job, stored.version) is not None:
+            return transition
+    raise LeaseHeld(f"job {job_id} is being changed by others", retry_after_s=1)
+
+
+async def load(deps: JobDeps, job_id: str) -> Stored:
+    """The job now.
+
+    Raises:
+        NotFound: There is no such job.
+    """
+    stored = await deps.jobs.get(job_id)
+    if stored is None:
+        raise NotFound(f"no job {job_id!r}", param="job_id")
+    return stored
+
+
+async def submit(spec: JobRequested, deps: JobDeps) -> Job:
+    """Like `request`, for a caller who is there to be told: what could never run is not written down.
+
+    Raises:
+        InvalidRequest: It could never run.
+        Conflict: As `request`.
+    """
+    if (reason := policy.refusal(spec, bucket=deps.bucket)) is not None:
+        raise InvalidRequest(reason)
+    return await request(spec, deps)
+
+
+async def request(spec: JobRequested, deps: JobDeps) -> Job:
+    """Write a job down once, however often it is asked for; a job that could never run is written as refused.
+
+    Raises:
+        Conflict: The id belongs to a job with another specification.
+        InvalidRequest: It is too large to be kept.
+    """
+    if len(events.encode(spec)) > SPEC_BYTES_MAX:
+        raise InvalidRequest(f"a specification has at most {SPEC_BYTES_MAX} bytes; data belongs in the bucket")
+    now = deps.clock.now()
+    job = Job(
+        job_id=spec.job_id, spec=spec, spec_sha256=spec_digest(spec),
+        state=State.REQUESTED, requested_at=now, updated_at=now,
+    )  # fmt: skip
+    if (reason := policy.refusal(spec, bucket=deps.bucket)) is not None:
+        refused = policy.apply(job, Fact.REJECTED, now=now, reason=reason)
+        job = refused.job if refused else job
+    if await deps.jobs.create(job) is not None:
+        return job
+    known = (await load(deps, spec.job_id)).job
+    if known.spec_sha256 != job.spec_sha256:
+        raise Conflict(f"job {spec.job_id!r} exists with another specification; choose another job_id", param="job_id")
+    return known
+
+
+async def show(job_id: str, deps: JobDeps) -> Job:
+    """One job.
+
+    Raises:
+        NotFound: There is no such job.
+    """
+    return (await load(deps, job_id)).job
+
+
+async def recent(limit: int, deps: JobDeps) -> Sequence[Job]:
+    """The newest jobs first."""
+    return await deps.jobs.list_recent(limit)
+
+
+async def cancel(job_id: str, deps: JobDeps, *, by: str) -> Job:
+    """End a job; its attempt is fenced off at once. A second cancel changes nothing.
+
+    Raises:
+        NotFound: There is no such job.
+        Conflict: It is finishing, or has ended otherwise.
+    """
+    transition = await change(
+        deps, job_id,
+        lambda job: policy.apply(job, Fact.CANCELLED, now=deps.clock.now(), reason=f"cancelled by {by}"),
+    )  # fmt: skip
+    if transition is None:
+        job = await show(job_id, deps)
+        if job.state is not State.CANCELLED:
+            raise Conflict(f"job {job_id} is {job.state}: too late to cancel")
+        return job
+    await act(transition, deps)
+    return transition.job
+
+
+async def act(transition: Transition, deps: JobDeps) -> None:
+    """End what the transition leaves behind. What fails here is found again by the next reconcile."""
+    if Action.RELEASE in transition.actions:
+        await release(transition.job, deps)
+
+
+async def release(job: Job, deps: JobDeps) -> None:
+    """Shut the last attempt's key out and ask for its instance's end."""
+    lease = job.lease
+    if lease is None:
+        return
+    try:
+        await deps.keys.close(lease.token_sha256)
+        if provider := deps.compute.get(lease.provider):
+            await provider.release(lease.label)
+    except Transient as error:
+        log.warning("job %s: %s is not released yet: %s", job.job_id, lease.label, error)
