@@ -17,6 +17,7 @@ from google.api_core.exceptions import GoogleAPICallError, RetryError
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
 
+from goblin.adapters.gcp.instants import plain_instants
 from goblin.domain.health import EndpointHealth
 from goblin.errors import StoreUnavailable
 from goblin.ports import ApiKey, RequestRecord
@@ -96,6 +97,6 @@ def _plain(noun: Any) -> dict[str, Any]:
 
 def _read(kind: type[T], fields: Mapping[str, Any]) -> T:
     try:
-        return msgspec.convert(fields, kind)
+        return msgspec.convert(plain_instants(fields), kind)
     except msgspec.ValidationError as error:
         raise StoreUnavailable(f"A document in Firestore is not a {kind.__name__}: {error}.") from error

@@ -6,7 +6,7 @@ A commit that was written and whose answer was lost looks like somebody else's w
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -17,6 +17,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient, Query
 from google.cloud.firestore_v1.base_query import FieldFilter
 
+from goblin.adapters.gcp.instants import plain_instants
 from goblin.domain.jobs import Job
 from goblin.errors import StoreUnavailable
 from goblin.job_ports import Stored
@@ -102,7 +103,7 @@ def _fields(job: Job) -> dict[str, Any]:
 
 
 def _stored(document: Any) -> Stored:
-    fields = _plain(document.to_dict())
+    fields = plain_instants(document.to_dict())
     fields["spec"]["parameters"] = msgspec.json.decode(fields["spec"]["parameters"])
     return Stored(job=msgspec.convert(fields, Job), version=_version(document))
 
@@ -110,14 +111,3 @@ def _stored(document: Any) -> Stored:
 def _version(written: Any) -> str:
     """The update time, to the nanosecond."""
     return str(written.update_time.rfc3339())
-
-
-def _plain(value: Any) -> Any:
-    """The client's own kind of datetime is one, but msgspec wants the plain kind."""
-    if isinstance(value, DatetimeWithNanoseconds):
-        return datetime.fromtimestamp(value.timestamp(), UTC).replace(microsecond=value.microsecond)
-    if isinstance(value, Mapping):
-        return {key: _plain(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_plain(inner) for inner in value]
-    return value
