@@ -1,226 +1,146 @@
-"""What the host of an attempt may ask for, with its token: work, a longer lease, uploads, an end.
-
-The host is not trusted: it proves with the token that it is the current attempt, and everything it says is checked
-or only its own loss.
-"""
+"""The one engine behind every inference route: try the endpoints of a route until one of them answers."""
 
 from __future__ import annotations
 
-import hashlib
-import hmac
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
+import asyncio
+import logging
+from collections.abc import AsyncGenerator, Callable
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
-from goblin.domain.checkpoints import Artifact, Checkpoint, manifest_uri
-from goblin.domain.compute import Lease
-from goblin.domain.jobs import ENDED, Job, State
-from goblin.errors import Conflict, Forbidden, InvalidRequest
-from goblin.events import CheckpointSaved
-from goblin.job_ports import Grant
-from goblin.policy import jobs as policy
-from goblin.policy.jobs import Fact, Transition
-from goblin.services import checkpoints
-from goblin.services.jobs import JobDeps, act, change, load
+from goblin.domain.models import Endpoint, Routing
+from goblin.errors import Fault, GoblinError, ProviderUnavailable, RateLimited, UnknownModel
+from goblin.policy.routing import Route
+from goblin.services.live import Attempt, Live
 
-TOKEN_PREFIX = "gob-attempt-"  # noqa: S105 - what a token starts with, for whoever finds one in a log
-KEY_LIFE = timedelta(hours=1)
-SAID_MAX = 500
-"""Characters of a host's words that go into a job's history."""
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Assignment:
-    """What an attempt has to do."""
+@dataclass(slots=True)
+class Underway(Generic[T]):
+    """An answer that has begun: nobody else will be asked."""
 
-    job_id: str
-    attempt: int
-    kind: str
-    step: int
-    """Items done by earlier attempts."""
-    total: int
-    checkpoint_every: int
-    heartbeat_s: float
-    dataset: Grant
-    dataset_offset: int
-    """Where the first item that is not done begins."""
-    model: str | None
-    """For items that name none."""
-    parameters: Mapping[str, object]
+    attempt: Attempt
+    stream: AsyncGenerator[T, None]
+    head: list[T] = field(default_factory=list)
+    """What has come so far, and was not passed on yet."""
+    ended: bool = False
+    """The head is all of it."""
 
 
-def new_token(job_id: str, attempt: int, secret: str) -> str:
-    """A fencing token; its holder reads from it which job it is for."""
-    return f"{TOKEN_PREFIX}{secret}.{attempt}.{job_id}"
+async def begin(
+    route: Route,
+    model: str,
+    open_stream: Callable[[Endpoint], AsyncGenerator[T, None]],
+    *,
+    starts: Callable[[T], bool],
+    whole: bool,
+    live: Live,
+    routing: Routing,
+    attempts: list[Attempt],
+) -> Underway[T]:
+    """Try the candidates in order until one has sent something the caller would notice.
 
-
-def digest(token: str) -> str:
-    """What is kept of a token."""
-    return hashlib.sha256(token.encode()).hexdigest()
-
-
-def authorise(job: Job, token: str) -> Lease:
-    """The lease that the token proves.
+    Args:
+        route: Whom to try.
+        model: The model's name at the endpoints.
+        open_stream: Starts a request at one endpoint.
+        starts: Whether an item is the first thing a caller would notice.
+        whole: Wait for the whole answer: while the caller has seen nothing, another endpoint can start over.
+        live: Where attempts are counted.
+        routing: How many attempts, and how long to wait.
+        attempts: Every attempt made is added here, also when this raises.
 
     Raises:
-        Forbidden: It is an older attempt's, or nobody's.
+        InvalidRequest: an endpoint found fault with the request; the others would too.
+        RateLimited, UnknownModel, ProviderUnavailable: nobody answered.
     """
-    expected = job.lease.token_sha256 if job.lease else ""
-    if not hmac.compare_digest(digest(token), expected) or job.lease is None:
-        raise Forbidden(f"the token is not of the current attempt of job {job.job_id}", code="attempt_over")
-    return job.lease
+    failures: list[ProviderUnavailable] = []
+    candidates = route.candidates[: routing.attempts_max]
+    for number, choice in enumerate(candidates, start=1):
+        force = route.last_resort or (number == len(candidates) and not attempts)
+        attempt = live.start(choice.endpoint, model, reason=choice.reason, force=force)
+        if attempt is None:
+            continue
+        attempts.append(attempt)
+        underway = Underway(attempt, open_stream(choice.endpoint))
+        try:
+            await _await_head(underway, starts, whole=whole, routing=routing)
+        except ProviderUnavailable as error:
+            attempt.fail(error)
+            failures.append(error)
+            log.warning("%s (%d of %d)", error.message, number, len(candidates))
+        except GoblinError:
+            # The endpoint is well; it read the request and found fault with it.
+            attempt.succeed()
+            raise
+        else:
+            return underway
+        finally:
+            if not underway.head:
+                attempt.abandon()
+                await underway.stream.aclose()
+    raise nobody_answered(model, failures)
 
 
-def _live(job: Job, transition: Transition | None) -> Transition:
-    if transition is None:
-        raise Conflict(f"the attempt is over: the job is {job.state}", code="attempt_over")
-    return transition
+async def follow(underway: Underway[T], routing: Routing) -> AsyncGenerator[T, None]:
+    """The whole answer, head included. Raises `ProviderUnavailable` where it breaks off."""
+    for item in underway.head:
+        yield item
+    while not underway.ended:
+        item_or_end = await _next(underway, routing.between_tokens_timeout_s)
+        if item_or_end is not None:
+            yield item_or_end
 
 
-async def claim(job_id: str, token: str, deps: JobDeps) -> Assignment:
-    """Begin, or begin again after a restart of the host's own.
-
-    Raises:
-        Forbidden: Not the current attempt.
-        Conflict: The attempt is over.
-    """
-
-    def decide(job: Job) -> Transition:
-        now = deps.clock.now()
-        lease = replace(authorise(job, token), until=now + timedelta(seconds=policy.LEASE_S))
-        reason = "" if job.state is State.RUNNING else f"attempt {job.attempt} begins at step {job.saved_step}"
-        return _live(job, policy.apply(job, Fact.CLAIMED, now=now, reason=reason, lease=lease, step=job.saved_step))
-
-    transition = await change(deps, job_id, decide)
-    if transition is None:
-        raise AssertionError("a claim is decided or refused")
-    job = transition.job
-    return Assignment(
-        job_id=job_id, attempt=job.attempt, kind=job.spec.kind, step=job.saved_step,
-        total=job.dataset.items if job.dataset else 0, checkpoint_every=job.spec.checkpoint_every,
-        heartbeat_s=policy.HEARTBEAT_S, dataset=await _dataset(job, deps),
-        dataset_offset=job.checkpoint.dataset_offset if job.checkpoint else 0,
-        model=job.spec.model, parameters=job.spec.parameters,
-    )  # fmt: skip
+async def _await_head(
+    underway: Underway[T], starts: Callable[[T], bool], *, whole: bool, routing: Routing
+) -> None:
+    """Read up to the first token, or to the end."""
+    head: list[T] = []
+    begun = False
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + routing.first_token_timeout_s
+    while not underway.ended and (whole or not begun):
+        timeout_s = routing.between_tokens_timeout_s if begun else deadline - loop.time()
+        item = await _next(underway, timeout_s)
+        if item is None:
+            continue
+        head.append(item)
+        if not begun and starts(item):
+            begun = True
+            underway.attempt.first_token()
+    if not begun:
+        raise ProviderUnavailable(f"{underway.attempt.endpoint.name} sent an empty answer.")
+    underway.head = head
 
 
-async def inputs(job_id: str, token: str, deps: JobDeps) -> Grant:
-    """The dataset again, when the first grant has expired."""
-    job = (await load(deps, job_id)).job
-    authorise(job, token)
-    return await _dataset(job, deps)
+async def _next(underway: Underway[T], timeout_s: float) -> T | None:
+    """The next item; None, and `ended`, when there is none. Silence beyond the timeout is a failure."""
+    scope = asyncio.timeout(timeout_s)
+    try:
+        async with scope:
+            return await anext(underway.stream)
+    except StopAsyncIteration:
+        underway.ended = True
+        return None
+    except TimeoutError as error:
+        if not scope.expired():
+            raise
+        underway.attempt.timed_out()
+        raise ProviderUnavailable(f"{underway.attempt.endpoint.name} fell silent.") from error
 
 
-async def _dataset(job: Job, deps: JobDeps) -> Grant:
-    if job.dataset is None:
-        raise Conflict("the job has no dataset")
-    return await deps.objects.grant_get(job.dataset.uri, generation=job.dataset.generation)
-
-
-async def heartbeat(job_id: str, token: str, step: int, deps: JobDeps) -> Job:
-    """Prolong the lease.
-
-    Raises:
-        Forbidden: Not the current attempt.
-        Conflict: The attempt is over: stop.
-    """
-    renewed = False
-
-    def decide(job: Job) -> Transition:
-        nonlocal renewed
-        now = deps.clock.now()
-        lease = authorise(job, token)
-        renewed = lease.key_until is None or lease.key_until - now < KEY_LIFE / 2
-        lease = replace(
-            lease, until=now + timedelta(seconds=policy.LEASE_S),
-            key_until=now + KEY_LIFE if renewed else lease.key_until,
-        )  # fmt: skip
-        total = job.dataset.items if job.dataset else step
-        told = min(max(job.step, step), total)
-        return _live(job, policy.apply(job, Fact.BEAT, now=now, lease=lease, step=told))
-
-    transition = await change(deps, job_id, decide)
-    if transition is None:
-        raise AssertionError("a heartbeat is decided or refused")
-    job = transition.job
-    if renewed and job.lease and job.lease.key_until:
-        await deps.keys.open(job.lease.token_sha256, name=f"job:{job_id}", until=job.lease.key_until)
-    return job
-
-
-async def begin_checkpoint(
-    job_id: str, token: str, step: int, files: Sequence[Artifact], deps: JobDeps
-) -> tuple[str, Mapping[str, Grant]]:
-    """Grants for the files of a step; see `checkpoints.begin`."""
-    job = (await load(deps, job_id)).job
-    authorise(job, token)
-    return await checkpoints.begin(job, step, files, deps)
-
-
-async def commit_checkpoint(
-    job_id: str, token: str, step: int, previous_step: int, upload_id: str, files: Sequence[Artifact], deps: JobDeps
-) -> Checkpoint:
-    """Verify and publish a step; see `checkpoints.commit`."""
-    job = (await load(deps, job_id)).job
-    authorise(job, token)
-    return await checkpoints.commit(job, step, previous_step, upload_id, files, deps)
-
-
-async def finish(job_id: str, token: str, deps: JobDeps) -> Job:
-    """All items are checkpointed. Repeating it is no error.
-
-    Raises:
-        Forbidden: Not the current attempt.
-        Conflict: The attempt is over, or not everything is checkpointed.
-    """
-    job = (await load(deps, job_id)).job
-    authorise(job, token)
-    if job.state in (State.FINISHING, State.SUCCEEDED):
-        return job
-    total = job.dataset.items if job.dataset else 0
-    if job.saved_step < total:
-        # The event about the last checkpoint may still be on its way; the manifest is there or it is not.
-        uri = manifest_uri(deps.bucket, job_id, total, job.attempt)
-        if await deps.objects.stat(uri) is None:
-            raise Conflict(f"step {total} is not checkpointed; the last one is {job.saved_step}")
-        event = CheckpointSaved(job_id=job_id, attempt=job.attempt, step=total, manifest_uri=uri)
-        await checkpoints.note(event, deps)
-
-    def decide(job: Job) -> Transition:
-        authorise(job, token)
-        if job.saved_step < total:
-            raise Conflict(f"step {total} is not checkpointed; the last one is {job.saved_step}")
-        reason = f"all {total} items are done"
-        return _live(job, policy.apply(job, Fact.FINISHED, now=deps.clock.now(), reason=reason))
-
-    transition = await change(deps, job_id, decide)
-    return transition.job if transition else job
-
-
-async def withdraw(job_id: str, token: str, said: str, deps: JobDeps) -> Job:
-    """The host is being taken away: the job goes on elsewhere at once. Repeating it is no error."""
-    return await _end(job_id, token, Fact.WITHDRAWN, said or "the host was taken away", deps)
-
-
-async def fail(job_id: str, token: str, said: str, deps: JobDeps) -> Job:
-    """The attempt met what no other attempt can mend. Repeating it is no error."""
-    if not said:
-        raise InvalidRequest("a failure says why", param="reason")
-    return await _end(job_id, token, Fact.BROKEN, said, deps)
-
-
-async def _end(job_id: str, token: str, fact: Fact, said: str, deps: JobDeps) -> Job:
-    ended: list[Job] = []
-
-    def decide(job: Job) -> Transition | None:
-        authorise(job, token)
-        if job.state is State.PREEMPTED or job.state in ENDED:
-            ended.append(job)
-            return None
-        return _live(job, policy.apply(job, fact, now=deps.clock.now(), reason=said[:SAID_MAX]))
-
-    transition = await change(deps, job_id, decide)
-    if transition is None:
-        return ended[-1]
-    await act(transition, deps)
-    return transition.job
+def nobody_answered(model: str, failures: list[ProviderUnavailable]) -> GoblinError:
+    """What to tell the caller when the route is used up."""
+    faults = {error.fault for error in failures}
+    reasons = " ".join(error.message for error in failures) or "Every endpoint is paused."
+    waits = [error.retry_after_s for error in failures if error.retry_after_s is not None]
+    wait_s = min(waits) if waits else None
+    if faults == {Fault.MISSING}:
+        return UnknownModel(f"The model `{model}` is not there any more. {reasons}", param="model")
+    if faults == {Fault.RATE}:
+        return RateLimited(f"Every endpoint of `{model}` is at its limit. {reasons}", retry_after_s=wait_s)
+    return ProviderUnavailable(f"No endpoint of `{model}` answered. {reasons}", retry_after_s=wait_s)

@@ -1,0 +1,165 @@
+"""The inference services on fakes: scripted providers, stores in memory, a clock that tests move."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from goblin.domain.chat import ChatChunk, ChunkChoice, Delta, Embedding, Embeddings, Usage
+from goblin.domain.health import Finding, Probe
+from goblin.domain.models import Catalog, Endpoint, Routing, Strategy
+from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.ports import ApiKey
+from goblin.services import budget, chat, health
+from goblin.services.keys import Keys, digest_of
+from goblin.services.live import Live
+from tests.fakes.ledger import MemoryLedger
+from tests.fakes.stores import MemoryHealth, MemoryKeys, MemoryRequests
+
+HANG = "hang"
+KEY = "sk-goblin-test"
+USAGE = Usage(prompt_tokens=11, completion_tokens=2, total_tokens=13)
+
+
+class Words(str):
+    """A piece of an answer."""
+
+    __slots__ = ()
+
+
+Step = Words | str | Exception | ChatChunk
+
+
+def says(*words: str, finish: str | None = "stop", usage: Usage | None = USAGE) -> list[Step]:
+    """The steps of a whole answer."""
+    steps: list[Step] = [chunk(Delta(role="assistant", content="")), *(Words(word) for word in words)]
+    if finish is not None:
+        steps.append(chunk(Delta(), finish))
+    if usage is not None:
+        steps.append(ChatChunk(usage=usage))
+    return steps
+
+
+def chunk(delta: Delta, finish: str | None = None) -> ChatChunk:
+    return ChatChunk(choices=(ChunkChoice(delta=delta, finish_reason=finish),))
+
+
+@dataclass
+class ScriptedProvider:
+    """Plays its steps for every request: words, chunks, an exception to raise, or `HANG`."""
+
+    steps: Sequence[Step] = field(default_factory=lambda: says("Hel", "lo"))
+    found: Probe = field(default_factory=lambda: Probe(finding=Finding.OK, models=("m",), latency_ms=5))
+    requests: int = 0
+    closed: int = 0
+    probes: int = 0
+
+    async def _play(self) -> AsyncGenerator[ChatChunk, None]:
+        self.requests += 1
+        try:
+            for step in self.steps:
+                match step:
+                    case Exception():
+                        raise step
+                    case Words():
+                        yield chunk(Delta(content=str(step)))
+                    case ChatChunk():
+                        yield step
+                    case _:
+                        await asyncio.Event().wait()
+        finally:
+            self.closed += 1
+
+    def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._play()
+
+    def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._play()
+
+    async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
+        async for _ in self._play():
+            pass
+        return Embeddings(data=(Embedding(index=0, embedding=[1.0, 2.0]),))
+
+    async def probe(self) -> Probe:
+        self.probes += 1
+        return self.found
+
+
+@dataclass
+class FakeClock:
+    at: datetime = datetime(2026, 11, 23, 12, tzinfo=UTC)
+
+    def now(self) -> datetime:
+        return self.at
+
+    def monotonic(self) -> float:
+        return self.at.timestamp()
+
+    def forward(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+@dataclass
+class CountingMeter:
+    requests: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+    errors: Counter[tuple[str, str, str]] = field(default_factory=Counter)
+
+    def request(self, *, provider: str, model: str, outcome: str, duration_s: float) -> None:
+        self.requests[provider, model, outcome] += 1
+
+    def provider_error(self, *, provider: str, model: str, outcome: str) -> None:
+        self.errors[provider, model, outcome] += 1
+
+
+@dataclass
+class World:
+    """Everything a test may turn."""
+
+    providers: dict[str, ScriptedProvider]
+    clock: FakeClock
+    keys: MemoryKeys
+    health: MemoryHealth
+    receipts: MemoryRequests
+    meter: CountingMeter
+    deps: chat.Deps
+    health_deps: health.Deps
+    ledger: MemoryLedger
+
+
+def world(
+    *, endpoints: dict[str, dict[str, Any]] | None = None, routing: Routing | None = None, **providers: ScriptedProvider
+) -> World:
+    """Endpoints named like the arguments, in their order, each serving the model `m`."""
+    ledger = MemoryLedger()
+    clock, keys, stored, receipts = FakeClock(), MemoryKeys(), MemoryHealth(), MemoryRequests()
+    said = endpoints or {}
+    rows = [
+        Endpoint(**{"name": name, "provider": "openai", "url": "http://x", "models": ("m",), **said.get(name, {})})
+        for name in providers
+    ]
+    quick = Routing(strategy=Strategy.FAILOVER, first_token_timeout_s=0.05, between_tokens_timeout_s=0.05)
+    catalog = Catalog(routing=routing or quick, endpoints=tuple(rows))
+    health_deps = health.Deps(catalog=catalog, providers=providers, store=stored, clock=clock)
+    meter = CountingMeter()
+    digest = digest_of(KEY)
+    keys.keys[digest] = ApiKey(digest=digest, name="tests", created_at=clock.now())
+    deps = chat.Deps(
+        catalog=catalog,
+        providers=providers,
+        live=Live(clock),
+        health=health.HealthView(health_deps),
+        freezes=budget.FreezeView(budget.Deps(ledger=ledger, clock=clock)),
+        keys=Keys(keys, clock),
+        receipts=receipts,
+        meter=meter,
+        clock=clock,
+        dice=lambda: 0.0,
+        turns=itertools.count(),
+    )
+    return World(providers, clock, keys, stored, receipts, meter, deps, health_deps, ledger)
