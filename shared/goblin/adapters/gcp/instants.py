@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
