@@ -1,5 +1,7 @@
 """The delivery state machine: nothing is lost, nothing comes back after its acknowledgement, keys keep order."""
 
+import itertools
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
@@ -11,8 +13,8 @@ S = 1_000_000
 DEADLINE = 10 * S
 
 
-def queue_of(*entries: Entry, policy: Policy = Policy()) -> Queue:
-    queue = Queue(policy)
+def queue_of(*entries: Entry, policy: Policy | None = None) -> Queue:
+    queue = Queue(policy or Policy())
     for one in entries:
         queue.add(one, 0)
     return queue
@@ -219,7 +221,7 @@ class Deliveries(RuleBasedStateMachine):
                 together = {other.message_id for other in taken}
                 assert set(older) <= together, f"{one.message_id} overtook {older}"
         order = [one.message_id for one in taken if one.key]
-        assert all(a < b for a, b in zip(order, order[1:], strict=False) if self.keys[a] == self.keys[b])
+        assert all(a < b for a, b in itertools.pairwise(order) if self.keys[a] == self.keys[b])
         self.leased.update(dict.fromkeys((one.message_id for one in taken), deadline))
 
     @precondition(lambda self: self.leased)

@@ -137,7 +137,7 @@ class Pusher:
 async def _drain(answer: httpx.Response) -> None:
     """Read a short answer, so that its connection can be used again; leave a long one."""
     read = 0
-    async for chunk in answer.aiter_raw():
+    async for chunk in answer.aiter_bytes():
         read += len(chunk)
         if read > ANSWER_BYTES_READ_MAX:
             return
@@ -145,7 +145,11 @@ async def _drain(answer: httpx.Response) -> None:
 
 def request_of(backlog: Backlog, received: Received) -> tuple[list[tuple[str, str]], bytes]:
     """The headers and the body that production would send."""
-    headers = [("User-Agent", "CloudPubSub-Google"), ("From", "noreply@google.com")]
+    headers = [
+        ("Accept-Encoding", "identity"),
+        ("User-Agent", "CloudPubSub-Google"),
+        ("From", "noreply@google.com"),
+    ]
     if backlog.resource.push_config.HasField("no_wrapper"):
         metadata = backlog.resource.push_config.no_wrapper.write_metadata
         extra = metadata_headers(backlog.name, received.message) if metadata else []
