@@ -117,7 +117,9 @@ async def show_health(request: Request) -> Response:
 async def show_providers(request: Request) -> Response:
     deps = await _authenticated(request)
     believed = await deps.health.fresh()
-    return asgi.json_response({name: asdict(health) for name, health in believed.items()})
+    await deps.freezes.refresh()
+    frozen = {endpoint.name: deps.freezes.why_frozen(endpoint) for endpoint in deps.catalog.endpoints}
+    return asgi.json_response({name: {**asdict(health), "frozen": frozen[name]} for name, health in believed.items()})
 
 
 @asgi.answers_errors

@@ -17,12 +17,14 @@ from google.cloud.firestore import AsyncClient
 
 from goblin.adapters import providers as provider_files
 from goblin.adapters.gcp.firestore import FirestoreHealth, FirestoreKeys, FirestoreRequests
+from goblin.adapters.gcp.ledger import FirestoreLedger
 from goblin.adapters.gcp.oidc import Callers
 from goblin.adapters.prometheus import PrometheusMeter
 from goblin.adapters.system import SystemClock
 from goblin.domain.models import Catalog, Endpoint
 from goblin.ports import ChatProvider
-from goblin.services import chat, health
+from goblin.services import budget, chat, health
+from goblin.services.budget import FreezeView
 from goblin.services.health import HealthView
 from goblin.services.keys import Keys
 from goblin.services.live import Live
@@ -60,6 +62,11 @@ def health_view() -> HealthView:
 def firestore() -> AsyncClient:
     """This loop's Firestore."""
     return _here().firestore
+
+
+def http() -> httpx.AsyncClient:
+    """This loop's connections to providers."""
+    return _here().http
 
 
 async def verify_caller(authorization: str | None) -> None:
@@ -136,6 +143,7 @@ class _Process:
             providers=self.health.providers,
             live=Live(clock),
             health=HealthView(self.health),
+            freezes=FreezeView(budget.Deps(ledger=FirestoreLedger(self.firestore), clock=clock)),
             keys=Keys(FirestoreKeys(self.firestore), clock),
             receipts=FirestoreRequests(self.firestore),
             meter=meter(),

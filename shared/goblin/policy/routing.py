@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from goblin.domain.health import Status
@@ -40,6 +40,8 @@ class EndpointFacts:
     open_reason: str = ""
     first_token_ms: float = 1000.0
     """Predicted for this request."""
+    frozen: str = ""
+    """Why nothing may be spent on it now; empty when it may, or when it costs nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,6 +72,8 @@ class NoRoute:
     reason: str
     param: str
     rejected: tuple[Choice, ...] = ()
+    frozen: bool = False
+    """Somebody could serve it, and may not spend."""
 
 
 def choose_route(
@@ -90,19 +94,23 @@ def choose_route(
         dice: From 0 up to 1, for `weighted_random`.
 
     Returns:
-        The route. The unhealthy are left out while anybody else is there; when nobody is, they are tried
+        The route. The frozen are never tried.
+        The unhealthy are left out while anybody else is there; when nobody is, they are tried
         all the same, soonest expected back first. `NoRoute` when the model or an ability is missing.
     """
     able: list[EndpointFacts] = []
+    frozen = False
     rejected: list[Choice] = []
     for fact in facts:
         reason = _why_not_able(demand, fact)
+        if reason is None and fact.frozen:
+            frozen, reason = True, f"frozen: {fact.frozen}"
         if reason is None:
             able.append(fact)
         else:
             rejected.append(Choice(endpoint=fact.endpoint, reason=reason))
     if not able:
-        return _no_route(demand, facts, rejected)
+        return replace(_no_route(demand, facts, rejected), frozen=frozen)
 
     well: list[EndpointFacts] = []
     ill: list[Choice] = []

@@ -27,6 +27,7 @@ from goblin.domain.requests import (
     InferenceRequest,
 )
 from goblin.errors import (
+    BudgetExhausted,
     GoblinError,
     InvalidRequest,
     NotFound,
@@ -39,6 +40,7 @@ from goblin.policy import tokens
 from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Route, choose_route
 from goblin.ports import ApiKey, ChatProvider, Clock, Meter, RequestRecord, RequestStore
 from goblin.services import attempts as engine
+from goblin.services.budget import FreezeView
 from goblin.services.health import HealthView
 from goblin.services.keys import Keys
 from goblin.services.live import Attempt, Live
@@ -59,6 +61,7 @@ class Deps:
     """By endpoint name."""
     live: Live
     health: HealthView
+    freezes: FreezeView
     keys: Keys
     receipts: RequestStore
     meter: Meter
@@ -280,6 +283,7 @@ class Call:
             provider=request.goblin.provider if request.goblin else None,
         )
         turn, dice = next(self.deps.turns), self.deps.dice()
+        await self.deps.freezes.current()
         for health in (self.deps.health.current, self.deps.health.look):
             facts = self._facts(request.model, await health())
             found = choose_route(demand, facts, strategy=strategy, turn=turn, dice=dice)
@@ -290,6 +294,8 @@ class Call:
         if isinstance(found, NoRoute):
             if found.unknown_model:
                 raise UnknownModel(found.reason, param=found.param)
+            if found.frozen:
+                raise (StoreUnavailable if self.deps.freezes.blind else BudgetExhausted)(found.reason)
             raise InvalidRequest(found.reason, param=found.param, code="unsupported_by_endpoints")
         return found
 
@@ -306,6 +312,7 @@ class Call:
                     open_until=outlook.open_until,
                     open_reason=outlook.open_reason,
                     first_token_ms=outlook.first_token_ms,
+                    frozen=self.deps.freezes.why_frozen(endpoint),
                 )
             )
         return facts

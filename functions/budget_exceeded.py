@@ -1,0 +1,20 @@
+"""Topic `budget-exceeded`: freeze what costs money; ours, and Cloud Billing's own budget notifications."""
+
+from __future__ import annotations
+
+import functions_framework.aio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from goblin import events, model_wiring, wiring
+from goblin.adapters import asgi
+from goblin.services import budget
+
+
+@functions_framework.aio.http
+@asgi.answers_errors
+async def on_budget_exceeded(request: Request) -> Response:
+    await wiring.verify_caller(request.headers.get("authorization"))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    await budget.follow(event, model_wiring.budgets())
+    return Response(status_code=204)

@@ -1,0 +1,20 @@
+"""Topic `model-promoted`: make the model servers serve what is in production."""
+
+from __future__ import annotations
+
+import functions_framework.aio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from goblin import events, model_wiring, wiring
+from goblin.adapters import asgi
+from goblin.services import serving
+
+
+@functions_framework.aio.http
+@asgi.answers_errors
+async def on_model_promoted(request: Request) -> Response:
+    await wiring.verify_caller(request.headers.get("authorization"))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    await serving.follow(events.decode(events.ModelPromoted, event.data), model_wiring.serve())
+    return Response(status_code=204)

@@ -1,0 +1,22 @@
+"""Scheduled, every minute: promotions whose event is still due, and model servers that serve something else.
+
+A server that was started again is given its model again; in between it serves what it was started with.
+"""
+
+from __future__ import annotations
+
+import functions_framework.aio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from goblin import model_wiring, wiring
+from goblin.adapters import asgi
+from goblin.services import serving
+
+
+@functions_framework.aio.http
+@asgi.answers_errors
+async def serve_promoted(request: Request) -> Response:
+    await wiring.verify_caller(request.headers.get("authorization"))
+    await serving.tick(model_wiring.serve())
+    return Response(status_code=204)

@@ -1,0 +1,102 @@
+"""What the functions and commands of models and budgets work with, once per event loop, on first use."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+from goblin import wiring
+from goblin.adapters.gcp.gcs import GcsObjects
+from goblin.adapters.gcp.ledger import FirestoreLedger
+from goblin.adapters.gcp.serving import FirestoreServing
+from goblin.adapters.model_server import LlamaCppControl
+from goblin.adapters.system import SystemClock
+from goblin.policy.promotion import ANY_MODEL
+from goblin.services import budget, models, serving
+from goblin.settings import BadConfiguration
+
+if TYPE_CHECKING:
+    from google.cloud import storage
+
+CONTROLLED = "llamacpp"
+"""The provider whose servers are ours to load models into."""
+TAKES = "takes"
+"""The endpoint's option that says what it is for: `ORG/MODEL`, `*` (the default) or `nothing`."""
+NOTHING = "nothing"
+
+
+def registry() -> models.Deps:
+    """What registering and promoting need."""
+    return _here().models
+
+
+def serve() -> serving.Deps:
+    """What bringing model servers in line needs."""
+    return _here().serving
+
+
+def budgets() -> budget.Deps:
+    """What budget events and commands need."""
+    return _here().budget
+
+
+@dataclass
+class _Process:
+    @cached_property
+    def storage(self) -> storage.Client:
+        # Imported here: it costs a quarter of a second, and budgets open no bucket.
+        from google.cloud import storage
+
+        return storage.Client(project=wiring.settings().project or None)
+
+    @cached_property
+    def models(self) -> models.Deps:
+        from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
+
+        from goblin.adapters.gcp.pubsub import PubSubBus
+        from goblin.adapters.gcp.registry import GcsRegistry
+
+        settings = wiring.settings()
+        bucket = settings.variables.get("GOBLIN_BUCKET")
+        if not bucket:
+            raise BadConfiguration("GOBLIN_BUCKET is not set: the bucket of models.")
+        return models.Deps(
+            registry=GcsRegistry(self.storage, bucket),
+            bus=PubSubBus(pubsub_v1.PublisherClient(), project=settings.project),
+            clock=SystemClock(),
+        )
+
+    @cached_property
+    def serving(self) -> serving.Deps:
+        health = wiring.health_check()
+        servers = {
+            endpoint.name: serving.Server(
+                takes=endpoint.options.get(TAKES, ANY_MODEL), control=LlamaCppControl(endpoint, wiring.http())
+            )
+            for endpoint in health.catalog.endpoints
+            if endpoint.provider == CONTROLLED and endpoint.options.get(TAKES) != NOTHING
+        }
+        return serving.Deps(
+            models=self.models,
+            objects=GcsObjects(self.storage),
+            servers=servers,
+            store=FirestoreServing(wiring.firestore()),
+            health=health,
+        )
+
+    @cached_property
+    def budget(self) -> budget.Deps:
+        return budget.Deps(ledger=FirestoreLedger(wiring.firestore()), clock=SystemClock())
+
+
+_processes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Process] = WeakKeyDictionary()
+
+
+def _here() -> _Process:
+    loop = asyncio.get_running_loop()
+    if loop not in _processes:
+        _processes[loop] = _Process()
+    return _processes[loop]

@@ -1,0 +1,109 @@
+"""What follows when a budget is crossed, and which endpoints a freeze concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from goblin.domain.models import Endpoint
+from goblin.domain.money import ACCOUNT, ENTRY_ID, TOTAL, WINDOW, Entry, EntryKind, Freeze, is_over, show_usd, to_micros
+from goblin.events import BudgetExceeded, CloudBudget
+
+FREEZES_FROM = 1.0
+"""The share of a budget from which on spending stops; below it people are told."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoAction:
+    """Why nothing is recorded."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nonsense:
+    """Why no sense can be made of it; a person must look."""
+
+    reason: str
+
+
+def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
+    """Decide what a crossing in our own ledger leads to.
+
+    The entry's id is made of account, window and threshold, so one crossing acts once however often it is told, and
+    a thaw is not undone by an old message.
+    """
+    if not ACCOUNT.fullmatch(event.account):
+        return Nonsense(reason=f"{event.account[:80]!r} is no account")
+    if not WINDOW.fullmatch(event.window):
+        return Nonsense(reason=f"{event.window[:80]!r} is no window")
+    if event.limit_usd_micros and event.spent_usd_micros + event.reserved_usd_micros < (
+        event.threshold * event.limit_usd_micros
+    ):
+        return Nonsense(reason="it says a threshold was crossed, and its own figures say it was not")
+    said = (
+        f"{event.account} spent {show_usd(event.spent_usd_micros)} of {show_usd(event.limit_usd_micros)} "
+        f"in {event.window}"
+    )
+    over = is_over(event.window, now)
+    kind = EntryKind.FREEZE if event.threshold >= FREEZES_FROM and not over else EntryKind.ALERT
+    return Entry(
+        entry_id=f"budget:{event.account.replace('/', '~')}:{event.window}:{event.threshold:g}",
+        kind=kind,
+        account=event.account,
+        amount_usd_micros=0,
+        at=now,
+        note=f"{said}, which is over" if over else said,
+    )
+
+
+def react_to_billing(event: CloudBudget, *, budget_id: str, now: datetime) -> Entry | NoAction | Nonsense:
+    """Decide what Cloud Billing's own notification leads to.
+
+    It comes several times a day whether or not anything was crossed; without a threshold nothing was. It knows
+    only the project, so it concerns `total`, hours late: the second guard, not the first.
+    """
+    threshold, forecast = event.alert_threshold_exceeded, event.forecast_threshold_exceeded
+    crossed = threshold if threshold is not None else forecast
+    if crossed is None:
+        return NoAction(reason="no threshold was crossed")
+    entry_id = f"billing:{budget_id}:{event.cost_interval_start:%Y-%m-%dT%H:%M:%SZ}:{crossed:g}"
+    if threshold is None:
+        entry_id += ":forecast"
+    if not budget_id or not ENTRY_ID.fullmatch(entry_id):
+        return Nonsense(reason="it has no budgetId that could be one")
+    freezes = threshold is not None and threshold >= FREEZES_FROM
+    spent = f"{event.cost_amount} of {event.budget_amount} {event.currency_code}"
+    if event.currency_code == "USD":
+        spent = f"{show_usd(to_micros(event.cost_amount))} of {show_usd(to_micros(event.budget_amount))}"
+    return Entry(
+        entry_id=entry_id,
+        kind=EntryKind.FREEZE if freezes else EntryKind.ALERT,
+        account=TOTAL,
+        amount_usd_micros=0,
+        at=now,
+        note=f"Cloud Billing: {event.budget_display_name[:200]!r} {'is at' if threshold else 'is forecast to reach'} "
+        f"{crossed:.0%}, {spent}",
+    )
+
+
+def is_paid(endpoint: Endpoint) -> bool:
+    """Whether a request to it may cost something; an unknown price is not zero."""
+    price = endpoint.price
+    return price is None or bool(price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
+
+
+def why_frozen(endpoint: Endpoint, freezes: Mapping[str, Freeze]) -> str:
+    """The reason nothing may be spent on an endpoint; empty when it may, or when it costs nothing.
+
+    Args:
+        endpoint: Frozen by its own name, by its provider's, or by `total`.
+        freezes: By account.
+    """
+    if not is_paid(endpoint):
+        return ""
+    for account in (endpoint.name, endpoint.provider, TOTAL):
+        if account in freezes:
+            return freezes[account].reason or f"{account} is frozen"
+    return ""

@@ -1,0 +1,60 @@
+"""The port `Ledger` in memory, held to the adapter's contract by the same tests."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from goblin.domain.money import ACTIONS, Balance, Entry, EntryKind, Freeze, lineage, month_of
+from goblin.errors import Conflict, StoreUnavailable
+
+
+@dataclass
+class MemoryLedger:
+    written: dict[str, Entry] = field(default_factory=dict)
+    frozen: dict[str, Freeze] = field(default_factory=dict)
+    down: bool = False
+    reads: int = 0
+
+    def _check(self) -> None:
+        if self.down:
+            raise StoreUnavailable("the ledger is down")
+
+    async def record(self, entry: Entry) -> bool:
+        self._check()
+        there = self.written.setdefault(entry.entry_id, entry)
+        if (there.account, there.spent_usd_micros) != (entry.account, entry.spent_usd_micros):
+            raise Conflict(entry.entry_id)
+        if there is not entry:
+            return False
+        if entry.kind is EntryKind.FREEZE:
+            self.frozen[entry.account] = Freeze(
+                account=entry.account, reason=entry.note, since=entry.at, entry_id=entry.entry_id
+            )
+        elif entry.kind is EntryKind.THAW:
+            self.frozen.pop(entry.account, None)
+        return True
+
+    async def balances(self, window: str) -> Sequence[Balance]:
+        self._check()
+        sums: dict[str, list[int]] = {}
+        for entry in self.written.values():
+            if month_of(entry.at) == window and entry.kind not in ACTIONS:
+                for account in lineage(entry.account):
+                    sums.setdefault(account, []).append(entry.spent_usd_micros)
+        return [
+            Balance(account=account, window=window, spent_usd_micros=sum(parts), entries=len(parts))
+            for account, parts in sorted(sums.items())
+        ]
+
+    async def entries(self, *, limit: int) -> Sequence[Entry]:
+        self._check()
+        return sorted(self.written.values(), key=lambda entry: entry.at, reverse=True)[:limit]
+
+    async def actions(self, *, limit: int) -> Sequence[Entry]:
+        return [entry for entry in await self.entries(limit=len(self.written)) if entry.kind in ACTIONS][:limit]
+
+    async def freezes(self) -> Mapping[str, Freeze]:
+        self.reads += 1
+        self._check()
+        return dict(self.frozen)
