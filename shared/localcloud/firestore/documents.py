@@ -250,6 +250,11 @@ class Documents:
             else:
                 del self._replaced[key]
 
+    @property
+    def versions_kept(self) -> int:
+        """How many replaced versions open snapshots still hold."""
+        return sum(map(len, self._replaced.values()))
+
     def close(self) -> None:
         """Close the file."""
         self._store.close()

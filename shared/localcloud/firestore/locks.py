@@ -140,3 +140,13 @@ class Locks:
         """Whether somebody else holds the lock."""
         holder = self._holders.get(key)
         return holder is not None and holder is not owner
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return sum(map(len, self._waiters.values()))
+
+    @property
+    def held(self) -> int:
+        """How many locks are held."""
+        return len(self._holders)
