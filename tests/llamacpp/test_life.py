@@ -42,13 +42,28 @@ def test_it_listens_before_the_model_is_loaded(start: Start, tmp_path):
         assert server.stop() == 0
 
 
-def test_a_torn_model_is_refused_and_liveness_says_so(start: Start, tmp_path):
-    torn = tmp_path / "torn.gguf"
+def refusal(*options: str) -> tuple[int, str]:
+    command = [sys.executable, "-m", "goblin_llamacpp", "--port", "0", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent, timeout=60)
+    return ended.returncode, ended.stderr.strip().splitlines()[-1]
+
+
+def test_a_model_that_can_not_be_loaded_ends_the_process_with_the_reason(tmp_path):
+    torn, noise = tmp_path / "torn.gguf", tmp_path / "noise.gguf"
     torn.write_bytes(MODEL.read_bytes()[: 2**20])
-    with start(model=torn, ready=False) as server, server.http() as http:
-        server.wait_until(lambda: http.get("/health/live").status_code == 503)
-        assert http.get("/health/ready").status_code == 500
-        assert http.post("/v1/chat/completions", json=ENDLESS).status_code == 500
+    noise.write_bytes(b"noise")
+    prefix = "the model could not be loaded: "
+    assert refusal("--model", str(torn)) == (1, f"{prefix}llama.cpp can not load torn.gguf")
+    assert refusal("--model", str(noise)) == (1, f"{prefix}The file does not start with GGUF")
+    assert refusal("--model", str(tmp_path / "none.gguf")) == (1, f"{prefix}none.gguf: No such file or directory")
+    assert refusal("--model", "gs://bucket/x.gguf") == (1, f"{prefix}A model from an address needs its SHA-256")
+
+
+def test_what_can_not_be_held_is_refused_with_the_arithmetic():
+    code, reason = refusal("--model", str(MODEL), "--memory-mib", "40")
+    assert code == 1
+    assert "Not enough memory: weights 3 MiB + keys and values 16 MiB (8192 tokens x 2.0 KiB)" in reason
+    assert "tokens would fit" in reason
 
 
 def test_the_port_file_holds_the_bound_port(start: Start, tmp_path):
@@ -88,10 +103,10 @@ def test_an_idle_server_ends_at_once(start: Start, number):
 
 
 async def test_draining_lets_answers_finish_and_refuses_new_ones(start: Start):
-    with start("--slots", "1", "--ctx", "4000") as server:
+    with start("--slots", "1", "--ctx", "2000", "--grace-s", "60") as server:
         async with (
             httpx.AsyncClient(base_url=server.url, timeout=30) as http,
-            http.stream("POST", "/v1/chat/completions", json=ENDLESS | {"max_tokens": 3000}) as response,
+            http.stream("POST", "/v1/chat/completions", json=ENDLESS | {"max_tokens": 1500}) as response,
         ):
             lines = response.aiter_lines()
             await anext(lines)
@@ -106,7 +121,7 @@ async def test_draining_lets_answers_finish_and_refuses_new_ones(start: Start):
         assert rest[-1] == "data: [DONE]"
         last = json.loads(rest[-2].removeprefix("data: "))
         assert last["choices"][0]["finish_reason"] == "length"
-        assert last["timings"]["predicted_n"] == 3000
+        assert last["timings"]["predicted_n"] == 1500
         assert server.process.wait(timeout=10) == 0
 
 

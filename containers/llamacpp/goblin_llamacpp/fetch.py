@@ -46,7 +46,7 @@ async def download(address: str, fetch: Fetch) -> Path:
     """Fetch into a new file in the folder; the caller deletes it.
 
     Raises:
-        FetchFailed: Wrong address, refused, too large, or cut off more than `TRIES` times.
+        FetchFailed: Wrong address, refused, too large, or cut off again and again.
     """
     if urlsplit(address).scheme not in ("https", "http", "gs"):
         raise FetchFailed("The address must start with https://, http:// or gs://")
@@ -130,9 +130,10 @@ async def _first(http: httpx.AsyncClient, url: str, headers: dict[str, str], num
 
 
 async def _range(http: httpx.AsyncClient, url: str, headers: dict[str, str], number: int, start: int, end: int) -> None:
-    """Fetch [start, end), going on where a cut connection ended."""
+    """Fetch [start, end), going on where a cut connection ended; gives up after `TRIES` without a byte."""
     at, tries = start, 0
     while at < end:
+        before = at
         try:
             asked = headers | {"Range": f"bytes={at}-{end - 1}", "Accept-Encoding": "identity"}
             async with http.stream("GET", url, headers=asked) as answer:
@@ -145,7 +146,7 @@ async def _range(http: httpx.AsyncClient, url: str, headers: dict[str, str], num
             if tries + 1 >= TRIES:
                 raise
         if at < end:
-            tries += 1
+            tries = 1 if at > before else tries + 1
             if tries >= TRIES:
                 raise FetchFailed(f"The server broke off {TRIES} times")
             await asyncio.sleep(BACKOFF_S * 2**tries)

@@ -23,7 +23,7 @@ from .fetch import Fetch
 from .loaded import LoadSettings
 from .model import quiet_llama
 from .server import Server, ServerSettings
-from .serving import Serving
+from .serving import LoadRefused, Serving
 from .source import ModelSource
 
 log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class _Listener(uvicorn.Server):
 async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettings) -> int:
     """Serve until a signal; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     quiet_llama()
     bound = _bind(process.host, process.port)
@@ -72,9 +73,24 @@ async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettin
     _announce(bound, process)
     loading = asyncio.create_task(serving.load_first(process.model))
     stop = asyncio.create_task(stopping.wait())
+    await asyncio.wait({loading, listening, stop}, return_when=asyncio.FIRST_COMPLETED)
+    if loading.done() and (refusal := _refusal(loading)):
+        listener.should_exit = True
+        await listening
+        sys.stderr.write(f"the model could not be loaded: {refusal}\n")
+        return 1
     await asyncio.wait({listening, stop}, return_when=asyncio.FIRST_COMPLETED)
     await _end(serving, listener, listening, loading, process.grace_s)
     return 0
+
+
+def _refusal(loading: asyncio.Task[None]) -> str | None:
+    """Why there is nothing to serve; a fault of ours is raised."""
+    try:
+        loading.result()
+    except LoadRefused as error:
+        return str(error)
+    return None
 
 
 async def _end(

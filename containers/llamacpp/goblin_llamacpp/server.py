@@ -21,6 +21,7 @@ from . import __version__, schema
 from .answers import Answer, ChatAnswer, Frame, TextAnswer, new_id
 from .errors import ApiError, invalid
 from .exchange import EventStream, Exchange, Mailbox, error_response
+from .fetch import FetchFailed
 from .loaded import LoadedModel
 from .prompts import (
     Prepared,
@@ -232,6 +233,9 @@ class Server:
         source = ModelSource(self._allowed_path(body.path) if body.path else body.url or "", body.sha256)
         try:
             loaded = await self.serving.replace(source, body.alias or source.stem)
+        except FetchFailed as error:
+            # Not the model's fault: who asks may ask again.
+            raise ApiError(502, str(error), type="unavailable_error", code="fetch_failed") from error
         except LoadRefused as error:
             raise ApiError(400, f"The model was refused: {error}", code="model_refused") from error
         return JSONResponse({"model": loaded.alias, "sha256": loaded.sha256, "meta": loaded.describe()})

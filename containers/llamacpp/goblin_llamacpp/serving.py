@@ -1,7 +1,4 @@
-"""What the process serves and whether it may: loading, ready, draining, failed; and replacing the model.
-
-    loading ──▶ ready ──▶ draining ──▶ closed
-        └──────▶ failed
+"""What the process serves and whether it may: loading, ready, draining; and replacing the model.
 
 All of it runs on the event loop; loading and freeing run in threads.
 """
@@ -11,7 +8,7 @@ import logging
 from dataclasses import replace
 from typing import Literal
 
-from .errors import ApiError, broken, draining, loading
+from .errors import ApiError, draining, loading
 from .fetch import Fetch, FetchFailed
 from .generation import Event, Generation
 from .gguf import NotGguf
@@ -24,7 +21,7 @@ from .template import TemplateRefused
 
 log = logging.getLogger(__name__)
 
-State = Literal["loading", "ready", "draining", "failed"]
+State = Literal["loading", "ready", "draining"]
 LoadRefused = (SourceRefused, FetchFailed, NotGguf, DoesNotFit, ModelRefused, TemplateRefused)
 """Every way in which a model can turn out not to be servable; the words are for its owner."""
 
@@ -36,7 +33,6 @@ class Serving:
         self.settings = settings
         self.meters = Meters()
         self.state: State = "loading"
-        self.failure: str | None = None
         self._aliases = aliases
         self._cores = cores
         self._fetch = replace(fetch, on_progress=self._on_progress)
@@ -49,14 +45,12 @@ class Serving:
         self._swap = asyncio.Lock()
 
     async def load_first(self, source: ModelSource) -> None:
-        """Load in the background of an already listening server; a failure is kept for the probes."""
-        try:
-            model = await self._load(source, self._aliases[0])
-        except Exception as error:
-            log.exception("the model could not be loaded")
-            self.state, self.failure = "failed", str(error)
-            return
-        self._current = model
+        """Load in the background of an already listening server.
+
+        Raises:
+            LoadRefused: There is nothing to serve; the process should end.
+        """
+        self._current = await self._load(source, self._aliases[0])
         if self.state == "loading":
             self.state = "ready"
 
@@ -64,12 +58,10 @@ class Serving:
         """The model for a new request.
 
         Raises:
-            ApiError: 503 while loading or draining, 500 when loading failed, 404 for another model.
+            ApiError: 503 while loading or draining, 404 for another model.
         """
         if self.state == "draining":
             raise draining()
-        if self.state == "failed":
-            raise broken(f"The model could not be loaded: {self.failure}")
         if self._current is None:
             raise loading()
         if wanted and wanted not in self.names:
@@ -89,9 +81,7 @@ class Serving:
 
     @property
     def is_alive(self) -> bool:
-        """Loading is life; a dead engine or a model that can not be loaded is not."""
-        if self.state == "failed":
-            return False
+        """Loading is life; an engine that does not move is not."""
         return self._current is None or self._current.engine.is_alive
 
     @property

@@ -79,7 +79,7 @@ def _verified(path: Path, sha256: str | None) -> LocalModel:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise SourceRefused(f"{path.name} can not be read: {os.strerror(error.errno or 0)}") from error
+        raise SourceRefused(f"{path.name}: {os.strerror(error.errno or 0)}") from error
     if not hmac.compare_digest(found, sha256.lower()):
         raise SourceRefused(f"The SHA-256 of {path.name} is {found}, not {sha256.lower()}")
     return LocalModel(path, found, before)
