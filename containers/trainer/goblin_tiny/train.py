@@ -82,7 +82,7 @@ def save(training: Training, path: Path) -> None:
             "model": training.model.state_dict(),
             "optimizer": training.optimizer.state_dict(),
             "step": training.step,
-            "torch": torch.__version__,
+            "torch": str(torch.__version__),
         },
         partial,
     )
