@@ -25,7 +25,10 @@ DATA = click.option(
 class _Commands(click.Group):
     """Loads a command's module when the command is named."""
 
-    lazy: ClassVar[dict[str, tuple[str, str]]] = {}
+    lazy: ClassVar[dict[str, tuple[str, str]]] = {
+        "budget": ("goblin.cli.budget", "budget"),
+        "models": ("goblin.cli.models", "models"),
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self.lazy})

@@ -192,7 +192,11 @@ class Up:
         model = (self._choice.model or places.default_model()).absolute()
         children = [
             self._child("functions", python_child("goblin.cli.host", f"--port={ports.http}"), functions),
-            self._child("llamacpp", python_child("goblin_llamacpp", f"--port={ports.llamacpp}", f"--model={model}")),
+            self._child(
+                "llamacpp",
+                # It asks for no key, so it lets only this machine load another model.
+                python_child("goblin_llamacpp", f"--port={ports.llamacpp}", f"--model={model}", "--allow-load"),
+            ),
         ]
         if emulated:
             found = google.find()
@@ -215,6 +219,7 @@ class Up:
                 provision.everything, places.declaration(), variables=self.variables, invoker_email=INVOKER
             )
             await self._wait_for_answers(http, by_name)
+            await self._serve_promoted(http)
             await self._check_health(http)
             await self._resume_jobs(http)
             self._folder.write_environment(self.variables)
@@ -222,6 +227,7 @@ class Up:
 
             async def recovered() -> None:
                 await self._wait_for_answers(http, by_name)
+                await self._serve_promoted(http)
                 await self._check_health(http)
                 await self._resume_jobs(http)
 
@@ -247,6 +253,11 @@ class Up:
         """Check once now, so that the router knows its providers from the first request."""
         if failure := await self._run_schedule(http, "check-health"):
             raise Refusal(f"the first health check failed: {failure}")
+
+    async def _serve_promoted(self, http: httpx.AsyncClient) -> None:
+        """Give the model server what is in production; it begins with what it was started with."""
+        if failure := await self._run_schedule(http, "serve-promoted"):
+            self._say(f"promoted models are looked after at the next minute: {failure}")
 
     async def _resume_jobs(self, http: httpx.AsyncClient) -> None:
         """Look now what became of the jobs of the last run, not at the next full minute."""

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from goblin.domain.registry import ModelName, Promotion, Serving
+from goblin.domain.registry import ModelName, Promotion, Serving, Version, version_order
 from goblin.errors import GoblinError, InvalidRequest, MalformedEvent, Transient
 from goblin.events import ModelPromoted
 from goblin.job_ports import ObjectStore
@@ -141,3 +141,38 @@ async def _remember_served(promotion: Promotion, known: Serving, deps: Deps) -> 
     now = deps.models.clock.now()
     kept = replace(known, served=promotion, updated_at=now)
     await deps.store.put(replace(kept, refused=None, refusal="") if newer else kept)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overview:
+    """One model, for a person."""
+
+    name: ModelName
+    versions: tuple[Version, ...]
+    """The highest first."""
+    production: Promotion | None
+    served_by: Mapping[str, str]
+    """Model servers that serve some version of it as far as we know, and which."""
+    refused_by: Mapping[str, str]
+    """Model servers that refused the last promotion they were given, and why."""
+
+
+async def overview(deps: Deps) -> list[Overview]:
+    """Every model that has a version or is in production, by name."""
+    versions = await deps.models.registry.versions()
+    production = {pointer.promotion.name: pointer.promotion for pointer in await deps.models.registry.pointers()}
+    servers = await deps.store.all()
+    return [
+        Overview(
+            name=name,
+            versions=tuple(
+                sorted((v for v in versions if v.name == name), key=lambda v: version_order(v.version), reverse=True)
+            ),
+            production=production.get(name),
+            served_by={s.endpoint: s.served.version for s in servers if s.served and s.served.name == name},
+            refused_by={
+                s.endpoint: f"{s.refused.version}: {s.refusal}" for s in servers if s.refused and s.refused.name == name
+            },
+        )
+        for name in sorted({version.name for version in versions} | production.keys())
+    ]

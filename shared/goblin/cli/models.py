@@ -1,0 +1,253 @@
+"""`goblin models`: register versions, promote them, go back, and see what is served."""
+
+from __future__ import annotations
+
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import msgspec
+
+from goblin.cli.main import DATA
+from goblin.cli.reach import person, reach, run
+from goblin.domain.registry import ModelName, Promotion, Version, parse_version
+from goblin.errors import InvalidRequest, NotFound
+from goblin.policy.promotion import NONE, Request
+from goblin.services import models as service
+from goblin.services import serving
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
+REASON = click.option("--reason", default="", help="For the history.")
+
+
+class _Name(click.ParamType):
+    name = "ORG/MODEL"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> ModelName:
+        try:
+            return ModelName.parse(value)
+        except InvalidRequest as error:
+            self.fail(error.message, param, ctx)
+
+
+class _Version(click.ParamType):
+    name = "VERSION"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        try:
+            return parse_version(value)
+        except InvalidRequest as error:
+            self.fail(error.message, param, ctx)
+
+
+class _Expected(_Version):
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return NONE if value == NONE else super().convert(value, param, ctx)
+
+
+EXPECT = click.option(
+    "--expect", type=_Expected(), help="Only if this version is in production now; `none`: if nothing is."
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def models() -> None:
+    """Versions of models: register, promote, roll back, list."""
+
+
+@models.command()
+@click.argument("name", type=_Name())
+@click.argument("version", type=_Version())
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@JSON
+@DATA
+def register(name: ModelName, version: str, file: Path, as_json: bool, data: Path | None) -> None:
+    """Upload the GGUF FILE as VERSION (such as 1.2.0) of ORG/MODEL. Versions never change."""
+    reach(data)
+    done = run(_register(name, version, file))
+    if as_json:
+        click.echo(_json(_version_row(done)))
+    else:
+        click.echo(f"{name} {version} is registered: {done.artifact.uri}\nsha256 {done.artifact.sha256}")
+
+
+async def _register(name: ModelName, version: str, file: Path) -> Version:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    from goblin import model_wiring
+
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    size = file.stat().st_size  # noqa: ASYNC240 - nothing else runs here
+    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+        task = shown.add_task("digest", total=2 * size)
+
+        def progress(done: int) -> None:
+            shown.update(task, completed=done, description="upload" if done > size else "digest")
+
+        return await service.register(
+            name, version, file, actor=person(), progress=progress, deps=model_wiring.registry()
+        )
+
+
+@models.command()
+@click.argument("name", type=_Name())
+@click.argument("version", type=_Version())
+@EXPECT
+@REASON
+@JSON
+@DATA
+def promote(name: ModelName, version: str, expect: str | None, reason: str, as_json: bool, data: Path | None) -> None:
+    """Put a registered VERSION of ORG/MODEL into production."""
+    reach(data)
+
+    async def work() -> service.Moved:
+        from goblin import model_wiring
+
+        deps = model_wiring.registry()
+        return await service.promote(name, version, expected=expect, request=_request(reason), deps=deps)
+
+    _show_move(run(work()), as_json)
+
+
+@models.command()
+@click.argument("name", type=_Name())
+@EXPECT
+@REASON
+@JSON
+@DATA
+def rollback(name: ModelName, expect: str | None, reason: str, as_json: bool, data: Path | None) -> None:
+    """Put into production what was there before; again: what was before that."""
+    reach(data)
+
+    async def work() -> service.Moved:
+        from goblin import model_wiring
+
+        deps = model_wiring.registry()
+        return await service.rollback(name, expected=expect, request=_request(reason), deps=deps)
+
+    _show_move(run(work()), as_json)
+
+
+@models.command("list")
+@JSON
+@DATA
+def list_models(as_json: bool, data: Path | None) -> None:
+    """Every model: what is in production, who serves it, and who refused it."""
+    reach(data)
+
+    async def work() -> list[serving.Overview]:
+        from goblin import model_wiring
+
+        return await serving.overview(model_wiring.serve())
+
+    found = run(work())
+    if as_json:
+        click.echo(_json({"models": [_overview_row(one) for one in found]}))
+        return
+    _table(
+        ("model", "production", "versions", "served by", "refused by"),
+        [
+            (
+                str(one.name),
+                f"{one.production.version} (seq {one.production.seq})" if one.production else "-",
+                str(len(one.versions)),
+                ", ".join(f"{endpoint}: {version}" for endpoint, version in one.served_by.items()),
+                ", ".join(f"{endpoint}: {why}" for endpoint, why in one.refused_by.items()),
+            )
+            for one in found
+        ],
+    )
+
+
+@models.command()
+@click.argument("name", type=_Name())
+@JSON
+@DATA
+def show(name: ModelName, as_json: bool, data: Path | None) -> None:
+    """One model: its versions, and the moves of its production pointer."""
+    reach(data)
+
+    async def work() -> tuple[serving.Overview, list[Promotion]]:
+        from goblin import model_wiring
+
+        deps = model_wiring.serve()
+        found = next((one for one in await serving.overview(deps) if one.name == name), None)
+        if found is None:
+            raise NotFound(f"There is no model {name}.")
+        return found, await service.history(name, deps.models)
+
+    found, moves = run(work())
+    if as_json:
+        click.echo(_json({**_overview_row(found), "history": [_move_row(move) for move in moves]}))
+        return
+    _table(
+        ("version", "size", "sha256", "registered", "by"),
+        [
+            (v.version, f"{v.artifact.size:,}", v.artifact.sha256[:16], _when(v.registered_at), v.registered_by)
+            for v in found.versions
+        ],
+    )
+    _table(
+        ("seq", "version", "promoted", "by", "reason"),
+        [(str(m.seq), m.version, _when(m.promoted_at), m.promoted_by, m.reason) for m in moves],
+    )
+    for endpoint, why in found.refused_by.items():
+        click.echo(f"{endpoint} refused {why}")
+
+
+def _request(reason: str) -> Request:
+    return Request(event_id=uuid.uuid4().hex, actor=person(), reason=reason, at=datetime.now(UTC))
+
+
+def _show_move(moved: service.Moved, as_json: bool) -> None:
+    if as_json:
+        row = {**_move_row(moved.promotion), "changed": moved.changed, "announced": moved.announced}
+        click.echo(_json(row))
+        return
+    promotion = moved.promotion
+    what = f"{promotion.name} {promotion.version}"
+    if not moved.changed:
+        click.echo(f"{what} is in production already (seq {promotion.seq})")
+        return
+    click.echo(f"{what} is in production (seq {promotion.seq}); before: {promotion.previous or 'nothing'}")
+    if not moved.announced:
+        click.echo("its event could not be published yet and follows within a minute", err=True)
+
+
+def _overview_row(one: serving.Overview) -> dict[str, Any]:
+    return {
+        "model": str(one.name),
+        "production": _move_row(one.production) if one.production else None,
+        "versions": [_version_row(version) for version in one.versions],
+        "served_by": one.served_by,
+        "refused_by": one.refused_by,
+    }
+
+
+def _version_row(version: Version) -> dict[str, Any]:
+    return {**msgspec.to_builtins(version), "name": str(version.name)}
+
+
+def _move_row(move: Promotion) -> dict[str, Any]:
+    return {**msgspec.to_builtins(move), "name": str(move.name)}
+
+
+def _when(at: datetime) -> str:
+    return f"{at:%Y-%m-%d %H:%M} UTC"
+
+
+def _json(value: Any) -> str:
+    return msgspec.json.encode(value).decode()
+
+
+def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*titles, box=None, padding=(0, 2, 0, 0))
+    for row in rows:
+        table.add_row(*row)
+    Console(highlight=False, markup=False).print(table)
