@@ -90,6 +90,13 @@ class Desk:
         return int(self.store.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
 
 
+async def opened(desk: Desk, **fields: Any) -> Desk:
+    """With a topic and a subscription."""
+    await desk.topic()
+    await desk.subscription(**fields)
+    return desk
+
+
 def retry(least_s: int, most_s: int) -> dict[str, Any]:
     return {"minimum_backoff": duration(least_s), "maximum_backoff": duration(most_s)}
 

@@ -2,17 +2,15 @@
 
 import asyncio
 import logging
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import NamedTuple
 
 from localcloud.pubsub.chaos import CALM, Duplicate, Fate
-from localcloud.pubsub.errors import Refused, invalid
+from localcloud.pubsub.deliveries import TWIN, AckId, Received
+from localcloud.pubsub.errors import Refused
 from localcloud.pubsub.filters import parse_filter
 from localcloud.pubsub.journal import Delivery, Journal
 from localcloud.pubsub.queue import Entry, Holder, Policy, Queue, duplicates
-from localcloud.pubsub.wire import MICROS, PubsubMessage, Raw, ReceivedMessage, duration_us
+from localcloud.pubsub.wire import MICROS, PubsubMessage, Raw, duration_us
 
 log = logging.getLogger(__name__)
 
@@ -23,45 +21,6 @@ ANSWER_BYTES_MAX = 3 << 20
 PUSH_BACKOFF_US_MIN = MICROS // 10
 PUSH_BACKOFF_US_MAX = 60 * MICROS
 """Between push attempts without a retry policy: 100 ms to 60 s, as production documents."""
-
-_ACK_ID = re.compile(r"([0-9a-f]{1,15})-([0-9a-f]{1,15})-([0-9a-f]{1,15})-([0-9a-f]{1,15})(-again)?")
-
-
-class AckId(NamedTuple):
-    """One delivery, and the epoch of its subscription that a seek ends."""
-
-    subscription: int
-    epoch: int
-    message_id: int
-    attempt: int
-
-    def text(self) -> str:
-        """How clients see it."""
-        return "-".join(f"{part:x}" for part in self)
-
-    @staticmethod
-    def parse(text: str) -> "AckId":
-        """The inverse of `text`; refused when it cannot be one of ours."""
-        found = _ACK_ID.fullmatch(text)
-        if found is None:
-            raise invalid(f"You have passed an invalid ack ID to the service (ack_id={text[:200]}).")
-        return AckId(*(int(part, 16) for part in found.groups()[:4]))
-
-
-@dataclass(frozen=True, slots=True)
-class Received:
-    """One delivery, ready to be sent."""
-
-    ack_id: str
-    message: Raw
-    """A `PubsubMessage`."""
-    attempt: int
-
-    def wire(self, *, with_attempt: bool) -> Raw:
-        """The `ReceivedMessage` of pull and streaming pull."""
-        return ReceivedMessage(
-            ack_id=self.ack_id, message=self.message, delivery_attempt=self.attempt if with_attempt else 0
-        )
 
 
 class Backlog:
@@ -339,12 +298,18 @@ class Backlog:
     def _admit(self, deliveries: Iterable[Delivery]) -> None:
         now_us = self._now_us()
         for one in deliveries:
-            fate = next(self._fates) if self._fates is not None else CALM
+            fate = self._next_fate()
             if one.key:
                 fate = Fate(fate.duplicate)
             self._queue.add(Entry(one.message_id, one.size, one.key, one.attempts, one.available_at_us, fate), now_us)
             self._read_to = one.message_id
         self._after_return(())
+
+    def _next_fate(self) -> Fate:
+        """Chaos keeps out of subscriptions that were promised exactly-once delivery."""
+        if self._fates is None or self.resource.enable_exactly_once_delivery:
+            return CALM
+        return next(self._fates)
 
     def _read_more(self) -> bool:
         """Read the next window from disk; False when there is none."""
@@ -359,11 +324,16 @@ class Backlog:
         bodies = self._journal.bodies([entry.message_id for entry in taken])
         received = []
         for entry in taken:
-            message = PubsubMessage.FromString(bodies[entry.message_id])
+            body = bodies.get(entry.message_id)
+            if body is None:
+                log.error("%s: message %d is gone from the disk", self.name, entry.message_id)
+                self._queue.remove(entry.message_id, self._now_us())
+                continue
+            message = PubsubMessage.FromString(body)
             ack_id = AckId(self.number, self.epoch, entry.message_id, entry.attempts).text()
             received.append(Received(ack_id, message, entry.attempts))
             if duplicates(entry, Duplicate.TWIN):
-                received.append(Received(f"{ack_id}-again", message, entry.attempts))
+                received.append(Received(ack_id + TWIN, message, entry.attempts))
         return received
 
     def _set_timer(self) -> None:

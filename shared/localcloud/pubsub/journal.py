@@ -203,7 +203,7 @@ class Journal:
     ) -> None:
         """A seek: owe every retained message of the topic from one on, delivered before or not."""
         rows = self.store.execute("SELECT id, body FROM messages WHERE topic = ? AND id >= ?", (topic, since))
-        self._owe(subscription, ((row[0], row[1]) for row in rows.fetchall()), matches, key_of)
+        self._owe(subscription, ((row[0], row[1]) for row in rows), matches, key_of)
 
     def owe_snapshot(self, subscription: int, snapshot: int, *, matches: Filter, key_of: Callable[[str], str]) -> None:
         """A seek: owe what a snapshot's subscription owed when it was made."""
@@ -211,7 +211,7 @@ class Journal:
             "SELECT id, body FROM messages JOIN snapshot_messages ON message = id WHERE snapshot = ?",
             (snapshot,),
         )
-        self._owe(subscription, ((row[0], row[1]) for row in rows.fetchall()), matches, key_of)
+        self._owe(subscription, ((row[0], row[1]) for row in rows), matches, key_of)
 
     def _owe(
         self,

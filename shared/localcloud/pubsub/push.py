@@ -16,7 +16,8 @@ from typing import Any
 import httpx
 
 from localcloud.identity import Identity
-from localcloud.pubsub.backlog import Backlog, Received
+from localcloud.pubsub.backlog import Backlog
+from localcloud.pubsub.deliveries import Received
 from localcloud.pubsub.errors import Refused
 from localcloud.pubsub.wire import MICROS, Raw, rfc3339, timestamp_us
 

@@ -23,7 +23,7 @@ from localcloud.pubsub.streaming import serve_stream
 from localcloud.pubsub.subscriber import Subscriber
 from localcloud.pubsub.subscriptions import ACK_DEADLINE_S_MAX
 from localcloud.pubsub.topics import Publisher, check_message
-from localcloud.pubsub.wire import EMPTY, PubsubMessage, Raw, raw
+from localcloud.pubsub.wire import Empty, PubsubMessage, Raw, raw
 from localcloud.store import Store
 
 log = logging.getLogger(__name__)
@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 SWEEP_PERIOD_S = 60.0
 SERVED_PREFIXES = ("/google.pubsub.v1.", "/google.iam.v1.IAMPolicy/")
 CONNECTIONS_MAX = 1000
+SHUTTING_DOWN = "The server is shutting down."
 
 Unary = Callable[[Any, Any], Awaitable[Any]]
 
@@ -60,6 +61,7 @@ class PubSub:
         self._http: httpx.AsyncClient | None = None
         self._pushes: dict[Backlog, asyncio.Task[None]] = {}
         self._sweeper: asyncio.Task[None] | None = None
+        self._closed = False
 
     async def start(self) -> None:
         """Resume pushes, pauses and retention."""
@@ -76,20 +78,26 @@ class PubSub:
 
     async def close(self) -> None:
         """Stop pushing and close the file; what is unacknowledged comes again after the next start."""
+        self._closed = True
         tasks = [*self._pushes.values(), *([self._sweeper] if self._sweeper else [])]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         self._pushes.clear()
         for backlog in self._state.backlogs.values():
-            backlog.end(Refused(grpc.StatusCode.UNAVAILABLE, "The server is shutting down."))
+            backlog.end(Refused(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN))
         if self._http is not None:
             await self._http.aclose()
         self._store.close()
 
     async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str]) -> str:
-        """Publish from inside the process, as Storage does for its notifications; answers the message id."""
+        """Publish from inside the process, as Storage does for its notifications; answers the message id.
+
+        Raises:
+            Refused: The topic does not exist, the message is not one, or the server is shutting down.
+        """
         message = PubsubMessage(data=data, attributes=attributes)
+        self._check_open()
         check_message(message)
         return self._state.publish(topic, [message])[0]
 
@@ -111,37 +119,37 @@ class PubSub:
             return await subscriber.pull(request, time_left_s=context.time_remaining())
 
         publishing = {
-            "CreateTopic": _unary("Topic", publisher.create_topic),
-            "DeleteTopic": _unary("DeleteTopicRequest", publisher.delete_topic),
-            "DetachSubscription": _unary("DetachSubscriptionRequest", publisher.detach_subscription),
-            "GetTopic": _unary("GetTopicRequest", publisher.get_topic),
-            "ListTopicSnapshots": _unary("ListTopicSnapshotsRequest", publisher.list_topic_snapshots),
-            "ListTopicSubscriptions": _unary("ListTopicSubscriptionsRequest", publisher.list_topic_subscriptions),
-            "ListTopics": _unary("ListTopicsRequest", publisher.list_topics),
-            "Publish": _unary("PublishRequest", publisher.publish),
-            "UpdateTopic": _unary("UpdateTopicRequest", publisher.update_topic),
+            "CreateTopic": self._unary("Topic", publisher.create_topic),
+            "DeleteTopic": self._unary("DeleteTopicRequest", publisher.delete_topic),
+            "DetachSubscription": self._unary("DetachSubscriptionRequest", publisher.detach_subscription),
+            "GetTopic": self._unary("GetTopicRequest", publisher.get_topic),
+            "ListTopicSnapshots": self._unary("ListTopicSnapshotsRequest", publisher.list_topic_snapshots),
+            "ListTopicSubscriptions": self._unary("ListTopicSubscriptionsRequest", publisher.list_topic_subscriptions),
+            "ListTopics": self._unary("ListTopicsRequest", publisher.list_topics),
+            "Publish": self._unary("PublishRequest", publisher.publish),
+            "UpdateTopic": self._unary("UpdateTopicRequest", publisher.update_topic),
         }
         subscribing = {
-            "Acknowledge": _unary("AcknowledgeRequest", subscriber.acknowledge),
-            "CreateSnapshot": _unary("CreateSnapshotRequest", snapshots.create_snapshot),
-            "CreateSubscription": _unary("Subscription", self._then_follow_pushes(subscriber.create_subscription)),
-            "DeleteSnapshot": _unary("DeleteSnapshotRequest", snapshots.delete_snapshot),
-            "DeleteSubscription": _unary("DeleteSubscriptionRequest", subscriber.delete_subscription),
-            "GetSnapshot": _unary("GetSnapshotRequest", snapshots.get_snapshot),
-            "GetSubscription": _unary("GetSubscriptionRequest", subscriber.get_subscription),
-            "ListSnapshots": _unary("ListSnapshotsRequest", snapshots.list_snapshots),
-            "ListSubscriptions": _unary("ListSubscriptionsRequest", subscriber.list_subscriptions),
-            "ModifyAckDeadline": _unary("ModifyAckDeadlineRequest", subscriber.modify_ack_deadline),
-            "ModifyPushConfig": _unary(
+            "Acknowledge": self._unary("AcknowledgeRequest", subscriber.acknowledge),
+            "CreateSnapshot": self._unary("CreateSnapshotRequest", snapshots.create_snapshot),
+            "CreateSubscription": self._unary("Subscription", self._then_follow_pushes(subscriber.create_subscription)),
+            "DeleteSnapshot": self._unary("DeleteSnapshotRequest", snapshots.delete_snapshot),
+            "DeleteSubscription": self._unary("DeleteSubscriptionRequest", subscriber.delete_subscription),
+            "GetSnapshot": self._unary("GetSnapshotRequest", snapshots.get_snapshot),
+            "GetSubscription": self._unary("GetSubscriptionRequest", subscriber.get_subscription),
+            "ListSnapshots": self._unary("ListSnapshotsRequest", snapshots.list_snapshots),
+            "ListSubscriptions": self._unary("ListSubscriptionsRequest", subscriber.list_subscriptions),
+            "ModifyAckDeadline": self._unary("ModifyAckDeadlineRequest", subscriber.modify_ack_deadline),
+            "ModifyPushConfig": self._unary(
                 "ModifyPushConfigRequest", self._then_follow_pushes(subscriber.modify_push_config)
             ),
-            "Pull": _answering("PullRequest", pull),
-            "Seek": _unary("SeekRequest", snapshots.seek),
+            "Pull": self._answering("PullRequest", pull),
+            "Seek": self._unary("SeekRequest", snapshots.seek),
             "StreamingPull": grpc.stream_stream_rpc_method_handler(
                 self._streaming_pull, raw("StreamingPullRequest").FromString, _serialise
             ),
-            "UpdateSnapshot": _unary("UpdateSnapshotRequest", snapshots.update_snapshot),
-            "UpdateSubscription": _unary(
+            "UpdateSnapshot": self._unary("UpdateSnapshotRequest", snapshots.update_snapshot),
+            "UpdateSubscription": self._unary(
                 "UpdateSubscriptionRequest", self._then_follow_pushes(subscriber.update_subscription)
             ),
         }
@@ -151,8 +159,33 @@ class PubSub:
             _Unknown(),
         )
 
+    def _unary(self, request: str, method: Callable[[Raw], Awaitable[Raw]]) -> grpc.RpcMethodHandler:
+        """A handler for a method that needs only its request; None answers `Empty`."""
+
+        async def answer(message: Raw, _context: Any) -> Raw:
+            return await method(message)
+
+        return self._answering(request, answer)
+
+    def _answering(self, request: str, method: Unary) -> grpc.RpcMethodHandler:
+        async def answer(message: Raw, context: Any) -> Raw:
+            try:
+                self._check_open()
+                reply = await method(message, context)
+            except Refused as refused:
+                await context.abort(refused.code, refused.message, refused.trailing_metadata())
+            return Empty() if reply is None else reply
+
+        return grpc.unary_unary_rpc_method_handler(answer, raw(request).FromString, _serialise)
+
+    def _check_open(self) -> None:
+        """While the server drains, clients are told to come back."""
+        if self._closed:
+            raise Refused(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN)
+
     async def _streaming_pull(self, _requests: Any, context: Any) -> None:
         try:
+            self._check_open()
             await serve_stream(self._state.backlog, context, grpc.aio.EOF)
         except Refused as refused:
             await context.abort(refused.code, refused.message, refused.trailing_metadata())
@@ -200,26 +233,6 @@ class _Unknown(grpc.GenericRpcHandler):
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"localcloud's Pub/Sub does not implement {method}")
 
         return grpc.unary_unary_rpc_method_handler(refuse)
-
-
-def _unary(request: str, method: Callable[[Raw], Awaitable[Raw]]) -> grpc.RpcMethodHandler:
-    """A handler for a method that needs only its request; None answers `Empty`."""
-
-    async def answer(message: Raw, _context: Any) -> Raw:
-        return await method(message)
-
-    return _answering(request, answer)
-
-
-def _answering(request: str, method: Unary) -> grpc.RpcMethodHandler:
-    async def answer(message: Raw, context: Any) -> Raw:
-        try:
-            reply = await method(message, context)
-        except Refused as refused:
-            await context.abort(refused.code, refused.message, refused.trailing_metadata())
-        return EMPTY() if reply is None else reply
-
-    return grpc.unary_unary_rpc_method_handler(answer, raw(request).FromString, _serialise)
 
 
 def _serialise(message: Raw) -> bytes:

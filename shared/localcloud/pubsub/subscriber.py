@@ -7,7 +7,8 @@ from typing import Any
 import grpc
 
 from localcloud.pubsub import names
-from localcloud.pubsub.backlog import Backlog, Received
+from localcloud.pubsub.backlog import Backlog
+from localcloud.pubsub.deliveries import Received
 from localcloud.pubsub.errors import Refused, exists, invalid, not_found
 from localcloud.pubsub.state import State
 from localcloud.pubsub.subscriptions import ACK_DEADLINE_S_MAX, MUTABLE, check_push, complete

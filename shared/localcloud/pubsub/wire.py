@@ -3,7 +3,7 @@
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
 
-from google.protobuf import duration_pb2, empty_pb2, field_mask_pb2, timestamp_pb2
+from google.protobuf import duration_pb2, empty_pb2, timestamp_pb2
 from google.pubsub_v1.types import pubsub
 
 Raw: TypeAlias = Any
@@ -12,26 +12,16 @@ Raw: TypeAlias = Any
 Topic: Any = pubsub.Topic.pb()
 Subscription: Any = pubsub.Subscription.pb()
 Snapshot: Any = pubsub.Snapshot.pb()
+Empty: Any = empty_pb2.Empty
 PubsubMessage: Any = pubsub.PubsubMessage.pb()
 ReceivedMessage: Any = pubsub.ReceivedMessage.pb()
 
 MICROS = 1_000_000
 
-__all__ = ["MICROS", "PubsubMessage", "Raw", "ReceivedMessage", "Snapshot", "Subscription", "Topic"]
-
 
 def raw(name: str) -> Any:
     """The raw class of a request or an answer, by its name in `google.pubsub.v1`."""
     return getattr(pubsub, name).pb()
-
-
-def empty() -> Raw:
-    """What a deletion answers."""
-    return empty_pb2.Empty()
-
-
-EMPTY: Any = empty_pb2.Empty
-FieldMask: Any = field_mask_pb2.FieldMask
 
 
 def micros(instant: datetime) -> int:
