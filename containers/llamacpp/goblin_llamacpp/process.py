@@ -58,6 +58,7 @@ async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettin
     """Serve until a signal; returns the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # It would log signed URLs, which are secrets.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     quiet_llama()
     bound = _bind(process.host, process.port)
