@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict
 
@@ -51,17 +52,19 @@ def _inference(operation: str, work: Work) -> Callable[[Request], Awaitable[Resp
 
     async def route(request: Request) -> Response:
         call = chat.Call(wiring.gateway(), operation)
+        heard = asyncio.Event()
 
         async def produce() -> asgi.Answer:
             try:
                 await call.authenticate(request.headers.get("authorization"))
                 body = await asgi.read_body(request)
+                heard.set()
                 answer = await work(call, body, request.headers.get("x-goblin-strategy"))
             except Exception as error:  # noqa: BLE001  Errors carry the explanation too.
                 answer = asgi.error_answer(error)
             return asgi.with_headers(answer, _explanation(call))
 
-        return asgi.Delivery(produce, call.settle)
+        return asgi.Delivery(produce, call.settle, heard=heard)
 
     return route
 

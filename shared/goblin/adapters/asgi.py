@@ -41,14 +41,25 @@ class Delivery(Response):
     caller has the whole answer by that time and does not wait for it.
     """
 
-    def __init__(self, produce: Callable[[], Awaitable[Answer]], settle: Callable[[], Awaitable[None]]) -> None:
+    def __init__(
+        self, produce: Callable[[], Awaitable[Answer]], settle: Callable[[], Awaitable[None]], *, heard: asyncio.Event
+    ) -> None:
+        """Answer with what `produce` makes and call `settle` however it ends.
+
+        Args:
+            produce: Makes the answer; reads the request's body first.
+            settle: Called once, whatever happened.
+            heard: Set by `produce` once the body is read. Both the body and the news of a hang-up come out of
+                ASGI's one `receive`: whoever asks first would take the other's.
+        """
         self._produce = produce
         self._settle = settle
+        self._heard = heard
         self.background = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         delivering = asyncio.create_task(self._deliver(send))
-        leaving = asyncio.create_task(_hung_up(receive))
+        leaving = asyncio.create_task(self._hung_up(receive))
         try:
             await asyncio.wait({delivering, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -60,6 +71,11 @@ class Delivery(Response):
         if not delivering.cancelled():
             delivering.result()
             await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _hung_up(self, receive: Receive) -> None:
+        await self._heard.wait()
+        while (await receive())["type"] != "http.disconnect":
+            pass
 
     async def _deliver(self, send: Send) -> None:
         try:
@@ -100,11 +116,6 @@ class Delegated(Response):
 def with_headers(answer: Answer, headers: Mapping[str, str]) -> Answer:
     """The same answer, with more headers."""
     return replace(answer, headers={**answer.headers, **headers})
-
-
-async def _hung_up(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
 
 
 async def read_body(request: Request, limit: int = BODY_BYTES_MAX) -> bytes:
