@@ -212,3 +212,18 @@ async def test_optimistic_reads_show_one_instant() -> None:
     assert await room.query_above("c", 0, transaction) == {"c/0": 1, "c/1": 1}
     with pytest.raises(Refused):
         await room.commit({"c/2": 0}, transaction)
+
+
+async def test_snapshots_of_two_times_show_two_states() -> None:
+    room = Room("optimistic")
+    await room.commit({"c/0": 1, "c/1": 1})
+    early = room.begin(read_only={})
+    await room.commit({"c/0": 2, "c/1": None, "c/2": 2})
+    late = room.begin(read_only={})
+    await room.commit({"c/0": 3, "c/1": 3, "c/2": None})
+    assert await room.query_above("c", 0, early) == {"c/0": 1, "c/1": 1}
+    assert await room.query_above("c", 0, late) == {"c/0": 2, "c/2": 2}
+    await room.commit({}, early)
+    assert [await room.read(path, late) for path in PATHS] == [2, None, 2]
+    await room.commit({}, late)
+    assert room.documents.versions_kept == 0

@@ -189,8 +189,6 @@ class Transactions:
         """
         if transaction.kind == "read_only":
             return
-        if transaction.owner.lost:
-            raise aborted("The transaction was aborted so that others could go on. Please try again.")
         for path, seen in transaction.documents_read.items():
             if version(self._documents.get(transaction.database, path)) != seen:
                 raise aborted("A document that the transaction read has changed. Please try again.")
