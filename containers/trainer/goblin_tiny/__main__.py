@@ -17,7 +17,7 @@ def main(arguments: list[str] | None = None) -> int:
         _say("Stopped. The same command goes on from the last checkpoint.")
         return 130
     except ImportError as error:
-        _say(f"{error}. Install what the trainer needs: pip install containers/trainer[train,evaluate]")
+        _say(f"{error}. Install what the trainer needs: pip install ./containers/trainer[train,evaluate]")
         return 1
     return 0
 

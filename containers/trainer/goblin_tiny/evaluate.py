@@ -86,7 +86,7 @@ def markdown(table: dict[tuple[str, str], Score]) -> str:
     lines = ["| skill | questions are | asked | right | stopped by itself |", "|---|---|---:|---:|---:|"]
     for (skill, kind), score in table.items():
         right, stopped = 100 * score.right / score.asked, 100 * score.stopped / score.asked
-        lines.append(f"| {skill} | {kind} | {score.asked} | {right:.0f} % | {stopped:.0f} % |")
+        lines.append(f"| {skill} | {kind} | {score.asked} | {right:.1f} % | {stopped:.1f} % |")
     asked, right = sum(s.asked for s in table.values()), sum(s.right for s in table.values())
     stopped = sum(s.stopped for s in table.values())
     lines.append(f"| all | | {asked} | {100 * right / asked:.1f} % | {100 * stopped / asked:.1f} % |")

@@ -15,7 +15,7 @@ from random import Random
 from typing import Any
 
 from . import corpus, words
-from .conversations import remembered, tool_use
+from .conversations import ToolUse, remembered, tool_use
 
 Messages = list[dict[str, Any]]
 """As in a request: OpenAI's shape."""
@@ -56,6 +56,7 @@ def questions(seed: int, *, per_skill: int) -> list[Question]:
         _json,
         _recall,
         _not_known,
+        _tool_calls_taught,
         _tool_calls,
         _tool_results,
     ):
@@ -166,12 +167,20 @@ def _not_known(rng: Random) -> Iterator[Question]:
         yield _ask("says it does not know", "held out", turn.question, corpus.DO_NOT_KNOW)
 
 
+def _tool_calls_taught(rng: Random) -> Iterator[Question]:
+    # Weather and time have a city each, and no city is held out: they are asked here.
+    while True:
+        yield _ask_for_a_call(tool_use(rng), "taught")
+
+
 def _tool_calls(rng: Random) -> Iterator[Question]:
     while True:
-        use = tool_use(rng, held_out=True)
-        messages = [{"role": "user", "content": use.question}]
-        right = the_call(use.name, use.arguments)
-        yield Question("tool call", "held out", messages, right, use.tools)
+        yield _ask_for_a_call(tool_use(rng, held_out=True), "held out")
+
+
+def _ask_for_a_call(use: ToolUse, kind: str) -> Question:
+    messages = [{"role": "user", "content": use.question}]
+    return Question("tool call", kind, messages, the_call(use.name, use.arguments), use.tools)
 
 
 def _tool_results(rng: Random) -> Iterator[Question]:
