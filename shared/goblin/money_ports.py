@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
 from goblin.domain.money import Balance, Entry, Freeze
@@ -34,5 +34,5 @@ class Ledger(Protocol):
     async def actions(self, *, limit: int) -> Sequence[Entry]:
         """The last alerts, freezes and thaws, the newest first."""
 
-    async def freezes(self) -> Mapping[str, Freeze]:
-        """What is frozen now, by account."""
+    async def freezes(self) -> Sequence[Freeze]:
+        """What is frozen now, the oldest first."""

@@ -138,12 +138,14 @@ class _Process:
     @cached_property
     def gateway(self) -> chat.Deps:
         clock = SystemClock()
+        spend = budget.Deps(ledger=FirestoreLedger(self.firestore), clock=clock)
         return chat.Deps(
             catalog=self.health.catalog,
             providers=self.health.providers,
             live=Live(clock),
             health=HealthView(self.health),
-            freezes=FreezeView(budget.Deps(ledger=FirestoreLedger(self.firestore), clock=clock)),
+            freezes=FreezeView(spend),
+            spend=spend,
             keys=Keys(FirestoreKeys(self.firestore), clock),
             receipts=FirestoreRequests(self.firestore),
             meter=meter(),

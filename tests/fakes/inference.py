@@ -136,8 +136,9 @@ def world(
     *, endpoints: dict[str, dict[str, Any]] | None = None, routing: Routing | None = None, **providers: ScriptedProvider
 ) -> World:
     """Endpoints named like the arguments, in their order, each serving the model `m`."""
-    ledger = MemoryLedger()
     clock, keys, stored, receipts = FakeClock(), MemoryKeys(), MemoryHealth(), MemoryRequests()
+    ledger = MemoryLedger()
+    spend = budget.Deps(ledger=ledger, clock=clock)
     said = endpoints or {}
     rows = [
         Endpoint(**{"name": name, "provider": "openai", "url": "http://x", "models": ("m",), **said.get(name, {})})
@@ -154,7 +155,8 @@ def world(
         providers=providers,
         live=Live(clock),
         health=health.HealthView(health_deps),
-        freezes=budget.FreezeView(budget.Deps(ledger=ledger, clock=clock)),
+        freezes=budget.FreezeView(spend),
+        spend=spend,
         keys=Keys(keys, clock),
         receipts=receipts,
         meter=meter,

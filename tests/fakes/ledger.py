@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from goblin.domain.money import ACTIONS, Balance, Entry, EntryKind, Freeze, lineage, month_of
@@ -28,11 +28,11 @@ class MemoryLedger:
         if there is not entry:
             return False
         if entry.kind is EntryKind.FREEZE:
-            self.frozen[entry.account] = Freeze(
-                account=entry.account, reason=entry.note, since=entry.at, entry_id=entry.entry_id
+            self.frozen[entry.entry_id] = Freeze(
+                entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at
             )
-        elif entry.kind is EntryKind.THAW:
-            self.frozen.pop(entry.account, None)
+        for lifted in entry.lifts:
+            self.frozen.pop(lifted, None)
         return True
 
     async def balances(self, window: str) -> Sequence[Balance]:
@@ -54,7 +54,7 @@ class MemoryLedger:
     async def actions(self, *, limit: int) -> Sequence[Entry]:
         return [entry for entry in await self.entries(limit=len(self.written)) if entry.kind in ACTIONS][:limit]
 
-    async def freezes(self) -> Mapping[str, Freeze]:
+    async def freezes(self) -> Sequence[Freeze]:
         self.reads += 1
         self._check()
-        return dict(self.frozen)
+        return sorted(self.frozen.values(), key=lambda freeze: freeze.since)

@@ -33,12 +33,11 @@ def show(month: str | None, as_json: bool, data: Path | None) -> None:
     reach(data)
     window = month or month_of(datetime.now(UTC))
 
-    async def work() -> tuple[Sequence[Balance], list[Freeze], Sequence[Entry]]:
+    async def work() -> tuple[Sequence[Balance], Sequence[Freeze], Sequence[Entry]]:
         from goblin import model_wiring
 
         ledger = model_wiring.budgets().ledger
-        frozen = await ledger.freezes()
-        return await ledger.balances(window), list(frozen.values()), await ledger.actions(limit=ACTIONS_SHOWN)
+        return await ledger.balances(window), await ledger.freezes(), await ledger.actions(limit=ACTIONS_SHOWN)
 
     balances, freezes, actions = run(work())
     if as_json:
@@ -64,13 +63,15 @@ def thaw(account: str, as_json: bool, data: Path | None) -> None:
     """Let money be spent under ACCOUNT again: `total`, or a provider's name."""
     reach(data)
 
-    async def work() -> Freeze:
+    async def work() -> list[Freeze]:
         from goblin import model_wiring
 
         return await service.thaw(account, actor=person(), wish_id=uuid.uuid4().hex, deps=model_wiring.budgets())
 
     lifted = run(work())
     if as_json:
-        click.echo(msgspec.json.encode({"account": account, "thawed": True, "was": lifted}).decode())
-    else:
-        click.echo(f"{account} is thawed; it was frozen because {lifted.reason}")
+        click.echo(msgspec.json.encode({"account": account, "lifted": lifted}).decode())
+        return
+    click.echo(f"{account} is thawed. It was frozen because:")
+    for freeze in lifted:
+        click.echo(f"  {freeze.reason}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal, InvalidOperation
+from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 
 TOTAL = "total"
@@ -52,6 +52,8 @@ class Entry:
     """Aware UTC; decides the window it counts in."""
     note: str = ""
     """For a person."""
+    lifts: tuple[str, ...] = ()
+    """A thaw's: the entries whose freezes it lifts. One that its person did not know of stays."""
 
     def __post_init__(self) -> None:
         if not ENTRY_ID.fullmatch(self.entry_id):
@@ -64,6 +66,8 @@ class Entry:
             raise ValueError(f"a {self.kind} cannot be negative")
         if self.kind in ACTIONS and self.amount_usd_micros:
             raise ValueError(f"a {self.kind} moves no money")
+        if bool(self.lifts) != (self.kind is EntryKind.THAW):
+            raise ValueError("a thaw, and nothing else, names the freezes it lifts")
 
     @property
     def spent_usd_micros(self) -> int:
@@ -100,24 +104,13 @@ class Balance:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Freeze:
-    """An account under which nothing is spent until a person thaws it."""
+    """Nothing is spent under an account until a person lifts this; an account may have several."""
 
+    entry_id: str
+    """The entry that froze it."""
     account: str
     reason: str
     since: datetime
-    entry_id: str
-    """The entry that froze it."""
-
-
-def parse_usd(text: str) -> int:
-    """Dollars as people write them, in millionths. Raises `ValueError`."""
-    try:
-        amount = Decimal(text.strip().removeprefix("$"))
-    except InvalidOperation:
-        raise ValueError(f"not an amount of dollars: {text!r}") from None
-    if not amount.is_finite() or not 0 <= amount <= 1_000_000_000:
-        raise ValueError(f"not an amount of dollars that anybody has: {text!r}")
-    return to_micros(amount)
 
 
 def to_micros(amount: Decimal) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -94,16 +94,14 @@ def is_paid(endpoint: Endpoint) -> bool:
     return price is None or bool(price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
 
 
-def why_frozen(endpoint: Endpoint, freezes: Mapping[str, Freeze]) -> str:
+def why_frozen(endpoint: Endpoint, freezes: Sequence[Freeze]) -> str:
     """The reason nothing may be spent on an endpoint; empty when it may, or when it costs nothing.
 
     Args:
         endpoint: Frozen by its own name, by its provider's, or by `total`.
-        freezes: By account.
+        freezes: The first that concerns it is the reason.
     """
     if not is_paid(endpoint):
         return ""
-    for account in (endpoint.name, endpoint.provider, TOTAL):
-        if account in freezes:
-            return freezes[account].reason or f"{account} is frozen"
-    return ""
+    concerning = (freeze for freeze in freezes if freeze.account in (endpoint.name, endpoint.provider, TOTAL))
+    return next((freeze.reason or f"{freeze.account} is frozen" for freeze in concerning), "")

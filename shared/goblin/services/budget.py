@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from goblin import events
+from goblin.domain.chat import Usage
 from goblin.domain.models import Endpoint
 from goblin.domain.money import ACCOUNT, Entry, EntryKind, Freeze
 from goblin.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
@@ -54,8 +55,10 @@ async def follow(event: events.Event, deps: Deps) -> None:
                 log.warning("%s of %s: %s", decision.kind, decision.account, decision.note)
 
 
-async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> Freeze:
-    """Lift a freeze; what was frozen.
+async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> list[Freeze]:
+    """Lift what is frozen under an account by its own name; what that was.
+
+    A freeze made in the meantime is not lifted: nobody has seen it.
 
     Args:
         account: `total` or a provider's name.
@@ -67,8 +70,8 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> Freeze:
     """
     if not ACCOUNT.fullmatch(account):
         raise InvalidRequest(f"{account!r} is no account.", param="account")
-    freeze = (await deps.ledger.freezes()).get(account)
-    if freeze is None:
+    lifted = [freeze for freeze in await deps.ledger.freezes() if freeze.account == account]
+    if not lifted:
         raise NotFound(f"{account} is not frozen.", param="account")
     entry = Entry(
         entry_id=f"thaw:{wish_id}",
@@ -76,10 +79,34 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> Freeze:
         account=account,
         amount_usd_micros=0,
         at=deps.clock.now(),
-        note=f"thawed by {actor}; it was frozen because {freeze.reason}",
+        note=f"thawed by {actor}",
+        lifts=tuple(freeze.entry_id for freeze in lifted),
     )
     await deps.ledger.record(entry)
-    return freeze
+    return lifted
+
+
+async def book(request_id: str, endpoint: Endpoint, usage: Usage, deps: Deps) -> None:
+    """Write down what a request cost, once, whoever tells it how often. What is free is no entry.
+
+    Raises:
+        StoreUnavailable: It may be told again.
+    """
+    if not policy.is_paid(endpoint):
+        return
+    if endpoint.price is None:
+        log.warning("request %s went to %s, whose price is unknown: it is not in the ledger", request_id, endpoint.name)
+        return
+    cost = endpoint.price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+    entry = Entry(
+        entry_id=f"request:{request_id}",
+        kind=EntryKind.SETTLE,
+        account=endpoint.provider,
+        amount_usd_micros=cost,
+        at=deps.clock.now(),
+        note=f"{endpoint.name}: {usage.prompt_tokens} tokens in, {usage.completion_tokens} out",
+    )
+    await deps.ledger.record(entry)
 
 
 class FreezeView:
@@ -90,7 +117,7 @@ class FreezeView:
 
     def __init__(self, deps: Deps) -> None:
         self._deps = deps
-        self._freezes: Mapping[str, Freeze] = {}
+        self._freezes: Sequence[Freeze] = ()
         self._read_at: float | None = None
         self._tried_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None

@@ -40,6 +40,7 @@ from goblin.policy import tokens
 from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Route, choose_route
 from goblin.ports import ApiKey, ChatProvider, Clock, Meter, RequestRecord, RequestStore
 from goblin.services import attempts as engine
+from goblin.services import budget
 from goblin.services.budget import FreezeView
 from goblin.services.health import HealthView
 from goblin.services.keys import Keys
@@ -62,6 +63,7 @@ class Deps:
     live: Live
     health: HealthView
     freezes: FreezeView
+    spend: budget.Deps
     keys: Keys
     receipts: RequestStore
     meter: Meter
@@ -194,6 +196,7 @@ class Call:
                 self.deps.meter.provider_error(provider=record.endpoint, model=model, outcome=record.outcome)
         if self._key is not None and self._request is not None:
             await self._write_receipt(self._key, self._request, duration_s)
+        await self._book()
 
     async def _generate(
         self,
@@ -340,6 +343,15 @@ class Call:
             yield
         finally:
             self.timings_ms[phase] = (self.deps.clock.monotonic() - started) * 1000
+
+    async def _book(self) -> None:
+        """Write what the request cost into the ledger."""
+        if self.usage is None or not self.attempts or self.provider is None:
+            return
+        try:
+            await budget.book(self.request_id, self.attempts[-1].endpoint, self.usage, self.deps.spend)
+        except StoreUnavailable as error:
+            log.error("the cost of request %s is not in the ledger: %s", self.request_id, error.message)
 
     async def _write_receipt(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
         usage = self.usage or Usage()

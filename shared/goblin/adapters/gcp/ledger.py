@@ -2,7 +2,7 @@
 
     ledger/{entry_id}                  created once, never changed
     balances/{window}:{account}        the sum of its entries, moved by Increment in the commit that creates one
-    freezes/{account}                  set in the commit that creates a freeze or a thaw
+    freezes/{entry_id}                 made in the commit that creates a freeze, gone with the one of its thaw
 
 Nothing is read before it is written, so no document is contended: the create is the one precondition, and when it
 fails the whole commit does. A `/` of an account is written `~` in a document's name.
@@ -62,12 +62,11 @@ class FirestoreLedger:
             batch.set(self._balances.document(f"{window}:{_named(account)}"), change, merge=True)
 
     def _freeze(self, batch: Any, entry: Entry) -> None:
-        document = self._freezes.document(_named(entry.account))
         if entry.kind is EntryKind.FREEZE:
-            freeze = Freeze(account=entry.account, reason=entry.note, since=entry.at, entry_id=entry.entry_id)
-            batch.set(document, plain(freeze))
-        elif entry.kind is EntryKind.THAW:
-            batch.delete(document)
+            freeze = Freeze(entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at)
+            batch.set(self._freezes.document(entry.entry_id), plain(freeze))
+        for lifted in entry.lifts:
+            batch.delete(self._freezes.document(lifted))
 
     async def balances(self, window: str) -> Sequence[Balance]:
         query = self._balances.where(filter=FieldFilter("window", "==", window)).limit(ACCOUNTS_MAX)
@@ -83,10 +82,9 @@ class FirestoreLedger:
         query = query.order_by("at", direction=Query.DESCENDING).limit(limit)
         return [_entry(document.to_dict()) for document in await in_time(query.get(**CALL), "list of budget actions")]
 
-    async def freezes(self) -> Mapping[str, Freeze]:
+    async def freezes(self) -> Sequence[Freeze]:
         found = await in_time(self._freezes.limit(ACCOUNTS_MAX).get(**CALL), "read of freezes")
-        frozen = (read(Freeze, document.to_dict()) for document in found)
-        return {freeze.account: freeze for freeze in frozen}
+        return sorted((read(Freeze, document.to_dict()) for document in found), key=lambda freeze: freeze.since)
 
 
 def _named(account: str) -> str:
