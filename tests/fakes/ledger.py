@@ -22,11 +22,12 @@ class MemoryLedger:
 
     async def record(self, entry: Entry) -> bool:
         self._check()
-        there = self.written.setdefault(entry.entry_id, entry)
-        if (there.account, there.spent_usd_micros) != (entry.account, entry.spent_usd_micros):
-            raise Conflict(entry.entry_id)
-        if there is not entry:
+        there = self.written.get(entry.entry_id)
+        if there is not None:
+            if (there.account, there.spent_usd_micros) != (entry.account, entry.spent_usd_micros):
+                raise Conflict(entry.entry_id)
             return False
+        self.written[entry.entry_id] = entry
         if entry.kind is EntryKind.FREEZE:
             self.frozen[entry.entry_id] = Freeze(
                 entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at

@@ -54,7 +54,11 @@ class FakeRegistry:
         return there
 
     async def publish(self, version: Version) -> bool:
-        return self.manifests.setdefault((version.name, version.version), version) is version
+        key = version.name, version.version
+        if key in self.manifests:
+            return False
+        self.manifests[key] = version
+        return True
 
     async def version(self, name: ModelName, version: str) -> Version | None:
         return self.manifests.get((name, version))

@@ -1,0 +1,136 @@
+import asyncio
+import json
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from goblin.domain.chat import Usage
+from goblin.domain.models import Endpoint, Price
+from goblin.domain.money import EntryKind
+from goblin.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
+from goblin.events import Event
+from goblin.services import budget
+from tests.fakes.ledger import MemoryLedger
+from tests.fakes.registry import FixedClock
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+PAID = Endpoint(
+    name="paid", provider="openai", url="http://x",
+    price=Price(input_usd_micros_per_mtok=2_000_000, output_usd_micros_per_mtok=8_000_000),
+)  # fmt: skip
+FREE = Endpoint(
+    name="free", provider="llamacpp", url="http://x",
+    price=Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0),
+)  # fmt: skip
+OURS = {"account": "openai", "window": "2026-11", "spent_usd_micros": 10, "limit_usd_micros": 10}
+BILLING = {
+    "budgetDisplayName": "b", "costAmount": 10.01, "costIntervalStart": "2026-11-01T08:00:00Z", "budgetAmount": 10.0,
+    "budgetAmountType": "SPECIFIED_AMOUNT", "currencyCode": "USD",
+}  # fmt: skip
+FROM_BILLING = {"billingAccountId": "01-23", "budgetId": "b-1", "schemaVersion": "1.0"}
+
+
+@pytest.fixture
+def deps() -> budget.Deps:
+    return budget.Deps(ledger=MemoryLedger(), clock=FixedClock(NOW))
+
+
+def event(body: Any, **attributes: str) -> Event:
+    return Event(event_id="m", data=json.dumps(body).encode(), attributes=attributes)
+
+
+async def test_a_crossing_freezes_once_and_a_thaw_holds(deps: Any) -> None:
+    await budget.follow(event(OURS), deps)
+    await budget.follow(event({**OURS, "spent_usd_micros": 11}), deps)
+    assert len(await deps.ledger.actions(limit=9)) == 1
+    (lifted,) = await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    assert "openai" in lifted.reason
+    await budget.follow(event(OURS), deps)  # Delivered once more.
+    assert await deps.ledger.freezes() == []
+    await budget.follow(event({**OURS, "threshold": 1.2, "spent_usd_micros": 12}), deps)
+    assert [freeze.account for freeze in await deps.ledger.freezes()] == ["openai"]
+
+
+async def test_cloud_billing_without_a_threshold_leaves_no_trace(deps: Any) -> None:
+    await budget.follow(event(BILLING, **FROM_BILLING), deps)
+    assert await deps.ledger.entries(limit=9) == []
+    for _ in range(2):
+        await budget.follow(event({**BILLING, "alertThresholdExceeded": 1.0}, **FROM_BILLING), deps)
+    (freeze,) = await deps.ledger.freezes()
+    assert freeze.account == "total"
+    assert "$10.01 of $10.00" in freeze.reason
+
+
+@pytest.mark.parametrize(
+    ("body", "attributes"),
+    [({}, {}), ([], {}), (OURS, FROM_BILLING), ({**OURS, "account": "a b"}, {}), ({"x": 1}, FROM_BILLING)],
+)
+async def test_what_is_neither_is_for_a_person(deps: Any, body: Any, attributes: dict[str, str]) -> None:
+    with pytest.raises(MalformedEvent):
+        await budget.follow(event(body, **attributes), deps)
+    assert await deps.ledger.entries(limit=9) == []
+
+
+async def test_nothing_is_acknowledged_that_was_not_written(deps: Any) -> None:
+    deps.ledger.down = True
+    with pytest.raises(StoreUnavailable):
+        await budget.follow(event(OURS), deps)
+
+
+async def test_thawing_what_is_not_frozen_is_refused(deps: Any) -> None:
+    with pytest.raises(NotFound):
+        await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    with pytest.raises(InvalidRequest):
+        await budget.thaw("a b", actor="ann", wish_id="w", deps=deps)
+
+
+async def test_a_request_is_booked_once(deps: Any) -> None:
+    usage = Usage(prompt_tokens=10, completion_tokens=3, total_tokens=13)
+    for _ in range(2):
+        await budget.book("r1", PAID, usage, deps)
+    await budget.book("r2", FREE, usage, deps)
+    (entry,) = await deps.ledger.entries(limit=9)
+    assert (entry.kind, entry.account, entry.amount_usd_micros) == (EntryKind.SETTLE, "openai", 44)
+    provider, total = await deps.ledger.balances("2026-11")
+    assert (total.account, total.spent_usd_micros) == ("total", 44)
+    assert (provider.account, provider.spent_usd_micros) == ("openai", 44)
+
+
+async def test_the_router_learns_of_a_freeze_and_of_a_thaw(deps: Any) -> None:
+    view = budget.FreezeView(deps)
+    await view.current()
+    assert view.why_frozen(PAID) == ""
+    await budget.follow(event(OURS), deps)
+    deps.clock.at += timedelta(seconds=budget.REFRESH_S + 1)
+    await view.current()  # Starts to read, and does not wait for it.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert "openai spent" in view.why_frozen(PAID)
+    assert view.why_frozen(FREE) == ""
+    await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    await view.refresh()
+    assert view.why_frozen(PAID) == ""
+
+
+async def test_requests_do_not_each_ask_the_ledger(deps: Any) -> None:
+    view = budget.FreezeView(deps)
+    await asyncio.gather(*(view.current() for _ in range(50)))
+    assert deps.ledger.reads == 1
+
+
+async def test_when_the_ledger_is_silent_only_what_is_free_goes_on(deps: Any) -> None:
+    view = budget.FreezeView(deps)
+    deps.ledger.down = True
+    await view.current()
+    assert view.blind
+    assert view.why_frozen(PAID) == budget.BLIND
+    assert view.why_frozen(FREE) == ""
+    deps.ledger.down = False
+    await view.refresh()
+    deps.ledger.down = True
+    deps.clock.at += timedelta(seconds=budget.BLIND_AFTER_S)
+    await view.refresh()
+    assert view.why_frozen(PAID) == ""  # The last look is good enough, for a minute.
+    deps.clock.at += timedelta(seconds=1)
+    assert view.why_frozen(PAID) == budget.BLIND
