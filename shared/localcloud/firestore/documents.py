@@ -21,10 +21,11 @@ CREATE TABLE IF NOT EXISTS documents (
     path BLOB NOT NULL,
     parent BLOB NOT NULL,      -- The path of the collection the document is in.
     collection TEXT NOT NULL,  -- That collection's id, over all parents.
-    updated_us INTEGER NOT NULL,
     body BLOB NOT NULL,
     PRIMARY KEY (database, path)
 );
+CREATE TABLE IF NOT EXISTS newest (one INTEGER PRIMARY KEY CHECK (one = 1), commit_us INTEGER NOT NULL);
+INSERT OR IGNORE INTO newest VALUES (1, 0);
 CREATE INDEX IF NOT EXISTS documents_by_parent ON documents (database, parent, path);
 CREATE INDEX IF NOT EXISTS documents_by_collection ON documents (database, collection, path);
 """
@@ -82,8 +83,7 @@ class Documents:
         self._snapshots: dict[int, int] = defaultdict(int)
         self._replaced: dict[tuple[int, bytes], list[tuple[int, Pb | None]]] = defaultdict(list)
         self._listeners: list[Callable[[list[Change]], None]] = []
-        row = self._store.execute("SELECT MAX(updated_us) FROM documents").fetchone()
-        self.last_us: int = row[0] or 0
+        self.last_us: int = self._store.execute("SELECT commit_us FROM newest").fetchone()[0]
         """The newest commit's time; a read now sees exactly the commits up to it."""
         self.changes: deque[Change] = deque(maxlen=CHANGES_KEPT)
         """The newest changes, oldest first."""
@@ -125,7 +125,11 @@ class Documents:
         row = self._store.execute(
             "SELECT body FROM documents WHERE database = ? AND path = ?", (database, path)
         ).fetchone()
-        return None if row is None else self._parse(database, path, row[0])
+        if row is None:
+            return None
+        document = Document.FromString(row[0])
+        self._cache.put((database, path), document, len(row[0]))
+        return document
 
     def scan(self, scope: Scope, at_us: int | None = None) -> Iterator[tuple[bytes, Pb]]:
         """Every document in a scope with its path, in path order."""
@@ -145,27 +149,24 @@ class Documents:
     def _scan_current(self, scope: Scope) -> Iterator[tuple[bytes, Pb]]:
         low = max(scope.low, scope.parent)
         high = min(scope.high, scope.parent + names.AFTER_DESCENDANTS)
-        where, parameters = "database = ? AND path >= ? AND path < ?", [scope.database, low, high]
+        where: str = "database = ? AND path >= ? AND path < ?"
+        parameters: list[object] = [scope.database, low, high]
         if scope.collection is not None and not scope.all_descendants:
             where += " AND parent = ?"
             parameters.append(scope.parent + names.encode((scope.collection,)))
         elif scope.collection is not None:
             where += " AND collection = ?"
             parameters.append(scope.collection)
+        # Paths alone come from an index; bodies are read only when they are not in memory.
         rows = self._store.execute(
-            f"SELECT path, body FROM documents WHERE {where} ORDER BY path",  # noqa: S608 - from the constants above
+            f"SELECT path FROM documents WHERE {where} ORDER BY path",  # noqa: S608 - from the constants above
             tuple(parameters),
         )
-        for path, body in rows:
+        for (path,) in rows:
             if scope.collection is None and not scope.holds(path):
                 continue
-            cached = self._cache.get((scope.database, path))
-            yield path, cached if cached is not None else self._parse(scope.database, path, body)
-
-    def _parse(self, database: int, path: bytes, body: bytes) -> Pb:
-        document = Document.FromString(body)
-        self._cache.put((database, path), document, len(body))
-        return document
+            if (document := self.get(scope.database, path)) is not None:
+                yield path, document
 
     def children(self, database: int, parent: bytes, after: bytes = b"") -> Iterator[bytes]:
         """Distinct paths one segment below a path that are or lead to a document, in order, `after` one of them."""
@@ -191,7 +192,8 @@ class Documents:
         bodies = {path: document and document.SerializeToString() for path, document in changed.items()}
         with self._store.transaction():
             for path, body in bodies.items():
-                self._write_one(database, path, body, at_us)
+                self._write_one(database, path, body)
+            self._store.execute("UPDATE newest SET commit_us = ?", (at_us,))
         self.last_us = at_us
         for path, document in changed.items():
             if document is None:
@@ -203,15 +205,15 @@ class Documents:
         for listener in self._listeners:
             listener(changes)
 
-    def _write_one(self, database: int, path: bytes, body: bytes | None, at_us: int) -> None:
+    def _write_one(self, database: int, path: bytes, body: bytes | None) -> None:
         if body is None:
             self._store.execute("DELETE FROM documents WHERE database = ? AND path = ?", (database, path))
             return
         segments = names.decode(path)
         self._store.execute(
-            "INSERT INTO documents VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (database, path)"
-            " DO UPDATE SET updated_us = excluded.updated_us, body = excluded.body",
-            (database, path, names.encode(segments[:-1]), segments[-2], at_us, body),
+            "INSERT INTO documents VALUES (?, ?, ?, ?, ?)"
+            " ON CONFLICT (database, path) DO UPDATE SET body = excluded.body",
+            (database, path, names.encode(segments[:-1]), segments[-2], body),
         )
 
     def _remember(self, changes: list[Change]) -> None:

@@ -12,6 +12,9 @@ from localcloud.firestore.refusals import invalid, refuse_unsupported
 ASCENDING = StructuredQuery.Direction.ASCENDING
 DESCENDING = StructuredQuery.Direction.DESCENDING
 
+_NAME_END = b"\x00"
+"""After a path, so that none is the start of another and `invert` turns their order around."""
+
 SortKey = tuple[bytes, ...]
 """One order key for each order, already inverted where the order descends."""
 
@@ -101,9 +104,12 @@ class Query:
             raise invalid("Cursor has too many values.")
         keys = []
         for order, value in zip(self.orders, cursor.values, strict=False):
-            if order.path == values.NAME and value.WhichOneof("value_type") != "reference_value":
+            if order.path != values.NAME:
+                keys.append(order.key(values.order_key(value)))
+            elif value.WhichOneof("value_type") == "reference_value":
+                keys.append(order.key(names.encode(names.split(value.reference_value)[1]) + _NAME_END))
+            else:
                 raise invalid("Cursor position for __name__ must be a reference.")
-            keys.append(order.key(values.order_key(value)))
         return Bound(tuple(keys), cursor.before)
 
     # Running.
@@ -112,7 +118,7 @@ class Query:
         """Whether a document is a result, its place among the others aside."""
         if not self.scope.holds(path) or (self._matches is not None and not self._matches(document)):
             return False
-        key = self.sort_key(document)
+        key = self._sort_key(path, document)
         return key is not None and self._within(key)
 
     def run(self, at_us: int | None = None) -> tuple[list[Pb], int]:
@@ -127,10 +133,10 @@ class Query:
         found: list[tuple[SortKey, Pb]] = []
         in_path_order = len(self.orders) == 1 and not self.orders[0].descending
         wanted = None if self._limit is None or not in_path_order else self._limit + self._offset
-        for _, document in self._documents.scan(self.scope, at_us):
+        for path, document in self._documents.scan(self.scope, at_us):
             if self._matches is not None and not self._matches(document):
                 continue
-            key = self.sort_key(document)
+            key = self._sort_key(path, document)
             if key is None or not self._within(key):
                 continue
             found.append((key, document))
@@ -142,11 +148,12 @@ class Query:
         end = None if self._limit is None else self._offset + self._limit
         return [document for _, document in found[self._offset : end]], skipped
 
-    def sort_key(self, document: Pb) -> SortKey | None:
+    def _sort_key(self, path: bytes, document: Pb) -> SortKey | None:
         """Where a document sorts; None when it lacks a field that results are sorted by."""
         keys = []
         for order in self.orders:
-            key = filters.field_key(document, order.path)
+            # Within a database, paths sort as references do, and are at hand.
+            key = path + _NAME_END if order.path == values.NAME else filters.field_key(document, order.path)
             if key is None:
                 return None
             keys.append(order.key(key))
