@@ -70,14 +70,18 @@ class Endpoint:
 async def pushing(
     desk: Desk, endpoint: Endpoint, subscription: str = SUB, identity: Identity = IDENTITY
 ) -> AsyncIterator[None]:
-    async with httpx.AsyncClient(transport=httpx.MockTransport(endpoint)) as http:
-        pusher = Pusher(desk.state.backlog(subscription), http=http, identity=identity, now_us=desk.state.now_us)
-        task = asyncio.create_task(pusher.run())
-        try:
-            yield
-        finally:
-            task.cancel()
-            await asyncio.gather(task, return_exceptions=True)
+    pusher = Pusher(
+        desk.state.backlog(subscription),
+        connect=lambda: httpx.AsyncClient(transport=httpx.MockTransport(endpoint)),
+        identity=identity,
+        now_us=desk.state.now_us,
+    )
+    task = asyncio.create_task(pusher.run())
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def idle(true: Callable[[], bool]) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 
 SWEEP_PERIOD_S = 60.0
 SERVED_PREFIXES = ("/google.pubsub.v1.", "/google.iam.v1.IAMPolicy/")
-CONNECTIONS_MAX = 1000
 SHUTTING_DOWN = "The server is shutting down."
 
 Unary = Callable[[Any, Any], Awaitable[Any]]
@@ -58,19 +58,15 @@ class PubSub:
         self._store = Store(path, SCHEMA)
         self._state = State(self._store, clock=clock, chaos=chaos)
         self._identity = identity
-        self._http: httpx.AsyncClient | None = None
+        self._started = False
+        self._tls: ssl.SSLContext | None = None
         self._pushes: dict[Backlog, asyncio.Task[None]] = {}
         self._sweeper: asyncio.Task[None] | None = None
         self._closed = False
 
     async def start(self) -> None:
         """Resume pushes, pauses and retention."""
-        self._http = httpx.AsyncClient(
-            follow_redirects=False,
-            trust_env=False,
-            timeout=ACK_DEADLINE_S_MAX,  # Each push has its own, shorter deadline.
-            limits=httpx.Limits(max_connections=None, max_keepalive_connections=CONNECTIONS_MAX),
-        )
+        self._started = True
         for backlog in self._state.backlogs.values():
             backlog.resume()
         self._follow_pushes()
@@ -86,8 +82,6 @@ class PubSub:
         self._pushes.clear()
         for backlog in self._state.backlogs.values():
             backlog.end(Refused(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN))
-        if self._http is not None:
-            await self._http.aclose()
         self._store.close()
 
     async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str]) -> str:
@@ -200,14 +194,25 @@ class PubSub:
 
     def _follow_pushes(self) -> None:
         """Give every push subscription its own task; it ends with the subscription."""
-        if self._http is None:
+        if not self._started or self._closed:
             return
         for backlog in self._state.backlogs.values():
             if backlog.push_endpoint and backlog.over is None and backlog not in self._pushes:
-                pusher = Pusher(backlog, http=self._http, identity=self._identity, now_us=self._state.now_us)
+                pusher = Pusher(backlog, connect=self._connect, identity=self._identity, now_us=self._state.now_us)
                 task = asyncio.create_task(pusher.run())
                 self._pushes[backlog] = task
                 task.add_done_callback(partial(self._push_ended, backlog))
+
+    def _connect(self) -> httpx.AsyncClient:
+        """An HTTP client that obeys no proxy and follows no redirect: pushes stay on this machine."""
+        if self._tls is None:
+            self._tls = httpx.create_ssl_context(trust_env=False)
+        return httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(verify=self._tls, trust_env=False),
+            follow_redirects=False,
+            trust_env=False,
+            timeout=ACK_DEADLINE_S_MAX,  # Each push has its own, shorter deadline.
+        )
 
     def _push_ended(self, backlog: Backlog, task: "asyncio.Task[None]") -> None:
         self._pushes.pop(backlog, None)
