@@ -48,8 +48,6 @@ class FakeOllama:
 
     async def _version(self, request: Request) -> Response:
         self.paths.append(request.url.path)
-        if self.script.status is not None:
-            return JSONResponse(self.script.error, self.script.status)
         return JSONResponse({"version": "0.33.0"})
 
     async def _tags(self, request: Request) -> Response:

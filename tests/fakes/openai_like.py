@@ -58,6 +58,7 @@ class FakeOpenAI:
     api_key: str | None = None
     owner: str = "openai"
     loading: bool = False
+    down: bool = False
     script: Script = field(default_factory=Script)
     asked: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -84,7 +85,7 @@ class FakeOpenAI:
 
     async def _models(self, request: Request) -> Response:
         self.paths.append(request.url.path)
-        if (refused := self._refused(request)) is not None:
+        if (refused := self._not_served(request)) is not None:
             return refused
         rows = [{"id": m, "object": "model", "created": 1, "owned_by": self.owner, "meta": None} for m in self.models]
         return JSONResponse({"object": "list", "data": rows})
@@ -122,14 +123,22 @@ class FakeOpenAI:
         return StreamingResponse(self._watched(request, events(body)), media_type=self.script.content_type)
 
     def _refused(self, request: Request) -> Response | None:
+        if (refused := self._not_served(request)) is not None:
+            return refused
+        if self.script.status is not None:
+            return JSONResponse(self.script.error, self.script.status, headers=self.script.headers)
+        return None
+
+    def _not_served(self, request: Request) -> Response | None:
+        """What is wrong with every route."""
+        if self.down:
+            return _error(500, {"message": "The server had an error", "type": "server_error"})
         if self.loading:
             return _error(503, {"code": 503, "message": "Loading model", "type": "unavailable_error"})
         sent = request.headers.get("authorization", "")
         if self.api_key is not None and sent != f"Bearer {self.api_key}":
             said = {"message": f"Incorrect API key provided: {sent}.", "type": "invalid_request_error"}
             return _error(401, {**said, "param": None, "code": "invalid_api_key"})
-        if self.script.status is not None:
-            return JSONResponse(self.script.error, self.script.status, headers=self.script.headers)
         return None
 
     async def _watched(self, request: Request, events: AsyncIterator[str]) -> AsyncIterator[bytes]:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from goblin.domain.health import Status
 from goblin.domain.models import Capability, Endpoint, Price, Strategy
-from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Route, choose_route
+from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Obstacle, Route, choose_route
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 DEMAND = Demand(model="m", needs=frozenset({Capability.CHAT}), prompt_tokens=1000, output_tokens=500)
@@ -23,9 +23,9 @@ def endpoint(name: str, **more: Any) -> Endpoint:
     return Endpoint(name=name, provider="openai", url="http://x", **more)
 
 
-def fact(name: str, *, serves: bool = True, ms: float = 100, **more: Any) -> EndpointFacts:
+def fact(name: str, *, serves: bool | None = True, ms: float = 100, **more: Any) -> EndpointFacts:
     """A healthy endpoint; only what matters to the test is said."""
-    known = {"status", "status_reason", "open_until", "open_reason"}
+    known = {"status", "status_reason", "open_until", "open_reason", "frozen"}
     said = {key: more.pop(key) for key in known & more.keys()}
     return EndpointFacts(
         endpoint=endpoint(name, **more), serves=serves, first_token_ms=ms, **{"status": Status.HEALTHY, **said}
@@ -162,8 +162,27 @@ def test_when_nobody_is_well_all_are_tried_soonest_back_first() -> None:
 def test_a_model_nobody_serves_is_unknown() -> None:
     found = choose_route(DEMAND, [fact("a", serves=False)], strategy=Strategy.FAILOVER)
     assert isinstance(found, NoRoute)
-    assert found.unknown_model
+    assert found.obstacle is Obstacle.UNKNOWN_MODEL
     assert choose_route(DEMAND, [], strategy=Strategy.FAILOVER) == replace(found, rejected=())
+
+
+def test_a_model_that_a_silent_endpoint_may_have_is_not_unknown() -> None:
+    silent = fact("a", serves=None, status=Status.UNHEALTHY, status_reason="loading")
+    found = choose_route(DEMAND, [silent, fact("b", serves=False)], strategy=Strategy.FAILOVER)
+    assert isinstance(found, NoRoute)
+    assert found.obstacle is Obstacle.SILENT
+    assert found.reason == "Nobody can tell yet who serves `m`. a: has not said what it serves: loading."
+    assert names(route([silent, fact("c")])) == ["c"]
+
+
+def test_the_frozen_are_never_tried_not_even_as_a_last_resort() -> None:
+    ill = fact("ill", status=Status.UNHEALTHY, status_reason="x")
+    found = route([fact("paid", frozen="openai spent its budget"), ill])
+    assert names(found) == ["ill"]
+    assert reasons(found.rejected) == {"paid": "frozen: openai spent its budget"}
+    alone = choose_route(DEMAND, [fact("paid", frozen="spent")], strategy=Strategy.FAILOVER)
+    assert isinstance(alone, NoRoute)
+    assert alone.obstacle is Obstacle.FROZEN
 
 
 def test_an_ability_nobody_has_is_said_with_every_reason() -> None:
@@ -171,7 +190,7 @@ def test_an_ability_nobody_has_is_said_with_every_reason() -> None:
     facts = [fact("a", lacks={Capability.VISION: "it is blind"}), fact("b", capabilities=frozenset())]
     found = choose_route(wish, [*facts, fact("c", serves=False)], strategy=Strategy.FAILOVER)
     assert isinstance(found, NoRoute)
-    assert not found.unknown_model
+    assert found.obstacle is Obstacle.UNABLE
     assert found.reason == (
         "No endpoint of `m` can serve this request. a: vision: it is blind; b: vision: not among its capabilities."
     )

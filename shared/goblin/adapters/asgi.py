@@ -12,11 +12,11 @@ from dataclasses import dataclass, field, replace
 
 import msgspec
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from goblin.errors import Broken, GoblinError, MethodNotAllowed, NotFound, TooLarge, Transient
+from goblin.errors import Broken, GoblinError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge, Transient
 
 log = logging.getLogger(__name__)
 
@@ -124,10 +124,13 @@ async def read_body(request: Request, limit: int = BODY_BYTES_MAX) -> bytes:
     if length.isdigit() and int(length) > limit:
         raise _too_large(limit)
     held = bytearray()
-    async for piece in request.stream():
-        held += piece
-        if len(held) > limit:
-            raise _too_large(limit)
+    try:
+        async for piece in request.stream():
+            held += piece
+            if len(held) > limit:
+                raise _too_large(limit)
+    except ClientDisconnect as error:
+        raise InvalidRequest("The body broke off.") from error
     return bytes(held)
 
 

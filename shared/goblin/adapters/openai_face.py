@@ -138,9 +138,10 @@ class _Part:
 
     def chat_choice(self, index: int) -> dict[str, Any]:
         has_calls = bool(self.tool_calls or self.function_call or self.refusal)
+        text = "".join(self.content)
         message: dict[str, Any] = {
             "role": "assistant",
-            "content": "".join(self.content) if self.content or not has_calls else None,
+            "content": None if has_calls and not text else text,
             "refusal": "".join(self.refusal) if self.refusal else None,
         }
         message |= {name: "".join(pieces) for name, pieces in self.reasoning.items()}

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 
 from goblin.domain.health import Status
 from goblin.domain.models import Capability, Endpoint, Strategy
@@ -31,8 +32,8 @@ class EndpointFacts:
     """What is known now about one endpoint and the model asked for."""
 
     endpoint: Endpoint
-    serves: bool
-    """Whether it has the model."""
+    serves: bool | None
+    """Whether it has the model; None when it has never said what it has."""
     status: Status = Status.UNKNOWN
     status_reason: str = ""
     open_until: datetime | None = None
@@ -63,17 +64,26 @@ class Route:
     rejected: tuple[Choice, ...] = ()
 
 
+class Obstacle(StrEnum):
+    """What kept a request from every endpoint; health is none."""
+
+    UNKNOWN_MODEL = "unknown_model"
+    """Nobody has the model."""
+    SILENT = "silent"
+    """Nobody is known to have it, and somebody has not said yet what it has."""
+    FROZEN = "frozen"
+    """Somebody could serve it, and may not spend."""
+    UNABLE = "unable"
+    """Somebody has the model, and cannot do what is asked."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoRoute:
-    """Nobody can serve it, and health has nothing to do with it."""
+    """Nobody can serve it."""
 
-    unknown_model: bool
-    """Nobody has the model; otherwise somebody has, and cannot do what is asked."""
+    obstacle: Obstacle
     reason: str
-    param: str
     rejected: tuple[Choice, ...] = ()
-    frozen: bool = False
-    """Somebody could serve it, and may not spend."""
 
 
 def choose_route(
@@ -94,23 +104,21 @@ def choose_route(
         dice: From 0 up to 1, for `weighted_random`.
 
     Returns:
-        The route. The frozen are never tried.
-        The unhealthy are left out while anybody else is there; when nobody is, they are tried
-        all the same, soonest expected back first. `NoRoute` when the model or an ability is missing.
+        The route. The frozen are never tried. The unhealthy are left out while anybody else is there; when
+        nobody is, they are tried all the same, soonest expected back first.
     """
     able: list[EndpointFacts] = []
-    frozen = False
     rejected: list[Choice] = []
     for fact in facts:
         reason = _why_not_able(demand, fact)
         if reason is None and fact.frozen:
-            frozen, reason = True, f"frozen: {fact.frozen}"
+            reason = f"frozen: {fact.frozen}"
         if reason is None:
             able.append(fact)
         else:
             rejected.append(Choice(endpoint=fact.endpoint, reason=reason))
     if not able:
-        return replace(_no_route(demand, facts, rejected), frozen=frozen)
+        return _no_route(demand, facts, rejected)
 
     well: list[EndpointFacts] = []
     ill: list[Choice] = []
@@ -121,9 +129,7 @@ def choose_route(
         else:
             ill.append(Choice(endpoint=fact.endpoint, reason=reason))
     if not well:
-        return Route(
-            strategy=strategy, candidates=_last_resort(able), last_resort=True, rejected=tuple(rejected)
-        )
+        return Route(strategy=strategy, candidates=_last_resort(able), last_resort=True, rejected=tuple(rejected))
 
     ordered = _order(demand, well, strategy, turn, dice)
     # A degraded endpoint is somebody's second choice, whatever the strategy thinks of it.
@@ -139,6 +145,8 @@ def choose_route(
 
 def _why_not_able(demand: Demand, fact: EndpointFacts) -> str | None:
     endpoint = fact.endpoint
+    if fact.serves is None:
+        return f"has not said what it serves: {fact.status_reason}"
     if not fact.serves:
         return f"does not serve {demand.model}"
     if demand.provider is not None and demand.provider not in (endpoint.name, endpoint.provider):
@@ -163,20 +171,18 @@ def _why_not_well(fact: EndpointFacts) -> str | None:
 
 def _no_route(demand: Demand, facts: Sequence[EndpointFacts], rejected: list[Choice]) -> NoRoute:
     serving = {fact.endpoint.name for fact in facts if fact.serves}
-    if not serving:
-        return NoRoute(
-            unknown_model=True,
-            reason=f"The model `{demand.model}` does not exist or is not served here.",
-            param="model",
-            rejected=tuple(rejected),
-        )
-    reasons = [f"{c.endpoint.name}: {c.reason}" for c in rejected if c.endpoint.name in serving]
-    return NoRoute(
-        unknown_model=False,
-        reason=f"No endpoint of `{demand.model}` can serve this request. " + "; ".join(reasons) + ".",
-        param="model",
-        rejected=tuple(rejected),
-    )
+    silent = {fact.endpoint.name for fact in facts if fact.serves is None}
+    reasons = "; ".join(f"{c.endpoint.name}: {c.reason}" for c in rejected if c.endpoint.name in serving | silent)
+    if not serving and not silent:
+        obstacle, reason = Obstacle.UNKNOWN_MODEL, f"The model `{demand.model}` does not exist or is not served here."
+    elif not serving:
+        obstacle, reason = Obstacle.SILENT, f"Nobody can tell yet who serves `{demand.model}`. {reasons}."
+    else:
+        # What only lacks money could be served: that is what the caller has to hear.
+        frozen = any(fact.frozen and _why_not_able(demand, fact) is None for fact in facts)
+        obstacle = Obstacle.FROZEN if frozen else Obstacle.UNABLE
+        reason = f"No endpoint of `{demand.model}` can serve this request. {reasons}."
+    return NoRoute(obstacle=obstacle, reason=reason, rejected=tuple(rejected))
 
 
 def _last_resort(facts: list[EndpointFacts]) -> tuple[Choice, ...]:

@@ -18,7 +18,7 @@ from typing import Any
 from msgspec import UNSET
 
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
-from goblin.domain.health import EndpointHealth
+from goblin.domain.health import EndpointHealth, Status
 from goblin.domain.models import Catalog, Endpoint, Strategy
 from goblin.domain.requests import (
     ChatRequest,
@@ -37,12 +37,12 @@ from goblin.errors import (
     UnknownModel,
 )
 from goblin.policy import tokens
-from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Route, choose_route
+from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Obstacle, Route, choose_route
 from goblin.ports import ApiKey, ChatProvider, Clock, Meter, RequestRecord, RequestStore
 from goblin.services import attempts as engine
 from goblin.services import budget
 from goblin.services.budget import FreezeView
-from goblin.services.health import HealthView
+from goblin.services.health import LOOK_AGAIN_S, HealthView
 from goblin.services.keys import Keys
 from goblin.services.live import Attempt, Live
 
@@ -290,17 +290,27 @@ class Call:
         for health in (self.deps.health.current, self.deps.health.look):
             facts = self._facts(request.model, await health())
             found = choose_route(demand, facts, strategy=strategy, turn=turn, dice=dice)
-            if not isinstance(found, NoRoute) or not found.unknown_model:
+            if not isinstance(found, NoRoute) or found.obstacle not in (Obstacle.UNKNOWN_MODEL, Obstacle.SILENT):
                 break
         self._route = found
-        self._model_known = not (isinstance(found, NoRoute) and found.unknown_model)
         if isinstance(found, NoRoute):
-            if found.unknown_model:
-                raise UnknownModel(found.reason, param=found.param)
-            if found.frozen:
-                raise (StoreUnavailable if self.deps.freezes.blind else BudgetExhausted)(found.reason)
-            raise InvalidRequest(found.reason, param=found.param, code="unsupported_by_endpoints")
+            self._model_known = found.obstacle in (Obstacle.FROZEN, Obstacle.UNABLE)
+            raise self._refusal(found)
+        self._model_known = True
         return found
+
+    def _refusal(self, found: NoRoute) -> GoblinError:
+        match found.obstacle:
+            case Obstacle.UNKNOWN_MODEL:
+                return UnknownModel(found.reason, param="model")
+            case Obstacle.SILENT:
+                return ProviderUnavailable(found.reason, retry_after_s=LOOK_AGAIN_S)
+            case Obstacle.FROZEN if self.deps.freezes.blind:
+                return StoreUnavailable(found.reason)
+            case Obstacle.FROZEN:
+                return BudgetExhausted(found.reason)
+            case Obstacle.UNABLE:
+                return InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
 
     def _facts(self, model: str, health: Mapping[str, EndpointHealth]) -> list[EndpointFacts]:
         facts = []
@@ -309,7 +319,7 @@ class Call:
             facts.append(
                 EndpointFacts(
                     endpoint=endpoint,
-                    serves=model in _models_of(endpoint, health),
+                    serves=_serves(endpoint, health[endpoint.name], model),
                     status=health[endpoint.name].status,
                     status_reason=health[endpoint.name].reason,
                     open_until=outlook.open_until,
@@ -382,6 +392,14 @@ class Call:
         except StoreUnavailable as error:
             # The answer was served; a receipt that cannot be written must not take it back.
             log.warning("no receipt for request %s: %s", self.request_id, error.message)
+
+
+def _serves(endpoint: Endpoint, health: EndpointHealth, model: str) -> bool | None:
+    """None when the endpoint never said what it has and cannot be asked now."""
+    if endpoint.models is not None:
+        return model in endpoint.models
+    said = health.models or health.status in (Status.HEALTHY, Status.DEGRADED)
+    return model in health.models if said else None
 
 
 def _models_of(endpoint: Endpoint, health: Mapping[str, EndpointHealth]) -> tuple[str, ...]:

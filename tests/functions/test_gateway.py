@@ -1,0 +1,395 @@
+"""The gateway as its callers meet it: the official `openai` SDK, unmodified, against the served function."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from tests.fakes.openai_like import Script
+from tests.functions.conftest import API_KEY, OTHER_KEY, Fakes
+
+HELLO: Any = [{"role": "user", "content": "Hi"}]
+AUTHORIZED = {"authorization": f"Bearer {API_KEY}"}
+
+
+@pytest.fixture
+def url(
+    serve_function: Callable[[str], str],
+    served_fakes: tuple[Fakes, dict[str, str]],
+    fakes: Fakes,
+    api_keys: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
+    return serve_function("gateway")
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
+        yield client
+
+
+def post(url: str, path: str, body: Any, **headers: str) -> httpx.Response:
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    return httpx.post(url + path, content=content, headers=AUTHORIZED | headers, timeout=20)
+
+
+def events(response: httpx.Response) -> list[Any]:
+    """Data of the events, parsed, the final `[DONE]` as it is."""
+    data = [line.removeprefix("data: ") for line in response.text.split("\n\n") if line]
+    return [text if text == "[DONE]" else json.loads(text) for text in data]
+
+
+def receipt(url: str, request_id: str, key: str = API_KEY) -> httpx.Response:
+    return httpx.get(f"{url}/requests/{request_id}", headers={"authorization": f"Bearer {key}"}, timeout=20)
+
+
+def eventually(question: Callable[[], Any], deadline_s: float = 10) -> Any:
+    """What another process has yet to write."""
+    until = time.monotonic() + deadline_s
+    while time.monotonic() < until:
+        if answer := question():
+            return answer
+        time.sleep(0.01)
+    raise AssertionError("it did not happen in time")
+
+
+class TestAnswers:
+    def test_a_chat(self, client: openai.OpenAI) -> None:
+        raw = client.chat.completions.with_raw_response.create(model="tiny", messages=HELLO)
+        answer = raw.parse()
+        assert answer.choices[0].message.content == "Hello, Wörld 🌍"
+        assert answer.choices[0].finish_reason == "stop"
+        assert answer.usage is not None
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (11, 5, 16)
+        assert answer.model == "tiny"
+        assert answer.object == "chat.completion"
+        assert raw.headers["x-goblin-provider"] == "gcp_llamacpp"
+        assert raw.headers["x-goblin-attempts"] == "1"
+        assert answer.id == f"chatcmpl-{raw.headers['x-goblin-request-id']}"
+        assert raw.headers["server-timing"].startswith("auth;dur=")
+
+    def test_a_stream(self, client: openai.OpenAI) -> None:
+        chunks = list(client.chat.completions.create(model="tiny", messages=HELLO, stream=True))
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Hello, Wörld 🌍"
+        assert chunks[0].choices[0].delta.role == "assistant"
+        assert chunks[-1].choices[0].finish_reason == "stop"
+        assert len({c.id for c in chunks}) == 1
+
+    def test_usage_in_a_stream_comes_only_when_asked_for_and_to_the_letter(self, url: str) -> None:
+        body = {"model": "tiny", "messages": HELLO, "stream": True}
+        plain = events(post(url, "/v1/chat/completions", body))
+        assert plain[-1] == "[DONE]"
+        assert all("usage" not in event and event["choices"] for event in plain[:-1])
+        *told, last, done = events(
+            post(url, "/v1/chat/completions", body | {"stream_options": {"include_usage": True}})
+        )
+        assert done == "[DONE]"
+        assert all(event["usage"] is None and event["choices"] for event in told)
+        assert last["choices"] == []
+        assert last["usage"] == {"prompt_tokens": 11, "completion_tokens": 5, "total_tokens": 16}
+
+    def test_tool_calls_streamed_and_whole(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        first = {"index": 0, "id": "c1", "type": "function", "function": {"name": "add", "arguments": ""}}
+        pieces = [first, *({"index": 0, "function": {"arguments": piece}} for piece in ('{"a":', "1}"))]
+        fakes.llamacpp.script = Script(deltas=[{"tool_calls": [piece]} for piece in pieces], finish="tool_calls")
+        tools: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}]
+        with client.chat.completions.stream(model="tiny", messages=HELLO, tools=tools) as stream:
+            streamed = stream.get_final_completion().choices[0]
+        whole = client.chat.completions.create(model="tiny", messages=HELLO, tools=tools).choices[0]
+        for choice in (streamed, whole):
+            assert choice.finish_reason == "tool_calls"
+            assert choice.message.tool_calls is not None
+            (call,) = choice.message.tool_calls
+            assert (call.id, call.type) == ("c1", "function")
+            assert (call.function.name, call.function.arguments) == ("add", '{"a":1}')
+        assert whole.message.content is None
+
+    def test_several_choices(self, client: openai.OpenAI, fakes: Fakes, url: str) -> None:
+        refused = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO, "n": 2})
+        assert refused.status_code == 400
+        assert "choices: not among its capabilities" in refused.json()["error"]["message"]
+
+    def test_a_text_continued(self, client: openai.OpenAI) -> None:
+        whole = client.completions.create(model="tiny", prompt="Once")
+        assert (whole.choices[0].text, whole.object) == ("Hello, Wörld 🌍", "text_completion")
+        assert whole.usage is not None
+        streamed = list(client.completions.create(model="tiny", prompt="Once", stream=True))
+        assert "".join(c.choices[0].text for c in streamed) == "Hello, Wörld 🌍"
+        assert streamed[-1].choices[0].finish_reason == "stop"
+
+    def test_vectors_in_both_encodings(self, client: openai.OpenAI, url: str) -> None:
+        packed = client.embeddings.create(model="tiny", input=["a", "b"])
+        floats = client.embeddings.create(model="tiny", input=["a", "b"], encoding_format="float")
+        assert [row.embedding for row in packed.data] == [[0.0, 0.5, -1.0], [1.0, 0.5, -1.0]]
+        assert [row.embedding for row in floats.data] == [[0.0, 0.5, -1.0], [1.0, 0.5, -1.0]]
+        assert packed.usage.prompt_tokens == 6
+        wire = post(url, "/v1/embeddings", {"model": "tiny", "input": "a", "encoding_format": "base64"})
+        assert wire.json()["data"][0]["embedding"] == "AAAAAAAAAD8AAIC/"
+
+    def test_models(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        fakes.llamacpp.models = ["tiny", "org/big:q4"]
+        assert [model.id for model in client.models.list()] == ["org/big:q4", "tiny"]
+        assert client.models.retrieve("org/big:q4").owned_by == "gcp_llamacpp"
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve("made-up")
+
+    def test_a_receipt_is_for_its_caller(self, client: openai.OpenAI, url: str) -> None:
+        raw = client.chat.completions.with_raw_response.create(model="tiny", messages=HELLO)
+        request_id = raw.headers["x-goblin-request-id"]
+        written = eventually(
+            lambda: receipt(url, request_id).json().get("request_id") and receipt(url, request_id)
+        ).json()
+        assert (written["outcome"], written["provider"], written["completion_tokens"]) == ("ok", "gcp_llamacpp", 5)
+        assert written["attempts"][0]["reason"] == "first token in about 500 ms"
+        assert "key_digest" not in written
+        assert receipt(url, request_id, OTHER_KEY).status_code == 404
+        assert receipt(url, "x" * 99).status_code == 404
+
+
+class TestErrors:
+    def test_a_wrong_key(self, url: str) -> None:
+        client = openai.OpenAI(api_key="sk-wrong", base_url=f"{url}/v1", max_retries=0)
+        with pytest.raises(openai.AuthenticationError) as caught:
+            client.chat.completions.create(model="tiny", messages=HELLO)
+        assert caught.value.code == "invalid_api_key"
+        for path in ("/v1/models", "/v1/models/tiny", "/providers", "/metrics", "/requests/x"):
+            assert httpx.get(url + path).status_code == 401
+
+    def test_an_unknown_model(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.NotFoundError) as caught:
+            client.chat.completions.create(model="made-up", messages=HELLO)
+        assert (caught.value.code, caught.value.param) == ("model_not_found", "model")
+
+    @pytest.mark.parametrize(
+        ("change", "param"),
+        [
+            ({"messages": []}, "messages"),
+            ({"messages": [{"role": "robot", "content": "x"}]}, "messages[0].role"),
+            ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, "messages[0].content[0].type"),
+            ({"temperature": 3}, "temperature"),
+            ({"max_tokens": 0}, "max_tokens"),
+            ({"n": "two"}, "n"),
+            ({"model": ""}, "model"),
+            ({"goblin": {"strategy": "cheapest"}}, "goblin.strategy"),
+            ({"goblin": {"strtegy": "failover"}}, "goblin"),
+        ],
+    )
+    def test_a_field_that_makes_no_sense_is_named(self, url: str, change: dict[str, Any], param: str) -> None:
+        answer = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO} | change)
+        assert answer.status_code == 400
+        error = answer.json()["error"]
+        assert (error["type"], error["param"]) == ("invalid_request_error", param)
+
+    @pytest.mark.parametrize(
+        ("body", "param"),
+        [
+            ({"messages": HELLO}, "model"),
+            ({"model": "tiny"}, "messages"),
+            ({"model": "tiny", "messages": [{}]}, "messages[0].role"),
+        ],
+    )
+    def test_a_missing_field_is_named(self, url: str, body: dict[str, Any], param: str) -> None:
+        error = post(url, "/v1/chat/completions", body).json()["error"]
+        assert (error["param"], error["code"]) == (param, "missing_required_parameter")
+
+    @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"7", b"\xff", b"[" * 100_000, b'{"a":' * 100_000])
+    def test_what_is_not_a_json_object_is_400(self, url: str, body: bytes) -> None:
+        answer = post(url, "/v1/chat/completions", body)
+        assert answer.status_code == 400
+        assert answer.json()["error"]["type"] == "invalid_request_error"
+
+    def test_a_body_without_end_is_413(self, url: str) -> None:
+        big = b'{"model": "' + b"x" * (10 << 20) + b'"}'
+        assert post(url, "/v1/chat/completions", big).status_code == 413
+
+        def pieces() -> Iterator[bytes]:
+            for _ in range(11):
+                yield b"x" * (1 << 20)
+
+        answer = httpx.post(f"{url}/v1/chat/completions", content=pieces(), headers=AUTHORIZED, timeout=20)
+        assert answer.status_code == 413
+        assert answer.json()["error"]["code"] == "request_too_large"
+
+    def test_a_providers_finding_is_the_callers_error(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        said = {"code": 400, "message": "too long", "type": "exceed_context_size_error", "n_ctx": 8}
+        fakes.llamacpp.script = Script(status=400, error={"error": said})
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.chat.completions.create(model="tiny", messages=HELLO)
+        assert caught.value.code == "context_length_exceeded"
+
+    def test_a_limit_reached_everywhere(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(status=429, error={"error": {"message": "slow"}}, headers={"retry-after": "7"})
+        with pytest.raises(openai.RateLimitError) as caught:
+            client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+        assert caught.value.response.headers["retry-after"] == "7"
+        assert caught.value.response.headers["x-goblin-attempts"] == "1"
+
+    @pytest.mark.parametrize("status", [500, 503, 401])
+    def test_a_provider_that_fails_is_503_and_keeps_its_words_to_itself(
+        self, client: openai.OpenAI, fakes: Fakes, status: int
+    ) -> None:
+        fakes.llamacpp.script = Script(status=status, error={"error": {"message": "secret sk-123"}})
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(model="tiny", messages=HELLO)
+        assert caught.value.status_code == 503
+        assert "secret" not in str(caught.value)
+
+    def test_a_model_nobody_can_tell_about_is_503_and_not_404(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        fakes.llamacpp.loading = True
+        with pytest.raises(openai.InternalServerError) as caught:
+            client.chat.completions.create(model="tiny", messages=HELLO)
+        assert caught.value.status_code == 503
+        assert caught.value.response.headers["retry-after"] == "5"
+        assert "gcp_llamacpp answered 503 (loading)" in str(caught.value)
+
+    @pytest.mark.parametrize("script", [Script(break_after=2), Script(error_after=2), Script(finish=None)])
+    def test_a_cut_stream_ends_with_an_error_and_never_with_done(
+        self, client: openai.OpenAI, url: str, fakes: Fakes, script: Script
+    ) -> None:
+        fakes.llamacpp.script = replace(script)
+        heard = []
+        with pytest.raises(openai.APIError) as caught:
+            heard.extend(chunk for chunk in client.chat.completions.create(model="tiny", messages=HELLO, stream=True))
+        assert caught.value.code == "stream_cut"
+        raw = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO, "stream": True})
+        assert events(raw)[-1]["error"]["code"] == "stream_cut"
+        assert "CUDA" not in raw.text
+
+    def test_a_cut_answer_that_was_not_streamed_is_503(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(break_after=2)
+        with pytest.raises(openai.InternalServerError):
+            client.chat.completions.create(model="tiny", messages=HELLO)
+
+    def test_unknown_paths_and_methods_in_openais_shape(self, url: str) -> None:
+        gone = httpx.get(f"{url}/v1/nothing")
+        assert (gone.status_code, gone.json()["error"]["code"]) == (404, "not_found")
+        wrong = httpx.get(f"{url}/v1/chat/completions")
+        assert (wrong.status_code, wrong.json()["error"]["type"]) == (405, "invalid_request_error")
+        assert wrong.headers["allow"] == "POST"
+
+
+class TestLeaving:
+    def test_a_caller_who_hangs_up_stops_the_generation(self, client: openai.OpenAI, url: str, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(silent_after=1)
+        stream = client.chat.completions.create(model="tiny", messages=HELLO, stream=True)
+        request_id = stream.response.headers["x-goblin-request-id"]
+        assert any(chunk.choices[0].delta.content for chunk in iter(stream.__next__, None))
+        stream.close()
+        assert fakes.llamacpp.left.wait(10), "the provider still generates"
+        written = eventually(lambda: (r := receipt(url, request_id)).status_code == 200 and r.json())
+        assert (written["outcome"], written["attempts"][0]["outcome"]) == ("left", "left")
+
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_hanging_up_before_the_first_token_stops_it_too(self, url: str, fakes: Fakes, stream: bool) -> None:
+        fakes.llamacpp.script = Script(silent_after=0)
+        body = {"model": "tiny", "messages": HELLO, "stream": stream}
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/v1/chat/completions", json=body, headers=AUTHORIZED, timeout=0.5)
+        assert fakes.llamacpp.left.wait(10), "the provider still generates"
+
+
+class TestSeveralEndpoints:
+    @pytest.fixture
+    def url(
+        self,
+        serve_function: Callable[[str], str],
+        served_fakes: tuple[Fakes, dict[str, str]],
+        fakes: Fakes,
+        api_keys: None,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> str:
+        for name, value in served_fakes[1].items():
+            monkeypatch.setenv(name, value)
+        return serve_function("gateway")
+
+    def test_the_next_one_answers_when_the_first_cannot(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(status=503, error={"error": {"message": "Loading model"}})
+        raw = client.chat.completions.with_raw_response.create(
+            model="tiny", messages=HELLO, extra_headers={"x-goblin-strategy": "failover"}
+        )
+        assert raw.headers["x-goblin-provider"] == "gcp_ollama"
+        assert raw.headers["x-goblin-attempts"] == "2"
+        assert raw.parse().choices[0].message.content == "Hello, Wörld 🌍"
+
+    def test_the_caller_may_pin_a_provider(self, client: openai.OpenAI) -> None:
+        for pin, served in (("openai", "openai_compatible"), ("gcp_ollama", "gcp_ollama")):
+            raw = client.chat.completions.with_raw_response.create(
+                model="tiny", messages=HELLO, extra_body={"goblin": {"provider": pin}}
+            )
+            assert raw.headers["x-goblin-provider"] == served
+
+    def test_ollamas_words_arrive_as_openais(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        fakes.ollama.script = Script(words=[])
+        fakes.ollama.tool_calls = [{"name": "add", "arguments": {"a": 1}}]
+        answer = client.chat.completions.create(
+            model="tiny",
+            messages=HELLO,
+            tools=[{"type": "function", "function": {"name": "add"}}],
+            extra_body={"goblin": {"provider": "ollama"}},
+        )
+        assert answer.choices[0].finish_reason == "tool_calls"
+        assert answer.choices[0].message.tool_calls is not None
+        assert answer.choices[0].message.tool_calls[0].id.startswith("call_")
+        assert fakes.ollama.asked[-1]["options"]["num_ctx"] == 8192
+        assert fakes.ollama.asked[-1]["keep_alive"] == "5m"
+
+    def test_every_endpoint_is_listed_even_before_it_was_looked_at(self, url: str) -> None:
+        listed = httpx.get(f"{url}/providers", headers=AUTHORIZED).json()
+        assert list(listed) == ["gcp_llamacpp", "gcp_ollama", "openai_compatible"]
+        assert {row["status"] for row in listed.values()} == {"unknown"}
+        assert listed["gcp_ollama"]["reason"] == "not checked yet"
+
+
+class TestOperators:
+    def test_health_needs_no_key_and_asks_nobody(self, url: str, fakes: Fakes) -> None:
+        answer = httpx.get(f"{url}/health")
+        assert (answer.status_code, answer.json()["status"]) == (200, "ok")
+        assert fakes.llamacpp.paths == []
+
+    def test_metrics_count_by_names_that_callers_cannot_make_up(self, client: openai.OpenAI, url: str) -> None:
+        client.chat.completions.create(model="tiny", messages=HELLO)
+        for number in range(3):
+            with pytest.raises(openai.NotFoundError):
+                client.chat.completions.create(model=f"made-up-{number}", messages=HELLO)
+
+        def counted() -> str | None:
+            text = httpx.get(f"{url}/metrics", headers=AUTHORIZED).text
+            wanted = 'inference_requests_total{model="unknown",outcome="model_not_found",provider="none"} 3.0'
+            return text if wanted in text else None
+
+        text = eventually(counted)
+        assert 'inference_requests_total{model="tiny",outcome="ok",provider="gcp_llamacpp"} 1.0' in text
+        assert 'inference_latency_seconds_count{model="tiny",outcome="ok",provider="gcp_llamacpp"} 1.0' in text
+        assert "made-up" not in text
+
+    def test_failed_attempts_are_counted(self, client: openai.OpenAI, url: str, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(status=500, error={"error": {"message": "x"}})
+        with pytest.raises(openai.InternalServerError):
+            client.chat.completions.create(model="tiny", messages=HELLO)
+        wanted = 'provider_errors_total{model="tiny",outcome="transient",provider="gcp_llamacpp"} 1.0'
+        assert eventually(lambda: wanted in httpx.get(f"{url}/metrics", headers=AUTHORIZED).text)
+
+
+def test_the_gateway_imports_no_library_that_its_requests_do_not_need() -> None:
+    code = "import functions.gateway, sys; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    heavy = {
+        "google.cloud.pubsub_v1",
+        "google.cloud.storage",
+        "google.cloud.secretmanager",
+        "numpy",
+        "mlflow",
+        "llama_cpp",
+    }
+    assert not heavy & set(loaded)
