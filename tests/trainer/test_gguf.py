@@ -103,6 +103,12 @@ def test_q8_0_is_off_by_half_a_step_at_most(seed, size):
     assert (np.abs(read - weights) <= step * (0.5 + 127 / 1024) + 127 * 2.0**-24).all()
 
 
+def test_q8_0_rounds_halves_away_from_zero_as_c_does():
+    weights = np.zeros((1, 32), np.float32)
+    weights[0, :6] = [127, 0.5, 1.5, 2.5, -0.5, -2.5]
+    assert np.frombuffer(quantize_q8_0(weights)[2:8], np.int8).tolist() == [127, 1, 2, 3, -1, -3]
+
+
 def test_q8_0_of_zeros_is_zeros_and_odd_rows_are_refused():
     assert quantize_q8_0(np.zeros((1, 32), np.float32)) == bytes(34)
     with pytest.raises(ValueError, match="multiple of 32"):

@@ -33,6 +33,10 @@ def test_merges_are_the_most_frequent_pairs_and_ties_go_by_the_alphabet():
     assert [tokenizer.tokens[index] for index in tokenizer.encode("ab abcd")] == ["ab", "Ġab", "cd"]
 
 
+def test_a_tie_is_not_decided_by_what_was_read_first():
+    assert learn(["xab"], vocabulary=len(CONTROL_WORDS) + len(BYTES) + 1).merges == [("a", "b")]
+
+
 def test_two_merges_with_the_same_result_are_one_token():
     tokenizer = Tokenizer([("a", "b"), ("b", "c"), ("ab", "c"), ("a", "bc")])
     assert tokenizer.tokens.count("abc") == 1
