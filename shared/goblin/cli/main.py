@@ -27,6 +27,8 @@ class _Commands(click.Group):
 
     lazy: ClassVar[dict[str, tuple[str, str]]] = {
         "budget": ("goblin.cli.budget", "budget"),
+        "dead-letters": ("goblin.cli.dead_letters", "dead_letters"),
+        "jobs": ("goblin.cli.jobs", "jobs"),
         "models": ("goblin.cli.models", "models"),
     }
 

@@ -1,0 +1,147 @@
+"""`goblin dead-letters`: messages that used up their deliveries and wait for a person."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from goblin.cli.api import needed
+from goblin.cli.main import DATA, fail
+from goblin.cli.reach import reach
+from goblin.events import TOPICS
+
+PULL_S = 3.0
+CALL_S = 10.0
+LISTED_MAX = 100
+SHOWN_BYTES_MAX = 300
+SOURCE = "CloudPubSubDeadLetterSource"
+"""What Pub/Sub adds to a dead letter's attributes: where it came from, how often it was tried."""
+
+TOPIC = click.argument("topic", type=click.Choice(sorted(TOPICS)), required=False)
+
+
+@click.group("dead-letters", context_settings={"help_option_names": ["-h", "--help"]})
+def dead_letters() -> None:
+    """Messages that no function could take: list them, replay them."""
+
+
+@dead_letters.command("list")
+@TOPIC
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@DATA
+def list_letters(topic: str | None, as_json: bool, data: Path | None) -> None:
+    """What waits, of TOPIC or of every topic. It goes on waiting."""
+    found = []
+    with _clouds(data) as (_, subscriber, project):
+        for name in [topic] if topic else sorted(TOPICS):
+            held = list(_pull(subscriber, project, name))
+            _give_back(subscriber, project, name, [letter.ack_id for letter in held])
+            found += [_row(name, letter) for letter in held]
+    if as_json:
+        click.echo(json.dumps(found))
+        return
+    for row in found:
+        click.echo(f"{row['topic']}  {row['message_id']}  {row['published_at']}\n    {row['data']}")
+    click.echo(f"{len(found)} dead letter{'' if len(found) == 1 else 's'}")
+
+
+@dead_letters.command()
+@TOPIC
+@click.option("--message", "message_id", help="Only this one.")
+@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@DATA
+def replay(topic: str | None, message_id: str | None, as_json: bool, data: Path | None) -> None:
+    """Publish what waits to its topic again, once its cause is mended; a second time does no harm."""
+    replayed = []
+    with _clouds(data) as (publisher, subscriber, project):
+        for name in [topic] if topic else sorted(TOPICS):
+            for letter in _pull(subscriber, project, name):
+                if message_id not in (None, letter.message.message_id):
+                    _give_back(subscriber, project, name, [letter.ack_id])
+                    continue
+                path = publisher.topic_path(project, name)
+                # Published first: a crash in between replays it twice, and handlers bear that.
+                publisher.publish(path, letter.message.data, **_attributes(letter)).result(CALL_S)
+                _acknowledge(subscriber, project, name, letter.ack_id)
+                replayed.append({"topic": name, "message_id": letter.message.message_id})
+    if as_json:
+        click.echo(json.dumps(replayed))
+        return
+    click.echo(f"{len(replayed)} replayed")
+
+
+@contextmanager
+def _clouds(data: Path | None) -> Iterator[tuple[Any, Any, str]]:
+    """A publisher, a subscriber and the project, of the Goblin that is running or named by the environment."""
+    from google.api_core.exceptions import GoogleAPICallError
+    from google.auth.exceptions import GoogleAuthError
+    from google.cloud import pubsub_v1
+
+    reach(data)
+    project = needed("GOOGLE_CLOUD_PROJECT")
+    with ExitStack() as open_clients:
+        try:
+            publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
+            open_clients.enter_context(subscriber)
+            open_clients.callback(publisher.transport.close)
+            yield publisher, subscriber, project
+        except (GoogleAPICallError, GoogleAuthError) as error:
+            fail(f"Pub/Sub: {type(error).__name__}: {getattr(error, 'message', error)}")
+
+
+def _pull(subscriber: Any, project: str, topic: str) -> Iterator[Any]:
+    """Every dead letter of a topic, up to a limit, each held for a while."""
+    from google.api_core.exceptions import DeadlineExceeded
+
+    seen: set[str] = set()
+    while len(seen) < LISTED_MAX:
+        request = {"subscription": _dead(subscriber, project, topic), "max_messages": LISTED_MAX}
+        try:
+            got = subscriber.pull(request=request, timeout=PULL_S, retry=None).received_messages
+        except DeadlineExceeded:
+            return  # Nothing came: the server holds the call open until something does.
+        fresh = [letter for letter in got if letter.message.message_id not in seen]
+        seen |= {letter.message.message_id for letter in fresh}
+        yield from fresh
+        if not fresh:
+            return
+
+
+def _dead(subscriber: Any, project: str, topic: str) -> str:
+    path: str = subscriber.subscription_path(project, f"{topic}-dead")
+    return path
+
+
+def _give_back(subscriber: Any, project: str, topic: str, ack_ids: Sequence[str]) -> None:
+    if ack_ids:
+        request = {"subscription": _dead(subscriber, project, topic), "ack_ids": ack_ids, "ack_deadline_seconds": 0}
+        subscriber.modify_ack_deadline(request=request, timeout=CALL_S)
+
+
+def _acknowledge(subscriber: Any, project: str, topic: str, ack_id: str) -> None:
+    request = {"subscription": _dead(subscriber, project, topic), "ack_ids": [ack_id]}
+    subscriber.acknowledge(request=request, timeout=CALL_S)
+
+
+def _attributes(letter: Any) -> dict[str, str]:
+    """The message's own; what Pub/Sub added when it gave up is not sent again."""
+    return {name: value for name, value in letter.message.attributes.items() if not name.startswith(SOURCE)}
+
+
+def _row(topic: str, letter: Any) -> dict[str, Any]:
+    message = letter.message
+    text = message.data[:SHOWN_BYTES_MAX].decode("utf-8", "replace")
+    return {
+        "topic": topic,
+        "message_id": message.message_id,
+        "published_at": message.publish_time.isoformat(),
+        "delivery_count": message.attributes.get(f"{SOURCE}DeliveryCount"),
+        # One line, whatever is in it: a terminal obeys control characters.
+        "data": "".join(sign if sign.isprintable() else " " for sign in text),
+        "attributes": _attributes(letter),
+    }
