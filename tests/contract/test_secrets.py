@@ -176,14 +176,11 @@ def test_refuses_names_and_secrets_that_production_refuses(client: Any, parent: 
         client.create_secret(request={"parent": parent, "secret_id": "bare", "secret": {}})
     with pytest.raises(exceptions.BadRequest):
         create(client, parent, "past", expire_time="2020-01-01T00:00:00Z")
-    for missing in (f"{parent}/secrets/none", f"{parent}/secrets/token/versions/7"):
-        with pytest.raises(exceptions.NotFound):
-            if "versions" in missing:
-                client.access_secret_version(request={"name": missing})
-            else:
-                client.get_secret(request={"name": missing})
     with pytest.raises(exceptions.NotFound):
-        access(client, f"{parent}/secrets/token/versions/latest")
+        client.get_secret(request={"name": f"{parent}/secrets/none"})
+    for version in ("7", "latest", "alias"):
+        with pytest.raises(exceptions.NotFound):
+            access(client, f"{parent}/secrets/token/versions/{version}")
 
 
 def test_says_unimplemented_about_what_it_does_not_keep(client: Any, parent: str) -> None:

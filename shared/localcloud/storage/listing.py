@@ -65,7 +65,7 @@ class _Position(NamedTuple):
 
 def from_query(query: Mapping[str, str]) -> Listing:
     """Read the parameters of `objects.list`."""
-    if query.get("softDeleted") == "true":
+    if _flag(query, "softDeleted"):
         raise unkept("Soft delete")
     glob = query.get("matchGlob")
     return Listing(
@@ -73,12 +73,16 @@ def from_query(query: Mapping[str, str]) -> Listing:
         delimiter=query.get("delimiter", ""),
         start=query.get("startOffset", ""),
         end=query.get("endOffset", ""),
-        trailing=query.get("includeTrailingDelimiter") == "true",
-        versions=query.get("versions") == "true",
+        trailing=_flag(query, "includeTrailingDelimiter"),
+        versions=_flag(query, "versions"),
         pattern=glob_pattern(glob) if glob else None,
         limit=page_size(query),
         token=query.get("pageToken", ""),
     )
+
+
+def _flag(query: Mapping[str, str], name: str) -> bool:
+    return query.get(name, "").lower() == "true"  # The Python client sends `True`.
 
 
 def page_size(query: Mapping[str, str]) -> int:
@@ -99,7 +103,7 @@ def list_page(catalog: Catalog, bucket: str, listing: Listing) -> Page:
     end = _earlier(listing.end or None, after_prefix(listing.prefix))
     page = Page()
     while end is None or at.name.encode() < end.encode():
-        wanted = listing.limit - page.count + 1
+        wanted = max(listing.limit - page.count, 0) + 1
         rows = list(
             catalog.objects_from(
                 bucket,

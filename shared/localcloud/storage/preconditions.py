@@ -52,13 +52,17 @@ NONE = Preconditions()
 
 
 def from_query(query: Mapping[str, str], *, source: bool = False) -> Preconditions:
-    """Read `ifGenerationMatch` and its siblings; `source` reads `ifSourceGenerationMatch` and its."""
-    prefix = "ifSource" if source else "if"
+    """Read `ifGenerationMatch` and its siblings; `source` reads `ifSourceGenerationMatch` and its.
+
+    Capitals do not count: the Python client's uploads send `ifMetaGenerationNotMatch`.
+    """
+    found = {name.lower(): value for name, value in query.items()}
+    prefix = "ifsource" if source else "if"
     return Preconditions(
-        generation=_number(query, f"{prefix}GenerationMatch"),
-        not_generation=_number(query, f"{prefix}GenerationNotMatch"),
-        metageneration=_number(query, f"{prefix}MetagenerationMatch"),
-        not_metageneration=_number(query, f"{prefix}MetagenerationNotMatch"),
+        generation=_number(found, f"{prefix}generationmatch"),
+        not_generation=_number(found, f"{prefix}generationnotmatch"),
+        metageneration=_number(found, f"{prefix}metagenerationmatch"),
+        not_metageneration=_number(found, f"{prefix}metagenerationnotmatch"),
     )
 
 
