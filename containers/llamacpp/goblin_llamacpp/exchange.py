@@ -1,7 +1,6 @@
 """One request's answers on the event loop: submit, follow, stream or collect, cancel when the client leaves."""
 
 import asyncio
-from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
@@ -22,24 +21,34 @@ class Mailbox:
     """Events of one request, from the engine's deliveries to its one reader."""
 
     def __init__(self) -> None:
-        self._events: deque[tuple[int, Event]] = deque()
-        self._arrived = asyncio.Event()
+        self._events: list[tuple[int, Event]] = []
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
 
     def put(self, generation: Generation, event: Event) -> None:
         self._events.append((generation.index, event))
-        self._arrived.set()
+        self._wake()
 
     async def take(self, timeout_s: float | None = None) -> list[tuple[int, Event]]:
-        """All events there are, at least one; empty when none came in time."""
+        """All events there are, at least one; empty when none came in time.
+
+        Once per token: a future and a timer, where `asyncio.wait_for` would make a task.
+        """
         if not self._events:
+            self._waiter = self._loop.create_future()
+            timer = None if timeout_s is None else self._loop.call_later(timeout_s, self._wake)
             try:
-                await asyncio.wait_for(self._arrived.wait(), timeout_s)
-            except TimeoutError:
-                return []
-        self._arrived.clear()
-        events = list(self._events)
-        self._events.clear()
+                await self._waiter
+            finally:
+                self._waiter = None
+                if timer is not None:
+                    timer.cancel()
+        events, self._events = self._events, []
         return events
+
+    def _wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
 
 
 class Exchange:

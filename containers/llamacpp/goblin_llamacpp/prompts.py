@@ -13,7 +13,7 @@ from .errors import context_exceeded, invalid
 from .generation import Generation
 from .loaded import LoadedModel
 from .sampling import Sampling, is_valid_grammar
-from .schema import ChatRequest, Common, CompletionRequest, EmbeddingRequest, Message, NamedTool, Tool
+from .schema import EMBED_INPUTS_MAX, ChatRequest, Common, CompletionRequest, EmbeddingRequest, Message, NamedTool, Tool
 from .template import Part, TemplateRefused
 
 SEED_RANGE = 2**32 - 1
@@ -122,8 +122,8 @@ def embedding_inputs(request: EmbeddingRequest, loaded: LoadedModel) -> list[lis
     given = request.input
     if isinstance(given, str) or (given and all(isinstance(item, int) for item in given)):
         given = [given]  # type: ignore[list-item]
-    if not 0 < len(given) <= 2048:
-        raise invalid("`input` has 1 to 2048 texts", param="input")
+    if not 0 < len(given) <= EMBED_INPUTS_MAX:
+        raise invalid(f"`input` has 1 to {EMBED_INPUTS_MAX} texts", param="input")
     ctx = loaded.embedder.ctx
     inputs = []
     for item in given:

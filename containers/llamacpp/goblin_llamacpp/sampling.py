@@ -7,6 +7,7 @@ import ctypes
 import math
 import time
 from dataclasses import dataclass, field
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -16,6 +17,25 @@ from .model import Model
 
 GRAMMAR_STEP_S_MAX = 1.0
 """An ambiguous grammar can double its work with every character; past this its request is given up."""
+
+
+SMALL_VOCAB = 40_000
+"""Up to here a draw takes less time than giving the interpreter away and getting it back."""
+
+
+def _keeping_gil() -> Any:
+    """`llama_sampler_sample` without releasing the interpreter, which ctypes does around every call.
+
+    A step samples a row per stream: between two, the event loop would take the interpreter for a write to one
+    socket, and the next decode would wait for it. The decode itself releases it for long enough.
+    """
+    draw = ctypes.PyDLL(llama_cpp.llama_cpp._lib._name).llama_sampler_sample
+    draw.argtypes = llama_cpp.llama_sampler_sample.argtypes
+    draw.restype = llama_cpp.llama_sampler_sample.restype
+    return draw
+
+
+_draw_keeping_gil = _keeping_gil()
 
 
 class NoTokenAllowed(Exception):
@@ -63,6 +83,7 @@ class Sampler:
     def __init__(self, model: Model, sampling: Sampling) -> None:
         """Raises GrammarRefused."""
         self._model = model
+        self._draw = _draw_keeping_gil if model.n_vocab <= SMALL_VOCAB else llama_cpp.llama_sampler_sample
         self._grammar = None
         if sampling.grammar is not None:
             self._grammar = llama_cpp.llama_sampler_init_grammar(model.vocab, sampling.grammar.encode(), b"root")
@@ -85,7 +106,7 @@ class Sampler:
             NoTokenAllowed: See there.
         """
         if self._grammar is None:
-            return int(llama_cpp.llama_sampler_sample(self._chain, context, row))
+            return int(self._draw(self._chain, context, row))
         return self._sample_within_grammar(read_logits(context, row, self._model.n_vocab))
 
     def _sample_within_grammar(self, logits: npt.NDArray[np.float32]) -> int:

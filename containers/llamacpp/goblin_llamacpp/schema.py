@@ -16,6 +16,7 @@ CHOICES_MAX = 8
 MESSAGES_MAX = 4096
 TOP_LOGPROBS_MAX = 20
 EMBED_INPUTS_MAX = 2048
+LIGHT_CHARS = 4096
 
 Body = TypeVar("Body")
 
@@ -206,6 +207,18 @@ class LoadRequest(Struct, kw_only=True):
     def __post_init__(self) -> None:
         if (self.path is None) == (self.url is None):
             raise invalid("Give either `path` or `url`", param="path")
+
+
+def is_light(request: ChatRequest | CompletionRequest) -> bool:
+    """Whether preparing it takes well under a millisecond: few words, no grammar, no tools."""
+    if request.grammar:
+        return False
+    if isinstance(request, CompletionRequest):
+        return request.json_schema is None and len(request.prompt) < LIGHT_CHARS
+    if request.tools or request.response_format or len(request.messages) > 32:
+        return False
+    contents = [message.content or "" for message in request.messages]
+    return all(isinstance(text, str) for text in contents) and sum(map(len, contents)) < LIGHT_CHARS
 
 
 _AT = re.compile(r"^(?P<words>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)

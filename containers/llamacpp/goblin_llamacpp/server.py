@@ -42,6 +42,7 @@ BODY_READ_S = 30.0
 
 Body = TypeVar("Body")
 Result = TypeVar("Result")
+Asked = TypeVar("Asked", schema.ChatRequest, schema.CompletionRequest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ class Server:
     async def chat(self, request: Request) -> Response:
         body = await self._read(request, schema.ChatRequest)
         loaded = self.serving.current(body.model)
-        prepared = await self._off_loop(prepare_chat, body, loaded)
+        prepared = await self._prepare(prepare_chat, body, loaded)
 
         def answer(frame: Frame, index: int) -> Answer:
             return ChatAnswer(frame, index, reads_tools=prepared.reads_tools)
@@ -150,7 +151,7 @@ class Server:
     async def completion(self, request: Request) -> Response:
         body = await self._read(request, schema.CompletionRequest)
         loaded = self.serving.current(body.model)
-        prepared = await self._off_loop(prepare_completion, body, loaded)
+        prepared = await self._prepare(prepare_completion, body, loaded)
 
         def answer(frame: Frame, index: int) -> Answer:
             return TextAnswer(frame, index, with_logprobs=body.logprobs is not None)
@@ -267,6 +268,14 @@ class Server:
             if len(body) > limit:
                 raise ApiError(413, f"The body is larger than {limit} bytes", code="body_too_large")
         return bytes(body)
+
+    async def _prepare(
+        self, work: Callable[[Asked, LoadedModel], Prepared], body: Asked, loaded: LoadedModel
+    ) -> Prepared:
+        """Here for a short prompt, which takes less time than the way to another thread and back."""
+        if schema.is_light(body):
+            return work(body, loaded)
+        return await self._off_loop(work, body, loaded)
 
     async def _off_loop(self, work: Callable[..., Result], *arguments: Any) -> Result:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)
