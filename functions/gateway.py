@@ -91,14 +91,14 @@ def _events(parts: AsyncGenerator[bytes, None]) -> asgi.Answer:
 @asgi.answers_errors
 async def list_models(request: Request) -> Response:
     deps = await _authenticated(request)
-    found = [openai_face.model_object(m.id, ", ".join(m.endpoints)) for m in await chat.list_models(deps)]
+    found = [openai_face.model_object(m.id, ", ".join(m.endpoints)) for m in await deps.router.models()]
     return asgi.json_response({"object": "list", "data": found})
 
 
 @asgi.answers_errors
 async def show_model(request: Request) -> Response:
     deps = await _authenticated(request)
-    found = await chat.find_model(deps, request.path_params["model_id"])
+    found = await deps.router.model(request.path_params["model_id"])
     return asgi.json_response(openai_face.model_object(found.id, ", ".join(found.endpoints)))
 
 
@@ -118,10 +118,10 @@ async def show_health(request: Request) -> Response:
 
 @asgi.answers_errors
 async def show_providers(request: Request) -> Response:
-    deps = await _authenticated(request)
-    believed = await deps.health.fresh()
-    await deps.freezes.refresh()
-    frozen = {endpoint.name: deps.freezes.why_frozen(endpoint) for endpoint in deps.catalog.endpoints}
+    router = (await _authenticated(request)).router
+    believed = await router.health.fresh()
+    await router.freezes.refresh()
+    frozen = {endpoint.name: router.freezes.why_frozen(endpoint) for endpoint in router.catalog.endpoints}
     return asgi.json_response({name: {**asdict(health), "frozen": frozen[name]} for name, health in believed.items()})
 
 

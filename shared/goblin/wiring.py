@@ -28,6 +28,7 @@ from goblin.services.budget import FreezeView
 from goblin.services.health import HealthView
 from goblin.services.keys import Keys
 from goblin.services.live import Live
+from goblin.services.routes import Router
 from goblin.settings import BadConfiguration, Settings
 
 CONNECTIONS_KEPT = 64
@@ -56,7 +57,7 @@ def health_check() -> health.Deps:
 
 def health_view() -> HealthView:
     """What the router believes of the endpoints."""
-    return _here().gateway.health
+    return _here().gateway.router.health
 
 
 def firestore() -> AsyncClient:
@@ -140,19 +141,21 @@ class _Process:
         clock = SystemClock()
         spend = budget.Deps(ledger=FirestoreLedger(self.firestore), clock=clock)
         return chat.Deps(
-            catalog=self.health.catalog,
+            router=Router(
+                catalog=self.health.catalog,
+                live=Live(clock),
+                health=HealthView(self.health),
+                freezes=FreezeView(spend),
+                dice=random.random,
+                # A random start, or every fresh process would send its first request to the first endpoint.
+                turns=itertools.count(random.randrange(1 << 16)),
+            ),
             providers=self.health.providers,
-            live=Live(clock),
-            health=HealthView(self.health),
-            freezes=FreezeView(spend),
-            spend=spend,
             keys=Keys(FirestoreKeys(self.firestore), clock),
+            spend=spend,
             receipts=FirestoreRequests(self.firestore),
             meter=meter(),
             clock=clock,
-            dice=random.random,
-            # A random start, or every fresh process would send its first request to the first endpoint.
-            turns=itertools.count(random.randrange(1 << 16)),
         )
 
 

@@ -131,6 +131,14 @@ async def test_a_document_that_is_none_of_ours_is_an_error_of_the_store(cloud: R
         await in_firestore(client).keys.get(KEY.digest)
 
 
+async def test_health_that_cannot_be_read_does_not_hide_the_others(cloud: RunningCloud) -> None:
+    client = firestore_client(str(cloud.addresses.firestore), cloud.project())
+    await client.collection("health").document("odd").set({"endpoint": "odd", "status": "sleepy"})
+    stores = in_firestore(client)
+    await stores.health.put(HEALTH)
+    assert list(await stores.health.all()) == ["gcp_ollama"]
+
+
 async def test_a_store_that_is_gone_is_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
     from goblin.adapters.gcp import firestore
 

@@ -18,6 +18,7 @@ from goblin.ports import ApiKey
 from goblin.services import budget, chat, health
 from goblin.services.keys import Keys, digest_of
 from goblin.services.live import Live
+from goblin.services.routes import Router
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.stores import MemoryHealth, MemoryKeys, MemoryRequests
 
@@ -150,18 +151,21 @@ def world(
     meter = CountingMeter()
     digest = digest_of(KEY)
     keys.keys[digest] = ApiKey(digest=digest, name="tests", created_at=clock.now())
-    deps = chat.Deps(
+    router = Router(
         catalog=catalog,
-        providers=providers,
         live=Live(clock),
         health=health.HealthView(health_deps),
         freezes=budget.FreezeView(spend),
-        spend=spend,
+        dice=lambda: 0.0,
+        turns=itertools.count(),
+    )
+    deps = chat.Deps(
+        router=router,
+        providers=providers,
         keys=Keys(keys, clock),
+        spend=spend,
         receipts=receipts,
         meter=meter,
         clock=clock,
-        dice=lambda: 0.0,
-        turns=itertools.count(),
     )
     return World(providers, clock, keys, stored, receipts, meter, deps, health_deps, ledger)

@@ -173,7 +173,7 @@ async def test_the_callers_mistake_is_not_tried_elsewhere() -> None:
     assert heard.error.param == "temperature"
     assert here.providers["b"].requests == 0
     assert here.meter.errors == {}
-    outlook = here.deps.live.outlook(here.deps.catalog.endpoints[0], "m")
+    outlook = here.deps.router.live.outlook(here.deps.router.catalog.endpoints[0], "m")
     assert outlook.open_until is None
 
 
@@ -184,6 +184,7 @@ async def test_the_callers_mistake_is_not_tried_elsewhere() -> None:
         ([(Fault.RATE, 9.0), (Fault.TRANSIENT, None)], ProviderUnavailable, 503, 9.0),
         ([(Fault.MISSING, None)], UnknownModel, 404, None),
         ([(Fault.AUTH, None)], ProviderUnavailable, 503, None),
+        ([(Fault.UNSUPPORTED, None)] * 2, InvalidRequest, 400, None),
     ],
 )
 async def test_what_the_caller_hears_when_nobody_answers(
@@ -218,9 +219,9 @@ async def test_a_failing_endpoint_is_left_alone_until_its_pause_is_over() -> Non
 async def test_a_404_for_one_model_does_not_close_the_endpoint_for_others() -> None:
     here = world(endpoints={"a": {"models": ("m", "other")}}, a=failing(Fault.MISSING))
     await ask(here)
-    endpoint = here.deps.catalog.endpoints[0]
-    assert here.deps.live.outlook(endpoint, "m").open_until is not None
-    assert here.deps.live.outlook(endpoint, "other").open_until is None
+    endpoint = here.deps.router.catalog.endpoints[0]
+    assert here.deps.router.live.outlook(endpoint, "m").open_until is not None
+    assert here.deps.router.live.outlook(endpoint, "other").open_until is None
 
 
 async def test_the_last_endpoint_is_tried_even_when_all_are_paused() -> None:
@@ -257,7 +258,7 @@ async def test_a_caller_who_leaves_stops_the_generation_and_is_settled_once() ->
     written = receipt(here)
     assert (written.outcome, written.attempts[0].outcome, written.completion_tokens) == ("left", "left", 2)
     assert here.meter.requests == {("a", "m", "left"): 1}
-    assert here.deps.live.outlook(here.deps.catalog.endpoints[0], "m").open_until is None
+    assert here.deps.router.live.outlook(here.deps.router.catalog.endpoints[0], "m").open_until is None
 
 
 async def test_a_caller_who_leaves_before_the_first_token_stops_it_too() -> None:
@@ -283,7 +284,7 @@ async def test_an_answer_nobody_reads_is_closed_all_the_same() -> None:
     await call.chat(asked())
     await call.settle()
     assert here.providers["a"].closed == 1
-    assert here.deps.live.outlook(here.deps.catalog.endpoints[0], "m").first_token_ms < 1000
+    assert here.deps.router.live.outlook(here.deps.router.catalog.endpoints[0], "m").first_token_ms < 1000
 
 
 async def test_a_store_that_fails_does_not_take_the_answer_back() -> None:

@@ -85,6 +85,11 @@ class NoRoute:
     reason: str
     rejected: tuple[Choice, ...] = ()
 
+    @property
+    def model_known(self) -> bool:
+        """Whether anybody has the model."""
+        return self.obstacle in (Obstacle.FROZEN, Obstacle.UNABLE)
+
 
 def choose_route(
     demand: Demand,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from goblin.domain.models import Endpoint, Routing
-from goblin.errors import Fault, GoblinError, ProviderUnavailable, RateLimited, UnknownModel
+from goblin.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable, RateLimited, UnknownModel
 from goblin.policy.routing import Route
 from goblin.services.live import Attempt, Live
 
@@ -54,7 +54,7 @@ async def begin(
         attempts: Every attempt made is added here, also when this raises.
 
     Raises:
-        InvalidRequest: an endpoint found fault with the request; the others would too.
+        InvalidRequest: an endpoint found fault with the request, and the others would too; or none can serve it.
         RateLimited, UnknownModel, ProviderUnavailable: nobody answered.
     """
     failures: list[ProviderUnavailable] = []
@@ -95,9 +95,7 @@ async def follow(underway: Underway[T], routing: Routing) -> AsyncGenerator[T, N
             yield item_or_end
 
 
-async def _await_head(
-    underway: Underway[T], starts: Callable[[T], bool], *, whole: bool, routing: Routing
-) -> None:
+async def _await_head(underway: Underway[T], starts: Callable[[T], bool], *, whole: bool, routing: Routing) -> None:
     """Read up to the first token, or to the end."""
     head: list[T] = []
     begun = False
@@ -141,6 +139,10 @@ def nobody_answered(model: str, failures: list[ProviderUnavailable]) -> GoblinEr
     wait_s = min(waits) if waits else None
     if faults == {Fault.MISSING}:
         return UnknownModel(f"The model `{model}` is not there any more. {reasons}", param="model")
+    if faults == {Fault.UNSUPPORTED}:
+        return InvalidRequest(
+            f"No endpoint of `{model}` can serve this request. {reasons}", code="unsupported_by_endpoints"
+        )
     if faults == {Fault.RATE}:
         return RateLimited(f"Every endpoint of `{model}` is at its limit. {reasons}", retry_after_s=wait_s)
     return ProviderUnavailable(f"No endpoint of `{model}` answered. {reasons}", retry_after_s=wait_s)

@@ -18,8 +18,6 @@ from typing import Any
 from msgspec import UNSET
 
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
-from goblin.domain.health import EndpointHealth, Status
-from goblin.domain.models import Catalog, Endpoint, Strategy
 from goblin.domain.requests import (
     ChatRequest,
     CompletionRequest,
@@ -27,81 +25,38 @@ from goblin.domain.requests import (
     InferenceRequest,
 )
 from goblin.errors import (
-    BudgetExhausted,
     GoblinError,
-    InvalidRequest,
     NotFound,
     ProviderUnavailable,
     StoreUnavailable,
     StreamCut,
-    UnknownModel,
 )
 from goblin.policy import tokens
-from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Obstacle, Route, choose_route
+from goblin.policy.routing import NoRoute, Route
 from goblin.ports import ApiKey, ChatProvider, Clock, Meter, RequestRecord, RequestStore
 from goblin.services import attempts as engine
 from goblin.services import budget
-from goblin.services.budget import FreezeView
-from goblin.services.health import LOOK_AGAIN_S, HealthView
 from goblin.services.keys import Keys
-from goblin.services.live import Attempt, Live
+from goblin.services.live import Attempt
+from goblin.services.routes import Router
 
 log = logging.getLogger(__name__)
 
 RECEIPT_LIFE = timedelta(days=30)
-OUTPUT_TOKENS_GUESS = 256
-"""What an answer costs, for prices, when the caller sets no limit."""
 UNKNOWN_MODEL_LABEL = "unknown"
 """Callers must not be able to make new label values by asking for models that do not exist."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Deps:
-    catalog: Catalog
+    router: Router
     providers: Mapping[str, ChatProvider]
     """By endpoint name."""
-    live: Live
-    health: HealthView
-    freezes: FreezeView
-    spend: budget.Deps
     keys: Keys
+    spend: budget.Deps
     receipts: RequestStore
     meter: Meter
     clock: Clock
-    dice: Callable[[], float]
-    """From 0 up to 1."""
-    turns: Iterator[int]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
-    """A model somebody serves."""
-
-    id: str
-    endpoints: tuple[str, ...]
-
-
-def models(catalog: Catalog, health: Mapping[str, EndpointHealth]) -> list[Model]:
-    """What is served, sorted by id; discovered models count while their endpoint's health remembers them."""
-    found: dict[str, list[str]] = {}
-    for endpoint in catalog.endpoints:
-        for model in _models_of(endpoint, health):
-            found.setdefault(model, []).append(endpoint.name)
-    return [Model(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
-
-
-async def list_models(deps: Deps) -> list[Model]:
-    """Every model, looking at the endpoints ourselves when the schedule has not come by."""
-    return models(deps.catalog, await deps.health.current()) or models(deps.catalog, await deps.health.look())
-
-
-async def find_model(deps: Deps, model_id: str) -> Model:
-    """One model. Raises `NotFound`."""
-    for health in (deps.health.current, deps.health.look):
-        for model in models(deps.catalog, await health()):
-            if model.id == model_id:
-                return model
-    raise NotFound(f"The model `{model_id}` does not exist.", param="model", code="model_not_found")
 
 
 async def find_receipt(deps: Deps, key: ApiKey, request_id: str) -> RequestRecord:
@@ -131,7 +86,6 @@ class Call:
     _key: ApiKey | None = None
     _request: InferenceRequest | None = None
     _route: Route | NoRoute | None = None
-    _model_known: bool = False
     _outcome: str = "left"
     """Holds unless something better is known at the end."""
     _underway: engine.Underway[Any] | None = None
@@ -186,7 +140,7 @@ class Call:
             self._underway.attempt.abandon()
             await self._underway.stream.aclose()
         duration_s = self.deps.clock.monotonic() - self._started
-        model = self._request.model if self._request is not None and self._model_known else UNKNOWN_MODEL_LABEL
+        model = self._model_label()
         self.deps.meter.request(
             provider=self.provider or "none", model=model, outcome=self._outcome, duration_s=duration_s
         )
@@ -230,7 +184,7 @@ class Call:
             )
 
         try:
-            async with aclosing(engine.follow(underway, self.deps.catalog.routing)) as chunks:
+            async with aclosing(engine.follow(underway, self.deps.router.catalog.routing)) as chunks:
                 async for chunk in chunks:
                     if isinstance(chunk.usage, Usage):
                         told = chunk.usage
@@ -259,7 +213,8 @@ class Call:
     ) -> engine.Underway[Any]:
         self._request = request
         with self._timing("route"):
-            route = await self._choose(request, strategy)
+            self._route = await self.deps.router.choose(request, strategy)
+            route = self.deps.router.must(self._route)
         with self._timing("first_token"):
             underway: engine.Underway[Any] = await engine.begin(
                 route,
@@ -267,68 +222,18 @@ class Call:
                 lambda endpoint: ask(self.deps.providers[endpoint.name], request.model),
                 starts=starts,
                 whole=whole,
-                live=self.deps.live,
-                routing=self.deps.catalog.routing,
+                live=self.deps.router.live,
+                routing=self.deps.router.catalog.routing,
                 attempts=self.attempts,
             )
         self.provider = underway.attempt.endpoint.name
         return underway
 
-    async def _choose(self, request: InferenceRequest, header: str | None) -> Route:
-        strategy = _strategy(request, header) or self.deps.catalog.routing.strategy
-        prompt_bytes = request.prompt_bytes()
-        demand = Demand(
-            model=request.model,
-            needs=request.needs(),
-            prompt_tokens=tokens.estimate_tokens(prompt_bytes),
-            prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
-            output_tokens=OUTPUT_TOKENS_GUESS if request.output_tokens_max is None else request.output_tokens_max,
-            provider=request.goblin.provider if request.goblin else None,
-        )
-        turn, dice = next(self.deps.turns), self.deps.dice()
-        await self.deps.freezes.current()
-        for health in (self.deps.health.current, self.deps.health.look):
-            facts = self._facts(request.model, await health())
-            found = choose_route(demand, facts, strategy=strategy, turn=turn, dice=dice)
-            if not isinstance(found, NoRoute) or found.obstacle not in (Obstacle.UNKNOWN_MODEL, Obstacle.SILENT):
-                break
-        self._route = found
-        if isinstance(found, NoRoute):
-            self._model_known = found.obstacle in (Obstacle.FROZEN, Obstacle.UNABLE)
-            raise self._refusal(found)
-        self._model_known = True
-        return found
-
-    def _refusal(self, found: NoRoute) -> GoblinError:
-        match found.obstacle:
-            case Obstacle.UNKNOWN_MODEL:
-                return UnknownModel(found.reason, param="model")
-            case Obstacle.SILENT:
-                return ProviderUnavailable(found.reason, retry_after_s=LOOK_AGAIN_S)
-            case Obstacle.FROZEN if self.deps.freezes.blind:
-                return StoreUnavailable(found.reason)
-            case Obstacle.FROZEN:
-                return BudgetExhausted(found.reason)
-            case Obstacle.UNABLE:
-                return InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
-
-    def _facts(self, model: str, health: Mapping[str, EndpointHealth]) -> list[EndpointFacts]:
-        facts = []
-        for endpoint in self.deps.catalog.endpoints:
-            outlook = self.deps.live.outlook(endpoint, model)
-            facts.append(
-                EndpointFacts(
-                    endpoint=endpoint,
-                    serves=_serves(endpoint, health[endpoint.name], model),
-                    status=health[endpoint.name].status,
-                    status_reason=health[endpoint.name].reason,
-                    open_until=outlook.open_until,
-                    open_reason=outlook.open_reason,
-                    first_token_ms=outlook.first_token_ms,
-                    frozen=self.deps.freezes.why_frozen(endpoint),
-                )
-            )
-        return facts
+    def _model_label(self) -> str:
+        if self._request is None or self._route is None:
+            return UNKNOWN_MODEL_LABEL
+        known = isinstance(self._route, Route) or self._route.model_known
+        return self._request.model if known else UNKNOWN_MODEL_LABEL
 
     def _count(self, written_bytes: int) -> Usage:
         """Usage by our own count, for a provider that tells none."""
@@ -392,29 +297,3 @@ class Call:
         except StoreUnavailable as error:
             # The answer was served; a receipt that cannot be written must not take it back.
             log.warning("no receipt for request %s: %s", self.request_id, error.message)
-
-
-def _serves(endpoint: Endpoint, health: EndpointHealth, model: str) -> bool | None:
-    """None when the endpoint never said what it has and cannot be asked now."""
-    if endpoint.models is not None:
-        return model in endpoint.models
-    said = health.models or health.status in (Status.HEALTHY, Status.DEGRADED)
-    return model in health.models if said else None
-
-
-def _models_of(endpoint: Endpoint, health: Mapping[str, EndpointHealth]) -> tuple[str, ...]:
-    return health[endpoint.name].models if endpoint.models is None else endpoint.models
-
-
-def _strategy(request: InferenceRequest, header: str | None) -> Strategy | None:
-    """What the caller asked for; the body is closer to the request than a header."""
-    if request.goblin is not None and request.goblin.strategy is not None:
-        return request.goblin.strategy
-    if header is None:
-        return None
-    try:
-        return Strategy(header.strip())
-    except ValueError:
-        raise InvalidRequest(
-            f"Unknown strategy `{header[:64]}`; there are {', '.join(Strategy)}.", param="x-goblin-strategy"
-        ) from None

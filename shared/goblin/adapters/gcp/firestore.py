@@ -7,6 +7,7 @@ waits in vain. The client belongs to the event loop it was made in.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Mapping
 from dataclasses import asdict
 from datetime import datetime
@@ -21,6 +22,8 @@ from goblin.adapters.gcp.instants import plain_instants
 from goblin.domain.health import EndpointHealth
 from goblin.errors import StoreUnavailable
 from goblin.ports import ApiKey, RequestRecord
+
+log = logging.getLogger(__name__)
 
 DEADLINE_S = 2.5
 T = TypeVar("T")
@@ -59,8 +62,14 @@ class FirestoreHealth:
 
     async def all(self) -> Mapping[str, EndpointHealth]:
         found = await _in_time(self._health.limit(1000).get(timeout=DEADLINE_S, retry=None), "read of provider health")
-        judged = (_read(EndpointHealth, document.to_dict() or {}) for document in found)
-        return {health.endpoint: health for health in judged}
+        judged = {}
+        for document in found:
+            try:
+                judged[document.id] = _read(EndpointHealth, document.to_dict() or {})
+            except StoreUnavailable as error:
+                # One document that a newer version wrote, or a person, must not hide the others.
+                log.warning("health of %s is left out: %s", document.id, error.message)
+        return judged
 
     async def put(self, health: EndpointHealth) -> None:
         await _in_time(
