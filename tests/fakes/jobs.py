@@ -1,0 +1,307 @@
+"""The ports of jobs in memory, held to the same contract as their adapters; any write can be the last one.
+
+Each write passes two points, just before and just after it happened. `Faults` can end the handler at any of them.
+"""
+
+from __future__ import annotations
+
+import base64
+import itertools
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+
+import google_crc32c
+import msgspec
+
+from goblin.domain.compute import Instance, Inventory, Known, Order, Unknown
+from goblin.domain.jobs import Job, Kind
+from goblin.domain.work import Grant
+from goblin.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable, Transient
+from goblin.job_ports import ObjectFacts, Stored
+from goblin.services.jobs import JobDeps
+
+BUCKET = "bucket"
+START = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+class Crash(Exception):
+    """The process died here."""
+
+
+@dataclass
+class Faults:
+    """Counts the points that writes pass, and ends the handler at one of them."""
+
+    crash_at: int | None = None
+    passed: int = 0
+    names: list[str] = field(default_factory=list)
+
+    def point(self, name: str) -> None:
+        self.passed += 1
+        self.names.append(name)
+        if self.crash_at is not None and self.passed == self.crash_at:
+            self.crash_at = None
+            raise Crash(name)
+
+
+@dataclass
+class FakeClock:
+    at: datetime = START
+
+    def now(self) -> datetime:
+        return self.at
+
+    def monotonic(self) -> float:
+        return (self.at - START).total_seconds()
+
+    def advance(self, seconds: float) -> None:
+        self.at += timedelta(seconds=seconds)
+
+
+class MemoryJobs:
+    """The port `JobStore`; keeps every version that was ever written."""
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self._faults = faults or Faults()
+        self._versions = itertools.count(1)
+        self.stored: dict[str, Stored] = {}
+        self.history: dict[str, list[Job]] = {}
+        self.down = False
+        self.before_replace: Callable[[], None] = lambda: None
+
+    def _check(self) -> None:
+        if self.down:
+            raise StoreUnavailable("the store is down")
+
+    def _put(self, job: Job) -> Stored:
+        # What a real store gives back is what it can write, not the object that was handed to it.
+        job = msgspec.json.decode(msgspec.json.encode(job), type=Job)
+        stored = self.stored[job.job_id] = Stored(job=job, version=str(next(self._versions)))
+        self.history.setdefault(job.job_id, []).append(job)
+        return stored
+
+    async def create(self, job: Job) -> Stored | None:
+        self._check()
+        if job.job_id in self.stored:
+            return None
+        self._faults.point("create job")
+        stored = self._put(job)
+        self._faults.point("created job")
+        return stored
+
+    async def get(self, job_id: str) -> Stored | None:
+        self._check()
+        return self.stored.get(job_id)
+
+    async def replace(self, job: Job, version: str) -> Stored | None:
+        self._check()
+        self.before_replace()
+        if job.job_id not in self.stored or self.stored[job.job_id].version != version:
+            return None
+        self._faults.point(f"write job {job.state}")
+        stored = self._put(job)
+        self._faults.point(f"wrote job {job.state}")
+        return stored
+
+    async def list_open(self, limit: int) -> Sequence[Stored]:
+        self._check()
+        found = [stored for stored in self.stored.values() if stored.job.open]
+        return sorted(found, key=lambda stored: stored.job.requested_at)[:limit]
+
+    async def list_recent(self, limit: int) -> Sequence[Job]:
+        self._check()
+        found = sorted(self.stored.values(), key=lambda stored: stored.job.requested_at, reverse=True)
+        return [stored.job for stored in found[:limit]]
+
+
+@dataclass(frozen=True)
+class _Object:
+    facts: ObjectFacts
+    data: bytes
+
+
+def crc32c(data: bytes) -> str:
+    return base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
+
+
+class MemoryObjects:
+    """The port `ObjectStore`; `put` is what the holder of a grant does with it."""
+
+    def __init__(self, faults: Faults | None = None, *, chunk: int = 300) -> None:
+        self._faults = faults or Faults()
+        self._chunk = chunk
+        self._generations = itertools.count(1000)
+        self.objects: dict[str, _Object] = {}
+
+    def write(self, uri: str, data: bytes, metadata: Mapping[str, str] | None = None) -> ObjectFacts:
+        """Write, whatever lies there: what our services never do."""
+        facts = ObjectFacts(
+            uri=uri, generation=next(self._generations), size=len(data), crc32c=crc32c(data),
+            metadata=dict(metadata or {}),
+        )  # fmt: skip
+        self.objects[uri] = _Object(facts, data)
+        return facts
+
+    def put(self, grant: Grant, data: bytes) -> int:
+        """The status that Cloud Storage answers a PUT with."""
+        assert grant.method == "PUT"
+        if len(data) != int(grant.headers["x-goog-content-length-range"].split(",")[0]):
+            return 400
+        if grant.headers["x-goog-hash"] != f"crc32c={crc32c(data)}":
+            return 400
+        if grant.url in self.objects:
+            return 412
+        self.write(grant.url, data)
+        return 200
+
+    async def stat(self, uri: str) -> ObjectFacts | None:
+        found = self.objects.get(uri)
+        return found.facts if found else None
+
+    async def read(self, uri: str, *, generation: int, start: int = 0) -> AsyncGenerator[bytes, None]:
+        found = self.objects.get(uri)
+        if found is None or found.facts.generation != generation:
+            raise NotFound(f"there is no {uri} of generation {generation}")
+        for at in range(start, len(found.data), self._chunk):
+            yield found.data[at : at + self._chunk]
+
+    async def create(self, uri: str, data: bytes, *, content_type: str) -> ObjectFacts | None:
+        if uri in self.objects:
+            return None
+        self._faults.point(f"create {uri}")
+        facts = self.write(uri, data)
+        self._faults.point(f"created {uri}")
+        return facts
+
+    async def compose(
+        self, sources: Sequence[ObjectFacts], uri: str, *, metadata: Mapping[str, str]
+    ) -> ObjectFacts | None:
+        assert 1 <= len(sources) <= 32
+        if uri in self.objects:
+            return None
+        parts = [self.objects.get(source.uri) for source in sources]
+        for source, part in zip(sources, parts, strict=True):
+            if part is None or part.facts.generation != source.generation:
+                raise Conflict(f"a part of {uri} is gone or was replaced")
+        self._faults.point(f"compose {uri}")
+        facts = self.write(uri, b"".join(part.data for part in parts if part), metadata)
+        self._faults.point(f"composed {uri}")
+        return facts
+
+    async def delete(self, facts: ObjectFacts) -> None:
+        found = self.objects.get(facts.uri)
+        if found and found.facts.generation == facts.generation:
+            self._faults.point(f"delete {facts.uri}")
+            del self.objects[facts.uri]
+
+    async def grant_get(self, uri: str, *, generation: int) -> Grant:
+        return Grant(method="GET", url=uri, headers={})
+
+    async def grant_put(self, uri: str, *, size: int, crc32c: str) -> Grant:
+        headers = {"x-goog-content-length-range": f"{size},{size}", "x-goog-hash": f"crc32c={crc32c}"}
+        return Grant(method="PUT", url=uri, headers=headers)
+
+
+class MemoryBus:
+    """The port `Bus`; what was published waits here for whoever delivers it."""
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self._faults = faults or Faults()
+        self.waiting: list[tuple[str, msgspec.Struct]] = []
+        self.published = 0
+
+    async def publish(self, topic: str, event: msgspec.Struct) -> None:
+        self._faults.point(f"publish {topic}")
+        self.waiting.append((topic, event))
+        self.published += 1
+        self._faults.point(f"published {topic}")
+
+
+class MemoryAttemptKeys:
+    """The port `AttemptKeys`."""
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self._faults = faults or Faults()
+        self.keys: dict[str, tuple[str, datetime]] = {}
+
+    async def open(self, digest: str, *, name: str, until: datetime) -> None:
+        self._faults.point("open key")
+        self.keys[digest] = (name, until)
+
+    async def close(self, digest: str) -> None:
+        self._faults.point("close key")
+        self.keys.pop(digest, None)
+
+
+class MemoryCompute:
+    """The port `ComputeProvider`: instances are names; what runs on them is the test's affair."""
+
+    name = "fake"
+    kinds = frozenset({Kind.BATCH.value})
+    start_s_max = 60.0
+
+    def __init__(self, faults: Faults | None = None) -> None:
+        self._faults = faults or Faults()
+        self.running: dict[str, Order] = {}
+        self.rented: list[str] = []
+        self.released: list[str] = []
+        self.unknown = ""
+        """Why the inventory cannot be told; empty when it can."""
+        self.full = False
+        self.silent = False
+        """Rents, and its answer is lost."""
+
+    async def inventory(self) -> Inventory:
+        if self.unknown:
+            return Unknown(reason=self.unknown)
+        return Known(instances=frozenset(self._instance(label) for label in self.running))
+
+    def _instance(self, label: str) -> Instance:
+        return Instance(provider=self.name, instance_id=f"i-{label}", label=label)
+
+    async def rent(self, order: Order) -> str:
+        if self.full:
+            raise ProviderUnavailable("no capacity")
+        self._faults.point("rent")
+        assert order.label not in self.rented, "one attempt, two instances"
+        self.rented.append(order.label)
+        self.running[order.label] = order
+        self._faults.point("rented")
+        if self.silent:
+            raise Transient("timed out")
+        return self._instance(order.label).instance_id
+
+    async def release(self, label: str) -> None:
+        if self.unknown:
+            raise Transient(self.unknown)
+        self._faults.point("release")
+        self.released.append(label)
+        self.running.pop(label, None)
+
+
+class World:
+    """Everything that services of jobs work with, in memory."""
+
+    def __init__(self, *, limit: int = 10) -> None:
+        self.faults = Faults()
+        self.clock = FakeClock()
+        self.jobs = MemoryJobs(self.faults)
+        self.objects = MemoryObjects(self.faults)
+        self.bus = MemoryBus(self.faults)
+        self.keys = MemoryAttemptKeys(self.faults)
+        self.compute = MemoryCompute(self.faults)
+        secrets = itertools.count()
+        self.deps = JobDeps(
+            jobs=self.jobs, objects=self.objects, bus=self.bus, keys=self.keys, compute={"fake": self.compute},
+            clock=self.clock, bucket=BUCKET, url="http://goblin", limits={Kind.BATCH: limit},
+            new_secret=lambda: f"secret-{next(secrets):04d}",
+        )  # fmt: skip
+
+    def job(self, job_id: str = "j") -> Job:
+        return self.jobs.stored[job_id].job
+
+    def token(self, job_id: str = "j", attempt: int | None = None) -> str:
+        """The token that an attempt's instance was given."""
+        label = f"goblin-{job_id}-a{attempt or self.job(job_id).attempt}"
+        return self.compute.running[label].environment["GOBLIN_ATTEMPT_TOKEN"]
