@@ -57,6 +57,7 @@ def main(argv: list[str] | None = None) -> int:
                 queue=options.queue,
                 gpu_layers=options.gpu_layers,
                 kv_type=options.kv_type,
+                adapters=tuple(options.lora),
                 memory_bytes=options.memory_mib and options.memory_mib * 2**20,
             ),
             ServerSettings(
@@ -90,6 +91,7 @@ def _parser() -> argparse.ArgumentParser:
     option("--model", required=True, help="the GGUF: a path, or an https:// or gs:// address")
     option("--sha256", help="its digest, checked before it is loaded; an address needs one")
     option("--alias", action="append", help="what requests call the model; repeatable; default: its file's stem")
+    option("--lora", action="append", default=[], type=_adapter, metavar="NAME=PATH", help="an adapter; repeatable")
     option("--host", default="127.0.0.1")
     option("--port", type=int, default=8080, help="0 takes a free one")
     option("--port-file", type=Path, help="where to write the port once it listens")
@@ -117,6 +119,13 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return value
+
+
+def _adapter(text: str) -> tuple[str, Path]:
+    name, equals, path = text.partition("=")
+    if not (name and equals and path):
+        raise argparse.ArgumentTypeError("must be NAME=PATH")
+    return name, Path(path)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@
 Only the engine's thread touches the context. Others append to the queue, set `cancelled`, and read numbers.
 """
 
+import ctypes
 import logging
 import threading
 import time
@@ -73,6 +74,8 @@ class Engine:
         self._events: list[tuple[Generation, Event]] = []
         self._step = 0
         self._last_adapters: Adapters | None = None
+        self._adapters: Adapters = ()
+        """Those the context is set to."""
         self._beat_at = time.monotonic()
         self._idle = True
         self._recent_s = 1.0
@@ -200,6 +203,7 @@ class Engine:
         self._last_adapters = adapters = choose_adapters(self._slots, self._last_adapters)
         if adapters is None:
             return
+        self._use_adapters(adapters)
         candidates = [slot for slot in self._slots if slot.adapters == adapters]
         rows = plan_batch(candidates, batch_tokens=self.settings.batch, prefill_tokens=self.settings.prefill)
         if self._decode(rows):
@@ -293,6 +297,16 @@ class Engine:
         slot.cached = []
 
     # Decoding.
+
+    def _use_adapters(self, adapters: Adapters) -> None:
+        if adapters == self._adapters:
+            return
+        count = len(adapters)
+        handles = (llama_cpp.llama_adapter_lora_p_ctypes * count)(*(self.model.adapters[name] for name, _ in adapters))
+        scales = (ctypes.c_float * count)(*(scale for _, scale in adapters))
+        if code := llama_cpp.llama_set_adapters_lora(self._context, handles, count, scales):
+            raise RuntimeError(f"llama_set_adapters_lora failed with code {code}")
+        self._adapters = adapters
 
     def _decode(self, rows: list[Row]) -> bool:
         """Run one batch. False when it must be planned again."""

@@ -40,6 +40,8 @@ class LoadSettings:
     gpu_layers: int = 0
     stall_s: float = 60.0
     kv_type: str = "f16"
+    adapters: tuple[tuple[str, Path], ...] = ()
+    """LoRA adapters by name, for the model the process starts with."""
     memory_bytes: int | None = None
     """What model, cache and buffers may use; None is what the machine has free."""
 
@@ -76,6 +78,8 @@ class LoadedModel:
         self.memory = plan(path, settings)
         self.model = Model(path, gpu_layers=settings.gpu_layers)
         try:
+            for name, file in settings.adapters:
+                self.model.add_adapter(name, file)
             self.template = ChatTemplate(
                 self.model.chat_template,
                 bos_text=self.model.bos_text,
@@ -119,6 +123,7 @@ class LoadedModel:
             "n_embd": model.n_embd,
             "n_params": model.n_params,
             "size": model.size_bytes,
+            "adapters": list(model.adapters),
         }
 
 

@@ -8,6 +8,7 @@ import ctypes
 import functools
 import sys
 from pathlib import Path
+from typing import Any
 
 import llama_cpp
 import numpy as np
@@ -68,7 +69,20 @@ class Model:
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(self.vocab))
         self.bos_text = self._special_text(llama_cpp.llama_vocab_bos(self.vocab))
         self.eos_text = self._special_text(llama_cpp.llama_vocab_eos(self.vocab))
+        self.adapters: dict[str, Any] = {}
+        """LoRA adapters by name; they are freed with the weights."""
         self._pieces: dict[int, bytes] = {}
+
+    def add_adapter(self, name: str, path: Path) -> None:
+        """Load a LoRA adapter for these weights.
+
+        Raises:
+            ModelRefused: The file is torn, or made for another model.
+        """
+        adapter = llama_cpp.llama_adapter_lora_init(self.handle, str(path).encode())
+        if not adapter:
+            raise ModelRefused(f"llama.cpp can not load the adapter {path.name}")
+        self.adapters[name] = adapter
 
     def close(self) -> None:
         """Free the weights; every context on them must be gone."""

@@ -14,6 +14,7 @@ from .generation import Generation
 from .loaded import LoadedModel
 from .sampling import Sampling, is_valid_grammar
 from .schema import EMBED_INPUTS_MAX, ChatRequest, Common, CompletionRequest, EmbeddingRequest, Message, NamedTool, Tool
+from .slots import Adapters
 from .template import Part, TemplateRefused
 
 SEED_RANGE = 2**32 - 1
@@ -29,6 +30,7 @@ class Prepared:
     max_new: int
     stop: tuple[str, ...]
     top_logprobs: int | None
+    adapters: Adapters = ()
     reads_tools: bool = False
     """Whether `<tool_call>` in the answer is a call and not text."""
 
@@ -57,6 +59,7 @@ def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> Prepared:
         max_new=_room(prompt, request.max_completion_tokens or request.max_tokens, loaded),
         stop=request.stops(),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
+        adapters=_adapters(request, loaded),
         reads_tools=bool(tools),
     )
 
@@ -79,6 +82,7 @@ def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> Prepa
         max_new=_room(prompt, request.max_tokens, loaded),
         stop=request.stops(),
         top_logprobs=request.logprobs,
+        adapters=_adapters(request, loaded),
     )
 
 
@@ -93,6 +97,7 @@ def to_generations(prepared: Prepared, request: Common, sink: Any, *, client: st
             sink=sink,
             stop=prepared.stop,
             top_logprobs=prepared.top_logprobs,
+            adapters=prepared.adapters,
             client=user or client,
             index=index,
         )
@@ -346,6 +351,19 @@ def _check_grammar(grammar: str, loaded: LoadedModel) -> None:
         raise invalid(str(error), param="grammar", code="invalid_grammar") from None
     if not is_valid_grammar(loaded.model, grammar):
         raise invalid("The grammar is not valid GBNF", param="grammar", code="invalid_grammar")
+
+
+def _adapters(request: Common, loaded: LoadedModel) -> Adapters:
+    """By name or number; one asked for with scale 0 is not asked for."""
+    names = list(loaded.model.adapters)
+    asked: dict[str, float] = {}
+    for adapter in request.lora or []:
+        known = adapter.id in names if isinstance(adapter.id, str) else 0 <= adapter.id < len(names)
+        if not known:
+            raise invalid(f"There is no adapter `{adapter.id}`", param="lora")
+        name = adapter.id if isinstance(adapter.id, str) else names[adapter.id]
+        asked[name] = adapter.scale
+    return tuple(sorted((name, scale) for name, scale in asked.items() if scale))
 
 
 def _logit_bias(request: Common, loaded: LoadedModel) -> tuple[tuple[int, float], ...]:

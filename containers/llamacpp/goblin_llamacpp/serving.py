@@ -103,6 +103,8 @@ class Serving:
             raise ApiError(409, "Another model is being loaded", code="load_in_progress", retry_after_s=5)
         async with self._swap:
             self.current()
+            # Adapters were made for the model the process started with.
+            self.settings = replace(self.settings, adapters=())
             new = await self._load(source, alias)
             if self.state == "draining":
                 await asyncio.to_thread(new.close)
