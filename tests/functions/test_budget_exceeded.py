@@ -1,0 +1,121 @@
+"""The topic `budget-exceeded` as Pub/Sub pushes it, and the gateway that obeys it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai
+import pytest
+
+from goblin.domain.money import month_of
+from tests.clouds import RunningCloud
+from tests.functions.conftest import API_KEY, Fakes
+from tests.functions.pushes import Invoker
+
+HELLO: Any = [{"role": "user", "content": "Hi"}]
+CONFIG = """
+[[endpoints]]
+name = "free"
+provider = "llamacpp"
+url = "${LLAMACPP_URL}"
+models = ["tiny"]
+price_input_usd_micros_per_mtok = 0
+price_output_usd_micros_per_mtok = 0
+
+[[endpoints]]
+name = "paid"
+provider = "openai"
+url = "${OPENAI_BASE_URL}"
+models = ["tiny", "big"]
+price_input_usd_micros_per_mtok = 2000000
+price_output_usd_micros_per_mtok = 8000000
+"""
+BILLING = {
+    "budgetDisplayName": "b", "costAmount": 10.01, "costIntervalStart": "2026-11-01T08:00:00Z", "budgetAmount": 10.0,
+    "budgetAmountType": "SPECIFIED_AMOUNT", "currencyCode": "USD",
+}  # fmt: skip
+FROM_BILLING = {"billingAccountId": "01-23", "budgetId": "b-1", "schemaVersion": "1.0"}
+
+
+def crossing(**changes: Any) -> dict[str, Any]:
+    now = month_of(datetime.now(UTC))
+    return {"account": "openai", "window": now, "spent_usd_micros": 10, "limit_usd_micros": 10, **changes}
+
+
+@pytest.fixture
+def invoker(environ: dict[str, str], cloud: RunningCloud, monkeypatch: pytest.MonkeyPatch) -> Invoker:
+    return Invoker(cloud, monkeypatch)
+
+
+@pytest.fixture
+def url(invoker: Invoker, serve_function: Callable[[str], str]) -> str:
+    return serve_function("budget_exceeded")
+
+
+def documents(firestore: Any, collection: str) -> list[dict[str, Any]]:
+    return [document.to_dict() for document in firestore.collection(collection).stream()]
+
+
+def test_the_same_crossing_twice_freezes_once(url: str, invoker: Invoker, firestore: Any) -> None:
+    assert [invoker.push(url, crossing()) for _ in range(2)] == [204, 204]
+    assert [(f["account"], f["entry_id"]) for f in documents(firestore, "freezes")] == [
+        ("openai", f"budget:openai:{crossing()['window']}:1")
+    ]
+    assert len(documents(firestore, "ledger")) == 1
+
+
+def test_cloud_billing_is_understood_on_the_same_topic(url: str, invoker: Invoker, firestore: Any) -> None:
+    assert invoker.push(url, BILLING, **FROM_BILLING) == 204
+    assert documents(firestore, "ledger") == []
+    assert invoker.push(url, {**BILLING, "alertThresholdExceeded": 1.0}, **FROM_BILLING) == 204
+    assert [f["account"] for f in documents(firestore, "freezes")] == ["total"]
+
+
+@pytest.mark.parametrize("payload", [b"", b"{", {}, crossing(spent_usd_micros=-1), crossing(account="a b")])
+def test_what_cannot_be_read_goes_to_the_dead_letters(url: str, invoker: Invoker, firestore: Any, payload: Any) -> None:
+    assert invoker.push(url, payload) == 400
+    assert documents(firestore, "ledger") == []
+
+
+def test_strangers_freeze_nothing(url: str, invoker: Invoker, firestore: Any) -> None:
+    assert httpx.post(url, json={}, timeout=20).status_code == 401
+    assert invoker.push(url, crossing(), email="stranger@example.com") == 403
+    assert documents(firestore, "freezes") == []
+
+
+def test_free_providers_go_on_and_paid_ones_answer_402(
+    invoker: Invoker, serve_function: Callable[[str], str], served_fakes: Any, fakes: Fakes, api_keys: None,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, firestore: Any,
+) -> None:  # fmt: skip
+    config = tmp_path / "goblin.toml"
+    config.write_text(CONFIG)
+    for name, value in {**served_fakes[1], "GOBLIN_CONFIG": str(config)}.items():
+        monkeypatch.setenv(name, value)
+    budget, gateway = serve_function("budget_exceeded"), serve_function("gateway")
+    fakes.openai.models = ["tiny", "big"]
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{gateway}/v1", max_retries=0, timeout=20) as client:
+        client.chat.completions.create(model="big", messages=HELLO)
+        (entry,) = documents(firestore, "ledger")
+        assert (entry["kind"], entry["account"], entry["amount_usd_micros"]) == ("settle", "openai", 62)
+        assert {b["account"]: b["spent_usd_micros"] for b in documents(firestore, "balances")} == {
+            "total": 62, "openai": 62,
+        }  # fmt: skip
+
+        assert invoker.push(budget, crossing()) == 204
+        page = httpx.get(f"{gateway}/providers", headers={"authorization": f"Bearer {API_KEY}"}, timeout=20).json()
+        assert page["free"]["frozen"] == ""
+        assert page["paid"]["frozen"].startswith("openai spent")
+        asked = len(fakes.openai.asked)
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.chat.completions.create(model="big", messages=HELLO)
+        assert refused.value.status_code == 402
+        assert refused.value.code == "budget_exhausted"
+        assert "openai spent" in refused.value.message
+        assert len(fakes.openai.asked) == asked  # Nothing was sent.
+        raw = client.chat.completions.with_raw_response.create(model="tiny", messages=HELLO)
+        assert raw.headers["x-goblin-provider"] == "free"
+    assert len(documents(firestore, "ledger")) == 2  # What is free is no entry.
