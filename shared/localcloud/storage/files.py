@@ -28,16 +28,17 @@ CHUNK = 1 << 20
 class Hashes:
     """CRC32C and MD5 of the same bytes, as they come."""
 
-    def __init__(self) -> None:
-        """Nothing seen yet."""
+    def __init__(self, *, md5: bool = True) -> None:
+        """Nothing seen yet; MD5 is slow, and composed objects have none."""
         self.size = 0
         self._crc32c = google_crc32c.Checksum()
-        self._md5 = hashlib.md5(usedforsecurity=False)
+        self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
 
     def update(self, chunk: bytes) -> None:
         """Add the next bytes."""
         self._crc32c.update(chunk)
-        self._md5.update(chunk)
+        if self._md5 is not None:
+            self._md5.update(chunk)
         self.size += len(chunk)
 
     def content(self) -> Content:
@@ -45,7 +46,7 @@ class Hashes:
         return Content(
             size=self.size,
             crc32c=base64.b64encode(self._crc32c.digest()).decode(),
-            md5=base64.b64encode(self._md5.digest()).decode(),
+            md5=base64.b64encode(self._md5.digest()).decode() if self._md5 is not None else None,
         )
 
 
@@ -156,16 +157,16 @@ class Files:
                 swept += 1
         return swept
 
-    def concatenate(self, sources: Sequence[Path], target: Incoming) -> Content:
-        """Write all of `sources`, in order, into `target`; blocks, so call it in a thread."""
-        with target.path.open("wb", buffering=0) as out:
+    def concatenate(self, sources: Sequence[Path], target: Path) -> Content:
+        """Write all of `sources`, in order, to a new file, without an MD5; blocks, so call it in a thread."""
+        hashes = Hashes(md5=False)
+        with target.open("wb", buffering=0) as out:
             for source in sources:
                 with source.open("rb", buffering=0) as file:
                     while chunk := file.read(CHUNK):
                         out.write(chunk)
-                        target.hashes.update(chunk)
-        target.size = target.hashes.size
-        return target.hashes.content()
+                        hashes.update(chunk)
+        return hashes.content()
 
 
 def hash_file(path: Path) -> Hashes:

@@ -217,13 +217,13 @@ class Objects:
         incoming = self.files.incoming()
         paths = [self.files.path(part.generation) for part in parts]
         try:
-            content = await asyncio.to_thread(self.files.concatenate, paths, incoming)
+            content = await asyncio.to_thread(self.files.concatenate, paths, incoming.path)
             components = sum(part.content.components or 1 for part in parts)
             return await self.put(
                 bucket,
                 name,
                 incoming.path,
-                replace(content, md5=None, components=components),
+                replace(content, components=components),
                 fields=fields,
                 preconditions=preconditions,
                 storage_class=fields.get("storageClass"),

@@ -6,7 +6,7 @@ Source: https://cloud.google.com/storage/docs/multipart-uploads, read 2026-11-25
 import asyncio
 import base64
 from collections.abc import AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from localcloud.storage.errors import StorageError, invalid
@@ -116,12 +116,12 @@ class Parts:
                 self._store.execute("DELETE FROM parts WHERE upload = ?", (session.upload_id,))
 
             try:
-                content = await asyncio.to_thread(self._files.concatenate, paths, incoming)
+                content = await asyncio.to_thread(self._files.concatenate, paths, incoming.path)
                 stored = await self._objects.put(
                     session.bucket,
                     session.name,
                     incoming.path,
-                    replace(content, md5=None),
+                    content,
                     fields=session.plan.fields,
                     preconditions=session.plan.preconditions,
                     storage_class=session.plan.fields.get("storageClass"),
