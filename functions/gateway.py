@@ -61,6 +61,7 @@ def _inference(operation: str, work: Work) -> Callable[[Request], Awaitable[Resp
                 heard.set()
                 answer = await work(call, body, request.headers.get("x-goblin-strategy"))
             except Exception as error:  # noqa: BLE001  Errors carry the explanation too.
+                call.failed(error)
                 answer = asgi.error_answer(error)
             return asgi.with_headers(answer, _explanation(call))
 

@@ -373,6 +373,22 @@ class TestOperators:
         assert 'inference_latency_seconds_count{model="tiny",outcome="ok",provider="gcp_llamacpp"} 1.0' in text
         assert "made-up" not in text
 
+    def test_neither_can_providers(self, url: str, fakes: Fakes) -> None:
+        body = {"model": "tiny", "messages": HELLO}
+        assert post(url, "/v1/chat/completions", {"model": "tiny"}).status_code == 400
+        for number in range(3):
+            fakes.llamacpp.script = Script(status=400, error={"error": {"message": "x", "code": f"odd_{number}"}})
+            assert post(url, "/v1/chat/completions", body).json()["error"]["code"] == f"odd_{number}"
+
+        def counted() -> str | None:
+            text = httpx.get(f"{url}/metrics", headers=AUTHORIZED).text
+            wanted = 'inference_requests_total{model="tiny",outcome="invalid_request",provider="none"} 3.0'
+            return text if wanted in text else None
+
+        text = eventually(counted)
+        assert 'inference_requests_total{model="unknown",outcome="invalid_request",provider="none"} 1.0' in text
+        assert "odd_" not in text
+
     def test_failed_attempts_are_counted(self, client: openai.OpenAI, url: str, fakes: Fakes) -> None:
         fakes.llamacpp.script = Script(status=500, error={"error": {"message": "x"}})
         with pytest.raises(openai.InternalServerError):

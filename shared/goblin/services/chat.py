@@ -26,6 +26,7 @@ from goblin.domain.requests import (
 )
 from goblin.errors import (
     GoblinError,
+    InvalidRequest,
     NotFound,
     ProviderUnavailable,
     StoreUnavailable,
@@ -88,6 +89,8 @@ class Call:
     _route: Route | NoRoute | None = None
     _outcome: str = "left"
     """Holds unless something better is known at the end."""
+    _label: str = ""
+    """The outcome in metrics, where it is another."""
     _underway: engine.Underway[Any] | None = None
     _settled: bool = False
 
@@ -131,6 +134,15 @@ class Call:
             self._outcome = "ok"
             return Embeddings(data=answer.data, usage=self.usage)
 
+    def failed(self, error: Exception) -> None:
+        """Remember how it failed, before anything was answered."""
+        if not isinstance(error, GoblinError):
+            self._outcome = self._label = "internal_error"
+            return
+        self._outcome = error.code or error.type
+        # Its code may be a provider's word, and labels must stay few.
+        self._label = "invalid_request" if isinstance(error, InvalidRequest) else self._outcome
+
     async def settle(self) -> None:
         """Let go of the provider, count, and write the receipt. Never raises; a second time does nothing."""
         if self._settled:
@@ -142,7 +154,7 @@ class Call:
         duration_s = self.deps.clock.monotonic() - self._started
         model = self._model_label()
         self.deps.meter.request(
-            provider=self.provider or "none", model=model, outcome=self._outcome, duration_s=duration_s
+            provider=self.provider or "none", model=model, outcome=self._label or self._outcome, duration_s=duration_s
         )
         for attempt in self.attempts:
             record = attempt.record()
@@ -248,7 +260,7 @@ class Call:
         try:
             yield
         except GoblinError as error:
-            self._outcome = error.code or error.type
+            self.failed(error)
             raise
 
     @contextmanager
