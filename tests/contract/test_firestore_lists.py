@@ -70,8 +70,10 @@ async def test_the_async_client_does_it_all(firestore_cloud: Any) -> None:
     assert not (await client.document("a/3").get()).exists
 
 
-def test_what_is_not_implemented_says_so(firestore_cloud: Any) -> None:
+def test_what_is_not_implemented_says_so(firestore_cloud: Any, caplog: pytest.LogCaptureFixture) -> None:
     call = firestore_cloud.channel("firestore").unary_unary("/google.firestore.v1.Firestore/Invent")
     with pytest.raises(grpc.RpcError) as refused:
         call(b"", timeout=10)
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    if firestore_cloud.name == "localcloud":
+        assert "/google.firestore.v1.Firestore/Invent, which is not implemented" in caplog.text

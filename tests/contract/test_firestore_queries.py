@@ -144,6 +144,11 @@ def test_arrays_contain(mixed: Any) -> None:
     assert ids(where(mixed, ("v", "array_contains_any", [2, "a"]))) == names_of([1, 2], ["a"])
 
 
+def test_null_is_no_alternative(db: Any) -> None:
+    db.document("nulls/1").set({"v": [None]})
+    assert ids(where(db.collection("nulls"), ("v", "array_contains_any", [None, 1]))) == []
+
+
 @pytest.mark.parametrize(
     "condition",
     [
@@ -165,6 +170,7 @@ def test_refuses_lists_that_are_too_long_or_empty(mixed: Any, condition: Any) ->
         pytest.param([("v", "!=", 1), ("w", "!=", 1)], id="two inequalities"),
         pytest.param([("v", "not-in", [1]), ("w", "in", [1])], id="not-in and in"),
         pytest.param([("v", "array_contains", 1), ("v", "array_contains", 2)], id="two array-contains"),
+        pytest.param([("v", "array_contains", 1), ("v", "array_contains_any", [2])], id="array-contains and any"),
     ],
 )
 def test_refuses_what_cannot_be_combined(mixed: Any, conditions: Any) -> None:
@@ -260,9 +266,25 @@ def test_names_can_be_compared(cities: Any) -> None:
     assert ids(where(cities, ("__name__", "==", cities.document("5")))) == ["5"]
 
 
-def test_names_descending_need_an_index(cities: Any) -> None:
+def test_names_descend_only_behind_an_equality(cities: Any) -> None:
+    descending = cities.order_by("__name__", direction=DESCENDING)
+    assert ids(where(descending, ("people", "==", 1))) == ["6", "1"]
     with pytest.raises(exceptions.FailedPrecondition):
-        ids(cities.order_by("__name__", direction=DESCENDING))
+        ids(descending)
+    with pytest.raises(exceptions.FailedPrecondition):
+        ids(where(descending, ("__name__", ">", cities.document("3"))))
+
+
+def test_nothing_sorts_after_the_name(cities: Any) -> None:
+    with pytest.raises(exceptions.InvalidArgument):
+        ids(cities.order_by("__name__").order_by("people"))
+    with pytest.raises(exceptions.InvalidArgument):
+        ids(where(cities, ("people", ">", 1)).order_by("__name__"))
+
+
+def test_one_name_and_a_range_of_something_else_exclude_each_other(cities: Any) -> None:
+    with pytest.raises(exceptions.InvalidArgument):
+        ids(where(cities, ("__name__", "==", cities.document("3")), ("people", ">", 1)))
 
 
 # Projection.
@@ -358,6 +380,16 @@ def test_sums_of_integers_stay_integers_until_they_overflow(db: Any) -> None:
     assert math.isnan(aggregated(db.collection("big").sum("v", alias="s"))["s"])
 
 
+def test_aggregates_what_a_window_leaves_of_the_index(numbers: Any) -> None:
+    # "6" has no `v`; the others are in the order of `v`, null first.
+    assert aggregated(numbers.offset(1).limit(2).count(alias="n").sum("v", alias="s")) == {"n": 2, "s": 3}
+
+
+def test_refuses_to_sum_behind_the_name(numbers: Any) -> None:
+    with pytest.raises(exceptions.InvalidArgument):
+        numbers.order_by("__name__").sum("v", alias="s").get()
+
+
 def test_refuses_the_same_alias_twice(numbers: Any) -> None:
     with pytest.raises(exceptions.InvalidArgument):
         numbers.count(alias="n").count(alias="n").get()
@@ -391,3 +423,26 @@ def test_a_group_has_no_index_by_itself(db: Any) -> None:
 def test_equalities_need_no_index(db: Any) -> None:
     db.document("bare/1").set({"a": 1, "b": 2, "c": [3]})
     assert ids(where(db.collection("bare"), ("a", "==", 1), ("b", "==", 2), ("c", "array_contains", 3))) == ["1"]
+
+
+# What is not here.
+
+
+@pytest.mark.differs(localcloud="has no vector search; it says so")
+def test_finds_the_nearest_vectors(db: Any) -> None:
+    from google.cloud.firestore_v1.base_vector_query import DistanceMeasure
+
+    db.document("vectors/1").set({"v": Vector([1.0, 0.0])})
+    db.document("vectors/2").set({"v": Vector([0.0, 1.0])})
+    nearest = db.collection("vectors").find_nearest(
+        vector_field="v", query_vector=Vector([0.1, 0.9]), limit=1, distance_measure=DistanceMeasure.EUCLIDEAN
+    )
+    assert [snapshot.id for snapshot in nearest.get()] == ["2"]
+
+
+@pytest.mark.differs(localcloud="keeps no past versions for `read_time`; it says so")
+def test_reads_the_past(db: Any) -> None:
+    db.document("jobs/j").set({"n": 1})
+    then = db.document("jobs/j").get().update_time
+    db.document("jobs/j").set({"n": 2})
+    assert db.document("jobs/j").get(read_time=then).get("n") == 1

@@ -97,7 +97,6 @@ NEEDED: dict[str, tuple[Any, CompositeIndex]] = {
     "two orders": (by(JOBS, "a", "-b"), index("a", "-b")),
     "in and order": (by(where(("a", "in", [1, 2])), "b"), index("a", "b")),
     "order against the names": (by(JOBS, "-a", "__name__"), index("-a", "__name__")),
-    "names descending": (by(JOBS, "-__name__"), index("-__name__")),
     "OR and order": (
         by(JOBS.where(filter=Or([FieldFilter("a", "==", 1), FieldFilter("b", "==", 2)])), "c"),
         index("a", "c"),

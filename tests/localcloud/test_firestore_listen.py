@@ -1,12 +1,13 @@
 """The Listen stream, message by message: targets, resume tokens, refusals."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 
-from localcloud.firestore import documents, protos
+from localcloud.firestore import protos
 from localcloud.firestore.listen import Listening
 from tests.localcloud.firestore_room import DATABASE, ROOT, Room, above
 
@@ -113,10 +114,9 @@ async def test_starts_afresh_after_a_restart(tmp_path: Any) -> None:
     room.documents.close()
 
 
-async def test_starts_afresh_when_away_for_too_many_changes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(documents, "CHANGES_KEPT", 4)
+async def test_starts_afresh_when_away_for_too_many_changes() -> None:
     room = Room()
-    room.documents.changes = type(room.documents.changes)(maxlen=4)
+    room.documents.changes = deque(maxlen=4)
     await room.commit({"c/0": 9})
     stream = await first_view(room)
     await stream.hang_up()

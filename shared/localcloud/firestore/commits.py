@@ -90,8 +90,11 @@ class Commits:
     # Single documents.
 
     async def create_document(self, request: Pb) -> Pb:
-        document_id = request.document_id or uuid4().hex[:20]
-        name = f"{request.parent}/{request.collection_id}/{document_id}"
+        database_name, above = names.parent_segments(request.parent)
+        below = (request.collection_id, request.document_id or uuid4().hex[:20])
+        if any("/" in segment for segment in below):
+            raise invalid("Ids do not contain slashes.")
+        name = names.join(database_name, (*above, *below))
         write = Write(update=Document(name=name, fields=request.document.fields))
         write.current_document.exists = False
         return await self._write_one(name, write, request)

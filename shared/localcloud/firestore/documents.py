@@ -217,11 +217,10 @@ class Documents:
         )
 
     def _remember(self, changes: list[Change]) -> None:
-        overflow = len(self.changes) + len(changes) - CHANGES_KEPT
-        if overflow > 0:
-            gone = self.changes[min(overflow, len(self.changes)) - 1] if self.changes else changes[0]
-            self.changes_since_us = changes[-1].at_us if overflow > len(self.changes) else gone.at_us
-        self.changes.extend(changes)
+        for change in changes:
+            if len(self.changes) == self.changes.maxlen:
+                self.changes_since_us = self.changes[0].at_us
+            self.changes.append(change)
 
     # Who watches.
 

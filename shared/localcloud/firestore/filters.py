@@ -30,6 +30,10 @@ RANGES: dict[int, Callable[[bytes, bytes], bool]] = {
 }
 
 
+_UNLISTED = frozenset({values.NULL_KEY, values.NAN_KEY})
+"""Equal to nothing when they stand in a list of alternatives; they have operators of their own."""
+
+
 @dataclass(frozen=True, slots=True)
 class Term:
     """One comparison of one field; a filter is terms under AND and OR."""
@@ -174,8 +178,8 @@ def _comparison(term: Term) -> Callable[[bytes], bool]:
     match term.op:
         case Op.EQUAL:
             return lambda key: key == first
-        case Op.IN:  # Null and NaN equal nothing in a list; they have operators of their own.
-            listed = keys - {values.NULL_KEY, values.NAN_KEY}
+        case Op.IN:
+            listed = keys - _UNLISTED
             return lambda key: key in listed
         case Op.NOT_EQUAL:
             return lambda key: key not in keys and key != values.NULL_KEY
@@ -190,6 +194,8 @@ def _comparison(term: Term) -> Callable[[bytes], bool]:
 
 def _contains(term: Term) -> Test:
     keys = frozenset(term.keys)
+    if term.op == Op.ARRAY_CONTAINS_ANY:
+        keys -= _UNLISTED
 
     def test(document: Pb) -> bool:
         value = values.get_field(document.fields, term.path)

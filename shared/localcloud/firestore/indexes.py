@@ -3,12 +3,11 @@
 What production keeps by itself: for every field of a collection an index in each direction and one for
 array-contains. They serve one field's range or order, and any number of equalities and array-contains, which are
 merged. Everything else needs a composite index: a prefix of equalities in any order, then what the results are
-sorted by, all directions as asked or all reversed. Collection groups have nothing by themselves, and neither has
-`__name__` descending.
+sorted by, all directions as asked or all reversed. Collection groups have nothing by themselves.
 
 Each alternative of an OR (IN and ARRAY_CONTAINS_ANY are ORs) is looked up for itself.
 Source: https://firebase.google.com/docs/firestore/query-data/index-overview and .../multiple-range-fields, read
-2026-11-25; `__name__` descending: firebase/flutterfire issue 4398.
+2026-11-25.
 """
 
 import json
@@ -18,8 +17,8 @@ from typing import Any, Literal, Self
 
 from localcloud.firestore import filters, values
 from localcloud.firestore.filters import Op, Term
+from localcloud.firestore.orders import Order, normalized_orders
 from localcloud.firestore.protos import Pb
-from localcloud.firestore.query import Order, normalized_orders
 from localcloud.firestore.refusals import failed_precondition
 
 Mode = Literal["ASCENDING", "DESCENDING", "CONTAINS"]
@@ -98,9 +97,8 @@ class _Need:
     def is_automatic(self) -> bool:
         """Whether the indexes that production keeps by itself serve it."""
         further = {order.path for order in self.sorted_by} | set(self.aggregated)
-        bare = not self.pinned and not further
-        if bare:
-            return not self.name_descending
+        if not self.pinned and not further:
+            return True
         if self.scope == "COLLECTION_GROUP":
             return False
         if not further:
@@ -113,7 +111,7 @@ class _Need:
         fields = [*self.pinned, *map(_sorted_field, self.sorted_by)]
         fields += [IndexField(path, "ASCENDING") for path in self.aggregated]
         name_descends_by_itself = bool(fields) and fields[-1].mode == "DESCENDING"
-        if not self.aggregated and self.name_descending != name_descends_by_itself and (self.sorted_by or not fields):
+        if not self.aggregated and self.name_descending != name_descends_by_itself and self.sorted_by:
             fields.append(_sorted_field(Order(values.NAME, self.name_descending)))
         return CompositeIndex(self.collection, tuple(fields), self.scope)
 

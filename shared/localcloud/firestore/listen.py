@@ -39,6 +39,10 @@ class _Target:
     known: dict[bytes, int] = field(default_factory=dict)
     """The version of each document the client has in this target."""
 
+    def is_reordered_by(self, paths: set[bytes]) -> bool:
+        """Whether changes at these paths may push others out of, or let them into, the results."""
+        return self.query is not None and self.query.is_cut and any(map(self.query.scope.holds, paths))
+
 
 class Listening:
     """One Listen stream."""
@@ -167,7 +171,7 @@ class Listening:
 
     def _changes(self, target: _Target, dirty: set[bytes] | None) -> Iterator[Pb]:
         """How a target differs from what its client knows; `dirty` are the paths to look at, None is all."""
-        whole = dirty is None or (target.query is not None and target.query.is_cut and bool(dirty))
+        whole = dirty is None or target.is_reordered_by(dirty)
         current = self._current(target) if whole else {}
         paths = target.known.keys() | current.keys() | target.paths.keys() if whole else dirty or set()
         for path in sorted(paths):

@@ -52,6 +52,14 @@ def check_database(name: str) -> str:
     return name
 
 
+def parent_segments(name: str) -> tuple[str, tuple[str, ...]]:
+    """Take the name of a document, or of the root above all, apart as `split` does."""
+    database, segments = split(name)
+    if len(segments) % 2:
+        raise invalid(f'The parent "{name}" is not a document.')
+    return database, segments
+
+
 def document_segments(database: str, name: str) -> tuple[str, ...]:
     """Return the segments of a document of this database."""
     owner, segments = split(name)

@@ -3,32 +3,18 @@
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from localcloud.firestore import filters, names, values
+from localcloud.firestore import filters, names, rules, values
 from localcloud.firestore.documents import Documents, Scope
 from localcloud.firestore.filters import Op, Term
-from localcloud.firestore.protos import CompositeFilter, Document, Pb, StructuredQuery
-from localcloud.firestore.refusals import invalid, refuse_unsupported
-
-ASCENDING = StructuredQuery.Direction.ASCENDING
-DESCENDING = StructuredQuery.Direction.DESCENDING
+from localcloud.firestore.orders import DESCENDING, normalized_orders
+from localcloud.firestore.protos import CompositeFilter, Document, Pb
+from localcloud.firestore.refusals import invalid
 
 _NAME_END = b"\x00"
 """After a path, so that none is the start of another and `invert` turns their order around."""
 
 SortKey = tuple[bytes, ...]
 """One order key for each order, already inverted where the order descends."""
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One field that results are sorted by."""
-
-    path: values.FieldPath
-    descending: bool
-
-    def key(self, key: bytes) -> bytes:
-        """The value's order key as this order sorts it."""
-        return values.invert(key) if self.descending else key
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,14 +45,11 @@ class Query:
         Raises:
             Refused: Production would refuse it, or this server cannot run it.
         """
-        _check(structured)
-        database, segments = names.split(parent)
-        if len(segments) % 2:
-            raise invalid(f'The parent "{parent}" is not a document.')
+        database, segments = names.parent_segments(parent)
         self.structured = structured
         self.terms: list[Term] = list(filters.terms(structured.where)) if structured.HasField("where") else []
         self.orders = normalized_orders(structured, self.terms)
-        self._explicit = [values.parse_path(order.field.field_path) for order in structured.order_by]
+        rules.check(structured, self.terms, self.orders)
         self._documents = documents
         self._matches = filters.compile_filter(structured.where) if structured.HasField("where") else None
         self._start = self._bound("start_at")
@@ -179,23 +162,6 @@ def masked(document: Pb, paths: Iterable[values.FieldPath]) -> Pb:
     return part
 
 
-def normalized_orders(structured: Pb, terms: Iterable[Term]) -> list[Order]:
-    """All fields results are sorted by: as asked, then fields of inequalities by name, then `__name__`.
-
-    What is implied takes the direction of the last order asked for.
-    """
-    orders = [
-        Order(values.parse_path(order.field.field_path), order.direction == DESCENDING) for order in structured.order_by
-    ]
-    descending = orders[-1].descending if orders else False
-    ordered = {order.path for order in orders}
-    implied = {term.path for term in terms if term.is_inequality} - ordered - {values.NAME}
-    orders += [Order(path, descending) for path in sorted(implied, key=values.render_path)]
-    if values.NAME not in ordered:
-        orders.append(Order(values.NAME, descending))
-    return orders
-
-
 def _name_range(structured: Pb) -> tuple[bytes, bytes]:
     """The paths that `__name__` comparisons leave, so that a scan need not look further."""
     lows = _name_bounds(structured.where, {Op.GREATER_THAN, Op.GREATER_THAN_OR_EQUAL, Op.EQUAL})
@@ -216,27 +182,3 @@ def _name_bounds(where: Pb, operators: set[int]) -> list[bytes]:
     if where.field_filter.field.field_path != "__name__":
         return []
     return [names.encode(names.split(where.field_filter.value.reference_value)[1])]
-
-
-def _check(structured: Pb) -> None:
-    if structured.HasField("find_nearest"):
-        refuse_unsupported("find_nearest")
-    if len(structured.from_) > 1:
-        raise invalid("A query reads one collection selector.")
-    if structured.offset < 0 or structured.limit.value < 0:
-        raise invalid("A query's offset and limit must not be negative.")
-    if structured.HasField("where"):
-        _check_terms(list(filters.terms(structured.where)), filters.disjunctions(structured.where))
-    seen = [order.field.field_path for order in structured.order_by]
-    if len(set(seen)) < len(seen):
-        raise invalid("A query orders by a field at most once.")
-
-
-def _check_terms(terms: list[Term], branches: list[list[Term]]) -> None:
-    operators = [term.op for term in terms]
-    if operators.count(Op.NOT_EQUAL) + operators.count(Op.NOT_IN) > 1:
-        raise invalid("A query has at most one 'NOT_EQUAL' or 'NOT_IN'.")
-    if Op.NOT_IN in operators and (len(branches) > 1 or {Op.IN, Op.ARRAY_CONTAINS_ANY} & set(operators)):
-        raise invalid("'NOT_IN' cannot be combined with 'IN', 'ARRAY_CONTAINS_ANY' or 'OR'.")
-    if any([term.op for term in branch].count(Op.ARRAY_CONTAINS) > 1 for branch in branches):
-        raise invalid("A disjunction has at most one 'ARRAY_CONTAINS'.")

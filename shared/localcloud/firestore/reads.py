@@ -5,9 +5,10 @@ from dataclasses import dataclass
 
 import grpc
 
-from localcloud.firestore import aggregates, indexes, names, times, values
+from localcloud.firestore import aggregates, indexes, names, rules, times, values
 from localcloud.firestore.documents import Documents, Scope
 from localcloud.firestore.indexes import CompositeIndex
+from localcloud.firestore.orders import ASCENDING, sorted_by_also
 from localcloud.firestore.protos import (
     AggregationResult,
     BatchGetDocumentsResponse,
@@ -20,7 +21,7 @@ from localcloud.firestore.protos import (
     RunQueryResponse,
     Value,
 )
-from localcloud.firestore.query import ASCENDING, Query, masked
+from localcloud.firestore.query import Query, masked
 from localcloud.firestore.refusals import Refused, invalid, refuse_unsupported
 from localcloud.firestore.transactions import Transaction, Transactions
 
@@ -145,7 +146,11 @@ class Reads:
             refuse_unsupported("query explanations")
         query = Query(self._documents, request.parent, structured)
         indexes.check(structured, self._declared, aggregated)
-        return query
+        if not aggregated:
+            return query
+        rules.check_aggregated(structured, query.terms, query.orders, aggregated)
+        # What is aggregated is read from the index that sorts by it, too.
+        return Query(self._documents, request.parent, sorted_by_also(structured, query.orders, aggregated))
 
     async def _results(self, query: Query, reading: _Reading) -> tuple[list[Pb], int, Pb]:
         transaction = reading.transaction
@@ -194,7 +199,7 @@ class Reads:
             refuse_unsupported("ListDocuments at a given time or in a transaction")
         if request.order_by not in {"", "__name__", "__name__ asc"}:
             refuse_unsupported("ListDocuments in another order than by name")
-        owner, segments = names.split(request.parent)
+        owner, segments = names.parent_segments(request.parent)
         database = self._documents.database(owner)
         parent = names.encode((*segments, request.collection_id))
         after = _page_token(request)
@@ -225,7 +230,7 @@ class Reads:
     async def list_collection_ids(self, request: Pb) -> Pb:
         if request.WhichOneof("consistency_selector") is not None:
             refuse_unsupported("reads at a past time")
-        owner, segments = names.split(request.parent)
+        owner, segments = names.parent_segments(request.parent)
         after = _page_token(request)
         response = ListCollectionIdsResponse()
         for path in self._documents.children(self._documents.database(owner), names.encode(segments), after):

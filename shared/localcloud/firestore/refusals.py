@@ -1,8 +1,11 @@
 """How a request is refused: with the status code that production gives."""
 
+import logging
 from typing import NoReturn
 
 import grpc
+
+log = logging.getLogger(__name__)
 
 
 class Refused(Exception):
@@ -36,4 +39,5 @@ def not_found(name: str) -> Refused:
 
 def refuse_unsupported(what: str) -> NoReturn:
     """Say what this server does not do, instead of doing something else."""
+    log.warning("a client asked for %s, which is not implemented here", what)
     raise Refused(grpc.StatusCode.UNIMPLEMENTED, f"localcloud's Firestore does not support {what}")

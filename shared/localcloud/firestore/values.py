@@ -21,6 +21,8 @@ DEPTH_MAX = 20
 FIELD_BYTES_MAX = 1_048_487
 DOCUMENT_BYTES_MAX = 1 << 20
 FIELD_NAME_BYTES_MAX = 1500
+_YEAR_1_S, _YEAR_10000_S = -62_135_596_800, 253_402_300_800
+"""The seconds between which timestamps lie."""
 
 NULL, BOOLEAN, NAN, NUMBER, TIMESTAMP, STRING = 0x10, 0x18, 0x20, 0x21, 0x28, 0x30
 BYTES, REFERENCE, GEO_POINT, ARRAY, VECTOR, MAP = 0x38, 0x40, 0x48, 0x50, 0x58, 0x60
@@ -49,7 +51,7 @@ def order_key(value: Pb) -> bytes:
             return bytes([BOOLEAN, value.boolean_value])
         case "timestamp_value":
             stamp = value.timestamp_value
-            return bytes([TIMESTAMP]) + struct.pack(">QI", stamp.seconds + (1 << 63), stamp.nanos)
+            return bytes([TIMESTAMP]) + struct.pack(">QI", stamp.seconds + (1 << 63), stamp.nanos + (1 << 31))
         case "reference_value":
             return reference_key(value.reference_value)
         case "array_value":
@@ -238,7 +240,7 @@ def _check_value(name: str, value: Pb, depth: int) -> None:
         case "bytes_value" if len(value.bytes_value) > FIELD_BYTES_MAX:
             raise invalid(f'The value of property "{name}" is longer than {FIELD_BYTES_MAX} bytes.')
         case "timestamp_value":
-            value.timestamp_value.nanos -= value.timestamp_value.nanos % 1000
+            _check_timestamp(name, value.timestamp_value)
         case "reference_value":
             names.split(value.reference_value)
         case "geo_point_value":
@@ -255,5 +257,13 @@ def _check_value(name: str, value: Pb, depth: int) -> None:
                 if element.WhichOneof("value_type") == "array_value":
                     raise invalid(f'Property "{name}" contains an array inside an array.')
                 _check_value(name, element, depth + 1)
+        case None:
+            raise invalid(f'Property "{name}" has no value.')
         case "field_reference_value" | "variable_reference_value" | "function_value" | "pipeline_value":
             raise invalid(f'Property "{name}" holds an expression, which cannot be stored.')
+
+
+def _check_timestamp(name: str, stamp: Pb) -> None:
+    if not (_YEAR_1_S <= stamp.seconds < _YEAR_10000_S and 0 <= stamp.nanos < 1_000_000_000):
+        raise invalid(f'The timestamp of property "{name}" is out of range.')
+    stamp.nanos -= stamp.nanos % 1000
