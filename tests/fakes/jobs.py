@@ -81,6 +81,10 @@ class MemoryJobs:
         self.history.setdefault(job.job_id, []).append(job)
         return stored
 
+    def touch(self, job_id: str) -> None:
+        """Somebody else writes it."""
+        self._put(self.stored[job_id].job)
+
     async def create(self, job: Job) -> Stored | None:
         self._check()
         if job.job_id in self.stored:
@@ -130,7 +134,7 @@ class MemoryObjects:
 
     def __init__(self, faults: Faults | None = None, *, chunk: int = 300) -> None:
         self._faults = faults or Faults()
-        self._chunk = chunk
+        self.chunk = chunk
         self._generations = itertools.count(1000)
         self.objects: dict[str, _Object] = {}
 
@@ -163,8 +167,8 @@ class MemoryObjects:
         found = self.objects.get(uri)
         if found is None or found.facts.generation != generation:
             raise NotFound(f"there is no {uri} of generation {generation}")
-        for at in range(start, len(found.data), self._chunk):
-            yield found.data[at : at + self._chunk]
+        for at in range(start, len(found.data), self.chunk):
+            yield found.data[at : at + self.chunk]
 
     async def create(self, uri: str, data: bytes, *, content_type: str) -> ObjectFacts | None:
         if uri in self.objects:
