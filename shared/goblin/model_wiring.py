@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
 from goblin import wiring
-from goblin.adapters.gcp.gcs import GcsObjects
 from goblin.adapters.gcp.ledger import FirestoreLedger
 from goblin.adapters.gcp.serving import FirestoreServing
 from goblin.adapters.model_server import LlamaCppControl
@@ -71,6 +70,8 @@ class _Process:
 
     @cached_property
     def serving(self) -> serving.Deps:
+        from goblin.adapters.gcp.gcs import GcsObjects
+
         health = wiring.health_check()
         servers = {
             endpoint.name: serving.Server(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +100,11 @@ def test_free_providers_go_on_and_paid_ones_answer_402(
     fakes.openai.models = ["tiny", "big"]
     with openai.OpenAI(api_key=API_KEY, base_url=f"{gateway}/v1", max_retries=0, timeout=20) as client:
         client.chat.completions.create(model="big", messages=HELLO)
-        (entry,) = documents(firestore, "ledger")
+        # Booked after the last byte, which is all that the caller waits for.
+        until = time.monotonic() + 10
+        while not (booked := documents(firestore, "ledger")) and time.monotonic() < until:
+            time.sleep(0.01)
+        (entry,) = booked
         assert (entry["kind"], entry["account"], entry["amount_usd_micros"]) == ("settle", "openai", 62)
         assert {b["account"]: b["spent_usd_micros"] for b in documents(firestore, "balances")} == {
             "total": 62, "openai": 62,

@@ -13,15 +13,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from google.api_core.exceptions import AlreadyExists
+from google.api_core.exceptions import Aborted, AlreadyExists, ServiceUnavailable
+from google.api_core.retry import AsyncRetry, if_exception_type
 from google.cloud.firestore import AsyncClient, Increment, Query
 from google.cloud.firestore_v1.base_query import FieldFilter
 
-from goblin.adapters.gcp.documents import CALL, in_time, plain, read
+from goblin.adapters.gcp.documents import CALL, DEADLINE_S, in_time, plain, read
 from goblin.domain.money import ACTIONS, Balance, Entry, EntryKind, Freeze, lineage, month_of
 from goblin.errors import Conflict
 
 ACCOUNTS_MAX = 10_000
+AGAIN = AsyncRetry(if_exception_type(Aborted, ServiceUnavailable), initial=0.02, maximum=0.5, timeout=DEADLINE_S)
+"""Balances are shared by all writers, so a commit may meet another; its create makes a second try harmless."""
 
 
 class FirestoreLedger:
@@ -43,7 +46,7 @@ class FirestoreLedger:
         else:
             self._count(batch, entry)
         try:
-            await in_time(batch.commit(**CALL), "write of a ledger entry")
+            await in_time(batch.commit(timeout=DEADLINE_S, retry=AGAIN), "write of a ledger entry")
         except AlreadyExists:
             there = await in_time(written.get(**CALL), "read of a ledger entry")
             _check_same(entry, _entry(there.to_dict()))
