@@ -119,6 +119,14 @@ async def test_requests_do_not_each_ask_the_ledger(deps: Any) -> None:
     assert deps.ledger.reads == 1
 
 
+async def test_the_first_request_after_an_idle_night_is_not_refused(deps: Any) -> None:
+    view = budget.FreezeView(deps)
+    await view.current()
+    deps.clock.at += timedelta(hours=9)
+    await view.current()
+    assert view.why_frozen(PAID) == ""
+
+
 async def test_when_the_ledger_is_silent_only_what_is_free_goes_on(deps: Any) -> None:
     view = budget.FreezeView(deps)
     deps.ledger.down = True

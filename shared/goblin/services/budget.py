@@ -123,12 +123,12 @@ class FreezeView:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def current(self) -> None:
-        """See to it that the copy is fresh enough; waits only the first time. Never raises."""
+        """See to it that the copy is fresh enough; waits at the start and after a long silence. Never raises."""
         now = self._deps.clock.monotonic()
         if self._tried_at is None or now - self._tried_at > REFRESH_S:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.create_task(self.refresh())
-            if self._read_at is None:
+            if self.blind:
                 await asyncio.shield(self._refreshing)
 
     async def refresh(self) -> None:
