@@ -93,7 +93,9 @@ def _parser() -> argparse.ArgumentParser:
     option("--alias", action="append", help="what requests call the model; repeatable; default: its file's stem")
     option("--lora", action="append", default=[], type=_adapter, metavar="NAME=PATH", help="an adapter; repeatable")
     option("--host", default="127.0.0.1")
-    option("--port", type=int, default=os.environ.get("PORT", "8080"), help="0 takes a free one; default: $PORT or 8080")
+    option(
+        "--port", type=int, default=os.environ.get("PORT", "8080"), help="0 takes a free one; default: $PORT or 8080"
+    )
     option("--port-file", type=Path, help="where to write the port once it listens")
     option("--api-key-file", type=Path, help="keys, one per line; without it no key is asked for")
     option("--slots", type=_positive, default=8, help="requests decoded together")

@@ -4,6 +4,8 @@ Its own lock and not the engine's thread: streams go on while it decodes.
 """
 
 import threading
+import weakref
+from collections.abc import Callable
 
 import llama_cpp
 import numpy as np
@@ -14,6 +16,10 @@ from .model import Model
 
 EMBED_SEQUENCES_MAX = 8
 """Texts in one decode."""
+
+
+class NotWanted(Exception):
+    """Whoever asked has left."""
 
 
 class Embedder:
@@ -27,32 +33,30 @@ class Embedder:
         self._lock = threading.Lock()
         self._context: int | None = None
         self._batch = Batch(ctx)
-        self._closed = False
 
-    def embed(self, texts: list[list[int]]) -> npt.NDArray[np.float32]:
+    def embed(self, texts: list[list[int]], is_wanted: Callable[[], bool]) -> npt.NDArray[np.float32]:
         """One L2-normalised row per text, each of 1 to `ctx` tokens. Blocks; call it off the event loop.
 
+        Args:
+            texts: At least one.
+            is_wanted: Asked before each batch.
+
         Raises:
-            RuntimeError: llama.cpp failed, or the model is being closed.
+            NotWanted: It said no.
+            RuntimeError: llama.cpp failed.
         """
         rows: list[npt.NDArray[np.float32]] = []
         with self._lock:
-            if self._closed:
-                raise RuntimeError("The model is being unloaded")
             if self._context is None:
                 self._context = self._open()
+                weakref.finalize(self, llama_cpp.llama_free, self._context).atexit = False
             for group in _groups(texts, self.ctx):
+                if not is_wanted():
+                    raise NotWanted
                 rows += self._decode(group)
         vectors = np.stack(rows)
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
         return np.asarray(vectors / np.where(norms > 0, norms, 1), dtype=np.float32)
-
-    def close(self) -> None:
-        with self._lock:
-            self._closed = True
-            if self._context is not None:
-                llama_cpp.llama_free(self._context)
-                self._context = None
 
     def _open(self) -> int:
         params = llama_cpp.llama_context_default_params()

@@ -122,13 +122,17 @@ class Engine:
             self._wake.notify()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the thread's end and free the context; False if it is still running."""
+        """Wait for the thread's end and free the context; False if it is still running.
+
+        Not freeing is then the only safe thing: the thread may be inside the library.
+        """
         self._thread.join(timeout_s)
         if self._thread.is_alive():
             return False
-        if self._context:
-            llama_cpp.llama_free(self._context)
-            self._context = None
+        with self._wake:
+            context, self._context = self._context, None
+        if context:
+            llama_cpp.llama_free(context)
         return True
 
     @property

@@ -47,7 +47,6 @@ def context_exceeded(n_prompt_tokens: int, n_ctx: int) -> ApiError:
         "shorten the prompt so that at least one token can be generated.",
         type="exceed_context_size_error",
         code="context_length_exceeded",
-        param="messages",
         facts={"n_prompt_tokens": n_prompt_tokens, "n_ctx": n_ctx},
     )
 

@@ -1,7 +1,7 @@
 """One request's answers on the event loop: submit, follow, stream or collect, cancel when the client leaves."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
@@ -102,7 +102,7 @@ class Exchange:
 
     async def collect(self, receive: Receive, kind: str) -> Response:
         """The whole answer as one JSON object; nothing is sent if the client leaves."""
-        watch = asyncio.create_task(self.cancel_on_disconnect(receive))
+        watch = asyncio.create_task(on_disconnect(receive, self.cancel))
         try:
             while not self.is_over:
                 await self.next_choices(None)
@@ -119,11 +119,6 @@ class Exchange:
         if any(end.cut_short for end in ends):
             extra["cut_short"] = "shutting_down"
         return extra
-
-    async def cancel_on_disconnect(self, receive: Receive) -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-        self.cancel()
 
 
 class EventStream(Response):
@@ -149,7 +144,7 @@ class EventStream(Response):
         except ApiError as error:
             await error_response(error)(scope, receive, send)
             return
-        watch = asyncio.create_task(exchange.cancel_on_disconnect(receive))
+        watch = asyncio.create_task(on_disconnect(receive, exchange.cancel))
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._send(send, self._openings() + self._chunks(first))
@@ -201,6 +196,13 @@ def _event(body: dict[str, Any]) -> bytes:
 
 def _explain(event: Failed) -> ApiError:
     return invalid(event.message, code="generation_failed") if event.client_fault else broken(event.message)
+
+
+async def on_disconnect(receive: Receive, act: Callable[[], None]) -> None:
+    """Wait until the client has left, then act."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    act()
 
 
 def error_response(error: ApiError) -> JSONResponse:

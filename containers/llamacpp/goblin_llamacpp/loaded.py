@@ -1,6 +1,5 @@
 """A model ready to answer: weights, template, engine and embedder, together and replaceable as one."""
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +14,6 @@ from .memory import MemoryPlan, plan_memory
 from .metrics import Meters
 from .model import Model
 from .template import ChatTemplate
-
-log = logging.getLogger(__name__)
 
 SMALL_MODEL_BYTES = 64 * 2**20
 """Below this a second thread costs more in hand-overs than it computes."""
@@ -77,35 +74,23 @@ class LoadedModel:
         self.loaded_at = time.time()
         self.memory = plan(path, settings)
         self.model = Model(path, gpu_layers=settings.gpu_layers)
-        try:
-            for name, file in settings.adapters:
-                self.model.add_adapter(name, file)
-            self.template = ChatTemplate(
-                self.model.chat_template,
-                bos_text=self.model.bos_text,
-                eos_text=self.model.eos_text,
-                special_texts=self.model.special_texts,
-            )
-            sizes = engine_settings(settings, self.model.n_ctx_train, self.model.size_bytes, cores)
-            _ = self.model.eog_tokens, self.model.longest_piece_bytes  # Counted now, not in the first request.
-            self.engine = Engine(self.model, sizes, meters, post)
-        except BaseException:
-            self.model.close()
-            raise
+        for name, file in settings.adapters:
+            self.model.add_adapter(name, file)
+        self.template = ChatTemplate(
+            self.model.chat_template,
+            bos_text=self.model.bos_text,
+            eos_text=self.model.eos_text,
+            special_texts=self.model.special_texts,
+        )
+        sizes = engine_settings(settings, self.model.n_ctx_train, self.model.size_bytes, cores)
+        _ = self.model.eog_tokens, self.model.longest_piece_bytes  # Counted now, not in the first request.
+        self.engine = Engine(self.model, sizes, meters, post)
         self.embedder = Embedder(self.model, ctx=min(sizes.ctx, EMBED_CTX_MAX), threads=sizes.threads)
 
-    def close(self, *, timeout_s: float | None = None) -> bool:
-        """Let the running answers end and free everything; False if they did not end in time.
-
-        Not freeing is then the only safe thing: the engine's thread may be inside the library.
-        """
+    def close(self) -> None:
+        """Take nothing new and wait for the running answers; the weights go with the last reference to them."""
         self.engine.close()
-        self.embedder.close()
-        if not self.engine.join(timeout_s):
-            log.warning("the engine of %s did not end in time", self.alias)
-            return False
-        self.model.close()
-        return True
+        self.engine.join()
 
     @property
     def fingerprint(self) -> str:

@@ -7,6 +7,7 @@ outside is checked before it is passed on.
 import ctypes
 import functools
 import sys
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,9 @@ class Model:
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise ModelRefused(f"llama.cpp can not load {path.name}")
+        # Freed with the last reference: whoever tokenises or decodes still holds one.
+        weakref.finalize(self, llama_cpp.llama_model_free, self.handle).atexit = False
         if llama_cpp.llama_model_has_encoder(self.handle) or not llama_cpp.llama_model_has_decoder(self.handle):
-            self.close()
             raise ModelRefused(f"{path.name} is not a decoder-only model")
         self.vocab = llama_cpp.llama_model_get_vocab(self.handle)
         self.n_vocab = int(llama_cpp.llama_vocab_n_tokens(self.vocab))
@@ -83,12 +85,6 @@ class Model:
         if not adapter:
             raise ModelRefused(f"llama.cpp can not load the adapter {path.name}")
         self.adapters[name] = adapter
-
-    def close(self) -> None:
-        """Free the weights; every context on them must be gone."""
-        if self.handle:
-            llama_cpp.llama_model_free(self.handle)
-            self.handle = None
 
     @functools.cached_property
     def eog_tokens(self) -> frozenset[int]:

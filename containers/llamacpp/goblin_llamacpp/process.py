@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,8 +104,11 @@ async def _end(
 ) -> None:
     log.info("draining")
     serving.drain()
-    # Whatever hangs, the platform must see a clean exit before it kills.
-    asyncio.get_running_loop().call_later(grace_s + 1, os._exit, 0)
+    # Whatever hangs, the platform must see a clean exit before it kills. Not a timer of the event loop, which
+    # ends before the threads do.
+    last_resort = threading.Timer(grace_s + 1, os._exit, (0,))
+    last_resort.daemon = True
+    last_resort.start()
     if not loading.done():
         os._exit(0)  # Loading can not be interrupted, and nobody waits for an answer.
     await serving.finish(grace_s=grace_s, cut_s=CUT_S)

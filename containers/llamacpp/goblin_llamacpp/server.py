@@ -5,6 +5,7 @@ import base64
 import hmac
 import ipaddress
 import logging
+import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from starlette.routing import Route
 
 from . import __version__, schema
 from .answers import Answer, ChatAnswer, Frame, TextAnswer, new_id
-from .errors import ApiError, invalid
-from .exchange import EventStream, Exchange, Mailbox, error_response
+from .embedder import NotWanted
+from .errors import ApiError, invalid, queue_full
+from .exchange import EventStream, Exchange, Mailbox, error_response, on_disconnect
 from .fetch import FetchFailed
 from .loaded import LoadedModel
 from .prompts import (
@@ -66,6 +68,9 @@ class Server:
         self.settings = settings
         # Rendering and tokenising leave the event loop; two at a time is as much as they gain.
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prepare")
+        self._embedders = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
+        self._embedding = 0
+        """Requests for embeddings that run or wait."""
 
     # Probes and looks.
 
@@ -184,7 +189,7 @@ class Server:
         body = await self._read(request, schema.EmbeddingRequest)
         loaded = self.serving.current(body.model)
         inputs = await self._off_loop(embedding_inputs, body, loaded)
-        vectors = await self._off_loop(loaded.embedder.embed, inputs)
+        vectors = await self._embed(request, loaded, inputs)
         as_base64 = body.encoding_format == "base64"
         data = [
             {
@@ -203,6 +208,24 @@ class Server:
                 "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
             }
         )
+
+    async def _embed(self, request: Request, loaded: LoadedModel, inputs: list[list[int]]) -> Any:
+        """In a thread of its own, so that a long one does not keep others from being prepared."""
+        if self._embedding >= loaded.engine.settings.queue:
+            self.serving.meters.refused += 1
+            raise queue_full(retry_after_s=1)
+        left = threading.Event()
+        watch = asyncio.create_task(on_disconnect(request.receive, left.set))
+        self._embedding += 1
+        try:
+            loop = asyncio.get_running_loop()
+            return await loop.run_in_executor(self._embedders, loaded.embedder.embed, inputs, lambda: not left.is_set())
+        except NotWanted:
+            raise ClientDisconnect from None
+        finally:
+            left.set()
+            watch.cancel()
+            self._embedding -= 1
 
     async def tokenize(self, request: Request) -> Response:
         body = await self._read(request, schema.TokenizeRequest)

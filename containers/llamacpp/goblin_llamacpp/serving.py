@@ -122,7 +122,7 @@ class Serving:
         self.state = "draining"
 
     async def finish(self, *, grace_s: float, cut_s: float) -> None:
-        """Wait for the running answers, cut what is left after `grace_s`, and free the models.
+        """Wait for the running answers, and cut what is left after `grace_s`.
 
         Returns within about `grace_s + cut_s`, whatever happens.
         """
@@ -133,9 +133,6 @@ class Serving:
             for model in models:
                 model.engine.close(cut=True)
             await self._joined(models, cut_s)
-        for model in models:
-            if model not in self._retiring:
-                model.close(timeout_s=0)
 
     async def _joined(self, models: list[LoadedModel], timeout_s: float) -> bool:
         ends = [asyncio.to_thread(model.engine.join, timeout_s) for model in models]

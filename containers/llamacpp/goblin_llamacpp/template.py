@@ -89,7 +89,7 @@ class ChatTemplate:
         """
         try:
             text = self._template.render(
-                {**(extra or {}), **self._words},
+                {**self._mark(extra or {}), **self._words},
                 messages=self._mark(messages),
                 tools=self._mark(tools) if tools else None,
                 add_generation_prompt=True,
