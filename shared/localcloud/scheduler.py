@@ -18,6 +18,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import BaseRoute, Route
 
+from localcloud.clock import utc_now
 from localcloud.identity import Identity
 
 log = logging.getLogger(__name__)
@@ -36,11 +37,6 @@ class Schedule:
     url: str
     audience: str
     attempt_deadline_s: float = 180.0
-
-
-def utc_now() -> datetime:
-    """The time of day, aware UTC."""
-    return datetime.now(UTC)
 
 
 def next_tick(cron: str, now: datetime) -> datetime:

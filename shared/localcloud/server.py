@@ -17,10 +17,11 @@ import uvicorn
 from starlette.applications import Starlette
 
 from localcloud import declaration
+from localcloud.clock import utc_now
 from localcloud.firestore import Firestore
 from localcloud.identity import Identity
 from localcloud.pubsub import Chaos, PubSub
-from localcloud.scheduler import Scheduler, utc_now
+from localcloud.scheduler import Scheduler
 from localcloud.secrets import SecretManager
 from localcloud.storage import Storage
 
