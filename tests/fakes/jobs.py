@@ -267,6 +267,7 @@ class MemoryCompute:
     async def rent(self, order: Order) -> str:
         if self.full:
             raise ProviderUnavailable("no capacity")
+        assert not self.unknown, "launched on an unknown inventory"
         self._faults.point("rent")
         assert order.label not in self.rented, "one attempt, two instances"
         self.rented.append(order.label)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
 
 from goblin.domain.checkpoints import manifest_uri
 from goblin.domain.jobs import ENDED, LEASED, State
@@ -110,7 +111,7 @@ class Life:
     async def _work(self) -> None:
         if host := self._host():
             self.log.append(f"    {host.job_id} attempt {host.attempt} at {host.saved}")
-            await host.step()
+            await self._step(host)
 
     async def _lose_host(self) -> None:
         if labels := sorted(self.world.compute.running):
@@ -125,7 +126,13 @@ class Life:
     async def _zombie(self) -> None:
         """An instance that everybody believes gone goes on working."""
         if self._zombies:
-            await self._dice.choice(self._zombies).step()
+            await self._step(self._dice.choice(self._zombies))
+
+    async def _step(self, host: Host) -> None:
+        """Let a host do its next thing; only the current attempt's may succeed."""
+        current, idle = self.world.job(host.job_id).attempt, host.done
+        await host.step()
+        assert idle or host.attempt == current, f"attempt {host.attempt} worked while {current} was the current one"
 
     async def _lie(self) -> None:
         """A host commits what it did not compute, or what is not there."""
@@ -212,6 +219,9 @@ class Life:
             last = versions[-1]
             steps = [version.saved_step for version in versions[-3:]]
             assert steps == sorted(steps), f"{name}: a checkpoint moved back: {steps}"
+            for before, after in pairwise(versions[-3:]):
+                moved = after.checkpoint != before.checkpoint and after.checkpoint is not None
+                assert not moved or after.checkpoint.attempt == after.attempt, f"{name}: a zombie's checkpoint"
             attempts = [version.attempt for version in versions[-3:]]
             assert attempts == sorted(attempts)
             ended = [version.state for version in versions if version.state in ENDED]
