@@ -30,8 +30,11 @@ RANGES: dict[int, Callable[[bytes, bytes], bool]] = {
 }
 
 
-_UNLISTED = frozenset({values.NULL_KEY, values.NAN_KEY})
-"""Equal to nothing when they stand in a list of alternatives; they have operators of their own."""
+_UNLISTED = {
+    Op.IN: frozenset({values.NULL_KEY, values.NAN_KEY}),
+    Op.ARRAY_CONTAINS_ANY: frozenset({values.NULL_KEY}),
+}
+"""Equal to nothing when they stand in a list of alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +78,9 @@ def disjunctions(where: Pb) -> list[list[Term]]:
     if where.WhichOneof("filter_type") != "composite_filter":
         (term,) = terms(where)
         return [[single] for single in _alternatives(term)]
-    inner = [disjunctions(part) for part in where.composite_filter.filters]
+    # What is said twice counts once.
+    parts = {part.SerializeToString(deterministic=True): part for part in where.composite_filter.filters}
+    inner = [disjunctions(part) for part in parts.values()]
     if where.composite_filter.op == CompositeFilter.Operator.OR:
         found = [branch for branches in inner for branch in branches]
     else:
@@ -97,7 +102,7 @@ def _alternatives(term: Term) -> list[Term]:
     if single is None:
         return [term]
     _check_disjunction_count(len(term.keys))
-    return [Term(term.path, single, (key,)) for key in term.keys]
+    return [Term(term.path, single, (key,)) for key in dict.fromkeys(term.keys) if key not in _UNLISTED[term.op]]
 
 
 def _field_term(field_filter: Pb) -> Term:
@@ -179,7 +184,7 @@ def _comparison(term: Term) -> Callable[[bytes], bool]:
         case Op.EQUAL:
             return lambda key: key == first
         case Op.IN:
-            listed = keys - _UNLISTED
+            listed = keys - _UNLISTED[Op.IN]
             return lambda key: key in listed
         case Op.NOT_EQUAL:
             return lambda key: key not in keys and key != values.NULL_KEY
@@ -193,9 +198,7 @@ def _comparison(term: Term) -> Callable[[bytes], bool]:
 
 
 def _contains(term: Term) -> Test:
-    keys = frozenset(term.keys)
-    if term.op == Op.ARRAY_CONTAINS_ANY:
-        keys -= _UNLISTED
+    keys = frozenset(term.keys) - _UNLISTED.get(term.op, frozenset())
 
     def test(document: Pb) -> bool:
         value = values.get_field(document.fields, term.path)

@@ -39,7 +39,7 @@ def _check_filter(where: Pb, terms: Sequence[Term]) -> None:
         raise invalid("Only a single 'NOT_EQUAL' or 'NOT_IN' filter is allowed per query.")
     if Op.NOT_IN in operators and ({Op.IN, Op.ARRAY_CONTAINS_ANY} & set(operators) or _has_or(where)):
         raise invalid("'NOT_IN' cannot be used in the same query with 'IN', 'ARRAY_CONTAINS_ANY' or 'OR'.")
-    if any([term.op for term in branch].count(Op.ARRAY_CONTAINS) > 1 for branch in branches):
+    if any(len({term for term in branch if term.op == Op.ARRAY_CONTAINS}) > 1 for branch in branches):
         raise invalid("Only a single 'ARRAY_CONTAINS' filter is allowed per disjunction.")
     unequal = {term.path for term in terms if term.is_inequality}
     pins_name = any(term.path == values.NAME and term.op in {Op.EQUAL, Op.IN} for term in terms)
