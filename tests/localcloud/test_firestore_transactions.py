@@ -63,6 +63,18 @@ async def test_a_retry_keeps_its_place_in_line() -> None:
     assert await asyncio.wait_for(waits, DEADLINE_S) == 1
 
 
+async def test_naming_an_open_transaction_as_retried_leaves_it_alone() -> None:
+    # Threads that share one decorated function do this to one another.
+    room = Room()
+    theirs = room.begin()
+    await room.read("c/0", theirs)
+    ours = room.begin(retry=theirs)
+    await room.read("c/1", ours)
+    await room.commit({"c/0": 1}, theirs)
+    await room.commit({"c/1": 1}, ours)
+    assert await room.query_above("c", 0) == {"c/0": 1, "c/1": 1}
+
+
 async def test_who_waits_too_long_reads_on_and_aborts_at_its_commit() -> None:
     room = Room(wait_s=0.02)
     await room.commit({"c/0": 3})

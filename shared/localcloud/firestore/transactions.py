@@ -98,11 +98,10 @@ class Transactions:
         return self._mode
 
     def _owner(self, retried: bytes) -> Owner:
-        if not retried:
-            return Owner()
-        if (previous := self._open.get(retried)) is not None:
-            self.end(previous)
-        age = self._ended.get(retried)
+        # The Python client keeps the id to retry on the decorated function, which threads share: what one of them
+        # names may be another's transaction, still open. It lends its age and is otherwise left alone.
+        previous = self._open.get(retried)
+        age = previous.owner.age if previous is not None else self._ended.get(retried)
         return Owner() if age is None else Owner(age=age)
 
     def get(self, transaction_id: bytes, database: int) -> Transaction:
