@@ -22,6 +22,7 @@ AHEAD = 4
 PART_BYTES_MAX = 8 * 1024 * 1024
 """A part is saved early when it grows over this: it is held in memory until then."""
 UPLOAD_TRIES = 5
+BACKOFF_S_MAX = 10.0
 UPLOAD_S_MAX = 300.0
 PART = "part.jsonl"
 
@@ -46,6 +47,7 @@ class Batch:
         self._run_item = run_item
         self._saved = work.step
         self._part: list[bytes] = []
+        self._part_bytes = 0
 
     @property
     def step(self) -> int:
@@ -63,8 +65,8 @@ class Batch:
         async with aclosing(_in_order(lines, self._run_item, parallel, stop)) as results:
             async for result in results:
                 self._part.append(result)
-                size = sum(map(len, self._part))
-                if len(self._part) >= self._work.checkpoint_every or size >= PART_BYTES_MAX:
+                self._part_bytes += len(result)
+                if len(self._part) >= self._work.checkpoint_every or self._part_bytes >= PART_BYTES_MAX:
                     await self._save()
         if self._part:
             await self._save()
@@ -76,7 +78,7 @@ class Batch:
         files = [await asyncio.to_thread(_announce, part)]
         upload_id = await self._upload(step, files, part)
         await self._controller.commit_checkpoint(step, self._saved, upload_id, files)
-        self._saved, self._part = step, []
+        self._saved, self._part, self._part_bytes = step, [], 0
 
     async def _upload(self, step: int, files: list[dict[str, Any]], part: bytes) -> str:
         why = ""
@@ -91,7 +93,7 @@ class Batch:
                 if answer.is_success:
                     return upload_id
                 why = f"{answer.status_code}: {answer.text[:200]}"
-            await asyncio.sleep(min(10.0, 0.2 * 2**tries))
+            await asyncio.sleep(min(BACKOFF_S_MAX, 0.2 * 2**tries))
         raise Rejected(f"the bucket does not take the part of step {step}: {why}")
 
 

@@ -11,6 +11,7 @@ from goblin_worker.controller import Controller, Grant
 
 RANGE_BYTES = 1024 * 1024
 TRIES = 6
+BACKOFF_S_MAX = 10.0
 TIMEOUT_S = 60.0
 
 
@@ -56,5 +57,5 @@ async def _range(http: httpx.AsyncClient, controller: Controller, grant: Grant, 
             why = f"{answer.status_code}: {answer.text[:200]}"
             if answer.status_code in (400, 401, 403):
                 grant = await controller.dataset()  # It has expired.
-        await asyncio.sleep(min(10.0, 0.2 * 2**tries))
+        await asyncio.sleep(min(BACKOFF_S_MAX, 0.2 * 2**tries))
     raise Unreadable(f"dataset at byte {start}: {why}")
