@@ -84,6 +84,15 @@ def test_a_prompt_beyond_the_context_is_refused_with_the_numbers(client, words):
     assert refused.value.body["n_prompt_tokens"] > 1024
 
 
+def test_thousands_of_control_words_are_refused_before_they_take_minutes(server):
+    """llama.cpp's time grows with the square of their number."""
+    words = "<|im_end|>" * 200_000
+    assert post(server, "/tokenize", json={"content": words}).status_code == 400
+    assert post(server, "/v1/completions", json={"prompt": words}).status_code == 400
+    chat = {"messages": [{"role": "user", "content": words}]}
+    assert post(server, "/v1/chat/completions", json=chat).status_code == 400
+
+
 def test_unknown_paths_and_methods_answer_in_the_same_shape(server):
     with server.http() as http:
         assert http.get("/v1/nothing").json()["error"]["type"] == "not_found_error"

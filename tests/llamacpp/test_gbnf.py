@@ -3,8 +3,9 @@
 import contextlib
 import time
 
+import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
@@ -16,6 +17,10 @@ from goblin_llamacpp.gbnf import (
     rename_rules,
     schema_to_grammar,
 )
+from goblin_llamacpp.model import Model
+from goblin_llamacpp.sampling import GrammarRefused, NoTokenAllowed, Sampler, Sampling
+
+from .conftest import MODEL
 
 
 @pytest.mark.parametrize(
@@ -48,6 +53,7 @@ def test_ordinary_grammars_pass(grammar):
         'root ::= ( "a"',
         'root ::= "a\0"',
         "root ::= *",
+        'root ::= "a" !<[6]>',
         'root ::= "open',
         "\n".join(f"r{i} ::= r{i + 1} | r{i + 1}" for i in range(60)) + '\nr60 ::= "a"\nroot ::= r0',
         "root ::= " + '"a" ' * 40_000,
@@ -86,3 +92,36 @@ def test_flattening_means_the_same():
 
 def test_rules_are_renamed_and_literals_are_not():
     assert rename_rules('root ::= item "item" [item]', lambda name: f"a-{name}") == 'a-root ::= a-item "item" [item]'
+
+
+pieces = st.sampled_from(['"a"', '"b c"', "[a-z]", "[^x]", ".", "r", '"\\x00"', "[é]", "[b-a]", "[]", "[^]", "<[5]>"])
+repeats = st.sampled_from(["", "", "*", "+", "?", "{2}", "{0,3}", "{2,}", "{0}", "{1,2000}"])
+runs = st.lists(st.tuples(pieces, repeats), max_size=4).map(lambda run: " ".join(a + b for a, b in run))
+bodies = st.lists(runs, min_size=1, max_size=3).map(lambda alternatives: "(" + " | ".join(alternatives) + ")*")
+
+
+@given(bodies, bodies, st.integers(0, 2**32))
+@settings(max_examples=150, deadline=None)
+def test_what_passes_does_not_end_the_process(model, root, other, seed):
+    """A grammar that llama.cpp can not follow would abort here, and with it the whole run."""
+    grammar = f"root ::= {root}\nr ::= {other}"
+    try:
+        check_grammar(grammar)
+        sampler = Sampler(model, Sampling(temperature=1, grammar=grammar, seed=seed % 2**31))
+    except (GrammarTooMuch, GrammarRefused):
+        return
+    dice = np.random.default_rng(seed)
+    try:
+        for _ in range(8):
+            token = sampler.sample_within_grammar(dice.normal(size=model.n_vocab).astype(np.float32) * 3)
+            if token in model.eog_tokens:
+                break
+    except NoTokenAllowed:
+        pass
+    finally:
+        sampler.close()
+
+
+@pytest.fixture(scope="module")
+def model():
+    return Model(MODEL)

@@ -138,28 +138,26 @@ class EventStream(Response):
         self._wants_usage = wants_usage
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        exchange = self._exchange
+        watch = asyncio.create_task(on_disconnect(receive, self._exchange.cancel))
         try:
-            first = await exchange.next_choices(PING_S)
+            first = await self._exchange.next_choices(PING_S)
+            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+            await self._follow(first, send)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
-            return
-        watch = asyncio.create_task(on_disconnect(receive, exchange.cancel))
+        finally:
+            watch.cancel()
+            self._exchange.cancel()
+
+    async def _follow(self, first: list[dict[str, Any]] | None, send: Send) -> None:
         try:
-            await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             await self._send(send, self._openings() + self._chunks(first))
-            await self._follow(send)
+            while not self._exchange.is_over:
+                await self._send(send, self._chunks(await self._exchange.next_choices(PING_S)))
             await self._send(send, self._ending())
         except ApiError as error:
             await self._send(send, _event(error.body()))
-        finally:
-            watch.cancel()
-            exchange.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
-
-    async def _follow(self, send: Send) -> None:
-        while not self._exchange.is_over:
-            await self._send(send, self._chunks(await self._exchange.next_choices(PING_S)))
 
     async def _send(self, send: Send, body: bytes) -> None:
         if body:

@@ -1,7 +1,8 @@
 """Grammars before llama.cpp sees them: JSON schemas turned into GBNF, and GBNF bounded. Pure.
 
 llama.cpp trusts its grammars: a repetition `{5,2}` never ends, deep brackets overflow its stack, and its check for
-left recursion takes exponential time on rules that refer to each other twice. All of that is refused here.
+left recursion takes exponential time on rules that refer to each other twice. It allows tokens written as `<[5]>` in
+places where it then fails to accept them, which ends the process. All of that is refused here.
 """
 
 import json
@@ -19,6 +20,7 @@ EXPANSION_MAX = 100_000
 """Bound on repetitions inside repetitions, as the number of elements they stand for."""
 VISITS_MAX = 1_000_000
 SCHEMA_NODES_MAX = 4000
+BOUNDS = ("minItems", "maxItems", "minLength", "maxLength")
 
 JSON_OBJECT = r"""
 root ::= object
@@ -41,7 +43,6 @@ _TOKEN = re.compile(
     (?P<space>(?:[ \t\r\n]|\#[^\n]*)+)
   | (?P<string>"(?:[^"\\]|\\.)*")
   | (?P<set>\[(?:[^\]\\]|\\.)*\])
-  | (?P<token>!?<\[?[^>\n]*\]?>)
   | (?P<define>::=)
   | (?P<name>[a-zA-Z0-9-]+)
   | (?P<repeat>\{\s*[0-9]{1,6}\s*(?:,\s*(?:[0-9]{1,6})?\s*)?\})
@@ -130,14 +131,20 @@ def _check_schema(node: Any, *, depth: int, budget: list[int]) -> None:
             _check_schema(item, depth=depth + 1, budget=budget)
     elif isinstance(node, dict):
         for key, value in node.items():
-            if key in ("minItems", "maxItems", "minLength", "maxLength") and isinstance(value, int | float):
-                if not 0 <= value <= REPEAT_MAX:
-                    raise GrammarTooMuch(f"`{key}` must be between 0 and {REPEAT_MAX}")
+            # A property may be called `minItems`, too; then its value is a schema.
+            if key in BOUNDS and not isinstance(value, dict | list):
+                _check_bound(key, value)
             else:
                 _check_schema(value, depth=depth + 1, budget=budget)
         for low, high in (("minItems", "maxItems"), ("minLength", "maxLength")):
-            if node.get(low) is not None and node.get(high) is not None and node[low] > node[high]:
+            least, most = node.get(low), node.get(high)
+            if isinstance(least, int) and isinstance(most, int) and least > most:
                 raise GrammarTooMuch(f"`{low}` is greater than `{high}`")
+
+
+def _check_bound(key: str, value: Any) -> None:
+    if value is not None and (type(value) is not int or not 0 <= value <= REPEAT_MAX):
+        raise GrammarTooMuch(f"`{key}` must be a whole number from 0 to {REPEAT_MAX}")
 
 
 def _read_rules(text: str) -> dict[str, _Rule]:

@@ -6,6 +6,7 @@ outside is checked before it is passed on.
 
 import ctypes
 import functools
+import re
 import sys
 import weakref
 from pathlib import Path
@@ -105,6 +106,14 @@ class Model:
     def longest_piece_bytes(self) -> int:
         """No token covers more bytes of a text than this."""
         return max(len(self.piece(token, special=True)) for token in range(self.n_vocab))
+
+    @functools.cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self.special_texts)) or r"(?!)")
+
+    def count_specials(self, text: str) -> int:
+        """How many control words a text has."""
+        return sum(1 for _ in self._special.finditer(text))
 
     def tokenize(self, text: str, *, add_special: bool, parse_special: bool) -> list[int]:
         """Token ids of `text`; with `add_special` what the model wants around it (BOS), too."""

@@ -20,6 +20,8 @@ from .template import Part, TemplateRefused
 SEED_RANGE = 2**32 - 1
 """The last 32-bit value means "any" to llama.cpp, so it is left out."""
 
+SPECIALS_MAX = 10_000
+
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
@@ -145,7 +147,7 @@ def embedding_inputs(request: EmbeddingRequest, loaded: LoadedModel) -> list[lis
 
 
 def tokenize_text(text: str, loaded: LoadedModel, *, param: str) -> list[int]:
-    _refuse_hopeless(len(text.encode("utf-8", "replace")), loaded)
+    refuse_hopeless(text, loaded)
     tokens = loaded.model.tokenize(text, add_special=True, parse_special=True)
     if not tokens:
         raise invalid(f"`{param}` is empty", param=param)
@@ -221,7 +223,7 @@ def _tool_to_template(tool: Tool) -> dict[str, Any]:
 def _tokenize_parts(parts: list[Part], loaded: LoadedModel) -> list[int]:
     """Clients' control words as plain text, everything else with the template's control words."""
     model = loaded.model
-    _refuse_hopeless(sum(len(part.text.encode("utf-8", "replace")) for part in parts), loaded)
+    refuse_hopeless("".join(part.text for part in parts), loaded)
     # Most templates write the opening token themselves; a second one would confuse the model.
     writes_bos = bool(parts and model.bos_text and parts[0].text.startswith(model.bos_text))
     tokens: list[int] = []
@@ -233,11 +235,18 @@ def _tokenize_parts(parts: list[Part], loaded: LoadedModel) -> list[int]:
     return tokens
 
 
-def _refuse_hopeless(n_bytes: int, loaded: LoadedModel) -> None:
+def refuse_hopeless(text: str, loaded: LoadedModel) -> None:
     """Do not spend time on tokenising what can not fit."""
-    at_least = n_bytes // loaded.model.longest_piece_bytes
+    check_specials(text, loaded)
+    at_least = len(text.encode("utf-8", "replace")) // loaded.model.longest_piece_bytes
     if at_least > loaded.engine.settings.ctx:
         raise context_exceeded(at_least, loaded.engine.settings.ctx)
+
+
+def check_specials(text: str, loaded: LoadedModel) -> None:
+    """llama.cpp's time to read control words grows with the square of their number."""
+    if loaded.model.count_specials(text) > SPECIALS_MAX:
+        raise invalid(f"The text has more than {SPECIALS_MAX} control words")
 
 
 def _room(prompt: list[int], wanted: int | None, loaded: LoadedModel) -> int:

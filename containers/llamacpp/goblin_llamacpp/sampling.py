@@ -107,9 +107,10 @@ class Sampler:
         """
         if self._grammar is None:
             return int(self._draw(self._chain, context, row))
-        return self._sample_within_grammar(read_logits(context, row, self._model.n_vocab))
+        return self.sample_within_grammar(read_logits(context, row, self._model.n_vocab))
 
-    def _sample_within_grammar(self, logits: npt.NDArray[np.float32]) -> int:
+    def sample_within_grammar(self, logits: npt.NDArray[np.float32]) -> int:
+        """As `sample`, for a row given as numbers and a request with a grammar."""
         # Not put into the chain: a grammar that allows nothing must be noticed before a token is accepted,
         # for accepting one that the grammar forbids ends the process.
         started = time.monotonic()

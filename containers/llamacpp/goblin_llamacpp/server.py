@@ -27,6 +27,7 @@ from .fetch import FetchFailed
 from .loaded import LoadedModel
 from .prompts import (
     Prepared,
+    check_specials,
     check_tokens,
     embedding_inputs,
     prepare_chat,
@@ -229,7 +230,9 @@ class Server:
 
     async def tokenize(self, request: Request) -> Response:
         body = await self._read(request, schema.TokenizeRequest)
-        model = self.serving.current().model
+        loaded = self.serving.current()
+        model = loaded.model
+        check_specials(body.content, loaded)
 
         def work() -> list[Any]:
             tokens = model.tokenize(body.content, add_special=body.add_special, parse_special=body.parse_special)
