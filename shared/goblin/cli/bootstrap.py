@@ -108,7 +108,7 @@ def make_venv(venv: Path, uv: str | None) -> Path:
     done = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
     if done.returncode:
         shutil.rmtree(venv, ignore_errors=True)
-        if "ensurepip" in done.stdout + done.stderr:
+        if "ensurepip is not available" in done.stdout + done.stderr:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
             raise Stop(f"this Python has no venv. On Debian or Ubuntu: sudo apt-get install python{version}-venv")
         raise Stop(f"could not make .venv: {(done.stderr or done.stdout).strip()}")
