@@ -1,5 +1,6 @@
 """What makes `.venv`: it must read the real lock, and say what is missing before anything is half done."""
 
+import threading
 from pathlib import Path
 
 import pytest
@@ -64,3 +65,21 @@ def test_a_failing_step_shows_why(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(bootstrap.Stop, match="a step failed"):
         bootstrap.run("a step", ["sh", "-c", "echo because; exit 3"])
     assert "because" in capsys.readouterr().err
+
+
+def test_two_first_commands_at_once_make_the_environment_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    made: list[str] = []
+    (tmp_path / "requirements.lock").write_text(LOCK)
+
+    def make_from(_root: Path, venv: Path, lock: str) -> None:
+        made.append(lock)
+        venv.mkdir()
+        (venv / "goblin.lock").write_text(lock)
+
+    monkeypatch.setattr(bootstrap, "make_from", make_from)
+    threads = [threading.Thread(target=bootstrap.make, args=(tmp_path,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert made == [LOCK]

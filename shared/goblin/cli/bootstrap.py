@@ -7,6 +7,7 @@ wheel kept in the user's cache; the next `.venv` on this machine takes it from t
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
 import platform
@@ -185,14 +186,23 @@ def install_built(python: Path, entry: str, work: Path) -> None:
 
 
 def make(root: Path) -> None:
-    """Make `root/.venv` and stamp it with the lock it was made from.
+    """Make `root/.venv` and stamp it with the lock it was made from; a second caller waits for the first.
 
     Raises:
         Stop: Something is missing; the message says what mends it.
     """
     lock = (root / "requirements.lock").read_text()
-    entries = requirements(lock)
     venv = root / ".venv"
+    with (root / ".venv.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        stamp = venv / "goblin.lock"
+        if not stamp.is_file() or stamp.read_text() != lock:
+            make_from(root, venv, lock)
+
+
+def make_from(root: Path, venv: Path, lock: str) -> None:
+    """Make `venv` anew from the text of the lock."""
+    entries = requirements(lock)
     uv = shutil.which("uv")
     say(
         f"making .venv with Python {platform.python_version()} and {'uv' if uv else 'pip'}, once per change of the lock"
