@@ -1,0 +1,189 @@
+"""A job from an app's own Google clients to its output, through everything real, and through `kill -9` of all of it."""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import openai.types.chat
+import psutil
+import pytest
+
+from tests.flows.conftest import Running
+
+pytestmark = pytest.mark.xdist_group("flows")
+
+END_S_MAX = 90
+ENDED = {"succeeded", "failed", "cancelled", "refused"}
+
+# Ten lines, as an app would write them.
+SUBMIT = """
+import json, os, sys
+from google.cloud import pubsub_v1, storage
+job, count, every, bucket = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), os.environ["GOBLIN_BUCKET"]
+say = lambda n: {"model": "goblin-tiny", "max_tokens": 8, "messages": [{"role": "user", "content": f"Say {n}"}]}
+row = lambda n: {"custom_id": f"item-{n}", "method": "POST", "url": "/v1/chat/completions", "body": say(n)}
+rows = [row(n) for n in range(count)]
+storage.Client().bucket(bucket).blob(f"datasets/{job}.jsonl").upload_from_string("\\n".join(map(json.dumps, rows)))
+event = {"job_id": job, "kind": "batch", "dataset_uri": f"gs://{bucket}/datasets/{job}.jsonl",
+         "output_uri": f"gs://{bucket}/outputs/{job}.jsonl", "checkpoint_every": every}
+publisher = pubsub_v1.PublisherClient()
+topic = publisher.topic_path(os.environ["GOOGLE_CLOUD_PROJECT"], "job-requested")
+print(publisher.publish(topic, json.dumps(event).encode()).result())
+"""
+OUTPUT = """
+import os, sys
+from google.cloud import storage
+sys.stdout.write(storage.Client().bucket(os.environ["GOBLIN_BUCKET"]).blob(sys.argv[1]).download_as_text())
+"""
+PUBLISH = """
+import os, sys
+from google.cloud import pubsub_v1
+publisher = pubsub_v1.PublisherClient()
+publisher.publish(publisher.topic_path(os.environ["GOOGLE_CLOUD_PROJECT"], sys.argv[1]), sys.argv[2].encode()).result()
+"""
+
+
+def app(running: Running, program: str, *words: str) -> str:
+    command = [sys.executable, "-c", program, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=running.env(), timeout=60)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def goblin(running: Running, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "goblin.cli", *words]
+    return subprocess.run(command, capture_output=True, text=True, env=running.env(), timeout=END_S_MAX)
+
+
+def ask(running: Running, path: str) -> Any:
+    headers = {"authorization": f"Bearer {running.variables['GOBLIN_API_KEY']}"}
+    return httpx.get(f"{running.url}{path}", headers=headers, timeout=20).json()
+
+
+def until(running: Running, job_id: str, reached: Callable[[Any], bool]) -> Any:
+    """Ask until the job is so far: other processes bring it on, and HTTP is how one learns of it."""
+    deadline = time.monotonic() + END_S_MAX
+    while not reached(job := ask(running, f"/jobs/{job_id}")):
+        assert time.monotonic() < deadline, f"{job}\n{running.logs()}"
+        time.sleep(0.1)
+    return job
+
+
+def ended(job: Any) -> bool:
+    return job.get("state") in ENDED
+
+
+def results(running: Running, job_id: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in app(running, OUTPUT, f"outputs/{job_id}.jsonl").splitlines()]
+
+
+def test_every_output_once_through_a_kill_of_the_whole_tree(start_up: Callable[..., Running]) -> None:
+    running = start_up()
+    app(running, SUBMIT, "killed", "200", "10")
+    until(running, "killed", lambda job: (job.get("checkpoint") or {"step": 0})["step"] >= 30)
+    running.kill_tree()
+    running.start()
+    job = until(running, "killed", ended)
+    assert (job["state"], job["step"], job["total"]) == ("succeeded", 200, 200), job["history"]
+    assert job["attempt"] > 1, "it was killed in the middle"
+    [resumed] = [line["reason"] for line in job["history"] if line["reason"].startswith("attempt 2 begins")]
+    assert resumed != "attempt 2 begins at step 0"
+    assert [line["custom_id"] for line in results(running, "killed")] == [f"item-{n}" for n in range(200)]
+
+
+def test_openais_own_batch_file_in_and_its_own_types_out(up: Running) -> None:
+    app(up, SUBMIT, "typed", "5", "2")
+    assert until(up, "typed", ended)["state"] == "succeeded"
+    for line in results(up, "typed"):
+        assert line["error"] is None
+        assert line["response"]["status_code"] == 200
+        assert line["response"]["request_id"]
+        answer = openai.types.chat.ChatCompletion.model_validate(line["response"]["body"], strict=True)
+        assert answer.choices[0].message.content
+
+
+def test_the_same_event_twice_is_one_job(up: Running) -> None:
+    app(up, SUBMIT, "twice", "3", "2")
+    until(up, "twice", ended)
+    app(up, SUBMIT.replace("storage.Client().bucket", "# storage.Client().bucket"), "twice", "3", "2")
+    app(up, SUBMIT, "marker", "1", "1")
+    until(up, "marker", ended)
+    job = ask(up, "/jobs/twice")
+    assert (job["state"], job["attempt"]) == ("succeeded", 1)
+    assert [one["job_id"] for one in ask(up, "/jobs?limit=200")["data"]].count("twice") == 1
+
+
+def test_a_malformed_event_is_a_dead_letter_that_can_be_replayed(up: Running) -> None:
+    event = '{"job_id": "not a job id", "kind": "batch"}'
+    app(up, PUBLISH, "job-requested", event)
+    deadline = time.monotonic() + END_S_MAX
+    while not (letters := json.loads(goblin(up, "dead-letters", "list", "job-requested", "--json").stdout)):
+        assert time.monotonic() < deadline
+    [letter] = letters
+    assert letter["data"] == event
+    assert letter["delivery_count"] == "5"
+    assert event in goblin(up, "dead-letters", "list").stdout, "looking leaves it there"
+    [replayed] = json.loads(goblin(up, "dead-letters", "replay", "--json").stdout)
+    assert replayed["message_id"] == letter["message_id"]
+    assert json.loads(goblin(up, "dead-letters", "list", "--json").stdout) == []
+
+
+def test_the_command_line_submits_follows_lists_and_refuses(up: Running, tmp_path: Path) -> None:
+    rows = [
+        {"custom_id": f"row-{n}", "method": "POST", "url": url, "body": body}
+        for n, (url, body) in enumerate(
+            [
+                ("/v1/completions", {"prompt": "Once", "max_tokens": 4}),
+                ("/v1/embeddings", {"input": "words"}),
+                ("/v1/chat/completions", {"messages": [{"role": "user", "content": "hi"}], "max_tokens": 4}),
+                ("/v1/chat/completions", {"model": "no-such-model", "messages": [{"role": "user", "content": "hi"}]}),
+            ]
+        )
+    ]
+    file = tmp_path / "batch.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    done = goblin(
+        up, "jobs", "submit", str(file), "--job-id", "typed-by-hand", "--model", "goblin-tiny", "--watch", "--json"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    last = json.loads(done.stdout.splitlines()[-1])
+    assert (last["state"], last["step"]) == ("succeeded", 4)
+    statuses = [line["response"]["status_code"] for line in results(up, "typed-by-hand")]
+    assert statuses == [200, 200, 200, 404], "an item's own fault is its result"
+    assert "typed-by-hand" in goblin(up, "jobs", "list").stdout
+    assert "4 of 4" in goblin(up, "jobs", "show", "typed-by-hand").stdout
+    for words, said in (
+        (("jobs", "cancel", "typed-by-hand"), "too late to cancel"),
+        (("jobs", "show", "nobody"), "no job 'nobody'"),
+        (("jobs", "submit", "nowhere.jsonl"), "no file nowhere.jsonl"),
+        (("jobs", "submit", "gs://elsewhere/x.jsonl"), "must lie in"),
+    ):
+        refused = goblin(up, *words)
+        assert refused.returncode == 1
+        assert refused.stderr.startswith("goblin: ")
+        assert said in refused.stderr
+        assert len(refused.stderr.splitlines()) == 1
+
+
+def test_a_cancelled_job_ends_and_its_process_with_it(up: Running) -> None:
+    app(up, SUBMIT, "unwanted", "5000", "1000")
+    until(up, "unwanted", lambda job: job.get("state") == "running" and job["step"] >= 0)
+    assert goblin(up, "jobs", "cancel", "unwanted", "--json").returncode == 0
+    assert ask(up, "/jobs/unwanted")["state"] == "cancelled"
+    deadline = time.monotonic() + END_S_MAX
+    while any("goblin-unwanted-a1" in words for words in map(command_line, up.tree())):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def command_line(process: psutil.Process) -> list[str]:
+    """Nothing for a process that has just ended."""
+    try:
+        return process.cmdline()
+    except (psutil.NoSuchProcess, psutil.ZombieProcess):
+        return []
