@@ -5,7 +5,8 @@ import threading
 import llama_cpp
 import pytest
 
-from goblin_llamacpp.engine import Engine, EngineSettings
+from goblin_llamacpp.context import EngineSettings
+from goblin_llamacpp.engine import Engine
 from goblin_llamacpp.errors import ApiError
 from goblin_llamacpp.generation import Failed, Finished, Generation, Piece
 from goblin_llamacpp.metrics import Meters

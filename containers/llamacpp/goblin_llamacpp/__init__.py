@@ -2,8 +2,11 @@
 
 Rooms, from the wire inwards; an arrow reads "may import":
 
-    __main__ → server → prompts, answers, serving → loaded → engine, embedder → model, sampling → (llama_cpp)
-    pure, importable without llama_cpp: errors, schema, text, tools, slots, queue, grammar, gguf, memory, metrics
+    __main__ → process → server → exchange, answers, prompts, serving → loaded → engine, embedder → model, sampling
+    pure: errors, schema, text, tools, slots, queue, gbnf, template, memory, metrics
+    files: source, fetch, gguf, machine
+
+Only batch, context, embedder, engine, machine, model and sampling call the library.
 
 The process stands alone: it knows nothing of the rest of the project and is spoken to over HTTP only.
 """

@@ -12,15 +12,15 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import llama_cpp
 
 from .batch import Batch
+from .context import EngineSettings, open_context
 from .errors import broken, draining, queue_full
 from .generation import Event, Failed, Finished, FinishReason, Generation, Piece
 from .metrics import Meters
-from .model import Model, ModelRefused
+from .model import Model
 from .queue import FairQueue
 from .sampling import GrammarRefused, NoTokenAllowed, Sampler, logprobs, read_logits
 from .slots import Adapters, Placement, Row, Slot, choose_adapters, place, plan_batch
@@ -29,29 +29,6 @@ log = logging.getLogger(__name__)
 
 NO_KV_SLOT = 1
 """`llama_decode`: the pool has no room, and nothing was changed."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineSettings:
-    """Sizes in tokens unless said otherwise."""
-
-    slots: int = 8
-    """Sequences decoded together."""
-    ctx: int = 1024
-    """Prompt and answer of one request together."""
-    cells: int = 8192
-    """The pool shared by all slots; slots x ctx never runs out."""
-    batch: int = 512
-    prefill: int = 128
-    """Prompt tokens per step; keeps running streams moving. On a GPU the batch size is fine."""
-    threads: int = 1
-    queue: int = 64
-    """Requests that may wait for a slot."""
-    stall_s: float = 60.0
-    """A step that takes longer is taken for dead."""
-    kv_type: int = 1
-    """`ggml_type` of keys and values: 1 is f16, 8 is q8_0."""
-
 
 Post = Callable[[list[tuple[Generation, Event]]], None]
 """Carries a step's events to the event loop; must not block."""
@@ -66,7 +43,7 @@ class Engine:
         self.settings = settings
         self.meters = meters
         self._post = post
-        self._context: int | None = _open_context(model, settings)
+        self._context: int | None = open_context(model, settings)
         self._memory = llama_cpp.llama_get_memory(self._context)
         self._batch = Batch(settings.batch)
         self._slots = [Slot(index) for index in range(settings.slots)]
@@ -463,21 +440,3 @@ class Engine:
         if self._events:
             events, self._events = self._events, []
             self._post(events)
-
-
-def _open_context(model: Model, settings: EngineSettings) -> int:
-    params = llama_cpp.llama_context_default_params()
-    params.n_ctx = settings.cells
-    params.n_batch = settings.batch
-    params.n_ubatch = settings.batch
-    params.n_seq_max = settings.slots
-    params.n_threads = params.n_threads_batch = settings.threads
-    params.n_outputs_max = settings.slots
-    # One pool for all: copying a part of a sequence between separate streams ends the process.
-    params.kv_unified = True
-    params.type_k = params.type_v = settings.kv_type
-    params.no_perf = True
-    context = llama_cpp.llama_init_from_model(model.handle, params)
-    if not context:
-        raise ModelRefused(f"llama.cpp can not make a context of {settings.cells} tokens")
-    return context

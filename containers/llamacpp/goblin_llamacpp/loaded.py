@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from . import __version__
+from .context import EngineSettings
 from .embedder import Embedder
-from .engine import Engine, EngineSettings, Post
+from .engine import Engine, Post
 from .gguf import read_header
 from .machine import available_bytes
 from .memory import MemoryPlan, plan_memory
