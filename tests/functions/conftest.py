@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from goblin import wiring
+from goblin.cli import places
 from goblin.cli.loading import load
 from goblin.services.keys import digest_of
 from tests.clouds import RunningCloud, environment
@@ -41,7 +42,8 @@ class Fakes:
 
 @pytest.fixture(scope="session")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCloud]:
-    with RunningCloud(tmp_path_factory.mktemp("cloud")) as cloud:
+    # With production's declaration, so that a query without its index is refused as there.
+    with RunningCloud(tmp_path_factory.mktemp("cloud"), declaration=places.declaration()) as cloud:
         yield cloud
 
 
