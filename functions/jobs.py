@@ -121,7 +121,7 @@ async def finish(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
 
 async def withdraw(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
     said = jobs_face.parse(jobs_face.Said, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
-    job = await leases.withdraw(job_id, token, said.reason, deps)
+    job = await leases.withdraw(job_id, token, said.reason, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
     return {"state": job.state}
 

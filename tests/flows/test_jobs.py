@@ -181,6 +181,27 @@ def test_a_cancelled_job_ends_and_its_process_with_it(up: Running) -> None:
         time.sleep(0.1)
 
 
+def test_a_host_that_is_taken_away_saves_what_it_has_done(up: Running) -> None:
+    before = answered(up)
+    app(up, SUBMIT, "taken", "400", "400")
+    until(up, "taken", lambda job: job.get("state") == "running" and answered(up) >= before + 10)
+    [worker] = [one for one in up.tree() if "goblin-taken-a1" in command_line(one)]
+    worker.terminate()
+    job = until(up, "taken", ended)
+    assert (job["state"], job["attempt"]) == ("succeeded", 2)
+    reasons = [line["reason"] for line in job["history"]]
+    assert "the host was taken away" in reasons
+    assert "attempt 2 begins at step 0" not in reasons, "it saved what it had, though no checkpoint was due"
+    assert [line["custom_id"] for line in results(up, "taken")] == [f"item-{n}" for n in range(400)]
+
+
+def answered(running: Running) -> float:
+    """Requests that the gateway has answered, as it counts them itself."""
+    headers = {"authorization": f"Bearer {running.variables['GOBLIN_API_KEY']}"}
+    lines = httpx.get(f"{running.url}/metrics", headers=headers, timeout=20).text.splitlines()
+    return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith("inference_requests_total{"))
+
+
 def command_line(process: psutil.Process) -> list[str]:
     """Nothing for a process that has just ended."""
     try:

@@ -201,6 +201,21 @@ async def test_a_checkpoint_told_while_nobody_is_at_work_saves_the_next_attempt_
     assert (work.attempt, work.step) == (2, 3)
 
 
+async def test_a_host_that_is_taken_away_hands_its_last_checkpoint_over_before_the_event_about_it() -> None:
+    world, host = await running()
+    await host.checkpoint()
+    await leases.withdraw("j", host.token, "taken away", world.deps, step=3)
+    await reconcile(world.deps)
+    work = await leases.claim("j", world.token(), world.deps)
+    assert (work.attempt, work.step) == (2, 3)
+
+
+async def test_a_host_that_invents_a_checkpoint_hands_nothing_over() -> None:
+    world, host = await running()
+    await leases.withdraw("j", host.token, "taken away", world.deps, step=9)
+    assert (world.job().state, world.job().checkpoint) == (State.PREEMPTED, None)
+
+
 async def test_events_out_of_order_never_move_the_pointer_back() -> None:
     world, host = await running()
     await host.checkpoint()

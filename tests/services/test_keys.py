@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import timedelta
 
 import pytest
 
@@ -99,3 +100,13 @@ async def test_strangers_cannot_fill_the_memory(door: Door, monkeypatch: pytest.
 async def test_neither_key_nor_guess_is_kept(door: Door) -> None:
     await door.knock()
     assert KEY not in repr(door.store.keys) + repr(door.keys._cache)
+
+
+async def test_a_key_that_ends_is_refused_from_then_on_also_when_it_is_believed(door: Door) -> None:
+    digest, until = digest_of(KEY), door.clock.now() + timedelta(seconds=service.BELIEVED_S / 2)
+    door.store.keys[digest] = replace(door.store.keys[digest], expires_at=until)
+    assert (await door.knock()).name == "me"
+    door.clock.forward(service.BELIEVED_S / 2)
+    with pytest.raises(Unauthenticated, match="expired"):
+        await door.knock()
+    assert door.store.reads == 1

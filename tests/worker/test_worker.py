@@ -230,7 +230,7 @@ async def test_a_key_that_is_refused_for_good_gives_the_job_back_without_results
     world = World(say=lambda *_: httpx.Response(401, text="no such key"))
     assert await world.run() == 0
     assert world.saved == []
-    assert world.said("withdraw") == [{"reason": "no such key"}]
+    assert world.said("withdraw") == [{"reason": "no such key", "step": 0}]
 
 
 async def test_being_taken_away_saves_what_is_done_and_gives_the_job_back() -> None:
@@ -240,7 +240,7 @@ async def test_being_taken_away_saves_what_is_done_and_gives_the_job_back() -> N
     assert start == 0
     assert 1 <= end < 20
     assert [line["custom_id"] for line in world.lines()] == [f"item-{n}" for n in range(end)]
-    assert world.said("withdraw") == [{"reason": "the host was taken away"}]
+    assert world.said("withdraw") == [{"reason": "the host was taken away", "step": end}]
     assert world.said("finish") == []
 
 

@@ -64,7 +64,7 @@ async def _run(http: httpx.AsyncClient, controller: Controller, url: str, token:
 async def _work(controller: Controller, batch: Batch, lines: AsyncGenerator[bytes, None], stop: asyncio.Event) -> int:
     if not await batch.run(lines, stop):
         log.info("taken away at item %d", batch.step)
-        return await _last_words(controller, "the host was taken away")
+        return await _last_words(controller, "the host was taken away", step=batch.step)
     finishing = asyncio.create_task(controller.finish())
     stopped = asyncio.create_task(stop.wait())
     # Once the controller knows, it may end this machine before its answer has arrived.
@@ -83,11 +83,11 @@ async def _beat(controller: Controller, batch: Batch, every_s: float) -> int:
         await controller.heartbeat(batch.step)
 
 
-async def _last_words(controller: Controller, reason: str) -> int:
+async def _last_words(controller: Controller, reason: str, *, step: int = 0) -> int:
     """Give the job back; a controller that does not hear it finds out by itself."""
     controller.tries_s_max = LAST_WORDS_S_MAX
     try:
-        await controller.withdraw(reason)
+        await controller.withdraw(reason, step=step)
     except (Over, Rejected, Unreachable) as error:
         log.info("could not give the job back: %s", error)
     return 0

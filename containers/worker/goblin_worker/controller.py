@@ -90,8 +90,9 @@ class Controller:
     async def finish(self) -> None:
         await self.ask("finish", {})
 
-    async def withdraw(self, reason: str) -> None:
-        await self.ask("withdraw", {"reason": reason})
+    async def withdraw(self, reason: str, *, step: int = 0) -> None:
+        """Give the job back; `step` is what was committed last."""
+        await self.ask("withdraw", {"reason": reason, "step": step})
 
     async def fail(self, reason: str) -> None:
         await self.ask("fail", {"reason": reason})

@@ -33,6 +33,8 @@ class Said(msgspec.Struct, frozen=True):
     """Why an attempt ends."""
 
     reason: Annotated[str, Meta(max_length=4000)] = ""
+    step: Step = 0
+    """What was committed last."""
 
 
 class File(msgspec.Struct, frozen=True):

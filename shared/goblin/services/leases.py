@@ -163,13 +163,7 @@ async def finish(job_id: str, token: str, deps: JobDeps) -> Job:
     if job.state in (State.FINISHING, State.SUCCEEDED):
         return job
     total = job.dataset.items if job.dataset else 0
-    if job.saved_step < total:
-        # The event about the last checkpoint may still be on its way; the manifest is there or it is not.
-        uri = manifest_uri(deps.bucket, job_id, total, job.attempt)
-        if await deps.objects.stat(uri) is None:
-            raise Conflict(f"step {total} is not checkpointed; the last one is {job.saved_step}")
-        event = CheckpointSaved(job_id=job_id, attempt=job.attempt, step=total, manifest_uri=uri)
-        await checkpoints.note(event, deps)
+    await _catch_up(job, total, deps)
 
     def decide(job: Job) -> Transition:
         authorise(job, token)
@@ -182,8 +176,30 @@ async def finish(job_id: str, token: str, deps: JobDeps) -> Job:
     return transition.job if transition else job
 
 
-async def withdraw(job_id: str, token: str, said: str, deps: JobDeps) -> Job:
-    """The host is being taken away: the job goes on elsewhere at once. Repeating it is no error."""
+async def _catch_up(job: Job, step: int, deps: JobDeps) -> None:
+    """Take the checkpoint that the attempt says it saved last: the event about it may still be on its way.
+
+    The manifest is there or it is not: what a host says about it proves nothing and is not needed to.
+    """
+    uri = manifest_uri(deps.bucket, job.job_id, step, job.attempt)
+    if job.saved_step < step and await deps.objects.stat(uri) is not None:
+        event = CheckpointSaved(job_id=job.job_id, attempt=job.attempt, step=step, manifest_uri=uri)
+        await checkpoints.note(event, deps)
+
+
+async def withdraw(job_id: str, token: str, said: str, deps: JobDeps, *, step: int = 0) -> Job:
+    """The host is being taken away: the job goes on elsewhere at once. Repeating it is no error.
+
+    Args:
+        job_id: Whose attempt.
+        token: The attempt's.
+        said: Why, in the host's words.
+        deps: Everything.
+        step: What the host committed last, for the next attempt to start from.
+    """
+    job = (await load(deps, job_id)).job
+    authorise(job, token)
+    await _catch_up(job, step, deps)
     return await _end(job_id, token, Fact.WITHDRAWN, said or "the host was taken away", deps)
 
 
