@@ -2,4 +2,4 @@
 
 from goblin.cli.main import main
 
-main()
+main(prog_name="goblin")
