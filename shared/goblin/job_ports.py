@@ -58,6 +58,9 @@ class ObjectStore(Protocol):
     async def stat(self, uri: str) -> ObjectFacts | None:
         """What lies there now; None when nothing does."""
 
+    async def list_from(self, prefix: str, start: str) -> Sequence[str]:
+        """The URIs that begin with `prefix` and do not sort before `start`, in order; both are URIs of one bucket."""
+
     def read(self, uri: str, *, generation: int, start: int = 0) -> AsyncGenerator[bytes, None]:
         """The object's bytes from `start` on, in chunks of about a mebibyte.
 

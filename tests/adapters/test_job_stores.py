@@ -202,6 +202,14 @@ async def test_an_object_is_created_once(bucket: Bucket) -> None:
     assert await content(bucket, uri) == b"one"
 
 
+async def test_names_are_listed_in_order_from_a_start(bucket: Bucket) -> None:
+    for name in ("j/00000003/a1/M", "j/00000006/a1/M", "j/00000006/a2/M", "j/00000012/a1/M", "k/00000009/a1/M"):
+        await bucket.store.create(bucket.uri(name), b"x", content_type="text/plain")
+    found = await bucket.store.list_from(bucket.uri("j/"), bucket.uri("j/00000004/a0"))
+    assert found == [bucket.uri(name) for name in ("j/00000006/a1/M", "j/00000006/a2/M", "j/00000012/a1/M")]
+    assert await bucket.store.list_from(bucket.uri("j/"), bucket.uri("j/00000013/a0")) == []
+
+
 @pytest.mark.parametrize("size", [0, 1, 299, 300, 301, 1 << 20, (1 << 20) + 1])
 async def test_reading_gives_every_byte_from_the_start_on(bucket: Bucket, size: int) -> None:
     uri, data = bucket.uri("data"), bytes(n % 251 for n in range(size))

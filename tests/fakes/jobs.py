@@ -163,6 +163,9 @@ class MemoryObjects:
         found = self.objects.get(uri)
         return found.facts if found else None
 
+    async def list_from(self, prefix: str, start: str) -> Sequence[str]:
+        return sorted(uri for uri in self.objects if uri.startswith(prefix) and uri >= start)
+
     async def read(self, uri: str, *, generation: int, start: int = 0) -> AsyncGenerator[bytes, None]:
         found = self.objects.get(uri)
         if found is None or found.facts.generation != generation:

@@ -180,14 +180,42 @@ async def test_an_old_attempts_token_opens_nothing() -> None:
     assert world.job() == before
 
 
+async def test_a_checkpoint_whose_event_was_lost_is_found_before_the_next_attempt() -> None:
+    world, host = await running()
+    await host.checkpoint()
+    await host.checkpoint()
+    world.bus.waiting.clear()
+    world.clock.advance(policy.LEASE_S + 1)
+    await reconcile(world.deps)
+    assert (world.job().attempt, world.job().saved_step, world.job().failures) == (2, 6, 0)
+
+
+async def test_a_torn_checkpoint_is_passed_over_for_the_one_before() -> None:
+    world, host = await running()
+    await host.checkpoint()
+    await host.checkpoint()
+    world.bus.waiting.clear()
+    [torn] = [uri for uri in world.objects.objects if "00000006" in uri and uri.endswith("part.jsonl")]
+    world.objects.write(torn, b"torn")
+    world.clock.advance(policy.LEASE_S + 1)
+    await reconcile(world.deps)
+    assert (world.job().attempt, world.job().saved_step) == (2, 3)
+
+
 async def test_a_checkpoint_of_an_attempt_that_was_fenced_off_is_not_taken() -> None:
     world, zombie = await running()
     await zombie.checkpoint()
-    [(_, event)] = world.bus.waiting
+    await zombie.checkpoint()
+    (_, first), (_, second) = world.bus.waiting
+    await checkpoints.note(first, world.deps)  # type: ignore[arg-type]
+    # Its last manifest cannot be found when the next attempt is placed, and turns up later.
+    uri = manifest_uri(BUCKET, "j", 6, 1)
+    manifest = world.objects.objects.pop(uri)
     world.clock.advance(policy.LEASE_S + 1)
     await reconcile(world.deps)
-    await checkpoints.note(event, world.deps)  # type: ignore[arg-type]
-    assert (world.job().attempt, world.job().checkpoint) == (2, None)
+    world.objects.objects[uri] = manifest
+    await checkpoints.note(second, world.deps)  # type: ignore[arg-type]
+    assert (world.job().attempt, world.job().saved_step) == (2, 3)
 
 
 async def test_a_checkpoint_told_while_nobody_is_at_work_saves_the_next_attempt_the_work() -> None:

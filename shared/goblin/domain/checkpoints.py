@@ -63,9 +63,14 @@ class Manifest:
     saved_at: datetime
 
 
+def jobs_folder(bucket: str, job_id: str) -> str:
+    """Where all checkpoints of a job lie."""
+    return f"gs://{bucket}/checkpoints/{job_id}"
+
+
 def folder(bucket: str, job_id: str, step: int, attempt: int) -> str:
-    """Where an attempt's files of a step lie; another attempt cannot touch them."""
-    return f"gs://{bucket}/checkpoints/{job_id}/{step:08d}/a{attempt}"
+    """Where an attempt's files of a step lie; another attempt cannot touch them. Steps sort as names."""
+    return f"{jobs_folder(bucket, job_id)}/{step:08d}/a{attempt}"
 
 
 def upload_folder(bucket: str, job_id: str, step: int, attempt: int, upload_id: str) -> str:

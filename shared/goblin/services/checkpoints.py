@@ -23,6 +23,8 @@ from goblin.domain.checkpoints import (
     Checkpoint,
     Manifest,
     StoredArtifact,
+    folder,
+    jobs_folder,
     manifest_uri,
     upload_folder,
 )
@@ -231,6 +233,25 @@ async def _reverify(event: CheckpointSaved, deps: JobDeps) -> Checkpoint:
         if found is None or (found.generation, found.size, found.crc32c) != (file.generation, file.size, file.crc32c):
             raise Broken(f"{file.uri} is not what its manifest says")
     return _checkpoint(manifest, facts)
+
+
+async def newer(job: Job, deps: JobDeps) -> Checkpoint | None:
+    """The newest checkpoint of the last attempt that verifies and that the job does not know of yet.
+
+    The event about it may be late or lost, as when everything was killed right after the manifest was written.
+    """
+    prefix, start = f"{jobs_folder(deps.bucket, job.job_id)}/", folder(deps.bucket, job.job_id, job.saved_step + 1, 0)
+    ending = f"/a{job.attempt}/{MANIFEST}"
+    for uri in reversed(await deps.objects.list_from(prefix, start)):
+        step = uri.removeprefix(prefix).partition("/")[0]
+        if not uri.endswith(ending) or not step.isdigit():
+            continue
+        event = CheckpointSaved(job_id=job.job_id, attempt=job.attempt, step=int(step), manifest_uri=uri)
+        try:
+            return await _reverify(event, deps)
+        except Broken as error:
+            log.warning("job %s: %s is passed over: %s", job.job_id, uri, error)
+    return None
 
 
 async def chain(checkpoint: Checkpoint, deps: JobDeps) -> list[Manifest]:

@@ -109,6 +109,9 @@ async def _next(job: Job, inventories: Mapping[str, Inventory], deps: JobDeps) -
         return None
     fact, reason = observed
     changes = {}
+    if job.state is State.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
+        # Before the next attempt: once it is placed, the last one's checkpoints come too late.
+        return policy.apply(job, Fact.SAVED, now=now, reason=f"found checkpoint {saved.step}", checkpoint=saved)
     if fact is Fact.RENTED and job.lease and isinstance(inventory, Known):
         instance = inventory.by_label()[job.lease.label]
         changes["lease"] = replace(job.lease, instance_id=instance.instance_id)

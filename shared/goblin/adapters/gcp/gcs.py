@@ -68,6 +68,19 @@ class GcsObjects:
 
         return await self._run(call)
 
+    async def list_from(self, prefix: str, start: str) -> Sequence[str]:
+        bucket, _, name = prefix.removeprefix("gs://").partition("/")
+        offset = start.removeprefix(f"gs://{bucket}/")
+
+        def call() -> list[str]:
+            # Only names: a page holds a thousand of them in few bytes.
+            found = self._client.list_blobs(
+                bucket, prefix=name, start_offset=offset, fields="items(name),nextPageToken", timeout=DEADLINE_S
+            )
+            return [f"gs://{bucket}/{blob.name}" for blob in found]
+
+        return await self._run(call)
+
     async def read(self, uri: str, *, generation: int, start: int = 0) -> AsyncGenerator[bytes, None]:
         while True:
             chunk = await self._run(partial(self._range, uri, generation, start))
