@@ -22,10 +22,11 @@ EVENT_BYTES_MAX = 10 * 1024 * 1024
 PUSH_BYTES_MAX = EVENT_BYTES_MAX * 4 // 3 + 64 * 1024
 """A push carries the message in base64, with its attributes around it."""
 
-JOB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+# `\Z` and not `$`, which lets a newline follow.
+JOB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 JobId = Annotated[str, msgspec.Meta(pattern=JOB_ID)]
-GcsUri = Annotated[str, msgspec.Meta(pattern=r"^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/[^\r\n]{1,1024}$")]
-Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}$")]
+GcsUri = Annotated[str, msgspec.Meta(pattern=r"^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/[^\r\n]{1,1024}\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Micros = Annotated[int, msgspec.Meta(ge=0)]
 
 

@@ -135,6 +135,7 @@ def test_an_event_becomes_a_job_once_however_often_it_comes(doors: Doorways) -> 
         (b"not json", "JobRequested"),
         (b"{}", "job_id"),
         (b'{"job_id": "../x", "kind": "batch"}', "job_id"),
+        (b'{"job_id": "j\\n", "kind": "batch"}', "job_id"),
         (b'{"job_id": "j", "kind": "batch", "dataset_uri": "http://x"}', "dataset_uri"),
     ],
 )
@@ -186,6 +187,9 @@ def test_a_caller_submits_shows_lists_and_cancels(doors: Doorways) -> None:
     ("method", "path", "body", "status"),
     [
         ("GET", "/jobs/nobody", None, 404),
+        ("GET", "/jobs/__all__", None, 404),
+        ("GET", "/jobs/%2e%2e", None, 404),
+        ("GET", "/jobs/a%0a", None, 404),
         ("GET", "/jobs?limit=0", None, 400),
         ("GET", "/jobs?limit=many", None, 400),
         ("GET", "/jobs/a/b/c", None, 404),

@@ -16,7 +16,7 @@ from goblin.events import Sha256
 BODY_BYTES_MAX = 256 * 1024
 
 Step = Annotated[int, Meta(ge=0)]
-Crc32c = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{6}==$")]
+Crc32c = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{6}==\Z")]
 
 
 class Nothing(msgspec.Struct, frozen=True):

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 MANIFEST = "MANIFEST.json"
-FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}$"
+FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 FILES_MAX = 64
 FILE_BYTES_MAX = 5 * 1024**3
 """A single PUT's limit in Cloud Storage."""

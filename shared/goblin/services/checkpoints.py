@@ -41,7 +41,7 @@ from goblin.services.jobs import JobDeps, change, load
 log = logging.getLogger(__name__)
 
 MANIFEST_BYTES_MAX = 1024 * 1024
-_UPLOAD_ID = re.compile(r"^[A-Za-z0-9_-]{8,64}$")
+_UPLOAD_ID = re.compile(r"^[A-Za-z0-9_-]{8,64}\Z")
 _NAME = re.compile(FILE_NAME)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -22,6 +23,8 @@ WRITES_MAX = 10
 
 
 SPEC_BYTES_MAX = 64 * 1024
+SHOWN_MAX = 128
+_JOB_ID = re.compile(events.JOB_ID)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -72,9 +75,10 @@ async def load(deps: JobDeps, job_id: str) -> Stored:
     Raises:
         NotFound: There is no such job.
     """
-    stored = await deps.jobs.get(job_id)
+    # What cannot be an id is not looked up: a store has its own idea of names.
+    stored = await deps.jobs.get(job_id) if _JOB_ID.match(job_id) else None
     if stored is None:
-        raise NotFound(f"no job {job_id!r}", param="job_id")
+        raise NotFound(f"no job {job_id[:SHOWN_MAX]!r}", param="job_id")
     return stored
 
 

@@ -37,7 +37,7 @@ LOGS_KEPT = 50
 WORKER = "goblin_worker"
 _SAME_START_S = 0.5
 """Start times are the kernel's ticks since boot, turned into a time of day."""
-_LABEL = re.compile(rf"^{LABEL_PREFIX}[A-Za-z0-9._-]{{1,200}}$")
+_LABEL = re.compile(rf"^{LABEL_PREFIX}[A-Za-z0-9._-]{{1,200}}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
