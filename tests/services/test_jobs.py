@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -210,18 +211,28 @@ async def test_a_heartbeat_prolongs_the_key_before_it_expires() -> None:
 async def test_an_instance_without_a_live_lease_is_destroyed_within_two_ticks() -> None:
     world = World()
     await jobs.request(given(world), world.deps)
-    world.compute.silent = True  # The provider's answer is lost: the instance exists, its id is not known.
     await reconcile(world.deps)
-    assert world.job().state is State.PLACING
+    order = world.compute.running["goblin-j-a1"]
+    for stray in ("goblin-j-a0", "goblin-nobody-a7", "goblin-what"):
+        world.compute.running[stray] = replace(order, label=stray)
+    await reconcile(world.deps)
+    await reconcile(world.deps)
+    assert list(world.compute.running) == ["goblin-j-a1"]
+
+
+async def test_an_instance_that_appears_after_its_job_was_cancelled_is_destroyed() -> None:
+    """The provider was slow: the lease was written, the answer lost, the job cancelled and settled."""
+    world = World()
+    await jobs.request(given(world), world.deps)
+    world.compute.silent = True
+    await reconcile(world.deps)
+    late = world.compute.running.pop("goblin-j-a1")
     await jobs.cancel("j", world.deps, by="me")
-    world.compute.running["goblin-j-a1"] = world.compute.running.get("goblin-j-a1") or ORDER
-    world.compute.running["goblin-nobody-a7"] = ORDER
     await reconcile(world.deps)
+    assert not world.job().open
+    world.compute.running["goblin-j-a1"] = late
     await reconcile(world.deps)
     assert world.compute.running == {}
-
-
-ORDER: Any = object()
 
 
 async def test_an_answer_that_was_lost_is_found_in_the_inventory_and_not_rented_again() -> None:
