@@ -5,6 +5,7 @@ It binds loopback only: it keeps no account and checks no permission but the one
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,9 @@ from typing import Literal
 import grpc
 import uvicorn
 from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from localcloud import declaration
 from localcloud.clock import utc_now
@@ -136,6 +140,7 @@ class LocalCloud:
     async def _listen_http(self, port: int) -> str:
         # Storage comes last: its XML routes take every path that nobody else has.
         routes = [
+            Route("/localcloud", self._who),
             *self.identity.routes(),
             *self._scheduler.routes(),
             *self._secrets.routes(),
@@ -151,6 +156,10 @@ class LocalCloud:
         # Not `serve`, which would take the process's signal handlers: they belong to whoever started us.
         self._http_task = asyncio.create_task(self._http._serve([sock]))
         return f"http://{HOST}:{sock.getsockname()[1]}"
+
+    async def _who(self, _: Request) -> Response:
+        """Tell a starter that these ports are ours and not a stranger's; all are open once this one answers."""
+        return JSONResponse({"pid": os.getpid()})
 
     async def close(self) -> None:
         """Finish what runs, stop, and close the files."""

@@ -214,7 +214,7 @@ class Up:
             await child.start()
         by_name = {child.name: child for child in children}
         async with httpx.AsyncClient(trust_env=False, timeout=5.0) as http:
-            await self._wait_for_clouds(by_name)
+            await self._wait_for_clouds(http, by_name)
             await asyncio.to_thread(
                 provision.everything, places.declaration(), variables=self.variables, invoker_email=INVOKER
             )
@@ -233,15 +233,13 @@ class Up:
 
             await _all(*(keep(child, self._say, recovered) for child in children))
 
-    async def _wait_for_clouds(self, children: dict[str, Child]) -> None:
-        cloud, ports = children["localcloud"], self._ports
-        awaited = [
-            (children.get("pubsub-emulator", cloud), ports.pubsub),
-            (children.get("firestore-emulator", cloud), ports.firestore),
-            (cloud, ports.storage),
-        ]
-        for child, port in awaited:
-            await wait_ready(child, partial(_listens, port), START_S_MAX)
+    async def _wait_for_clouds(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
+        ports = self._ports
+        for name, port in (("pubsub-emulator", ports.pubsub), ("firestore-emulator", ports.firestore)):
+            if name in children:
+                await wait_ready(children[name], partial(_listens, port), START_S_MAX)
+        cloud, url = children["localcloud"], f"http://{HOST}:{ports.storage}/localcloud"
+        await wait_ready(cloud, lambda: _is_process(http, url, cloud), START_S_MAX)
 
     async def _wait_for_answers(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
         """Both must answer: the functions at all, the model server once its model is loaded."""
@@ -300,6 +298,15 @@ async def _listens(port: int) -> bool:
         return False
     writer.close()
     return True
+
+
+async def _is_process(http: httpx.AsyncClient, url: str, child: Child) -> bool:
+    """Whether the answer comes from the child and not from a stranger that took its port first."""
+    try:
+        said = (await http.get(url)).json()
+    except (httpx.HTTPError, ValueError):
+        return False
+    return isinstance(said, dict) and child.process is not None and said.get("pid") == child.process.pid
 
 
 async def _answers(http: httpx.AsyncClient, url: str) -> bool:
