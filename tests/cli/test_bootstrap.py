@@ -61,6 +61,11 @@ def test_progress_keeps_the_end_of_a_failed_build(capsys: pytest.CaptureFixture[
     assert "compiling 8/8" in capsys.readouterr().err
 
 
+def test_progress_counts_the_packages_that_pip_collects(capsys: pytest.CaptureFixture[str]) -> None:
+    bootstrap.progress("installing", [f"Collecting p{n}==1 (from -r x)\n" for n in range(4)], 0.0, packages=4)
+    assert "installing 4/4" in capsys.readouterr().err
+
+
 def test_a_failing_step_shows_why(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(bootstrap.Stop, match="a step failed"):
         bootstrap.run("a step", ["sh", "-c", "echo because; exit 3"])

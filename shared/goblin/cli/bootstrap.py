@@ -52,17 +52,24 @@ def requirements(lock: str) -> dict[str, str]:
     return entries
 
 
-def progress(label: str, lines: Iterable[str], started: float) -> list[str]:
-    """Show `[done/total]` of a build as one moving line; return the last lines for an error report."""
+def progress(label: str, lines: Iterable[str], started: float, packages: int = 0) -> list[str]:
+    """Show how far a step is as one moving line; return the last lines it said for an error report.
+
+    A build counts `[done/total]` itself; of `packages` to install, pip names each that it collects.
+    """
     tail: list[str] = []
     moving = sys.stderr.isatty()
     shown = -1
+    collected = 0
     for line in lines:
         tail = [*tail[-60:], line.rstrip()]
-        step = _STEP.search(line)
-        if step is None:
+        if packages and line.startswith("Collecting "):
+            collected += 1
+            done, total = min(collected, packages), packages
+        elif step := _STEP.search(line):
+            done, total = int(step[1]), int(step[2])
+        else:
             continue
-        done, total = int(step[1]), int(step[2])
         if moving:
             bar = "#" * (24 * done // total)
             print(f"\rgoblin: {label} [{bar:<24}] {done}/{total}", end="", file=sys.stderr, flush=True)
@@ -74,7 +81,7 @@ def progress(label: str, lines: Iterable[str], started: float) -> list[str]:
     return tail
 
 
-def run(label: str, command: list[str], *, env: Mapping[str, str] | None = None) -> None:
+def run(label: str, command: list[str], *, env: Mapping[str, str] | None = None, packages: int = 0) -> None:
     """Run a step quietly with its progress; on failure print the end of what it said.
 
     Raises:
@@ -89,7 +96,7 @@ def run(label: str, command: list[str], *, env: Mapping[str, str] | None = None)
         errors="replace",
         env=dict(env) if env is not None else None,
     ) as process:
-        tail = progress(label, process.stdout or (), started)
+        tail = progress(label, process.stdout or (), started, packages)
     if process.returncode:
         print("\n".join(tail), file=sys.stderr)
         raise Stop(f"{label} failed (above). Mend it and run the same command again; what is done is kept.")
@@ -123,8 +130,9 @@ def install(python: Path, uv: str | None, entries: list[str], work: Path, label:
     if uv:
         command = [uv, "pip", "install", "--quiet", "--python", str(python), "--no-deps"]
     else:
-        command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    run(label, [*command, "--require-hashes", "--only-binary", ":all:", "-r", str(wanted)])
+        command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--no-deps"]
+    say(label)
+    run(label, [*command, "--require-hashes", "--only-binary", ":all:", "-r", str(wanted)], packages=len(entries))
 
 
 def wheel_cache(entry: str) -> Path:
@@ -211,7 +219,7 @@ def make_from(root: Path, venv: Path, lock: str) -> None:
     with tempfile.TemporaryDirectory(prefix="goblin-") as name:
         work = Path(name)
         wheels = [text for package, text in entries.items() if package != BUILT_FROM_SOURCE]
-        install(python, uv, wheels, work, f"installing {len(wheels)} packages")
+        install(python, uv, wheels, work, f"installing {len(wheels)} packages, each checked by its hash")
         install_built(python, entries[BUILT_FROM_SOURCE], work)
     site = subprocess.run(
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
