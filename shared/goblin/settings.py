@@ -41,6 +41,8 @@ class Settings:
     caller_emails: tuple[str, ...] = ()
     """Service accounts that may call private functions: Pub/Sub's and the scheduler's."""
     certs_url: str = GOOGLE_CERTS_URL
+    secret_manager_emulator: str = ""
+    """`http://host:port` of a local Secret Manager; empty means Google's."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The whole environment, for `goblin.toml`; it holds secrets."""
 
@@ -62,6 +64,7 @@ class Settings:
             caller_audience=env.get("GOBLIN_PUSH_AUDIENCE", ""),
             caller_emails=tuple(email for email in emails if email),
             certs_url=env.get("GOBLIN_OIDC_CERTS_URL") or GOOGLE_CERTS_URL,
+            secret_manager_emulator=env.get("SECRET_MANAGER_EMULATOR_HOST", ""),
             variables=env,
         )
 
@@ -93,6 +96,7 @@ class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     provider: Name
     url: Annotated[str, Meta(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")]
     api_key: str = ""
+    account_key: str = ""
     models: Literal["discover"] | Annotated[tuple[str, ...], Meta(min_length=1)] = "discover"
     capabilities: tuple[Capability, ...] = tuple(Capability)
     context_tokens: Positive | None = None
@@ -145,6 +149,7 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         url=row.url,
         api_key=row.api_key or None,
         models=None if row.models == "discover" else tuple(row.models),
+        account_key=row.account_key or None,
         capabilities=frozenset(row.capabilities),
         context_tokens=row.context_tokens,
         price=price,

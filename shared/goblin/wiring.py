@@ -19,9 +19,11 @@ from goblin.adapters import providers as provider_files
 from goblin.adapters.gcp.firestore import FirestoreHealth, FirestoreKeys, FirestoreRequests
 from goblin.adapters.gcp.ledger import FirestoreLedger
 from goblin.adapters.gcp.oidc import Callers
+from goblin.adapters.gcp.secrets import PREFIX as SECRET
+from goblin.adapters.gcp.secrets import Secrets
 from goblin.adapters.prometheus import PrometheusMeter
 from goblin.adapters.system import SystemClock
-from goblin.domain.models import Catalog, Endpoint
+from goblin.domain.models import Catalog, Endpoint, KeySource
 from goblin.ports import ChatProvider
 from goblin.services import budget, chat, health
 from goblin.services.budget import FreezeView
@@ -81,11 +83,13 @@ def provider_names() -> frozenset[str]:
     return frozenset(found.name for found in pkgutil.iter_modules(provider_files.__path__))
 
 
-def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> tuple[Endpoint, ChatProvider]:
-    """The provider that speaks to an endpoint, and the endpoint with what its provider lacks.
+def connect(
+    endpoint: Endpoint, client: httpx.AsyncClient, secrets: Secrets | None = None
+) -> tuple[Endpoint, ChatProvider]:
+    """The provider that speaks to an endpoint, and the endpoint with its keys and what its provider lacks.
 
     Raises:
-        BadConfiguration: there is no such provider.
+        BadConfiguration: there is no such provider, or no such secret can be.
     """
     if endpoint.provider not in provider_names():
         there = ", ".join(sorted(provider_names()))
@@ -93,8 +97,25 @@ def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> tuple[Endpoint, Ch
             f"endpoint {endpoint.name}: there is no provider {endpoint.provider!r}; there are {there}"
         )
     module = importlib.import_module(f"{provider_files.__name__}.{endpoint.provider}")
-    known = replace(endpoint, lacks=module.UNSUPPORTED)
+    known = replace(
+        endpoint,
+        lacks=module.UNSUPPORTED,
+        api_key=_key(endpoint, endpoint.api_key, secrets),
+        account_key=_key(endpoint, endpoint.account_key, secrets),
+    )
     return known, module.connect(known, client)
+
+
+def _key(endpoint: Endpoint, key: str | KeySource | None, secrets: Secrets | None) -> str | KeySource | None:
+    """A key as the file has it, or, for `secret:NAME`, whatever Secret Manager holds when it is needed."""
+    if not isinstance(key, str) or not key.startswith(SECRET):
+        return key
+    if secrets is None:
+        raise BadConfiguration(f"endpoint {endpoint.name}: its key is in Secret Manager, which is not connected")
+    try:
+        return secrets.source(key.removeprefix(SECRET))
+    except ValueError as error:
+        raise BadConfiguration(f"endpoint {endpoint.name}: {error}") from error
 
 
 @dataclass
@@ -128,7 +149,8 @@ class _Process:
 
     @cached_property
     def health(self) -> health.Deps:
-        connected = [connect(endpoint, self.http) for endpoint in _catalog().endpoints]
+        secrets = Secrets(self.settings.project, emulator=self.settings.secret_manager_emulator)
+        connected = [connect(endpoint, self.http, secrets) for endpoint in _catalog().endpoints]
         return health.Deps(
             catalog=replace(_catalog(), endpoints=tuple(endpoint for endpoint, _ in connected)),
             providers={endpoint.name: provider for endpoint, provider in connected},

@@ -11,6 +11,7 @@ from __future__ import annotations
 import httpx
 import msgspec
 
+from goblin.adapters.gcp.identity import credentials_for
 from goblin.adapters.upstream import Upstream
 from goblin.domain.models import Endpoint
 from goblin.domain.registry import Loaded
@@ -31,7 +32,8 @@ class LlamaCppControl:
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
-        self._server = Upstream(endpoint.name, root, endpoint.api_key, client)
+        identity = credentials_for(endpoint)
+        self._server = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=identity)
 
     async def loaded(self) -> Loaded:
         answer = await self._ask("GET", "/props", LOOK_S_MAX)

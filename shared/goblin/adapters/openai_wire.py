@@ -10,7 +10,8 @@ import httpx
 import msgspec
 
 from goblin.adapters import sse
-from goblin.adapters.upstream import ANSWER_TIMEOUT_S, Upstream, detail_of, fault_of
+from goblin.adapters.refusals import detail_of
+from goblin.adapters.upstream import ANSWER_TIMEOUT_S, Upstream
 from goblin.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings, Usage
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.errors import Fault, ProviderUnavailable
@@ -104,7 +105,7 @@ class OpenAIWire:
         detail = detail_of(body)
         status = int(detail.code) if detail.code.isdigit() else 500
         # Under way, even a 4xx is the endpoint's failure: the request was accepted.
-        fault = fault_of(status, detail) or Fault.TRANSIENT
+        fault = self._upstream.judge(status, detail) or Fault.TRANSIENT
         raise ProviderUnavailable(f"{self._upstream.name} reported an error in the stream.", fault=fault)
 
 

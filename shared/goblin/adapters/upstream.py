@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import httpx
 import msgspec
 
-from goblin.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable
-
-log = logging.getLogger(__name__)
+from goblin.adapters import sse
+from goblin.adapters.refusals import Judge, fault_of, refusal
+from goblin.domain.models import KeySource
+from goblin.errors import Fault, GoblinError, ProviderUnavailable
 
 T = TypeVar("T")
 
@@ -24,25 +24,56 @@ JSON_BYTES_MAX = 64 * 1024 * 1024
 """2048 vectors of 3072 floats as text are about 60 MiB."""
 
 
-class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """What a provider's error body says, in OpenAI's words."""
+class Credential(NamedTuple):
+    """A header that says who we are."""
 
-    message: str = ""
-    type: str = ""
-    code: str = ""
-    param: str | None = None
+    header: str
+    scheme: str
+    """`Bearer`, or nothing where the header is the key alone."""
+    key: str | KeySource
+
+    def value(self, key: str) -> str:
+        return f"{self.scheme} {key}" if self.scheme else key
 
 
 class Upstream:
-    """One endpoint's base URL and key, over a client that many endpoints share."""
+    """One endpoint's base URL and keys, over a client that many endpoints share."""
 
-    def __init__(self, name: str, url: str, api_key: str | None, client: httpx.AsyncClient) -> None:
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        api_key: str | KeySource | None,
+        client: httpx.AsyncClient,
+        *,
+        headers: Mapping[str, str] | None = None,
+        credentials: tuple[Credential, ...] = (),
+        judge: Judge | None = None,
+    ) -> None:
+        """Keep what every request needs.
+
+        Args:
+            name: The endpoint's, for messages.
+            url: Where paths are appended.
+            api_key: Sent as `Authorization: Bearer`, as most want it.
+            client: Shared; its limits and proxies are its owner's.
+            headers: Sent with every request.
+            credentials: Other ways to say who we are.
+            judge: How this provider's refusals are read, if not like `fault_of`.
+        """
         self.name = name
         self._url = url.rstrip("/")
         self._client = client
-        self._headers = {"accept-encoding": "identity"}
+        self.judge = judge or fault_of
+        self._headers = {"accept-encoding": "identity", **(headers or {})}
         if api_key:
-            self._headers["authorization"] = f"Bearer {api_key}"
+            credentials = (Credential("authorization", "Bearer", api_key), *credentials)
+        self._changing: list[tuple[Credential, KeySource]] = []
+        for credential in credentials:
+            if isinstance(credential.key, str):
+                self._headers[credential.header] = credential.value(credential.key)
+            else:
+                self._changing.append((credential, credential.key))
 
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
@@ -55,7 +86,7 @@ class Upstream:
         response = await self._send("POST", path, content=content, timeout_s=ANSWER_TIMEOUT_S)
         try:
             if response.status_code != 200:
-                raise refusal(self.name, response, await _read(response, ERROR_BYTES_MAX))
+                raise self._refusal(response, await _read(response, ERROR_BYTES_MAX))
             yield response
         except httpx.HTTPError as error:
             raise self._broken(error) from error
@@ -64,6 +95,12 @@ class Upstream:
 
     async def json(self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float) -> Any:
         """One exchange of JSON. Raises like `stream`."""
+        return self.decode(await self.exchange(method, path, body=body, timeout_s=timeout_s))
+
+    async def exchange(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float
+    ) -> bytes:
+        """One exchange; gives the body, which may be empty. Raises like `stream`."""
         content = None if body is None else msgspec.json.encode(body)
         response = await self._send(method, path, content=content, timeout_s=timeout_s)
         try:
@@ -74,8 +111,8 @@ class Upstream:
         finally:
             await response.aclose()
         if not good:
-            raise refusal(self.name, response, data)
-        return self.decode(data)
+            raise self._refusal(response, data)
+        return data
 
     def decode(self, data: bytes, kind: Any = Any) -> Any:
         """Parse what the provider sent, which is not to be trusted."""
@@ -94,8 +131,31 @@ class Upstream:
     def nonsense(self) -> ProviderUnavailable:
         return ProviderUnavailable(f"{self.name} sent an answer that cannot be read.")
 
+    def _refusal(self, response: httpx.Response, data: bytes) -> GoblinError:
+        return refusal(self.name, response, data, self.judge)
+
     async def _send(self, method: str, path: str, *, content: bytes | None, timeout_s: float) -> httpx.Response:
+        keys = [await source.key() for _, source in self._changing]
+        response = await self._send_with(keys, method, path, content=content, timeout_s=timeout_s)
+        if response.status_code not in (401, 403) or not keys:
+            return response
+        try:
+            renewed = [await source.renew(key) for (_, source), key in zip(self._changing, keys, strict=True)]
+            if not any(renewed):
+                return response
+            keys = [await source.key() for _, source in self._changing]
+        except BaseException:
+            await response.aclose()
+            raise
+        await response.aclose()
+        return await self._send_with(keys, method, path, content=content, timeout_s=timeout_s)
+
+    async def _send_with(
+        self, keys: list[str], method: str, path: str, *, content: bytes | None, timeout_s: float
+    ) -> httpx.Response:
         headers = dict(self._headers)
+        for (credential, _), key in zip(self._changing, keys, strict=True):
+            headers[credential.header] = credential.value(key)
         if content is not None:
             headers["content-type"] = "application/json"
         request = self._client.build_request(
@@ -153,108 +213,15 @@ async def lines(upstream: Upstream, response: httpx.Response, limit: int) -> Asy
         yield rest
 
 
-def refusal(name: str, response: httpx.Response, data: bytes) -> GoblinError:
-    """What an answer that is not 200 means for the caller and the router."""
-    detail = error_detail(data)
-    status = response.status_code
-    # Providers quote keys and prompts in their messages; types and codes are enough to find the cause.
-    log.warning("%s answered %d (type %.80r, code %.80r)", name, status, detail.type, detail.code)
-    fault = fault_of(status, detail)
-    if fault is None:
-        return InvalidRequest(
-            detail.message or f"{name} refused the request with status {status}.",
-            param=detail.param,
-            code=_caller_code(detail),
-        )
-    return ProviderUnavailable(
-        f"{name} answered {status} ({fault}).", fault=fault, retry_after_s=retry_after_s(response.headers)
-    )
-
-
-# Source: help.openai.com 5955604 and the error codes of OpenAI's API reference, read 2026-11-23. They come with
-# 429 and look like a rate limit; no waiting mends them.
-_MONEY_CODES = frozenset(
-    {
-        "insufficient_quota",
-        "credit_balance_exhausted",
-        "organization_usage_limit_exceeded",
-        "organization_spend_limit_exceeded",
-        "project_spend_limit_exceeded",
-        "billing_not_active",
-        "billing_hard_limit_reached",
-    }
-)
-
-
-def fault_of(status: int, detail: ErrorDetail) -> Fault | None:
-    """The fault behind a status, or None when the request itself is to blame."""
-    if status == 402 or detail.code in _MONEY_CODES or detail.type in _MONEY_CODES:
-        return Fault.MONEY
-    match status:
-        case 401 | 403:
-            return Fault.AUTH
-        case 404:
-            return Fault.MISSING
-        case 405 | 501:
-            return Fault.UNSUPPORTED
-        case 408:
-            return Fault.TRANSIENT
-        case 429:
-            return Fault.RATE
-        case 503 if "loading" in detail.message.lower():
-            return Fault.LOADING
-        case 503 if "busy" in detail.message.lower() or "overloaded" in detail.message.lower():
-            return Fault.CAPACITY
-        case 498 | 529:
-            return Fault.CAPACITY
-    if 400 <= status < 500:
-        return None
-    return Fault.TRANSIENT
-
-
-def error_detail(data: bytes) -> ErrorDetail:
-    """Read `{"error": {…}}`, `{"error": "…"}` or `{"detail": "…"}`; anything else says nothing."""
-    try:
-        body = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return ErrorDetail()
-    return detail_of(body)
-
-
-def detail_of(body: Any) -> ErrorDetail:
-    """The same from parsed JSON."""
-    error = body.get("error", body.get("detail")) if isinstance(body, dict) else None
-    if isinstance(error, str):
-        return ErrorDetail(message=error)
-    if not isinstance(error, dict):
-        return ErrorDetail()
-    param = error.get("param")
-    return ErrorDetail(
-        message=_text(error.get("message")),
-        type=_text(error.get("type")),
-        code=_text(error.get("code")),
-        param=param if isinstance(param, str) else None,
-    )
-
-
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """`retry-after-ms`, or `Retry-After` in seconds; a date is not worth a clock here."""
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+async def events(upstream: Upstream, response: httpx.Response) -> AsyncGenerator[sse.ServerEvent, None]:
+    """Server-sent events of a body as they come. Raises `ProviderUnavailable` when they are none."""
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        raise upstream.nonsense()
+    parser = sse.EventParser()
+    async for piece in response.aiter_bytes():
         try:
-            value = float(headers[name]) * scale
-        except (KeyError, ValueError):
-            continue
-        if 0 <= value < float("inf"):
-            return value
-    return None
-
-
-def _caller_code(detail: ErrorDetail) -> str | None:
-    if detail.type == "exceed_context_size_error":
-        return "context_length_exceeded"
-    # llama-server repeats the status as the code.
-    return detail.code if detail.code and not detail.code.isdigit() else None
-
-
-def _text(value: object) -> str:
-    return "" if value is None else str(value)[:2000]
+            found = parser.feed(piece)
+        except sse.EventTooLarge as error:
+            raise upstream.nonsense() from error
+        for event in found:
+            yield event

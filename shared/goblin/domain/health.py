@@ -32,6 +32,20 @@ class Finding(StrEnum):
     """It answered what we cannot read, or the probe itself broke."""
 
 
+class Warmth(StrEnum):
+    """Whether the next request meets a machine that is ready; from signals that cost nothing."""
+
+    WARM = "warm"
+    """Somebody is ready, or busy and fast to free."""
+    STARTING = "starting"
+    """A cold start is under way."""
+    ASLEEP = "asleep"
+    """Nobody is there; a request begins a cold start."""
+    FULL = "full"
+    """Nobody is there and the provider has no machine to give: a request waits for somebody to leave."""
+    UNKNOWN = "unknown"
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
     """One look at an endpoint that cost nothing."""
@@ -45,6 +59,7 @@ class Probe:
     """What it says it serves; None when it did not say."""
     loaded: tuple[str, ...] | None = None
     """Those ready in memory; None when it does not say. The others need a cold start."""
+    warmth: Warmth = Warmth.UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +75,7 @@ class EndpointHealth:
     models: tuple[str, ...] = ()
     """As last discovered; kept while it is down, so that its models do not vanish from `/v1/models`."""
     loaded: tuple[str, ...] | None = None
+    warmth: Warmth = Warmth.UNKNOWN
     failures: int = 0
     """Probes in a row that went wrong."""
     successes: int = 0

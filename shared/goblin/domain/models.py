@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 
 class Capability(StrEnum):
@@ -52,10 +53,23 @@ class Endpoint:
 
     name: str
     """Unique; the key in `/providers` and the label in metrics."""
+class KeySource(Protocol):
+    """What gives a key at the moment it is needed: keys are rotated while a process lives."""
+
+    async def key(self) -> str:
+        """The key now. Raises `ProviderUnavailable` when it cannot be had."""
+
+    async def renew(self, refused: str) -> bool:
+        """Look again, because this key was refused; whether there is another one now. Raises like `key`."""
+
+
     provider: str
     """The file in `adapters/providers/` that speaks its language."""
     url: str
-    api_key: str | None = field(default=None, repr=False)
+    api_key: str | KeySource | None = field(default=None, repr=False)
+    """For what answers at `url`."""
+    account_key: str | KeySource | None = field(default=None, repr=False)
+    """For the provider's own API, where machines are listed; never sent to what answers requests."""
     models: tuple[str, ...] | None = None
     """None: ask the endpoint."""
     capabilities: frozenset[Capability] = frozenset(Capability)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from goblin.domain.health import EndpointHealth, Finding, Probe, Status
+from goblin.domain.health import EndpointHealth, Finding, Probe, Status, Warmth
 from goblin.domain.models import Endpoint
 
 FAILURES_TO_CONDEMN = 2
@@ -31,6 +31,7 @@ def judge(endpoint: Endpoint, before: EndpointHealth | None, probe: Probe, *, no
         checked_at=now,
         models=before.models if probe.models is None else probe.models,
         loaded=probe.loaded,
+        warmth=probe.warmth,
         failures=before.failures + 1 if wrong else 0,
         successes=before.successes + 1 if well else 0,
     )
@@ -53,6 +54,8 @@ def _status(before: EndpointHealth, seen: EndpointHealth, probe: Probe) -> tuple
             # Loading ends by itself; only what failed has to prove that it is back.
             if before.status is Status.UNHEALTHY and before.failures:
                 return Status.DEGRADED, "just came back"
+            if probe.warmth is Warmth.FULL:
+                return Status.DEGRADED, probe.reason or "the provider has no machine free"
             if probe.latency_ms is not None and probe.latency_ms >= SLOW_MS:
                 return Status.DEGRADED, f"slow: a probe took {probe.latency_ms} ms"
             return Status.HEALTHY, ""
@@ -72,4 +75,4 @@ def believe(endpoint: Endpoint, health: EndpointHealth | None, *, now: datetime)
     if health.checked_at is None or now - health.checked_at <= STALE_AFTER:
         return health
     minutes = int((now - health.checked_at).total_seconds() // 60)
-    return replace(health, status=Status.UNKNOWN, reason=f"last checked {minutes} minutes ago")
+    return replace(health, status=Status.UNKNOWN, warmth=Warmth.UNKNOWN, reason=f"last checked {minutes} minutes ago")

@@ -3,6 +3,10 @@
 Source: llama.cpp tools/server README and server.cpp at 0c1e57098, read 2026-11-23. `/health` needs no key and
 wakes nothing; while the model loads every route answers 503 `Loading model`. A full server queues, it never
 answers 429. An error after the first token ends the stream without `[DONE]`.
+
+On Cloud Run the option `audience` names the service, and requests carry an identity token for it. Cloud Run starts a
+GPU for every request and bills it for ten minutes, so that one is never probed: its models must be configured, and
+real traffic tells how it is. Source: cloud.google.com/run/docs, read 2026-11-23.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ from collections.abc import AsyncGenerator
 import httpx
 
 from goblin.adapters import probing
+from goblin.adapters.gcp.identity import credentials_for
 from goblin.adapters.openai_wire import OpenAIWire
 from goblin.adapters.upstream import Upstream
 from goblin.domain.chat import ChatChunk, Embeddings
@@ -35,8 +40,11 @@ class LlamaCpp:
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
-        self._root = Upstream(endpoint.name, root, endpoint.api_key, client)
-        self._wire = OpenAIWire(Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client))
+        identity = credentials_for(endpoint)
+        self._root = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=identity)
+        self._wire = OpenAIWire(Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client, credentials=identity))
+        self._models = endpoint.models
+        self._on_cloud_run = bool(identity)
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         return self._wire.chat(request, model=model)
@@ -51,6 +59,8 @@ class LlamaCpp:
         return await probing.look(self._look)
 
     async def _look(self) -> Probe:
+        if self._on_cloud_run:
+            return Probe(finding=Finding.UNCLEAR, reason="looking would start a GPU", models=self._models)
         started = time.monotonic()
         await self._root.json("GET", "/health", timeout_s=probing.PROBE_TIMEOUT_S)
         latency_ms = probing.elapsed_ms(started)
