@@ -58,6 +58,7 @@ class ScriptedProvider:
     found: Probe = field(default_factory=lambda: Probe(finding=Finding.OK, models=("m",), latency_ms=5))
     requests: int = 0
     closed: int = 0
+    asked: list[ChatRequest | CompletionRequest] = field(default_factory=list)
     probes: int = 0
 
     async def _play(self) -> AsyncGenerator[ChatChunk, None]:
@@ -77,9 +78,11 @@ class ScriptedProvider:
             self.closed += 1
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        self.asked.append(request)
         return self._play()
 
     def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        self.asked.append(request)
         return self._play()
 
     async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
@@ -104,6 +107,9 @@ class FakeClock:
 
     def forward(self, seconds: float) -> None:
         self.at += timedelta(seconds=seconds)
+
+    async def pause(self, seconds: float) -> None:
+        self.forward(seconds)
 
 
 @dataclass
@@ -167,5 +173,6 @@ def world(
         receipts=receipts,
         meter=meter,
         clock=clock,
+        pause=clock.pause,
     )
     return World(providers, clock, keys, stored, receipts, meter, deps, health_deps, ledger)

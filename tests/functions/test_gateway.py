@@ -393,7 +393,7 @@ class TestOperators:
         fakes.llamacpp.script = Script(status=500, error={"error": {"message": "x"}})
         with pytest.raises(openai.InternalServerError):
             client.chat.completions.create(model="tiny", messages=HELLO)
-        wanted = 'provider_errors_total{model="tiny",outcome="transient",provider="gcp_llamacpp"} 1.0'
+        wanted = 'provider_errors_total{model="tiny",outcome="transient",provider="gcp_llamacpp"} 3.0'
         assert eventually(lambda: wanted in httpx.get(f"{url}/metrics", headers=AUTHORIZED).text)
 
 

@@ -178,25 +178,28 @@ async def test_the_callers_mistake_is_not_tried_elsewhere() -> None:
 
 
 @pytest.mark.parametrize(
-    ("faults", "error", "status", "wait_s"),
+    ("faults", "error", "status", "wait_s", "made"),
     [
-        ([(Fault.RATE, 9.0), (Fault.RATE, 4.0)], RateLimited, 429, 4.0),
-        ([(Fault.RATE, 9.0), (Fault.TRANSIENT, None)], ProviderUnavailable, 503, 9.0),
-        ([(Fault.MISSING, None)], UnknownModel, 404, None),
-        ([(Fault.AUTH, None)], ProviderUnavailable, 503, None),
-        ([(Fault.UNSUPPORTED, None)] * 2, InvalidRequest, 400, None),
+        ([(Fault.RATE, 9.0), (Fault.RATE, 4.0)], RateLimited, 429, 4.0, "ab"),
+        ([(Fault.RATE, 9.0), (Fault.TRANSIENT, None)], ProviderUnavailable, 503, 9.0, "abb"),
+        ([(Fault.RATE, 1.0)], RateLimited, 429, 1.0, "aaa"),
+        ([(Fault.LOADING, None)], ProviderUnavailable, 503, None, "aaa"),
+        ([(Fault.MISSING, None)], UnknownModel, 404, None, "a"),
+        ([(Fault.AUTH, None)], ProviderUnavailable, 503, None, "a"),
+        ([(Fault.MONEY, None)], ProviderUnavailable, 503, None, "a"),
+        ([(Fault.UNSUPPORTED, None)] * 2, InvalidRequest, 400, None, "ab"),
     ],
 )
 async def test_what_the_caller_hears_when_nobody_answers(
-    faults: list[tuple[Fault, float | None]], error: type[GoblinError], status: int, wait_s: float | None
+    faults: list[tuple[Fault, float | None]], error: type[GoblinError], status: int, wait_s: float | None, made: str
 ) -> None:
-    here = world(**{f"e{i}": failing(*fault) for i, fault in enumerate(faults)})
+    here = world(**{name: failing(*fault) for name, fault in zip("ab", faults, strict=False)})
     heard = await ask(here)
     assert type(heard.error) is error
     assert heard.error.status == status
     assert getattr(heard.error, "retry_after_s", None) == wait_s
     assert heard.refused
-    assert len(receipt(here).attempts) == len(faults)
+    assert "".join(attempt.endpoint for attempt in receipt(here).attempts) == made
 
 
 async def test_no_more_attempts_than_allowed() -> None:

@@ -29,16 +29,24 @@ class _TextChunk(msgspec.Struct, frozen=True, kw_only=True):
 
     choices: tuple[_TextChoice, ...] = ()
     usage: Usage | None = None
+    cut_short: str | None = None
 
 
 class OpenAIWire:
     """The three inference routes of one endpoint. The base URL ends where OpenAI's does, in `/v1`."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, *, chunk: type[ChatChunk] = ChatChunk) -> None:
+        """Speak it.
+
+        Args:
+            upstream: Where.
+            chunk: What a chunk of a chat is read as, for those who add to it.
+        """
         self._upstream = upstream
+        self._chunk_kind = chunk
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        return self._stream("/chat/completions", _streaming(request.body, model), ChatChunk)
+        return self._stream("/chat/completions", _streaming(request.body, model), self._chunk_kind)
 
     async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = _streaming(request.body, model)
@@ -76,6 +84,8 @@ class OpenAIWire:
                         if event.data == b"[DONE]":
                             continue
                         chunk = self._chunk(event, kind)
+                        if chunk.cut_short:
+                            raise ProviderUnavailable(f"{self._upstream.name} goes away before its answer is whole.")
                         for choice in chunk.choices:
                             done = finished.get(choice.index, False) or bool(choice.finish_reason)
                             finished[choice.index] = done

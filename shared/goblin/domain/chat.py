@@ -65,6 +65,18 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
         )
 
     @property
+    def beyond_text(self) -> bool:
+        """Whether it has more than content, so that the content alone is not the answer."""
+        return bool(
+            self.tool_calls
+            or self.refusal
+            or self.reasoning_content
+            or self.reasoning
+            or self.function_call
+            or self.audio
+        )
+
+    @property
     def text(self) -> str:
         """Everything written here that a tokenizer would count."""
         parts = [self.content, self.refusal, self.reasoning_content, self.reasoning]
@@ -94,6 +106,8 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     system_fingerprint: str | UnsetType | None = UNSET
     service_tier: str | UnsetType | None = UNSET
     usage: Usage | UnsetType | None = UNSET
+    cut_short: str | UnsetType | None = UNSET
+    """llama.cpp's server says so beside `length` when it goes away: another one could go on."""
 
     @property
     def starts_answer(self) -> bool:

@@ -1,140 +1,306 @@
-"""The one engine behind every inference route: try the endpoints of a route until one of them answers."""
+"""The one engine behind every inference route: ask the endpoints of a route until one of them answers.
+
+a ──fails────────────▶ b ──fails──▶ a again, if its fault mends soon ──▶ … up to `attempts_max`
+a ──slow─┬──────────▶ the first token wins; the other is cancelled and settled
+         └▶ b (hedge)
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
+from goblin.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.domain.models import Endpoint, Routing
 from goblin.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable, RateLimited, UnknownModel
-from goblin.policy.routing import Route
+from goblin.policy import retries
+from goblin.policy.routing import Choice
+from goblin.services.draining import Drain, Drains
 from goblin.services.live import Attempt, Live
+from goblin.services.tally import Tally
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T")
+T = TypeVar("T", ChatChunk, Embeddings)
+
+
+class Silence(ProviderUnavailable):
+    """It said nothing for as long as we were ready to wait."""
+
+
+@dataclass(slots=True)
+class Extras:
+    """What this process may do beyond one attempt per request; shared by all requests."""
+
+    retry: retries.Allowance = field(default_factory=lambda: retries.Allowance(share=0.2))
+    hedge: retries.Allowance = field(default_factory=lambda: retries.Allowance(share=0.05))
+
+    def earn(self) -> None:
+        self.retry, self.hedge = retries.earn(self.retry), retries.earn(self.hedge)
+
+    def may_retry(self) -> bool:
+        if (left := retries.spend(self.retry)) is None:
+            return False
+        self.retry = left
+        return True
+
+    def may_hedge(self) -> bool:
+        if (left := retries.spend(self.hedge)) is None:
+            return False
+        self.hedge = left
+        return True
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spent:
+    """What one attempt used up, whether or not the caller saw anything of it."""
+
+    endpoint: Endpoint
+    usage: Usage
+    estimated: bool
 
 
 @dataclass(slots=True)
 class Underway(Generic[T]):
-    """An answer that has begun: nobody else will be asked."""
+    """One endpoint at work on a request."""
 
     attempt: Attempt
     stream: AsyncGenerator[T, None]
+    prompt_bytes: Callable[[], int]
+    tally: Tally = field(default_factory=Tally)
     head: list[T] = field(default_factory=list)
-    """What has come so far, and was not passed on yet."""
+    """What has come before it was chosen."""
     ended: bool = False
-    """The head is all of it."""
+    """Nothing more will come."""
+    silent: bool = False
+    drain: Drain | None = None
+    """Set where hanging up does not stop the bill: it reads on when we do not."""
+
+    def spent(self) -> Spent | None:
+        """What it has cost so far; None when it refused before it began."""
+        tally = self.tally
+        if tally.told is not None:
+            return Spent(endpoint=self.attempt.endpoint, usage=tally.told, estimated=False)
+        if tally.heard or self.silent or self.attempt.abandoned:
+            # It took the request and nobody says what it did with it: the prompt was read at the least.
+            usage = tally.estimate(self.prompt_bytes())
+            return Spent(endpoint=self.attempt.endpoint, usage=usage, estimated=True)
+        return None
+
+    async def close(self, outcome: str = "left") -> None:
+        """Let go of it, however far it is. A second time does nothing."""
+        self.attempt.abandon(outcome)
+        await self.stream.aclose()
 
 
-async def begin(
-    route: Route,
-    model: str,
-    open_stream: Callable[[Endpoint], AsyncGenerator[T, None]],
-    *,
-    starts: Callable[[T], bool],
-    whole: bool,
-    live: Live,
-    routing: Routing,
-    attempts: list[Attempt],
-) -> Underway[T]:
-    """Try the candidates in order until one has sent something the caller would notice.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Asking(Generic[T]):
+    """What all attempts at one answer share."""
 
-    Args:
-        route: Whom to try.
-        model: The model's name at the endpoints.
-        open_stream: Starts a request at one endpoint.
-        starts: Whether an item is the first thing a caller would notice.
-        whole: Wait for the whole answer: while the caller has seen nothing, another endpoint can start over.
-        live: Where attempts are counted.
-        routing: How many attempts, and how long to wait.
-        attempts: Every attempt made is added here, also when this raises.
+    model: str
+    prompt_bytes: Callable[[], int]
+    """Of what the model reads, in UTF-8."""
+    open_stream: Callable[[Endpoint], AsyncGenerator[T, None]]
+    starts: Callable[[T], bool]
+    """Whether an item is the first thing a caller would notice."""
+    whole: bool
+    """Wait for the whole answer: while the caller has seen nothing, another endpoint can start over."""
+    live: Live
+    routing: Routing
+    extras: Extras
+    drains: Drains
+    pause: Callable[[float], Awaitable[None]]
+    dice: Callable[[], float]
+    made: list[Underway[T]]
+    """Every attempt of the request is added here, also when none answers."""
 
-    Raises:
-        InvalidRequest: an endpoint found fault with the request, and the others would too; or none can serve it.
-        RateLimited, UnknownModel, ProviderUnavailable: nobody answered.
-    """
-    failures: list[ProviderUnavailable] = []
-    candidates = route.candidates[: routing.attempts_max]
-    for number, choice in enumerate(candidates, start=1):
-        force = route.last_resort or (number == len(candidates) and not attempts)
-        attempt = live.start(choice.endpoint, model, reason=choice.reason, force=force)
+    async def begin(
+        self, candidates: Sequence[Choice], *, last_resort: bool = False, hedge_after_s: float | None = None
+    ) -> Underway[T]:
+        """Ask until one has sent something the caller would notice.
+
+        Args:
+            candidates: Whom to ask, in order.
+            last_resort: Ask them whatever their breakers say.
+            hedge_after_s: How long the first may be silent before the second is asked beside it.
+
+        Raises:
+            InvalidRequest: an endpoint found fault with the request, and the others would too; or none can serve it.
+            RateLimited, UnknownModel, ProviderUnavailable: nobody answered.
+        """
+        failures: list[tuple[Choice, ProviderUnavailable]] = []
+        left = list(candidates[: self.routing.attempts_max])
+        before = len(self.made)
+        while left:
+            choice = left.pop(0)
+            force = last_resort or (not left and len(self.made) == before)
+            underway = self._start(choice, force=force)
+            if underway is None:
+                continue
+            winner = await self._first_of(underway, choice, left, hedge_after_s, failures)
+            if winner is not None:
+                return winner
+        return await self._again(failures, attempts_left=self.routing.attempts_max - (len(self.made) - before))
+
+    async def _again(self, failures: list[tuple[Choice, ProviderUnavailable]], *, attempts_left: int) -> Underway[T]:
+        """Everybody was asked: ask again who may be back soonest, or say why nobody answers."""
+        everything = [error for _, error in failures]
+        for number in range(attempts_left):
+            again: tuple[float, Choice] | None = None
+            for choice, error in failures:
+                wait_s = retries.wait_before_retry(
+                    error.fault,
+                    silent=isinstance(error, Silence),
+                    retry_after_s=error.retry_after_s,
+                    retries=number,
+                    dice=self.dice(),
+                )
+                if wait_s is not None and (again is None or wait_s < again[0]):
+                    again = wait_s, choice
+            if again is None or not self.extras.may_retry():
+                break
+            await self.pause(again[0])
+            underway = self._start(Choice(endpoint=again[1].endpoint, reason="asked again"), force=True)
+            assert underway is not None  # noqa: S101  It is forced.
+            failures = [pair for pair in failures if pair[0] is not again[1]]
+            seen = len(failures)
+            winner = await self._first_of(underway, again[1], [], None, failures)
+            if winner is not None:
+                return winner
+            everything += [error for _, error in failures[seen:]]
+        raise nobody_answered(self.model, everything)
+
+    def _start(self, choice: Choice, *, force: bool) -> Underway[T] | None:
+        attempt = self.live.start(choice.endpoint, self.model, reason=choice.reason, force=force)
         if attempt is None:
-            continue
-        attempts.append(attempt)
-        underway = Underway(attempt, open_stream(choice.endpoint))
+            return None
+        stream, tally = self.open_stream(choice.endpoint), Tally()
+        underway = Underway(attempt, stream, self.prompt_bytes, tally)
+        if not choice.endpoint.cancel_stops_bill:
+            underway.drain = self.drains.over(stream, tally)
+            underway.stream = underway.drain.follow()
+        self.made.append(underway)
+        return underway
+
+    async def _first_of(
+        self,
+        underway: Underway[T],
+        choice: Choice,
+        left: list[Choice],
+        hedge_after_s: float | None,
+        failures: list[tuple[Choice, ProviderUnavailable]],
+    ) -> Underway[T] | None:
+        """The attempt, or the one that hedges it, once it has begun; None when neither does."""
+        if hedge_after_s is None or not left:
+            return await self._judged(underway, choice, failures, self._await_head(underway))
+        waiting = {asyncio.create_task(self._await_first(underway)): (underway, choice)}
+        ending = "left"
         try:
-            await _await_head(underway, starts, whole=whole, routing=routing)
+            done, _ = await asyncio.wait(waiting, timeout=hedge_after_s)
+            if not done and self.extras.may_hedge():
+                spare = left.pop(0)
+                rival = self._start(Choice(endpoint=spare.endpoint, reason=f"hedge; {spare.reason}"), force=False)
+                if rival is not None:
+                    waiting[asyncio.create_task(self._await_first(rival))] = (rival, spare)
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    one, its_choice = waiting.pop(task)
+                    found = await self._judged(one, its_choice, failures, _settled(task))
+                    if found is not None:
+                        ending = "lost"
+                        return await self._judged(one, its_choice, failures, self._await_rest(one))
+            return None
+        finally:
+            for task in waiting:
+                task.cancel()
+            await asyncio.gather(*waiting, return_exceptions=True)
+            for one, _ in waiting.values():
+                await one.close(ending)
+
+    async def _judged(
+        self,
+        underway: Underway[T],
+        choice: Choice,
+        failures: list[tuple[Choice, ProviderUnavailable]],
+        wait: Awaitable[None],
+    ) -> Underway[T] | None:
+        """Wait for it; a failure is noted, and whoever does not go on is closed."""
+        going_on = False
+        try:
+            await wait
+            going_on = True
         except ProviderUnavailable as error:
-            attempt.fail(error)
-            failures.append(error)
-            log.warning("%s (%d of %d)", error.message, number, len(candidates))
+            underway.attempt.fail(error)
+            failures.append((choice, error))
+            log.warning("%s (attempt %d)", error.message, len(self.made))
+            return None
         except GoblinError:
             # The endpoint is well; it read the request and found fault with it.
-            attempt.succeed()
+            underway.attempt.succeed()
             raise
-        else:
-            return underway
         finally:
-            if not underway.head:
-                attempt.abandon()
-                await underway.stream.aclose()
-    raise nobody_answered(model, failures)
+            if not going_on:
+                await underway.close()
+        return underway
 
+    async def _await_head(self, underway: Underway[T]) -> None:
+        await self._await_first(underway)
+        await self._await_rest(underway)
 
-async def follow(underway: Underway[T], routing: Routing) -> AsyncGenerator[T, None]:
-    """The whole answer, head included. Raises `ProviderUnavailable` where it breaks off."""
-    for item in underway.head:
-        yield item
-    while not underway.ended:
-        item_or_end = await _next(underway, routing.between_tokens_timeout_s)
-        if item_or_end is not None:
-            yield item_or_end
-
-
-async def _await_head(underway: Underway[T], starts: Callable[[T], bool], *, whole: bool, routing: Routing) -> None:
-    """Read up to the first token, or to the end."""
-    head: list[T] = []
-    begun = False
-    loop = asyncio.get_running_loop()
-    deadline = loop.time() + routing.first_token_timeout_s
-    while not underway.ended and (whole or not begun):
-        timeout_s = routing.between_tokens_timeout_s if begun else deadline - loop.time()
-        item = await _next(underway, timeout_s)
-        if item is None:
-            continue
-        head.append(item)
-        if not begun and starts(item):
-            begun = True
-            underway.attempt.first_token()
-    if not begun:
+    async def _await_first(self, underway: Underway[T]) -> None:
+        """Read up to the first thing the caller would notice."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self.routing.first_token_timeout_s
+        while (item := await next_item(underway, deadline - loop.time())) is not None:
+            underway.head.append(item)
+            if self.starts(item):
+                underway.attempt.first_token()
+                return
         raise ProviderUnavailable(f"{underway.attempt.endpoint.name} sent an empty answer.")
-    underway.head = head
+
+    async def _await_rest(self, underway: Underway[T]) -> None:
+        """Read on to the end, if nothing may be shown before."""
+        while self.whole and (item := await next_item(underway, self.routing.between_tokens_timeout_s)) is not None:
+            underway.head.append(item)
 
 
-async def _next(underway: Underway[T], timeout_s: float) -> T | None:
-    """The next item; None, and `ended`, when there is none. Silence beyond the timeout is a failure."""
+async def next_item(underway: Underway[T], timeout_s: float) -> T | None:
+    """The next item; None, and `ended`, when there is none.
+
+    Raises:
+        ProviderUnavailable: it broke off, or said nothing for `timeout_s` (`Silence`).
+    """
+    if underway.ended:
+        return None
     scope = asyncio.timeout(timeout_s)
     try:
         async with scope:
-            return await anext(underway.stream)
+            item = await anext(underway.stream)
     except StopAsyncIteration:
         underway.ended = True
         return None
     except TimeoutError as error:
         if not scope.expired():
             raise
+        underway.silent = True
         underway.attempt.timed_out()
-        raise ProviderUnavailable(f"{underway.attempt.endpoint.name} fell silent.") from error
+        raise Silence(f"{underway.attempt.endpoint.name} fell silent.") from error
+    underway.tally.add(item)
+    return item
 
 
-def nobody_answered(model: str, failures: list[ProviderUnavailable]) -> GoblinError:
+async def _settled(task: asyncio.Task[None]) -> None:
+    task.result()
+
+
+def nobody_answered(model: str, failures: Sequence[ProviderUnavailable]) -> GoblinError:
     """What to tell the caller when the route is used up."""
     faults = {error.fault for error in failures}
-    reasons = " ".join(error.message for error in failures) or "Every endpoint is paused."
+    reasons = " ".join(dict.fromkeys(error.message for error in failures)) or "Every endpoint is paused."
     waits = [error.retry_after_s for error in failures if error.retry_after_s is not None]
     wait_s = min(waits) if waits else None
     if faults == {Fault.MISSING}:

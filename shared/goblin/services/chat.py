@@ -7,17 +7,17 @@ arrive ─ authenticate ─ route ─ attempt(s) ─ first token ─ … ─ las
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Any
 
-from msgspec import UNSET
-
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.domain.models import Endpoint
 from goblin.domain.requests import (
     ChatRequest,
     CompletionRequest,
@@ -28,15 +28,15 @@ from goblin.errors import (
     GoblinError,
     InvalidRequest,
     NotFound,
-    ProviderUnavailable,
     StoreUnavailable,
-    StreamCut,
 )
-from goblin.policy import tokens
+from goblin.policy.continuation import AnyRequest
 from goblin.policy.routing import NoRoute, Route
 from goblin.ports import ApiKey, ChatProvider, Clock, Meter, RequestRecord, RequestStore
-from goblin.services import attempts as engine
 from goblin.services import budget
+from goblin.services.answering import Answering
+from goblin.services.attempts import Asking, Extras, Spent, Underway
+from goblin.services.draining import Drain, Drains
 from goblin.services.keys import Keys
 from goblin.services.live import Attempt
 from goblin.services.routes import Router
@@ -58,6 +58,10 @@ class Deps:
     receipts: RequestStore
     meter: Meter
     clock: Clock
+    extras: Extras = field(default_factory=Extras)
+    drains: Drains = field(default_factory=Drains)
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
+    """Waits so many seconds, before an endpoint is asked again."""
 
 
 async def find_receipt(deps: Deps, key: ApiKey, request_id: str) -> RequestRecord:
@@ -77,8 +81,10 @@ class Call:
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     provider: str | None = None
     """The endpoint that answers, once one does."""
-    attempts: list[Attempt] = field(default_factory=list)
+    made: list[Underway[Any]] = field(default_factory=list)
+    """Every attempt, in order."""
     usage: Usage | None = None
+    """What the caller used; what it cost is the sum over the attempts."""
     usage_estimated: bool = False
     timings_ms: dict[str, float] = field(default_factory=dict)
     """Phases up to the first token, for `server-timing`."""
@@ -91,12 +97,16 @@ class Call:
     """Holds unless something better is known at the end."""
     _label: str = ""
     """The outcome in metrics, where it is another."""
-    _underway: engine.Underway[Any] | None = None
+    _answering: Answering | None = None
     _settled: bool = False
 
     def __post_init__(self) -> None:
         self._started = self.deps.clock.monotonic()
         self._created_at = self.deps.clock.now()
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        return [underway.attempt for underway in self.made]
 
     async def authenticate(self, authorization: str | None) -> None:
         """Raises `Unauthenticated`, or `StoreUnavailable` when nobody can tell."""
@@ -112,25 +122,28 @@ class Call:
         Raises:
             GoblinError: nothing was answered; from the chunks, `StreamCut`: the answer broke off.
         """
-        return await self._generate(request, strategy, lambda provider, model: provider.chat(request, model=model))
+        return await self._generate(request, strategy, self._ask_chat)
 
     async def complete(
         self, request: CompletionRequest, *, strategy: str | None = None
     ) -> AsyncGenerator[ChatChunk, None]:
         """Begin the continuation of a text; otherwise like `chat`."""
-        return await self._generate(request, strategy, lambda provider, model: provider.complete(request, model=model))
+        return await self._generate(request, strategy, self._ask_completion)
 
     async def embed(self, request: EmbeddingsRequest, *, strategy: str | None = None) -> Embeddings:
         """Compute vectors; `usage` is always set."""
 
-        async def one(provider: ChatProvider, model: str) -> AsyncGenerator[Embeddings, None]:
-            yield await provider.embed(request, model=model)
+        async def one(endpoint: Endpoint) -> AsyncGenerator[Embeddings, None]:
+            yield await self.deps.providers[endpoint.name].embed(request, model=request.model)
 
         with self._noting():
-            underway = await self._begin(request, strategy, one, starts=lambda _: True, whole=True)
+            route = await self._choose(request, strategy)
+            asking: Asking[Embeddings] = self._asking(request, one, starts=lambda _: True, whole=True)
+            underway = await self._begin(asking, route)
             (answer,) = underway.head
             underway.attempt.succeed()
-            self.usage = answer.usage or self._count(0)
+            self.usage = answer.usage or underway.tally.estimate(request.prompt_bytes())
+            self.usage_estimated = answer.usage is None
             self._outcome = "ok"
             return Embeddings(data=answer.data, usage=self.usage)
 
@@ -148,9 +161,11 @@ class Call:
         if self._settled:
             return
         self._settled = True
-        if self._underway is not None:
-            self._underway.attempt.abandon()
-            await self._underway.stream.aclose()
+        for underway in self.made:
+            await underway.close()
+        if self._answering is not None:
+            self._outcome = self._answering.outcome
+            self.provider = self._answering.underway.attempt.endpoint.name
         duration_s = self.deps.clock.monotonic() - self._started
         model = self._model_label()
         self.deps.meter.request(
@@ -158,85 +173,97 @@ class Call:
         )
         for attempt in self.attempts:
             record = attempt.record()
-            if record.outcome not in ("ok", "left"):
+            if record.outcome not in ("ok", "left", "lost"):
                 self.deps.meter.provider_error(provider=record.endpoint, model=model, outcome=record.outcome)
+        drains = [one.drain for one in self.made if one.drain is not None and not one.drain.done]
+        if drains:
+            # Nobody waits for these, and nobody knows yet what they cost.
+            self.deps.drains.later(self._finish_after(drains, duration_s))
+        else:
+            await self._finish(duration_s)
+
+    async def _finish_after(self, drains: Sequence[Drain], duration_s: float) -> None:
+        for drain in drains:
+            await drain.wait()
+        await self._finish(duration_s)
+
+    async def _finish(self, duration_s: float) -> None:
+        """Write down what is known now, and will not change."""
+        if self._answering is not None:
+            self.usage, self.usage_estimated = self._answering.usage()
         if self._key is not None and self._request is not None:
             await self._write_receipt(self._key, self._request, duration_s)
         await self._book()
 
     async def _generate(
-        self,
-        request: ChatRequest | CompletionRequest,
-        strategy: str | None,
-        ask: Callable[[ChatProvider, str], AsyncGenerator[ChatChunk, None]],
+        self, request: AnyRequest, strategy: str | None, ask: Callable[[Any], Asking[ChatChunk]]
     ) -> AsyncGenerator[ChatChunk, None]:
         with self._noting():
-            self._underway = await self._begin(
-                request, strategy, ask, starts=lambda chunk: chunk.starts_answer, whole=not request.stream
-            )
-        return self._chunks(self._underway, request)
+            route = await self._choose(request, strategy)
+            underway = await self._begin(ask(request), route)
+        self._answering = Answering(
+            request,
+            route,
+            underway,
+            ask,
+            answer_id=("chatcmpl-" if isinstance(request, ChatRequest) else "cmpl-") + self.request_id,
+            created=int(self._created_at.timestamp()),
+        )
+        return self._answering.chunks()
 
-    async def _chunks(
-        self, underway: engine.Underway[ChatChunk], request: ChatRequest | CompletionRequest
-    ) -> AsyncGenerator[ChatChunk, None]:
-        """Pass chunks on under our own id, keep the usage back, and say it at the end."""
-        prefix = "chatcmpl-" if isinstance(request, ChatRequest) else "cmpl-"
-        answer_id, created = prefix + self.request_id, int(self._created_at.timestamp())
-        written = 0
-        told: Usage | None = None
+    def _ask_chat(self, request: ChatRequest) -> Asking[ChatChunk]:
+        return self._asking(
+            request,
+            lambda endpoint: self.deps.providers[endpoint.name].chat(request, model=request.model),
+            starts=_starts_answer,
+            whole=not request.stream,
+        )
 
-        def ours(chunk_choices: Any, usage: Any = UNSET, fingerprint: Any = UNSET) -> ChatChunk:
-            return ChatChunk(
-                id=answer_id,
-                created=created,
-                model=request.model,
-                choices=chunk_choices,
-                usage=usage,
-                system_fingerprint=fingerprint,
-            )
+    def _ask_completion(self, request: CompletionRequest) -> Asking[ChatChunk]:
+        return self._asking(
+            request,
+            lambda endpoint: self.deps.providers[endpoint.name].complete(request, model=request.model),
+            starts=_starts_answer,
+            whole=not request.stream,
+        )
 
-        try:
-            async with aclosing(engine.follow(underway, self.deps.router.catalog.routing)) as chunks:
-                async for chunk in chunks:
-                    if isinstance(chunk.usage, Usage):
-                        told = chunk.usage
-                    for choice in chunk.choices:
-                        written += len(choice.delta.text.encode("utf-8", "surrogatepass"))
-                    if chunk.choices:
-                        yield ours(chunk.choices, fingerprint=chunk.system_fingerprint)
-        except ProviderUnavailable as error:
-            underway.attempt.fail(error, cut=True)
-            self._outcome = "cut"
-            raise StreamCut(f"The answer broke off. {error.message}", fault=error.fault) from error
-        finally:
-            self.usage = told or self._count(written)
-        underway.attempt.succeed()
-        self._outcome = "ok"
-        yield ours((), self.usage)
-
-    async def _begin(
+    def _asking(
         self,
         request: InferenceRequest,
-        strategy: str | None,
-        ask: Callable[[ChatProvider, str], AsyncGenerator[Any, None]],
+        open_stream: Callable[[Endpoint], AsyncGenerator[Any, None]],
         *,
         starts: Callable[[Any], bool],
         whole: bool,
-    ) -> engine.Underway[Any]:
+    ) -> Asking[Any]:
+        return Asking(
+            model=request.model,
+            prompt_bytes=request.prompt_bytes,
+            open_stream=open_stream,
+            starts=starts,
+            whole=whole,
+            live=self.deps.router.live,
+            routing=self.deps.router.catalog.routing,
+            extras=self.deps.extras,
+            drains=self.deps.drains,
+            pause=self.deps.pause,
+            dice=self.deps.router.dice,
+            made=self.made,
+        )
+
+    async def _choose(self, request: InferenceRequest, strategy: str | None) -> Route:
         self._request = request
         with self._timing("route"):
             self._route = await self.deps.router.choose(request, strategy)
-            route = self.deps.router.must(self._route)
+            return self.deps.router.must(self._route)
+
+    async def _begin(self, asking: Asking[Any], route: Route) -> Underway[Any]:
+        self.deps.extras.earn()
+        hedge_after_ms: float | None = getattr(route, "hedge_after_ms", None)
         with self._timing("first_token"):
-            underway: engine.Underway[Any] = await engine.begin(
-                route,
-                request.model,
-                lambda endpoint: ask(self.deps.providers[endpoint.name], request.model),
-                starts=starts,
-                whole=whole,
-                live=self.deps.router.live,
-                routing=self.deps.router.catalog.routing,
-                attempts=self.attempts,
+            underway = await asking.begin(
+                route.candidates,
+                last_resort=route.last_resort,
+                hedge_after_s=None if hedge_after_ms is None else hedge_after_ms / 1000,
             )
         self.provider = underway.attempt.endpoint.name
         return underway
@@ -246,13 +273,6 @@ class Call:
             return UNKNOWN_MODEL_LABEL
         known = isinstance(self._route, Route) or self._route.model_known
         return self._request.model if known else UNKNOWN_MODEL_LABEL
-
-    def _count(self, written_bytes: int) -> Usage:
-        """Usage by our own count, for a provider that tells none."""
-        self.usage_estimated = True
-        asked = tokens.estimate_tokens(self._request.prompt_bytes()) if self._request else 0
-        answered = tokens.estimate_tokens(written_bytes)
-        return Usage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered)
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
@@ -271,19 +291,24 @@ class Call:
         finally:
             self.timings_ms[phase] = (self.deps.clock.monotonic() - started) * 1000
 
+    def spent(self) -> list[Spent]:
+        """What each attempt used up, in order; those that refused are left out."""
+        return [spent for underway in self.made if (spent := underway.spent()) is not None]
+
     async def _book(self) -> None:
-        """Write what the request cost into the ledger."""
-        if self.usage is None or not self.attempts or self.provider is None:
-            return
-        try:
-            await budget.book(self.request_id, self.attempts[-1].endpoint, self.usage, self.deps.spend)
-        except StoreUnavailable as error:
-            log.error("the cost of request %s is not in the ledger: %s", self.request_id, error.message)
+        """Write what the request cost into the ledger: one entry for each attempt that cost something."""
+        for number, spent in enumerate(self.spent()):
+            bill_id = self.request_id if number == 0 else f"{self.request_id}:{number}"
+            try:
+                await budget.book(bill_id, spent.endpoint, spent.usage, self.deps.spend)
+            except StoreUnavailable as error:
+                log.error("a cost of request %s is not in the ledger: %s", self.request_id, error.message)
 
     async def _write_receipt(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
         usage = self.usage or Usage()
         rejected = self._route.rejected if self._route is not None else ()
-        served = self.attempts[-1].first_token_ms if self.attempts and self.provider else None
+        firsts = [attempt.first_token_ms for attempt in self.attempts if attempt.first_token_ms is not None]
+        served = firsts[-1] if firsts and self.provider else None
         record = RequestRecord(
             request_id=self.request_id,
             key_digest=key.digest,
@@ -309,3 +334,7 @@ class Call:
         except StoreUnavailable as error:
             # The answer was served; a receipt that cannot be written must not take it back.
             log.warning("no receipt for request %s: %s", self.request_id, error.message)
+
+
+def _starts_answer(chunk: ChatChunk) -> bool:
+    return chunk.starts_answer

@@ -93,6 +93,11 @@ class Attempt:
     def first_token_ms(self) -> float | None:
         return self._first_token_ms
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether it was let go while it was well."""
+        return self._outcome in ("left", "lost")
+
     def first_token(self) -> None:
         """The first thing a caller would notice has come."""
         if self._first_token_ms is None:
@@ -117,9 +122,9 @@ class Attempt:
             now=self._clock.now(),
         )
 
-    def abandon(self) -> None:
-        """It ended through no doing of the endpoint's: the caller left."""
-        if self._end("left"):
+    def abandon(self, outcome: str = "left") -> None:
+        """It ended through no doing of the endpoint's: the caller left, or another was quicker (`lost`)."""
+        if self._end(outcome):
             self._target.breaker = breaker.abandon(self._target.breaker)
 
     def timed_out(self) -> None:
