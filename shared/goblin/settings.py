@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
-from goblin.domain.models import Capability, Catalog, Endpoint, Price, Routing, Strategy
+from goblin.domain.models import ORDINARY, Capability, Catalog, Endpoint, Price, Routing, Strategy
 from goblin.errors import Broken
 
 DEFAULT_REGION = "us-east1"
@@ -98,8 +98,9 @@ class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     api_key: str = ""
     account_key: str = ""
     models: Literal["discover"] | Annotated[tuple[str, ...], Meta(min_length=1)] = "discover"
-    capabilities: tuple[Capability, ...] = tuple(Capability)
+    capabilities: tuple[Capability, ...] = tuple(ORDINARY)
     context_tokens: Positive | None = None
+    cancel_stops_bill: bool = True
     price_input_usd_micros_per_mtok: Micros | None = None
     price_output_usd_micros_per_mtok: Micros | None = None
     weight: Micros = 1
@@ -148,10 +149,11 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         provider=row.provider,
         url=row.url,
         api_key=row.api_key or None,
-        models=None if row.models == "discover" else tuple(row.models),
         account_key=row.account_key or None,
+        models=None if row.models == "discover" else tuple(row.models),
         capabilities=frozenset(row.capabilities),
         context_tokens=row.context_tokens,
+        cancel_stops_bill=row.cancel_stops_bill,
         price=price,
         weight=row.weight,
         parallel=row.parallel,

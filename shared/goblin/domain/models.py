@@ -22,6 +22,12 @@ class Capability(StrEnum):
     LOGPROBS = "logprobs"
     CHOICES = "choices"
     """More than one answer to one prompt (`n`)."""
+    PREFILL = "prefill"
+    """A last message of the assistant is continued, not answered."""
+
+
+ORDINARY = frozenset(Capability) - {Capability.PREFILL}
+"""What is believed of an endpoint that says nothing: few continue a message, and none says so when it does not."""
 
 
 class Strategy(StrEnum):
@@ -47,12 +53,6 @@ class Price:
         return -(-parts // 1_000_000)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Endpoint:
-    """A URL that answers OpenAI-like requests for some models, as `goblin.toml` declares it."""
-
-    name: str
-    """Unique; the key in `/providers` and the label in metrics."""
 class KeySource(Protocol):
     """What gives a key at the moment it is needed: keys are rotated while a process lives."""
 
@@ -63,6 +63,12 @@ class KeySource(Protocol):
         """Look again, because this key was refused; whether there is another one now. Raises like `key`."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Endpoint:
+    """A URL that answers OpenAI-like requests for some models, as `goblin.toml` declares it."""
+
+    name: str
+    """Unique; the key in `/providers` and the label in metrics."""
     provider: str
     """The file in `adapters/providers/` that speaks its language."""
     url: str
@@ -72,12 +78,14 @@ class KeySource(Protocol):
     """For the provider's own API, where machines are listed; never sent to what answers requests."""
     models: tuple[str, ...] | None = None
     """None: ask the endpoint."""
-    capabilities: frozenset[Capability] = frozenset(Capability)
+    capabilities: frozenset[Capability] = ORDINARY
     """What its models can do; what the provider's file cannot do is taken off."""
     lacks: Mapping[Capability, str] = field(default_factory=dict)
     """What the provider's file cannot do, each with its reason."""
     context_tokens: int | None = None
     price: Price | None = None
+    cancel_stops_bill: bool = True
+    """Hanging up ends what it costs; else an answer nobody reads is read to its end, to know what it cost."""
     weight: int = 1
     parallel: int = 1
     """Requests it serves at once before the next one waits."""
