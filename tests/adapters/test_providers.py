@@ -1,6 +1,7 @@
 """What every provider must do, held against a wire-faithful fake over a real socket.
 
-A new file in `adapters/providers/` is found by itself and fails until its fake stands in `FAKES`.
+A new file in `adapters/providers/` is found by itself and fails until its fake stands in `FAKES`; one that speaks in
+several ways stands there as often, as `name:way`.
 """
 
 from __future__ import annotations
@@ -8,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import httpx
@@ -23,32 +24,63 @@ from goblin.domain.health import Finding
 from goblin.domain.models import Capability, Endpoint
 from goblin.errors import Fault, InvalidRequest, ProviderUnavailable
 from goblin.ports import ChatProvider
+from tests.fakes.anthropic import FakeAnthropic
+from tests.fakes.flyio import FakeFly
+from tests.fakes.groq import FakeGroq
 from tests.fakes.ollama import FakeOllama
-from tests.fakes.openai_like import FakeOpenAI
+from tests.fakes.openai_like import Call, FakeOpenAI
 from tests.fakes.serving import closed_port, serve
 
-FAKES: dict[str, tuple[Callable[[], Any], str]] = {
-    "llamacpp": (lambda: FakeOpenAI(owner="llamacpp"), ""),
-    "openai": (FakeOpenAI, "/v1"),
-    "ollama": (FakeOllama, ""),
+
+@dataclass(frozen=True, kw_only=True)
+class Stand:
+    """What stands in for a provider."""
+
+    make: Callable[[], Any]
+    path: str = ""
+    """What the endpoint's URL ends in."""
+    endpoint: Callable[[str], Mapping[str, Any]] = field(default=lambda base: {})
+    """More about the endpoint, given where the fake is served."""
+
+
+FAKES = {
+    "anthropic": Stand(make=FakeAnthropic),
+    "flyio": Stand(make=lambda: FakeOpenAI(owner="llamacpp")),
+    "flyio:machines": Stand(
+        make=FakeFly,
+        endpoint=lambda base: {"account_key": "FlyV1 t", "options": {"app": "chat", "api": f"{base}/machines/v1"}},
+    ),
+    "groq": Stand(make=FakeGroq, path="/openai/v1"),
+    "llamacpp": Stand(make=lambda: FakeOpenAI(owner="llamacpp")),
+    "ollama": Stand(make=FakeOllama),
+    "openai": Stand(make=FakeOpenAI, path="/v1"),
 }
-"""What stands in for each provider, and the path that its URL ends in."""
 
 
 @dataclass
 class Served:
     name: str
+    """The provider's."""
+    stand: Stand
     fake: Any
-    url: str
+    base: str
+
+    @property
+    def url(self) -> str:
+        return self.base + self.stand.path
+
+    def endpoint(self, name: str, url: str) -> Endpoint:
+        more = {"api_key": "k", "models": None, **self.stand.endpoint(self.base)}
+        return Endpoint(name=name, provider=self.name, url=url, **more)
 
 
-@pytest.fixture(scope="module", params=sorted(wiring.provider_names()))
+@pytest.fixture(scope="module", params=sorted({*FAKES, *wiring.provider_names()}))
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     assert request.param in FAKES, f"give adapters/providers/{request.param}.py a fake"
-    make, path = FAKES[request.param]
-    fake = make()
+    stand = FAKES[request.param]
+    fake = stand.make()
     with serve(fake.app) as base:
-        yield Served(request.param, fake, base + path)
+        yield Served(request.param.partition(":")[0], stand, fake, base)
 
 
 @pytest.fixture
@@ -59,13 +91,14 @@ def name(served: Served) -> str:
 @pytest.fixture
 def fake(served: Served) -> Any:
     """As new for each test."""
-    served.fake.__dict__.update(FAKES[served.name][0]().__dict__)
+    served.fake.__dict__.update(served.stand.make().__dict__)
     return served.fake
 
 
 @pytest.fixture
-def url(served: Served) -> str:
-    return served.url
+def lacks(name: str) -> Mapping[Capability, str]:
+    found: Mapping[Capability, str] = importlib.import_module(f"goblin.adapters.providers.{name}").UNSUPPORTED
+    return found
 
 
 @pytest.fixture
@@ -75,8 +108,8 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 
 @pytest.fixture
-def provider(name: str, url: str, client: httpx.AsyncClient) -> ChatProvider:
-    return wiring.connect(Endpoint(name="under_test", provider=name, url=url, api_key="k"), client)[1]
+def provider(served: Served, client: httpx.AsyncClient) -> ChatProvider:
+    return wiring.connect(served.endpoint("under_test", served.url), client)[1]
 
 
 def chat(**more: Any) -> requests.ChatRequest:
@@ -123,18 +156,49 @@ async def test_nothing_of_ours_goes_upstream(fake: Any, provider: ChatProvider) 
     assert "goblin" not in fake.asked[-1]
 
 
-async def test_continues_a_text(provider: ChatProvider) -> None:
+async def test_continues_a_text(provider: ChatProvider, lacks: Mapping[Capability, str]) -> None:
+    if Capability.COMPLETIONS in lacks:
+        with pytest.raises(ProviderUnavailable, match=lacks[Capability.COMPLETIONS]) as caught:
+            await collect(provider.complete(completion(), model="tiny"))
+        assert caught.value.fault is Fault.UNSUPPORTED
+        return
     chunks = await collect(provider.complete(completion(), model="tiny"))
     assert text(chunks) == "Hello, Wörld 🌍"
     assert usage(chunks) == Usage(prompt_tokens=11, completion_tokens=5, total_tokens=16)
 
 
-async def test_embeds_in_the_order_of_the_inputs(provider: ChatProvider) -> None:
+async def test_embeds_in_the_order_of_the_inputs(provider: ChatProvider, lacks: Mapping[Capability, str]) -> None:
     asked = requests.parse(requests.EmbeddingsRequest, _json({"model": "tiny", "input": ["a", "b"]}))
+    if Capability.EMBEDDINGS in lacks:
+        with pytest.raises(ProviderUnavailable, match=lacks[Capability.EMBEDDINGS]) as caught:
+            await provider.embed(asked, model="tiny")
+        assert caught.value.fault is Fault.UNSUPPORTED
+        return
     answer = await provider.embed(asked, model="tiny")
     assert [row.embedding[0] for row in answer.data] == [0.0, 1.0]
     assert answer.usage is not None
     assert answer.usage.prompt_tokens == 6
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+
+
+async def test_tool_calls_come_in_pieces_that_make_json(fake: Any, provider: ChatProvider) -> None:
+    fake.script = replace(fake.script, calls=[Call("c1", "add", ['{"a": ', '1, "b": "ö"}']), Call("c2", "now", ["{}"])])
+    chunks = await collect(provider.chat(chat(tools=TOOLS), model="tiny"))
+    calls: dict[int, list[str]] = {}
+    for piece in [piece for chunk in chunks for c in chunk.choices for piece in c.delta.tool_calls or ()]:
+        call = calls.setdefault(piece.index, ["", "", ""])
+        call[0] += piece.id or ""
+        call[1] += piece.function.name or ""
+        call[2] += piece.function.arguments or ""
+    assert sorted(calls) == [0, 1]
+    assert [(name, json.loads(arguments)) for _, name, arguments in calls.values()] == [
+        ("add", {"a": 1, "b": "ö"}),
+        ("now", {}),
+    ]
+    assert all(call_id for call_id, _, _ in calls.values())
+    assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["tool_calls"]
 
 
 async def test_usage_may_be_missing(fake: Any, provider: ChatProvider) -> None:
@@ -179,6 +243,11 @@ async def test_an_error_in_the_stream_is_an_error(fake: Any, provider: ChatProvi
         (401, {"message": "bad key sk-secret"}, {}, Fault.AUTH, None),
         (403, {"message": "no"}, {}, Fault.AUTH, None),
         (404, {"message": "no such model"}, {}, Fault.MISSING, None),
+        (410, {"message": "gone"}, {}, Fault.MISSING, None),
+        (408, {"message": "too slow"}, {}, Fault.TRANSIENT, None),
+        (429, {"message": "slow down"}, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, Fault.RATE, None),
+        (503, {"message": "back soon"}, {"Retry-After": "3"}, Fault.TRANSIENT, 3.0),
+        (529, {"message": "Overloaded", "type": "overloaded_error"}, {}, Fault.CAPACITY, None),
         (500, {"message": "oops"}, {}, Fault.TRANSIENT, None),
         (501, {"message": "no", "type": "not_supported_error"}, {}, Fault.UNSUPPORTED, None),
         (503, {"code": 503, "message": "Loading model", "type": "unavailable_error"}, {}, Fault.LOADING, None),
@@ -233,11 +302,11 @@ async def test_nobody_there_is_an_error(name: str, client: httpx.AsyncClient) ->
     assert probe.reason == "gone cannot be reached."
 
 
-async def test_a_dead_kept_connection_is_opened_anew(fake: Any, provider: ChatProvider, url: str, name: str) -> None:
+async def test_a_dead_kept_connection_is_opened_anew(fake: Any, served: Served) -> None:
     """llama-server closes connections right after a stream, just when the next request is sent on them."""
     transport = _DiesOnce()
     async with httpx.AsyncClient(transport=transport) as client:
-        again = wiring.connect(Endpoint(name="x", provider=name, url=url, api_key="k"), client)[1]
+        again = wiring.connect(served.endpoint("x", served.url), client)[1]
         assert text(await collect(again.chat(chat(), model="tiny"))) == "Hello, Wörld 🌍"
     assert transport.died
 
@@ -259,6 +328,9 @@ class _DiesOnce(httpx.AsyncBaseTransport):
         await self._real.aclose()
 
 
+WORK = ("chat", "completions", "generate", "embeddings", "messages", "run", "runsync")
+
+
 async def test_a_probe_finds_the_models_and_costs_nothing(fake: Any, provider: ChatProvider) -> None:
     probe = await provider.probe()
     assert probe.finding is Finding.OK
@@ -266,7 +338,7 @@ async def test_a_probe_finds_the_models_and_costs_nothing(fake: Any, provider: C
     assert "tiny" in probe.models
     assert probe.latency_ms is not None
     assert probe.latency_ms >= 1
-    assert not [path for path in fake.paths if path.endswith(("chat", "completions", "generate", "embeddings"))]
+    assert not [path for path in fake.paths if path.endswith(WORK)]
 
 
 async def test_what_it_cannot_do_has_a_reason(name: str) -> None:

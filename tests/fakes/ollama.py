@@ -15,12 +15,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 
 from tests.fakes.openai_like import Script
+from tests.fakes.serving import Startable, run
 
 WHEN = "2026-11-23T10:00:00.000000Z"
 
 
 @dataclass
-class FakeOllama:
+class FakeOllama(Startable):
     models: list[str] = field(default_factory=lambda: ["tiny", "llama3:latest"])
     loaded: list[str] = field(default_factory=list)
     script: Script = field(default_factory=Script)
@@ -114,7 +115,8 @@ class FakeOllama:
             if number == script.silent_after:
                 await asyncio.Event().wait()
             yield _line({**base, **shape(word), "done": False})
-        for call in self.tool_calls or ():
+        whole = [{"name": c.name, "arguments": json.loads("".join(c.pieces) or "{}")} for c in script.calls]
+        for call in self.tool_calls or whole:
             message = {"role": "assistant", "content": "", "tool_calls": [{"function": call}]}
             yield _line({**base, "message": message, "done": False})
         if script.finish is None:
@@ -131,3 +133,7 @@ def _row(name: str) -> dict[str, Any]:
 
 def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value).encode() + b"\n"
+
+
+if __name__ == "__main__":
+    run(FakeOllama())

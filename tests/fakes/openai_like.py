@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from tests.fakes.serving import Startable, run
+
 WORDS = ["Hel", "lo", ",", " Wörld", " 🌍"]
+
+
+@dataclass
+class Call:
+    """A tool call, its arguments in pieces."""
+
+    id: str
+    name: str
+    pieces: list[str]
 
 
 @dataclass
@@ -48,10 +59,12 @@ class Script:
     deltas: list[dict[str, Any]] | None = None
     """Instead of words: tool calls, refusals, reasoning."""
     choices: int = 1
+    calls: list[Call] = field(default_factory=list)
+    """Tool calls after the words."""
 
 
 @dataclass
-class FakeOpenAI:
+class FakeOpenAI(Startable):
     """`root` is where the API starts: OpenAI's base URL ends in `/v1`, and so does ours."""
 
     models: list[str] = field(default_factory=lambda: ["tiny"])
@@ -62,6 +75,7 @@ class FakeOpenAI:
     script: Script = field(default_factory=Script)
     asked: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
+    path = "/v1"
     left: threading.Event = field(default_factory=threading.Event)
     """Set when a caller hung up in the middle of a stream."""
 
@@ -156,8 +170,10 @@ class FakeOpenAI:
     async def _chat_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
         base = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 7, "model": body["model"]}
         for index in range(self.script.choices):
-            yield _data({**base, "choices": [_choice(index, {"role": "assistant", "content": ""})], "usage": None})
+            first = {**base, "choices": [_choice(index, {"role": "assistant", "content": ""})], "usage": None}
+            yield _data(first | self._beside_the_first())
         deltas = self.script.deltas or [{"content": word} for word in self.script.words]
+        deltas = deltas + list(call_deltas(self.script.calls))
         async for event in self._body(deltas, lambda i, d, f: {**base, "choices": [_choice(i, d, f)]}, body, base):
             yield event
 
@@ -190,8 +206,11 @@ class FakeOpenAI:
             for index in range(script.choices):
                 yield _data(chunk(index, delta, None))
         if script.finish is not None:
+            finish = "tool_calls" if script.calls and script.finish == "stop" else script.finish
             for index in range(script.choices):
-                yield _data(chunk(index, {}, script.finish))
+                yield _data(chunk(index, {}, finish))
+        for extra in self._before_done(base, len(deltas)):
+            yield _data(extra)
         asked_usage = (body.get("stream_options") or {}).get("include_usage")
         if script.usage and asked_usage:
             count = len(deltas)
@@ -199,6 +218,23 @@ class FakeOpenAI:
             yield _data({**base, "choices": [], "usage": usage})
         if script.done:
             yield "data: [DONE]\n\n"
+
+    def _beside_the_first(self) -> dict[str, Any]:
+        """More fields of the first chunk, for those who have some."""
+        return {}
+
+    def _before_done(self, base: dict[str, Any], count: int) -> list[dict[str, Any]]:
+        """More chunks at the end, for those who have some."""
+        return []
+
+
+def call_deltas(calls: list[Call]) -> Iterator[dict[str, Any]]:
+    """Tool calls as OpenAI streams them: a head with the name, then arguments in pieces."""
+    for index, call in enumerate(calls):
+        head = {"index": index, "id": call.id, "type": "function", "function": {"name": call.name, "arguments": ""}}
+        yield {"tool_calls": [head]}
+        for piece in call.pieces:
+            yield {"tool_calls": [{"index": index, "function": {"arguments": piece}}]}
 
 
 def _choice(index: int, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
@@ -211,3 +247,7 @@ def _data(value: dict[str, Any]) -> str:
 
 def _error(status: int, error: dict[str, Any]) -> Response:
     return JSONResponse({"error": error}, status)
+
+
+if __name__ == "__main__":
+    run(FakeOpenAI())

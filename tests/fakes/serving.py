@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Self
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -44,3 +47,36 @@ def closed_port() -> str:
     """A base URL where nobody listens."""
     with socket.create_server(("127.0.0.1", 0)) as sock:
         return f"http://127.0.0.1:{sock.getsockname()[1]}"
+
+
+class Startable:
+    """A fake with an `app`: `async with FakeX() as fake: fake.url`, or `python -m tests.fakes.x [PORT]`."""
+
+    app: ASGIApp
+    path = ""
+    """What an endpoint's URL ends in."""
+    base = ""
+    """Where it is served, without a path."""
+    _serving: AbstractContextManager[str]
+
+    @property
+    def url(self) -> str:
+        return self.base + self.path
+
+    async def __aenter__(self) -> Self:
+        self._serving = serve(self.app)
+        self.base = await asyncio.to_thread(self._serving.__enter__)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.to_thread(self._serving.__exit__, None, None, None)
+
+
+def run(fake: Startable) -> None:
+    """Serve one fake until it is interrupted; prints its URL first."""
+    port = int(sys.argv[1]) if len(sys.argv) > 1 else 0
+    with socket.create_server(("127.0.0.1", port)) as sock:
+        fake.base = f"http://127.0.0.1:{sock.getsockname()[1]}"
+        print(fake.url, flush=True)
+        server = uvicorn.Server(uvicorn.Config(fake.app, log_level="warning", lifespan="off"))
+        server.run(sockets=[sock])
