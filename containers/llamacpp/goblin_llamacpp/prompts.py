@@ -38,7 +38,7 @@ class Prepared:
 
 
 def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> Prepared:
-    """Render, tokenise and bound a chat.
+    """Render, tokenise and bound a chat. A last message of the assistant is continued, as llama-server does.
 
     Raises:
         ApiError: 400, naming what is wrong.
@@ -46,18 +46,23 @@ def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> Prepared:
     tools = [] if request.tool_choice == "none" else request.tools or []
     if request.tools and not loaded.template.knows_tools:
         raise invalid("This model's chat template has no tools", param="tools", code="tools_not_supported")
+    messages, begun = _begun(request.messages)
+    grammar = _chat_grammar(request, tools)
+    if begun and grammar is not None:
+        raise invalid("An answer that has begun cannot be bound to a grammar", param="messages")
     try:
         parts = loaded.template.render(
-            [_to_template(message) for message in request.messages],
+            [_to_template(message) for message in messages],
             tools=[_tool_to_template(tool) for tool in tools],
             extra=request.chat_template_kwargs,
         )
+        parts = loaded.template.continue_with(parts, begun)
     except TemplateRefused as error:
         raise invalid(str(error), param="messages") from None
     prompt = _tokenize_parts(parts, loaded)
     return Prepared(
         prompt=prompt,
-        sampling=_sampling(request, loaded, _chat_grammar(request, tools)),
+        sampling=_sampling(request, loaded, grammar),
         max_new=_room(prompt, request.max_completion_tokens or request.max_tokens, loaded),
         stop=request.stops(),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
@@ -161,6 +166,16 @@ def check_tokens(tokens: list[int], loaded: LoadedModel, *, param: str) -> list[
     if any(not 0 <= token < loaded.model.n_vocab for token in tokens):
         raise invalid(f"Token ids are from 0 to {loaded.model.n_vocab - 1}", param=param)
     return tokens
+
+
+def _begun(messages: list[Message]) -> tuple[list[Message], str]:
+    """The conversation, and the words with which the assistant has begun to answer it."""
+    *before, last = messages
+    if last.role != "assistant" or last.tool_calls or not (text := _text_of(last)):
+        return messages, ""
+    if before and before[-1].role == "assistant":
+        raise invalid("Only one assistant message can be continued", param="messages")
+    return before, text
 
 
 def _to_template(message: Message) -> dict[str, Any]:

@@ -99,6 +99,14 @@ class ChatTemplate:
             raise TemplateRefused(f"The model's chat template refused the messages: {error}") from error
         return self._split(text)
 
+    def continue_with(self, parts: list[Part], begun: str) -> list[Part]:
+        """The same prompt with the first words of the answer already written."""
+        more = self._split(self._mark(begun))
+        if parts and more and not parts[-1].literal and not more[0].literal:
+            # One text, or tokenizers that put a space before each text would put one into the middle.
+            parts, more[0] = parts[:-1], Part(parts[-1].text + more[0].text, literal=False)
+        return parts + more
+
     def _mark(self, value: Any) -> Any:
         if isinstance(value, str):
             if self._special is None:
