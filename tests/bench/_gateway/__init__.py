@@ -1,0 +1,1 @@
+"""Parts of `bench gateway`: the upstream, the clients, the bare function it is compared with."""
