@@ -2,46 +2,144 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
 
-from goblin.domain.money import ACTIONS, Balance, Entry, EntryKind, Freeze, lineage, month_of
+from goblin.domain.accounts import Account, Lease, Limit
+from goblin.domain.money import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, month_of
 from goblin.errors import Conflict, StoreUnavailable
+from goblin.policy import spending
+from goblin.policy.spending import Ask, Step
 
 
 @dataclass
 class MemoryLedger:
+    declared: Mapping[str, Sequence[Limit]] = field(default_factory=dict)
     written: dict[str, Entry] = field(default_factory=dict)
     frozen: dict[str, Freeze] = field(default_factory=dict)
+    kept: dict[str, Account] = field(default_factory=dict)
+    lent: dict[str, Lease] = field(default_factory=dict)
     down: bool = False
     reads: int = 0
+    exchanges: int = 0
+    lose_answers: int = 0
+    """So many of the next writes are made and not answered."""
 
     def _check(self) -> None:
         if self.down:
             raise StoreUnavailable("the ledger is down")
 
-    async def record(self, entry: Entry) -> bool:
+    def _answer(self) -> None:
+        if self.lose_answers:
+            self.lose_answers -= 1
+            raise StoreUnavailable("the answer was lost")
+
+    async def record(self, entry: Entry, *, now: datetime | None = None) -> bool:
         self._check()
         there = self.written.get(entry.entry_id)
         if there is not None:
-            if (there.account, there.spent_usd_micros) != (entry.account, entry.spent_usd_micros):
+            if (there.accounts, there.spent_usd_micros) != (entry.accounts, entry.spent_usd_micros):
                 raise Conflict(entry.entry_id)
             return False
-        self.written[entry.entry_id] = entry
+        if entry.kind in ACTIONS:
+            self.written[entry.entry_id] = entry
+            self._act(entry)
+        else:
+            self._write(spending.book(entry, self._accounts(entry.accounts), now=now or entry.at), None)
+        self._answer()
+        return True
+
+    def _act(self, entry: Entry) -> None:
         if entry.kind is EntryKind.FREEZE:
             self.frozen[entry.entry_id] = Freeze(
-                entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at
+                entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at, action=entry.action
             )
         for lifted in entry.lifts:
             self.frozen.pop(lifted, None)
+
+    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
+        self._check()
+        self.exchanges += 1
+        entry = Entry(
+            entry_id="x", kind=EntryKind.SETTLE, account=ask.account, also=ask.also, amount_usd_micros=0, at=now
+        )
+        step = spending.exchange(ask, self.lent.get(ask.lease_id), self._accounts(entry.accounts), now=now)
+        self._write(step, ask.lease_id)
+        self._answer()
+        return step
+
+    async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
+        self._check()
+        if entries[0].entry_id in self.written:
+            return True
+        lease = self.lent.get(lease_id)
+        if lease is None:
+            return False
+        for entry in entries:
+            self.written[entry.entry_id] = entry
+        spent = sum(entry.spent_usd_micros for entry in entries)
+        self.lent[lease_id] = replace(lease, settled_usd_micros=lease.settled_usd_micros + spent)
+        self._answer()
         return True
+
+    async def leases(self) -> Sequence[Lease]:
+        self._check()
+        return [self.lent[name] for name in sorted(self.lent)]
+
+    async def expire(self, lease_id: str, *, now: datetime) -> Step:
+        return self._step(lease_id, lambda lease, accounts: spending.expire(lease, accounts, now=now))
+
+    async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
+        return self._step(
+            lease_id,
+            lambda lease, accounts: spending.resolve(lease, accounts, spent_usd_micros=spent_usd_micros, now=now),
+        )
+
+    def _step(self, lease_id: str, decide: Callable[[Lease, Sequence[Account]], Step]) -> Step:
+        self._check()
+        lease = self.lent.get(lease_id)
+        if lease is None:
+            return Step(writes=False)
+        step = decide(lease, self._accounts(lease.accounts))
+        self._write(step, lease_id)
+        self._answer()
+        return step
+
+    def _write(self, step: Step, lease_id: str | None) -> None:
+        if not step.writes:
+            return
+        for account in step.accounts:
+            self.kept[account.name] = replace(account, limits=self._own(account.name))
+        if lease_id is not None and step.lease is not None:
+            self.lent[lease_id] = step.lease
+        elif lease_id is not None:
+            self.lent.pop(lease_id, None)
+        for entry in step.entries:
+            assert entry.entry_id not in self.written, entry.entry_id
+            self.written[entry.entry_id] = entry
+
+    def _own(self, name: str) -> tuple[Limit, ...]:
+        return self.kept[name].limits if name in self.kept else ()
+
+    def _accounts(self, names: Sequence[str]) -> list[Account]:
+        found = [self.kept.get(name, Account(name=name)) for name in names]
+        return [replace(a, limits=(*a.limits, *self.declared.get(a.name, ()))) for a in found]
+
+    async def accounts(self) -> Sequence[Account]:
+        self._check()
+        return self._accounts(sorted({*self.kept, *self.declared}))
+
+    async def limit(self, account: str, limits: Sequence[Limit]) -> None:
+        self._check()
+        self.kept[account] = replace(self.kept.get(account, Account(name=account)), limits=tuple(limits))
 
     async def balances(self, window: str) -> Sequence[Balance]:
         self._check()
         sums: dict[str, list[int]] = {}
         for entry in self.written.values():
-            if month_of(entry.at) == window and entry.kind not in ACTIONS:
-                for account in lineage(entry.account):
+            if window in (month_of(entry.at), day_of(entry.at)) and entry.kind not in ACTIONS | LENDING:
+                for account in entry.accounts:
                     sums.setdefault(account, []).append(entry.spent_usd_micros)
         return [
             Balance(account=account, window=window, spent_usd_micros=sum(parts), entries=len(parts))

@@ -13,15 +13,23 @@ TOTAL = "total"
 ACCOUNT = re.compile(r"[a-z][a-z0-9_]{0,62}(?:/[A-Za-z0-9][A-Za-z0-9._-]{0,127}){0,3}")
 """`total`, a provider's or endpoint's name, or something below one, as in `vastai/job-7`."""
 ENTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:~@+-]{0,511}")
-WINDOW = re.compile(r"\d{4}-\d{2}(?:-\d{2})?")
+LIFETIME = "lifetime"
+"""The one window that never ends."""
+WINDOW = re.compile(r"\d{4}-\d{2}(?:-\d{2})?|lifetime")
 USD_MICROS = 1_000_000
 
 
 class EntryKind(StrEnum):
     """What an entry says."""
 
+    RESERVE = "reserve"
+    """So much of the budgets of its accounts was lent to an instance or a job."""
     SETTLE = "settle"
     """This was spent."""
+    RELEASE = "release"
+    """So much of what was lent came back unspent."""
+    EXPIRE = "expire"
+    """The borrower died with so much; it counts as spent until a bill says otherwise."""
     ADJUST = "adjust"
     """A provider's bill says otherwise than we did; the only kind that may be negative."""
     CREDIT = "credit"
@@ -36,6 +44,21 @@ class EntryKind(StrEnum):
 
 ACTIONS = frozenset({EntryKind.ALERT, EntryKind.FREEZE, EntryKind.THAW})
 """Kinds that record what was done about money and move none."""
+LENDING = frozenset({EntryKind.RESERVE, EntryKind.RELEASE, EntryKind.EXPIRE})
+"""Kinds that move money between what is left and what is lent; nothing is spent by them."""
+
+
+class Action(StrEnum):
+    """What follows when a budget is used up; each but the first holds until a person thaws it."""
+
+    ALERT = "alert"
+    """It is written down, and a person is told. The budget refuses by itself until its window ends."""
+    FREEZE = "freeze"
+    """Nothing more is spent under the account."""
+    STOP_JOBS = "stop_jobs"
+    """And its spot jobs end after a last checkpoint."""
+    SCALE_TO_ZERO = "scale_to_zero"
+    """And its Cloud Run services keep no instance."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,19 +70,24 @@ class Entry:
     kind: EntryKind
     account: str
     """It counts here and in every account above."""
+    also: tuple[str, ...] = ()
+    """Further accounts it counts in, which are no branch of the tree of providers: a key's, a job's, a model's."""
     amount_usd_micros: int
     at: datetime
     """Aware UTC; decides the window it counts in."""
     note: str = ""
     """For a person."""
+    action: Action | None = None
+    """A freeze's: what else follows from it."""
     lifts: tuple[str, ...] = ()
     """A thaw's: the entries whose freezes it lifts. One that its person did not know of stays."""
 
     def __post_init__(self) -> None:
         if not ENTRY_ID.fullmatch(self.entry_id):
             raise ValueError(f"not an entry's id: {self.entry_id!r}")
-        if not ACCOUNT.fullmatch(self.account):
-            raise ValueError(f"not an account: {self.account!r}")
+        for account in (self.account, *self.also):
+            if not ACCOUNT.fullmatch(account):
+                raise ValueError(f"not an account: {account!r}")
         if type(self.amount_usd_micros) is not int:
             raise TypeError("an amount is a whole number of millionths of a dollar")
         if self.amount_usd_micros < 0 and self.kind is not EntryKind.ADJUST:
@@ -72,7 +100,14 @@ class Entry:
     @property
     def spent_usd_micros(self) -> int:
         """What it adds to the spending of its accounts."""
+        if self.kind in LENDING:
+            return 0
         return -self.amount_usd_micros if self.kind is EntryKind.CREDIT else self.amount_usd_micros
+
+    @property
+    def accounts(self) -> tuple[str, ...]:
+        """Every account it counts in."""
+        return (*lineage(self.account), *self.also)
 
 
 def lineage(account: str) -> tuple[str, ...]:
@@ -87,9 +122,23 @@ def month_of(at: datetime) -> str:
     return f"{at.astimezone(UTC):%Y-%m}"
 
 
+def day_of(at: datetime) -> str:
+    """The day of an instant in UTC, as `2026-11-25`."""
+    return f"{at.astimezone(UTC):%Y-%m-%d}"
+
+
+def named(prefix: str, name: str) -> str:
+    """The account of something outside the tree of providers, as `key/ann`: what an account cannot hold becomes `-`.
+
+    Keys with the same name share a budget, so that a key can be replaced by another.
+    """
+    plain = re.sub(r"[^A-Za-z0-9._-]", "-", name)[:128]
+    return f"{prefix}/{plain if plain[:1].isalnum() else 'x' + plain[:127]}"
+
+
 def is_over(window: str, now: datetime) -> bool:
     """Whether a month, or a day, lies wholly in the past."""
-    return window < f"{now.astimezone(UTC):%Y-%m-%d}"[: len(window)]
+    return window != LIFETIME and window < f"{now.astimezone(UTC):%Y-%m-%d}"[: len(window)]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -111,6 +160,7 @@ class Freeze:
     account: str
     reason: str
     since: datetime
+    action: Action | None = None
 
 
 def to_micros(amount: Decimal) -> int:
