@@ -1,10 +1,10 @@
-"""HTTP: OpenAI-compatible inference at `/v1`, and what operators read: `/health`, `/providers`, `/metrics`."""
+"""HTTP: inference at `/v1` in OpenAI's words and in Anthropic's, and what operators read: `/health` and the like."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import functions_framework.aio
 import msgspec
@@ -15,11 +15,14 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from goblin import __version__, wiring
-from goblin.adapters import asgi, openai_face, prometheus
+from goblin.adapters import anthropic_asks, anthropic_face, asgi, openai_face, prometheus
 from goblin.domain import requests
 from goblin.services import chat
 
 Work = Callable[[chat.Call, bytes, str | None], Awaitable[asgi.Answer]]
+Refuse = Callable[[Exception], asgi.Answer]
+ANTHROPIC_VERSION = "anthropic-version"
+"""Sent by Anthropic's clients with every request, and by nobody else."""
 
 
 async def chat_completions(call: chat.Call, body: bytes, strategy: str | None) -> asgi.Answer:
@@ -47,7 +50,17 @@ async def embeddings(call: chat.Call, body: bytes, strategy: str | None) -> asgi
     return asgi.Answer(content=openai_face.embedding_list(vectors, model=asked.model, as_base64=as_base64))
 
 
-def _inference(operation: str, work: Work) -> Callable[[Request], Awaitable[Response]]:
+async def messages(call: chat.Call, body: bytes, strategy: str | None) -> asgi.Answer:
+    asked = anthropic_asks.parse(body)
+    chunks = await call.chat(asked, strategy=strategy)
+    if asked.stream:
+        return _events(anthropic_face.message_events(chunks, asked))
+    return asgi.Answer(content=await anthropic_face.whole_message(chunks, asked))
+
+
+def _inference(
+    operation: str, work: Work, refuse: Refuse = asgi.error_answer
+) -> Callable[[Request], Awaitable[Response]]:
     """A route that is authenticated, metered and settled, and stops when the caller hangs up."""
 
     async def route(request: Request) -> Response:
@@ -56,13 +69,13 @@ def _inference(operation: str, work: Work) -> Callable[[Request], Awaitable[Resp
 
         async def produce() -> asgi.Answer:
             try:
-                await call.authenticate(request.headers.get("authorization"))
+                await call.authenticate(_authorization(request))
                 body = await asgi.read_body(request)
                 heard.set()
                 answer = await work(call, body, request.headers.get("x-goblin-strategy"))
             except Exception as error:  # noqa: BLE001  Errors carry the explanation too.
                 call.failed(error)
-                answer = asgi.error_answer(error)
+                answer = refuse(error)
             return asgi.with_headers(answer, _explanation(call))
 
         return asgi.Delivery(produce, call.settle, heard=heard)
@@ -70,11 +83,23 @@ def _inference(operation: str, work: Work) -> Callable[[Request], Awaitable[Resp
     return route
 
 
+def _authorization(request: Request) -> str | None:
+    """The caller's key, in either of the headers that clients use; as at Anthropic, `x-api-key` wins."""
+    key = request.headers.get("x-api-key")
+    return f"Bearer {key}" if key else request.headers.get("authorization")
+
+
+def _refused_in_anthropics_words(error: Exception) -> asgi.Answer:
+    status, content = anthropic_face.refusal(error)
+    return replace(asgi.error_answer(error), status=status, content=content)
+
+
 def _explanation(call: chat.Call) -> dict[str, str]:
     """Why this answer: who gave it, after how many attempts, and where the time went."""
     phases = ", ".join(f"{phase};dur={spent_ms:.1f}" for phase, spent_ms in call.timings_ms.items())
     headers = {
         "x-goblin-request-id": call.request_id,
+        "request-id": call.request_id,  # Where Anthropic's clients look for it.
         "x-goblin-attempts": str(len(call.attempts)),
         "server-timing": phases,
     }
@@ -89,9 +114,20 @@ def _events(parts: AsyncGenerator[bytes, None]) -> asgi.Answer:
     return asgi.Answer(content=parts, media_type="text/event-stream; charset=utf-8", headers=headers)
 
 
+async def count_message_tokens(request: Request) -> Response:
+    try:
+        await _authenticated(request)
+        asked = anthropic_asks.parse_to_count(await asgi.read_body(request))
+    except Exception as error:  # noqa: BLE001  As in asgi.answers_errors.
+        return asgi.respond(_refused_in_anthropics_words(error))
+    return asgi.json_response({"input_tokens": anthropic_face.count_tokens(asked)})
+
+
 @asgi.answers_errors
 async def list_models(request: Request) -> Response:
     deps = await _authenticated(request)
+    if ANTHROPIC_VERSION in request.headers:
+        return asgi.json_response(anthropic_face.model_list([model.id for model in await deps.router.models()]))
     found = [openai_face.model_object(m.id, ", ".join(m.endpoints)) for m in await deps.router.models()]
     return asgi.json_response({"object": "list", "data": found})
 
@@ -100,13 +136,15 @@ async def list_models(request: Request) -> Response:
 async def show_model(request: Request) -> Response:
     deps = await _authenticated(request)
     found = await deps.router.model(request.path_params["model_id"])
+    if ANTHROPIC_VERSION in request.headers:
+        return asgi.json_response(anthropic_face.model_object(found.id))
     return asgi.json_response(openai_face.model_object(found.id, ", ".join(found.endpoints)))
 
 
 @asgi.answers_errors
 async def show_receipt(request: Request) -> Response:
     deps = wiring.gateway()
-    key = await deps.keys.authenticate(request.headers.get("authorization"))
+    key = await deps.keys.authenticate(_authorization(request))
     receipt = await chat.find_receipt(deps, key, request.path_params["request_id"])
     fields = msgspec.to_builtins(receipt)
     fields.pop("key_digest")
@@ -134,7 +172,7 @@ async def show_metrics(request: Request) -> Response:
 
 async def _authenticated(request: Request) -> chat.Deps:
     deps = wiring.gateway()
-    await deps.keys.authenticate(request.headers.get("authorization"))
+    await deps.keys.authenticate(_authorization(request))
     return deps
 
 
@@ -143,6 +181,8 @@ _router = Starlette(
         Route("/v1/chat/completions", _inference("chat", chat_completions), methods=["POST"]),
         Route("/v1/completions", _inference("completions", completions), methods=["POST"]),
         Route("/v1/embeddings", _inference("embeddings", embeddings), methods=["POST"]),
+        Route("/v1/messages", _inference("chat", messages, _refused_in_anthropics_words), methods=["POST"]),
+        Route("/v1/messages/count_tokens", count_message_tokens, methods=["POST"]),
         Route("/v1/models", list_models),
         Route("/v1/models/{model_id:path}", show_model),
         Route("/requests/{request_id}", show_receipt),

@@ -160,8 +160,12 @@ def json_response(value: object, status: int = 200, headers: Mapping[str, str] |
 
 def error_response(error: Exception) -> Response:
     """The same, as a response of its own."""
-    answer = error_answer(error)
-    assert isinstance(answer.content, bytes)  # noqa: S101  error_answer never streams.
+    return respond(error_answer(error))
+
+
+def respond(answer: Answer) -> Response:
+    """An answer that is there as a whole, as a response."""
+    assert isinstance(answer.content, bytes)  # noqa: S101  Streams are for Delivery.
     return Response(answer.content, answer.status, headers=dict(answer.headers), media_type=answer.media_type)
 
 

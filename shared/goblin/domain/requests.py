@@ -226,7 +226,7 @@ def parse(kind: type[_R], data: bytes) -> _R:
             raise InvalidRequest("The body must be a JSON object.")
         request = msgspec.convert({**body, "body": body}, kind)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from error
+        raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not JSON: {error}.") from error
     except RecursionError as error:
@@ -238,7 +238,7 @@ def parse(kind: type[_R], data: bytes) -> _R:
     return request
 
 
-def _invalid(message: str) -> InvalidRequest:
+def invalid(message: str) -> InvalidRequest:
     """msgspec's `Expected … - at `$.messages[0].role`` in OpenAI's terms."""
     if missing := re.search(r"missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message):
         field, where = missing.groups()
