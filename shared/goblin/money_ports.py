@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import Protocol
 
+from goblin.domain.accounts import Account, Lease, Limit
 from goblin.domain.money import Balance, Entry, Freeze
+from goblin.policy.spending import Ask, Step
 
 
 class Ledger(Protocol):
@@ -17,8 +20,9 @@ class Ledger(Protocol):
     async def record(self, entry: Entry) -> bool:
         """Write an entry, once: True when it was written now, False when it was there.
 
-        The balances of its account and all above it in its month move with it, and a freeze or thaw takes effect
-        with it, or none of that happens. The second time nothing does.
+        The balances of all its accounts, in its month and its day, and the tallies of their budgets move with it, and
+        a freeze or thaw takes effect with it, or none of that happens. The second time nothing does. A settlement
+        that a lease covers is not given here but to `Lender.settle`.
 
         Raises:
             Conflict: The id belongs to an entry that moves other money. Its instant and note may differ, as those of
@@ -26,7 +30,7 @@ class Ledger(Protocol):
         """
 
     async def balances(self, window: str) -> Sequence[Balance]:
-        """Every account that has entries in the window, by name."""
+        """Every account that has entries in the month or day, by name."""
 
     async def entries(self, *, limit: int) -> Sequence[Entry]:
         """The last entries, the newest first."""
@@ -36,3 +40,40 @@ class Ledger(Protocol):
 
     async def freezes(self) -> Sequence[Freeze]:
         """What is frozen now, the oldest first."""
+
+    async def accounts(self) -> Sequence[Account]:
+        """Every account that was ever lent from or has a limit, by name, with the limits that are configured."""
+
+    async def limit(self, account: str, limits: Sequence[Limit]) -> None:
+        """Replace the limits of an account. Those that are configured hold beside them."""
+
+
+class Lender(Protocol):
+    """Leases on budgets. Each method makes one step of `policy.spending` in one commit.
+
+    Every method raises `StoreUnavailable`, within its deadline; then nobody knows whether the step was made, and the
+    same call may be made again.
+    """
+
+    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
+        """Open, renew, shrink or close a lease."""
+
+    async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
+        """Write what was spent from a lease: one commit that waits for no exchange.
+
+        Args:
+            lease_id: Whose accounts and windows the entries have.
+            entries: At least one; given again, they must be exactly the same ones.
+
+        Returns:
+            False when there is no such lease any more and nothing was written: then each goes to `Ledger.record`.
+        """
+
+    async def leases(self) -> Sequence[Lease]:
+        """All that are open or expired, by id."""
+
+    async def expire(self, lease_id: str, *, now: datetime) -> Step:
+        """Count a lease as spent if its time is over."""
+
+    async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
+        """Replace what an expired lease may have spent by what a bill says it did."""

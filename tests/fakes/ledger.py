@@ -35,7 +35,7 @@ class MemoryLedger:
             self.lose_answers -= 1
             raise StoreUnavailable("the answer was lost")
 
-    async def record(self, entry: Entry, *, now: datetime | None = None) -> bool:
+    async def record(self, entry: Entry) -> bool:
         self._check()
         there = self.written.get(entry.entry_id)
         if there is not None:
@@ -46,14 +46,14 @@ class MemoryLedger:
             self.written[entry.entry_id] = entry
             self._act(entry)
         else:
-            self._write(spending.book(entry, self._accounts(entry.accounts), now=now or entry.at), None)
+            self._write(spending.book(entry, self._accounts(entry.accounts), now=entry.at), None)
         self._answer()
         return True
 
     def _act(self, entry: Entry) -> None:
         if entry.kind is EntryKind.FREEZE:
             self.frozen[entry.entry_id] = Freeze(
-                entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at, action=entry.action
+                entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at, action=entry.reaction
             )
         for lifted in entry.lifts:
             self.frozen.pop(lifted, None)

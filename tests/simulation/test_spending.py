@@ -189,7 +189,7 @@ class Spending(RuleBasedStateMachine):
         try:
             if not run(self.ledger.settle(purse.lease_id, entries)):
                 for entry in entries:
-                    run(self.ledger.record(entry, now=self.now))
+                    run(self.ledger.record(entry))
         except StoreUnavailable:
             return
         purse.wrote()

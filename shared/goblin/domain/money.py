@@ -77,7 +77,7 @@ class Entry:
     """Aware UTC; decides the window it counts in."""
     note: str = ""
     """For a person."""
-    action: Action | None = None
+    reaction: Action | None = None
     """A freeze's: what else follows from it."""
     lifts: tuple[str, ...] = ()
     """A thaw's: the entries whose freezes it lifts. One that its person did not know of stays."""

@@ -13,9 +13,12 @@ import pytest
 from goblin.adapters.gcp.ledger import FirestoreLedger
 from goblin.adapters.gcp.serving import FirestoreServing
 from goblin.cli import places
-from goblin.domain.money import ACTIONS, Entry, EntryKind, lineage
+from goblin.domain.accounts import Limit, Period
+from goblin.domain.money import ACTIONS, Action, Entry, EntryKind, lineage
 from goblin.domain.registry import Artifact, ModelName, Promotion, Serving
 from goblin.errors import Conflict, StoreUnavailable
+from goblin.policy.purse import Purse
+from goblin.policy.spending import LEASE_LIFE
 from tests.clouds import RunningCloud
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FakeServingStore
@@ -56,6 +59,10 @@ async def store(request: pytest.FixtureRequest, client: Any) -> Any:
 def entry(entry_id: str, amount: int = 5, kind: EntryKind = EntryKind.SETTLE, **changes: Any) -> Entry:
     fields: dict[str, Any] = {"account": "openai", "at": AT, **changes}
     return Entry(entry_id=entry_id, kind=kind, amount_usd_micros=amount, **fields)
+
+
+def settled(entry_id: str, amount: int) -> Entry:
+    return entry(entry_id, amount, account="openai/ann", also=("key/ann",))
 
 
 async def spent(ledger: Any, window: str = "2026-11") -> dict[str, tuple[int, int]]:
@@ -146,6 +153,85 @@ async def test_an_answer_that_was_lost_is_no_second_entry(client: Any) -> None:
         await ledger.record(entry("a", 5))
     assert not await ledger.record(entry("a", 5))
     assert await spent(ledger) == {"total": (5, 1), "openai": (5, 1)}
+
+
+async def test_many_instances_on_one_budget_never_lend_more_than_it_holds(ledger: Any) -> None:
+    await ledger.limit("key/ann", [Limit(period=Period.MONTH, limit_usd_micros=10_000)])
+    won: list[int] = []
+
+    async def instance(number: int) -> None:
+        purse = Purse(lease_id=f"l{number}", account="openai/ann", also=("key/ann",))
+        for n in range(8):
+            if not purse.reserve(f"{number}.{n}", 300, now=AT):
+                purse.accept((await ledger.exchange(purse.ask(now=AT, need_usd_micros=300), now=AT)).lease, now=AT)
+            if purse.reserve(f"{number}.{n}", 300, now=AT):
+                won.append(300)
+                assert purse.settle(f"{number}.{n}", settled(f"{number}.{n}", 300))
+            account = next(a for a in await ledger.accounts() if a.name == "key/ann")
+            tally = account.tallies[Period.MONTH]
+            assert tally.spent_usd_micros + tally.leased_usd_micros <= 10_000
+            if purse.unwritten:
+                assert await ledger.settle(purse.lease_id, purse.batch())
+                purse.wrote()
+        while not purse.retired:
+            purse.accept((await ledger.exchange(purse.ask(now=AT, close=True), now=AT)).lease, now=AT)
+
+    await asyncio.gather(*(instance(n) for n in range(8)))
+    assert sum(won) == 9_900  # One more would have been too much.
+    assert (await spent(ledger))["key/ann"] == (9_900, 33)
+    assert (await spent(ledger, "2026-11-25"))["openai"] == (9_900, 33)
+    assert await ledger.leases() == []
+    (account,) = [a for a in await ledger.accounts() if a.name == "openai"]
+    assert (account.tallies[Period.DAY].spent_usd_micros, account.tallies[Period.DAY].leased_usd_micros) == (9_900, 0)
+
+
+async def test_a_repeated_step_is_made_once(ledger: Any) -> None:
+    purse = Purse(lease_id="l", account="openai/ann", also=("key/ann",))
+    ask = purse.ask(now=AT, need_usd_micros=40)
+    first, second = await ledger.exchange(ask, now=AT), await ledger.exchange(ask, now=AT)
+    assert first.lease == second.lease
+    purse.accept(second.lease, now=AT)
+    assert purse.reserve("r", 40, now=AT)
+    assert purse.settle("r", settled("r", 25))
+    for _ in range(2):
+        assert await ledger.settle("l", purse.batch())
+    assert [(lease.granted_usd_micros, lease.settled_usd_micros) for lease in await ledger.leases()] == [(40, 25)]
+    assert (await spent(ledger))["total"] == (25, 1)
+
+
+async def test_the_dead_count_as_spent_until_a_bill_is_read(ledger: Any) -> None:
+    await ledger.limit("openai", [Limit(period=Period.DAY, limit_usd_micros=100)])
+    dead, heir = (Purse(lease_id=name, account="openai/ann", also=("key/ann",)) for name in ("dead", "heir"))
+    dead.accept((await ledger.exchange(dead.ask(now=AT, need_usd_micros=90), now=AT)).lease, now=AT)
+    assert not (await ledger.expire("dead", now=AT + timedelta(seconds=1))).writes
+    later = AT + LEASE_LIFE
+    assert (await ledger.expire("dead", now=later)).writes
+    assert not (await ledger.expire("dead", now=later)).writes
+    refused = await ledger.exchange(heir.ask(now=later, need_usd_micros=20), now=later)
+    assert refused.shortage is not None
+    assert (refused.shortage.account, refused.shortage.left_usd_micros) == ("openai", 10)
+    heir.accept(refused.lease, now=later)
+    # It was slow, not dead: what it says now comes out of what counts as spent.
+    assert await ledger.settle("dead", [settled("late", 30)])
+    (lost,) = [lease for lease in await ledger.leases() if lease.lease_id == "dead"]
+    assert lost.lost_usd_micros == 60
+    assert (await ledger.resolve("dead", spent_usd_micros=15, now=later)).writes
+    assert not (await ledger.resolve("dead", spent_usd_micros=15, now=later)).writes
+    assert not await ledger.settle("dead", [settled("later", 1)])  # It goes to `record`.
+    assert (await spent(ledger))["key/ann"] == (45, 2)
+    granted = await ledger.exchange(heir.ask(now=later, need_usd_micros=55), now=later)
+    assert granted.shortage is None
+
+
+async def test_limits_are_kept_with_what_is_spent(ledger: Any) -> None:
+    await ledger.record(entry("a", 5))
+    limits = [Limit(period=Period.DAY, limit_usd_micros=7, action=Action.FREEZE)]
+    await ledger.limit("openai", limits)
+    (account,) = [a for a in await ledger.accounts() if a.name == "openai"]
+    assert account.limits == tuple(limits)
+    assert account.tallies[Period.LIFETIME].spent_usd_micros == 5
+    await ledger.limit("openai", [])
+    assert [a.limits for a in await ledger.accounts()] == [(), ()]
 
 
 async def test_what_a_server_serves_and_refused_is_kept(store: Any) -> None:

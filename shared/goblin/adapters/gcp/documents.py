@@ -20,12 +20,12 @@ CALL: Mapping[str, Any] = {"timeout": DEADLINE_S, "retry": None}
 T = TypeVar("T")
 
 
-async def in_time(call: Awaitable[T], what: str) -> T:
-    """Wait for a call; raises `StoreUnavailable`, and lets `AlreadyExists` through, which is an answer."""
+async def in_time(call: Awaitable[T], what: str, *, answers: tuple[type[Exception], ...] = (AlreadyExists,)) -> T:
+    """Wait for a call; raises `StoreUnavailable`, and lets those through that are an answer."""
     try:
         async with asyncio.timeout(DEADLINE_S + 0.5):
             return await call
-    except AlreadyExists:
+    except answers:
         raise
     except (GoogleAPICallError, GoogleAuthError, RetryError, TimeoutError) as error:
         raise StoreUnavailable(f"Firestore did not answer in time ({what}).") from error
