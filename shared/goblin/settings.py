@@ -7,6 +7,8 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
+from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,7 +16,9 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import Meta
 
+from goblin.domain.accounts import Limit, Period
 from goblin.domain.models import ORDINARY, Capability, Catalog, Endpoint, Price, Routing, Strategy
+from goblin.domain.money import USD_MICROS
 from goblin.errors import Broken
 
 DEFAULT_REGION = "us-east1"
@@ -68,6 +72,21 @@ class Settings:
             variables=env,
         )
 
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """Budgets that the environment declares, by account. Raises `BadConfiguration`."""
+        text = self.variables.get("VASTAI_MONTHLY_BUDGET")
+        if not text:
+            return {}
+        try:
+            dollars = Decimal(text)
+        except InvalidOperation as error:
+            raise BadConfiguration("VASTAI_MONTHLY_BUDGET is no number of dollars.") from error
+        if not dollars.is_finite() or dollars < 0:
+            raise BadConfiguration("VASTAI_MONTHLY_BUDGET is no number of dollars.")
+        # Rounded down: a limit is never more than was said.
+        micros = int((dollars * USD_MICROS).to_integral_value(ROUND_FLOOR))
+        return {"vastai": (Limit(period=Period.MONTH, limit_usd_micros=micros),)}
+
     def catalog(self) -> Catalog:
         """Read `goblin.toml`. Raises `BadConfiguration`."""
         path = self.config_path or _default_config()
@@ -103,15 +122,31 @@ class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cancel_stops_bill: bool = True
     price_input_usd_micros_per_mtok: Micros | None = None
     price_output_usd_micros_per_mtok: Micros | None = None
+    output_tokens_default: Positive = 4096
+    output_tokens_max: Positive | None = None
+    image_tokens_max: Positive = 50_000
     weight: Micros = 1
     parallel: Positive = 1
     first_token_prior_ms: Positive = 1000
     options: dict[str, str] = {}
 
 
+class _Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    provider: Name
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    input_usd_micros_per_mtok: Micros
+    output_usd_micros_per_mtok: Micros
+    source: str
+    read_on: date
+    output_tokens_default: Positive = 4096
+    output_tokens_max: Positive | None = None
+    image_tokens_max: Positive = 50_000
+
+
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     routing: _Routing = _Routing()
     endpoints: tuple[_Endpoint, ...] = ()
+    prices: tuple[_Price, ...] = ()
 
 
 def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin.toml") -> Catalog:
@@ -134,14 +169,28 @@ def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin
     if twice := {n for n in names if names.count(n) > 1}:
         raise BadConfiguration(f"{name}: two endpoints are named {', '.join(sorted(twice))}")
     routing = Routing(**msgspec.structs.asdict(parsed.routing))
-    return Catalog(routing=routing, endpoints=endpoints)
+    prices = {(row.provider, row.model): _price(row) for row in parsed.prices}
+    if len(prices) != len(parsed.prices):
+        raise BadConfiguration(f"{name}: a model of a provider has two prices")
+    return Catalog(routing=routing, endpoints=endpoints, prices=prices)
+
+
+def _price(row: _Price) -> Price:
+    fields = msgspec.structs.asdict(row)
+    return Price(**{key: value for key, value in fields.items() if key not in ("provider", "model")})
 
 
 def _endpoint(row: _Endpoint, file: str) -> Endpoint:
     inward, outward = row.price_input_usd_micros_per_mtok, row.price_output_usd_micros_per_mtok
     price = None
     if inward is not None and outward is not None:
-        price = Price(input_usd_micros_per_mtok=inward, output_usd_micros_per_mtok=outward)
+        price = Price(
+            input_usd_micros_per_mtok=inward,
+            output_usd_micros_per_mtok=outward,
+            output_tokens_default=row.output_tokens_default,
+            output_tokens_max=row.output_tokens_max,
+            image_tokens_max=row.image_tokens_max,
+        )
     elif inward is not None or outward is not None:
         raise BadConfiguration(f"{file}: endpoint {row.name} has one price; it needs both or none")
     return Endpoint(

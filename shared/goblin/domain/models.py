@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from datetime import date
 from enum import StrEnum
 from typing import Protocol
 
@@ -46,6 +47,16 @@ class Price:
 
     input_usd_micros_per_mtok: int
     output_usd_micros_per_mtok: int
+    output_tokens_default: int = 4096
+    """The limit that is sent with a request that has none: what is not limited cannot be paid for in advance."""
+    output_tokens_max: int | None = None
+    """The most that is asked for, whatever the caller wants."""
+    image_tokens_max: int = 50_000
+    """The most that one image counts; gpt-4o-mini counts up to 48,169 tokens for one."""
+    source: str = ""
+    """Where it was read, for a person."""
+    read_on: date | None = None
+    """When; older than 90 days, it is to be read again."""
 
     def cost_usd_micros(self, *, input_tokens: int, output_tokens: int) -> int:
         """Rounded up, so that a sum of estimates never undercuts the bill."""
@@ -112,3 +123,5 @@ class Catalog:
     routing: Routing = field(default_factory=Routing)
     endpoints: tuple[Endpoint, ...] = ()
     """In the order of the file, which is the order of `failover`. Those that lack a variable are left out."""
+    prices: Mapping[tuple[str, str], Price] = field(default_factory=dict)
+    """By provider and model; a model's own price goes before its endpoint's."""
