@@ -94,6 +94,8 @@ class AttemptRecord:
     error: str = ""
     first_token_ms: int | None = None
     duration_ms: int | None = None
+    predicted_first_token_ms: int | None = None
+    """What was expected when it was sent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

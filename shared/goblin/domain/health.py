@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
+from goblin.domain.models import Capability
+
 
 class Status(StrEnum):
     """The client's words for it, in `/providers`."""
@@ -63,6 +65,22 @@ class Probe:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pause:
+    """An endpoint is left alone for a while, because requests to it failed; said so that other processes know."""
+
+    model: str
+    """Empty when it is about the account."""
+    kind: Capability | None
+    """The class of requests; None when it is about the account: every model and class."""
+    open_until: datetime
+    """Over when this is past."""
+    reason: str
+    openings: int
+    """In a row."""
+    told_at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class EndpointHealth:
     """The judgement over an endpoint's probes; one document each in Firestore."""
 
@@ -80,3 +98,5 @@ class EndpointHealth:
     """Probes in a row that went wrong."""
     successes: int = 0
     """Probes in a row that went well."""
+    pauses: tuple[Pause, ...] = ()
+    """What requests found out, each of its own process: breakers that opened. Not the probes' to write."""

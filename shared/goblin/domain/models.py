@@ -102,6 +102,18 @@ class Endpoint:
     """Requests it serves at once before the next one waits."""
     first_token_prior_ms: int = 1000
     """What we expect of it before we have seen it; never zero, or a newcomer would get every request."""
+    prefill_prior_tokens_per_s: int = 2000
+    decode_prior_tokens_per_s: int = 30
+    cold_start_prior_ms: int = 30_000
+    """From asleep to the first token, beyond what it takes when awake."""
+    sleeps_after_s: int | None = None
+    """Idle for so long, it scales to zero or unloads its model; None: never."""
+    price_usd_micros_per_hour: int | None = None
+    """What the machine costs while it is awake, for one that sleeps and is not billed by the token."""
+    external: bool = False
+    """Somebody else's service reads the prompts; `allow_external: false` keeps them from it."""
+    upstream_model: str | None = None
+    """What the endpoint calls the model that was asked for; None: the same."""
     options: Mapping[str, str] = field(default_factory=dict)
     """What only its provider's file understands, such as Ollama's `keep_alive`."""
 
@@ -114,6 +126,21 @@ class Routing:
     attempts_max: int = 3
     first_token_timeout_s: float = 60.0
     between_tokens_timeout_s: float = 30.0
+    explore_share: float = 0.02
+    """Of `lowest_latency`'s requests, how many go to whoever was not heard of for longest."""
+    wake: bool = True
+    """Whether a quicker endpoint that sleeps may be woken beside a request that is served elsewhere."""
+    deadline_ms: int | None = None
+    """For requests that bring none: until the first token of a stream, or all of another answer."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelSettings:
+    """What the file says of one model, with the defaults filled in."""
+
+    routing: Routing
+    endpoints: tuple[Endpoint, ...] | None = None
+    """Those that serve it, and nobody else does, each with what is different for this model; None: whoever has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -123,5 +150,17 @@ class Catalog:
     routing: Routing = field(default_factory=Routing)
     endpoints: tuple[Endpoint, ...] = ()
     """In the order of the file, which is the order of `failover`. Those that lack a variable are left out."""
+    models: Mapping[str, ModelSettings] = field(default_factory=dict)
+    """What is said of a model by name; the others go by the defaults."""
     prices: Mapping[tuple[str, str], Price] = field(default_factory=dict)
     """By provider and model; a model's own price goes before its endpoint's."""
+
+    def routing_of(self, model: str) -> Routing:
+        """How to choose for a model."""
+        said = self.models.get(model)
+        return self.routing if said is None else said.routing
+
+    def endpoints_of(self, model: str) -> tuple[Endpoint, ...]:
+        """Who may serve a model, each as it serves this one, in order."""
+        said = self.models.get(model)
+        return self.endpoints if said is None or said.endpoints is None else said.endpoints

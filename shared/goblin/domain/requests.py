@@ -97,6 +97,12 @@ class Preferences(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     strategy: Strategy | None = None
     provider: str | None = None
     """An endpoint's name, or a provider's."""
+    max_cost_usd: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    """The most that the request may cost; who cannot say what it costs is not asked."""
+    deadline_ms: Annotated[int, Meta(ge=1)] | None = None
+    """Until the first token of a stream, or until all of another answer is there."""
+    allow_external: bool | None = None
+    """False keeps the request among our own machines."""
 
 
 class ChatRequest(Struct, frozen=True, kw_only=True):

@@ -2,102 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from datetime import datetime
-from enum import StrEnum
-
 from goblin.domain.health import Status
-from goblin.domain.models import Capability, Endpoint, Strategy
+from goblin.domain.models import Strategy
+from goblin.policy.ordering import choice, order
+from goblin.policy.route import (
+    Choice,
+    Demand,
+    EndpointFacts,
+    Facts,
+    Forecast,
+    NoRoute,
+    Obstacle,
+    Route,
+    waited_ms,
+)
+from goblin.policy.waking import choose_wakes, hedge_after_ms
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Demand:
-    """What one request asks for."""
-
-    model: str
-    needs: frozenset[Capability] = frozenset()
-    prompt_tokens: int = 0
-    """An estimate, for prices."""
-    prompt_tokens_min: int = 0
-    """A lower bound, to refuse by."""
-    output_tokens: int = 0
-    """What the caller allows, or what we guess."""
-    provider: str | None = None
-    """The caller's pin: an endpoint's name, or a provider's."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EndpointFacts:
-    """What is known now about one endpoint and the model asked for."""
-
-    endpoint: Endpoint
-    serves: bool | None
-    """Whether it has the model; None when it has never said what it has."""
-    status: Status = Status.UNKNOWN
-    status_reason: str = ""
-    open_until: datetime | None = None
-    """Set while its breaker lets nothing through."""
-    open_reason: str = ""
-    first_token_ms: float = 1000.0
-    """Predicted for this request."""
-    frozen: str = ""
-    """Why nothing may be spent on it now; empty when it may, or when it costs nothing."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
-    """An endpoint and the reason it stands where it stands, or does not."""
-
-    endpoint: Endpoint
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Route:
-    """The endpoints to try, in order, and those that were left out."""
-
-    strategy: Strategy
-    candidates: tuple[Choice, ...]
-    last_resort: bool = False
-    """Nobody is well: these are tried all the same."""
-    rejected: tuple[Choice, ...] = ()
-
-
-class Obstacle(StrEnum):
-    """What kept a request from every endpoint; health is none."""
-
-    UNKNOWN_MODEL = "unknown_model"
-    """Nobody has the model."""
-    SILENT = "silent"
-    """Nobody is known to have it, and somebody has not said yet what it has."""
-    FROZEN = "frozen"
-    """Somebody could serve it, and may not spend."""
-    UNABLE = "unable"
-    """Somebody has the model, and cannot do what is asked."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NoRoute:
-    """Nobody can serve it."""
-
-    obstacle: Obstacle
-    reason: str
-    rejected: tuple[Choice, ...] = ()
-
-    @property
-    def model_known(self) -> bool:
-        """Whether anybody has the model."""
-        return self.obstacle in (Obstacle.FROZEN, Obstacle.UNABLE)
+__all__ = ["Choice", "Demand", "EndpointFacts", "Forecast", "NoRoute", "Obstacle", "Route", "choose_route"]
 
 
 def choose_route(
     demand: Demand,
-    facts: Sequence[EndpointFacts],
+    facts: Facts,
     *,
     strategy: Strategy,
     turn: int = 0,
     dice: float = 0.0,
+    explore_share: float = 0.0,
+    may_wake: bool = True,
 ) -> Route | NoRoute:
     """Put the endpoints that can serve a request in the order to try them.
 
@@ -105,23 +37,24 @@ def choose_route(
         demand: What is asked for.
         facts: One per configured endpoint, in the order of the file.
         strategy: The default, or what the caller asked for.
-        turn: A counter that grows by one per request, for `round_robin`.
-        dice: From 0 up to 1, for `weighted_random`.
+        turn: A counter that grows by one per request, for `round_robin` and for exploring.
+        dice: From 0 up to 1, for `weighted_random` and for ties.
+        explore_share: How many of `lowest_latency`'s requests may go to whoever was not heard of for long.
+        may_wake: Whether a start may be begun beside the request.
 
     Returns:
-        The route. The frozen are never tried. The unhealthy are left out while anybody else is there; when
-        nobody is, they are tried all the same, soonest expected back first.
+        The route. The frozen and the too dear are never tried. The unhealthy are left out while anybody else is
+        there; when nobody is, they are tried all the same, soonest expected back first. The degraded, and those
+        that would miss the deadline, come after the others.
     """
     able: list[EndpointFacts] = []
     rejected: list[Choice] = []
     for fact in facts:
-        reason = _why_not_able(demand, fact)
-        if reason is None and fact.frozen:
-            reason = f"frozen: {fact.frozen}"
+        reason = _why_not_able(demand, fact) or _why_not_allowed(demand, fact)
         if reason is None:
             able.append(fact)
         else:
-            rejected.append(Choice(endpoint=fact.endpoint, reason=reason))
+            rejected.append(choice(fact, reason))
     if not able:
         return _no_route(demand, facts, rejected)
 
@@ -132,19 +65,23 @@ def choose_route(
         if reason is None:
             well.append(fact)
         else:
-            ill.append(Choice(endpoint=fact.endpoint, reason=reason))
+            ill.append(choice(fact, reason))
     if not well:
         return Route(strategy=strategy, candidates=_last_resort(able), last_resort=True, rejected=tuple(rejected))
 
-    ordered = _order(demand, well, strategy, turn, dice)
-    # A degraded endpoint is somebody's second choice, whatever the strategy thinks of it.
-    degraded = {fact.endpoint.name for fact in well if fact.status is Status.DEGRADED}
-    first = [choice for choice in ordered if choice.endpoint.name not in degraded]
-    second = [choice for choice in ordered if choice.endpoint.name in degraded]
+    good = [fact for fact in well if fact.status is not Status.DEGRADED]
+    degraded = [fact for fact in well if fact.status is Status.DEGRADED]
+    candidates = _in_time_first(demand, good or degraded, strategy, turn, dice, explore_share)
+    if good and degraded:
+        why = {fact.endpoint.name: fact.status_reason for fact in degraded}
+        second = order(demand, degraded, strategy=strategy, turn=turn, dice=dice)
+        candidates += [_after(c, f"degraded: {why[c.endpoint.name]}") for c in second]
     return Route(
         strategy=strategy,
-        candidates=tuple(first + [_mark_degraded(choice, well) for choice in second]),
+        candidates=tuple(candidates),
         rejected=tuple(rejected + ill),
+        wake=choose_wakes(demand, well, candidates[0], strategy=strategy) if may_wake else (),
+        hedge_after_ms=hedge_after_ms(demand, candidates),
     )
 
 
@@ -156,14 +93,28 @@ def _why_not_able(demand: Demand, fact: EndpointFacts) -> str | None:
         return f"does not serve {demand.model}"
     if demand.provider is not None and demand.provider not in (endpoint.name, endpoint.provider):
         return f"the caller asked for {demand.provider}"
-    for need in sorted(demand.needs):
-        if need in endpoint.lacks:
-            return f"{need}: {endpoint.lacks[need]}"
-        if need not in endpoint.capabilities:
-            return f"{need}: not among its capabilities"
+    if not demand.needs <= endpoint.capabilities or endpoint.lacks:
+        for need in sorted(demand.needs):
+            if need in endpoint.lacks:
+                return f"{need}: {endpoint.lacks[need]}"
+            if need not in endpoint.capabilities:
+                return f"{need}: not among its capabilities"
     if endpoint.context_tokens is not None and demand.prompt_tokens_min > endpoint.context_tokens:
         return f"context: the prompt has at least {demand.prompt_tokens_min} tokens, it takes {endpoint.context_tokens}"
     return None
+
+
+def _why_not_allowed(demand: Demand, fact: EndpointFacts) -> str | None:
+    """What the caller or the budget forbids."""
+    if fact.endpoint.external and not demand.allow_external:
+        return "external: the caller keeps the request among our own machines"
+    limit = demand.max_cost_usd_micros
+    if limit is not None:
+        if fact.cost_usd_micros_max is None:
+            return "cost: its price is unknown, and the caller set a limit"
+        if fact.cost_usd_micros_max > limit:
+            return f"cost: up to {fact.cost_usd_micros_max} millionths of a dollar, the caller allows {limit}"
+    return f"frozen: {fact.frozen}" if fact.frozen else None
 
 
 def _why_not_well(fact: EndpointFacts) -> str | None:
@@ -174,7 +125,38 @@ def _why_not_well(fact: EndpointFacts) -> str | None:
     return None
 
 
-def _no_route(demand: Demand, facts: Sequence[EndpointFacts], rejected: list[Choice]) -> NoRoute:
+def _in_time_first(
+    demand: Demand, facts: list[EndpointFacts], strategy: Strategy, turn: int, dice: float, explore_share: float
+) -> list[Choice]:
+    """By the strategy, those that would miss the deadline after the others; if all would, the quickest first."""
+    if demand.deadline_ms is None:
+        return order(demand, facts, strategy=strategy, turn=turn, dice=dice, explore_share=explore_share)
+    late = [fact for fact in facts if waited_ms(demand, fact.forecast) > demand.deadline_ms]
+    candidates: list[Choice] = []
+    if len(late) < len(facts):
+        in_time = [fact for fact in facts if waited_ms(demand, fact.forecast) <= demand.deadline_ms]
+        candidates = order(demand, in_time, strategy=strategy, turn=turn, dice=dice, explore_share=explore_share)
+    if late:
+        least_late = order(demand, late, strategy=Strategy.LOWEST_LATENCY, turn=turn, dice=dice)
+        candidates += [_late(demand, found) for found in least_late]
+    return candidates
+
+
+def _late(demand: Demand, found: Choice) -> Choice:
+    expected = waited_ms(demand, found.forecast) if found.forecast else 0.0
+    return _after(found, f"late: about {expected:.0f} ms, the deadline is {demand.deadline_ms}")
+
+
+def _after(found: Choice, why: str) -> Choice:
+    return Choice(
+        endpoint=found.endpoint,
+        reason=f"{found.reason}; after the others, {why}",
+        forecast=found.forecast,
+        cost_usd_micros=found.cost_usd_micros,
+    )
+
+
+def _no_route(demand: Demand, facts: Facts, rejected: list[Choice]) -> NoRoute:
     serving = {fact.endpoint.name for fact in facts if fact.serves}
     silent = {fact.endpoint.name for fact in facts if fact.serves is None}
     reasons = "; ".join(f"{c.endpoint.name}: {c.reason}" for c in rejected if c.endpoint.name in serving | silent)
@@ -184,8 +166,8 @@ def _no_route(demand: Demand, facts: Sequence[EndpointFacts], rejected: list[Cho
         obstacle, reason = Obstacle.SILENT, f"Nobody can tell yet who serves `{demand.model}`. {reasons}."
     else:
         # What only lacks money could be served: that is what the caller has to hear.
-        frozen = any(fact.frozen and _why_not_able(demand, fact) is None for fact in facts)
-        obstacle = Obstacle.FROZEN if frozen else Obstacle.UNABLE
+        only_frozen = any(c.reason.startswith("frozen: ") for c in rejected)
+        obstacle = Obstacle.FROZEN if only_frozen else Obstacle.UNABLE
         reason = f"No endpoint of `{demand.model}` can serve this request. {reasons}."
     return NoRoute(obstacle=obstacle, reason=reason, rejected=tuple(rejected))
 
@@ -195,65 +177,4 @@ def _last_resort(facts: list[EndpointFacts]) -> tuple[Choice, ...]:
         until = fact.open_until.timestamp() if fact.open_until is not None else 0.0
         return until, fact.status is Status.UNHEALTHY, fact.endpoint.name
 
-    return tuple(
-        Choice(endpoint=fact.endpoint, reason=f"last resort, {_why_not_well(fact)}")
-        for fact in sorted(facts, key=back_first)
-    )
-
-
-def _mark_degraded(choice: Choice, facts: list[EndpointFacts]) -> Choice:
-    why = next(fact.status_reason for fact in facts if fact.endpoint.name == choice.endpoint.name)
-    return Choice(endpoint=choice.endpoint, reason=f"{choice.reason}; after the others, degraded: {why}")
-
-
-def _order(demand: Demand, facts: list[EndpointFacts], strategy: Strategy, turn: int, dice: float) -> list[Choice]:
-    match strategy:
-        case Strategy.LOWEST_LATENCY:
-            by_latency = sorted(facts, key=lambda fact: (fact.first_token_ms, fact.endpoint.name))
-            return [_choice(fact, f"first token in about {fact.first_token_ms:.0f} ms") for fact in by_latency]
-        case Strategy.LOWEST_COST:
-            return _by_cost(demand, facts)
-        case Strategy.ROUND_ROBIN:
-            start = turn % len(facts)
-            return [_choice(fact, "its turn") for fact in facts[start:] + facts[:start]]
-        case Strategy.WEIGHTED_RANDOM:
-            return _by_weight(facts, dice)
-        case Strategy.FAILOVER:
-            return [_choice(fact, f"number {n} in order") for n, fact in enumerate(facts, start=1)]
-
-
-def _by_cost(demand: Demand, facts: list[EndpointFacts]) -> list[Choice]:
-    """Known prices first: an unknown one may be anything, so it is the last thing to try."""
-    priced: list[tuple[int, str, EndpointFacts]] = []
-    unpriced: list[EndpointFacts] = []
-    for fact in facts:
-        price = fact.endpoint.price
-        if price is None:
-            unpriced.append(fact)
-            continue
-        cost = price.cost_usd_micros(input_tokens=demand.prompt_tokens, output_tokens=demand.output_tokens)
-        priced.append((cost, fact.endpoint.name, fact))
-    priced.sort(key=lambda row: row[:2])
-    unpriced.sort(key=lambda fact: fact.endpoint.name)
-    known = [_choice(fact, f"about {cost} millionths of a dollar") for cost, _, fact in priced]
-    return known + [_choice(fact, "its price is unknown") for fact in unpriced]
-
-
-def _by_weight(facts: list[EndpointFacts], dice: float) -> list[Choice]:
-    """One throw names the first; the rest stand by in order of weight."""
-    total = sum(fact.endpoint.weight for fact in facts)
-    heaviest = sorted(facts, key=lambda fact: (-fact.endpoint.weight, fact.endpoint.name))
-    drawn, mark = heaviest[0], dice * total
-    for fact in heaviest:
-        if mark < fact.endpoint.weight:
-            drawn = fact
-            break
-        mark -= fact.endpoint.weight
-    rest = [fact for fact in heaviest if fact is not drawn]
-    return [_choice(drawn, f"drawn with weight {drawn.endpoint.weight} of {total}")] + [
-        _choice(fact, f"stands by with weight {fact.endpoint.weight}") for fact in rest
-    ]
-
-
-def _choice(fact: EndpointFacts, reason: str) -> Choice:
-    return Choice(endpoint=fact.endpoint, reason=reason)
+    return tuple(choice(fact, f"last resort, {_why_not_well(fact)}") for fact in sorted(facts, key=back_first))

@@ -89,7 +89,8 @@ class Answering:
                 break
             except ProviderUnavailable as error:
                 await self._go_on(error)
-        here.attempt.succeed()
+        told = here.tally.told
+        here.attempt.succeed(output_tokens=here.tally.completion_tokens() if told is None else told.completion_tokens)
         self.outcome = "ok"
         yield ChatChunk(
             id=self._id, created=self._created, model=self._request.model, choices=(), usage=self.usage()[0]

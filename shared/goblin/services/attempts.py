@@ -163,7 +163,8 @@ class Asking(Generic[T]):
             if again is None or not self.extras.may_retry():
                 break
             await self.pause(again[0])
-            underway = self._start(Choice(endpoint=again[1].endpoint, reason="asked again"), force=True)
+            once_more = Choice(endpoint=again[1].endpoint, reason="asked again", forecast=again[1].forecast)
+            underway = self._start(once_more, force=True)
             assert underway is not None  # noqa: S101  It is forced.
             failures = [pair for pair in failures if pair[0] is not again[1]]
             seen = len(failures)
@@ -174,7 +175,9 @@ class Asking(Generic[T]):
         raise nobody_answered(self.model, everything)
 
     def _start(self, choice: Choice, *, force: bool) -> Underway[T] | None:
-        attempt = self.live.start(choice.endpoint, self.model, reason=choice.reason, force=force)
+        attempt = self.live.start(
+            choice.endpoint, self.model, reason=choice.reason, force=force, forecast=choice.forecast
+        )
         if attempt is None:
             return None
         stream, tally = self.open_stream(choice.endpoint), Tally()
@@ -202,7 +205,8 @@ class Asking(Generic[T]):
             done, _ = await asyncio.wait(waiting, timeout=hedge_after_s)
             if not done and self.extras.may_hedge():
                 spare = left.pop(0)
-                rival = self._start(Choice(endpoint=spare.endpoint, reason=f"hedge; {spare.reason}"), force=False)
+                beside = Choice(endpoint=spare.endpoint, reason=f"hedge; {spare.reason}", forecast=spare.forecast)
+                rival = self._start(beside, force=False)
                 if rival is not None:
                     waiting[asyncio.create_task(self._await_first(rival))] = (rival, spare)
             while waiting:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+
+from msgspec.structs import replace
 
 from goblin.domain.health import EndpointHealth, Status
-from goblin.domain.models import Catalog, Endpoint, Strategy
-from goblin.domain.requests import InferenceRequest
+from goblin.domain.models import Capability, Catalog, Endpoint, Strategy
+from goblin.domain.money import USD_MICROS
+from goblin.domain.requests import EmbeddingsRequest, InferenceRequest, Preferences
 from goblin.errors import (
     BudgetExhausted,
     InvalidRequest,
@@ -17,13 +22,19 @@ from goblin.errors import (
     UnknownModel,
 )
 from goblin.policy import tokens
-from goblin.policy.routing import Demand, EndpointFacts, NoRoute, Obstacle, Route, choose_route
+from goblin.policy.cost import marginal_cost
+from goblin.policy.route import Demand, EndpointFacts, NoRoute, Obstacle, Route
+from goblin.policy.routing import choose_route
+from goblin.policy.traffic import arrivals_per_s, expect_output
 from goblin.services.budget import FreezeView
 from goblin.services.health import LOOK_AGAIN_S, HealthView
 from goblin.services.live import Live
 
-OUTPUT_TOKENS_GUESS = 256
-"""What an answer costs, for prices, when the caller sets no limit."""
+OUTPUT_TOKENS_MAX_GUESS = 4096
+"""How long an answer may become, for a limit on its cost, when the caller sets none on its length."""
+
+
+KINDS = (Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,17 +67,29 @@ class Router:
             request: What is asked for, with the caller's word on routing.
             header: The caller's strategy, if it came beside the body.
         """
-        strategy = _strategy(request, header) or self.catalog.routing.strategy
-        demand = _demand(request)
+        strategy, demand = _strategy(request, header), demand_of(request)
         turn, dice = next(self.turns), self.dice()
         await self.freezes.current()
-        found = choose_route(
-            demand, self._facts(request.model, await self.health.current()), strategy=strategy, turn=turn, dice=dice
-        )
+        found = self._decide(demand, await self.health.current(), strategy, turn, dice)
         if isinstance(found, NoRoute) and not found.model_known:
-            asked = await self.health.look()
-            found = choose_route(demand, self._facts(request.model, asked), strategy=strategy, turn=turn, dice=dice)
+            found = self._decide(demand, await self.health.look(), strategy, turn, dice)
+        if isinstance(found, Route):
+            self.live.arrived(demand.model)
         return found
+
+    def _decide(
+        self, demand: Demand, health: Mapping[str, EndpointHealth], strategy: Strategy | None, turn: int, dice: float
+    ) -> Route | NoRoute:
+        return decide(
+            demand,
+            self.catalog,
+            live=self.live,
+            health=health,
+            why_frozen=self.freezes.why_frozen,
+            strategy=strategy,
+            turn=turn,
+            dice=dice,
+        )
 
     def must(self, found: Route | NoRoute) -> Route:
         """The route, or the error that says why there is none."""
@@ -105,41 +128,119 @@ class Router:
                 found.setdefault(model, []).append(endpoint.name)
         return [Model(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
 
-    def _facts(self, model: str, health: Mapping[str, EndpointHealth]) -> list[EndpointFacts]:
-        return [self._fact(endpoint, health[endpoint.name], model) for endpoint in self.catalog.endpoints]
 
-    def _fact(self, endpoint: Endpoint, health: EndpointHealth, model: str) -> EndpointFacts:
-        outlook = self.live.outlook(endpoint, model)
-        return EndpointFacts(
-            endpoint=endpoint,
-            serves=_serves(endpoint, health, model),
-            status=health.status,
-            status_reason=health.reason,
-            open_until=outlook.open_until,
-            open_reason=outlook.open_reason,
-            first_token_ms=outlook.first_token_ms,
-            frozen=self.freezes.why_frozen(endpoint),
-        )
+def decide(
+    demand: Demand,
+    catalog: Catalog,
+    *,
+    live: Live,
+    health: Mapping[str, EndpointHealth],
+    why_frozen: Callable[[Endpoint], str],
+    strategy: Strategy | None,
+    turn: int,
+    dice: float,
+) -> Route | NoRoute:
+    """Gather what is known, and let policy choose.
+
+    Args:
+        demand: As the caller put it; what the file and the last answers say of the model is filled in here.
+        catalog: The file.
+        live: What this process has seen.
+        health: One judgement per endpoint; who has none is unknown.
+        why_frozen: Of an endpoint; empty when it may be used.
+        strategy: The caller's; None: the model's.
+        turn: As in `choose_route`.
+        dice: As in `choose_route`.
+    """
+    routing, traffic = catalog.routing_of(demand.model), live.traffic(demand.model)
+    demand = replace(
+        demand,
+        output_tokens_expected=expect_output(traffic, output_tokens_max=demand.output_tokens_max),
+        arrivals_per_s=arrivals_per_s(traffic, now_s=live.clock.monotonic()),
+        deadline_ms=routing.deadline_ms if demand.deadline_ms is None else demand.deadline_ms,
+    )
+    facts = [
+        _fact(demand, endpoint, live, health.get(endpoint.name), why_frozen)
+        for endpoint in catalog.endpoints_of(demand.model)
+    ]
+    return choose_route(
+        demand,
+        facts,
+        strategy=strategy or routing.strategy,
+        turn=turn,
+        dice=dice,
+        explore_share=routing.explore_share,
+        may_wake=routing.wake,
+    )
 
 
-def _serves(endpoint: Endpoint, health: EndpointHealth, model: str) -> bool | None:
+def _fact(
+    demand: Demand,
+    endpoint: Endpoint,
+    live: Live,
+    health: EndpointHealth | None,
+    why_frozen: Callable[[Endpoint], str],
+) -> EndpointFacts:
+    serves = _serves(endpoint, health, endpoint.upstream_model or demand.model)
+    status, reason = (Status.UNKNOWN, "not checked yet") if health is None else (health.status, health.reason)
+    if not serves:
+        return EndpointFacts(endpoint=endpoint, serves=serves, status=status, status_reason=reason)
+    outlook = live.outlook(endpoint, demand.model, demand, health)
+    cost = partial(
+        marginal_cost,
+        endpoint,
+        outlook.forecast,
+        prompt_tokens=demand.prompt_tokens,
+        in_flight=outlook.in_flight,
+        cold_ms=outlook.cold_ms,
+    )
+    expected = cost(output_tokens=demand.output_tokens_expected)
+    most = expected
+    if demand.max_cost_usd_micros is not None:
+        longest = OUTPUT_TOKENS_MAX_GUESS if demand.output_tokens_max is None else demand.output_tokens_max
+        most = cost(output_tokens=longest)
+    return EndpointFacts(
+        endpoint=endpoint,
+        serves=True,
+        status=status,
+        status_reason=reason,
+        open_until=outlook.open_until,
+        open_reason=outlook.open_reason,
+        frozen=why_frozen(endpoint),
+        forecast=outlook.forecast,
+        cost_usd_micros=expected,
+        cost_usd_micros_max=most,
+    )
+
+
+def _serves(endpoint: Endpoint, health: EndpointHealth | None, model: str) -> bool | None:
     """None when the endpoint never said what it has and cannot be asked now."""
     if endpoint.models is not None:
         return model in endpoint.models
+    if health is None:
+        return None
     said = health.models or health.status in (Status.HEALTHY, Status.DEGRADED)
     return model in health.models if said else None
 
 
-def _demand(request: InferenceRequest) -> Demand:
+def demand_of(request: InferenceRequest) -> Demand:
+    """What a request asks for, in the router's terms."""
     prompt_bytes = request.prompt_bytes()
-    limit = request.output_tokens_max
+    wish = request.goblin or Preferences()
+    needs = request.needs()
     return Demand(
         model=request.model,
-        needs=request.needs(),
+        kind=next(kind for kind in KINDS if kind in needs),
+        needs=needs,
         prompt_tokens=tokens.estimate_tokens(prompt_bytes),
         prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
-        output_tokens=OUTPUT_TOKENS_GUESS if limit is None else limit,
-        provider=request.goblin.provider if request.goblin else None,
+        output_tokens_max=request.output_tokens_max,
+        stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
+        provider=wish.provider,
+        # Rounded down: a limit is a limit.
+        max_cost_usd_micros=None if wish.max_cost_usd is None else math.floor(wish.max_cost_usd * USD_MICROS),
+        deadline_ms=wish.deadline_ms,
+        allow_external=wish.allow_external is not False,
     )
 
 
