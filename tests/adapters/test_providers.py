@@ -29,6 +29,7 @@ from tests.fakes.flyio import FakeFly
 from tests.fakes.groq import FakeGroq
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.openai_like import Call, FakeOpenAI
+from tests.fakes.runpod import FakeRunPod
 from tests.fakes.serving import closed_port, serve
 
 
@@ -54,6 +55,22 @@ FAKES = {
     "llamacpp": Stand(make=lambda: FakeOpenAI(owner="llamacpp")),
     "ollama": Stand(make=FakeOllama),
     "openai": Stand(make=FakeOpenAI, path="/v1"),
+    "runpod": Stand(make=FakeRunPod, path="/v2/ep1", endpoint=lambda base: {"models": ("tiny",)}),
+    "runpod:queue": Stand(
+        make=FakeRunPod, path="/v2/ep1", endpoint=lambda base: {"models": ("tiny",), "options": {"route": "queue"}}
+    ),
+    "runpod:plain": Stand(
+        make=lambda: FakeRunPod(shape="chunks"),
+        path="/v2/ep1",
+        endpoint=lambda base: {"models": ("tiny",), "options": {"route": "queue", "worker": "plain"}},
+    ),
+    "runpod:balancer": Stand(
+        make=FakeRunPod,
+        endpoint=lambda base: {
+            "models": ("tiny",),
+            "options": {"route": "balancer", "endpoint_id": "ep1", "api": f"{base}/management/v2"},
+        },
+    ),
 }
 
 

@@ -46,10 +46,10 @@ class OpenAIWire:
         self._chunk_kind = chunk
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        return self._stream("/chat/completions", _streaming(request.body, model), self._chunk_kind)
+        return self._stream("/chat/completions", streaming(request.body, model), self._chunk_kind)
 
     async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        body = _streaming(request.body, model)
+        body = streaming(request.body, model)
         async with aclosing(self._stream("/completions", body, _TextChunk)) as chunks:
             async for chunk in chunks:
                 yield _as_chat(chunk)
@@ -127,7 +127,7 @@ class _ModelList(msgspec.Struct, frozen=True):
     data: tuple[_ModelRow, ...]
 
 
-def _streaming(body: Mapping[str, Any], model: str) -> dict[str, Any]:
+def streaming(body: Mapping[str, Any], model: str) -> dict[str, Any]:
     """The caller's request as we send it: always a stream, always with usage."""
     options = body.get("stream_options")
     return {

@@ -109,6 +109,13 @@ def says_no_capacity(detail: ErrorDetail) -> bool:
     return bool(_CAPACITY_TEXT.search(detail.message) or _CAPACITY_TEXT.search(detail.code))
 
 
+def judge_gpu_host(status: int, detail: ErrorDetail) -> Fault | None:
+    """Like `fault_of`, for those who say `no machine is free` with any status, 400 among them."""
+    if status not in (401, 402, 403, 429) and says_no_capacity(detail):
+        return Fault.CAPACITY
+    return fault_of(status, detail)
+
+
 def error_detail(data: bytes) -> ErrorDetail:
     """Read an error body: the shapes that `detail_of` knows, or a line of text; a page says nothing."""
     try:

@@ -36,6 +36,16 @@ class Credential(NamedTuple):
         return f"{self.scheme} {key}" if self.scheme else key
 
 
+class _Ask(NamedTuple):
+    """One request."""
+
+    method: str
+    path: str
+    content: bytes | None
+    timeout_s: float
+    again: bool = True
+
+
 class Upstream:
     """One endpoint's base URL and keys, over a client that many endpoints share."""
 
@@ -83,7 +93,7 @@ class Upstream:
             ProviderUnavailable, InvalidRequest: as `refusal` decides; also when the connection breaks inside.
         """
         content = msgspec.json.encode(body)
-        response = await self._send("POST", path, content=content, timeout_s=ANSWER_TIMEOUT_S)
+        response = await self._send(_Ask("POST", path, content, ANSWER_TIMEOUT_S))
         try:
             if response.status_code != 200:
                 raise self._refusal(response, await _read(response, ERROR_BYTES_MAX))
@@ -98,11 +108,19 @@ class Upstream:
         return self.decode(await self.exchange(method, path, body=body, timeout_s=timeout_s))
 
     async def exchange(
-        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float, again: bool = True
     ) -> bytes:
-        """One exchange; gives the body, which may be empty. Raises like `stream`."""
+        """One exchange; gives the body, which may be empty. Raises like `stream`.
+
+        Args:
+            method: Of HTTP.
+            path: After the base URL.
+            body: Sent as JSON.
+            timeout_s: The longest silence.
+            again: A dead kept connection may be replaced; not where asking twice is not the same as asking once.
+        """
         content = None if body is None else msgspec.json.encode(body)
-        response = await self._send(method, path, content=content, timeout_s=timeout_s)
+        response = await self._send(_Ask(method, path, content, timeout_s, again))
         try:
             good = response.status_code == 200
             data = await _read(response, JSON_BYTES_MAX if good else ERROR_BYTES_MAX)
@@ -134,9 +152,9 @@ class Upstream:
     def _refusal(self, response: httpx.Response, data: bytes) -> GoblinError:
         return refusal(self.name, response, data, self.judge)
 
-    async def _send(self, method: str, path: str, *, content: bytes | None, timeout_s: float) -> httpx.Response:
+    async def _send(self, ask: _Ask) -> httpx.Response:
         keys = [await source.key() for _, source in self._changing]
-        response = await self._send_with(keys, method, path, content=content, timeout_s=timeout_s)
+        response = await self._send_with(keys, ask)
         if response.status_code not in (401, 403) or not keys:
             return response
         try:
@@ -148,29 +166,28 @@ class Upstream:
             await response.aclose()
             raise
         await response.aclose()
-        return await self._send_with(keys, method, path, content=content, timeout_s=timeout_s)
+        return await self._send_with(keys, ask)
 
-    async def _send_with(
-        self, keys: list[str], method: str, path: str, *, content: bytes | None, timeout_s: float
-    ) -> httpx.Response:
+    async def _send_with(self, keys: list[str], ask: _Ask) -> httpx.Response:
         headers = dict(self._headers)
         for (credential, _), key in zip(self._changing, keys, strict=True):
             headers[credential.header] = credential.value(key)
-        if content is not None:
+        if ask.content is not None:
             headers["content-type"] = "application/json"
         request = self._client.build_request(
-            method,
-            self._url + path,
-            content=content,
+            ask.method,
+            self._url + ask.path,
+            content=ask.content,
             headers=headers,
-            timeout=httpx.Timeout(timeout_s, connect=min(timeout_s, CONNECT_TIMEOUT_S)),
+            timeout=httpx.Timeout(ask.timeout_s, connect=min(ask.timeout_s, CONNECT_TIMEOUT_S)),
         )
         try:
             return await self._client.send(request, stream=True)
-        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            if not ask.again:
+                raise self._broken(error) from error
             # A kept connection may have been closed at the other end while it lay idle; llama-server does so
             # even right after a stream. Nothing was answered, so one fresh try is no second answer.
-            pass
         except httpx.HTTPError as error:
             raise self._broken(error) from error
         try:
