@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
 from typing import Protocol
 
-from goblin.domain.chat import ChatChunk, Embeddings
+from goblin.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.domain.health import EndpointHealth, Probe
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 
@@ -58,6 +59,17 @@ class HealthStore(Protocol):
         """Replace one endpoint's."""
 
 
+class Scope(StrEnum):
+    """What a key is for."""
+
+    INFERENCE = "inference"
+    """`/v1` and one's own receipts."""
+    JOBS = "jobs"
+    """`/jobs`."""
+    OPERATE = "operate"
+    """`/providers` and `/metrics`."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
     """Who may call. The key itself is nowhere: it is known by its SHA-256."""
@@ -70,6 +82,20 @@ class ApiKey:
     disabled: bool = False
     expires_at: datetime | None = None
     """An attempt's key ends with it; None never does."""
+    tenant: str = ""
+    """Whose it is: keys of one tenant share what is cached. Empty: the key is its own tenant."""
+    scopes: tuple[str, ...] = tuple(Scope)
+    """Words that no version of ours knows allow nothing."""
+    models: tuple[str, ...] | None = None
+    """Those it may ask; `org/*` means all that begin so. None: all."""
+    rate_per_minute: int | None = None
+    parallel_max: int | None = None
+    """Requests under way at once; None: as many as anybody's."""
+
+    @property
+    def owner(self) -> str:
+        """The tenant, so that a key without one shares nothing."""
+        return f"tenant:{self.tenant}" if self.tenant else f"key:{self.digest}"
 
 
 class KeyStore(Protocol):
@@ -80,6 +106,72 @@ class KeyStore(Protocol):
 
     async def put(self, key: ApiKey) -> None:
         """Create or replace."""
+
+    async def all(self) -> Sequence[ApiKey]:
+        """Every key, the oldest first."""
+
+    async def disable(self, digest: str) -> bool:
+        """Revoke one; False when there is none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredAnswer:
+    """The text of an answer that was given before."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    """Of the time when it was written."""
+    expires_at: datetime
+
+
+class AnswerStore(Protocol):
+    """Answers by the hash of their question. Raises `StoreUnavailable`."""
+
+    async def get(self, key: str) -> StoredAnswer | None:
+        """One, perhaps expired: what is over is deleted late."""
+
+    async def put(self, key: str, answer: StoredAnswer) -> None:
+        """Keep one; the same key again replaces it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredReply:
+    """A whole HTTP answer, to be given again."""
+
+    status: int
+    media_type: str
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Claim:
+    """Somebody's word that a request is being answered, or was."""
+
+    body_digest: str
+    until: datetime
+    """When whoever works on it is taken for dead."""
+    expires_at: datetime
+    """When all of it is forgotten."""
+    reply: StoredReply | None = None
+
+
+class ReplyStore(Protocol):
+    """Idempotent requests by entry, shared by all instances. Raises `StoreUnavailable`."""
+
+    async def claim(self, entry: str, claim: Claim, *, now: datetime) -> Claim | None:
+        """Write the claim unless there is one; the one that is there, or None if it is ours now.
+
+        One that is past `expires_at`, or past `until` without a reply, counts as none. Of two who claim at once
+        one gets the other's.
+        """
+
+    async def finish(self, entry: str, reply: StoredReply) -> None:
+        """Put the reply into our claim."""
+
+    async def release(self, entry: str) -> None:
+        """Take our claim back; nothing happens if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

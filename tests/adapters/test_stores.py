@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, replace
@@ -11,12 +12,25 @@ from unittest import mock
 
 import pytest
 
+from goblin.domain.chat import Usage
 from goblin.domain.health import EndpointHealth, Status
 from goblin.errors import StoreUnavailable
-from goblin.ports import ApiKey, AttemptRecord, HealthStore, KeyStore, RequestRecord, RequestStore
+from goblin.ports import (
+    AnswerStore,
+    ApiKey,
+    AttemptRecord,
+    Claim,
+    HealthStore,
+    KeyStore,
+    ReplyStore,
+    RequestRecord,
+    RequestStore,
+    StoredAnswer,
+    StoredReply,
+)
 from tests.clouds import RunningCloud
 from tests.fakes.serving import closed_port
-from tests.fakes.stores import MemoryHealth, MemoryKeys, MemoryRequests
+from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 KEY = ApiKey(digest="ab" * 32, name="me", created_at=NOW)
@@ -51,6 +65,11 @@ RECORD = RequestRecord(
     created_at=NOW,
     expires_at=NOW + timedelta(days=30),
 )
+USAGE = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
+CLAIM = Claim(body_digest="d", until=NOW + timedelta(minutes=15), expires_at=NOW + timedelta(days=1))
+REPLY = StoredReply(
+    status=200, media_type="text/event-stream", headers={"x-goblin-request-id": "r1"}, body=b"data: \xff\n\n"
+)
 
 
 @dataclass
@@ -58,6 +77,8 @@ class Stores:
     keys: KeyStore
     health: HealthStore
     requests: RequestStore
+    answers: AnswerStore
+    replies: ReplyStore
 
 
 @pytest.fixture(scope="module")
@@ -76,15 +97,22 @@ def firestore_client(address: str, project: str) -> Any:
 
 
 def in_firestore(client: Any) -> Stores:
+    from goblin.adapters.gcp.answers import FirestoreAnswers, FirestoreReplies
     from goblin.adapters.gcp.firestore import FirestoreHealth, FirestoreKeys, FirestoreRequests
 
-    return Stores(FirestoreKeys(client), FirestoreHealth(client), FirestoreRequests(client))
+    return Stores(
+        FirestoreKeys(client),
+        FirestoreHealth(client),
+        FirestoreRequests(client),
+        FirestoreAnswers(client),
+        FirestoreReplies(client),
+    )
 
 
 @pytest.fixture(params=["memory", "firestore"])
 async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
     if request.param == "memory":
-        yield Stores(MemoryKeys(), MemoryHealth(), MemoryRequests())
+        yield Stores(MemoryKeys(), MemoryHealth(), MemoryRequests(), MemoryAnswers(), MemoryReplies())
         return
     cloud: RunningCloud = request.getfixturevalue("cloud")
     yield in_firestore(firestore_client(str(cloud.addresses.firestore), cloud.project()))
@@ -96,6 +124,70 @@ async def test_keys_come_back_as_they_were_put(stores: Stores) -> None:
     assert await stores.keys.get(KEY.digest) == KEY
     await stores.keys.put(replace(KEY, disabled=True))
     assert await stores.keys.get(KEY.digest) == replace(KEY, disabled=True)
+
+
+async def test_all_of_a_key_comes_back(stores: Stores) -> None:
+    limited = replace(
+        KEY,
+        tenant="acme",
+        scopes=("inference",),
+        models=("m", "org/*"),
+        rate_per_minute=60,
+        parallel_max=4,
+        expires_at=NOW + timedelta(days=1),
+    )
+    await stores.keys.put(limited)
+    assert await stores.keys.get(KEY.digest) == limited
+
+
+async def test_keys_are_listed_from_the_oldest_and_revoked(stores: Stores) -> None:
+    assert await stores.keys.all() == []
+    assert not await stores.keys.disable(KEY.digest)
+    newer = replace(KEY, digest="cd" * 32, created_at=NOW + timedelta(hours=1))
+    await stores.keys.put(newer)
+    await stores.keys.put(KEY)
+    assert await stores.keys.disable(KEY.digest)
+    assert await stores.keys.all() == [replace(KEY, disabled=True), newer]
+
+
+async def test_answers_come_back_and_are_replaced(stores: Stores) -> None:
+    assert await stores.answers.get("k") is None
+    for text in ("Hello", "Wörld 🌍"):
+        answer = StoredAnswer(text=text, finish_reason="stop", usage=USAGE, expires_at=NOW)
+        await stores.answers.put("k", answer)
+        assert await stores.answers.get("k") == answer
+
+
+async def test_a_request_is_claimed_once_and_its_reply_given_to_who_comes_later(stores: Stores) -> None:
+    assert await stores.replies.claim("e", CLAIM, now=NOW) is None
+    assert await stores.replies.claim("e", replace(CLAIM, body_digest="other"), now=NOW) == CLAIM
+    await stores.replies.finish("e", REPLY)
+    later = NOW + timedelta(hours=1)
+    assert await stores.replies.claim("e", CLAIM, now=later) == replace(CLAIM, reply=REPLY)
+
+
+@pytest.mark.parametrize("finished", [True, False])
+async def test_a_claim_ends_and_the_next_one_holds(stores: Stores, finished: bool) -> None:
+    await stores.replies.claim("e", CLAIM, now=NOW)
+    if finished:
+        await stores.replies.finish("e", REPLY)
+    end = CLAIM.expires_at if finished else CLAIM.until
+    renewed = replace(CLAIM, until=end + timedelta(minutes=1), expires_at=end + timedelta(days=1))
+    assert await stores.replies.claim("e", renewed, now=end) is None
+    assert await stores.replies.claim("e", CLAIM, now=end) == renewed
+
+
+async def test_a_released_claim_is_free(stores: Stores) -> None:
+    await stores.replies.release("e")
+    await stores.replies.claim("e", CLAIM, now=NOW)
+    await stores.replies.release("e")
+    assert await stores.replies.claim("e", CLAIM, now=NOW) is None
+
+
+async def test_of_many_who_claim_at_once_one_gets_it(cloud: RunningCloud) -> None:
+    replies = in_firestore(firestore_client(str(cloud.addresses.firestore), cloud.project())).replies
+    found = await asyncio.gather(*(replies.claim("e", CLAIM, now=NOW) for _ in range(8)))
+    assert found.count(None) == 1
 
 
 async def test_health_comes_back_by_endpoint(stores: Stores) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
 
 from goblin.domain.health import EndpointHealth
 from goblin.errors import StoreUnavailable
-from goblin.ports import ApiKey, RequestRecord
+from goblin.ports import ApiKey, Claim, RequestRecord, StoredAnswer, StoredReply
 
 
 class _Failing:
@@ -30,6 +32,17 @@ class MemoryKeys(_Failing):
     async def put(self, key: ApiKey) -> None:
         self._check()
         self.keys[key.digest] = key
+
+    async def all(self) -> Sequence[ApiKey]:
+        self._check()
+        return sorted(self.keys.values(), key=lambda key: key.created_at)
+
+    async def disable(self, digest: str) -> bool:
+        self._check()
+        if digest not in self.keys:
+            return False
+        self.keys[digest] = replace(self.keys[digest], disabled=True)
+        return True
 
 
 class MemoryHealth(_Failing):
@@ -56,3 +69,39 @@ class MemoryRequests(_Failing):
     async def get(self, request_id: str) -> RequestRecord | None:
         self._check()
         return self.records.get(request_id)
+
+
+class MemoryAnswers(_Failing):
+    def __init__(self) -> None:
+        self.answers: dict[str, StoredAnswer] = {}
+        self.reads = 0
+
+    async def get(self, key: str) -> StoredAnswer | None:
+        self.reads += 1
+        self._check()
+        return self.answers.get(key)
+
+    async def put(self, key: str, answer: StoredAnswer) -> None:
+        self._check()
+        self.answers[key] = answer
+
+
+class MemoryReplies(_Failing):
+    def __init__(self) -> None:
+        self.claims: dict[str, Claim] = {}
+
+    async def claim(self, entry: str, claim: Claim, *, now: datetime) -> Claim | None:
+        self._check()
+        there = self.claims.get(entry)
+        if there is None or there.expires_at <= now or (there.reply is None and there.until <= now):
+            self.claims[entry] = claim
+            return None
+        return there
+
+    async def finish(self, entry: str, reply: StoredReply) -> None:
+        self._check()
+        self.claims[entry] = replace(self.claims[entry], reply=reply)
+
+    async def release(self, entry: str) -> None:
+        self._check()
+        self.claims.pop(entry, None)

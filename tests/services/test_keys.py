@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
 from datetime import timedelta
 
 import pytest
 
-from goblin.errors import StoreUnavailable, Unauthenticated
-from goblin.ports import ApiKey
+from goblin.errors import Forbidden, RateLimited, StoreUnavailable, Unauthenticated
+from goblin.ports import ApiKey, Scope
 from goblin.services import keys as service
 from goblin.services.keys import Keys, digest_of
 from tests.fakes.inference import FakeClock
@@ -110,3 +111,85 @@ async def test_a_key_that_ends_is_refused_from_then_on_also_when_it_is_believed(
     with pytest.raises(Unauthenticated, match="expired"):
         await door.knock()
     assert door.store.reads == 1
+
+
+async def test_lookups_of_one_key_at_once_are_one(door: Door) -> None:
+    found = await asyncio.gather(*(door.knock() for _ in range(20)))
+    assert {key.name for key in found} == {"me"}
+    assert door.store.reads == 1
+
+
+async def test_one_who_leaves_does_not_take_the_answer_from_the_others(door: Door) -> None:
+    first, second = asyncio.create_task(door.knock()), asyncio.create_task(door.knock())
+    await asyncio.sleep(0)
+    first.cancel()
+    assert (await second).name == "me"
+
+
+async def test_a_revoked_key_is_dead_sixty_seconds_after_the_store_was_asked(door: Door) -> None:
+    get = door.store.get
+
+    async def slow(digest: str) -> ApiKey | None:
+        found = await get(digest)
+        door.clock.forward(2.5)  # The answer takes its time, and is as old as the question.
+        return found
+
+    door.store.get = slow  # type: ignore[method-assign]
+    await door.knock()
+    door.disable()
+    door.clock.forward(57.5)
+    with pytest.raises(Unauthenticated):
+        await door.knock()
+
+
+async def test_made_up_keys_do_not_become_a_flood_of_reads(door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(service, "LOOKUPS_MAX", 2)
+    found = await asyncio.gather(*(door.knock(f"sk-{n}") for n in range(5)), return_exceptions=True)
+    assert [type(error) for error in found].count(RateLimited) == 3
+    assert door.store.reads == 2
+
+
+@pytest.mark.parametrize(
+    ("scopes", "asked", "let_in"),
+    [
+        (("inference",), "inference", True),
+        (("inference",), "jobs", False),
+        ((), "inference", False),
+        (("flying",), "jobs", False),
+    ],
+)
+async def test_a_key_is_good_for_what_it_is_for(door: Door, scopes: tuple[str, ...], asked: str, let_in: bool) -> None:
+    digest = digest_of(KEY)
+    door.store.keys[digest] = replace(door.store.keys[digest], scopes=scopes)
+    try:
+        await door.keys.authenticate(f"Bearer {KEY}", Scope(asked))
+    except Forbidden:
+        assert not let_in
+    else:
+        assert let_in
+
+
+@pytest.mark.parametrize(
+    ("models", "model", "may"),
+    [
+        (None, "m", True),
+        (("m",), "m", True),
+        (("m",), "m2", False),
+        (("org/*",), "org/big", True),
+        (("org/*",), "organ", False),
+        ((), "m", False),
+        (("*",), "m", True),
+    ],
+)
+def test_a_key_is_for_its_models(door: Door, models: tuple[str, ...] | None, model: str, may: bool) -> None:
+    key = replace(door.store.keys[digest_of(KEY)], models=models)
+    assert service.may_ask(key, model) is may
+
+
+def test_a_key_without_a_tenant_shares_nothing(door: Door) -> None:
+    key = door.store.keys[digest_of(KEY)]
+    other = replace(key, digest="ab" * 32)
+    assert key.owner != other.owner
+    assert replace(key, tenant="t").owner == replace(other, tenant="t").owner
+    # A tenant cannot be named so that it is somebody's key.
+    assert replace(other, tenant=f"key:{key.digest}").owner != key.owner

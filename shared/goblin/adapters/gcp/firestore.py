@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Mapping
-from dataclasses import asdict
+from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
 from typing import Any, TypeVar
 
 import msgspec
-from google.api_core.exceptions import GoogleAPICallError, RetryError
+from google.api_core.exceptions import GoogleAPICallError, NotFound, RetryError
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
 
@@ -26,6 +25,7 @@ from goblin.ports import ApiKey, RequestRecord
 log = logging.getLogger(__name__)
 
 DEADLINE_S = 2.5
+LISTED_MAX = 1000
 T = TypeVar("T")
 
 
@@ -49,9 +49,25 @@ class FirestoreKeys:
         return None if fields is None else _read(ApiKey, {**fields, "digest": digest})
 
     async def put(self, key: ApiKey) -> None:
-        fields = asdict(key)
+        fields = _plain(key)
         digest = fields.pop("digest")
         await _in_time(self._keys.document(digest).set(fields, timeout=DEADLINE_S, retry=None), "write of an API key")
+
+    async def all(self) -> Sequence[ApiKey]:
+        found = await _in_time(
+            self._keys.order_by("created_at").limit(LISTED_MAX).get(timeout=DEADLINE_S, retry=None), "list of API keys"
+        )
+        return [_read(ApiKey, {**(document.to_dict() or {}), "digest": document.id}) for document in found]
+
+    async def disable(self, digest: str) -> bool:
+        change = self._keys.document(digest).update({"disabled": True}, timeout=DEADLINE_S, retry=None)
+        try:
+            await _in_time(change, "write of an API key")
+        except StoreUnavailable as error:
+            if isinstance(error.__cause__, NotFound):
+                return False
+            raise
+        return True
 
 
 class FirestoreHealth:
