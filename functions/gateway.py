@@ -17,7 +17,9 @@ from starlette.routing import Route
 from goblin import __version__, wiring
 from goblin.adapters import anthropic_asks, anthropic_face, asgi, openai_face, prometheus
 from goblin.domain import requests
+from goblin.ports import ApiKey, Scope
 from goblin.services import chat
+from goblin.services.keys import check_model, may_ask
 
 Work = Callable[[chat.Call, bytes, str | None], Awaitable[asgi.Answer]]
 Refuse = Callable[[Exception], asgi.Answer]
@@ -72,13 +74,24 @@ def _inference(
                 await call.authenticate(_authorization(request))
                 body = await asgi.read_body(request)
                 heard.set()
-                answer = await work(call, body, request.headers.get("x-goblin-strategy"))
+                if (key := request.headers.get("idempotency-key")) is not None:
+                    return await call.once(request.url.path, key, body, lambda: answer(body))
             except Exception as error:  # noqa: BLE001  Errors carry the explanation too.
-                call.failed(error)
-                answer = refuse(error)
-            return asgi.with_headers(answer, _explanation(call))
+                return refused(error)
+            return await answer(body)
 
-        return asgi.Delivery(produce, call.settle, heard=heard)
+        async def answer(body: bytes) -> asgi.Answer:
+            try:
+                made = await work(call, body, request.headers.get("x-goblin-strategy"))
+            except Exception as error:  # noqa: BLE001  As above.
+                return refused(error)
+            return asgi.with_headers(made, _explanation(call))
+
+        def refused(error: Exception) -> asgi.Answer:
+            call.failed(error)
+            return asgi.with_headers(refuse(error), _explanation(call))
+
+        return asgi.Delivery(produce, call.leave, heard=heard)
 
     return route
 
@@ -101,6 +114,7 @@ def _explanation(call: chat.Call) -> dict[str, str]:
         "x-goblin-request-id": call.request_id,
         "request-id": call.request_id,  # Where Anthropic's clients look for it.
         "x-goblin-attempts": str(len(call.attempts)),
+        "x-goblin-cache": call.cache,
         "server-timing": phases,
     }
     if call.provider is not None:
@@ -125,16 +139,18 @@ async def count_message_tokens(request: Request) -> Response:
 
 @asgi.answers_errors
 async def list_models(request: Request) -> Response:
-    deps = await _authenticated(request)
+    deps, key = await _authenticated(request)
+    models = [model for model in await deps.router.models() if may_ask(key, model.id)]
     if ANTHROPIC_VERSION in request.headers:
-        return asgi.json_response(anthropic_face.model_list([model.id for model in await deps.router.models()]))
-    found = [openai_face.model_object(m.id, ", ".join(m.endpoints)) for m in await deps.router.models()]
+        return asgi.json_response(anthropic_face.model_list([model.id for model in models]))
+    found = [openai_face.model_object(m.id, ", ".join(m.endpoints)) for m in models]
     return asgi.json_response({"object": "list", "data": found})
 
 
 @asgi.answers_errors
 async def show_model(request: Request) -> Response:
-    deps = await _authenticated(request)
+    deps, key = await _authenticated(request)
+    check_model(key, request.path_params["model_id"])
     found = await deps.router.model(request.path_params["model_id"])
     if ANTHROPIC_VERSION in request.headers:
         return asgi.json_response(anthropic_face.model_object(found.id))
@@ -143,8 +159,7 @@ async def show_model(request: Request) -> Response:
 
 @asgi.answers_errors
 async def show_receipt(request: Request) -> Response:
-    deps = wiring.gateway()
-    key = await deps.keys.authenticate(_authorization(request))
+    deps, key = await _authenticated(request)
     receipt = await chat.find_receipt(deps, key, request.path_params["request_id"])
     fields = msgspec.to_builtins(receipt)
     fields.pop("key_digest")
@@ -157,7 +172,8 @@ async def show_health(request: Request) -> Response:
 
 @asgi.answers_errors
 async def show_providers(request: Request) -> Response:
-    router = (await _authenticated(request)).router
+    deps, _ = await _authenticated(request, Scope.OPERATE)
+    router = deps.router
     believed = await router.health.fresh()
     await router.freezes.refresh()
     frozen = {endpoint.name: router.freezes.why_frozen(endpoint) for endpoint in router.catalog.endpoints}
@@ -166,14 +182,13 @@ async def show_providers(request: Request) -> Response:
 
 @asgi.answers_errors
 async def show_metrics(request: Request) -> Response:
-    await _authenticated(request)
+    await _authenticated(request, Scope.OPERATE)
     return Response(wiring.meter().text(), media_type=prometheus.MEDIA_TYPE)
 
 
-async def _authenticated(request: Request) -> chat.Deps:
+async def _authenticated(request: Request, scope: Scope = Scope.INFERENCE) -> tuple[chat.Deps, ApiKey]:
     deps = wiring.gateway()
-    await deps.keys.authenticate(_authorization(request))
-    return deps
+    return deps, await deps.keys.authenticate(_authorization(request), scope)
 
 
 _router = Starlette(

@@ -16,6 +16,7 @@ import httpx
 from google.cloud.firestore import AsyncClient
 
 from goblin.adapters import providers as provider_files
+from goblin.adapters.gcp.answers import FirestoreAnswers, FirestoreReplies
 from goblin.adapters.gcp.firestore import FirestoreHealth, FirestoreKeys, FirestoreRequests
 from goblin.adapters.gcp.ledger import FirestoreLedger
 from goblin.adapters.gcp.oidc import Callers
@@ -24,11 +25,15 @@ from goblin.adapters.gcp.secrets import Secrets
 from goblin.adapters.prometheus import PrometheusMeter
 from goblin.adapters.system import SystemClock
 from goblin.domain.models import Catalog, Endpoint, KeySource
+from goblin.policy.limits import Limits
 from goblin.ports import ChatProvider
 from goblin.services import budget, chat, health
 from goblin.services.budget import FreezeView
+from goblin.services.cache import AnswerCache
 from goblin.services.health import HealthView
+from goblin.services.idempotency import Once
 from goblin.services.keys import Keys
+from goblin.services.limits import Door
 from goblin.services.live import Live
 from goblin.services.routes import Router
 from goblin.settings import BadConfiguration, Settings
@@ -178,6 +183,9 @@ class _Process:
             receipts=FirestoreRequests(self.firestore),
             meter=meter(),
             clock=clock,
+            door=Door(Limits(), clock),
+            answers=AnswerCache(FirestoreAnswers(self.firestore), clock),
+            once=Once(FirestoreReplies(self.firestore), clock),
         )
 
 

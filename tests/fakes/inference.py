@@ -14,13 +14,17 @@ from goblin.domain.chat import ChatChunk, ChunkChoice, Delta, Embedding, Embeddi
 from goblin.domain.health import Finding, Probe
 from goblin.domain.models import Catalog, Endpoint, Routing, Strategy
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.policy.limits import Limits
 from goblin.ports import ApiKey
 from goblin.services import budget, chat, health
+from goblin.services.cache import AnswerCache
+from goblin.services.idempotency import Once
 from goblin.services.keys import Keys, digest_of
+from goblin.services.limits import Door
 from goblin.services.live import Live
 from goblin.services.routes import Router
 from tests.fakes.ledger import MemoryLedger
-from tests.fakes.stores import MemoryHealth, MemoryKeys, MemoryRequests
+from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
 
 HANG = "hang"
 KEY = "sk-goblin-test"
@@ -137,6 +141,8 @@ class World:
     deps: chat.Deps
     health_deps: health.Deps
     ledger: MemoryLedger
+    answers: MemoryAnswers
+    replies: MemoryReplies
 
 
 def world(
@@ -155,6 +161,7 @@ def world(
     catalog = Catalog(routing=routing or quick, endpoints=tuple(rows))
     health_deps = health.Deps(catalog=catalog, providers=providers, store=stored, clock=clock)
     meter = CountingMeter()
+    answers, replies = MemoryAnswers(), MemoryReplies()
     digest = digest_of(KEY)
     keys.keys[digest] = ApiKey(digest=digest, name="tests", created_at=clock.now())
     router = Router(
@@ -174,5 +181,8 @@ def world(
         meter=meter,
         clock=clock,
         pause=clock.pause,
+        door=Door(Limits(), clock),
+        answers=AnswerCache(answers, clock),
+        once=Once(replies, clock),
     )
-    return World(providers, clock, keys, stored, receipts, meter, deps, health_deps, ledger)
+    return World(providers, clock, keys, stored, receipts, meter, deps, health_deps, ledger, answers, replies)

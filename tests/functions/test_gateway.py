@@ -8,12 +8,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from datetime import UTC, datetime
+from typing import Any, ClassVar
 
 import httpx
 import openai
 import pytest
 
+from goblin.services.keys import digest_of
 from tests.fakes.openai_like import Script
 from tests.functions.conftest import API_KEY, OTHER_KEY, Fakes
 
@@ -298,6 +300,110 @@ class TestLeaving:
         with pytest.raises(httpx.ReadTimeout):
             httpx.post(f"{url}/v1/chat/completions", json=body, headers=AUTHORIZED, timeout=0.5)
         assert fakes.llamacpp.left.wait(10), "the provider still generates"
+
+
+class TestOnce:
+    """`Idempotency-Key`."""
+
+    BODY: ClassVar[Any] = {"model": "tiny", "messages": HELLO}
+
+    @pytest.mark.parametrize("stream", [True, False])
+    def test_the_same_request_is_answered_once(self, url: str, fakes: Fakes, stream: bool) -> None:
+        body = self.BODY | {"stream": stream}
+        one, two = (post(url, "/v1/chat/completions", body, **{"idempotency-key": "k1"}) for _ in range(2))
+        assert (two.status_code, two.content) == (200, one.content)
+        assert len(fakes.llamacpp.asked) == 1
+        assert "idempotent-replayed" not in one.headers
+        assert two.headers["idempotent-replayed"] == "true"
+        assert two.headers["x-goblin-request-id"] == one.headers["x-goblin-request-id"]
+        assert two.headers["content-type"] == one.headers["content-type"]
+
+    def test_another_request_under_the_key_is_409(self, url: str) -> None:
+        assert post(url, "/v1/chat/completions", self.BODY, **{"idempotency-key": "k2"}).status_code == 200
+        other = post(url, "/v1/chat/completions", self.BODY | {"seed": 1}, **{"idempotency-key": "k2"})
+        assert (other.status_code, other.json()["error"]["code"]) == (409, "idempotency_key_reused")
+
+    def test_an_error_is_not_kept(self, url: str, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(status=400, error={"error": {"message": "x"}})
+        assert post(url, "/v1/chat/completions", self.BODY, **{"idempotency-key": "k3"}).status_code == 400
+        fakes.llamacpp.script = Script()
+        assert post(url, "/v1/chat/completions", self.BODY, **{"idempotency-key": "k3"}).status_code == 200
+
+    def test_hanging_up_stops_the_generation_here_too(self, url: str, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(silent_after=1)
+        headers = AUTHORIZED | {"idempotency-key": "k4"}
+        body = self.BODY | {"stream": True}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=headers, timeout=20) as response:
+            next(response.iter_bytes())
+        assert fakes.llamacpp.left.wait(10), "the provider still generates"
+        fakes.llamacpp.script = Script()
+
+        def answered() -> httpx.Response | None:
+            answer = post(url, "/v1/chat/completions", body, **{"idempotency-key": "k4"})
+            return answer if answer.status_code == 200 else None
+
+        assert "Wörld" in eventually(answered).text
+
+
+class TestCache:
+    def test_a_deterministic_answer_is_given_again(self, url: str, fakes: Fakes) -> None:
+        body = {"model": "tiny", "messages": HELLO, "temperature": 0}
+        one = post(url, "/v1/chat/completions", body)
+        assert one.headers["x-goblin-cache"] == "miss"
+        two = post(url, "/v1/chat/completions", body | {"stream": True})
+        assert (two.headers["x-goblin-cache"], two.headers["x-goblin-provider"]) == ("hit", "cache")
+        *chunks, done = events(two)
+        assert done == "[DONE]"
+        text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        assert text == one.json()["choices"][0]["message"]["content"]
+        assert len(fakes.llamacpp.asked) == 1
+
+    def test_an_answer_left_to_chance_is_not(self, url: str) -> None:
+        for _ in range(2):
+            answer = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO})
+            assert answer.headers["x-goblin-cache"] == "skip"
+
+
+class TestKeys:
+    @pytest.fixture
+    def limit(self, firestore: Any) -> Callable[..., dict[str, str]]:
+        def key(name: str, **fields: Any) -> dict[str, str]:
+            said = {"name": name, "disabled": False, "created_at": datetime.now(UTC), **fields}
+            firestore.collection("keys").document(digest_of(name)).set(said)
+            return {"authorization": f"Bearer {name}"}
+
+        return key
+
+    def test_a_key_is_for_its_models(self, url: str, fakes: Fakes, limit: Callable[..., dict[str, str]]) -> None:
+        fakes.llamacpp.models = ["tiny", "big"]
+        key = limit("sk-tiny", models=["tiny"])
+        answer = post(url, "/v1/chat/completions", {"model": "big", "messages": HELLO}, **key)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
+        assert post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO}, **key).status_code == 200
+        listed = httpx.get(f"{url}/v1/models", headers=key).json()["data"]
+        assert [model["id"] for model in listed] == ["tiny"]
+
+    def test_a_key_is_good_for_what_it_is_for(self, url: str, limit: Callable[..., dict[str, str]]) -> None:
+        key = limit("sk-inference", scopes=["inference"])
+        assert httpx.get(f"{url}/v1/models", headers=key).status_code == 200
+        for path in ("/providers", "/metrics"):
+            assert httpx.get(url + path, headers=key).status_code == 403
+        operator = limit("sk-operator", scopes=["operate"])
+        assert httpx.get(f"{url}/metrics", headers=operator).status_code == 200
+        body = {"model": "tiny", "messages": HELLO}
+        assert post(url, "/v1/chat/completions", body, **operator).status_code == 403
+
+    def test_a_rate_is_told_so_that_the_sdk_can_wait(self, url: str, limit: Callable[..., dict[str, str]]) -> None:
+        key = limit("sk-slow", rate_per_minute=1)
+        body = {"model": "tiny", "messages": HELLO}
+        assert post(url, "/v1/chat/completions", body, **key).status_code == 200
+        answer = post(url, "/v1/chat/completions", body, **key)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
+        assert 50 <= int(answer.headers["retry-after"]) <= 60
+
+    def test_too_many_messages_are_413(self, url: str) -> None:
+        answer = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO * 2049})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (413, "messages")
 
 
 class TestSeveralEndpoints:

@@ -6,9 +6,9 @@ import asyncio
 import functools
 import logging
 import math
-from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -16,22 +16,13 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from goblin.domain.replies import Answer as Answer  # Doorways say `asgi.Answer`.
 from goblin.errors import Broken, GoblinError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge, Transient
 
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 10 * 1024 * 1024
 SETTLE_TIMEOUT_S = 5.0
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What to send: either all at once, or parts as they come."""
-
-    status: int = 200
-    media_type: str = "application/json"
-    headers: Mapping[str, str] = field(default_factory=dict)
-    content: bytes | AsyncGenerator[bytes, None] = b""
 
 
 class Delivery(Response):
@@ -86,11 +77,13 @@ class Delivery(Response):
         if isinstance(answer.content, bytes):
             headers.append((b"content-length", str(len(answer.content)).encode()))
         headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
-        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
         if isinstance(answer.content, bytes):
+            await send(start)
             await send({"type": "http.response.body", "body": answer.content, "more_body": True})
             return
         async with aclosing(answer.content) as parts:
+            await send(start)
             async for part in parts:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
 

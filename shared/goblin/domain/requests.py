@@ -103,6 +103,8 @@ class Preferences(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """Until the first token of a stream, or until all of another answer is there."""
     allow_external: bool | None = None
     """False keeps the request among our own machines."""
+    cache: bool | None = None
+    """True: an answer given before will do. False: it will not. None: only if no other was to be expected."""
 
 
 class ChatRequest(Struct, frozen=True, kw_only=True):

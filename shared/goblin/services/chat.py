@@ -18,6 +18,7 @@ from typing import Any
 
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.domain.models import Endpoint
+from goblin.domain.replies import Answer
 from goblin.domain.requests import (
     ChatRequest,
     CompletionRequest,
@@ -29,15 +30,29 @@ from goblin.errors import (
     InvalidRequest,
     NotFound,
     StoreUnavailable,
+    TooLarge,
 )
+from goblin.policy import caching
 from goblin.policy.continuation import AnyRequest
 from goblin.policy.routing import NoRoute, Route
-from goblin.ports import ApiKey, ChatProvider, Clock, Meter, RequestRecord, RequestStore
+from goblin.ports import (
+    ApiKey,
+    ChatProvider,
+    Clock,
+    Meter,
+    RequestRecord,
+    RequestStore,
+    Scope,
+    StoredAnswer,
+)
 from goblin.services import budget
 from goblin.services.answering import Answering
 from goblin.services.attempts import Asking, Extras, Spent, Underway
+from goblin.services.cache import AnswerCache, replay
 from goblin.services.draining import Drain, Drains
-from goblin.services.keys import Keys
+from goblin.services.idempotency import Once, Work
+from goblin.services.keys import Keys, check_model
+from goblin.services.limits import Door
 from goblin.services.live import Attempt
 from goblin.services.routes import Router
 
@@ -60,6 +75,9 @@ class Deps:
     clock: Clock
     extras: Extras = field(default_factory=Extras)
     drains: Drains = field(default_factory=Drains)
+    door: Door
+    answers: AnswerCache
+    once: Once
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     """Waits so many seconds, before an endpoint is asked again."""
 
@@ -86,6 +104,8 @@ class Call:
     usage: Usage | None = None
     """What the caller used; what it cost is the sum over the attempts."""
     usage_estimated: bool = False
+    cache: str = "skip"
+    """`hit`, `miss`, or `skip`: neither taken from the cache nor left there."""
     timings_ms: dict[str, float] = field(default_factory=dict)
     """Phases up to the first token, for `server-timing`."""
     _started: float = 0.0
@@ -98,6 +118,10 @@ class Call:
     _label: str = ""
     """The outcome in metrics, where it is another."""
     _answering: Answering | None = None
+    _cache_key: str | None = None
+    _handed_over: bool = False
+    _inside: bool = False
+    """Counted in at the door."""
     _settled: bool = False
 
     def __post_init__(self) -> None:
@@ -108,10 +132,27 @@ class Call:
     def attempts(self) -> list[Attempt]:
         return [underway.attempt for underway in self.made]
 
+    @property
+    def tenant(self) -> str:
+        """Whose request it is, once that is known."""
+        return self._key.owner if self._key is not None else ""
+
+    @property
+    def whole(self) -> bool:
+        """Whether all of a good answer was passed on."""
+        return (self._answering.outcome if self._answering is not None else self._outcome) == "ok"
+
     async def authenticate(self, authorization: str | None) -> None:
-        """Raises `Unauthenticated`, or `StoreUnavailable` when nobody can tell."""
+        """Let the caller in.
+
+        Raises:
+            Unauthenticated, Forbidden, StoreUnavailable: as `Keys.authenticate`.
+            RateLimited: there are too many requests.
+        """
         with self._noting(), self._timing("auth"):
-            self._key = await self.deps.keys.authenticate(authorization)
+            self._key = await self.deps.keys.authenticate(authorization, Scope.INFERENCE)
+            await self.deps.door.enter(self._key)
+            self._inside = True
 
     async def chat(self, request: ChatRequest, *, strategy: str | None = None) -> AsyncGenerator[ChatChunk, None]:
         """Begin an answer. Returns once its first token is here, or all of it if it is not streamed.
@@ -137,6 +178,7 @@ class Call:
             yield await self.deps.providers[endpoint.name].embed(request, model=request.model)
 
         with self._noting():
+            self._accept(request)
             route = await self._choose(request, strategy)
             asking: Asking[Embeddings] = self._asking(request, one, starts=lambda _: True, whole=True)
             underway = await self._begin(asking, route)
@@ -156,11 +198,34 @@ class Call:
         # Its code may be a provider's word, and labels must stay few.
         self._label = "invalid_request" if isinstance(error, InvalidRequest) else self._outcome
 
+    async def once(self, operation: str, key: str, body: bytes, make: Callable[[], Awaitable[Answer]]) -> Answer:
+        """The answer to a request with an `Idempotency-Key`: made by this call, or by an earlier one.
+
+        Raises:
+            Conflict, InvalidRequest: as `Once.answer`.
+        """
+        work = Work(make=make, settle=self.settle, is_whole=lambda: self.whole, taken=self._hand_over)
+        answer = await self.deps.once.answer(self.tenant, operation, key, body, work)
+        if not self._handed_over:
+            self._outcome = "replayed"
+        return answer
+
+    def _hand_over(self) -> None:
+        """From here on it is settled by who makes the answer: others may listen to it, too."""
+        self._handed_over = True
+
+    async def leave(self) -> None:
+        """Settle, unless the answer goes on for others."""
+        if not self._handed_over:
+            await self.settle()
+
     async def settle(self) -> None:
         """Let go of the provider, count, and write the receipt. Never raises; a second time does nothing."""
         if self._settled:
             return
         self._settled = True
+        if self._inside and self._key is not None:
+            self.deps.door.leave(self._key)
         for underway in self.made:
             await underway.close()
         if self._answering is not None:
@@ -194,21 +259,20 @@ class Call:
         if self._key is not None and self._request is not None:
             await self._write_receipt(self._key, self._request, duration_s)
         await self._book()
+        await self._keep()
 
     async def _generate(
         self, request: AnyRequest, strategy: str | None, ask: Callable[[Any], Asking[ChatChunk]]
     ) -> AsyncGenerator[ChatChunk, None]:
+        answer_id = ("chatcmpl-" if isinstance(request, ChatRequest) else "cmpl-") + self.request_id
+        created = int(self._created_at.timestamp())
         with self._noting():
+            self._accept(request)
+            if (found := await self._find(request)) is not None:
+                return replay(found, answer_id=answer_id, created=created, model=request.model)
             route = await self._choose(request, strategy)
             underway = await self._begin(ask(request), route)
-        self._answering = Answering(
-            request,
-            route,
-            underway,
-            ask,
-            answer_id=("chatcmpl-" if isinstance(request, ChatRequest) else "cmpl-") + self.request_id,
-            created=int(self._created_at.timestamp()),
-        )
+        self._answering = Answering(request, route, underway, ask, answer_id=answer_id, created=created)
         return self._answering.chunks()
 
     def _ask_chat(self, request: ChatRequest) -> Asking[ChatChunk]:
@@ -250,8 +314,42 @@ class Call:
             made=self.made,
         )
 
-    async def _choose(self, request: InferenceRequest, strategy: str | None) -> Route:
+    def _accept(self, request: InferenceRequest) -> None:
+        """Raises `Forbidden` or `TooLarge`."""
         self._request = request
+        if self._key is not None:
+            check_model(self._key, request.model)
+        most = self.deps.door.limits.messages_max
+        if isinstance(request, ChatRequest) and len(request.messages) > most:
+            raise TooLarge(f"There are over {most} messages.", param="messages")
+
+    async def _find(self, request: AnyRequest) -> StoredAnswer | None:
+        """An answer given before, if one will do."""
+        if caching.why_skip(request) is not None:
+            return None
+        self._cache_key = caching.cache_key(self.tenant, request)
+        found = await self.deps.answers.find(self._cache_key, shared=caching.opted_in(request))
+        self.cache = "miss" if found is None else "hit"
+        if found is not None:
+            self.usage, self.provider, self._outcome = found.usage, "cache", "ok"
+        return found
+
+    async def _keep(self) -> None:
+        """Leave a good answer in the cache."""
+        answering, request = self._answering, self._request
+        if answering is None or self._cache_key is None or self._outcome != "ok" or self.usage is None:
+            return
+        tally, text = answering.underway.tally, answering.text
+        if text is None or tally.finish_reason is None or isinstance(request, EmbeddingsRequest | None):
+            return
+        if caching.may_keep(
+            finish_reason=tally.finish_reason, plain=tally.plain, unbroken=answering.unbroken, text=text
+        ):
+            await self.deps.answers.keep(
+                self._cache_key, text, tally.finish_reason, self.usage, shared=caching.opted_in(request)
+            )
+
+    async def _choose(self, request: InferenceRequest, strategy: str | None) -> Route:
         with self._timing("route"):
             self._route = await self.deps.router.choose(request, strategy)
             return self.deps.router.must(self._route)
@@ -269,6 +367,8 @@ class Call:
         return underway
 
     def _model_label(self) -> str:
+        if self._request is not None and self.cache == "hit":
+            return self._request.model
         if self._request is None or self._route is None:
             return UNKNOWN_MODEL_LABEL
         known = isinstance(self._route, Route) or self._route.model_known
