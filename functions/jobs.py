@@ -14,6 +14,7 @@ from starlette.routing import Route
 from goblin import events, job_wiring, wiring
 from goblin.adapters import asgi, jobs_face
 from goblin.errors import Forbidden, InvalidRequest, Unauthenticated
+from goblin.ports import Scope
 from goblin.services import jobs as service
 from goblin.services import leases, reconcile
 from goblin.services.jobs import JobDeps
@@ -24,7 +25,7 @@ LISTED_MAX = 200
 async def _person(request: Request) -> str:
     """The name of the API key; an attempt's token opens the gateway and its own job, never this."""
     authorization = request.headers.get("authorization")
-    key = await wiring.gateway().keys.authenticate(authorization)
+    key = await wiring.gateway().keys.authenticate(authorization, Scope.JOBS)
     if leases.is_token(_bearer(request)):
         raise Forbidden("an attempt's token may not do this")
     return key.name

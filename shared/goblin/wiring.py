@@ -26,7 +26,7 @@ from goblin.adapters.prometheus import PrometheusMeter
 from goblin.adapters.system import SystemClock
 from goblin.domain.models import Catalog, Endpoint, KeySource
 from goblin.policy.limits import Limits
-from goblin.ports import ChatProvider
+from goblin.ports import ChatProvider, KeyStore
 from goblin.services import budget, chat, health
 from goblin.services.budget import FreezeView
 from goblin.services.cache import AnswerCache
@@ -65,6 +65,11 @@ def health_check() -> health.Deps:
 def health_view() -> HealthView:
     """What the router believes of the endpoints."""
     return _here().gateway.router.health
+
+
+def key_store() -> KeyStore:
+    """Who may call."""
+    return FirestoreKeys(firestore())
 
 
 def firestore() -> AsyncClient:

@@ -29,6 +29,7 @@ class _Commands(click.Group):
         "budget": ("goblin.cli.budget", "budget"),
         "dead-letters": ("goblin.cli.dead_letters", "dead_letters"),
         "jobs": ("goblin.cli.jobs", "jobs"),
+        "keys": ("goblin.cli.keys", "keys"),
         "models": ("goblin.cli.models", "models"),
     }
 

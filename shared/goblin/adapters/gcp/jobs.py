@@ -86,6 +86,8 @@ class FirestoreAttemptKeys:
 
     async def open(self, digest: str, *, name: str, until: datetime) -> None:
         fields = {"name": name, "disabled": False, "created_at": datetime.now(UTC), "expires_at": until}
+        # A rented host may ask models, and nothing else that keys are for.
+        fields["scopes"] = ["inference"]
         await _in_time(self._keys.document(digest).set(fields, timeout=DEADLINE_S, retry=None), "write of a key")
 
     async def close(self, digest: str) -> None:

@@ -1,0 +1,177 @@
+"""`goblin keys`: who may call. A key is shown once, when it is made; what is stored is its SHA-256."""
+
+from __future__ import annotations
+
+import re
+import secrets
+from collections.abc import Sequence
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import click
+import msgspec
+
+from goblin.cli.main import DATA, fail
+from goblin.cli.reach import reach, run
+from goblin.errors import NotFound
+from goblin.ports import ApiKey, Scope
+from goblin.services.keys import digest_of
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
+SHOWN = 12
+"""Characters of a digest: enough to tell keys apart, and no help to anybody who wants one."""
+_UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1)}
+
+
+class _Span(click.ParamType):
+    name = "30d|12h"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        found = re.fullmatch(r"([1-9][0-9]{0,4})([hd])", value)
+        if found is None:
+            self.fail(f"{value!r} is no span of time; write 30d or 12h", param, ctx)
+        return int(found[1]) * _UNITS[found[2]]
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def keys() -> None:
+    """API keys: create, list, revoke."""
+
+
+@keys.command()
+@click.argument("name")
+@click.option("--tenant", default="", help="Whose it is: the keys of a tenant share what is cached.")
+@click.option(
+    "--scope",
+    "scopes",
+    multiple=True,
+    type=click.Choice([str(scope) for scope in Scope]),
+    help="Default: inference. Repeat.",
+)
+@click.option("--model", "models", multiple=True, help="A model it may ask; org/* for all that begin so. Default: all.")
+@click.option("--rate", type=click.IntRange(min=1), help="Requests a minute.")
+@click.option("--parallel", type=click.IntRange(min=1), help="Requests at once.")
+@click.option("--expires", type=_Span(), help="When it ends. Default: never.")
+@JSON
+@DATA
+def create(
+    name: str,
+    tenant: str,
+    scopes: tuple[str, ...],
+    models: tuple[str, ...],
+    rate: int | None,
+    parallel: int | None,
+    expires: timedelta | None,
+    as_json: bool,
+    data: Path | None,
+) -> None:
+    """Make a key called NAME, and show it: this is the only time."""
+    reach(data)
+    now = datetime.now(UTC)
+    secret = f"gob-{secrets.token_urlsafe(32)}"
+    key = ApiKey(
+        digest=digest_of(secret),
+        name=name,
+        created_at=now,
+        expires_at=None if expires is None else now + expires,
+        tenant=tenant,
+        scopes=scopes or (Scope.INFERENCE,),
+        models=models or None,
+        rate_per_minute=rate,
+        parallel_max=parallel,
+    )
+
+    async def work() -> None:
+        from goblin import wiring
+
+        await wiring.key_store().put(key)
+
+    run(work())
+    if as_json:
+        click.echo(msgspec.json.encode({"key": secret, **_fields(key)}).decode())
+        return
+    click.echo(secret)
+    click.echo(f"{name}: {', '.join(key.scopes)}. Keep it: it is not stored and cannot be shown again.", err=True)
+
+
+@keys.command(name="list")
+@JSON
+@DATA
+def list_keys(as_json: bool, data: Path | None) -> None:
+    """Every key, the oldest first."""
+    reach(data)
+    found = run(_all())
+    if as_json:
+        click.echo(msgspec.json.encode({"keys": [_fields(key) for key in found]}).decode())
+        return
+    for key in found:
+        click.echo(f"{key.digest[:SHOWN]}  {_state(key, datetime.now(UTC)):<8} {key.name:<24} {_limits(key)}")
+    if not found:
+        click.echo("no keys: make one with  goblin keys create NAME")
+
+
+@keys.command()
+@click.argument("which")
+@JSON
+@DATA
+def revoke(which: str, as_json: bool, data: Path | None) -> None:
+    """End a key: WHICH is its name, or the beginning of its digest. It stops within 60 seconds."""
+    reach(data)
+
+    async def work() -> ApiKey:
+        from goblin import wiring
+
+        key = _only([key for key in await _all() if not key.disabled], which)
+        if not await wiring.key_store().disable(key.digest):
+            raise NotFound(f"There is no key {which!r} any more.")
+        return key
+
+    key = run(work())
+    if as_json:
+        click.echo(msgspec.json.encode({"revoked": key.digest[:SHOWN], "name": key.name}).decode())
+        return
+    click.echo(f"{key.name} ({key.digest[:SHOWN]}) is revoked; the last instance that knows it forgets it in 60 s.")
+
+
+async def _all() -> Sequence[ApiKey]:
+    from goblin import wiring
+
+    return await wiring.key_store().all()
+
+
+def _only(keys: Sequence[ApiKey], which: str) -> ApiKey:
+    """The one key that is meant; ends when that is not one."""
+    found = [key for key in keys if key.name == which] or [
+        key for key in keys if len(which) >= 6 and key.digest.startswith(which.lower())
+    ]
+    if not found:
+        raise NotFound(f"There is no key {which!r} that still works.")
+    if len(found) > 1:
+        fail(f"{len(found)} keys are called {which!r}; say which: {', '.join(key.digest[:SHOWN] for key in found)}")
+    return found[0]
+
+
+def _state(key: ApiKey, now: datetime) -> str:
+    if key.disabled:
+        return "revoked"
+    return "expired" if key.expires_at is not None and key.expires_at <= now else "good"
+
+
+def _limits(key: ApiKey) -> str:
+    said = [", ".join(key.scopes) or "nothing"]
+    if key.models is not None:
+        said.append(f"models {', '.join(key.models)}")
+    if key.tenant:
+        said.append(f"tenant {key.tenant}")
+    if key.rate_per_minute is not None:
+        said.append(f"{key.rate_per_minute} a minute")
+    if key.parallel_max is not None:
+        said.append(f"{key.parallel_max} at once")
+    if key.expires_at is not None:
+        said.append(f"until {key.expires_at:%Y-%m-%d %H:%M} UTC")
+    return "; ".join(said)
+
+
+def _fields(key: ApiKey) -> dict[str, object]:
+    """For programs: all that is stored, with as much of the digest as names it."""
+    return {**msgspec.to_builtins(key), "digest": key.digest[:SHOWN], "state": _state(key, datetime.now(UTC))}
