@@ -31,6 +31,7 @@ from tests.fakes.ollama import FakeOllama
 from tests.fakes.openai_like import Call, FakeOpenAI
 from tests.fakes.runpod import FakeRunPod
 from tests.fakes.serving import closed_port, serve
+from tests.fakes.vastai import FakeVast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +72,7 @@ FAKES = {
             "options": {"route": "balancer", "endpoint_id": "ep1", "api": f"{base}/management/v2"},
         },
     ),
+    "vastai": Stand(make=FakeVast, endpoint=lambda base: {"account_key": "vast-account", "options": {"label": "chat"}}),
 }
 
 
