@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,12 @@ def test_everything_that_can_be_said() -> None:
         weight = 3
         parallel = 4
         first_token_prior_ms = 250
+        prefill_prior_tokens_per_s = 900
+        decode_prior_tokens_per_s = 20
+        cold_start_prior_ms = 9000
+        sleeps_after_s = 300
+        price_usd_micros_per_hour = 700000
+        external = true
         options = { keep_alive = "${KEEP:-5m}" }
     """
     catalog = read_catalog(text, {"HOST": "h"})
@@ -93,9 +100,67 @@ def test_everything_that_can_be_said() -> None:
             weight=3,
             parallel=4,
             first_token_prior_ms=250,
+            prefill_prior_tokens_per_s=900,
+            decode_prior_tokens_per_s=20,
+            cold_start_prior_ms=9000,
+            sleeps_after_s=300,
+            price_usd_micros_per_hour=700_000,
+            external=True,
             options={"keep_alive": "5m"},
         ),
     )
+
+
+def test_a_model_says_what_is_different_for_it() -> None:
+    text = (
+        MINIMAL
+        + MINIMAL.replace('"a"', '"b"')
+        + """
+        [[endpoints]]
+        name = "c"
+        provider = "openai"
+        url = "${NOT_SET}"
+
+        [models."org/small"]
+        strategy = "lowest_cost"
+        deadline_ms = 900
+        [models."org/small".endpoints]
+        c = {}
+        b = { upstream_model = "small:1b", weight = 7, cold_start_prior_ms = 5000, sleeps_after_s = 60 }
+        a = {}
+
+        [models.large]
+        wake = false
+    """
+    )
+    catalog = read_catalog(text, {})
+    small = catalog.routing_of("org/small")
+    assert (small.strategy, small.deadline_ms, small.attempts_max) == (Strategy.LOWEST_COST, 900, 3)
+    b, a = catalog.endpoints_of("org/small")
+    assert (b.name, b.upstream_model, b.weight, b.cold_start_prior_ms, b.sleeps_after_s) == (
+        "b",
+        "small:1b",
+        7,
+        5000,
+        60,
+    )
+    assert a == catalog.endpoints[0]
+    assert not catalog.routing_of("large").wake
+    assert catalog.endpoints_of("large") == catalog.endpoints_of("another") == catalog.endpoints
+    assert catalog.routing_of("another") == catalog.routing
+
+
+def test_what_a_provider_knows_of_its_endpoint_holds_for_every_model() -> None:
+    catalog = read_catalog(MINIMAL + "[models.m.endpoints]\na = { weight = 2 }", {})
+    known = dataclasses.replace(catalog.endpoints[0], lacks={Capability.AUDIO: "deaf"}, api_key="k")
+    (at_model,) = catalog.connected({"a": known}).endpoints_of("m")
+    assert (at_model.weight, at_model.lacks, at_model.api_key) == (2, {Capability.AUDIO: "deaf"}, "k")
+
+
+@pytest.mark.parametrize(("said", "external"), [("", True), ("external = false", False)])
+def test_an_api_of_others_is_external_unless_it_says_otherwise(said: str, external: bool) -> None:
+    assert read_catalog(MINIMAL + said, {}).endpoints[0].external is external
+    assert not read_catalog(MINIMAL.replace("openai", "ollama"), {}).endpoints[0].external
 
 
 def test_an_unknown_price_is_absent() -> None:
@@ -121,6 +186,9 @@ def test_an_unknown_price_is_absent() -> None:
         (MINIMAL.replace("http://a", "ftp://a"), r"\$\.endpoints\[0\]\.url"),
         (MINIMAL.replace("http://a", "http://user:pw@a"), r"\$\.endpoints\[0\]\.url"),
         (MINIMAL + MINIMAL, "two endpoints are named a"),
+        (MINIMAL + "[models.m]\nstrategy = 'best'", r"\$\.models\[\.\.\.\]\.strategy"),
+        (MINIMAL + "[models.m.endpoints]\nz = {}", "names endpoints that are not there: z"),
+        (MINIMAL + "[models.m.endpoints]\na = { url = 'http://b' }", "url"),
     ],
 )
 def test_a_mistake_is_refused_by_its_key(text: str, named: str) -> None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from importlib import resources
@@ -17,10 +17,12 @@ import msgspec
 from msgspec import Meta
 
 from goblin.domain.accounts import Limit, Period
-from goblin.domain.models import ORDINARY, Capability, Catalog, Endpoint, Price, Routing, Strategy
+from goblin.domain.models import ORDINARY, Capability, Catalog, Endpoint, ModelSettings, Price, Routing, Strategy
 from goblin.domain.money import USD_MICROS
 from goblin.errors import Broken
 
+EXTERNAL = frozenset({"openai", "anthropic", "groq"})
+"""Providers that read prompts on machines which are not ours or rented by us; an endpoint may say otherwise."""
 DEFAULT_REGION = "us-east1"
 GOOGLE_CERTS_URL = "https://www.googleapis.com/oauth2/v1/certs"
 
@@ -108,6 +110,9 @@ class _Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     attempts_max: Annotated[int, Meta(ge=1, le=10)] = 3
     first_token_timeout_s: Seconds = 60.0
     between_tokens_timeout_s: Seconds = 30.0
+    explore_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.02
+    wake: bool = True
+    deadline_ms: Positive | None = None
 
 
 class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -128,7 +133,42 @@ class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     weight: Micros = 1
     parallel: Positive = 1
     first_token_prior_ms: Positive = 1000
+    prefill_prior_tokens_per_s: Positive = 2000
+    decode_prior_tokens_per_s: Positive = 30
+    cold_start_prior_ms: Positive = 30_000
+    sleeps_after_s: Positive | None = None
+    price_usd_micros_per_hour: Micros | None = None
+    external: bool | None = None
     options: dict[str, str] = {}
+
+
+class _ModelEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is different for one model at one endpoint; what is left out is as the endpoint says."""
+
+    upstream_model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    capabilities: tuple[Capability, ...] | None = None
+    context_tokens: Positive | None = None
+    weight: Micros | None = None
+    parallel: Positive | None = None
+    first_token_prior_ms: Positive | None = None
+    prefill_prior_tokens_per_s: Positive | None = None
+    decode_prior_tokens_per_s: Positive | None = None
+    cold_start_prior_ms: Positive | None = None
+    sleeps_after_s: Positive | None = None
+    price_usd_micros_per_hour: Micros | None = None
+
+
+class _Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model; what is left out is as `[routing]` says."""
+
+    strategy: Strategy | None = None
+    attempts_max: Annotated[int, Meta(ge=1, le=10)] | None = None
+    first_token_timeout_s: Seconds | None = None
+    between_tokens_timeout_s: Seconds | None = None
+    explore_share: Annotated[float, Meta(ge=0, le=0.5)] | None = None
+    wake: bool | None = None
+    deadline_ms: Positive | None = None
+    endpoints: Annotated[dict[Name, _ModelEndpoint], Meta(min_length=1)] | None = None
 
 
 class _Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -147,6 +187,7 @@ class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     routing: _Routing = _Routing()
     endpoints: tuple[_Endpoint, ...] = ()
     prices: tuple[_Price, ...] = ()
+    models: dict[Annotated[str, Meta(min_length=1, max_length=256)], _Model] = {}
 
 
 def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin.toml") -> Catalog:
@@ -172,7 +213,31 @@ def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin
     prices = {(row.provider, row.model): _price(row) for row in parsed.prices}
     if len(prices) != len(parsed.prices):
         raise BadConfiguration(f"{name}: a model of a provider has two prices")
-    return Catalog(routing=routing, endpoints=endpoints, prices=prices)
+    declared = {row["name"] for row in raw.get("endpoints", ())}
+    models = {model: _model(model, row, routing, endpoints, declared, name) for model, row in parsed.models.items()}
+    return Catalog(routing=routing, endpoints=endpoints, prices=prices, models=models)
+
+
+def _model(
+    model: str, row: _Model, routing: Routing, endpoints: Sequence[Endpoint], declared: set[str], file: str
+) -> ModelSettings:
+    """A model's settings, laid over the defaults. Its endpoints keep the order they are named in."""
+    fields = {key: value for key, value in msgspec.structs.asdict(row).items() if value is not None}
+    said = fields.pop("endpoints", None)
+    if said is None:
+        return ModelSettings(routing=replace(routing, **fields))
+    if unknown := sorted(said.keys() - declared):
+        raise BadConfiguration(f"{file}: model {model!r} names endpoints that are not there: {', '.join(unknown)}")
+    configured = {endpoint.name: endpoint for endpoint in endpoints}
+    serving = tuple(_endpoint_at(configured[name], at) for name, at in said.items() if name in configured)
+    return ModelSettings(routing=replace(routing, **fields), endpoints=serving)
+
+
+def _endpoint_at(endpoint: Endpoint, at: _ModelEndpoint) -> Endpoint:
+    fields = {key: value for key, value in msgspec.structs.asdict(at).items() if value is not None}
+    if at.capabilities is not None:
+        fields["capabilities"] = frozenset(at.capabilities)
+    return replace(endpoint, **fields)
 
 
 def _price(row: _Price) -> Price:
@@ -207,6 +272,12 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         weight=row.weight,
         parallel=row.parallel,
         first_token_prior_ms=row.first_token_prior_ms,
+        prefill_prior_tokens_per_s=row.prefill_prior_tokens_per_s,
+        decode_prior_tokens_per_s=row.decode_prior_tokens_per_s,
+        cold_start_prior_ms=row.cold_start_prior_ms,
+        sleeps_after_s=row.sleeps_after_s,
+        price_usd_micros_per_hour=row.price_usd_micros_per_hour,
+        external=row.provider in EXTERNAL if row.external is None else row.external,
         options=row.options,
     )
 

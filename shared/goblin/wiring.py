@@ -162,7 +162,7 @@ class _Process:
         secrets = Secrets(self.settings.project, emulator=self.settings.secret_manager_emulator)
         connected = [connect(endpoint, self.http, secrets) for endpoint in _catalog().endpoints]
         return health.Deps(
-            catalog=replace(_catalog(), endpoints=tuple(endpoint for endpoint, _ in connected)),
+            catalog=_catalog().connected({endpoint.name: endpoint for endpoint, _ in connected}),
             providers={endpoint.name: provider for endpoint, provider in connected},
             store=FirestoreHealth(self.firestore),
             clock=SystemClock(),

@@ -17,6 +17,7 @@ def cost(*, in_flight: int = 0, forecast: Forecast | None = None, **said: Any) -
     endpoint = Endpoint(name="a", provider="x", url="http://x", **said)
     return marginal_cost(
         endpoint,
+        endpoint.price,
         forecast or Forecast(service_ms=2000.0, unheard_s=100.0),
         prompt_tokens=1000,
         output_tokens=500,

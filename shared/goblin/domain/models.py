@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from enum import StrEnum
 from typing import Protocol
@@ -164,3 +164,16 @@ class Catalog:
         """Who may serve a model, each as it serves this one, in order."""
         said = self.models.get(model)
         return self.endpoints if said is None or said.endpoints is None else said.endpoints
+
+    def connected(self, endpoints: Mapping[str, Endpoint]) -> Catalog:
+        """The same, with what each endpoint's provider knows of it: what it lacks, and where its keys come from."""
+
+        def known(said: Endpoint) -> Endpoint:
+            there = endpoints[said.name]
+            return replace(said, lacks=there.lacks, api_key=there.api_key, account_key=there.account_key)
+
+        models = {
+            name: replace(said, endpoints=None if said.endpoints is None else tuple(map(known, said.endpoints)))
+            for name, said in self.models.items()
+        }
+        return replace(self, endpoints=tuple(map(known, self.endpoints)), models=models)

@@ -12,26 +12,34 @@ from __future__ import annotations
 
 import math
 
-from goblin.domain.models import Endpoint
+from goblin.domain.models import Endpoint, Price
 from goblin.policy.route import Forecast
 
 MS_PER_HOUR = 3_600_000.0
 
 
 def marginal_cost(
-    endpoint: Endpoint, forecast: Forecast, *, prompt_tokens: int, output_tokens: float, in_flight: int, cold_ms: float
+    endpoint: Endpoint,
+    price: Price | None,
+    forecast: Forecast,
+    *,
+    prompt_tokens: int,
+    output_tokens: float,
+    in_flight: int,
+    cold_ms: float,
 ) -> int | None:
     """The price of this request, given all that goes on anyway.
 
     Args:
-        endpoint: Who would serve it; what it charges per token and per hour add up.
+        endpoint: Who would serve it; what it charges per hour adds to what it charges per token.
+        price: Of the model there; None when nobody knows it.
         forecast: For this request.
         prompt_tokens: An estimate.
         output_tokens: Expected, or the most there may be.
         in_flight: Requests there now.
         cold_ms: A start of it, when it sleeps.
     """
-    price, hourly = endpoint.price, endpoint.price_usd_micros_per_hour
+    hourly = endpoint.price_usd_micros_per_hour
     if price is None and hourly is None:
         return None
     cost = 0

@@ -175,7 +175,9 @@ class Call:
         """Compute vectors; `usage` is always set."""
 
         async def one(endpoint: Endpoint) -> AsyncGenerator[Embeddings, None]:
-            yield await self.deps.providers[endpoint.name].embed(request, model=request.model)
+            yield await self.deps.providers[endpoint.name].embed(
+                request, model=endpoint.upstream_model or request.model
+            )
 
         with self._noting():
             self._accept(request)
@@ -278,7 +280,9 @@ class Call:
     def _ask_chat(self, request: ChatRequest) -> Asking[ChatChunk]:
         return self._asking(
             request,
-            lambda endpoint: self.deps.providers[endpoint.name].chat(request, model=request.model),
+            lambda endpoint: self.deps.providers[endpoint.name].chat(
+                request, model=endpoint.upstream_model or request.model
+            ),
             starts=_starts_answer,
             whole=not request.stream,
         )
@@ -286,7 +290,9 @@ class Call:
     def _ask_completion(self, request: CompletionRequest) -> Asking[ChatChunk]:
         return self._asking(
             request,
-            lambda endpoint: self.deps.providers[endpoint.name].complete(request, model=request.model),
+            lambda endpoint: self.deps.providers[endpoint.name].complete(
+                request, model=endpoint.upstream_model or request.model
+            ),
             starts=_starts_answer,
             whole=not request.stream,
         )
@@ -306,7 +312,7 @@ class Call:
             starts=starts,
             whole=whole,
             live=self.deps.router.live,
-            routing=self.deps.router.catalog.routing,
+            routing=self.deps.router.catalog.routing_of(request.model),
             extras=self.deps.extras,
             drains=self.deps.drains,
             pause=self.deps.pause,

@@ -93,10 +93,23 @@ class Live:
         self._traffic: dict[str, Traffic] = {}
 
     def outlook(
-        self, endpoint: Endpoint, model: str, demand: Demand = _ANYTHING, health: EndpointHealth | None = None
+        self,
+        endpoint: Endpoint,
+        model: str,
+        demand: Demand = _ANYTHING,
+        health: EndpointHealth | None = None,
+        at: tuple[datetime, float] | None = None,
     ) -> Outlook:
-        """What the next request to this model there is to expect, waiting included."""
-        now, now_s = self.clock.now(), self.clock.monotonic()
+        """What the next request to this model there is to expect, waiting included.
+
+        Args:
+            endpoint: Who would be asked.
+            model: As the caller calls it.
+            demand: What is asked.
+            health: What the last looks at it found.
+            at: Both readings of the clock, when many are asked about at once.
+        """
+        now, now_s = at or (self.clock.now(), self.clock.monotonic())
         target = self._targets.get((endpoint.name, model, demand.kind))
         if target is None:
             life = self._lives.get((endpoint.name, model)) or _Life()

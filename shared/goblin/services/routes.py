@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from datetime import datetime
 
 from msgspec.structs import replace
 
 from goblin.domain.health import EndpointHealth, Status
-from goblin.domain.models import Capability, Catalog, Endpoint, Strategy
+from goblin.domain.models import Capability, Catalog, Endpoint, Price, Strategy
 from goblin.domain.money import USD_MICROS
 from goblin.domain.requests import EmbeddingsRequest, InferenceRequest, Preferences
 from goblin.errors import (
@@ -23,12 +23,13 @@ from goblin.errors import (
 )
 from goblin.policy import tokens
 from goblin.policy.cost import marginal_cost
+from goblin.policy.pricing import price_of
 from goblin.policy.route import Demand, EndpointFacts, NoRoute, Obstacle, Route
 from goblin.policy.routing import choose_route
 from goblin.policy.traffic import arrivals_per_s, expect_output
 from goblin.services.budget import FreezeView
 from goblin.services.health import LOOK_AGAIN_S, HealthView
-from goblin.services.live import Live
+from goblin.services.live import Live, Outlook
 
 OUTPUT_TOKENS_MAX_GUESS = 4096
 """How long an answer may become, for a limit on its cost, when the caller sets none on its length."""
@@ -122,10 +123,19 @@ class Router:
     def _served(self, health: Mapping[str, EndpointHealth]) -> list[Model]:
         """Discovered models count while their endpoint's health remembers them."""
         found: dict[str, list[str]] = {}
+        for model in self.catalog.models:
+            serving = [
+                endpoint.name
+                for endpoint in self.catalog.endpoints_of(model)
+                if _serves(endpoint, health[endpoint.name], endpoint.upstream_model or model)
+            ]
+            if serving:
+                found[model] = serving
         for endpoint in self.catalog.endpoints:
             known = health[endpoint.name].models if endpoint.models is None else endpoint.models
             for model in known:
-                found.setdefault(model, []).append(endpoint.name)
+                if model not in self.catalog.models:
+                    found.setdefault(model, []).append(endpoint.name)
         return [Model(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
 
 
@@ -153,14 +163,15 @@ def decide(
         dice: As in `choose_route`.
     """
     routing, traffic = catalog.routing_of(demand.model), live.traffic(demand.model)
+    at = live.clock.now(), live.clock.monotonic()
     demand = replace(
         demand,
         output_tokens_expected=expect_output(traffic, output_tokens_max=demand.output_tokens_max),
-        arrivals_per_s=arrivals_per_s(traffic, now_s=live.clock.monotonic()),
+        arrivals_per_s=arrivals_per_s(traffic, now_s=at[1]),
         deadline_ms=routing.deadline_ms if demand.deadline_ms is None else demand.deadline_ms,
     )
     facts = [
-        _fact(demand, endpoint, live, health.get(endpoint.name), why_frozen)
+        _fact(demand, endpoint, live, health.get(endpoint.name), why_frozen, catalog.prices, at)
         for endpoint in catalog.endpoints_of(demand.model)
     ]
     return choose_route(
@@ -180,25 +191,23 @@ def _fact(
     live: Live,
     health: EndpointHealth | None,
     why_frozen: Callable[[Endpoint], str],
+    prices: Mapping[tuple[str, str], Price],
+    at: tuple[datetime, float],
 ) -> EndpointFacts:
-    serves = _serves(endpoint, health, endpoint.upstream_model or demand.model)
+    upstream = endpoint.upstream_model or demand.model
+    serves = _serves(endpoint, health, upstream)
     status, reason = (Status.UNKNOWN, "not checked yet") if health is None else (health.status, health.reason)
     if not serves:
         return EndpointFacts(endpoint=endpoint, serves=serves, status=status, status_reason=reason)
-    outlook = live.outlook(endpoint, demand.model, demand, health)
-    cost = partial(
-        marginal_cost,
-        endpoint,
-        outlook.forecast,
-        prompt_tokens=demand.prompt_tokens,
-        in_flight=outlook.in_flight,
-        cold_ms=outlook.cold_ms,
-    )
-    expected = cost(output_tokens=demand.output_tokens_expected)
+    outlook = live.outlook(endpoint, demand.model, demand, health, at)
+    price = price_of(prices, endpoint, upstream)
+    expected = _cost(endpoint, price, outlook, demand, demand.output_tokens_expected)
     most = expected
     if demand.max_cost_usd_micros is not None:
-        longest = OUTPUT_TOKENS_MAX_GUESS if demand.output_tokens_max is None else demand.output_tokens_max
-        most = cost(output_tokens=longest)
+        longest = demand.output_tokens_max
+        if longest is None:  # Then this limit is sent with it.
+            longest = OUTPUT_TOKENS_MAX_GUESS if price is None else price.output_tokens_default
+        most = _cost(endpoint, price, outlook, demand, longest)
     return EndpointFacts(
         endpoint=endpoint,
         serves=True,
@@ -210,6 +219,20 @@ def _fact(
         forecast=outlook.forecast,
         cost_usd_micros=expected,
         cost_usd_micros_max=most,
+    )
+
+
+def _cost(
+    endpoint: Endpoint, price: Price | None, outlook: Outlook, demand: Demand, output_tokens: float
+) -> int | None:
+    return marginal_cost(
+        endpoint,
+        price,
+        outlook.forecast,
+        prompt_tokens=demand.prompt_tokens,
+        output_tokens=output_tokens,
+        in_flight=outlook.in_flight,
+        cold_ms=outlook.cold_ms,
     )
 
 
