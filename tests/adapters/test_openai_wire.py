@@ -15,7 +15,7 @@ from goblin.domain import requests
 from goblin.domain.chat import ChatChunk
 from goblin.domain.health import Finding
 from goblin.domain.models import Endpoint
-from goblin.errors import ProviderUnavailable
+from goblin.errors import Broken, Fault, ProviderUnavailable
 from goblin.ports import ChatProvider
 from tests.fakes.openai_like import FakeOpenAI, Script
 from tests.fakes.serving import serve
@@ -143,3 +143,54 @@ async def test_a_refused_key_is_found_by_the_probe(fake: FakeOpenAI, provider: C
     probe = await provider.probe()
     assert probe.finding is Finding.REFUSED
     assert "k" not in probe.reason.split()
+
+
+class _Sent(httpx.AsyncBaseTransport):
+    """Keeps the body of a request and answers that there is no money."""
+
+    body: dict[str, Any]
+
+    def __init__(self, code: str) -> None:
+        self._code = code
+
+    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
+        self.body = json.loads(await request.aread())
+        return httpx.Response(429, json={"error": {"message": "pay", "type": "requests", "code": self._code}})
+
+
+@pytest.mark.parametrize(
+    ("url", "options", "names"),
+    [
+        ("https://api.openai.com/v1", {}, {"max_completion_tokens"}),
+        ("https://api.openai.com/v1", {"limit": "max_tokens"}, {"max_tokens"}),
+        ("https://copy.example/v1", {}, {"max_tokens"}),
+        ("https://copy.example/v1", {"limit": "max_completion_tokens"}, {"max_completion_tokens"}),
+    ],
+)
+@pytest.mark.parametrize(
+    "code",
+    [
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_usage_limit_exceeded",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+    ],
+)
+async def test_openai_is_sent_the_new_limit_and_its_429_about_money_is_about_money(
+    url: str, options: dict[str, str], names: set[str], code: str
+) -> None:
+    transport = _Sent(code)
+    async with httpx.AsyncClient(transport=transport) as client:
+        provider = wiring.connect(Endpoint(name="o", provider="openai", url=url, options=options), client)[1]
+        with pytest.raises(ProviderUnavailable) as caught:
+            await answer(provider, max_tokens=5)
+    assert caught.value.fault is Fault.MONEY
+    assert {name for name in ("max_tokens", "max_completion_tokens") if name in transport.body} == names
+    assert transport.body["stream_options"] == {"include_usage": True}
+
+
+async def test_an_unknown_name_for_the_limit_is_refused_at_the_start() -> None:
+    async with httpx.AsyncClient() as client:
+        with pytest.raises(Broken, match="limit"):
+            wiring.connect(Endpoint(name="o", provider="openai", url="http://x", options={"limit": "n"}), client)

@@ -175,6 +175,17 @@ async def test_nothing_of_ours_goes_upstream(fake: Any, provider: ChatProvider) 
     assert "goblin" not in fake.asked[-1]
 
 
+@pytest.mark.parametrize("said", [{"max_tokens": 7}, {"max_completion_tokens": 7}])
+async def test_a_limit_arrives_under_one_name_that_is_known_there(
+    fake: Any, name: str, provider: ChatProvider, said: dict[str, int]
+) -> None:
+    await collect(provider.chat(chat(**said), model="tiny"))
+    sent = fake.asked[-1]
+    known = {"groq": ["max_completion_tokens"], "ollama": [], "openai": list(said)}.get(name, ["max_tokens"])
+    assert [key for key in ("max_tokens", "max_completion_tokens") if key in sent] == known
+    assert 7 in [*sent.values(), *sent.get("options", {}).values()]
+
+
 async def test_continues_a_text(provider: ChatProvider, lacks: Mapping[Capability, str]) -> None:
     if Capability.COMPLETIONS in lacks:
         with pytest.raises(ProviderUnavailable, match=lacks[Capability.COMPLETIONS]) as caught:
@@ -358,6 +369,15 @@ async def test_a_probe_finds_the_models_and_costs_nothing(fake: Any, provider: C
     assert probe.latency_ms is not None
     assert probe.latency_ms >= 1
     assert not [path for path in fake.paths if path.endswith(WORK)]
+
+
+async def test_its_fake_can_be_started_alone(served: Served, client: httpx.AsyncClient) -> None:
+    async with served.stand.make() as fake:
+        assert fake.url.startswith(fake.base)
+        stand = replace(served, base=fake.base)
+        alone = wiring.connect(stand.endpoint("alone", stand.url), client)[1]
+        assert text(await collect(alone.chat(chat(), model="tiny"))) == "Hello, Wörld 🌍"
+        assert fake.asked
 
 
 async def test_what_it_cannot_do_has_a_reason(name: str) -> None:

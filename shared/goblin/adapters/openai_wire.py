@@ -35,18 +35,21 @@ class _TextChunk(msgspec.Struct, frozen=True, kw_only=True):
 class OpenAIWire:
     """The three inference routes of one endpoint. The base URL ends where OpenAI's does, in `/v1`."""
 
-    def __init__(self, upstream: Upstream, *, chunk: type[ChatChunk] = ChatChunk) -> None:
+    def __init__(self, upstream: Upstream, *, chunk: type[ChatChunk] = ChatChunk, limit: str | None = None) -> None:
         """Speak it.
 
         Args:
             upstream: Where.
             chunk: What a chunk of a chat is read as, for those who add to it.
+            limit: The name under which it knows the limit of a chat's answer, whichever the caller used; None passes
+                on what the caller said.
         """
         self._upstream = upstream
         self._chunk_kind = chunk
+        self._limit = limit
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        return self._stream("/chat/completions", streaming(request.body, model), self._chunk_kind)
+        return self._stream("/chat/completions", streaming(limited(request, self._limit), model), self._chunk_kind)
 
     async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = streaming(request.body, model)
@@ -125,6 +128,18 @@ class _ModelRow(msgspec.Struct, frozen=True):
 
 class _ModelList(msgspec.Struct, frozen=True):
     data: tuple[_ModelRow, ...]
+
+
+LIMITS = ("max_tokens", "max_completion_tokens")
+"""The old name, which every server knows and OpenAI's reasoning models refuse, and the new one."""
+
+
+def limited(request: ChatRequest, name: str | None) -> Mapping[str, Any]:
+    """The caller's request, its limit under one name: a server that does not know the other would ignore it."""
+    if name is None or request.output_tokens_max is None:
+        return request.body
+    rest = {key: value for key, value in request.body.items() if key not in LIMITS}
+    return {**rest, name: request.output_tokens_max}
 
 
 def streaming(body: Mapping[str, Any], model: str) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from goblin.adapters import probing
-from goblin.adapters.openai_wire import OpenAIWire
+from goblin.adapters.openai_wire import LIMITS, OpenAIWire
 from goblin.adapters.upstream import Upstream
 from goblin.domain.chat import ChatChunk, Embeddings
 from goblin.domain.health import Finding, Probe, Warmth
@@ -41,7 +41,7 @@ class FlyApp:
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
         self._root = Upstream(endpoint.name, root, endpoint.api_key, client)
-        self._wire = OpenAIWire(Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client))
+        self._wire = OpenAIWire(Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client), limit=LIMITS[0])
         api = endpoint.options.get("api", API)
         self._api = Upstream(endpoint.name, api, endpoint.account_key, client)
         self._app = endpoint.options.get("app") if endpoint.account_key else None

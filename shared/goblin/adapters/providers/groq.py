@@ -16,7 +16,7 @@ import httpx
 import msgspec
 
 from goblin.adapters import probing
-from goblin.adapters.openai_wire import OpenAIWire
+from goblin.adapters.openai_wire import LIMITS, OpenAIWire
 from goblin.adapters.refusals import detail_of
 from goblin.adapters.upstream import Upstream
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
@@ -57,7 +57,9 @@ class Groq:
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._name = endpoint.name
-        self._wire = OpenAIWire(Upstream(endpoint.name, endpoint.url, endpoint.api_key, client), chunk=GroqChunk)
+        self._wire = OpenAIWire(
+            Upstream(endpoint.name, endpoint.url, endpoint.api_key, client), chunk=GroqChunk, limit=LIMITS[1]
+        )
 
     async def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = {**request.body, "messages": _nameless(request.body["messages"])}

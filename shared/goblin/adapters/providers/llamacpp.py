@@ -18,7 +18,7 @@ import httpx
 
 from goblin.adapters import probing
 from goblin.adapters.gcp.identity import credentials_for
-from goblin.adapters.openai_wire import OpenAIWire
+from goblin.adapters.openai_wire import LIMITS, OpenAIWire
 from goblin.adapters.upstream import Upstream
 from goblin.domain.chat import ChatChunk, Embeddings
 from goblin.domain.health import Finding, Probe
@@ -42,7 +42,9 @@ class LlamaCpp:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
         identity = credentials_for(endpoint)
         self._root = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=identity)
-        self._wire = OpenAIWire(Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client, credentials=identity))
+        self._wire = OpenAIWire(
+            Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client, credentials=identity), limit=LIMITS[0]
+        )
         self._models = endpoint.models
         self._on_cloud_run = bool(identity)
 

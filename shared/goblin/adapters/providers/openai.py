@@ -1,26 +1,31 @@
 """OpenAI, and whoever copies its API: the base URL is configured.
 
 Source: openai-python 3.54 and OpenAI's API reference, read 2026-11-23. `GET /models` costs nothing. A 429 with a
-quota code is about money, not about rate. Usage in a stream must be asked for.
+quota code is about money, not about rate. Usage in a stream must be asked for. OpenAI's reasoning models refuse
+`max_tokens`, and servers that copy its API may not know `max_completion_tokens`: OpenAI itself is sent the new name,
+others what the option `limit` says, or else what the caller said.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from urllib.parse import urlsplit
 
 import httpx
 
 from goblin.adapters import probing
-from goblin.adapters.openai_wire import OpenAIWire
+from goblin.adapters.openai_wire import LIMITS, OpenAIWire
 from goblin.adapters.upstream import Upstream
 from goblin.domain.chat import ChatChunk, Embeddings
 from goblin.domain.health import Finding, Probe
 from goblin.domain.models import Capability, Endpoint
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.errors import Broken
 from goblin.ports import ChatProvider
 
 NAME = "openai"
 UNSUPPORTED: dict[Capability, str] = {}
+HOST = "api.openai.com"
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
@@ -32,7 +37,10 @@ class OpenAI:
     """One account at one base URL."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
-        self._wire = OpenAIWire(Upstream(endpoint.name, endpoint.url, endpoint.api_key, client))
+        limit = endpoint.options.get("limit") or (LIMITS[1] if urlsplit(endpoint.url).hostname == HOST else None)
+        if limit not in (*LIMITS, None):
+            raise Broken(f"endpoint {endpoint.name}: option `limit` is one of {', '.join(LIMITS)}")
+        self._wire = OpenAIWire(Upstream(endpoint.name, endpoint.url, endpoint.api_key, client), limit=limit)
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         return self._wire.chat(request, model=model)
