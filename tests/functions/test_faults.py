@@ -101,7 +101,8 @@ MIDDLE = {
     "server goes away": Fault(
         script=Script(
             raw=BEGUN
-            + b'data: {"cut_short": "shutting_down", "choices": [{"index": 0, "delta": {}, "finish_reason": "length"}]}\n\ndata: [DONE]\n\n'
+            + b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}], "cut_short": "shutting_down"}'
+            + b"\n\ndata: [DONE]\n\n"
         ),
         outcome="cut",
         heard="Hello ",
