@@ -351,11 +351,6 @@ class Attempt:
         return self._first_token_ms
 
     @property
-    def started(self) -> float:
-        """Monotonic seconds."""
-        return self._started
-
-    @property
     def abandoned(self) -> bool:
         """Whether it was let go while it was well."""
         return self._outcome in ("left", "lost")
