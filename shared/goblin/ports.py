@@ -182,12 +182,14 @@ class AttemptRecord:
     reason: str
     """Why the route had it there."""
     outcome: str
-    """`ok`, `cut`, `left` (the caller went), or a fault."""
+    """`ok`, `cut`, `left` (the caller went), `lost` (another was quicker), or a fault."""
     error: str = ""
     first_token_ms: int | None = None
     duration_ms: int | None = None
     predicted_first_token_ms: int | None = None
     """What was expected when it was sent."""
+    began_ms: int = 0
+    """After the request came; attempts may overlap."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -217,6 +219,8 @@ class RequestRecord:
     created_at: datetime
     expires_at: datetime
     """When the store may forget it."""
+    cost_usd_micros: int = 0
+    """Of all attempts, by our prices."""
 
 
 class RequestStore(Protocol):
@@ -227,6 +231,19 @@ class RequestStore(Protocol):
 
     async def get(self, request_id: str) -> RequestRecord | None:
         """Read one."""
+
+
+class Tracer(Protocol):
+    """Told of every request when it has ended. Never raises."""
+
+    def request(self, record: RequestRecord, *, traceparent: str | None, model_label: str) -> None:
+        """Tell of one.
+
+        Args:
+            record: Its receipt.
+            traceparent: The caller's W3C trace context, as it came.
+            model_label: The model, or a word for those that do not exist: labels must stay few.
+        """
 
 
 class Meter(Protocol):
