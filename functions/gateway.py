@@ -17,6 +17,7 @@ from starlette.routing import Route
 from goblin import __version__, wiring
 from goblin.adapters import anthropic_asks, anthropic_face, asgi, openai_face, prometheus
 from goblin.domain import requests
+from goblin.domain.money import plain_usd
 from goblin.ports import ApiKey, Scope
 from goblin.services import chat
 from goblin.services.keys import check_model, may_ask
@@ -119,6 +120,8 @@ def _explanation(call: chat.Call) -> dict[str, str]:
     }
     if call.provider is not None:
         headers["x-goblin-provider"] = call.provider
+    if call.whole:  # What a stream costs is known when it is over, and is in the receipt.
+        headers["x-goblin-cost-usd"] = plain_usd(call.cost_usd_micros())
     return headers
 
 

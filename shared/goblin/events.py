@@ -83,6 +83,8 @@ class BudgetExceeded(msgspec.Struct, frozen=True, kw_only=True):
     limit_usd_micros: Micros
     reserved_usd_micros: Micros = 0
     threshold: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    action: str = "freeze"
+    """What follows at the limit: `alert`, `freeze`, `stop_jobs` or `scale_to_zero`; a budget of ours says its own."""
 
 
 class CloudBudget(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -125,6 +125,7 @@ class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     capabilities: tuple[Capability, ...] = tuple(ORDINARY)
     context_tokens: Positive | None = None
     cancel_stops_bill: bool = True
+    bills: Literal["yes", "no"] = "yes"
     price_input_usd_micros_per_mtok: Micros | None = None
     price_output_usd_micros_per_mtok: Micros | None = None
     output_tokens_default: Positive = 4096
@@ -258,6 +259,8 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         )
     elif inward is not None or outward is not None:
         raise BadConfiguration(f"{file}: endpoint {row.name} has one price; it needs both or none")
+    elif row.bills == "no":
+        price = Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0)
     return Endpoint(
         name=row.name,
         provider=row.provider,

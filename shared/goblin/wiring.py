@@ -25,7 +25,9 @@ from goblin.adapters.gcp.secrets import Secrets
 from goblin.adapters.prometheus import PrometheusMeter
 from goblin.adapters.system import SystemClock
 from goblin.domain.models import Catalog, Endpoint, KeySource
+from goblin.policy.budget import crossed
 from goblin.policy.limits import Limits
+from goblin.policy.spending import Crossing
 from goblin.ports import ChatProvider, KeyStore
 from goblin.services import budget, chat, health
 from goblin.services.budget import FreezeView
@@ -36,10 +38,12 @@ from goblin.services.keys import Keys
 from goblin.services.limits import Door
 from goblin.services.live import Live
 from goblin.services.routes import Router
+from goblin.services.spending import Spender
 from goblin.settings import BadConfiguration, Settings
 
 CONNECTIONS_KEPT = 64
 CONNECTIONS_MAX = 1024
+LEASES_TENDED_EVERY_S = 5.0
 
 
 @cache
@@ -70,6 +74,16 @@ def health_view() -> HealthView:
 def key_store() -> KeyStore:
     """Who may call."""
     return FirestoreKeys(firestore())
+
+
+def ledger() -> FirestoreLedger:
+    """This loop's ledger."""
+    return _here().ledger
+
+
+def spender() -> Spender:
+    """This loop's purses."""
+    return _here().spender
 
 
 def firestore() -> AsyncClient:
@@ -169,9 +183,28 @@ class _Process:
         )
 
     @cached_property
+    def ledger(self) -> FirestoreLedger:
+        return FirestoreLedger(self.firestore, declared=self.settings.limits())
+
+    @cached_property
+    def spender(self) -> Spender:
+        return Spender(
+            self.ledger, self.ledger, SystemClock(), announce=self.announce, tend_every_s=LEASES_TENDED_EVERY_S
+        )
+
+    async def announce(self, crossing: Crossing) -> None:
+        """Publish that a budget has passed a threshold; the client is built when one first does."""
+        from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
+
+        from goblin.adapters.gcp.pubsub import PubSubBus
+
+        bus = PubSubBus(pubsub_v1.PublisherClient(), project=self.settings.project)
+        await bus.publish("budget-exceeded", crossed(crossing))
+
+    @cached_property
     def gateway(self) -> chat.Deps:
         clock = SystemClock()
-        spend = budget.Deps(ledger=FirestoreLedger(self.firestore), clock=clock)
+        spend = budget.Deps(ledger=self.ledger, clock=clock)
         return chat.Deps(
             router=Router(
                 catalog=self.health.catalog,
@@ -184,7 +217,7 @@ class _Process:
             ),
             providers=self.health.providers,
             keys=Keys(FirestoreKeys(self.firestore), clock),
-            spend=spend,
+            spender=self.spender,
             receipts=FirestoreRequests(self.firestore),
             meter=meter(),
             clock=clock,

@@ -12,9 +12,10 @@ from typing import Any
 
 from goblin.domain.chat import ChatChunk, ChunkChoice, Delta, Embedding, Embeddings, Usage
 from goblin.domain.health import Finding, Probe
-from goblin.domain.models import Catalog, Endpoint, Routing, Strategy
+from goblin.domain.models import Catalog, Endpoint, Price, Routing, Strategy
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.policy.limits import Limits
+from goblin.policy.spending import Crossing
 from goblin.ports import ApiKey
 from goblin.services import budget, chat, health
 from goblin.services.cache import AnswerCache
@@ -23,11 +24,13 @@ from goblin.services.keys import Keys, digest_of
 from goblin.services.limits import Door
 from goblin.services.live import Live
 from goblin.services.routes import Router
+from goblin.services.spending import Spender
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
 
 HANG = "hang"
 KEY = "sk-goblin-test"
+FREE = Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0)
 USAGE = Usage(prompt_tokens=11, completion_tokens=2, total_tokens=13)
 
 
@@ -152,9 +155,17 @@ def world(
     clock, keys, stored, receipts = FakeClock(), MemoryKeys(), MemoryHealth(), MemoryRequests()
     ledger = MemoryLedger()
     spend = budget.Deps(ledger=ledger, clock=clock)
+
+    async def told(crossing: Crossing) -> None:
+        crossings.append(crossing)
+
+    crossings: list[Crossing] = []
     said = endpoints or {}
     rows = [
-        Endpoint(**{"name": name, "provider": "openai", "url": "http://x", "models": ("m",), **said.get(name, {})})
+        Endpoint(
+            **{"name": name, "provider": "openai", "url": "http://x", "models": ("m",), "price": FREE}
+            | said.get(name, {})
+        )
         for name in providers
     ]
     quick = Routing(strategy=Strategy.FAILOVER, first_token_timeout_s=0.05, between_tokens_timeout_s=0.05)
@@ -176,7 +187,7 @@ def world(
         router=router,
         providers=providers,
         keys=Keys(keys, clock),
-        spend=spend,
+        spender=Spender(ledger, ledger, clock, announce=told),
         receipts=receipts,
         meter=meter,
         clock=clock,

@@ -146,6 +146,10 @@ class MemoryLedger:
             for account, parts in sorted(sums.items())
         ]
 
+    def settled(self) -> list[Entry]:
+        """What was spent, in order."""
+        return [entry for entry in self.written.values() if entry.kind is EntryKind.SETTLE]
+
     async def entries(self, *, limit: int) -> Sequence[Entry]:
         self._check()
         return sorted(self.written.values(), key=lambda entry: entry.at, reverse=True)[:limit]

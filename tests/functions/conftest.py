@@ -55,6 +55,7 @@ def served_fakes() -> Iterator[tuple[Fakes, dict[str, str]]]:
             "LLAMACPP_URL": stack.enter_context(serve(fakes.llamacpp.app)),
             "OLLAMA_URL": stack.enter_context(serve(fakes.ollama.app)),
             "OPENAI_BASE_URL": stack.enter_context(serve(fakes.openai.app)) + "/v1",
+            "OPENAI_BILLS": "no",
         }
         yield fakes, urls
 

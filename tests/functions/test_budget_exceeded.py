@@ -14,7 +14,7 @@ import pytest
 
 from goblin.domain.money import month_of
 from tests.clouds import RunningCloud
-from tests.functions.conftest import API_KEY, Fakes
+from tests.functions.conftest import API_KEY, OTHER_KEY, Fakes
 from tests.functions.pushes import Invoker
 
 HELLO: Any = [{"role": "user", "content": "Hi"}]
@@ -76,6 +76,10 @@ def test_cloud_billing_is_understood_on_the_same_topic(url: str, invoker: Invoke
     assert [f["account"] for f in documents(firestore, "freezes")] == ["total"]
 
 
+def settled(firestore: Any) -> list[dict[str, Any]]:
+    return [entry for entry in documents(firestore, "ledger") if entry["kind"] == "settle"]
+
+
 @pytest.mark.parametrize("payload", [b"", b"{", {}, crossing(spent_usd_micros=-1), crossing(account="a b")])
 def test_what_cannot_be_read_goes_to_the_dead_letters(url: str, invoker: Invoker, firestore: Any, payload: Any) -> None:
     assert invoker.push(url, payload) == 400
@@ -102,13 +106,14 @@ def test_free_providers_go_on_and_paid_ones_answer_402(
         client.chat.completions.create(model="big", messages=HELLO)
         # Booked after the last byte, which is all that the caller waits for.
         until = time.monotonic() + 10
-        while not (booked := documents(firestore, "ledger")) and time.monotonic() < until:
+        while not (booked := settled(firestore)) and time.monotonic() < until:
             time.sleep(0.01)
         (entry,) = booked
-        assert (entry["kind"], entry["account"], entry["amount_usd_micros"]) == ("settle", "openai", 62)
-        assert {b["account"]: b["spent_usd_micros"] for b in documents(firestore, "balances")} == {
-            "total": 62, "openai": 62,
-        }  # fmt: skip
+        assert (entry["account"], entry["amount_usd_micros"]) == ("openai/tests", 62)
+        month = month_of(datetime.now(UTC))
+        balances = [b for b in documents(firestore, "balances") if b["window"] == month]
+        accounts = ("total", "openai", "openai/tests", "key/tests", "model/big")
+        assert {b["account"]: b["spent_usd_micros"] for b in balances} == dict.fromkeys(accounts, 62)
 
         assert invoker.push(budget, crossing()) == 204
         page = httpx.get(f"{gateway}/providers", headers={"authorization": f"Bearer {API_KEY}"}, timeout=20).json()
@@ -123,4 +128,86 @@ def test_free_providers_go_on_and_paid_ones_answer_402(
         assert len(fakes.openai.asked) == asked  # Nothing was sent.
         raw = client.chat.completions.with_raw_response.create(model="tiny", messages=HELLO)
         assert raw.headers["x-goblin-provider"] == "free"
-    assert len(documents(firestore, "ledger")) == 2  # What is free is no entry.
+    assert len(settled(firestore)) == 1  # What is free is no entry.
+
+
+def test_a_key_with_a_cent_is_refused_the_request_that_would_cross(
+    invoker: Invoker, serve_function: Callable[[str], str], served_fakes: Any, fakes: Fakes, api_keys: None,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, firestore: Any,
+) -> None:  # fmt: skip
+    config = tmp_path / "goblin.toml"
+    config.write_text(CONFIG)
+    for name, value in {**served_fakes[1], "GOBLIN_CONFIG": str(config)}.items():
+        monkeypatch.setenv(name, value)
+    cent = {"name": "key/tests", "limits": [{"period": "month", "limit_usd_micros": 10_000, "action": "alert"}]}
+    firestore.collection("accounts").document("key~tests").set(cent)
+    gateway = serve_function("gateway")
+    fakes.openai.models = ["big"]
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{gateway}/v1", max_retries=0, timeout=20) as client:
+
+        def ask(most: int, stream: bool = False) -> Any:
+            return client.chat.completions.with_raw_response.create(
+                model="big", messages=HELLO, max_tokens=most, stream=stream
+            )
+
+        with pytest.raises(openai.APIStatusError) as refused:
+            client.chat.completions.create(model="big", messages=HELLO)  # Our limit for it is 4096: $0.033.
+        assert refused.value.status_code == 402
+        assert fakes.openai.asked == []
+        answer = ask(1000)
+        assert answer.headers["x-goblin-cost-usd"] == "0.000062"
+        assert fakes.openai.asked[-1]["max_tokens"] == 1000
+        receipt = _receipt(gateway, answer.headers["x-goblin-request-id"])
+        assert (receipt["cost_usd_micros"], receipt["provider"]) == (62, "paid")
+
+        # The rest of the cent, to the request that would cross: each may cost up to 8,288 millionths.
+        sent = 1
+        while sent < 60:
+            try:
+                ask(1000)
+            except openai.APIStatusError as error:
+                refusal = error
+                break
+            sent += 1
+        assert 20 < sent < 40
+        assert len(fakes.openai.asked) == sent  # Nothing of the refused one was sent.
+        assert (refusal.status_code, refusal.code, refusal.type) == (402, "budget_exhausted", "insufficient_quota")
+        assert "key/tests" in refusal.message
+        assert "starts anew at" in refusal.message
+        assert len(settled(firestore)) == sent
+        with pytest.raises(openai.APIStatusError):
+            ask(1000, stream=True)
+        assert ask(10).headers["x-goblin-cost-usd"] == "0.000062"  # A smaller one still fits.
+        other = client.with_options(api_key=OTHER_KEY).chat.completions.create(model="big", messages=HELLO)
+        assert other.choices
+    account = firestore.collection("accounts").document("key~tests").get().to_dict()["tallies"]["month"]
+    assert account["spent_usd_micros"] + account["leased_usd_micros"] <= 10_000
+
+
+def test_a_price_nobody_knows_is_not_zero(
+    serve_function: Callable[[str], str], served_fakes: Any, fakes: Fakes, api_keys: None, environ: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+) -> None:  # fmt: skip
+    config = tmp_path / "goblin.toml"
+    config.write_text("\n".join(line for line in CONFIG.splitlines() if "000" not in line))
+    for name, value in {**served_fakes[1], "GOBLIN_CONFIG": str(config)}.items():
+        monkeypatch.setenv(name, value)
+    fakes.openai.models = ["big"]
+    gateway = serve_function("gateway")
+    with (
+        openai.OpenAI(api_key=API_KEY, base_url=f"{gateway}/v1", max_retries=0, timeout=20) as client,
+        pytest.raises(openai.APIStatusError) as refused,
+    ):
+        client.chat.completions.create(model="big", messages=HELLO)
+    assert (refused.value.status_code, refused.value.code) == (402, "price_unknown")
+    assert fakes.openai.asked == []
+
+
+def _receipt(gateway: str, request_id: str) -> dict[str, Any]:
+    until = time.monotonic() + 10
+    while True:
+        said = httpx.get(f"{gateway}/requests/{request_id}", headers={"authorization": f"Bearer {API_KEY}"}, timeout=20)
+        if said.status_code == 200 or time.monotonic() > until:
+            found: dict[str, Any] = said.raise_for_status().json()
+            return found
+        time.sleep(0.01)

@@ -55,7 +55,7 @@ async def test_usage_is_the_callers_and_the_bill_is_everybodys() -> None:
     # `b` read the two tokens of `a` as a part of its prompt; for the caller they are answer.
     assert heard.usage == Usage(prompt_tokens=7, completion_tokens=5, total_tokens=12)
     assert receipt(here).usage_estimated
-    booked = {entry.account: entry.amount_usd_micros for entry in here.ledger.written.values()}
+    booked = {entry.account.split("/")[0]: entry.amount_usd_micros for entry in here.ledger.settled()}
     assert booked == {"openai": 2 + 2, "llamacpp": 12}
 
 
@@ -161,7 +161,7 @@ class TestHangingUp:
         here = self.world(*says("Hel", "lo"))
         heard = await ask(here)
         assert (heard.text, heard.error) == ("Hello", None)
-        assert [entry.amount_usd_micros for entry in here.ledger.written.values()] == [13]
+        assert [entry.amount_usd_micros for entry in here.ledger.settled()] == [13]
 
     async def test_it_is_read_to_its_end_and_billed(self) -> None:
         more = asyncio.Event()
@@ -188,7 +188,7 @@ class TestHangingUp:
         assert here.providers["a"].closed == 1
         written = receipt(here)
         assert (written.outcome, written.completion_tokens, written.usage_estimated) == ("left", 2, False)
-        assert [entry.amount_usd_micros for entry in here.ledger.written.values()] == [13]
+        assert [entry.amount_usd_micros for entry in here.ledger.settled()] == [13]
 
     async def test_one_too_many_is_cut_and_its_cost_estimated(self) -> None:
         here = self.world(Words("Hello"), HANG)
@@ -198,7 +198,7 @@ class TestHangingUp:
         await chunks.aclose()
         await call.settle()
         assert here.providers["a"].closed == 1
-        assert [entry.amount_usd_micros for entry in here.ledger.written.values()] == [2 + 2]
+        assert [entry.amount_usd_micros for entry in here.ledger.settled()] == [2 + 2]
 
     async def test_an_error_reaches_the_reader(self) -> None:
         here = self.world(Words("Hello"), CUT)

@@ -168,6 +168,12 @@ def to_micros(amount: Decimal) -> int:
     return int((amount * USD_MICROS).to_integral_value(ROUND_CEILING))
 
 
+def plain_usd(micros: int) -> str:
+    """For a machine, exact: `12.500000`."""
+    dollars, rest = divmod(abs(micros), USD_MICROS)
+    return f"{'-' if micros < 0 else ''}{dollars}.{rest:06d}"
+
+
 def show_usd(micros: int) -> str:
     """For a person, exact: `$12.50`, `-$0.000001`."""
     dollars, rest = divmod(abs(micros), USD_MICROS)

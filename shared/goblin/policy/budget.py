@@ -7,8 +7,21 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from goblin.domain.models import Endpoint
-from goblin.domain.money import ACCOUNT, ENTRY_ID, TOTAL, WINDOW, Entry, EntryKind, Freeze, is_over, show_usd, to_micros
+from goblin.domain.money import (
+    ACCOUNT,
+    ENTRY_ID,
+    TOTAL,
+    WINDOW,
+    Action,
+    Entry,
+    EntryKind,
+    Freeze,
+    is_over,
+    show_usd,
+    to_micros,
+)
 from goblin.events import BudgetExceeded, CloudBudget
+from goblin.policy.spending import Crossing
 
 FREEZES_FROM = 1.0
 """The share of a budget from which on spending stops; below it people are told."""
@@ -28,6 +41,19 @@ class Nonsense:
     reason: str
 
 
+def crossed(crossing: Crossing) -> BudgetExceeded:
+    """What is published of a threshold that our own ledger saw passed."""
+    return BudgetExceeded(
+        account=crossing.account,
+        window=crossing.window,
+        spent_usd_micros=max(0, crossing.spent_usd_micros),
+        reserved_usd_micros=crossing.reserved_usd_micros,
+        limit_usd_micros=crossing.limit_usd_micros,
+        threshold=crossing.percent / 100,
+        action=crossing.action,
+    )
+
+
 def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
     """Decide what a crossing in our own ledger leads to.
 
@@ -38,6 +64,9 @@ def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
         return Nonsense(reason=f"{event.account[:80]!r} is no account")
     if not WINDOW.fullmatch(event.window):
         return Nonsense(reason=f"{event.window[:80]!r} is no window")
+    if event.action not in list(Action):
+        return Nonsense(reason=f"{event.action[:80]!r} is no action")
+    action = Action(event.action)
     if event.limit_usd_micros and event.spent_usd_micros + event.reserved_usd_micros < (
         event.threshold * event.limit_usd_micros
     ):
@@ -47,13 +76,14 @@ def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
         f"in {event.window}"
     )
     over = is_over(event.window, now)
-    kind = EntryKind.FREEZE if event.threshold >= FREEZES_FROM and not over else EntryKind.ALERT
+    freezes = event.threshold >= FREEZES_FROM and action is not Action.ALERT and not over
     return Entry(
         entry_id=f"budget:{event.account.replace('/', '~')}:{event.window}:{event.threshold:g}",
-        kind=kind,
+        kind=EntryKind.FREEZE if freezes else EntryKind.ALERT,
         account=event.account,
         amount_usd_micros=0,
         at=now,
+        reaction=action if freezes else None,
         note=f"{said}, which is over" if over else said,
     )
 

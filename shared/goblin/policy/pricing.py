@@ -5,17 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta
-from typing import Any, TypeVar
+from typing import Any
 
 import msgspec
 
 from goblin.domain.models import Endpoint, Price
-from goblin.domain.requests import AudioPart, ChatRequest, CompletionRequest, EmbeddingsRequest, FilePart, ImagePart
+from goblin.domain.requests import (
+    AudioPart,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    FilePart,
+    ImagePart,
+    InferenceRequest,
+)
 
 STALE_AFTER = timedelta(days=90)
 TEMPLATE_TOKENS = 64
 """What a chat template adds at most beyond the JSON it stands for; a message's braces and quotes outweigh its marks."""
-R = TypeVar("R", ChatRequest, CompletionRequest, EmbeddingsRequest)
 OF_UNKNOWN_PRICE = {
     "audio": "sounds",
     "modalities": "answers in sound",
@@ -53,7 +60,7 @@ def is_free(endpoint: Endpoint) -> bool:
     return price is not None and not (price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
 
 
-def worst_case(request: ChatRequest | CompletionRequest | EmbeddingsRequest, endpoint: Endpoint) -> Bound | Unpriced:
+def worst_case(request: InferenceRequest, endpoint: Endpoint) -> Bound | Unpriced:
     """Bound one attempt. Retries, hedges and continuations are attempts of their own, and each is bounded for itself.
 
     A token is at least one byte, so a prompt has no more tokens than its JSON has bytes. Reasoning that nobody sees
@@ -73,7 +80,7 @@ def worst_case(request: ChatRequest | CompletionRequest | EmbeddingsRequest, end
     return Bound(input_tokens=inward, output_tokens=outward, cost_usd_micros=cost)
 
 
-def limited(request: R, bound: Bound) -> R:
+def limited(request: InferenceRequest, bound: Bound) -> InferenceRequest:
     """The request with the limit that bounds it, under the name that the caller used."""
     if isinstance(request, EmbeddingsRequest):
         return request
@@ -93,7 +100,7 @@ def price_of(prices: Mapping[tuple[str, str], Price], endpoint: Endpoint, model:
     return prices.get((endpoint.provider, model), endpoint.price)
 
 
-def _unpriced(request: ChatRequest | CompletionRequest | EmbeddingsRequest) -> str | None:
+def _unpriced(request: InferenceRequest) -> str | None:
     for name, what in OF_UNKNOWN_PRICE.items():
         said = request.body.get(name)
         if said is not None and said not in (["text"], 1):
@@ -105,14 +112,14 @@ def _unpriced(request: ChatRequest | CompletionRequest | EmbeddingsRequest) -> s
     return None
 
 
-def _parts(request: ChatRequest | CompletionRequest | EmbeddingsRequest) -> Iterator[Any]:
+def _parts(request: InferenceRequest) -> Iterator[Any]:
     if isinstance(request, ChatRequest):
         for message in request.messages:
             if isinstance(message.content, tuple):
                 yield from message.content
 
 
-def _images(request: ChatRequest | CompletionRequest | EmbeddingsRequest) -> list[str]:
+def _images(request: InferenceRequest) -> list[str]:
     """Their addresses, which may be the images themselves."""
     return [part.image_url.url for part in _parts(request) if isinstance(part, ImagePart)]
 
@@ -125,7 +132,7 @@ def _output_tokens(request: ChatRequest | CompletionRequest, price: Price) -> in
     return most if price.output_tokens_max is None else min(most, price.output_tokens_max)
 
 
-def _choices(request: ChatRequest | CompletionRequest | EmbeddingsRequest) -> int:
+def _choices(request: InferenceRequest) -> int:
     if isinstance(request, EmbeddingsRequest):
         return 1
     several = isinstance(request, CompletionRequest) and isinstance(request.prompt, list)
@@ -135,7 +142,7 @@ def _choices(request: ChatRequest | CompletionRequest | EmbeddingsRequest) -> in
     return prompts * (request.n or 1)
 
 
-def _factor(request: ChatRequest | CompletionRequest | EmbeddingsRequest) -> int:
+def _factor(request: InferenceRequest) -> int:
     """Writing a prompt into a provider's cache costs up to twice as much as reading it."""
     return 2 if _mentions(request.body, "cache_control") else 1
 

@@ -284,19 +284,23 @@ def _announce(
             if percent <= tally.told_percent:
                 continue
             tallies[limit.period] = replace(tally, told_percent=percent)
-            crossings.append(crossing(account.name, tally, limit, percent))
+            crossings.append(
+                crossing(
+                    account.name, tally, limit, percent, refused=refused.need_usd_micros if refused and short else 0
+                )
+            )
         marked.append(replace(account, tallies=tallies))
     return tuple(marked), tuple(crossings)
 
 
-def crossing(account: str, tally: Tally, limit: Limit, percent: int) -> Crossing:
-    """What is announced of a threshold."""
+def crossing(account: str, tally: Tally, limit: Limit, percent: int, *, refused: int = 0) -> Crossing:
+    """What is announced of a threshold; what was refused counts with what is reserved: together they are too much."""
     return Crossing(
         account=account,
         window=tally.window,
         percent=percent,
         spent_usd_micros=tally.spent_usd_micros,
-        reserved_usd_micros=tally.leased_usd_micros,
+        reserved_usd_micros=tally.leased_usd_micros + refused,
         limit_usd_micros=limit.limit_usd_micros,
         action=limit.action,
     )

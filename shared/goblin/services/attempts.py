@@ -11,7 +11,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.domain.models import Endpoint, Routing
@@ -20,6 +20,7 @@ from goblin.policy import retries
 from goblin.policy.routing import Choice
 from goblin.services.draining import Drain, Drains
 from goblin.services.live import Attempt, Live
+from goblin.services.paying import Payment
 from goblin.services.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,7 @@ class Underway(Generic[T]):
     attempt: Attempt
     stream: AsyncGenerator[T, None]
     prompt_bytes: Callable[[], int]
+    payment: Payment
     tally: Tally = field(default_factory=Tally)
     head: list[T] = field(default_factory=list)
     """What has come before it was chosen."""
@@ -103,7 +105,12 @@ class Asking(Generic[T]):
     model: str
     prompt_bytes: Callable[[], int]
     """Of what the model reads, in UTF-8."""
-    open_stream: Callable[[Endpoint], AsyncGenerator[T, None]]
+    pay: Callable[[Endpoint], Awaitable[Payment | None]]
+    """Puts the worst case of an attempt aside before it is sent; None: there is no money for it."""
+    why_unpaid: Callable[[], GoblinError | None]
+    """What to say when nobody was asked for want of money; None when that was not the reason."""
+    open_stream: Callable[[Endpoint, Any], AsyncGenerator[T, None]]
+    """Sends a request, which the payment may have limited, to an endpoint."""
     starts: Callable[[T], bool]
     """Whether an item is the first thing a caller would notice."""
     whole: bool
@@ -132,12 +139,12 @@ class Asking(Generic[T]):
             RateLimited, UnknownModel, ProviderUnavailable: nobody answered.
         """
         failures: list[tuple[Choice, ProviderUnavailable]] = []
-        left = list(candidates[: self.routing.attempts_max])
+        left = list(candidates)
         before = len(self.made)
-        while left:
+        while left and len(self.made) - before < self.routing.attempts_max:
             choice = left.pop(0)
             force = last_resort or (not left and len(self.made) == before)
-            underway = self._start(choice, force=force)
+            underway = await self._start(choice, force=force)
             if underway is None:
                 continue
             winner = await self._first_of(underway, choice, left, hedge_after_s, failures)
@@ -164,24 +171,31 @@ class Asking(Generic[T]):
                 break
             await self.pause(again[0])
             once_more = Choice(endpoint=again[1].endpoint, reason="asked again", forecast=again[1].forecast)
-            underway = self._start(once_more, force=True)
-            assert underway is not None  # noqa: S101  It is forced.
+            underway = await self._start(once_more, force=True)
+            if underway is None:
+                break  # The money ran out meanwhile.
             failures = [pair for pair in failures if pair[0] is not again[1]]
             seen = len(failures)
             winner = await self._first_of(underway, again[1], [], None, failures)
             if winner is not None:
                 return winner
             everything += [error for _, error in failures[seen:]]
+        if not everything and (unpaid := self.why_unpaid()) is not None:
+            raise unpaid
         raise nobody_answered(self.model, everything)
 
-    def _start(self, choice: Choice, *, force: bool) -> Underway[T] | None:
+    async def _start(self, choice: Choice, *, force: bool) -> Underway[T] | None:
+        payment = await self.pay(choice.endpoint)
+        if payment is None:
+            return None
         attempt = self.live.start(
             choice.endpoint, self.model, reason=choice.reason, force=force, forecast=choice.forecast
         )
         if attempt is None:
+            await payment.settle(None)
             return None
-        stream, tally = self.open_stream(choice.endpoint), Tally()
-        underway = Underway(attempt, stream, self.prompt_bytes, tally)
+        stream, tally = self.open_stream(choice.endpoint, payment.request), Tally()
+        underway = Underway(attempt, stream, self.prompt_bytes, payment, tally)
         if not choice.endpoint.cancel_stops_bill:
             underway.drain = self.drains.over(stream, tally)
             underway.stream = underway.drain.follow()
@@ -206,7 +220,7 @@ class Asking(Generic[T]):
             if not done and self.extras.may_hedge():
                 spare = left.pop(0)
                 beside = Choice(endpoint=spare.endpoint, reason=f"hedge; {spare.reason}", forecast=spare.forecast)
-                rival = self._start(beside, force=False)
+                rival = await self._start(beside, force=False)
                 if rival is not None:
                     waiting[asyncio.create_task(self._await_first(rival))] = (rival, spare)
             while waiting:

@@ -45,7 +45,7 @@ from goblin.ports import (
     Scope,
     StoredAnswer,
 )
-from goblin.services import budget
+from goblin.services import paying
 from goblin.services.answering import Answering
 from goblin.services.attempts import Asking, Extras, Spent, Underway
 from goblin.services.cache import AnswerCache, replay
@@ -54,7 +54,9 @@ from goblin.services.idempotency import Once, Work
 from goblin.services.keys import Keys, check_model
 from goblin.services.limits import Door
 from goblin.services.live import Attempt
+from goblin.services.paying import Payer, spent_of, why_nobody_is_paid
 from goblin.services.routes import Router
+from goblin.services.spending import Spender
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +71,7 @@ class Deps:
     providers: Mapping[str, ChatProvider]
     """By endpoint name."""
     keys: Keys
-    spend: budget.Deps
+    spender: Spender
     receipts: RequestStore
     meter: Meter
     clock: Clock
@@ -118,6 +120,7 @@ class Call:
     _label: str = ""
     """The outcome in metrics, where it is another."""
     _answering: Answering | None = None
+    _payer: Payer | None = None
     _cache_key: str | None = None
     _handed_over: bool = False
     _inside: bool = False
@@ -174,9 +177,9 @@ class Call:
     async def embed(self, request: EmbeddingsRequest, *, strategy: str | None = None) -> Embeddings:
         """Compute vectors; `usage` is always set."""
 
-        async def one(endpoint: Endpoint) -> AsyncGenerator[Embeddings, None]:
+        async def one(endpoint: Endpoint, limited: EmbeddingsRequest) -> AsyncGenerator[Embeddings, None]:
             yield await self.deps.providers[endpoint.name].embed(
-                request, model=endpoint.upstream_model or request.model
+                limited, model=endpoint.upstream_model or request.model
             )
 
         with self._noting():
@@ -258,9 +261,10 @@ class Call:
         """Write down what is known now, and will not change."""
         if self._answering is not None:
             self.usage, self.usage_estimated = self._answering.usage()
+        # Before the receipt: if time runs out, the money is in order.
+        await self._book()
         if self._key is not None and self._request is not None:
             await self._write_receipt(self._key, self._request, duration_s)
-        await self._book()
         await self._keep()
 
     async def _generate(
@@ -280,8 +284,8 @@ class Call:
     def _ask_chat(self, request: ChatRequest) -> Asking[ChatChunk]:
         return self._asking(
             request,
-            lambda endpoint: self.deps.providers[endpoint.name].chat(
-                request, model=endpoint.upstream_model or request.model
+            lambda endpoint, limited: self.deps.providers[endpoint.name].chat(
+                limited, model=endpoint.upstream_model or request.model
             ),
             starts=_starts_answer,
             whole=not request.stream,
@@ -290,8 +294,8 @@ class Call:
     def _ask_completion(self, request: CompletionRequest) -> Asking[ChatChunk]:
         return self._asking(
             request,
-            lambda endpoint: self.deps.providers[endpoint.name].complete(
-                request, model=endpoint.upstream_model or request.model
+            lambda endpoint, limited: self.deps.providers[endpoint.name].complete(
+                limited, model=endpoint.upstream_model or request.model
             ),
             starts=_starts_answer,
             whole=not request.stream,
@@ -300,12 +304,20 @@ class Call:
     def _asking(
         self,
         request: InferenceRequest,
-        open_stream: Callable[[Endpoint], AsyncGenerator[Any, None]],
+        open_stream: Callable[[Endpoint, Any], AsyncGenerator[Any, None]],
         *,
         starts: Callable[[Any], bool],
         whole: bool,
     ) -> Asking[Any]:
+        payer = self._payer = self._payer or Payer(
+            self.deps.spender,
+            self.deps.router.catalog.prices,
+            request_id=self.request_id,
+            key_name=self._key.name if self._key else "",
+        )
         return Asking(
+            pay=lambda endpoint: payer.pay(endpoint, request),
+            why_unpaid=lambda: why_nobody_is_paid(payer.refusals),
             model=request.model,
             prompt_bytes=request.prompt_bytes,
             open_stream=open_stream,
@@ -401,18 +413,20 @@ class Call:
         """What each attempt used up, in order; those that refused are left out."""
         return [spent for underway in self.made if (spent := underway.spent()) is not None]
 
+    def cost_usd_micros(self) -> int:
+        """What all attempts cost so far."""
+        return sum(one.payment.cost_usd_micros(spent_of(one)[0]) for one in self.made)
+
     async def _book(self) -> None:
-        """Write what the request cost into the ledger: one entry for each attempt that cost something."""
-        for number, spent in enumerate(self.spent()):
-            bill_id = self.request_id if number == 0 else f"{self.request_id}:{number}"
-            try:
-                await budget.book(bill_id, spent.endpoint, spent.usage, self.deps.spend)
-            except StoreUnavailable as error:
-                log.error("a cost of request %s is not in the ledger: %s", self.request_id, error.message)
+        """Replace what was put aside for each attempt by what it cost."""
+        for one in self.made:
+            usage, estimated = spent_of(one)
+            await one.payment.settle(usage, estimated=estimated)
 
     async def _write_receipt(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
         usage = self.usage or Usage()
         rejected = self._route.rejected if self._route is not None else ()
+        unpaid = paying.rejected(self._payer.refusals) if self._payer is not None else {}
         firsts = [attempt.first_token_ms for attempt in self.attempts if attempt.first_token_ms is not None]
         served = firsts[-1] if firsts and self.provider else None
         record = RequestRecord(
@@ -426,7 +440,8 @@ class Call:
             outcome=self._outcome,
             provider=self.provider,
             attempts=tuple(attempt.record() for attempt in self.attempts),
-            rejected={choice.endpoint.name: choice.reason for choice in rejected},
+            rejected={choice.endpoint.name: choice.reason for choice in rejected} | unpaid,
+            cost_usd_micros=self.cost_usd_micros(),
             prompt_tokens=usage.prompt_tokens,
             completion_tokens=usage.completion_tokens,
             usage_estimated=self.usage_estimated,
