@@ -15,11 +15,14 @@ from typing import Any
 
 import httpx
 import openai
+import pytest
 
 from goblin.cli import places
 from tests.flows.conftest import Running
 
 STREAMS = 50
+
+pytestmark = pytest.mark.xdist_group("flows")
 
 
 def goblin(up: Running, *words: str, fails: bool = False) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """`goblin up` as a newcomer meets it: what it prints, what answers, what survives, how it ends."""
 
+import concurrent.futures
 import os
 import signal
 import socket
@@ -15,6 +16,8 @@ import pytest
 
 from localcloud import google
 from tests.flows.conftest import Running, clean_environment
+
+PORTS = ("GOBLIN_URL", "PUBSUB_EMULATOR_HOST", "FIRESTORE_EMULATOR_HOST", "STORAGE_EMULATOR_HOST")
 
 pytestmark = pytest.mark.xdist_group("flows")
 
@@ -129,6 +132,18 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         refused = goblin("up", f"--data={tmp_path / 'data'}", f"--port={port}")
     assert refused.returncode == 1
     assert refused.stderr.strip().splitlines()[-1] == f"goblin: port {port} is taken. Choose another with --port PORT."
+
+
+def test_several_at_once_get_ports_of_their_own(tmp_path: Path) -> None:
+    runs = [Running(tmp_path / name) for name in ("one", "two")]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        list(pool.map(Running.start, runs))
+    try:
+        ports = [value for run in runs for name, value in run.variables.items() if name in PORTS]
+        assert len(set(ports)) == len(ports) == 2 * len(PORTS)
+    finally:
+        for run in runs:
+            run.close()
 
 
 def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import os
 import signal
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -80,6 +82,17 @@ def choose_ports(http: int) -> Ports:
     return Ports(http=http, pubsub=usual(8085), firestore=usual(8086), storage=usual(4443), llamacpp=google.free_port())
 
 
+def take_turn() -> int:
+    """Wait until no other `up` of this person is choosing ports; closing the descriptor ends the turn.
+
+    A port that is free is still free when our child binds it only if nobody else chose it meanwhile.
+    """
+    path = Path(tempfile.gettempdir(), f"goblin-ports-{os.getuid()}.lock")
+    turn = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    fcntl.flock(turn, fcntl.LOCK_EX)
+    return turn
+
+
 def variables(ports: Ports, key: str) -> dict[str, str]:
     """What `goblin env` prints: Google's clients and the OpenAI SDK of any app, pointed here."""
     return {
@@ -102,8 +115,9 @@ class Up:
         self._choice = choice
         self._say = say
         self._folder = places.DataFolder(choice.data)
-        self._ports = choose_ports(choice.port)
         self._lock = -1
+        self._turn = take_turn()
+        self._ports = choose_ports(choice.port)
         self.variables = variables(self._ports, "")
 
     async def run(self, ready: Callable[[dict[str, str], float], None]) -> None:
@@ -215,6 +229,9 @@ class Up:
         by_name = {child.name: child for child in children}
         async with httpx.AsyncClient(trust_env=False, timeout=5.0) as http:
             await self._wait_for_clouds(http, by_name)
+            for name, port in (("functions", self._ports.http), ("llamacpp", self._ports.llamacpp)):
+                await wait_ready(by_name[name], partial(_listens, port), START_S_MAX)
+            os.close(self._turn)
             await asyncio.to_thread(
                 provision.everything, places.declaration(), variables=self.variables, invoker_email=INVOKER
             )
