@@ -371,3 +371,16 @@ def test_every_endpoint_is_a_candidate_or_rejected_and_somebody_able_is_always_t
     }
     assert set(names(found)) == (well or allowed)
     assert {c.endpoint.name for c in found.wake} <= well - {names(found)[0]}
+
+
+def test_a_silent_endpoint_is_told_when_nobody_else_can_serve() -> None:
+    """It may be the one that can: before the answer is no, it should be asked."""
+    able = EndpointFacts(endpoint=Endpoint(name="able", provider="openai", url="http://x"), serves=True)
+    silent = EndpointFacts(endpoint=Endpoint(name="silent", provider="ollama", url="http://x"), serves=None)
+    demand = Demand(model="m", provider="silent")
+    found = choose_route(demand, [able, silent], strategy=Strategy.FAILOVER)
+    assert isinstance(found, NoRoute)
+    assert (found.obstacle, found.silent) == (Obstacle.UNABLE, True)
+    alone = choose_route(demand, [able], strategy=Strategy.FAILOVER)
+    assert isinstance(alone, NoRoute)
+    assert not alone.silent

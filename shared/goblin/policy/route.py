@@ -135,6 +135,8 @@ class NoRoute:
     obstacle: Obstacle
     reason: str
     rejected: tuple[Choice, ...] = ()
+    silent: bool = False
+    """Somebody has not said yet what it has, and could be the one."""
 
     @property
     def model_known(self) -> bool:

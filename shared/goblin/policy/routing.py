@@ -169,7 +169,7 @@ def _no_route(demand: Demand, facts: Facts, rejected: list[Choice]) -> NoRoute:
         only_frozen = any(c.reason.startswith("frozen: ") for c in rejected)
         obstacle = Obstacle.FROZEN if only_frozen else Obstacle.UNABLE
         reason = f"No endpoint of `{demand.model}` can serve this request. {reasons}."
-    return NoRoute(obstacle=obstacle, reason=reason, rejected=tuple(rejected))
+    return NoRoute(obstacle=obstacle, reason=reason, rejected=tuple(rejected), silent=bool(silent))
 
 
 def _last_resort(facts: list[EndpointFacts]) -> tuple[Choice, ...]:

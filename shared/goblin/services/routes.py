@@ -61,8 +61,8 @@ class Router:
     async def choose(self, request: InferenceRequest, header: str | None) -> Route | NoRoute:
         """Whom to try for a request.
 
-        When nobody is known to have the model, the endpoints are asked: right after a start the schedule has
-        not come by yet.
+        When nobody is known to have the model, or those who have it cannot serve this and others have not said
+        yet what they have, the endpoints are asked: right after a start the schedule has not come by yet.
 
         Args:
             request: What is asked for, with the caller's word on routing.
@@ -72,7 +72,7 @@ class Router:
         turn, dice = next(self.turns), self.dice()
         await self.freezes.current()
         found = self._decide(demand, await self.health.current(), strategy, turn, dice)
-        if isinstance(found, NoRoute) and not found.model_known:
+        if isinstance(found, NoRoute) and (not found.model_known or found.silent):
             found = self._decide(demand, await self.health.look(), strategy, turn, dice)
         if isinstance(found, Route):
             self.live.arrived(demand.model)
