@@ -170,7 +170,8 @@ async def show_receipt(request: Request) -> Response:
 
 
 async def show_health(request: Request) -> Response:
-    return asgi.json_response({"status": "ok", "version": __version__})
+    fault = wiring.configuration_fault()
+    return asgi.json_response({"status": "ok", "version": __version__, "configuration": "old" if fault else "ok"})
 
 
 @asgi.answers_errors
@@ -180,7 +181,10 @@ async def show_providers(request: Request) -> Response:
     believed = await router.health.fresh()
     await router.freezes.refresh()
     frozen = {endpoint.name: router.freezes.why_frozen(endpoint) for endpoint in router.catalog.endpoints}
-    return asgi.json_response({name: {**asdict(health), "frozen": frozen[name]} for name, health in believed.items()})
+    told = asgi.json_response({name: {**asdict(health), "frozen": frozen[name]} for name, health in believed.items()})
+    if fault := wiring.configuration_fault():
+        told.headers["x-goblin-configuration"] = " ".join(fault.encode("ascii", "replace").decode().split())[:500]
+    return told
 
 
 @asgi.answers_errors

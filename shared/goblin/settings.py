@@ -91,12 +91,21 @@ class Settings:
 
     def catalog(self) -> Catalog:
         """Read `goblin.toml`. Raises `BadConfiguration`."""
+        return self.parse(self.config_text())
+
+    def config_text(self) -> str:
+        """The text of `goblin.toml` as it is now. Raises `BadConfiguration`."""
         path = self.config_path or _default_config()
         try:
-            text = path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8")
         except OSError as error:
             raise BadConfiguration(f"{path}: {error.strerror}") from error
-        return read_catalog(text, self.variables, name=str(path))
+        except UnicodeDecodeError as error:
+            raise BadConfiguration(f"{path}: it is not UTF-8") from error
+
+    def parse(self, text: str) -> Catalog:
+        """What such a text says, with this environment. Raises `BadConfiguration`."""
+        return read_catalog(text, self.variables, name=str(self.config_path or _default_config()))
 
 
 Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]

@@ -8,7 +8,7 @@ import itertools
 import pkgutil
 import random
 import ssl
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from weakref import WeakKeyDictionary
 
@@ -37,6 +37,7 @@ from goblin.services.idempotency import Once
 from goblin.services.keys import Keys
 from goblin.services.limits import Door
 from goblin.services.live import Live
+from goblin.services.reloading import Reloader
 from goblin.services.routes import Router
 from goblin.services.spending import Spender
 from goblin.settings import BadConfiguration, Settings
@@ -63,6 +64,7 @@ def gateway() -> chat.Deps:
 
 def health_check() -> health.Deps:
     """What the scheduled health check needs."""
+    _here().reloader.poke()
     return _here().health
 
 
@@ -84,6 +86,11 @@ def ledger() -> FirestoreLedger:
 def spender() -> Spender:
     """This loop's purses."""
     return _here().spender
+
+
+def configuration_fault() -> str:
+    """What is wrong with `goblin.toml`, so that an older one is in force; empty when nothing is."""
+    return _here().reloader.fault
 
 
 def firestore() -> AsyncClient:
@@ -147,6 +154,9 @@ class _Process:
     """Everything that lives as long as one event loop."""
 
     settings: Settings
+    _providers: dict[str, ChatProvider] = field(default_factory=dict)
+    _connections: dict[str, tuple[Endpoint, Endpoint, ChatProvider]] = field(default_factory=dict)
+    """By endpoint name: what the file says, the same with what the provider adds, and the provider."""
 
     @cached_property
     def http(self) -> httpx.AsyncClient:
@@ -172,12 +182,41 @@ class _Process:
         )
 
     @cached_property
+    def _text(self) -> str:
+        return self.settings.config_text()
+
+    @cached_property
+    def _secrets(self) -> Secrets:
+        return Secrets(self.settings.project, emulator=self.settings.secret_manager_emulator)
+
+    def _connected(self, text: str) -> tuple[Catalog, dict[str, ChatProvider]]:
+        """What the file says, and who speaks to its endpoints; those that it says the same of as before are kept."""
+        catalog, connections = self.settings.parse(text), {}
+        for endpoint in catalog.endpoints:
+            kept = self._connections.get(endpoint.name)
+            if kept is None or kept[0] != endpoint:
+                kept = (endpoint, *connect(endpoint, self.http, self._secrets))
+            connections[endpoint.name] = kept
+        self._connections = connections
+        known = {name: known for name, (_, known, _) in connections.items()}
+        return catalog.connected(known), {name: provider for name, (_, _, provider) in connections.items()}
+
+    def _put_in_force(self, text: str) -> None:
+        catalog, providers = self._connected(text)
+        # Added and not exchanged: a request that is under way may still ask one that is not in the file any more.
+        self._providers.update(providers)
+        self.health.catalog = self.gateway.router.catalog = catalog
+
+    @cached_property
+    def reloader(self) -> Reloader:
+        return Reloader(text=self._text, read=self.settings.config_text, apply=self._put_in_force, clock=SystemClock())
+
+    @cached_property
     def health(self) -> health.Deps:
-        secrets = Secrets(self.settings.project, emulator=self.settings.secret_manager_emulator)
-        connected = [connect(endpoint, self.http, secrets) for endpoint in _catalog().endpoints]
+        catalog, self._providers = self._connected(self._text)
         return health.Deps(
-            catalog=_catalog().connected({endpoint.name: endpoint for endpoint, _ in connected}),
-            providers={endpoint.name: provider for endpoint, provider in connected},
+            catalog=catalog,
+            providers=self._providers,
             store=FirestoreHealth(self.firestore),
             clock=SystemClock(),
         )
@@ -214,6 +253,7 @@ class _Process:
                 dice=random.random,
                 # A random start, or every fresh process would send its first request to the first endpoint.
                 turns=itertools.count(random.randrange(1 << 16)),
+                reloader=self.reloader,
             ),
             providers=self.health.providers,
             keys=Keys(FirestoreKeys(self.firestore), clock),
@@ -235,8 +275,3 @@ def _here() -> _Process:
     if loop not in _processes:
         _processes[loop] = _Process(settings())
     return _processes[loop]
-
-
-@cache
-def _catalog() -> Catalog:
-    return settings().catalog()

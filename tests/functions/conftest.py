@@ -103,10 +103,8 @@ def serve_function(environ: dict[str, str]) -> Iterator[Callable[[str], str]]:
 
         def serving(name: str) -> str:
             wiring.settings.cache_clear()
-            wiring._catalog.cache_clear()
             wiring.meter.cache_clear()
             return stack.enter_context(serve(load(FUNCTIONS / f"{name}.py")))
 
         yield serving
     wiring.settings.cache_clear()
-    wiring._catalog.cache_clear()

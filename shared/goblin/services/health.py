@@ -21,9 +21,10 @@ PROBE_DEADLINE_S = 10.0
 """Adapters have their own, shorter one; this is for those that forget it."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Deps:
     catalog: Catalog
+    """Replaced as a whole when the file has changed."""
     providers: Mapping[str, ChatProvider]
     """By endpoint name."""
     store: HealthStore

@@ -30,6 +30,7 @@ from goblin.policy.traffic import arrivals_per_s, expect_output
 from goblin.services.budget import FreezeView
 from goblin.services.health import LOOK_AGAIN_S, HealthView
 from goblin.services.live import Live, Outlook
+from goblin.services.reloading import Reloader
 
 OUTPUT_TOKENS_MAX_GUESS = 4096
 """How long an answer may become, for a limit on its cost, when the caller sets none on its length."""
@@ -46,17 +47,19 @@ class Model:
     endpoints: tuple[str, ...]
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Router:
     """The endpoints, what is known of them, and the choice among them."""
 
     catalog: Catalog
+    """Replaced as a whole when the file has changed."""
     live: Live
     health: HealthView
     freezes: FreezeView
     dice: Callable[[], float]
     """From 0 up to 1."""
     turns: Iterator[int]
+    reloader: Reloader | None = None
 
     async def choose(self, request: InferenceRequest, header: str | None) -> Route | NoRoute:
         """Whom to try for a request.
@@ -68,6 +71,8 @@ class Router:
             request: What is asked for, with the caller's word on routing.
             header: The caller's strategy, if it came beside the body.
         """
+        if self.reloader is not None:
+            self.reloader.poke()
         strategy, demand = _strategy(request, header), demand_of(request)
         turn, dice = next(self.turns), self.dice()
         await self.freezes.current()
