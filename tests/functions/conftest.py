@@ -24,7 +24,18 @@ from tests.fakes.serving import serve
 FUNCTIONS = Path(__file__).parents[2] / "functions"
 API_KEY = "sk-goblin-functions"
 OTHER_KEY = "sk-goblin-somebody-else"
-VARIABLES = ("LLAMACPP_API_KEY", "OPENAI_API_KEY", "GOBLIN_CONFIG", "GCS_PROJECT_ID", "GOBLIN_VERIFY_CALLER")
+VARIABLES = (
+    *("LLAMACPP_API_KEY", "OPENAI_API_KEY", "GOBLIN_CONFIG", "GCS_PROJECT_ID", "GOBLIN_VERIFY_CALLER"),
+    # Each of these would bring an endpoint of the person who runs the tests.
+    *(
+        "ANTHROPIC_API_KEY",
+        "CLOUDRUN_LLAMACPP_URL",
+        "FLY_CHAT_URL",
+        "GROQ_API_KEY",
+        "RUNPOD_ENDPOINT_URL",
+        "VAST_API_KEY",
+    ),
+)
 _numbers = itertools.count()
 
 

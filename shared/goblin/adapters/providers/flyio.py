@@ -44,7 +44,7 @@ class FlyApp:
         self._wire = OpenAIWire(Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client), limit=LIMITS[0])
         api = endpoint.options.get("api", API)
         self._api = Upstream(endpoint.name, api, endpoint.account_key, client)
-        self._app = endpoint.options.get("app") if endpoint.account_key else None
+        self._app = (endpoint.options.get("app") or None) if endpoint.account_key else None
         self._models = endpoint.models
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:

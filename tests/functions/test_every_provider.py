@@ -1,0 +1,195 @@
+"""Both SDKs, unmodified, against a gateway with every provider behind it, each a fake that keeps its vendor's rules."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import anthropic
+import httpx
+import openai
+import pytest
+
+from goblin import wiring
+from tests.fakes.anthropic import FakeAnthropic
+from tests.fakes.flyio import FakeFly
+from tests.fakes.groq import FakeGroq
+from tests.fakes.ollama import FakeOllama
+from tests.fakes.openai_like import Call, FakeOpenAI, Script
+from tests.fakes.runpod import FakeRunPod
+from tests.fakes.serving import serve
+from tests.fakes.vastai import FakeVast
+from tests.functions.conftest import API_KEY
+
+FAKES: dict[str, Callable[[], Any]] = {
+    "gcp_llamacpp": lambda: FakeOpenAI(owner="llamacpp"),
+    "gcp_ollama": FakeOllama,
+    "fly_chat": FakeFly,
+    "runpod_serverless": FakeRunPod,
+    "vast_servers": FakeVast,
+    "anthropic": FakeAnthropic,
+    "groq": FakeGroq,
+    "openai_compatible": FakeOpenAI,
+}
+"""By the endpoint's name in `goblin.toml`."""
+HELLO: Any = [{"role": "user", "content": "Hi"}]
+ADD: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
+SCHEMA: Any = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
+PRICES = "price_input_usd_micros_per_mtok = 1\nprice_output_usd_micros_per_mtok = 1\n"
+
+
+@pytest.fixture(scope="module")
+def fakes() -> Iterator[dict[str, Any]]:
+    made = {name: make() for name, make in FAKES.items()}
+    with ExitStack() as stack:
+        for fake in made.values():
+            fake.base = stack.enter_context(serve(fake.app))
+        yield made
+
+
+@pytest.fixture
+def url(
+    fakes: dict[str, Any],
+    serve_function: Callable[[str], str],
+    api_keys: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    for name, make in FAKES.items():
+        fakes[name].__dict__.update(make().__dict__ | {"base": fakes[name].base})
+    said = {
+        "LLAMACPP_URL": fakes["gcp_llamacpp"].base,
+        "OLLAMA_URL": fakes["gcp_ollama"].url,
+        "FLY_CHAT_URL": fakes["fly_chat"].url,
+        "RUNPOD_ENDPOINT_URL": fakes["runpod_serverless"].url,
+        "RUNPOD_API_KEY": "k",
+        "RUNPOD_MODEL": "tiny",
+        "VAST_API_URL": fakes["vast_servers"].url,
+        "VAST_API_KEY": "vast-account",
+        "VAST_SERVER_KEY": "k",
+        "VAST_SERVER_LABEL": "chat",
+        "ANTHROPIC_BASE_URL": fakes["anthropic"].url,
+        "ANTHROPIC_API_KEY": "k",
+        "GROQ_BASE_URL": fakes["groq"].url,
+        "GROQ_API_KEY": "k",
+        "OPENAI_BASE_URL": fakes["openai_compatible"].url,
+        "OPENAI_API_KEY": "k",
+    }
+    for name, value in said.items():
+        monkeypatch.setenv(name, value)
+    for name in ("FLY_API_TOKEN", "FLY_CHAT_APP", "RUNPOD_WORKER", "VAST_SERVER_PORT", "CLOUDRUN_LLAMACPP_URL"):
+        monkeypatch.delenv(name, raising=False)
+    # The file as it is, with a price for the model of the fakes where the vendor would bill.
+    text = (Path(__file__).parents[2] / "goblin.toml").read_text()
+    for name in ("anthropic", "groq", "openai_compatible"):
+        text = text.replace(f'[[endpoints]]\nname = "{name}"\n', f'[[endpoints]]\nname = "{name}"\n{PRICES}')
+    config = tmp_path / "goblin.toml"
+    config.write_text(text)
+    monkeypatch.setenv("GOBLIN_CONFIG", str(config))
+    return serve_function("gateway")
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
+        yield client
+
+
+@pytest.fixture
+def claude(url: str) -> Iterator[anthropic.Anthropic]:
+    with anthropic.Anthropic(api_key=API_KEY, base_url=url, max_retries=0, timeout=20) as client:
+        yield client
+
+
+def at(name: str) -> dict[str, Any]:
+    return {"extra_body": {"goblin": {"provider": name}}}
+
+
+def test_every_provider_stands_in_the_file() -> None:
+    text = (Path(__file__).parents[2] / "goblin.toml").read_text()
+    for name in wiring.provider_names():
+        assert f'provider = "{name}"' in text
+    for name in FAKES:
+        assert f'name = "{name}"' in text
+
+
+def test_every_endpoint_is_found_well(url: str) -> None:
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    assert httpx.get(f"{url}/v1/models", headers=headers, timeout=20).json()["data"][0]["id"] == "tiny"
+    listed = httpx.get(f"{url}/providers", headers=headers, timeout=20).json()
+    assert sorted(listed) == sorted(FAKES)
+
+
+@pytest.mark.parametrize("name", sorted(FAKES))
+def test_the_openai_sdk_at_each(client: openai.OpenAI, fakes: dict[str, Any], name: str) -> None:
+    raw = client.chat.completions.with_raw_response.create(model="tiny", messages=HELLO, **at(name))
+    assert raw.headers["x-goblin-provider"] == name
+    whole = raw.parse()
+    assert (whole.choices[0].message.content, whole.choices[0].finish_reason) == ("Hello, Wörld 🌍", "stop")
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (11, 5)
+    chunks = list(client.chat.completions.create(model="tiny", messages=HELLO, stream=True, **at(name)))
+    assert "".join(c.choices[0].delta.content or "" for c in chunks) == "Hello, Wörld 🌍"
+
+    fakes[name].script = Script(words=[], calls=[Call("c1", "add", ['{"a":', "1}"])])
+    with client.chat.completions.stream(model="tiny", messages=HELLO, tools=ADD, **at(name)) as stream:
+        called = stream.get_final_completion().choices[0]
+    assert called.finish_reason == "tool_calls"
+    assert called.message.tool_calls is not None
+    assert json.loads(called.message.tool_calls[0].function.arguments) == {"a": 1}
+
+
+@pytest.mark.parametrize("name", sorted(FAKES))
+def test_the_anthropic_sdk_at_each(claude: anthropic.Anthropic, fakes: dict[str, Any], name: str) -> None:
+    with claude.messages.stream(model="tiny", max_tokens=50, messages=HELLO, **at(name)) as stream:
+        whole = stream.get_final_message()
+    assert [block.text for block in whole.content if block.type == "text"] == ["Hello, Wörld 🌍"]
+    assert (whole.stop_reason, whole.usage.input_tokens, whole.usage.output_tokens) == ("end_turn", 11, 5)
+
+    fakes[name].script = Script(words=["Well."], calls=[Call("c1", "add", ['{"a":', "1}"])])
+    tools: Any = [{"name": "add", "input_schema": {"type": "object", "properties": {}}}]
+    called = claude.messages.create(model="tiny", max_tokens=50, messages=HELLO, tools=tools, **at(name))
+    assert called.stop_reason == "tool_use"
+    text, use = called.content
+    assert text.type == "text"
+    assert use.type == "tool_use"
+    assert (use.name, use.input) == ("add", {"a": 1})
+
+
+@pytest.mark.parametrize("name", sorted(FAKES))
+def test_json_of_a_schema_at_each(client: openai.OpenAI, fakes: dict[str, Any], name: str) -> None:
+    words = ['{"city": ', '"Ulm"}']
+    as_tool = name == "anthropic"
+    fakes[name].script = Script(words=[], calls=[Call("c1", "answer", words)]) if as_tool else Script(words=words)
+    answer = client.chat.completions.create(
+        model="tiny",
+        messages=HELLO,
+        response_format={"type": "json_schema", "json_schema": {"name": "place", "schema": SCHEMA}},
+        **at(name),
+    )
+    assert json.loads(answer.choices[0].message.content or "") == {"city": "Ulm"}
+    assert answer.choices[0].finish_reason == "stop"
+
+
+@pytest.mark.parametrize("name", ["gcp_llamacpp", "gcp_ollama", "openai_compatible"])
+def test_vectors_where_there_are_some(client: openai.OpenAI, name: str) -> None:
+    vectors = client.embeddings.create(model="tiny", input=["a", "b"], **at(name))
+    assert [row.embedding for row in vectors.data] == [[0.0, 0.5, -1.0], [1.0, 0.5, -1.0]]
+
+
+@pytest.mark.parametrize("name", ["anthropic", "groq", "runpod_serverless"])
+def test_vectors_where_there_are_none_are_refused_with_the_reason(client: openai.OpenAI, name: str) -> None:
+    with pytest.raises(openai.BadRequestError, match="embeddings"):
+        client.embeddings.create(model="tiny", input=["a"], **at(name))
+
+
+def test_a_refused_key_goes_to_the_next(client: openai.OpenAI, fakes: dict[str, Any]) -> None:
+    client.chat.completions.create(model="tiny", messages=HELLO, **at("gcp_ollama"))  # Now all have been looked at.
+    fakes["gcp_llamacpp"].api_key = "rotated"
+    raw = client.chat.completions.with_raw_response.create(
+        model="tiny", messages=HELLO, extra_headers={"x-goblin-strategy": "failover"}
+    )
+    assert (raw.headers["x-goblin-provider"], raw.headers["x-goblin-attempts"]) == ("gcp_ollama", "2")
