@@ -19,7 +19,7 @@ from goblin.adapters import anthropic_asks, anthropic_face, asgi, openai_face, p
 from goblin.domain import requests
 from goblin.domain.money import plain_usd
 from goblin.ports import ApiKey, Scope
-from goblin.services import chat
+from goblin.services import chat, receipts
 from goblin.services.keys import check_model, may_ask
 
 Work = Callable[[chat.Call, bytes, str | None], Awaitable[asgi.Answer]]
@@ -67,7 +67,7 @@ def _inference(
     """A route that is authenticated, metered and settled, and stops when the caller hangs up."""
 
     async def route(request: Request) -> Response:
-        call = chat.Call(wiring.gateway(), operation)
+        call = chat.Call(wiring.gateway(), operation, traceparent=request.headers.get("traceparent"))
         heard = asyncio.Event()
 
         async def produce() -> asgi.Answer:
@@ -163,7 +163,7 @@ async def show_model(request: Request) -> Response:
 @asgi.answers_errors
 async def show_receipt(request: Request) -> Response:
     deps, key = await _authenticated(request)
-    receipt = await chat.find_receipt(deps, key, request.path_params["request_id"])
+    receipt = await receipts.find(deps.receipts, key, request.path_params["request_id"])
     fields = msgspec.to_builtins(receipt)
     fields.pop("key_digest")
     return asgi.json_response(fields)

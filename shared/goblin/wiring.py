@@ -28,7 +28,7 @@ from goblin.domain.models import Catalog, Endpoint, KeySource
 from goblin.policy.budget import crossed
 from goblin.policy.limits import Limits
 from goblin.policy.spending import Crossing
-from goblin.ports import ChatProvider, KeyStore
+from goblin.ports import ChatProvider, KeyStore, Tracer
 from goblin.services import budget, chat, health
 from goblin.services.budget import FreezeView
 from goblin.services.cache import AnswerCache
@@ -40,6 +40,7 @@ from goblin.services.live import Live
 from goblin.services.reloading import Reloader
 from goblin.services.routes import Router
 from goblin.services.spending import Spender
+from goblin.services.waking import Wakes
 from goblin.settings import BadConfiguration, Settings
 
 CONNECTIONS_KEPT = 64
@@ -55,6 +56,18 @@ def settings() -> Settings:
 @cache
 def meter() -> PrometheusMeter:
     return PrometheusMeter()
+
+
+@cache
+def tracer() -> Tracer | None:
+    """Who is told of every request, if anybody; loaded only then."""
+    said = settings().variables
+    traces, metrics = (said.get(f"OTEL_{what}_EXPORTER", "none") for what in ("TRACES", "METRICS"))
+    if said.get("OTEL_SDK_DISABLED") == "true" or {traces, metrics} <= {"", "none"}:
+        return None
+    from goblin.adapters import telemetry
+
+    return telemetry.connect(traces=traces, metrics=metrics, service=said.get("OTEL_SERVICE_NAME") or "goblin-gateway")
 
 
 def gateway() -> chat.Deps:
@@ -244,10 +257,11 @@ class _Process:
     def gateway(self) -> chat.Deps:
         clock = SystemClock()
         spend = budget.Deps(ledger=self.ledger, clock=clock)
+        live = Live(clock)
         return chat.Deps(
             router=Router(
                 catalog=self.health.catalog,
-                live=Live(clock),
+                live=live,
                 health=HealthView(self.health),
                 freezes=FreezeView(spend),
                 dice=random.random,
@@ -264,6 +278,8 @@ class _Process:
             door=Door(Limits(), clock),
             answers=AnswerCache(FirestoreAnswers(self.firestore), clock),
             once=Once(FirestoreReplies(self.firestore), clock),
+            wakes=Wakes(live),
+            tracer=tracer(),
         )
 
 

@@ -25,6 +25,7 @@ from goblin.services.limits import Door
 from goblin.services.live import Live
 from goblin.services.routes import Router
 from goblin.services.spending import Spender
+from goblin.services.waking import Wakes
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
 
@@ -195,5 +196,6 @@ def world(
         door=Door(Limits(), clock),
         answers=AnswerCache(answers, clock),
         once=Once(replies, clock),
+        wakes=Wakes(router.live),
     )
     return World(providers, clock, keys, stored, receipts, meter, deps, health_deps, ledger, answers, replies)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from contextlib import aclosing
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -380,3 +381,19 @@ async def test_vectors_are_routed_and_counted_like_answers() -> None:
     assert answer.data[0].embedding == [1.0, 2.0]
     assert answer.usage == Usage(prompt_tokens=2, completion_tokens=0, total_tokens=2)
     assert (receipt(here).outcome, receipt(here).provider, receipt(here).usage_estimated) == ("ok", "b", True)
+
+
+async def test_whoever_traces_is_told_of_the_request_and_its_attempts_once() -> None:
+    told: list[tuple[Any, str | None, str]] = []
+
+    class Tracing:
+        def request(self, record: Any, *, traceparent: str | None, model_label: str) -> None:
+            told.append((record, traceparent, model_label))
+
+    here = world(a=failing(Fault.AUTH), b=ScriptedProvider())
+    here.deps = replace(here.deps, tracer=Tracing())
+    await ask(here)
+    await ask(here, asked(model="made-up"))
+    (record, traceparent, label), (_, _, unknown) = told
+    assert [(attempt.endpoint, attempt.outcome) for attempt in record.attempts] == [("a", "auth"), ("b", "ok")]
+    assert (traceparent, label, unknown) == (None, "m", "unknown")

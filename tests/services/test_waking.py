@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from goblin.domain import requests
+from goblin.domain.chat import Usage
+from goblin.domain.models import Price
 from goblin.errors import ProviderUnavailable
+from goblin.policy.routing import NoRoute, Route
 from goblin.services import waking
+from goblin.services.routes import Router
 from goblin.services.waking import Wakes
-from tests.fakes.inference import ScriptedProvider, world
+from tests.fakes.inference import ScriptedProvider, says, world
 from tests.policy.test_continuation import chat, text
+from tests.services.test_chat import ask, receipt
 
 
 async def settle() -> None:
@@ -53,3 +60,41 @@ def test_a_nudge_is_as_small_as_a_request_can_be(like: requests.ChatRequest | re
     assert (small.model, small.output_tokens_max, small.prompt_bytes()) == ("m", 1, 1)
     again = requests.parse(type(small), requests.msgspec.json.encode(small.body))
     assert again.output_tokens_max == 1
+
+
+async def test_a_request_wakes_whom_its_route_says_and_does_not_wait() -> None:
+    here = world(
+        endpoints={"b": {"price": Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=1_000_000)}},
+        a=ScriptedProvider(),
+        b=ScriptedProvider(steps=says("x", usage=Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))),
+    )
+    here.deps.router.live.arrived("m")
+    choose = here.deps.router.choose
+
+    async def choosing(request: requests.InferenceRequest, header: str | None) -> Route | NoRoute:
+        route = await choose(request, header)
+        assert isinstance(route, Route)
+        return replace(route, candidates=route.candidates[:1], wake=route.candidates[1:])
+
+    here.deps = replace(here.deps, router=Steered(here.deps.router, choosing))  # type: ignore[arg-type]
+    heard = await ask(here)
+    assert (heard.text, heard.error) == ("Hello", None)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    (nudge,) = here.providers["b"].asked
+    assert nudge.output_tokens_max == 1
+    assert here.providers["b"].closed == 1
+    assert [attempt.endpoint for attempt in receipt(here).attempts] == ["a"]
+    # What it cost is in the ledger all the same.
+    assert [entry.amount_usd_micros for entry in here.ledger.settled()] == [1]
+
+
+class Steered:
+    """A router whose choice the test makes."""
+
+    def __init__(self, router: Router, choose: Any) -> None:
+        self._router = router
+        self.choose = choose
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._router, name)

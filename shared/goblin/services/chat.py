@@ -8,12 +8,10 @@ arrive ─ authenticate ─ route ─ attempt(s) ─ first token ─ … ─ las
 from __future__ import annotations
 
 import asyncio
-import logging
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from datetime import timedelta
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
@@ -28,24 +26,22 @@ from goblin.domain.requests import (
 from goblin.errors import (
     GoblinError,
     InvalidRequest,
-    NotFound,
-    StoreUnavailable,
     TooLarge,
 )
 from goblin.policy import caching
 from goblin.policy.continuation import AnyRequest
-from goblin.policy.routing import NoRoute, Route
+from goblin.policy.routing import Choice, NoRoute, Route
 from goblin.ports import (
     ApiKey,
     ChatProvider,
     Clock,
     Meter,
-    RequestRecord,
     RequestStore,
     Scope,
     StoredAnswer,
+    Tracer,
 )
-from goblin.services import paying
+from goblin.services import paying, receipts, waking
 from goblin.services.answering import Answering
 from goblin.services.attempts import Asking, Extras, Spent, Underway
 from goblin.services.cache import AnswerCache, replay
@@ -57,10 +53,8 @@ from goblin.services.live import Attempt
 from goblin.services.paying import Payer, spent_of, why_nobody_is_paid
 from goblin.services.routes import Router
 from goblin.services.spending import Spender
+from goblin.services.waking import Wakes
 
-log = logging.getLogger(__name__)
-
-RECEIPT_LIFE = timedelta(days=30)
 UNKNOWN_MODEL_LABEL = "unknown"
 """Callers must not be able to make new label values by asking for models that do not exist."""
 
@@ -80,16 +74,11 @@ class Deps:
     door: Door
     answers: AnswerCache
     once: Once
+    wakes: Wakes
+    tracer: Tracer | None = None
+    """None: nobody traces."""
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
     """Waits so many seconds, before an endpoint is asked again."""
-
-
-async def find_receipt(deps: Deps, key: ApiKey, request_id: str) -> RequestRecord:
-    """The receipt of a request of the same caller. Raises `NotFound`, also for somebody else's."""
-    found = await deps.receipts.get(request_id) if request_id.isalnum() and len(request_id) <= 64 else None
-    if found is None or found.key_digest != key.digest:
-        raise NotFound(f"There is no receipt `{request_id[:64]}`.")
-    return found
 
 
 @dataclass(slots=True)
@@ -99,6 +88,8 @@ class Call:
     deps: Deps
     operation: str
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    traceparent: str | None = None
+    """The caller's trace context, as it came."""
     provider: str | None = None
     """The endpoint that answers, once one does."""
     made: list[Underway[Any]] = field(default_factory=list)
@@ -264,7 +255,7 @@ class Call:
         # Before the receipt: if time runs out, the money is in order.
         await self._book()
         if self._key is not None and self._request is not None:
-            await self._write_receipt(self._key, self._request, duration_s)
+            await self._tell(self._key, self._request, duration_s)
         await self._keep()
 
     async def _generate(
@@ -277,6 +268,7 @@ class Call:
             if (found := await self._find(request)) is not None:
                 return replay(found, answer_id=answer_id, created=created, model=request.model)
             route = await self._choose(request, strategy)
+            self._wake(route, request, ask)
             underway = await self._begin(ask(request), route)
         self._answering = Answering(request, route, underway, ask, answer_id=answer_id, created=created)
         return self._answering.chunks()
@@ -374,7 +366,7 @@ class Call:
 
     async def _begin(self, asking: Asking[Any], route: Route) -> Underway[Any]:
         self.deps.extras.earn()
-        hedge_after_ms: float | None = getattr(route, "hedge_after_ms", None)
+        hedge_after_ms = route.hedge_after_ms
         with self._timing("first_token"):
             underway = await asking.begin(
                 route.candidates,
@@ -383,6 +375,21 @@ class Call:
             )
         self.provider = underway.attempt.endpoint.name
         return underway
+
+    def _wake(self, route: Route, request: AnyRequest, ask: Callable[[Any], Asking[ChatChunk]]) -> None:
+        """Start who should be awake for the next ones; this one does not wait."""
+        for choice in route.wake:
+
+            async def nudge(choice: Choice = choice) -> None:
+                asking = ask(waking.nudge(request))
+                patient = replace(asking.routing, attempts_max=1, first_token_timeout_s=waking.WAKE_S_MAX)
+                asking = replace(asking, made=[], routing=patient)
+                try:
+                    await asking.begin([choice], last_resort=True)
+                finally:
+                    await _settle_attempts(asking.made)
+
+            self.deps.wakes.begin(choice.endpoint, request.model, nudge)
 
     def _model_label(self) -> str:
         if self._request is not None and self.cache == "hit":
@@ -419,42 +426,37 @@ class Call:
 
     async def _book(self) -> None:
         """Replace what was put aside for each attempt by what it cost."""
-        for one in self.made:
-            usage, estimated = spent_of(one)
-            await one.payment.settle(usage, estimated=estimated)
+        await _settle_attempts(self.made)
 
-    async def _write_receipt(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
-        usage = self.usage or Usage()
-        rejected = self._route.rejected if self._route is not None else ()
-        unpaid = paying.rejected(self._payer.refusals) if self._payer is not None else {}
-        firsts = [attempt.first_token_ms for attempt in self.attempts if attempt.first_token_ms is not None]
-        served = firsts[-1] if firsts and self.provider else None
-        record = RequestRecord(
+    async def _tell(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
+        """Write the receipt, and tell whoever traces."""
+        record = receipts.record_of(
             request_id=self.request_id,
-            key_digest=key.digest,
-            key_name=key.name,
             operation=self.operation,
-            model=request.model,
-            stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
-            strategy=self._route.strategy if isinstance(self._route, Route) else "",
-            outcome=self._outcome,
+            key=key,
+            request=request,
+            route=self._route,
+            unpaid=paying.rejected(self._payer.refusals) if self._payer is not None else {},
+            attempts=self.attempts,
             provider=self.provider,
-            attempts=tuple(attempt.record() for attempt in self.attempts),
-            rejected={choice.endpoint.name: choice.reason for choice in rejected} | unpaid,
-            cost_usd_micros=self.cost_usd_micros(),
-            prompt_tokens=usage.prompt_tokens,
-            completion_tokens=usage.completion_tokens,
+            outcome=self._outcome,
+            usage=self.usage,
             usage_estimated=self.usage_estimated,
-            first_token_ms=None if served is None else round(served),
-            duration_ms=round(duration_s * 1000),
+            cost_usd_micros=self.cost_usd_micros(),
             created_at=self._created_at,
-            expires_at=self._created_at + RECEIPT_LIFE,
+            started_s=self._started,
+            duration_s=duration_s,
         )
-        try:
-            await self.deps.receipts.put(record)
-        except StoreUnavailable as error:
-            # The answer was served; a receipt that cannot be written must not take it back.
-            log.warning("no receipt for request %s: %s", self.request_id, error.message)
+        if self.deps.tracer is not None:
+            self.deps.tracer.request(record, traceparent=self.traceparent, model_label=self._model_label())
+        await receipts.put(self.deps.receipts, record)
+
+
+async def _settle_attempts(made: Sequence[Underway[Any]]) -> None:
+    for one in made:
+        await one.close()
+        usage, estimated = spent_of(one)
+        await one.payment.settle(usage, estimated=estimated)
 
 
 def _starts_answer(chunk: ChatChunk) -> bool:
