@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Protocol
+
+import msgspec
 
 from goblin.domain.accounts import Account, Lease, Limit
 from goblin.domain.money import Balance, Entry, Freeze
@@ -77,3 +79,29 @@ class Lender(Protocol):
 
     async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
         """Replace what an expired lease may have spent by what a bill says it did."""
+
+
+class BillSource(Protocol):
+    """What a provider itself says that it takes."""
+
+    @property
+    def provider(self) -> str:
+        """The account it concerns: the adapter's file."""
+
+    @property
+    def final_after(self) -> timedelta:
+        """How long after its end a day's bill may still change."""
+
+    async def billed_usd_micros(self, day: str) -> int:
+        """All of a UTC day so far, rounded up once.
+
+        Raises:
+            ProviderUnavailable: Nobody knows; never taken for zero.
+        """
+
+
+class Bus(Protocol):
+    """Topics. As the jobs' port."""
+
+    async def publish(self, topic: str, event: msgspec.Struct) -> None:
+        """Returns once the message is kept. Raises `StoreUnavailable`."""

@@ -21,6 +21,7 @@ from goblin.domain.money import (
     to_micros,
 )
 from goblin.events import BudgetExceeded, CloudBudget
+from goblin.policy.settling import action_id
 from goblin.policy.spending import Crossing
 
 FREEZES_FROM = 1.0
@@ -78,7 +79,7 @@ def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
     over = is_over(event.window, now)
     freezes = event.threshold >= FREEZES_FROM and action is not Action.ALERT and not over
     return Entry(
-        entry_id=f"budget:{event.account.replace('/', '~')}:{event.window}:{event.threshold:g}",
+        entry_id=action_id(event.account, event.window, event.threshold),
         kind=EntryKind.FREEZE if freezes else EntryKind.ALERT,
         account=event.account,
         amount_usd_micros=0,

@@ -1,0 +1,137 @@
+"""The hourly settlement: leases of the dead, each provider's own bill, crossings nobody heard of, old prices."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from goblin.domain.accounts import Lease, Period
+from goblin.domain.models import Price
+from goblin.errors import Conflict, GoblinError, Transient
+from goblin.money_ports import BillSource, Ledger, Lender
+from goblin.policy import pricing
+from goblin.policy import settling as policy
+from goblin.policy.settling import Day
+from goblin.policy.spending import Crossing
+from goblin.ports import Clock
+
+log = logging.getLogger(__name__)
+
+ACTIONS_READ = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deps:
+    ledger: Ledger
+    lender: Lender
+    bills: Sequence[BillSource]
+    announce: Callable[[Crossing], Awaitable[None]]
+    prices: Mapping[tuple[str, str], Price]
+    clock: Clock
+
+
+@dataclass(slots=True)
+class Report:
+    """What one run did, for the log and for whoever started it."""
+
+    expired: list[str] = field(default_factory=list)
+    resolved: list[str] = field(default_factory=list)
+    corrected: dict[str, int] = field(default_factory=dict)
+    """By provider and day, in millionths of a dollar."""
+    alarms: list[str] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    """Providers whose bill could not be read, and why."""
+    announced: list[str] = field(default_factory=list)
+    stale_prices: list[str] = field(default_factory=list)
+
+
+async def settle(deps: Deps) -> Report:
+    """Do all of it. Every part may be repeated, and a provider that does not answer holds up no other.
+
+    Raises:
+        StoreUnavailable: The ledger does not answer.
+    """
+    now, report = deps.clock.now(), Report()
+    for lease in await deps.lender.leases():
+        if not lease.expired and now >= lease.expires_at + policy.GRACE:
+            step = await deps.lender.expire(lease.lease_id, now=now)
+            if step.writes:
+                report.expired.append(lease.lease_id)
+    for source in deps.bills:
+        try:
+            await _settle_provider(source, deps, report, now)
+        except Transient as error:
+            report.unknown[source.provider] = error.message
+            log.warning("the bill of %s is unknown: %s", source.provider, error.message)
+    await _believe_the_billless(deps, report, now)
+    await _announce(deps, report)
+    report.stale_prices = [
+        f"{provider}/{model}, read {price.read_on}"
+        for (provider, model), price in sorted(deps.prices.items())
+        if pricing.is_stale(price.read_on, now)
+    ]
+    for stale in report.stale_prices:
+        log.warning("the price of %s is older than 90 days", stale)
+    return report
+
+
+async def _settle_provider(source: BillSource, deps: Deps, report: Report, now: datetime) -> None:
+    for day in policy.days_to_read(now):
+        billed = await source.billed_usd_micros(day)
+        leases = [lease for lease in await deps.lender.leases() if _concerns(lease, source.provider, day)]
+        balances = {balance.account: balance.spent_usd_micros for balance in await deps.ledger.balances(day)}
+        facts = Day(
+            provider=source.provider,
+            day=day,
+            billed_usd_micros=billed,
+            booked_usd_micros=balances.get(source.provider, 0),
+            lost=tuple(lease for lease in leases if lease.expired),
+            lent_usd_micros=sum(
+                max(0, lease.granted_usd_micros - lease.settled_usd_micros) for lease in leases if not lease.expired
+            ),
+            final=policy.is_over(day, now, source.final_after),
+        )
+        settlement = policy.settle_day(facts)
+        for lease, spent in settlement.found:
+            await _resolve(lease, spent, deps, report, now)
+        for entry in settlement.corrections:
+            try:
+                written = await deps.ledger.record(entry)
+            except Conflict as error:
+                log.error("%s", error.message)  # Two runs saw different facts; the next one sees the same.
+                continue
+            if entry.amount_usd_micros:
+                report.corrected[f"{source.provider} {day}"] = entry.amount_usd_micros
+            elif written:
+                report.alarms.append(entry.note)
+                log.error("%s: %s", entry.account, entry.note)
+
+
+def _concerns(lease: Lease, provider: str, day: str) -> bool:
+    return policy.provider_of(lease) == provider and lease.windows[Period.DAY] == day
+
+
+async def _believe_the_billless(deps: Deps, report: Report, now: datetime) -> None:
+    """Take what the dead may have spent for spent, where no bill will ever say."""
+    for lease in await deps.lender.leases():
+        if lease.expired and policy.is_over(lease.windows[Period.DAY], now, policy.BELIEVED_AFTER):
+            await _resolve(lease, lease.lost_usd_micros, deps, report, now)
+
+
+async def _resolve(lease: Lease, spent: int, deps: Deps, report: Report, now: datetime) -> None:
+    step = await deps.lender.resolve(lease.lease_id, spent_usd_micros=spent, now=now)
+    if step.writes:
+        report.resolved.append(lease.lease_id)
+
+
+async def _announce(deps: Deps, report: Report) -> None:
+    acted = frozenset(entry.entry_id for entry in await deps.ledger.actions(limit=ACTIONS_READ))
+    for crossing in policy.untold(await deps.ledger.accounts(), acted):
+        try:
+            await deps.announce(crossing)
+        except GoblinError as error:
+            log.warning("nobody was told of %s: %s", crossing.account, error.message)
+            continue
+        report.announced.append(f"{crossing.account} {crossing.window} {crossing.percent} %")

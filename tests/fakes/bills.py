@@ -1,0 +1,98 @@
+"""What providers charged, and their billing APIs in front of it: one truth, five wires."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+import httpx
+
+from goblin.errors import ProviderUnavailable
+
+PAGE = 2
+
+
+@dataclass
+class Charges:
+    """Millionths of a dollar, by provider and day."""
+
+    rows: dict[tuple[str, str], list[int]] = field(default_factory=lambda: defaultdict(list))
+    down: set[str] = field(default_factory=set)
+    asked: list[httpx.Request] = field(default_factory=list)
+
+    def charge(self, provider: str, at: datetime, micros: int) -> None:
+        self.rows[provider, f"{at.astimezone(UTC):%Y-%m-%d}"].append(micros)
+
+    def total(self, provider: str, day: str) -> int:
+        return sum(self.rows.get((provider, day), []))
+
+    @property
+    def transport(self) -> httpx.MockTransport:
+        return httpx.MockTransport(self._answer)
+
+    def _answer(self, request: httpx.Request) -> httpx.Response:
+        self.asked.append(request)
+        name, answer = {
+            "/v1/organization/costs": ("openai", self._openai),
+            "/v1/organizations/cost_report": ("anthropic", self._anthropic),
+            "/v2/billing": ("runpod", self._runpod),
+            "/api/v0/charges/": ("vastai", self._vastai),
+        }[request.url.path]
+        if name in self.down:
+            return httpx.Response(503, json={"error": "down"})
+        key = request.headers.get("authorization", "") + request.headers.get("x-api-key", "")
+        if "admin" not in key:
+            return httpx.Response(401, json={"error": "no"})
+        return httpx.Response(200, text=json.dumps(answer(request.url.params), default=float))
+
+    def _page(self, provider: str, day: str, token: Any) -> tuple[list[int], str | None]:
+        rows = self.rows.get((provider, day), [])
+        start = int(token or 0)
+        more = str(start + PAGE) if start + PAGE < len(rows) else None
+        return rows[start : start + PAGE], more
+
+    def _openai(self, params: httpx.QueryParams) -> Any:
+        day = f"{datetime.fromtimestamp(int(params['start_time']), UTC):%Y-%m-%d}"
+        rows, more = self._page("openai", day, params.get("page"))
+        results = [{"amount": {"value": row / 1e6, "currency": "usd"}, "line_item": None} for row in rows]
+        data = [{"object": "bucket", "start_time": int(params["start_time"]), "results": results}]
+        return {"object": "page", "data": data, "has_more": more is not None, "next_page": more}
+
+    def _anthropic(self, params: httpx.QueryParams) -> Any:
+        rows, more = self._page("anthropic", params["starting_at"][:10], params.get("page"))
+        results = [{"amount": str(Decimal(row) / 10_000), "currency": "USD"} for row in rows]
+        data = [{"starting_at": params["starting_at"], "results": results}]
+        return {"data": data, "has_more": more is not None, "next_page": more}
+
+    def _runpod(self, params: httpx.QueryParams) -> Any:
+        day = params["startTime"][:10]
+        after = f"{datetime.fromisoformat(day) + timedelta(days=1):%Y-%m-%d}"
+        records = [
+            {"startTime": f"{one}T00:00:00Z", "totalAmount": self.total("runpod", one) / 1e6} for one in (day, after)
+        ]
+        return {"records": records, "metadata": {"recordCount": 2}}
+
+    def _vastai(self, params: httpx.QueryParams) -> Any:
+        day = json.loads(params["select_filters"])["day"]
+        name = f"{datetime.fromtimestamp(day['gte'], UTC):%Y-%m-%d}"
+        rows, more = self._page("vastai", name, params.get("after_token"))
+        results = [{"type": "instance", "source": f"instance-{n}", "amount": row / 1e6} for n, row in enumerate(rows)]
+        return {"success": True, "results": results, "next_token": more}
+
+
+@dataclass
+class FakeBill:
+    """The port `BillSource` over the same charges, without a wire."""
+
+    charges: Charges
+    provider: str
+    final_after: timedelta = timedelta(hours=1)
+
+    async def billed_usd_micros(self, day: str) -> int:
+        if self.provider in self.charges.down:
+            raise ProviderUnavailable("down")
+        return self.charges.total(self.provider, day)

@@ -1,0 +1,166 @@
+"""The hourly settlement over fake bills: in the end the ledger says what the providers say, to the millionth."""
+
+from datetime import UTC, date, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from goblin.domain.accounts import Limit, Period
+from goblin.domain.models import Price
+from goblin.domain.money import EntryKind
+from goblin.errors import StoreUnavailable
+from goblin.policy.spending import Crossing
+from goblin.services import settling
+from goblin.services.spending import Reservation, Spender, spent_entry
+from tests.fakes.bills import Charges, FakeBill
+from tests.fakes.ledger import MemoryLedger
+from tests.fakes.registry import FixedClock
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+NEXT = datetime(2026, 11, 26, 6, tzinfo=UTC)
+DAY = "2026-11-25"
+
+
+class Books:
+    def __init__(self) -> None:
+        self.ledger = MemoryLedger(declared={"total": (Limit(period=Period.MONTH, limit_usd_micros=10_000),)})
+        self.clock = FixedClock(NOW)
+        self.charges = Charges()
+        self.told: list[Crossing] = []
+        self.numbers = iter(range(10**6))
+        self.deps = settling.Deps(
+            ledger=self.ledger, lender=self.ledger, bills=[FakeBill(self.charges, "openai")], announce=self.tell,
+            prices={}, clock=self.clock,
+        )  # fmt: skip
+
+    async def tell(self, crossing: Crossing) -> None:
+        self.told.append(crossing)
+
+    def spender(self) -> Spender:
+        return Spender(
+            self.ledger, self.ledger, self.clock, announce=self.tell, new_id=lambda: f"lease{next(self.numbers)}"
+        )
+
+    async def send(self, spender: Spender, account: str, worst: int, cost: int, *, settled: bool = True) -> None:
+        """A request that the provider bills, whether or not we live to write it down."""
+        found = await spender.reserve(f"{account}/ann", ("key/ann",), f"r{next(self.numbers)}", worst)
+        assert isinstance(found, Reservation)
+        self.charges.charge(account, self.clock.at, cost)
+        if settled:
+            await spender.settle(found, spent_entry(found, cost, model="model/m", note=""))
+
+    async def spent(self) -> dict[str, int]:
+        return {b.account: b.spent_usd_micros for b in await self.ledger.balances(DAY)}
+
+    def tally(self, account: str) -> int:
+        return self.ledger.kept[account].tallies[Period.MONTH].spent_usd_micros
+
+
+@pytest.fixture
+def books() -> Books:
+    return Books()
+
+
+async def test_what_the_dead_spent_is_found_and_the_rest_goes_back(books: Books) -> None:
+    living, dying = books.spender(), books.spender()
+    await books.send(living, "openai", 300, 250)
+    await books.send(dying, "openai", 400, 310)
+    await books.send(dying, "openai", 500, 180, settled=False)
+    await living.close()
+    books.clock.at += timedelta(hours=1)
+    report = await settling.settle(books.deps)
+    assert len(report.expired) == 1
+    assert books.tally("total") == 250 + 310 + 500  # Until a bill is final.
+    assert report.corrected == {}
+    books.clock.at = NEXT
+    report = await settling.settle(books.deps)
+    assert report.resolved
+    assert books.tally("total") == books.tally("openai") == books.tally("key/ann") == 740
+    assert (
+        (await books.spent())["openai"] == (await books.spent())["key/ann"] == 740 == books.charges.total("openai", DAY)
+    )
+    before = dict(books.ledger.written)
+    again = await settling.settle(books.deps)
+    assert (again.resolved, again.corrected, books.ledger.written) == ([], {}, before)
+
+
+async def test_a_bill_beyond_everything_we_know_counts_at_once(books: Books) -> None:
+    spender = books.spender()
+    await books.send(spender, "openai", 300, 250)
+    books.charges.charge("openai", NOW, 40_000)
+    report = await settling.settle(books.deps)
+    assert report.corrected == {f"openai {DAY}": 40_000}
+    assert "drift apart" in report.alarms[0]
+    assert books.tally("total") == 40_250
+    # Nothing more is lent until there is room again.
+    assert not isinstance(await spender.reserve("openai/ann", ("key/ann",), "x", 1), Reservation)
+
+
+async def test_spending_without_any_entry_is_an_orphan(books: Books) -> None:
+    books.charges.charge("openai", NOW, 100)
+    report = await settling.settle(books.deps)
+    assert "nobody here asked for" in report.alarms[0]
+    assert [e.account for e in books.ledger.written.values() if e.kind is EntryKind.ALERT] == ["openai"]
+
+
+async def test_a_bill_that_cannot_be_read_changes_nothing(books: Books) -> None:
+    await books.send(books.spender(), "openai", 300, 250)
+    books.charges.down.add("openai")
+    books.clock.at = NEXT
+    report = await settling.settle(books.deps)
+    assert list(report.unknown) == ["openai"]
+    assert (await books.spent())["openai"] == 250
+
+
+async def test_where_no_bill_comes_the_dead_are_believed_to_have_spent_it_all(books: Books) -> None:
+    await books.send(books.spender(), "groq", 500, 180, settled=False)
+    books.clock.at += timedelta(hours=1)
+    await settling.settle(books.deps)
+    books.clock.at += timedelta(days=5)
+    report = await settling.settle(books.deps)
+    assert len(report.resolved) == 1
+    assert (await books.spent())["groq"] == 500
+    assert await books.ledger.leases() == []
+
+
+@pytest.mark.parametrize("writes", range(5))
+async def test_a_crash_between_any_two_writes_is_made_good_by_the_next_run(books: Books, writes: int) -> None:
+    for cost in (180, 90):
+        await books.send(books.spender(), "openai", 500, cost, settled=False)
+    books.charges.charge("openai", NOW, 3_000)
+    books.clock.at = NEXT
+    real, left = books.ledger._write, [writes]
+
+    def dying(*words: Any) -> None:
+        real(*words)
+        left[0] -= 1
+        if left[0] < 0:
+            raise StoreUnavailable("the process died here")
+
+    books.ledger._write = dying  # type: ignore[method-assign]
+    for _ in range(8):
+        try:
+            await settling.settle(books.deps)
+            break
+        except StoreUnavailable:
+            left[0] = writes
+    books.ledger._write = real  # type: ignore[method-assign]
+    await settling.settle(books.deps)
+    assert (await books.spent())["openai"] == books.tally("openai") == 3_270
+    assert await books.ledger.leases() == []
+
+
+async def test_lost_announcements_and_old_prices_are_said(books: Books) -> None:
+    spender = books.spender()
+    await books.send(spender, "openai", 9_600, 9_600)
+    await spender.close()
+    books.told.clear()  # The process died before it could publish.
+    price = Price(input_usd_micros_per_mtok=1, output_usd_micros_per_mtok=1, read_on=date(2026, 1, 1))
+    deps = settling.Deps(
+        ledger=books.ledger, lender=books.ledger, bills=[], announce=books.tell, prices={("openai", "m"): price},
+        clock=books.clock,
+    )  # fmt: skip
+    report = await settling.settle(deps)
+    assert report.announced == ["total 2026-11 95 %"]
+    assert [crossing.percent for crossing in books.told] == [95]
+    assert report.stale_prices == ["openai/m, read 2026-01-01"]
