@@ -14,6 +14,7 @@ import openai
 import pytest
 
 from goblin import wiring
+from tests.clouds import RunningCloud
 from tests.fakes.anthropic import FakeAnthropic
 from tests.fakes.flyio import FakeFly
 from tests.fakes.groq import FakeGroq
@@ -193,3 +194,38 @@ def test_a_refused_key_goes_to_the_next(client: openai.OpenAI, fakes: dict[str, 
         model="tiny", messages=HELLO, extra_headers={"x-goblin-strategy": "failover"}
     )
     assert (raw.headers["x-goblin-provider"], raw.headers["x-goblin-attempts"]) == ("gcp_ollama", "2")
+
+
+class TestKeysInSecretManager:
+    @pytest.fixture
+    def secrets(self, cloud: RunningCloud, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
+        """The local cloud's Secret Manager, where `up` says it is; one key is in it."""
+        monkeypatch.setenv("SECRET_MANAGER_EMULATOR_HOST", cloud.storage_url)
+        monkeypatch.setattr("goblin.adapters.gcp.secrets.LOOK_AGAIN_S", 0.0)
+        client = cloud.secrets_client()
+        parent, secret = f"projects/{environ['GOOGLE_CLOUD_PROJECT']}", {"replication": {"automatic": {}}}
+        created = client.create_secret(request={"parent": parent, "secret_id": "groq", "secret": secret})
+
+        def rotate(key: str) -> None:
+            client.add_secret_version(request={"parent": created.name, "payload": {"data": key.encode()}})
+
+        rotate("gsk-one")
+        return rotate
+
+    def test_a_key_is_rotated_while_the_gateway_runs(
+        self, secrets: Callable[[str], None], url: str, fakes: dict[str, Any], client: openai.OpenAI
+    ) -> None:
+        def ask() -> str | None:
+            answer = client.chat.completions.create(model="tiny", messages=HELLO, **at("groq"))
+            return answer.choices[0].message.content
+
+        fakes["groq"].api_key = "gsk-one"
+        assert ask() == "Hello, Wörld 🌍"
+        fakes["groq"].api_key = "gsk-two"
+        secrets("gsk-two")
+        assert ask() == "Hello, Wörld 🌍"
+
+    @pytest.fixture
+    def url(self, secrets: Any, monkeypatch: pytest.MonkeyPatch, url: str, serve_function: Any) -> str:
+        monkeypatch.setenv("GROQ_API_KEY", "secret:groq")
+        return str(serve_function("gateway"))
