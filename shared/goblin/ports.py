@@ -9,7 +9,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
-from goblin.domain.health import EndpointHealth, Probe
+from goblin.domain.health import EndpointHealth, Pause, Probe
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 
@@ -56,7 +56,13 @@ class HealthStore(Protocol):
         """Every endpoint's, by its name."""
 
     async def put(self, health: EndpointHealth) -> None:
-        """Replace one endpoint's."""
+        """Replace one endpoint's, all but its pauses."""
+
+    async def pause(self, endpoint: str, pause: Pause) -> None:
+        """Replace what is said of one model and class of an endpoint, or of its account; the rest stays.
+
+        An endpoint that nobody has judged yet is not among `all` for that.
+        """
 
 
 class Scope(StrEnum):

@@ -257,12 +257,14 @@ class _Process:
     def gateway(self) -> chat.Deps:
         clock = SystemClock()
         spend = budget.Deps(ledger=self.ledger, clock=clock)
-        live = Live(clock)
+        view = HealthView(self.health)
+        live = Live(clock, tell=view.tell)
+        view.believe = live.believe
         return chat.Deps(
             router=Router(
                 catalog=self.health.catalog,
                 live=live,
-                health=HealthView(self.health),
+                health=view,
                 freezes=FreezeView(spend),
                 dice=random.random,
                 # A random start, or every fresh process would send its first request to the first endpoint.

@@ -13,7 +13,8 @@ from unittest import mock
 import pytest
 
 from goblin.domain.chat import Usage
-from goblin.domain.health import EndpointHealth, Status
+from goblin.domain.health import EndpointHealth, Pause, Status
+from goblin.domain.models import Capability
 from goblin.errors import StoreUnavailable
 from goblin.ports import (
     AnswerStore,
@@ -188,6 +189,22 @@ async def test_of_many_who_claim_at_once_one_gets_it(cloud: RunningCloud) -> Non
     replies = in_firestore(firestore_client(str(cloud.addresses.firestore), cloud.project())).replies
     found = await asyncio.gather(*(replies.claim("e", CLAIM, now=NOW) for _ in range(8)))
     assert found.count(None) == 1
+
+
+async def test_pauses_are_kept_beside_the_judgement(stores: Stores) -> None:
+    pause = Pause(
+        model="org/m.1", kind=Capability.CHAT, open_until=NOW, reason="it answered 500", openings=1, told_at=NOW
+    )
+    await stores.health.pause("gcp_ollama", pause)
+    assert await stores.health.all() == {}
+    await stores.health.put(HEALTH)
+    account = replace(pause, model="", kind=None)
+    newer = replace(pause, openings=2)
+    for told in (account, newer):
+        await stores.health.pause("gcp_ollama", told)
+    await stores.health.put(replace(HEALTH, reason="other"))
+    (found,) = (await stores.health.all()).values()
+    assert (found.reason, sorted(found.pauses, key=lambda p: p.model)) == ("other", [account, newer])
 
 
 async def test_health_comes_back_by_endpoint(stores: Stores) -> None:

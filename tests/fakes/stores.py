@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from goblin.domain.health import EndpointHealth
+from goblin.domain.health import EndpointHealth, Pause
 from goblin.errors import StoreUnavailable
 from goblin.ports import ApiKey, Claim, RequestRecord, StoredAnswer, StoredReply
 
@@ -48,14 +48,22 @@ class MemoryKeys(_Failing):
 class MemoryHealth(_Failing):
     def __init__(self) -> None:
         self.judged: dict[str, EndpointHealth] = {}
+        self.pauses: dict[str, dict[tuple[str, str | None], Pause]] = {}
 
     async def all(self) -> Mapping[str, EndpointHealth]:
         self._check()
-        return dict(self.judged)
+        return {
+            name: replace(health, pauses=tuple(self.pauses.get(name, {}).values()))
+            for name, health in self.judged.items()
+        }
 
     async def put(self, health: EndpointHealth) -> None:
         self._check()
         self.judged[health.endpoint] = health
+
+    async def pause(self, endpoint: str, pause: Pause) -> None:
+        self._check()
+        self.pauses.setdefault(endpoint, {})[pause.model, pause.kind] = pause
 
 
 class MemoryRequests(_Failing):

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from goblin.domain.health import EndpointHealth, Finding, Probe
+from goblin.domain.health import EndpointHealth, Finding, Pause, Probe
 from goblin.domain.models import Catalog, Endpoint
 from goblin.errors import StoreUnavailable
 from goblin.policy import health as policy
@@ -78,6 +78,11 @@ class HealthView:
         self._read_at: float | None = None
         self._looked_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
+        self._pauses: dict[tuple[str, str, str | None], tuple[str, Pause]] = {}
+        """To be told to the others; of each thing the newest."""
+        self._telling: asyncio.Task[None] | None = None
+        self.believe: Callable[[Endpoint, tuple[Pause, ...]], None] | None = None
+        """Told of every pause that others have written, whenever the store was read."""
         self._looking: asyncio.Task[None] | None = None
 
     async def current(self) -> dict[str, EndpointHealth]:
@@ -107,6 +112,20 @@ class HealthView:
         await asyncio.shield(self._looking)
         return self._believed()
 
+    def tell(self, endpoint: str, pause: Pause) -> None:
+        """Let other processes know, beside the requests; it is advice, and may be lost."""
+        self._pauses[endpoint, pause.model, pause.kind] = endpoint, pause
+        if self._telling is None or self._telling.done():
+            self._telling = asyncio.create_task(self._tell())
+
+    async def _tell(self) -> None:
+        while self._pauses:
+            endpoint, pause = self._pauses.pop(next(iter(self._pauses)))
+            try:
+                await self._deps.store.pause(endpoint, pause)
+            except StoreUnavailable as error:
+                log.warning("a pause of %s was not told: %s", endpoint, error.message)
+
     async def _look(self) -> None:
         endpoints = [e for e in self._deps.catalog.endpoints if e.models is None]
         probes = await asyncio.gather(*(_probe(self._deps.providers[e.name]) for e in endpoints))
@@ -121,7 +140,17 @@ class HealthView:
         except StoreUnavailable as error:
             # Health is advice; requests go on without it, and each attempt teaches the breaker.
             log.warning("provider health could not be read: %s", error.message)
+        else:
+            self._pass_on()
         self._read_at = self._deps.clock.monotonic()
+
+    def _pass_on(self) -> None:
+        if self.believe is None:
+            return
+        for endpoint in self._deps.catalog.endpoints:
+            stored = self._stored.get(endpoint.name)
+            if stored is not None and stored.pauses:
+                self.believe(endpoint, stored.pauses)
 
     def _believed(self) -> dict[str, EndpointHealth]:
         now = self._deps.clock.now()

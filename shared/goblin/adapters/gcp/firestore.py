@@ -7,6 +7,7 @@ waits in vain. The client belongs to the event loop it was made in.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import datetime
@@ -18,7 +19,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
 
 from goblin.adapters.gcp.instants import plain_instants
-from goblin.domain.health import EndpointHealth
+from goblin.domain.health import EndpointHealth, Pause
 from goblin.errors import StoreUnavailable
 from goblin.ports import ApiKey, RequestRecord
 
@@ -80,16 +81,30 @@ class FirestoreHealth:
         found = await _in_time(self._health.limit(1000).get(timeout=DEADLINE_S, retry=None), "read of provider health")
         judged = {}
         for document in found:
+            fields = document.to_dict() or {}
+            if "status" not in fields:
+                continue  # Somebody had to leave it alone before anybody judged it.
             try:
-                judged[document.id] = _read(EndpointHealth, document.to_dict() or {})
+                pauses = list(fields.pop("pauses", {}).values())
+                judged[document.id] = _read(EndpointHealth, {**fields, "pauses": pauses})
             except StoreUnavailable as error:
                 # One document that a newer version wrote, or a person, must not hide the others.
                 log.warning("health of %s is left out: %s", document.id, error.message)
         return judged
 
     async def put(self, health: EndpointHealth) -> None:
+        fields = _plain(health)
+        del fields["pauses"]
+        await self._merge(health.endpoint, fields)
+
+    async def pause(self, endpoint: str, pause: Pause) -> None:
+        # A model's name may be no field name, so the field is a digest; what it is about is inside.
+        key = hashlib.sha256(f"{pause.kind}/{pause.model}".encode()).hexdigest()[:24]
+        await self._merge(endpoint, {"pauses": {f"p{key}": _plain(pause)}})
+
+    async def _merge(self, endpoint: str, fields: dict[str, Any]) -> None:
         await _in_time(
-            self._health.document(health.endpoint).set(_plain(health), timeout=DEADLINE_S, retry=None),
+            self._health.document(endpoint).set(fields, merge=True, timeout=DEADLINE_S, retry=None),
             "write of provider health",
         )
 
