@@ -12,7 +12,7 @@ import pytest
 
 from goblin.domain.replies import Answer
 from goblin.errors import Conflict, InvalidRequest
-from goblin.services.idempotency import CLAIM_LIFE, LIFE, Once, Work
+from goblin.services.idempotency import CLAIM_LIFE, LIFE, Once, Production, Work
 from tests.fakes.inference import FakeClock
 from tests.fakes.stores import MemoryReplies
 
@@ -27,6 +27,8 @@ class Kitchen:
         self.served = asyncio.Event()
         self.go_on = asyncio.Event()
         self.go_on.set()
+        self.books = asyncio.Event()
+        self.books.set()
         self.error: Exception | None = None
 
     async def _make(self) -> Answer:
@@ -45,9 +47,10 @@ class Kitchen:
             raise self.error
 
     async def _settle(self) -> None:
+        await self.books.wait()
         self.settled += 1
 
-    def _take(self) -> None:
+    def _take(self, production: Production) -> None:
         self.taken += 1
 
     @property
@@ -183,6 +186,18 @@ async def test_a_stream_that_breaks_for_a_reason_nobody_foresaw_breaks_for_its_r
     with pytest.raises(RuntimeError):
         await read(answer)
     assert kitchen.settled == 1
+
+
+@pytest.mark.parametrize("streamed", [True, False])
+async def test_readers_do_not_wait_for_the_books_and_do_not_stop_them(house: House, streamed: bool) -> None:
+    kitchen = Kitchen(b"a", streamed=streamed)
+    kitchen.books.clear()
+    assert await read(await house.ask(kitchen)) == b"a"
+    assert await read(await house.ask(kitchen)) == b"a"
+    assert kitchen.settled == 0
+    kitchen.books.set()
+    await settle()
+    assert (kitchen.made, kitchen.settled) == (1, 1)
 
 
 @pytest.mark.parametrize("key", ["", "x" * 256, "a\nb", "a\x00"])

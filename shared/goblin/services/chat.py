@@ -46,7 +46,7 @@ from goblin.services.answering import Answering
 from goblin.services.attempts import Asking, Extras, Spent, Underway
 from goblin.services.cache import AnswerCache, replay
 from goblin.services.draining import Drain, Drains
-from goblin.services.idempotency import Once, Work
+from goblin.services.idempotency import Once, Production, Work
 from goblin.services.keys import Keys, check_model
 from goblin.services.limits import Door
 from goblin.services.live import Attempt
@@ -113,7 +113,8 @@ class Call:
     _answering: Answering | None = None
     _payer: Payer | None = None
     _cache_key: str | None = None
-    _handed_over: bool = False
+    _production: Production | None = None
+    """Who makes the answer in its stead."""
     _inside: bool = False
     """Counted in at the door."""
     _settled: bool = False
@@ -202,18 +203,20 @@ class Call:
         """
         work = Work(make=make, settle=self.settle, is_whole=lambda: self.whole, taken=self._hand_over)
         answer = await self.deps.once.answer(self.tenant, operation, key, body, work)
-        if not self._handed_over:
+        if self._production is None:
             self._outcome = "replayed"
         return answer
 
-    def _hand_over(self) -> None:
+    def _hand_over(self, production: Production) -> None:
         """From here on it is settled by who makes the answer: others may listen to it, too."""
-        self._handed_over = True
+        self._production = production
 
     async def leave(self) -> None:
         """Settle, unless the answer goes on for others."""
-        if not self._handed_over:
+        if self._production is None:
             await self.settle()
+        else:
+            await self._production.settled()
 
     async def settle(self) -> None:
         """Let go of the provider, count, and write the receipt. Never raises; a second time does nothing."""

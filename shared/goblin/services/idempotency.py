@@ -46,7 +46,8 @@ class Production:
         self.head: Answer | None = None
         """Status and headers, once known; its content is not its own."""
         self.parts: list[bytes] = []
-        self.over = False
+        self.made = False
+        """Nothing more will come; it may still have to be settled."""
         self.whole = False
         """The answer is a good one, with nothing missing."""
         self.streamed = False
@@ -72,10 +73,15 @@ class Production:
         """Until something has changed."""
         await self._news.wait()
 
+    async def settled(self) -> None:
+        """Until it is settled too, if only that is left."""
+        if self.made and self.task is not None:
+            await asyncio.wait({self.task})
+
     def leave(self) -> None:
         """One reader has gone; nobody works for nobody."""
         self.readers -= 1
-        if not self.readers and not self.over and self.task is not None:
+        if not self.readers and not self.made and self.task is not None:
             self.given_up = True
             self.task.cancel()
 
@@ -90,7 +96,7 @@ class Work:
     """Called once it is made, or will not be."""
     is_whole: Callable[[], bool]
     """Whether what was made is good and complete; asked afterwards."""
-    taken: Callable[[], None]
+    taken: Callable[[Production], None]
     """Called when it begins: from here on it is ours to settle. Never, if the answer is there already."""
 
 
@@ -111,7 +117,7 @@ class Reader(AsyncGenerator[bytes, None]):
             if self._position < len(made.parts):
                 self._position += 1
                 return made.parts[self._position - 1]
-            if made.over:
+            if made.made:
                 break
             await made.more()
         await self.aclose()
@@ -171,7 +177,7 @@ class Once:
             return replace(_reply(stored), headers={**stored.headers, **REPLAYED})
         production.readers += 1
         production.task = asyncio.create_task(self._produce(entry, production, work))
-        work.taken()
+        work.taken(production)
         return await self._head(production)
 
     async def _joined(self, production: Production, digest: str) -> Answer:
@@ -184,7 +190,7 @@ class Once:
     async def _head(self, production: Production) -> Answer:
         """The answer for one more reader, who is counted already."""
         try:
-            while production.head is None and not production.over:
+            while production.head is None and not production.made:
                 await production.more()
         except BaseException:
             production.leave()
@@ -216,10 +222,18 @@ class Once:
             production.error = error
         finally:
             try:
+                if not production.whole:
+                    # Before anybody hears of it: who tries again at once must find the way free.
+                    await self._publish(entry, production)
+                    self._end(entry, production)
+                # The readers have it all now; they need not wait for the books.
+                production.made = True
+                production.tell()
                 await work.settle()
             finally:
-                self._end(entry, production)
-                await self._publish(entry, production)
+                if production.whole:
+                    self._end(entry, production)
+                    await self._publish(entry, production)
 
     def _fresh(self, entry: str) -> Production | None:
         kept = self._kept.get(entry)
@@ -230,7 +244,7 @@ class Once:
 
     def _end(self, entry: str, production: Production) -> None:
         """It is made, or will not be; remember the good ones."""
-        production.over = True
+        production.made = True
         production.tell()
         if self._going.get(entry) is production:
             del self._going[entry]
