@@ -219,6 +219,17 @@ async def test_another_instance_gives_the_answer_of_the_first(house: House) -> N
         await other.answer("t", "/v1/x", "k", b"[]", kitchen.work)
 
 
+async def test_those_who_come_while_the_store_is_asked_get_what_it_has(house: House) -> None:
+    await read(await house.ask(Kitchen(b"a")))
+    await settle()
+    other, never = Once(house.store, house.clock), Kitchen(b"never")
+    asked = [other.answer("t", "/v1/x", "k", b"{}", never.work) for _ in range(3)]
+    assert [await read(answer) for answer in await asyncio.gather(*asked)] == [b"a"] * 3
+    house.store.down = True  # And it is not asked again.
+    assert await read(await other.answer("t", "/v1/x", "k", b"{}", never.work)) == b"a"
+    assert never.made == 0
+
+
 async def test_another_instance_does_not_answer_what_the_first_works_on(house: House) -> None:
     kitchen, other = Kitchen(b"a"), Once(house.store, house.clock)
     kitchen.go_on.clear()

@@ -173,8 +173,9 @@ class Once:
             self._end(entry, production)
             raise
         if stored is not None:
+            production.head, production.parts, production.whole = _reply(stored), [stored.body], True
             self._end(entry, production)
-            return replace(_reply(stored), headers={**stored.headers, **REPLAYED})
+            return await self._joined(production, digest)
         production.readers += 1
         production.task = asyncio.create_task(self._produce(entry, production, work))
         work.taken(production)
@@ -301,4 +302,4 @@ def _reused() -> Conflict:
 
 
 def _reply(stored: StoredReply) -> Answer:
-    return Answer(status=stored.status, media_type=stored.media_type, headers=dict(stored.headers), content=stored.body)
+    return Answer(status=stored.status, media_type=stored.media_type, headers=dict(stored.headers))
