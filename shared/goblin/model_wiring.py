@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import pkgutil
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from goblin import wiring
-from goblin.adapters.gcp.ledger import FirestoreLedger
+from goblin.adapters import bills
+from goblin.adapters.bills import flyio
 from goblin.adapters.gcp.serving import FirestoreServing
 from goblin.adapters.model_server import LlamaCppControl
 from goblin.adapters.system import SystemClock
+from goblin.money_ports import BillSource
 from goblin.policy.promotion import ANY_MODEL
-from goblin.services import budget, models, serving
+from goblin.services import budget, models, serving, settling
 from goblin.settings import BadConfiguration
 
 if TYPE_CHECKING:
@@ -40,6 +45,11 @@ def serve() -> serving.Deps:
 def budgets() -> budget.Deps:
     """What budget events and commands need."""
     return _here().budget
+
+
+def settlement() -> settling.Deps:
+    """What the hourly settlement needs."""
+    return _here().settlement
 
 
 @dataclass
@@ -90,7 +100,39 @@ class _Process:
 
     @cached_property
     def budget(self) -> budget.Deps:
-        return budget.Deps(ledger=FirestoreLedger(wiring.firestore()), clock=SystemClock())
+        return budget.Deps(ledger=wiring.ledger(), clock=SystemClock())
+
+    @cached_property
+    def settlement(self) -> settling.Deps:
+        return settling.Deps(
+            ledger=wiring.ledger(),
+            lender=wiring.ledger(),
+            bills=_bills(),
+            announce=wiring.announce,
+            prices=wiring.health_check().catalog.prices,
+            clock=SystemClock(),
+        )
+
+
+def _bills() -> list[BillSource]:
+    """The bills whose keys are configured; a URL in the environment stands for the provider's own in tests."""
+    said = wiring.settings().variables
+    found: list[BillSource] = []
+    for file in pkgutil.iter_modules(bills.__path__):
+        module = importlib.import_module(f"{bills.__name__}.{file.name}")
+        key = said.get(module.VARIABLE)
+        if not key:
+            continue
+        more: dict[str, Any] = {}
+        if file.name == flyio.NAME:
+            app, price = said.get("FLY_CHAT_APP"), said.get("FLY_MACHINE_USD_PER_MONTH")
+            if not app or not price:
+                continue
+            more["rate"] = flyio.Rate(app=app, started_usd_per_month=Decimal(price))
+        if url := said.get(f"{file.name.upper()}_BILLING_URL"):
+            more["url"] = url
+        found.append(module.connect(wiring.bill_key(key), wiring.http(), **more))
+    return found
 
 
 _processes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Process] = WeakKeyDictionary()

@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from goblin.domain.accounts import Account, Lease, Limit
+from goblin.domain.accounts import Account, Lease, Limit, Period
 from goblin.domain.money import Balance, Entry, Freeze
 from goblin.policy.spending import Ask, Step
 
@@ -46,8 +46,8 @@ class Ledger(Protocol):
     async def accounts(self) -> Sequence[Account]:
         """Every account that was ever lent from or has a limit, by name, with the limits that are configured."""
 
-    async def limit(self, account: str, limits: Sequence[Limit]) -> None:
-        """Replace the limits of an account. Those that are configured hold beside them."""
+    async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
+        """Replace the limit of an account for a period; None: there is none. What is configured holds beside it."""
 
 
 class Lender(Protocol):

@@ -7,9 +7,12 @@ import importlib
 import itertools
 import pkgutil
 import random
+import signal
 import ssl
+import threading
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
+from types import FrameType
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -104,6 +107,18 @@ def spender() -> Spender:
 def configuration_fault() -> str:
     """What is wrong with `goblin.toml`, so that an older one is in force; empty when nothing is."""
     return _here().reloader.fault
+
+
+async def announce(crossing: Crossing) -> None:
+    """Publish that a budget has passed a threshold."""
+    await _here().announce(crossing)
+
+
+def bill_key(text: str) -> str | KeySource:
+    """A key of a billing API, as it is or, for `secret:NAME`, from Secret Manager."""
+    if not text.startswith(SECRET):
+        return text
+    return _here().secret(text.removeprefix(SECRET))
 
 
 def firestore() -> AsyncClient:
@@ -202,6 +217,10 @@ class _Process:
     def _secrets(self) -> Secrets:
         return Secrets(self.settings.project, emulator=self.settings.secret_manager_emulator)
 
+    def secret(self, name: str) -> KeySource:
+        """Raises `ValueError`: no secret can be called that."""
+        return self._secrets.source(name)
+
     def _connected(self, text: str) -> tuple[Catalog, dict[str, ChatProvider]]:
         """What the file says, and who speaks to its endpoints; those that it says the same of as before are kept."""
         catalog, connections = self.settings.parse(text), {}
@@ -240,9 +259,11 @@ class _Process:
 
     @cached_property
     def spender(self) -> Spender:
-        return Spender(
+        spender = Spender(
             self.ledger, self.ledger, SystemClock(), announce=self.announce, tend_every_s=LEASES_TENDED_EVERY_S
         )
+        _close_before_the_end(spender)
+        return spender
 
     async def announce(self, crossing: Crossing) -> None:
         """Publish that a budget has passed a threshold; the client is built when one first does."""
@@ -285,6 +306,27 @@ class _Process:
         )
 
 
+def _close_before_the_end(spender: Spender) -> None:
+    """Return what is lent when SIGTERM comes; whoever handled it before still does.
+
+    What does not make it in time is found by the hourly settlement.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
+    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
+
+    def ending(number: int, frame: FrameType | None) -> None:
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(lambda: _ending.add(loop.create_task(spender.close())))
+        if callable(before):
+            before(number, frame)
+        elif before == signal.SIG_DFL:
+            raise SystemExit(0)
+
+    signal.signal(signal.SIGTERM, ending)
+
+
+_ending: set[asyncio.Task[None]] = set()
 _processes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Process] = WeakKeyDictionary()
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from goblin.domain.accounts import Account, Lease, Limit
+from goblin.domain.accounts import Account, Lease, Limit, Period
 from goblin.domain.money import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, month_of
 from goblin.errors import Conflict, StoreUnavailable
 from goblin.policy import spending
@@ -130,9 +130,11 @@ class MemoryLedger:
         self._check()
         return self._accounts(sorted({*self.kept, *self.declared}))
 
-    async def limit(self, account: str, limits: Sequence[Limit]) -> None:
+    async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
         self._check()
-        self.kept[account] = replace(self.kept.get(account, Account(name=account)), limits=tuple(limits))
+        kept = tuple(one for one in self._own(account) if one.period is not period)
+        limits = (*kept, limit) if limit is not None else kept
+        self.kept[account] = replace(self.kept.get(account, Account(name=account)), limits=limits)
 
     async def balances(self, window: str) -> Sequence[Balance]:
         self._check()

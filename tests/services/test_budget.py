@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from goblin.domain.chat import Usage
+from goblin.domain.accounts import Limit, Period
 from goblin.domain.models import Endpoint, Price
-from goblin.domain.money import EntryKind
+from goblin.domain.money import Action, Entry, EntryKind
 from goblin.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
 from goblin.events import Event
 from goblin.services import budget
@@ -85,16 +85,37 @@ async def test_thawing_what_is_not_frozen_is_refused(deps: Any) -> None:
         await budget.thaw("a b", actor="ann", wish_id="w", deps=deps)
 
 
-async def test_a_request_is_booked_once(deps: Any) -> None:
-    usage = Usage(prompt_tokens=10, completion_tokens=3, total_tokens=13)
-    for _ in range(2):
-        await budget.book("r1", PAID, usage, deps)
-    await budget.book("r2", FREE, usage, deps)
-    (entry,) = await deps.ledger.entries(limit=9)
-    assert (entry.kind, entry.account, entry.amount_usd_micros) == (EntryKind.SETTLE, "openai", 44)
-    provider, total = await deps.ledger.balances("2026-11")
-    assert (total.account, total.spent_usd_micros) == ("total", 44)
-    assert (provider.account, provider.spent_usd_micros) == ("openai", 44)
+async def test_budgets_are_shown_as_they_stand(deps: Any) -> None:
+    day = Limit(period=Period.DAY, limit_usd_micros=100, action=Action.STOP_JOBS)
+    await budget.limit("openai", Period.DAY, day, deps)
+    await deps.ledger.record(
+        Entry(entry_id="e", kind=EntryKind.SETTLE, account="openai/ann", amount_usd_micros=30, at=NOW)
+    )
+    (shown,) = await budget.overview(deps)
+    assert (shown.window, shown.spent_usd_micros, shown.left_usd_micros) == ("2026-11-25", 30, 70)
+    assert shown.resets_at == datetime(2026, 11, 26, tzinfo=UTC)
+    crossing = {**OURS, "action": "stop_jobs", "window": "2026-11-25"}
+    await budget.follow(event(crossing), deps)
+    assert await budget.reactions(deps, Action.STOP_JOBS) == {"openai"}
+    assert await budget.reactions(deps, Action.SCALE_TO_ZERO) == frozenset()
+    (shown,) = await budget.overview(deps)
+    assert "openai spent" in shown.frozen
+    deps.clock.at += timedelta(days=1)
+    assert (await budget.overview(deps))[0].left_usd_micros == 100
+    await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    assert await budget.reactions(deps, Action.STOP_JOBS) == frozenset()
+    await budget.limit("openai", Period.DAY, None, deps)
+    assert await budget.overview(deps) == []
+    with pytest.raises(InvalidRequest):
+        await budget.limit("a b", Period.DAY, day, deps)
+
+
+async def test_a_budget_that_only_alerts_freezes_nothing(deps: Any) -> None:
+    await budget.follow(event({**OURS, "action": "alert"}), deps)
+    assert await deps.ledger.freezes() == []
+    assert [entry.kind for entry in await deps.ledger.actions(limit=9)] == [EntryKind.ALERT]
+    with pytest.raises(MalformedEvent):
+        await budget.follow(event({**OURS, "action": "explode"}), deps)
 
 
 async def test_the_router_learns_of_a_freeze_and_of_a_thaw(deps: Any) -> None:

@@ -27,6 +27,7 @@ class _Commands(click.Group):
 
     lazy: ClassVar[dict[str, tuple[str, str]]] = {
         "budget": ("goblin.cli.budget", "budget"),
+        "costs": ("goblin.cli.costs", "costs"),
         "dead-letters": ("goblin.cli.dead_letters", "dead_letters"),
         "jobs": ("goblin.cli.jobs", "jobs"),
         "keys": ("goblin.cli.keys", "keys"),

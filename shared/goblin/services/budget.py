@@ -6,11 +6,12 @@ import asyncio
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from goblin import events
-from goblin.domain.chat import Usage
+from goblin.domain.accounts import Limit, Period, Tally, resets_at, window_of
 from goblin.domain.models import Endpoint
-from goblin.domain.money import ACCOUNT, Entry, EntryKind, Freeze
+from goblin.domain.money import ACCOUNT, Action, Entry, EntryKind, Freeze
 from goblin.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
 from goblin.money_ports import Ledger
 from goblin.policy import budget as policy
@@ -86,27 +87,62 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> list[Fr
     return lifted
 
 
-async def book(request_id: str, endpoint: Endpoint, usage: Usage, deps: Deps) -> None:
-    """Write down what a request cost, once, whoever tells it how often. What is free is no entry.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Budget:
+    """One limit of one account, as it stands."""
 
-    Raises:
-        StoreUnavailable: It may be told again.
-    """
-    if not policy.is_paid(endpoint):
-        return
-    if endpoint.price is None:
-        log.warning("request %s went to %s, whose price is unknown: it is not in the ledger", request_id, endpoint.name)
-        return
-    cost = endpoint.price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
-    entry = Entry(
-        entry_id=f"request:{request_id}",
-        kind=EntryKind.SETTLE,
-        account=endpoint.provider,
-        amount_usd_micros=cost,
-        at=deps.clock.now(),
-        note=f"{endpoint.name}: {usage.prompt_tokens} tokens in, {usage.completion_tokens} out",
-    )
-    await deps.ledger.record(entry)
+    account: str
+    period: Period
+    window: str
+    limit_usd_micros: int
+    spent_usd_micros: int
+    reserved_usd_micros: int
+    """Lent to instances and jobs: reserved, spare, or settled within the last minute."""
+    left_usd_micros: int
+    resets_at: datetime | None
+    action: Action
+    frozen: str = ""
+    """Why nothing is spent under the account, whatever is left."""
+
+
+async def overview(deps: Deps) -> list[Budget]:
+    """Every budget, by account. Raises `StoreUnavailable`."""
+    now = deps.clock.now()
+    reasons = {freeze.account: freeze.reason for freeze in await deps.ledger.freezes()}
+    found = []
+    for account in await deps.ledger.accounts():
+        for limit in account.limits:
+            window = window_of(limit.period, now)
+            tally = account.tallies.get(limit.period)
+            if tally is None or tally.window != window:
+                tally = Tally(window=window)
+            found.append(
+                Budget(
+                    account=account.name,
+                    period=limit.period,
+                    window=window,
+                    limit_usd_micros=limit.limit_usd_micros,
+                    spent_usd_micros=tally.spent_usd_micros,
+                    reserved_usd_micros=tally.leased_usd_micros,
+                    left_usd_micros=max(0, limit.limit_usd_micros - tally.spent_usd_micros - tally.leased_usd_micros),
+                    resets_at=resets_at(limit.period, now),
+                    action=limit.action,
+                    frozen=reasons.get(account.name, ""),
+                )
+            )
+    return found
+
+
+async def limit(account: str, period: Period, limit: Limit | None, deps: Deps) -> None:
+    """Set or remove a budget. Raises `InvalidRequest`."""
+    if not ACCOUNT.fullmatch(account):
+        raise InvalidRequest(f"{account!r} is no account.", param="account")
+    await deps.ledger.limit(account, period, limit)
+
+
+async def reactions(deps: Deps, action: Action) -> frozenset[str]:
+    """The accounts for which an action holds until a thaw: what jobs and services ask before they go on."""
+    return frozenset(freeze.account for freeze in await deps.ledger.freezes() if freeze.action is action)
 
 
 class FreezeView:

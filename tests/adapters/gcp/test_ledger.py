@@ -156,7 +156,7 @@ async def test_an_answer_that_was_lost_is_no_second_entry(client: Any) -> None:
 
 
 async def test_many_instances_on_one_budget_never_lend_more_than_it_holds(ledger: Any) -> None:
-    await ledger.limit("key/ann", [Limit(period=Period.MONTH, limit_usd_micros=10_000)])
+    await ledger.limit("key/ann", Period.MONTH, Limit(period=Period.MONTH, limit_usd_micros=10_000))
     won: list[int] = []
 
     async def instance(number: int) -> None:
@@ -200,7 +200,7 @@ async def test_a_repeated_step_is_made_once(ledger: Any) -> None:
 
 
 async def test_the_dead_count_as_spent_until_a_bill_is_read(ledger: Any) -> None:
-    await ledger.limit("openai", [Limit(period=Period.DAY, limit_usd_micros=100)])
+    await ledger.limit("openai", Period.DAY, Limit(period=Period.DAY, limit_usd_micros=100))
     dead, heir = (Purse(lease_id=name, account="openai/ann", also=("key/ann",)) for name in ("dead", "heir"))
     dead.accept((await ledger.exchange(dead.ask(now=AT, need_usd_micros=90), now=AT)).lease, now=AT)
     assert not (await ledger.expire("dead", now=AT + timedelta(seconds=1))).writes
@@ -225,13 +225,17 @@ async def test_the_dead_count_as_spent_until_a_bill_is_read(ledger: Any) -> None
 
 async def test_limits_are_kept_with_what_is_spent(ledger: Any) -> None:
     await ledger.record(entry("a", 5))
-    limits = [Limit(period=Period.DAY, limit_usd_micros=7, action=Action.FREEZE)]
-    await ledger.limit("openai", limits)
-    (account,) = [a for a in await ledger.accounts() if a.name == "openai"]
-    assert account.limits == tuple(limits)
-    assert account.tallies[Period.LIFETIME].spent_usd_micros == 5
-    await ledger.limit("openai", [])
-    assert [a.limits for a in await ledger.accounts()] == [(), ()]
+    day = Limit(period=Period.DAY, limit_usd_micros=7, action=Action.FREEZE)
+    month = Limit(period=Period.MONTH, limit_usd_micros=9)
+    await ledger.limit("openai", Period.DAY, Limit(period=Period.DAY, limit_usd_micros=1))
+    await ledger.limit("openai", Period.MONTH, month)
+    await ledger.limit("openai", Period.DAY, day)
+    await ledger.limit("groq", Period.DAY, day)
+    groq, openai, _ = await ledger.accounts()
+    assert (groq.limits, openai.limits) == ((day,), (month, day))
+    assert openai.tallies[Period.LIFETIME].spent_usd_micros == 5
+    await ledger.limit("openai", Period.DAY, None)
+    assert [a.limits for a in await ledger.accounts()] == [(day,), (month,), ()]
 
 
 async def test_what_a_server_serves_and_refused_is_kept(store: Any) -> None:

@@ -27,7 +27,7 @@ from google.cloud.firestore import AsyncClient, Increment, Query
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from goblin.adapters.gcp.documents import CALL, DEADLINE_S, in_time, plain, read
-from goblin.domain.accounts import Account, Lease, Limit
+from goblin.domain.accounts import Account, Lease, Limit, Period
 from goblin.domain.money import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, lineage, month_of
 from goblin.errors import Conflict, StoreUnavailable
 from goblin.policy import spending
@@ -258,10 +258,21 @@ class FirestoreLedger:
         names = sorted({*kept, *self._declared})
         return [self._limited(kept.get(name, Account(name=name))) for name in names]
 
-    async def limit(self, account: str, limits: Sequence[Limit]) -> None:
-        change = {"name": account, "limits": [plain(limit) for limit in limits]}
-        call = self._accounts.document(_named(account)).set(change, merge=True, **CALL)
-        await in_time(call, "write of a limit")
+    async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
+        document = self._accounts.document(_named(account))
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                before = await in_time(document.get(**CALL), "read of a limit")
+                kept = [one for one in _account(account, before).limits if one.period is not period]
+                limits = [plain(one) for one in (*kept, *([limit] if limit is not None else []))]
+                batch = self._client.batch()
+                # Tallies are none of our business, so only the limits are written.
+                self._write(batch, before, {"limits": limits} if before.exists else {"name": account, "limits": limits})
+                try:
+                    await in_time(batch.commit(**CALL), "write of a limit", answers=CONTENDED)
+                except CONTENDED:
+                    continue
+                return
 
     def _limited(self, account: Account) -> Account:
         return replace(account, limits=(*account.limits, *self._declared.get(account.name, ())))

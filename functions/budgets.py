@@ -1,0 +1,24 @@
+"""HTTP `/budgets`: what may be spent, what is spent or lent, and what is frozen."""
+
+from __future__ import annotations
+
+import functions_framework.aio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from goblin import model_wiring, wiring
+from goblin.adapters import asgi
+from goblin.errors import MethodNotAllowed, NotFound
+from goblin.ports import Scope
+from goblin.services import budget
+
+
+@functions_framework.aio.http
+@asgi.answers_errors
+async def budgets(request: Request) -> Response:
+    if request.url.path.rstrip("/").rsplit("/", 1)[-1] not in ("budgets", ""):
+        raise NotFound(f"Invalid URL ({request.method} {request.url.path}).")
+    if request.method not in ("GET", "HEAD"):
+        raise MethodNotAllowed("Budgets are set with `goblin budget set`.")
+    await wiring.gateway().keys.authenticate(request.headers.get("authorization"), Scope.OPERATE)
+    return asgi.json_response(await budget.overview(model_wiring.budgets()))
