@@ -11,7 +11,7 @@
 
 Method: constant slack and an age filter as in the literature on spot under deadlines (Wu et al., "Can't Be Late",
 NSDI'24, and its successors), with an exact safety net and a filter that learns. The numbers below sit on a plateau:
-halving or doubling each of them changes the mean cost by less than one per cent.
+halving or doubling any of them changes the mean cost by one per cent at most.
 """
 
 from __future__ import annotations
@@ -42,7 +42,10 @@ _VERB = {Mode.WAIT: "wait for spot", Mode.SPOT: "run on spot"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
-    """What running costs, in money and in time. A price of None: cannot be had, or is masked."""
+    """What running costs, in money and in time.
+
+    A price of None: cannot be had, or is masked. What runs already keeps its price here while it runs.
+    """
 
     spot_usd_micros_per_hour: int | None
     on_demand_usd_micros_per_hour: int | None
