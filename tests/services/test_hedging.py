@@ -28,7 +28,7 @@ async def begin(here: World, hedge_after_s: float, *, stream: bool = True) -> tu
     await call.authenticate(f"Bearer {KEY}")
     request = asked(stream=stream)
     route = await call._choose(request, None)
-    return call, await call._ask_chat(request).begin(route.candidates, hedge_after_s=hedge_after_s)
+    return call, await call._ask().answer(request).begin(route.candidates, hedge_after_s=hedge_after_s)
 
 
 def outcomes(call: chat.Call) -> list[tuple[str, str]]:

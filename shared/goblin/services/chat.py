@@ -2,57 +2,36 @@
 
 arrive ─ authenticate ─ route ─ attempt(s) ─ first token ─ … ─ last token ─ settle
                                     │                      │
-                    another endpoint may be asked     an error is said aloud
+                    another endpoint starts over      another one goes on, or the cut is said aloud
 """
 
 from __future__ import annotations
 
-import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from goblin.domain.chat import ChatChunk, Embeddings, Usage
-from goblin.domain.models import Endpoint
 from goblin.domain.replies import Answer
-from goblin.domain.requests import (
-    ChatRequest,
-    CompletionRequest,
-    EmbeddingsRequest,
-    InferenceRequest,
-)
-from goblin.errors import (
-    GoblinError,
-    InvalidRequest,
-    TooLarge,
-)
+from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest, InferenceRequest
+from goblin.errors import GoblinError, InvalidRequest, TooLarge
 from goblin.policy import caching
 from goblin.policy.continuation import AnyRequest
-from goblin.policy.routing import Choice, NoRoute, Route
-from goblin.ports import (
-    ApiKey,
-    ChatProvider,
-    Clock,
-    Meter,
-    RequestStore,
-    Scope,
-    StoredAnswer,
-    Tracer,
-)
-from goblin.services import paying, receipts, waking
+from goblin.policy.routing import NoRoute, Route
+from goblin.ports import ApiKey, Clock, Meter, RequestStore, Scope, StoredAnswer, Tracer
+from goblin.services import paying, receipts
 from goblin.services.answering import Answering
-from goblin.services.attempts import Asking, Extras, Spent, Underway
+from goblin.services.asking import Asker, Means, settle
+from goblin.services.attempts import Asking, Spent, Underway
 from goblin.services.cache import AnswerCache, replay
-from goblin.services.draining import Drain, Drains
+from goblin.services.draining import Drain
 from goblin.services.idempotency import Once, Production, Work
 from goblin.services.keys import Keys, check_model
 from goblin.services.limits import Door
 from goblin.services.live import Attempt
-from goblin.services.paying import Payer, spent_of, why_nobody_is_paid
-from goblin.services.routes import Router
-from goblin.services.spending import Spender
 from goblin.services.waking import Wakes
 
 UNKNOWN_MODEL_LABEL = "unknown"
@@ -60,25 +39,19 @@ UNKNOWN_MODEL_LABEL = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deps:
-    router: Router
-    providers: Mapping[str, ChatProvider]
-    """By endpoint name."""
+class Deps(Means):
+    """What it takes to serve, beside what it takes to ask."""
+
     keys: Keys
-    spender: Spender
     receipts: RequestStore
     meter: Meter
     clock: Clock
-    extras: Extras = field(default_factory=Extras)
-    drains: Drains = field(default_factory=Drains)
     door: Door
     answers: AnswerCache
     once: Once
     wakes: Wakes
     tracer: Tracer | None = None
     """None: nobody traces."""
-    pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-    """Waits so many seconds, before an endpoint is asked again."""
 
 
 @dataclass(slots=True)
@@ -92,8 +65,6 @@ class Call:
     """The caller's trace context, as it came."""
     provider: str | None = None
     """The endpoint that answers, once one does."""
-    made: list[Underway[Any]] = field(default_factory=list)
-    """Every attempt, in order."""
     usage: Usage | None = None
     """What the caller used; what it cost is the sum over the attempts."""
     usage_estimated: bool = False
@@ -111,7 +82,7 @@ class Call:
     _label: str = ""
     """The outcome in metrics, where it is another."""
     _answering: Answering | None = None
-    _payer: Payer | None = None
+    _asker: Asker | None = None
     _cache_key: str | None = None
     _production: Production | None = None
     """Who makes the answer in its stead."""
@@ -125,7 +96,12 @@ class Call:
 
     @property
     def attempts(self) -> list[Attempt]:
-        return [underway.attempt for underway in self.made]
+        """Every attempt, in order."""
+        return [underway.attempt for underway in self._made]
+
+    @property
+    def _made(self) -> list[Underway[Any]]:
+        return self._asker.made if self._asker is not None else []
 
     @property
     def tenant(self) -> str:
@@ -158,27 +134,21 @@ class Call:
         Raises:
             GoblinError: nothing was answered; from the chunks, `StreamCut`: the answer broke off.
         """
-        return await self._generate(request, strategy, self._ask_chat)
+        return await self._generate(request, strategy)
 
     async def complete(
         self, request: CompletionRequest, *, strategy: str | None = None
     ) -> AsyncGenerator[ChatChunk, None]:
         """Begin the continuation of a text; otherwise like `chat`."""
-        return await self._generate(request, strategy, self._ask_completion)
+        return await self._generate(request, strategy)
 
     async def embed(self, request: EmbeddingsRequest, *, strategy: str | None = None) -> Embeddings:
         """Compute vectors; `usage` is always set."""
 
-        async def one(endpoint: Endpoint, limited: EmbeddingsRequest) -> AsyncGenerator[Embeddings, None]:
-            yield await self.deps.providers[endpoint.name].embed(
-                limited, model=endpoint.upstream_model or request.model
-            )
-
         with self._noting():
             self._accept(request)
             route = await self._choose(request, strategy)
-            asking: Asking[Embeddings] = self._asking(request, one, starts=lambda _: True, whole=True)
-            underway = await self._begin(asking, route)
+            underway = await self._begin(self._ask().vectors(request), route)
             (answer,) = underway.head
             underway.attempt.succeed()
             self.usage = answer.usage or underway.tally.estimate(request.prompt_bytes())
@@ -225,7 +195,7 @@ class Call:
         self._settled = True
         if self._inside and self._key is not None:
             self.deps.door.leave(self._key)
-        for underway in self.made:
+        for underway in self._made:
             await underway.close()
         if self._answering is not None:
             self._outcome = self._answering.outcome
@@ -239,7 +209,7 @@ class Call:
             record = attempt.record()
             if record.outcome not in ("ok", "left", "lost"):
                 self.deps.meter.provider_error(provider=record.endpoint, model=model, outcome=record.outcome)
-        drains = [one.drain for one in self.made if one.drain is not None and not one.drain.done]
+        drains = [one.drain for one in self._made if one.drain is not None and not one.drain.done]
         if drains:
             # Nobody waits for these, and nobody knows yet what they cost.
             self.deps.drains.later(self._finish_after(drains, duration_s))
@@ -256,14 +226,12 @@ class Call:
         if self._answering is not None:
             self.usage, self.usage_estimated = self._answering.usage()
         # Before the receipt: if time runs out, the money is in order.
-        await self._book()
+        await settle(self._made)
         if self._key is not None and self._request is not None:
             await self._tell(self._key, self._request, duration_s)
         await self._keep()
 
-    async def _generate(
-        self, request: AnyRequest, strategy: str | None, ask: Callable[[Any], Asking[ChatChunk]]
-    ) -> AsyncGenerator[ChatChunk, None]:
+    async def _generate(self, request: AnyRequest, strategy: str | None) -> AsyncGenerator[ChatChunk, None]:
         answer_id = ("chatcmpl-" if isinstance(request, ChatRequest) else "cmpl-") + self.request_id
         created = int(self._created_at.timestamp())
         with self._noting():
@@ -271,61 +239,15 @@ class Call:
             if (found := await self._find(request)) is not None:
                 return replay(found, answer_id=answer_id, created=created, model=request.model)
             route = await self._choose(request, strategy)
-            self._wake(route, request, ask)
-            underway = await self._begin(ask(request), route)
-        self._answering = Answering(request, route, underway, ask, answer_id=answer_id, created=created)
+            self._wake(route, request)
+            underway = await self._begin(self._ask().answer(request), route)
+        self._answering = Answering(request, route, underway, self._ask().answer, answer_id=answer_id, created=created)
         return self._answering.chunks()
 
-    def _ask_chat(self, request: ChatRequest) -> Asking[ChatChunk]:
-        return self._asking(
-            request,
-            lambda endpoint, limited: self.deps.providers[endpoint.name].chat(
-                limited, model=endpoint.upstream_model or request.model
-            ),
-            starts=_starts_answer,
-            whole=not request.stream,
-        )
-
-    def _ask_completion(self, request: CompletionRequest) -> Asking[ChatChunk]:
-        return self._asking(
-            request,
-            lambda endpoint, limited: self.deps.providers[endpoint.name].complete(
-                limited, model=endpoint.upstream_model or request.model
-            ),
-            starts=_starts_answer,
-            whole=not request.stream,
-        )
-
-    def _asking(
-        self,
-        request: InferenceRequest,
-        open_stream: Callable[[Endpoint, Any], AsyncGenerator[Any, None]],
-        *,
-        starts: Callable[[Any], bool],
-        whole: bool,
-    ) -> Asking[Any]:
-        payer = self._payer = self._payer or Payer(
-            self.deps.spender,
-            self.deps.router.catalog.prices,
-            request_id=self.request_id,
-            key_name=self._key.name if self._key else "",
-        )
-        return Asking(
-            pay=lambda endpoint: payer.pay(endpoint, request),
-            why_unpaid=lambda: why_nobody_is_paid(payer.refusals),
-            model=request.model,
-            prompt_bytes=request.prompt_bytes,
-            open_stream=open_stream,
-            starts=starts,
-            whole=whole,
-            live=self.deps.router.live,
-            routing=self.deps.router.catalog.routing_of(request.model),
-            extras=self.deps.extras,
-            drains=self.deps.drains,
-            pause=self.deps.pause,
-            dice=self.deps.router.dice,
-            made=self.made,
-        )
+    def _ask(self) -> Asker:
+        if self._asker is None:
+            self._asker = Asker(self.deps, request_id=self.request_id, key_name=self._key.name if self._key else "")
+        return self._asker
 
     def _accept(self, request: InferenceRequest) -> None:
         """Raises `Forbidden` or `TooLarge`."""
@@ -379,20 +301,10 @@ class Call:
         self.provider = underway.attempt.endpoint.name
         return underway
 
-    def _wake(self, route: Route, request: AnyRequest, ask: Callable[[Any], Asking[ChatChunk]]) -> None:
+    def _wake(self, route: Route, request: AnyRequest) -> None:
         """Start who should be awake for the next ones; this one does not wait."""
         for choice in route.wake:
-
-            async def nudge(choice: Choice = choice) -> None:
-                asking = ask(waking.nudge(request))
-                patient = replace(asking.routing, attempts_max=1, first_token_timeout_s=waking.WAKE_S_MAX)
-                asking = replace(asking, made=[], routing=patient)
-                try:
-                    await asking.begin([choice], last_resort=True)
-                finally:
-                    await _settle_attempts(asking.made)
-
-            self.deps.wakes.begin(choice.endpoint, request.model, nudge)
+            self.deps.wakes.begin(choice.endpoint, request.model, partial(self._ask().nudge, choice, request))
 
     def _model_label(self) -> str:
         if self._request is not None and self.cache == "hit":
@@ -421,15 +333,11 @@ class Call:
 
     def spent(self) -> list[Spent]:
         """What each attempt used up, in order; those that refused are left out."""
-        return [spent for underway in self.made if (spent := underway.spent()) is not None]
+        return [spent for underway in self._made if (spent := underway.spent()) is not None]
 
     def cost_usd_micros(self) -> int:
         """What all attempts cost so far."""
-        return sum(one.payment.cost_usd_micros(spent_of(one)[0]) for one in self.made)
-
-    async def _book(self) -> None:
-        """Replace what was put aside for each attempt by what it cost."""
-        await _settle_attempts(self.made)
+        return self._asker.cost_usd_micros() if self._asker is not None else 0
 
     async def _tell(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
         """Write the receipt, and tell whoever traces."""
@@ -439,7 +347,7 @@ class Call:
             key=key,
             request=request,
             route=self._route,
-            unpaid=paying.rejected(self._payer.refusals) if self._payer is not None else {},
+            unpaid=paying.rejected(self._asker.payer.refusals) if self._asker is not None else {},
             attempts=self.attempts,
             provider=self.provider,
             outcome=self._outcome,
@@ -453,14 +361,3 @@ class Call:
         if self.deps.tracer is not None:
             self.deps.tracer.request(record, traceparent=self.traceparent, model_label=self._model_label())
         await receipts.put(self.deps.receipts, record)
-
-
-async def _settle_attempts(made: Sequence[Underway[Any]]) -> None:
-    for one in made:
-        await one.close()
-        usage, estimated = spent_of(one)
-        await one.payment.settle(usage, estimated=estimated)
-
-
-def _starts_answer(chunk: ChatChunk) -> bool:
-    return chunk.starts_answer
