@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from datetime import datetime
 
 from msgspec import Struct
@@ -17,7 +16,10 @@ from goblin.policy.breaker import Breaker, Gate
 from goblin.policy.pace import Pace
 from goblin.policy.route import Demand, Forecast
 from goblin.policy.traffic import Traffic, observe_answer, observe_arrival
-from goblin.ports import AttemptRecord, Clock
+from goblin.ports import Clock
+from goblin.services.attempt import Attempt, Life, Target
+
+__all__ = ["Attempt", "Live", "Outlook"]
 
 TARGETS_MAX = 4096
 """Endpoints times models times classes; an endpoint that lists models without end must not fill the memory."""
@@ -25,39 +27,11 @@ ASLEEP_FROM = 0.5
 """From this chance on a request that is sent there is taken for the one that wakes it."""
 WAKING_MAX = 3.0
 """A start that takes so many times as long as expected is taken for lost."""
-COLD_SEEN = 0.25
-"""The share of an expected start that an answer must be late by, to have waited for one."""
 _ACCOUNT_FAULTS = frozenset({Fault.AUTH, Fault.MONEY})
 """They are about the key, and so about all that it opens."""
 _SAYS_NOTHING = frozenset({Fault.UNSUPPORTED, Fault.MISSING})
 """They say what it does not have, and nothing of how reliable it is."""
 _ANYTHING = Demand(model="")
-
-
-@dataclass(slots=True)
-class _Life:
-    """Whether one model of one endpoint is awake, as far as we noticed."""
-
-    heard_s: float | None = None
-    """Last sign of life."""
-    waking_s: float | None = None
-    """When a start began that has not ended."""
-
-
-@dataclass(slots=True)
-class _Target:
-    """One class of requests to one model of one endpoint."""
-
-    life: _Life
-    pace: Pace
-    breaker: Breaker = field(default_factory=Breaker)
-    in_flight: int = 0
-    waiting: dict[Attempt, None] = field(default_factory=dict)
-    """Those without a first token, the oldest first."""
-    answered_s: float = 0.0
-    """Of the last first token."""
-    well_at: datetime | None = None
-    """Of the last answer; what others said before it is old."""
 
 
 class Outlook(Struct, frozen=True, kw_only=True):
@@ -87,8 +61,8 @@ class Live:
         self.clock = clock
         self._tell = tell
         self._born_s = clock.monotonic()
-        self._targets: dict[tuple[str, str, Capability], _Target] = {}
-        self._lives: dict[tuple[str, str], _Life] = {}
+        self._targets: dict[tuple[str, str, Capability], Target] = {}
+        self._lives: dict[tuple[str, str], Life] = {}
         self._accounts: dict[str, Breaker] = {}
         self._traffic: dict[str, Traffic] = {}
 
@@ -112,8 +86,8 @@ class Live:
         now, now_s = at or (self.clock.now(), self.clock.monotonic())
         target = self._targets.get((endpoint.name, model, demand.kind))
         if target is None:
-            life = self._lives.get((endpoint.name, model)) or _Life()
-            target = _Target(life, Pace(prior=paces.prior_of(endpoint)))
+            life = self._lives.get((endpoint.name, model)) or Life()
+            target = Target(life, Pace(prior=paces.prior_of(endpoint)))
         shut = target.breaker
         if shut.open_until is None or breaker.gate(shut, now=now) is not Gate.OPEN:
             shut = self._accounts.get(endpoint.name, shut)
@@ -130,7 +104,7 @@ class Live:
         self,
         endpoint: Endpoint,
         model: str,
-        target: _Target,
+        target: Target,
         demand: Demand,
         health: EndpointHealth | None,
         now: datetime,
@@ -260,7 +234,7 @@ class Live:
         if model in self._traffic:
             self._traffic[model] = observe_answer(self._traffic[model], output_tokens=output_tokens)
 
-    def well(self, endpoint: Endpoint, model: str, kind: Capability, target: _Target) -> None:
+    def well(self, endpoint: Endpoint, model: str, kind: Capability, target: Target) -> None:
         """It answered: its breakers close."""
         was_open = target.breaker.open_until is not None
         target.breaker, target.well_at = breaker.succeed(target.breaker), self.clock.now()
@@ -270,7 +244,7 @@ class Live:
             self._share(endpoint.name, "", None, target.breaker)
 
     def failed(
-        self, endpoint: Endpoint, model: str, kind: Capability, target: _Target, error: ProviderUnavailable
+        self, endpoint: Endpoint, model: str, kind: Capability, target: Target, error: ProviderUnavailable
     ) -> None:
         """It did not answer: the breaker concerned learns of it, the account's if it is about our key."""
         now, now_s = self.clock.now(), self.clock.monotonic()
@@ -302,7 +276,7 @@ class Live:
             Pause(model=model, kind=kind, open_until=until, reason=state.reason, openings=state.openings, told_at=now),
         )
 
-    def _target(self, endpoint: Endpoint, model: str, kind: Capability) -> _Target:
+    def _target(self, endpoint: Endpoint, model: str, kind: Capability) -> Target:
         key = (endpoint.name, model, kind)
         found = self._targets.get(key)
         if found is None:
@@ -310,148 +284,16 @@ class Live:
             if len(self._targets) >= TARGETS_MAX and idle:
                 del self._targets[idle[0]]
             life = self._life(endpoint.name, model)
-            found = self._targets[key] = _Target(life, Pace(prior=paces.prior_of(endpoint)))
+            found = self._targets[key] = Target(life, Pace(prior=paces.prior_of(endpoint)))
         return found
 
-    def _life(self, endpoint: str, model: str) -> _Life:
+    def _life(self, endpoint: str, model: str) -> Life:
         key = (endpoint, model)
         if key not in self._lives:
             if len(self._lives) >= TARGETS_MAX:
                 del self._lives[next(iter(self._lives))]
-            self._lives[key] = _Life()
+            self._lives[key] = Life()
         return self._lives[key]
-
-
-class Attempt:
-    """One request to one endpoint. Ends once; whatever is said after that is ignored."""
-
-    def __init__(
-        self,
-        live: Live,
-        target: _Target,
-        endpoint: Endpoint,
-        model: str,
-        forecast: Forecast,
-        reason: str,
-    ) -> None:
-        self.endpoint = endpoint
-        self.forecast = forecast
-        self.started_s = live.clock.monotonic()
-        self._live = live
-        self._target = target
-        self._model = model
-        self._reason = reason
-        self._first_token_ms: float | None = None
-        self._ended_ms: float | None = None
-        self._outcome = ""
-        self._error = ""
-
-    @property
-    def first_token_ms(self) -> float | None:
-        return self._first_token_ms
-
-    @property
-    def abandoned(self) -> bool:
-        """Whether it was let go while it was well."""
-        return self._outcome in ("left", "lost")
-
-    def first_token(self) -> None:
-        """The first thing a caller would notice has come."""
-        if self._first_token_ms is not None:
-            return
-        self._first_token_ms = took_ms = self._elapsed_ms()
-        self._target.waiting.pop(self, None)
-        self._learn(took_ms)
-
-    def succeed(self, *, output_tokens: int | None = None) -> None:
-        """The answer is whole, or the endpoint has shown in another way that it is well."""
-        if not self._end("ok"):
-            return
-        target, ended_ms = self._target, self._ended_ms
-        target.pace = paces.observe_outcome(target.pace, failed=False, now_s=self._live.clock.monotonic())
-        if output_tokens and self._first_token_ms is not None and ended_ms is not None:
-            target.pace = paces.observe_decode(
-                target.pace, output_tokens=output_tokens, decode_ms=ended_ms - self._first_token_ms
-            )
-            self._live.answered(self._model, output_tokens)
-        self._live.well(self.endpoint, self._model, self.forecast.demand.kind, target)
-
-    def fail(self, error: ProviderUnavailable, *, cut: bool = False) -> None:
-        """The endpoint is to blame."""
-        if not self._end("cut" if cut else str(error.fault)):
-            return
-        self._error = error.message
-        if self._target.life.waking_s == self.started_s and error.fault is not Fault.LOADING:
-            self._target.life.waking_s = None
-        self._live.failed(self.endpoint, self._model, self.forecast.demand.kind, self._target, error)
-
-    def abandon(self, outcome: str = "left") -> None:
-        """It ended through no doing of the endpoint's: the caller left, or another was quicker (`lost`)."""
-        if not self._end(outcome):
-            return
-        self._target.breaker = breaker.abandon(self._target.breaker)
-        if self._first_token_ms is None:
-            self._learn_silence()
-
-    def timed_out(self) -> None:
-        """Silence is an observation too: without it a hanging endpoint would keep its good name."""
-        self._learn_silence()
-
-    def record(self) -> AttemptRecord:
-        return AttemptRecord(
-            endpoint=self.endpoint.name,
-            reason=self._reason,
-            outcome=self._outcome,
-            error=self._error,
-            first_token_ms=_whole(self._first_token_ms),
-            duration_ms=_whole(self._ended_ms),
-            predicted_first_token_ms=_whole(self.forecast.first_token_ms),
-        )
-
-    def _end(self, outcome: str) -> bool:
-        if self._ended_ms is not None:
-            return False
-        self._ended_ms = self._elapsed_ms()
-        self._outcome = outcome
-        self._target.in_flight -= 1
-        self._target.waiting.pop(self, None)
-        return True
-
-    def _learn(self, took_ms: float) -> None:
-        """Tell the parts of a first token's time from each other, and remember each where it belongs."""
-        target, forecast, now_s = self._target, self.forecast, self._live.clock.monotonic()
-        started_by_us = target.life.waking_s == self.started_s
-        target.life.heard_s = target.answered_s = now_s
-        target.life.waking_s = None
-        beyond_ms = took_ms - forecast.awake_ms - forecast.queue_ms
-        if (forecast.asleep or forecast.waking) and beyond_ms > COLD_SEEN * paces.cold_start_ms(target.pace):
-            if started_by_us:
-                target.pace = paces.observe_cold_start(target.pace, beyond_ms)
-            return  # How quick it is when awake cannot be told apart from the start.
-        alone_ms = max(took_ms - forecast.queue_ms, min(took_ms, forecast.awake_ms * 0.5))
-        target.pace = paces.observe_first_token(
-            target.pace,
-            alone_ms,
-            prompt_tokens=float(forecast.demand.prompt_tokens),
-            expected_ms=forecast.awake_ms,
-            weight=forecast.awake_ms / (forecast.awake_ms + forecast.queue_ms),
-            now_s=now_s,
-        )
-
-    def _learn_silence(self) -> None:
-        target, forecast = self._target, self.forecast
-        if self._first_token_ms is not None or forecast.asleep or forecast.waking:
-            return  # It has answered; or it may be starting, which is no slowness.
-        target.pace = paces.observe_silence(
-            target.pace,
-            self._elapsed_ms() - forecast.queue_ms,
-            prompt_tokens=float(forecast.demand.prompt_tokens),
-            expected_ms=forecast.awake_ms,
-            now_s=self._live.clock.monotonic(),
-        )
-
-    def _elapsed_ms(self) -> float:
-        return (self._live.clock.monotonic() - self.started_s) * 1000
 
 
 def _warmth(health: EndpointHealth, model: str) -> Warmth:
@@ -459,7 +301,3 @@ def _warmth(health: EndpointHealth, model: str) -> Warmth:
     if health.loaded is not None and health.warmth in (Warmth.UNKNOWN, Warmth.WARM):
         return Warmth.WARM if model in health.loaded else Warmth.ASLEEP
     return health.warmth
-
-
-def _whole(value: float | None) -> int | None:
-    return None if value is None else round(value)
