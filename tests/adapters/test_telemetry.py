@@ -138,3 +138,16 @@ def test_the_console_exporter_gets_a_trace() -> None:
 def test_whoever_does_not_configure_it_does_not_import_it() -> None:
     code = "import functions.gateway, sys; print([m for m in sys.modules if m.startswith('opentelemetry.sdk')])"
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
+
+
+def test_the_environment_says_whether_anybody_traces() -> None:
+    # In a process of its own: settings are read once in each.
+    code = (
+        "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'console'\n"
+        "from goblin import wiring\n"
+        "print(type(wiring.tracer()).__name__)\n"
+        "os.environ['OTEL_SDK_DISABLED'] = 'true'; wiring.tracer.cache_clear(); wiring.settings.cache_clear()\n"
+        "print(wiring.tracer())"
+    )
+    told = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60)
+    assert told.split() == ["Telemetry", "None"]

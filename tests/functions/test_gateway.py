@@ -401,6 +401,22 @@ class TestKeys:
         assert (answer.status_code, answer.json()["error"]["code"]) == (429, "rate_limit_exceeded")
         assert 50 <= int(answer.headers["retry-after"]) <= 60
 
+    def test_a_key_has_only_so_many_requests_under_way(
+        self, url: str, fakes: Fakes, limit: Callable[..., dict[str, str]]
+    ) -> None:
+        key = limit("sk-one", parallel_max=1)
+        fakes.llamacpp.script = Script(silent_after=1)
+        body = {"model": "tiny", "messages": HELLO, "stream": True}
+        with httpx.stream("POST", f"{url}/v1/chat/completions", json=body, headers=key, timeout=20) as response:
+            coming = response.iter_bytes()  # Held, or the connection would be closed with it.
+            next(coming)
+            refused = post(url, "/v1/chat/completions", body, **key)
+            assert (refused.status_code, refused.json()["error"]["type"]) == (429, "rate_limit_error")
+            assert int(refused.headers["retry-after"]) >= 1
+            assert post(url, "/v1/chat/completions", body | {"model": "made-up"}).status_code == 404
+        fakes.llamacpp.script = Script()
+        assert eventually(lambda: post(url, "/v1/chat/completions", body, **key).status_code == 200)
+
     def test_too_many_messages_are_413(self, url: str) -> None:
         answer = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO * 2049})
         assert (answer.status_code, answer.json()["error"]["param"]) == (413, "messages")
