@@ -239,6 +239,13 @@ class RequestStore(Protocol):
         """Read one."""
 
 
+class RequestBatchStore(RequestStore, Protocol):
+    """Receipts, many in one write."""
+
+    async def put_all(self, records: Sequence[RequestRecord]) -> None:
+        """Write all of them, or none; up to 500."""
+
+
 class Tracer(Protocol):
     """Told of every request when it has ended. Never raises."""
 

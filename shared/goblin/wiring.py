@@ -10,9 +10,11 @@ import random
 import signal
 import ssl
 import threading
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from types import FrameType
+from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx
@@ -40,6 +42,7 @@ from goblin.services.idempotency import Once
 from goblin.services.keys import Keys
 from goblin.services.limits import Door
 from goblin.services.live import Live
+from goblin.services.receipt_batches import ReceiptBatches
 from goblin.services.reloading import Reloader
 from goblin.services.routes import Router
 from goblin.services.spending import Spender
@@ -262,8 +265,14 @@ class _Process:
         spender = Spender(
             self.ledger, self.ledger, SystemClock(), announce=self.announce, tend_every_s=LEASES_TENDED_EVERY_S
         )
-        _close_before_the_end(spender)
+        _before_the_end(spender.close)
         return spender
+
+    @cached_property
+    def receipts(self) -> ReceiptBatches:
+        batches = ReceiptBatches(FirestoreRequests(self.firestore), SystemClock())
+        _before_the_end(batches.close)
+        return batches
 
     async def announce(self, crossing: Crossing) -> None:
         """Publish that a budget has passed a threshold; the client is built when one first does."""
@@ -295,7 +304,7 @@ class _Process:
             providers=self.health.providers,
             keys=Keys(FirestoreKeys(self.firestore), clock),
             spender=self.spender,
-            receipts=FirestoreRequests(self.firestore),
+            receipts=self.receipts,
             meter=meter(),
             clock=clock,
             door=Door(Limits(), clock),
@@ -306,10 +315,10 @@ class _Process:
         )
 
 
-def _close_before_the_end(spender: Spender) -> None:
-    """Return what is lent when SIGTERM comes; whoever handled it before still does.
+def _before_the_end(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Call it when SIGTERM comes; whoever handled that before still does.
 
-    What does not make it in time is found by the hourly settlement.
+    What is lent and not returned in time is found by the hourly settlement.
     """
     if threading.current_thread() is not threading.main_thread():
         return
@@ -317,7 +326,7 @@ def _close_before_the_end(spender: Spender) -> None:
 
     def ending(number: int, frame: FrameType | None) -> None:
         if not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: _ending.add(loop.create_task(spender.close())))
+            loop.call_soon_threadsafe(lambda: _ending.add(loop.create_task(close())))
         if callable(before):
             before(number, frame)
         elif before == signal.SIG_DFL:

@@ -24,8 +24,8 @@ from goblin.ports import (
     HealthStore,
     KeyStore,
     ReplyStore,
+    RequestBatchStore,
     RequestRecord,
-    RequestStore,
     StoredAnswer,
     StoredReply,
 )
@@ -77,7 +77,7 @@ REPLY = StoredReply(
 class Stores:
     keys: KeyStore
     health: HealthStore
-    requests: RequestStore
+    requests: RequestBatchStore
     answers: AnswerStore
     replies: ReplyStore
 
@@ -224,6 +224,12 @@ async def test_receipts_come_back_and_are_replaced(stores: Stores) -> None:
     assert await stores.requests.get("r1") == RECORD
     await stores.requests.put(replace(RECORD, outcome="cut"))
     assert await stores.requests.get("r1") == replace(RECORD, outcome="cut")
+
+
+async def test_many_receipts_are_written_at_once(stores: Stores) -> None:
+    many = [replace(RECORD, request_id=f"r{number}") for number in range(200)]
+    await stores.requests.put_all(many)
+    assert [await stores.requests.get(name) for name in ("r0", "r199")] == [many[0], many[-1]]
 
 
 async def test_a_key_written_by_hand_needs_no_digest_field(cloud: RunningCloud) -> None:

@@ -69,6 +69,12 @@ class MemoryHealth(_Failing):
 class MemoryRequests(_Failing):
     def __init__(self) -> None:
         self.records: dict[str, RequestRecord] = {}
+        self.batches: list[int] = []
+
+    async def put_all(self, records: Sequence[RequestRecord]) -> None:
+        self._check()
+        self.batches.append(len(records))
+        self.records.update({record.request_id: record for record in records})
 
     async def put(self, record: RequestRecord) -> None:
         self._check()

@@ -110,10 +110,17 @@ class FirestoreHealth:
 
 
 class FirestoreRequests:
-    """The port `RequestStore`; `expires_at` is the collection's TTL field."""
+    """The port `RequestBatchStore`; `expires_at` is the collection's TTL field."""
 
     def __init__(self, client: AsyncClient) -> None:
+        self._client = client
         self._requests = client.collection("requests")
+
+    async def put_all(self, records: Sequence[RequestRecord]) -> None:
+        batch = self._client.batch()
+        for record in records:
+            batch.set(self._requests.document(record.request_id), _plain(record))
+        await _in_time(batch.commit(timeout=DEADLINE_S, retry=None), "write of receipts")
 
     async def put(self, record: RequestRecord) -> None:
         await _in_time(
