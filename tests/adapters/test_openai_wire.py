@@ -14,7 +14,7 @@ from goblin import wiring
 from goblin.domain import requests
 from goblin.domain.chat import ChatChunk
 from goblin.domain.health import Finding
-from goblin.domain.models import Endpoint
+from goblin.domain.models import ORDINARY, Capability, Endpoint
 from goblin.errors import Broken, Fault, ProviderUnavailable
 from goblin.ports import ChatProvider
 from tests.fakes.openai_like import FakeOpenAI, Script
@@ -194,3 +194,40 @@ async def test_an_unknown_name_for_the_limit_is_refused_at_the_start() -> None:
     async with httpx.AsyncClient() as client:
         with pytest.raises(Broken, match="limit"):
             wiring.connect(Endpoint(name="o", provider="openai", url="http://x", options={"limit": "n"}), client)
+
+
+BEGUN = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]
+
+
+@pytest.mark.parametrize(
+    ("kind", "prefills", "messages", "is_told"),
+    [
+        ("openai", True, BEGUN, True),
+        ("openai", True, BEGUN[:1], False),
+        ("openai", False, BEGUN, False),
+        ("llamacpp", True, BEGUN, False),  # It continues by itself.
+    ],
+)
+async def test_who_must_be_told_to_continue_a_message_is_told(
+    fake: FakeOpenAI, url: str, kind: str, prefills: bool, messages: list[dict[str, str]], is_told: bool
+) -> None:
+    able = ORDINARY | ({Capability.PREFILL} if prefills else set())
+    at = url if kind == "llamacpp" else f"{url}/v1"
+    async with httpx.AsyncClient() as client:
+        provider = wiring.connect(Endpoint(name="e", provider=kind, url=at, api_key="k", capabilities=able), client)[1]
+        await answer(provider, messages=messages)
+    sent = {key: fake.asked[-1].get(key) for key in ("continue_final_message", "add_generation_prompt")}
+    wanted = (True, False) if is_told else (None, None)
+    assert tuple(sent.values()) == wanted
+
+
+async def test_a_server_that_goes_away_has_not_finished_whatever_it_says(
+    fake: FakeOpenAI, provider: ChatProvider
+) -> None:
+    fake.script = Script(
+        raw=b'data: {"choices": [{"index": 0, "delta": {"content": "Hel"}}]}\n\n'
+        b'data: {"choices": [{"index": 0, "delta": {}, "finish_reason": "length"}], "cut_short": "shutting_down"}\n\n'
+        b"data: [DONE]\n\n"
+    )
+    with pytest.raises(ProviderUnavailable, match="goes away"):
+        await answer(provider)

@@ -13,6 +13,7 @@ from goblin.adapters import sse
 from goblin.adapters.refusals import detail_of
 from goblin.adapters.upstream import ANSWER_TIMEOUT_S, Upstream
 from goblin.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings, Usage
+from goblin.domain.models import Capability, Endpoint
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.errors import Fault, ProviderUnavailable
 
@@ -32,10 +33,21 @@ class _TextChunk(msgspec.Struct, frozen=True, kw_only=True):
     cut_short: str | None = None
 
 
+NOTHING: Mapping[str, bool] = {}
+VLLM_CONTINUES: Mapping[str, bool] = {"continue_final_message": True, "add_generation_prompt": False}
+
+
 class OpenAIWire:
     """The three inference routes of one endpoint. The base URL ends where OpenAI's does, in `/v1`."""
 
-    def __init__(self, upstream: Upstream, *, chunk: type[ChatChunk] = ChatChunk, limit: str | None = None) -> None:
+    def __init__(
+        self,
+        upstream: Upstream,
+        *,
+        chunk: type[ChatChunk] = ChatChunk,
+        limit: str | None = None,
+        continues: Mapping[str, bool] = NOTHING,
+    ) -> None:
         """Speak it.
 
         Args:
@@ -43,13 +55,16 @@ class OpenAIWire:
             chunk: What a chunk of a chat is read as, for those who add to it.
             limit: The name under which it knows the limit of a chat's answer, whichever the caller used; None passes
                 on what the caller said.
+            continues: What it must be told to continue a last message of the assistant, which it would answer else.
         """
         self._upstream = upstream
         self._chunk_kind = chunk
         self._limit = limit
+        self._continues = continues
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        return self._stream("/chat/completions", streaming(limited(request, self._limit), model), self._chunk_kind)
+        body = {**streaming(limited(request, self._limit), model), **told(request, self._continues)}
+        return self._stream("/chat/completions", body, self._chunk_kind)
 
     async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = streaming(request.body, model)
@@ -140,6 +155,20 @@ def limited(request: ChatRequest, name: str | None) -> Mapping[str, Any]:
         return request.body
     rest = {key: value for key, value in request.body.items() if key not in LIMITS}
     return {**rest, name: request.output_tokens_max}
+
+
+def told(request: ChatRequest, continues: Mapping[str, bool]) -> Mapping[str, bool]:
+    """What to add to a request, so that a last message of the assistant is continued."""
+    return continues if request.messages[-1].role == "assistant" else NOTHING
+
+
+def continues_as_vllm(endpoint: Endpoint) -> Mapping[str, bool]:
+    """What vLLM is told, if the endpoint is said to continue messages: by itself it answers them.
+
+    Source: vLLM's OpenAI-compatible server, extra parameters of the chat API, read 2026-11-25. SGLang
+    and TGI took over the names.
+    """
+    return VLLM_CONTINUES if Capability.PREFILL in endpoint.capabilities else NOTHING
 
 
 def streaming(body: Mapping[str, Any], model: str) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from goblin.adapters import probing
-from goblin.adapters.openai_wire import LIMITS, OpenAIWire
+from goblin.adapters.openai_wire import LIMITS, OpenAIWire, continues_as_vllm
 from goblin.adapters.upstream import Upstream
 from goblin.domain.chat import ChatChunk, Embeddings
 from goblin.domain.health import Finding, Probe
@@ -40,7 +40,12 @@ class OpenAI:
         limit = endpoint.options.get("limit") or (LIMITS[1] if urlsplit(endpoint.url).hostname == HOST else None)
         if limit not in (*LIMITS, None):
             raise Broken(f"endpoint {endpoint.name}: option `limit` is one of {', '.join(LIMITS)}")
-        self._wire = OpenAIWire(Upstream(endpoint.name, endpoint.url, endpoint.api_key, client), limit=limit)
+        self._wire = OpenAIWire(
+            Upstream(endpoint.name, endpoint.url, endpoint.api_key, client),
+            limit=limit,
+            # OpenAI itself never continues; who says so of a copy means a server such as vLLM.
+            continues=continues_as_vllm(endpoint),
+        )
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         return self._wire.chat(request, model=model)

@@ -23,7 +23,7 @@ import httpx
 import msgspec
 
 from goblin.adapters import probing
-from goblin.adapters.openai_wire import LIMITS, OpenAIWire, limited, streaming
+from goblin.adapters.openai_wire import LIMITS, OpenAIWire, continues_as_vllm, limited, streaming, told
 from goblin.adapters.refusals import judge_gpu_host
 from goblin.adapters.runpod_queue import RunPodQueue
 from goblin.adapters.upstream import Upstream
@@ -65,7 +65,9 @@ class Direct:
         base = f"{url}/v1" if balanced else f"{url}/openai/v1"
         self._endpoint = endpoint
         self._wire = OpenAIWire(
-            Upstream(endpoint.name, base, endpoint.api_key, client, judge=judge_gpu_host), limit=LIMITS[0]
+            Upstream(endpoint.name, base, endpoint.api_key, client, judge=judge_gpu_host),
+            limit=LIMITS[0],
+            continues=continues_as_vllm(endpoint),
         )
         self._view = _view_of_balanced(endpoint, client) if balanced else View(endpoint, url, "/health", client)
 
@@ -95,7 +97,8 @@ class Queued:
         self._view = View(endpoint, url, "/health", client)
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        return self._run("/v1/chat/completions", streaming(limited(request, LIMITS[0]), model))
+        body = {**streaming(limited(request, LIMITS[0]), model), **told(request, continues_as_vllm(self._endpoint))}
+        return self._run("/v1/chat/completions", body)
 
     def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         return self._run("/v1/completions", streaming(request.body, model))

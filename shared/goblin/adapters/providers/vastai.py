@@ -19,7 +19,7 @@ from typing import TypeVar
 import httpx
 
 from goblin.adapters import probing
-from goblin.adapters.openai_wire import LIMITS, OpenAIWire
+from goblin.adapters.openai_wire import LIMITS, OpenAIWire, continues_as_vllm
 from goblin.adapters.upstream import Upstream
 from goblin.adapters.vast_instances import State, VastInstances
 from goblin.domain.chat import ChatChunk, Embeddings
@@ -164,7 +164,11 @@ class VastAI:
 
     def _server(self, url: str) -> Server:
         name, key = self._endpoint.name, self._endpoint.api_key
-        wire = OpenAIWire(Upstream(name, f"{url}/v1", key, self._client), limit=LIMITS[0])
+        wire = OpenAIWire(
+            Upstream(name, f"{url}/v1", key, self._client),
+            limit=LIMITS[0],
+            continues=continues_as_vllm(self._endpoint),
+        )
         return Server(health=Upstream(name, url, key, self._client), wire=wire)
 
     async def _look(self) -> Probe:
