@@ -1,0 +1,146 @@
+"""Eight processes on one real ledger, some killed at random: never overspent, and equal to the bill in the end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from goblin.adapters.gcp.ledger import FirestoreLedger
+from goblin.cli import places
+from goblin.domain.accounts import windows_of
+from goblin.services import settling
+from localcloud import google
+from tests.clouds import RunningCloud
+from tests.fakes.bills import Charges, FakeBill
+from tests.fakes.registry import FixedClock
+from tests.simulation.spender_process import LIMITS
+
+BASE = datetime(2026, 11, 25, 12, tzinfo=UTC)
+PROCESSES, KILLED, REQUESTS = 8, 4, 60
+START_S_MAX, LIVE_S_MAX = 60.0, 60.0
+
+
+@pytest.fixture(params=["localcloud", "google"])
+def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """A Firestore to connect to."""
+    with ExitStack() as stack:
+        if request.param == "localcloud":
+            declared = places.declaration()
+            cloud = stack.enter_context(RunningCloud(tmp_path / "cloud", services=("firestore",), declaration=declared))
+            yield str(cloud.addresses.firestore)
+            return
+        found = google.find()
+        if found.reason:
+            pytest.skip(found.reason)
+        port = google.free_port()
+        stack.enter_context(google.running(google.firestore_command(found, port), port))
+        yield f"{google.HOST}:{port}"
+
+
+def ledger_at(address: str, project: str) -> FirestoreLedger:
+    from google.cloud.firestore import AsyncClient
+
+    with mock.patch.dict(os.environ, {"FIRESTORE_EMULATOR_HOST": address}):
+        client = AsyncClient(project=project)
+        _ = client._firestore_api
+    return FirestoreLedger(client, declared=LIMITS)
+
+
+async def check(ledger: FirestoreLedger) -> int:
+    """No budget is over its limit; how many were looked at."""
+    looked = 0
+    for account in await ledger.accounts():
+        for limit in account.limits:
+            if (tally := account.tallies.get(limit.period)) is not None:
+                assert tally.leased_usd_micros >= 0
+                assert tally.spent_usd_micros + tally.leased_usd_micros <= limit.limit_usd_micros, account
+                looked += 1
+    return looked
+
+
+@pytest.mark.timeout(240)
+@pytest.mark.xdist_group("processes")
+async def test_killed_processes_overspend_nothing_and_the_bill_settles_it(address: str, tmp_path: Path) -> None:
+    seed = int(os.environ.get("GOBLIN_SIMULATION_SEED", str(random.SystemRandom().randrange(10**6))))
+    dice = random.Random(seed)
+    print("seed", seed)
+    project, charges_file = f"spend-{seed}", tmp_path / "charges"
+    charges_file.touch()
+    ledger, started = ledger_at(address, project), time.time()
+
+    def start(number: int) -> subprocess.Popen[str]:
+        words = [project, str(charges_file), str(seed + number), str(REQUESTS), BASE.isoformat(), str(started)]
+        return subprocess.Popen(
+            [sys.executable, "-m", "tests.simulation.spender_process", *words],
+            env={**os.environ, "FIRESTORE_EMULATOR_HOST": address}, cwd=Path(__file__).parents[2],
+            stdout=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    processes = [start(number) for number in range(PROCESSES)]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), START_S_MAX) == "ready\n"
+        killed, looked = 0, 0
+        doomed = dice.sample(processes, KILLED)
+        # Killed in the middle of it: after the next so many charges.
+        marks = sorted(dice.randrange(5, 60) for _ in range(KILLED))
+        until = time.monotonic() + LIVE_S_MAX
+        while any(process.poll() is None for process in processes) and time.monotonic() < until:
+            looked += await check(ledger)
+            charged = charges_file.read_bytes().count(b"\n")
+            while doomed and marks and charged >= marks[0]:
+                marks.pop(0)
+                victim = doomed.pop()
+                killed += victim.poll() is None
+                victim.kill()
+        survivors = [process for process in processes if process.wait(10) == 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+    assert killed, f"seed {seed}: nobody was killed in time"
+    assert looked
+    assert len(survivors) == PROCESSES - killed
+    await check(ledger)
+
+    charges = Charges()
+    for line in charges_file.read_text().splitlines():
+        account, cost = line.split()
+        charges.charge(account.split("/")[0], BASE, int(cost))
+    openai, groq = charges.total("openai", "2026-11-25"), charges.total("groq", "2026-11-25")
+    assert 0 < openai + groq <= LIMITS["total"][0].limit_usd_micros
+    clock = FixedClock(BASE + timedelta(days=1))
+
+    async def nobody(crossing: Any) -> None:
+        return
+
+    deps = settling.Deps(
+        ledger=ledger, lender=ledger, bills=[FakeBill(charges, "openai"), FakeBill(charges, "groq")], announce=nobody,
+        prices={}, clock=clock,
+    )  # fmt: skip
+    report = await settling.settle(deps)
+    assert report.expired, f"seed {seed}"
+    assert (await settling.settle(deps)).corrected == {}
+    balances = {b.account: b.spent_usd_micros for b in await ledger.balances("2026-11-25")}
+    assert (balances.get("openai", 0), balances.get("groq", 0), balances["total"]) == (openai, groq, openai + groq)
+    assert await ledger.leases() == []
+    for account in await ledger.accounts():
+        for period, tally in account.tallies.items():
+            assert tally.leased_usd_micros == 0
+            if account.name in ("total", "openai", "groq") and tally.window == windows_of(BASE)[period]:
+                assert tally.spent_usd_micros == balances[account.name]
