@@ -27,6 +27,7 @@ from goblin.adapters.gcp.ledger import FirestoreLedger
 from goblin.adapters.gcp.oidc import Callers
 from goblin.adapters.gcp.secrets import PREFIX as SECRET
 from goblin.adapters.gcp.secrets import Secrets
+from goblin.adapters.kept_connections import KeptConnections, PlainClient
 from goblin.adapters.prometheus import PrometheusMeter
 from goblin.adapters.system import SystemClock
 from goblin.domain.models import Catalog, Endpoint, KeySource
@@ -191,13 +192,9 @@ class _Process:
 
     @cached_property
     def http(self) -> httpx.AsyncClient:
-        return httpx.AsyncClient(
-            verify=ssl.create_default_context(),
-            # No redirects and no proxies from the environment: provider URLs are what the file says.
-            follow_redirects=False,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=CONNECTIONS_MAX, max_keepalive_connections=CONNECTIONS_KEPT),
-        )
+        # No redirects and no proxies from the environment: provider URLs are what the file says.
+        tls = ssl.create_default_context()
+        return PlainClient(KeptConnections(tls=tls, most=CONNECTIONS_MAX, kept=CONNECTIONS_KEPT))
 
     @cached_property
     def firestore(self) -> AsyncClient:

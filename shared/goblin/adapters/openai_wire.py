@@ -11,7 +11,7 @@ import msgspec
 
 from goblin.adapters import sse
 from goblin.adapters.refusals import detail_of
-from goblin.adapters.upstream import ANSWER_TIMEOUT_S, Upstream
+from goblin.adapters.upstream import ANSWER_TIMEOUT_S, Upstream, pieces
 from goblin.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings, Usage
 from goblin.domain.models import Capability, Endpoint
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
@@ -97,7 +97,7 @@ class OpenAIWire:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._upstream.nonsense()
             try:
-                async for piece in response.aiter_bytes():
+                async for piece in pieces(response):
                     for event in self._feed(parser, piece):
                         if event.data == b"[DONE]":
                             continue

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 import httpx
 import msgspec
 
+from goblin import __version__
 from goblin.adapters import sse
 from goblin.adapters.refusals import Judge, fault_of, refusal
 from goblin.domain.models import KeySource
@@ -19,6 +20,7 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
 """The longest silence on a connection; the router's own timeouts are far shorter."""
+ADDRESSES_MAX = 16
 ERROR_BYTES_MAX = 64 * 1024
 JSON_BYTES_MAX = 64 * 1024 * 1024
 """2048 vectors of 3072 floats as text are about 60 MiB."""
@@ -75,7 +77,9 @@ class Upstream:
         self._url = url.rstrip("/")
         self._client = client
         self.judge = judge or fault_of
-        self._headers = {"accept-encoding": "identity", **(headers or {})}
+        self._addresses: dict[str, httpx.URL] = {}
+        plain = {"accept": "*/*", "accept-encoding": "identity", "user-agent": f"goblin/{__version__}"}
+        self._headers = {**plain, **(headers or {})}
         if api_key:
             credentials = (Credential("authorization", "Bearer", api_key), *credentials)
         self._changing: list[tuple[Credential, KeySource]] = []
@@ -174,12 +178,15 @@ class Upstream:
             headers[credential.header] = credential.value(key)
         if ask.content is not None:
             headers["content-type"] = "application/json"
-        request = self._client.build_request(
+        # Not `build_request`: it merges what the client has, which is nothing, at the price of a parsed chunk or ten.
+        connect_s = min(ask.timeout_s, CONNECT_TIMEOUT_S)
+        waits = {"connect": connect_s, "read": ask.timeout_s, "write": ask.timeout_s, "pool": ask.timeout_s}
+        request = httpx.Request(
             ask.method,
-            self._url + ask.path,
+            self._address(ask.path),
             content=ask.content,
             headers=headers,
-            timeout=httpx.Timeout(ask.timeout_s, connect=min(ask.timeout_s, CONNECT_TIMEOUT_S)),
+            extensions={"timeout": waits},
         )
         try:
             return await self._client.send(request, stream=True)
@@ -195,6 +202,14 @@ class Upstream:
         except httpx.HTTPError as error:
             raise self._broken(error) from error
 
+    def _address(self, path: str) -> httpx.URL:
+        """Parsed once, for the paths that come again."""
+        if (found := self._addresses.get(path)) is None:
+            found = httpx.URL(self._url + path)
+            if len(self._addresses) < ADDRESSES_MAX:
+                self._addresses[path] = found
+        return found
+
     def _broken(self, error: httpx.HTTPError) -> ProviderUnavailable:
         match error:
             case httpx.PoolTimeout():
@@ -206,10 +221,17 @@ class Upstream:
         return ProviderUnavailable(f"{self.name} broke off the connection.")
 
 
+def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body as it comes, which httpx would pass through three more generators."""
+    if "content-encoding" in response.headers or not isinstance(response.stream, httpx.AsyncByteStream):
+        return response.aiter_bytes()
+    return aiter(response.stream)
+
+
 async def _read(response: httpx.Response, limit: int) -> bytes:
     """The body, up to a limit: a provider's answer is not to be trusted either."""
     held = bytearray()
-    async for piece in response.aiter_bytes():
+    async for piece in pieces(response):
         held += piece
         if len(held) > limit:
             break
@@ -219,7 +241,7 @@ async def _read(response: httpx.Response, limit: int) -> bytes:
 async def lines(upstream: Upstream, response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:
     """Lines of a body as they come, without the empty ones."""
     rest = b""
-    async for piece in response.aiter_bytes():
+    async for piece in pieces(response):
         *whole, rest = (rest + piece).split(b"\n")
         if len(rest) > limit:
             raise upstream.nonsense()
@@ -235,7 +257,7 @@ async def events(upstream: Upstream, response: httpx.Response) -> AsyncGenerator
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
         raise upstream.nonsense()
     parser = sse.EventParser()
-    async for piece in response.aiter_bytes():
+    async for piece in pieces(response):
         try:
             found = parser.feed(piece)
         except sse.EventTooLarge as error:
