@@ -1,8 +1,10 @@
 """Answers that stop when nobody listens, without taking the request's body for the news that somebody left."""
 
 import asyncio
+from collections.abc import AsyncGenerator
 from typing import Any
 
+import pytest
 from starlette.requests import Request
 
 from goblin.adapters import asgi
@@ -76,3 +78,67 @@ async def test_a_caller_that_leaves_cancels_the_work_and_it_is_settled() -> None
     async with asyncio.timeout(5):
         await asyncio.gather(delivered, return_exceptions=True)
     assert ended == ["cancelled", "settled"]
+
+
+async def test_parts_that_come_together_are_sent_together_and_none_waits_for_the_next() -> None:
+    sent: list[bytes] = []
+    more = asyncio.Event()
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        yield b"a"
+        yield b"b"
+        assert not sent
+        await more.wait()
+        yield b"c"
+        await asyncio.sleep(0)
+        yield b"d"
+        yield b"x" * asgi.TOGETHER_BYTES_MAX
+        yield b"e"
+
+    async def send(message: Any) -> None:
+        await asyncio.sleep(0)
+        if body := message.get("body"):
+            sent.append(body)
+            more.set()
+
+    caller, heard = Caller(b""), asyncio.Event()
+    heard.set()
+    async with asyncio.timeout(5):
+        await asgi.Delivery(lambda: answer(parts()), nothing, heard=heard)(SCOPE, caller.receive, send)
+    assert sent == [b"ab", b"c", b"d" + b"x" * asgi.TOGETHER_BYTES_MAX, b"e"]
+
+
+async def answer(parts: AsyncGenerator[bytes, None]) -> asgi.Answer:
+    return asgi.Answer(content=parts)
+
+
+async def nothing() -> None:
+    pass
+
+
+@pytest.mark.parametrize("sending", [True, False])
+async def test_a_stream_hears_that_its_caller_left(sending: bool) -> None:
+    caller, heard, waiting, ended = Caller(b""), asyncio.Event(), asyncio.Event(), asyncio.Event()
+    caller._coming.clear()
+    heard.set()
+
+    async def parts() -> AsyncGenerator[bytes, None]:
+        try:
+            yield b"a"
+            waiting.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.set()
+
+    async def send(message: Any) -> None:
+        if sending and message.get("body"):
+            await asyncio.Event().wait()  # It reads no more.
+
+    async with asyncio.timeout(5):
+        response = asgi.Delivery(lambda: answer(parts()), nothing, heard=heard)
+        delivering = asyncio.create_task(response(SCOPE, caller.receive, send))
+        await waiting.wait()
+        await asyncio.sleep(0)
+        caller.leave()
+        await delivering
+    assert ended.is_set()

@@ -6,9 +6,11 @@ import asyncio
 import functools
 import logging
 import math
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import aclosing
+import types
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import aclosing, suppress
 from dataclasses import replace
+from typing import Any
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -23,6 +25,8 @@ log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 10 * 1024 * 1024
 SETTLE_TIMEOUT_S = 5.0
+TOGETHER_BYTES_MAX = 64 * 1024
+"""Parts of a stream are sent as one up to here."""
 
 
 class Delivery(Response):
@@ -82,10 +86,8 @@ class Delivery(Response):
             await send(start)
             await send({"type": "http.response.body", "body": answer.content, "more_body": True})
             return
-        async with aclosing(answer.content) as parts:
-            await send(start)
-            async for part in parts:
-                await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send(start)
+        await _send_parts(answer.content, send)
 
     async def _settle_in_time(self) -> None:
         try:
@@ -93,6 +95,49 @@ class Delivery(Response):
                 await self._settle()
         except TimeoutError:
             log.warning("a request was not settled within %.0f s", SETTLE_TIMEOUT_S)
+
+
+async def _send_parts(parts: AsyncGenerator[bytes, None], send: Send) -> None:
+    """Send what comes, and at once what came together: each call costs as much as making a part."""
+    pending = bytearray()
+
+    async def flush() -> None:
+        if pending:
+            body = bytes(pending)
+            pending.clear()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async with aclosing(parts):
+        with suppress(StopAsyncIteration):
+            while True:
+                pending += await _before_waiting(parts.__anext__(), flush)
+                if len(pending) > TOGETHER_BYTES_MAX:
+                    await flush()
+        await flush()
+
+
+@types.coroutine
+def _before_waiting(
+    step: Awaitable[bytes], prepare: Callable[[], Coroutine[Any, Any, None]]
+) -> Generator[Any, Any, bytes]:
+    """Await a step; if it is not ready at once, await `prepare` first."""
+    running = step.__await__()
+    try:
+        wanted = next(running)
+        try:
+            yield from prepare().__await__()
+        except BaseException as error:  # noqa: BLE001  The step must hear that nobody waits for it any more.
+            wanted = running.throw(error)
+        while True:
+            try:
+                told = yield wanted
+            except BaseException as error:  # noqa: BLE001  As above.
+                wanted = running.throw(error)
+            else:
+                wanted = running.send(told)
+    except StopIteration as done:
+        part: bytes = done.value
+        return part
 
 
 class Delegated(Response):
