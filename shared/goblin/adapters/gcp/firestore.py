@@ -17,6 +17,7 @@ import msgspec
 from google.api_core.exceptions import GoogleAPICallError, NotFound, RetryError
 from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
+from google.cloud.firestore_v1.types import CommitRequest
 
 from goblin.adapters.gcp.instants import plain_instants
 from goblin.domain.health import EndpointHealth, Pause
@@ -117,10 +118,19 @@ class FirestoreRequests:
         self._requests = client.collection("requests")
 
     async def put_all(self, records: Sequence[RequestRecord]) -> None:
-        batch = self._client.batch()
+        # The client's own batch builds a wrapper for every field of every receipt, which costs ten times this.
+        request = CommitRequest()
+        raw = CommitRequest.pb(request)
+        raw.database = self._client._database_string
         for record in records:
-            batch.set(self._requests.document(record.request_id), _plain(record))
-        await _in_time(batch.commit(timeout=DEADLINE_S, retry=None), "write of receipts")
+            document = raw.writes.add().update
+            document.name = self._requests.document(record.request_id)._document_path
+            for name, value in _plain(record).items():
+                _fill(document.fields[name], value)
+        call = self._client._firestore_api.commit(
+            request=request, metadata=self._client._rpc_metadata, timeout=DEADLINE_S, retry=None
+        )
+        await _in_time(call, "write of receipts")
 
     async def put(self, record: RequestRecord) -> None:
         await _in_time(
@@ -140,6 +150,33 @@ def _plain(noun: Any) -> dict[str, Any]:
     """Fields that Firestore has types for: tuples become arrays, instants stay instants."""
     plain: dict[str, Any] = msgspec.to_builtins(noun, builtin_types=(datetime,))
     return plain
+
+
+def _fill(message: Any, value: Any) -> None:
+    """Give a protobuf `Value` its value."""
+    match value:
+        case None:
+            message.null_value = 0
+        case bool():
+            message.boolean_value = value
+        case int():
+            message.integer_value = value
+        case float():
+            message.double_value = value
+        case str():
+            message.string_value = value
+        case datetime():
+            message.timestamp_value.FromDatetime(value)
+        case dict():
+            message.map_value.SetInParent()  # An empty one is there, too.
+            for name, inner in value.items():
+                _fill(message.map_value.fields[name], inner)
+        case list() | tuple():
+            message.array_value.SetInParent()
+            for inner in value:
+                _fill(message.array_value.values.add(), inner)
+        case _:
+            raise TypeError(f"a receipt holds a {type(value).__name__}")
 
 
 def _read(kind: type[T], fields: Mapping[str, Any]) -> T:
