@@ -52,7 +52,7 @@ from goblin.settings import BadConfiguration, Settings
 
 CONNECTIONS_KEPT = 64
 CONNECTIONS_MAX = 1024
-LEASES_TENDED_EVERY_S = 5.0
+LEASES_TENDED_EVERY_S = 1.0
 
 
 @cache

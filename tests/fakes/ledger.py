@@ -23,6 +23,8 @@ class MemoryLedger:
     down: bool = False
     reads: int = 0
     exchanges: int = 0
+    commits: int = 0
+    """Of what was spent."""
     lose_answers: int = 0
     """So many of the next writes are made and not answered."""
 
@@ -76,6 +78,7 @@ class MemoryLedger:
         lease = self.lent.get(lease_id)
         if lease is None:
             return False
+        self.commits += 1
         for entry in entries:
             self.written[entry.entry_id] = entry
         spent = sum(entry.spent_usd_micros for entry in entries)

@@ -174,6 +174,9 @@ def test_a_key_with_a_cent_is_refused_the_request_that_would_cross(
         assert (refusal.status_code, refusal.code, refusal.type) == (402, "budget_exhausted", "insufficient_quota")
         assert "key/tests" in refusal.message
         assert "starts anew at" in refusal.message
+        until = time.monotonic() + 10  # Entries are written together, within about a second.
+        while len(settled(firestore)) < sent and time.monotonic() < until:
+            time.sleep(0.02)
         assert len(settled(firestore)) == sent
         with pytest.raises(openai.APIStatusError):
             ask(1000, stream=True)

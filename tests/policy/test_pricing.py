@@ -125,3 +125,12 @@ def test_embeddings_have_no_answer_to_pay() -> None:
 def test_prices_grow_old() -> None:
     now = datetime(2026, 11, 25, tzinfo=UTC)
     assert [pricing.is_stale(on, now) for on in (None, date(2026, 8, 27), date(2026, 8, 26))] == [False, False, True]
+
+
+def test_a_rent_is_bounded_with_its_start_and_its_idle_tail() -> None:
+    found = pricing.rent_bound_usd_micros(
+        price_usd_micros_per_hour=440_001, seconds=3000, start_s_max=480, idle_s_max=120, disk_usd_micros=7,
+        traffic_usd_micros=5,
+    )  # fmt: skip
+    assert found == 440_001 + 12
+    assert pricing.rent_bound_usd_micros(price_usd_micros_per_hour=1, seconds=1, start_s_max=0, idle_s_max=0) == 1

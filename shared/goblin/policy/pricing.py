@@ -90,6 +90,29 @@ def limited(request: InferenceRequest, bound: Bound) -> InferenceRequest:
     return msgspec.structs.replace(request, **limits, body={**request.body, **limits})
 
 
+def rent_bound_usd_micros(
+    *,
+    price_usd_micros_per_hour: int,
+    seconds: int,
+    start_s_max: int,
+    idle_s_max: int,
+    disk_usd_micros: int = 0,
+    traffic_usd_micros: int = 0,
+) -> int:
+    """The most that renting an instance for so long can cost: a job reserves it before it rents, and per renewal.
+
+    Args:
+        price_usd_micros_per_hour: As offered; a bid is what we bid.
+        seconds: Of work, to the end of the lease.
+        start_s_max: From being asked for to its first word, billed or not.
+        idle_s_max: From its last word until it is surely released: two reconcile ticks.
+        disk_usd_micros: Storage for all of that time.
+        traffic_usd_micros: Image, dataset, checkpoints and outputs, in and out.
+    """
+    billed_s = seconds + start_s_max + idle_s_max
+    return -(-price_usd_micros_per_hour * billed_s // 3600) + disk_usd_micros + traffic_usd_micros
+
+
 def is_stale(read_on: date | None, now: datetime) -> bool:
     """Whether a price is too old to be believed without a look; one without a date is the operator's own word."""
     return read_on is not None and now.date() - read_on > STALE_AFTER

@@ -15,6 +15,8 @@ SAFETY = timedelta(seconds=30)
 RENEW_AFTER = LEASE_LIFE / 3
 BATCH_MAX = 100
 """Entries in one commit."""
+FIRST_AHEAD = 3
+"""Requests like the first one that a new lease is to cover besides it."""
 LOW_PART = 4
 """Renewed ahead of time when less than this part of the spare money is left."""
 
@@ -117,10 +119,13 @@ class Purse:
         if self.asked is not None:
             return self.asked
         self.seq += 1
-        lasted_s = max(1.0, (now - self.asked_at).total_seconds()) if self.asked_at else RENEW_AFTER.total_seconds()
-        # What would last until the next renewal at the rate since the last exchange, and twice that while it grows.
-        rate = self.taken_usd_micros * RENEW_AFTER.total_seconds() / lasted_s
-        ahead = max(int(2 * rate), waiting_usd_micros)
+        if self.asked_at is None:
+            ahead = max(need_usd_micros * FIRST_AHEAD, waiting_usd_micros)
+        else:
+            # What lasts until the next renewal at the rate since the last exchange, and twice that, for it may grow.
+            lasted_s = max(1.0, (now - self.asked_at).total_seconds())
+            rate = self.taken_usd_micros * RENEW_AFTER.total_seconds() / lasted_s
+            ahead = max(int(2 * rate), waiting_usd_micros)
         self.asked = Ask(
             lease_id=self.lease_id,
             account=self.account,

@@ -90,6 +90,8 @@ class Step:
     shortage: Shortage | None = None
     """Why the need is not met; what was lent and not used went back in this step."""
     crossings: tuple[Crossing, ...] = ()
+    near: bool = False
+    """So little is left that nothing spare is lent; what is not needed should come back at once."""
     writes: bool = True
     """False when the step was made before, or there is nothing to do."""
 
@@ -140,6 +142,7 @@ def exchange(ask: Ask, lease: Lease | None, accounts: Sequence[Account], *, now:
         entries=_lending(lease, f"{lease.lease_id}:{ask.seq}", change, now),
         shortage=shortage,
         crossings=crossings,
+        near=near,
     )
 
 

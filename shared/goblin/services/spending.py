@@ -31,7 +31,7 @@ RESERVE_S_MAX = 4.0
 """How long a request waits for the ledger before it is told that nobody knows."""
 BLIND_S = 1.0
 """After the ledger has not answered, those who ask within this time do not wait for it too."""
-REFUSED_S = 0.5
+REFUSED_S = 0.25
 """A refusal holds so long, or a caller who hammers would hammer the ledger."""
 EXCHANGES_MAX = 4
 IDLE = timedelta(seconds=20)
@@ -40,6 +40,7 @@ KEPT_FROM = 3
 """Reservations within that time that make it worth keeping a lease while nothing is under way."""
 WRITE_AT = 20
 WRITE_AFTER = timedelta(seconds=1)
+"""So many entries, or so old a one, are written at once; a crash loses none that its lease does not stand for."""
 TILLS_MAX = 10_000
 
 
@@ -66,6 +67,8 @@ class _Till:
     retiring: list[Purse] = field(default_factory=list)
     """Nothing more is reserved from these; something is still under way or not written."""
     waiting_usd_micros: int = 0
+    near: bool = False
+    """The ledger lends worst cases only."""
     recent: deque[datetime] = field(default_factory=lambda: deque(maxlen=KEPT_FROM))
     refused: tuple[datetime, int, Shortage] | None = None
     """Until when, what amount, and why."""
@@ -148,6 +151,7 @@ class Spender:
             repeated = till.purse.asked is not None
             waiting = till.waiting_usd_micros - amount
             step = await self._exchange(till.purse, need_usd_micros=amount, waiting_usd_micros=waiting)
+            till.near = step.near if step.writes else till.near
             if not repeated and step.shortage is not None:
                 till.refused = (now + timedelta(seconds=REFUSED_S), amount, step.shortage)
                 return step.shortage
@@ -173,9 +177,11 @@ class Spender:
             till.unwritten_since = now
         quiet = not any(one.reserved for one in till.purses)
         late = till.unwritten_since is not None and now - till.unwritten_since >= WRITE_AFTER
-        if quiet or late or len(purse.unwritten) >= WRITE_AT:
+        # While more is to be expected entries wait for each other: a commit for each would be twelve writes for each.
+        rare = quiet and (till.near or not self._is_busy(till, now))
+        if rare or late or len(purse.unwritten) >= WRITE_AT:
             await self._write(till)
-        if quiet and not self._is_busy(till, now):
+        if rare:
             # Between rare requests the processor may be taken away: what would go back later goes back now.
             await self._give_back(till)
 

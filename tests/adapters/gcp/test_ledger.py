@@ -195,7 +195,7 @@ async def test_a_repeated_step_is_made_once(ledger: Any) -> None:
     assert purse.settle("r", settled("r", 25))
     for _ in range(2):
         assert await ledger.settle("l", purse.batch())
-    assert [(lease.granted_usd_micros, lease.settled_usd_micros) for lease in await ledger.leases()] == [(40, 25)]
+    assert [(lease.granted_usd_micros, lease.settled_usd_micros) for lease in await ledger.leases()] == [(160, 25)]
     assert (await spent(ledger))["total"] == (25, 1)
 
 

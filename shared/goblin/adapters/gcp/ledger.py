@@ -39,7 +39,8 @@ AGAIN = AsyncRetry(if_exception_type(Aborted, ServiceUnavailable), initial=0.02,
 CONTENDED = (Aborted, AlreadyExists, FailedPrecondition, NotFound)
 """Somebody else was quicker: read again."""
 WRITTEN_BEFORE = (AlreadyExists, NotFound)
-PAUSE_S_MIN, PAUSE_S_MAX = 0.005, 0.25
+PAUSE_S_MIN, PAUSE_S_MAX = 0.005, 1.5
+"""Between tries: the more there are who want the same documents, the further apart they must come."""
 Decide = Callable[[Lease | None, Sequence[Account]], Step]
 
 
