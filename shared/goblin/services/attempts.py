@@ -21,6 +21,7 @@ from goblin.policy.routing import Choice
 from goblin.services.draining import Drain, Drains
 from goblin.services.live import Attempt, Live
 from goblin.services.paying import Payment
+from goblin.services.steps import Step
 from goblin.services.tally import Tally
 
 log = logging.getLogger(__name__)
@@ -294,15 +295,19 @@ async def next_item(underway: Underway[T], timeout_s: float) -> T | None:
     """
     if underway.ended:
         return None
-    scope = asyncio.timeout(timeout_s)
+    scope: asyncio.Timeout | None = None
     try:
-        async with scope:
-            item = await anext(underway.stream)
+        step = Step(anext(underway.stream))
+        if step.waits:  # Most of a burst does not, and a deadline costs more than reading an item.
+            async with asyncio.timeout(timeout_s) as scope:
+                item = await step
+        else:
+            item = await step
     except StopAsyncIteration:
         underway.ended = True
         return None
     except TimeoutError as error:
-        if not scope.expired():
+        if scope is None or not scope.expired():
             raise
         underway.silent = True
         underway.attempt.timed_out()
