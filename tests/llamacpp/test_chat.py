@@ -53,7 +53,7 @@ def test_a_stream_comes_in_openais_order_and_says_what_the_whole_answer_says(cli
     assert all(chunk.usage is None for chunk in chunks[:-1])
     text = "".join(chunk.choices[0].delta.content or "" for chunk in middle)
     assert text == whole.choices[0].message.content
-    assert "👋" in text
+    assert any(len(character.encode()) == 4 for character in text)
     assert "\ufffd" not in text
     assert len({chunk.id for chunk in chunks}) == 1
 
@@ -134,11 +134,13 @@ def test_logprobs_are_those_of_the_chosen_tokens(client):
 
 
 def test_logit_bias_bans_a_token(client, server: Running):
+    plain = ask(client, logprobs=True).choices[0]
+    first = plain.logprobs.content[0].token
     with server.http() as http:
-        (banned,) = http.post("/tokenize", json={"content": "G"}).json()["tokens"]
-    assert ask(client).choices[0].message.content.startswith("G")
-    answer = ask(client, logit_bias={str(banned): -100})
-    assert not answer.choices[0].message.content.startswith("G")
+        banned = http.post("/tokenize", json={"content": plain.message.content}).json()["tokens"][0]
+    answer = ask(client, logit_bias={str(banned): -100}, logprobs=True).choices[0]
+    assert plain.message.content.startswith(first)
+    assert answer.logprobs.content[0].token != first
 
 
 def test_penalties_change_what_is_repeated(client):
