@@ -79,7 +79,6 @@ def test_two_first_commands_at_once_make_the_environment_once(monkeypatch: pytes
     def make_from(_root: Path, venv: Path, lock: str) -> None:
         made.append(lock)
         venv.mkdir()
-        (venv / "goblin.lock").write_text(lock)
 
     monkeypatch.setattr(bootstrap, "make_from", make_from)
     threads = [threading.Thread(target=bootstrap.make, args=(tmp_path,)) for _ in range(3)]

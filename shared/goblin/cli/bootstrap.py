@@ -194,7 +194,7 @@ def install_built(python: Path, entry: str, work: Path) -> None:
 
 
 def make(root: Path) -> None:
-    """Make `root/.venv` and stamp it with the lock it was made from; a second caller waits for the first.
+    """Make `root/.venv` and stamp it with what it was made from; a second caller waits for the first.
 
     Raises:
         Stop: Something is missing; the message says what mends it.
@@ -203,9 +203,12 @@ def make(root: Path) -> None:
     venv = root / ".venv"
     with (root / ".venv.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        stamp = venv / "goblin.lock"
-        if not stamp.is_file() or stamp.read_text() != lock:
+        # What is made depends on the lock and on this file.
+        wanted, stamp = lock + Path(__file__).read_text(), venv / "goblin.stamp"
+        if not stamp.is_file() or stamp.read_text() != wanted:
             make_from(root, venv, lock)
+            # The stamp comes last: an interrupted run starts over.
+            stamp.write_text(wanted)
 
 
 def make_from(root: Path, venv: Path, lock: str) -> None:
@@ -227,8 +230,6 @@ def make_from(root: Path, venv: Path, lock: str) -> None:
     ).stdout.strip()  # fmt: skip
     homes = (root / "shared", root / "containers" / "llamacpp", root / "containers" / "worker")
     Path(site, "goblin.pth").write_text("".join(f"{home}\n" for home in homes))
-    # The stamp comes last: an interrupted run starts over.
-    (venv / "goblin.lock").write_text(lock)
     say("ready")
 
 
