@@ -199,6 +199,18 @@ class AttemptRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class CandidateRecord:
+    """One endpoint of the route, tried or not, and what was expected of it when the route was chosen."""
+
+    endpoint: str
+    reason: str
+    """Why it stands where it stands."""
+    predicted_first_token_ms: int | None = None
+    predicted_cost_usd_micros: int | None = None
+    """None when its price is unknown."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class RequestRecord:
     """The receipt of one request."""
 
@@ -227,6 +239,8 @@ class RequestRecord:
     """When the store may forget it."""
     cost_usd_micros: int = 0
     """Of all attempts, by our prices."""
+    candidates: tuple[CandidateRecord, ...] = ()
+    """The route, in its order."""
 
 
 class RequestStore(Protocol):

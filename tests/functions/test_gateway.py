@@ -155,6 +155,10 @@ class TestAnswers:
         assert (written["outcome"], written["provider"], written["completion_tokens"]) == ("ok", "gcp_llamacpp", 5)
         assert written["attempts"][0]["reason"].startswith("answer in about ")
         assert written["attempts"][0]["predicted_first_token_ms"] > 0
+        first = written["candidates"][0]
+        assert (first["endpoint"], first["reason"]) == ("gcp_llamacpp", written["attempts"][0]["reason"])
+        assert first["predicted_first_token_ms"] > 0
+        assert first["predicted_cost_usd_micros"] is not None
         assert "key_digest" not in written
         assert receipt(url, request_id, OTHER_KEY).status_code == 404
         assert receipt(url, "x" * 99).status_code == 404

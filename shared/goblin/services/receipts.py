@@ -10,8 +10,9 @@ from datetime import datetime, timedelta
 from goblin.domain.chat import Usage
 from goblin.domain.requests import EmbeddingsRequest, InferenceRequest
 from goblin.errors import NotFound, StoreUnavailable
+from goblin.policy.route import Choice
 from goblin.policy.routing import NoRoute, Route
-from goblin.ports import ApiKey, AttemptRecord, RequestRecord, RequestStore
+from goblin.ports import ApiKey, AttemptRecord, CandidateRecord, RequestRecord, RequestStore
 from goblin.services.live import Attempt
 
 log = logging.getLogger(__name__)
@@ -74,6 +75,7 @@ def record_of(
         outcome=outcome,
         provider=provider,
         attempts=tuple(_attempt(attempt, started_s) for attempt in attempts),
+        candidates=tuple(_candidate(choice) for choice in route.candidates) if isinstance(route, Route) else (),
         rejected={**{choice.endpoint.name: choice.reason for choice in rejected}, **unpaid},
         cost_usd_micros=cost_usd_micros,
         prompt_tokens=used.prompt_tokens,
@@ -83,6 +85,16 @@ def record_of(
         duration_ms=round(duration_s * 1000),
         created_at=created_at,
         expires_at=created_at + RECEIPT_LIFE,
+    )
+
+
+def _candidate(choice: Choice) -> CandidateRecord:
+    forecast = choice.forecast
+    return CandidateRecord(
+        endpoint=choice.endpoint.name,
+        reason=choice.reason,
+        predicted_first_token_ms=round(forecast.first_token_ms) if forecast is not None else None,
+        predicted_cost_usd_micros=choice.cost_usd_micros,
     )
 
 
