@@ -1,9 +1,8 @@
 """`goblin up` with every provider behind it, each a fake that keeps its vendor's rules, and both SDKs unmodified."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import anthropic
@@ -11,38 +10,16 @@ import httpx
 import openai
 import pytest
 
-from goblin.cli import places
-from tests.fakes.anthropic import FakeAnthropic
-from tests.fakes.flyio import FakeFly
-from tests.fakes.groq import FakeGroq
-from tests.fakes.ollama import FakeOllama
-from tests.fakes.openai_like import Call, FakeOpenAI, Script
-from tests.fakes.runpod import FakeRunPod
+from tests.fakes import every
+from tests.fakes.every import FAKES
+from tests.fakes.openai_like import Call, Script
 from tests.fakes.serving import serve
-from tests.fakes.vastai import FakeVast
 from tests.flows.conftest import Running
 
 pytestmark = pytest.mark.xdist_group("flows")
 
-FAKES: dict[str, tuple[Callable[[], Any], dict[str, str]]] = {
-    "gcp_ollama": (FakeOllama, {"OLLAMA_URL": "{url}"}),
-    "fly_chat": (FakeFly, {"FLY_CHAT_URL": "{url}"}),
-    "runpod_serverless": (
-        FakeRunPod,
-        {"RUNPOD_ENDPOINT_URL": "{url}", "RUNPOD_API_KEY": "k", "RUNPOD_MODEL": "tiny"},
-    ),
-    "vast_servers": (
-        FakeVast,
-        {"VAST_API_URL": "{url}", "VAST_API_KEY": "vast-account", "VAST_SERVER_KEY": "k", "VAST_SERVER_LABEL": "chat"},
-    ),
-    "anthropic": (FakeAnthropic, {"ANTHROPIC_BASE_URL": "{url}", "ANTHROPIC_API_KEY": "k"}),
-    "groq": (FakeGroq, {"GROQ_BASE_URL": "{url}", "GROQ_API_KEY": "k"}),
-    "openai_compatible": (FakeOpenAI, {"OPENAI_BASE_URL": "{url}", "OPENAI_API_KEY": "k"}),
-}
-"""By the endpoint's name in `goblin.toml`: the fake, and the variables that point the endpoint at it."""
 TEXT = "Hello, Wörld 🌍"
 HELLO: Any = [{"role": "user", "content": "Hi"}]
-PRICES = "price_input_usd_micros_per_mtok = 1\nprice_output_usd_micros_per_mtok = 1\n"
 TOOL: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 PLACE: Any = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 
@@ -51,7 +28,7 @@ PLACE: Any = {"type": "object", "properties": {"city": {"type": "string"}}, "req
 def fakes() -> Iterator[dict[str, Any]]:
     with ExitStack() as stack:
         made = {}
-        for name, (make, _) in FAKES.items():
+        for name, make in FAKES.items():
             made[name] = make()
             made[name].base = stack.enter_context(serve(made[name].app))
         yield made
@@ -59,16 +36,10 @@ def fakes() -> Iterator[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def running(fakes: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    folder, root = tmp_path_factory.mktemp("every"), places.checkout()
-    assert root is not None
-    # The file as it is, with a price for the fakes' model where the vendor would bill.
-    config: Path = folder / "goblin.toml"
-    text = (root / "goblin.toml").read_text()
-    for name in ("anthropic", "groq", "openai_compatible"):
-        text = text.replace(f'[[endpoints]]\nname = "{name}"\n', f'[[endpoints]]\nname = "{name}"\n{PRICES}')
-    config.write_text(text)
-    env = {key: said.format(url=fakes[name].url) for name, (_, keys) in FAKES.items() for key, said in keys.items()}
-    started = Running(folder / "data", env={**env, "GOBLIN_CONFIG": str(config)})
+    folder = tmp_path_factory.mktemp("every")
+    config = folder / "goblin.toml"
+    config.write_text(every.priced())
+    started = Running(folder / "data", env={**every.variables(fakes), "GOBLIN_CONFIG": str(config)})
     try:
         yield started.start()
     finally:

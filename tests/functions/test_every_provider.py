@@ -15,31 +15,15 @@ import pytest
 
 from goblin import wiring
 from tests.clouds import RunningCloud
-from tests.fakes.anthropic import FakeAnthropic
-from tests.fakes.flyio import FakeFly
-from tests.fakes.groq import FakeGroq
-from tests.fakes.ollama import FakeOllama
+from tests.fakes import every
 from tests.fakes.openai_like import Call, FakeOpenAI, Script
-from tests.fakes.runpod import FakeRunPod
 from tests.fakes.serving import serve
-from tests.fakes.vastai import FakeVast
 from tests.functions.conftest import API_KEY
 
-FAKES: dict[str, Callable[[], Any]] = {
-    "gcp_llamacpp": lambda: FakeOpenAI(owner="llamacpp"),
-    "gcp_ollama": FakeOllama,
-    "fly_chat": FakeFly,
-    "runpod_serverless": FakeRunPod,
-    "vast_servers": FakeVast,
-    "anthropic": FakeAnthropic,
-    "groq": FakeGroq,
-    "openai_compatible": FakeOpenAI,
-}
-"""By the endpoint's name in `goblin.toml`."""
+FAKES = {"gcp_llamacpp": lambda: FakeOpenAI(owner="llamacpp"), **every.FAKES}
 HELLO: Any = [{"role": "user", "content": "Hi"}]
 ADD: Any = [{"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}]
 SCHEMA: Any = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
-PRICES = "price_input_usd_micros_per_mtok = 1\nprice_output_usd_micros_per_mtok = 1\n"
 
 
 @pytest.fixture(scope="module")
@@ -61,34 +45,13 @@ def url(
 ) -> str:
     for name, make in FAKES.items():
         fakes[name].__dict__.update(make().__dict__ | {"base": fakes[name].base})
-    said = {
-        "LLAMACPP_URL": fakes["gcp_llamacpp"].base,
-        "OLLAMA_URL": fakes["gcp_ollama"].url,
-        "FLY_CHAT_URL": fakes["fly_chat"].url,
-        "RUNPOD_ENDPOINT_URL": fakes["runpod_serverless"].url,
-        "RUNPOD_API_KEY": "k",
-        "RUNPOD_MODEL": "tiny",
-        "VAST_API_URL": fakes["vast_servers"].url,
-        "VAST_API_KEY": "vast-account",
-        "VAST_SERVER_KEY": "k",
-        "VAST_SERVER_LABEL": "chat",
-        "ANTHROPIC_BASE_URL": fakes["anthropic"].url,
-        "ANTHROPIC_API_KEY": "k",
-        "GROQ_BASE_URL": fakes["groq"].url,
-        "GROQ_API_KEY": "k",
-        "OPENAI_BASE_URL": fakes["openai_compatible"].url,
-        "OPENAI_API_KEY": "k",
-    }
+    said = {"LLAMACPP_URL": fakes["gcp_llamacpp"].base, **every.variables(fakes)}
     for name, value in said.items():
         monkeypatch.setenv(name, value)
     for name in ("FLY_API_TOKEN", "FLY_CHAT_APP", "RUNPOD_WORKER", "VAST_SERVER_PORT", "CLOUDRUN_LLAMACPP_URL"):
         monkeypatch.delenv(name, raising=False)
-    # The file as it is, with a price for the model of the fakes where the vendor would bill.
-    text = (Path(__file__).parents[2] / "goblin.toml").read_text()
-    for name in ("anthropic", "groq", "openai_compatible"):
-        text = text.replace(f'[[endpoints]]\nname = "{name}"\n', f'[[endpoints]]\nname = "{name}"\n{PRICES}')
     config = tmp_path / "goblin.toml"
-    config.write_text(text)
+    config.write_text(every.priced())
     monkeypatch.setenv("GOBLIN_CONFIG", str(config))
     return serve_function("gateway")
 
