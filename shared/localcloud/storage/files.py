@@ -114,6 +114,17 @@ class Files:
         """A new file to receive into."""
         return Incoming(self.incoming_path(uuid4().hex))
 
+    async def received(self, chunks: AsyncIterator[bytes]) -> Incoming:
+        """A new file with all that comes; nothing stays of it when something breaks on the way."""
+        incoming = self.incoming()
+        try:
+            async for chunk in chunks:
+                await incoming.write(chunk)
+        except BaseException:
+            await incoming.discard()
+            raise
+        return incoming
+
     def incoming_path(self, file: str) -> Path:
         """Where a file that is being received lies; `file` is one of our own random names."""
         return self._incoming / file

@@ -59,13 +59,7 @@ class Uploads:
     async def _media(self, request: Request, bucket: str) -> Response:
         name = _name(request, {})
         fields = _query_fields(request.query_params, request.headers.get("content-type", ""))
-        incoming = self._objects.files.incoming()
-        try:
-            async for chunk in bounded(request.stream()):
-                await incoming.write(chunk)
-        except BaseException:
-            await incoming.discard()
-            raise
+        incoming = await self._objects.files.received(bounded(request.stream()))
         stored = await self._objects.receive(
             bucket,
             name,
@@ -81,13 +75,7 @@ class Uploads:
         body = Related(bounded(request.stream()), mark)
         metadata = await body.metadata()
         name = _name(request, metadata)
-        incoming = self._objects.files.incoming()
-        try:
-            async for chunk in body.media():
-                await incoming.write(chunk)
-        except BaseException:
-            await incoming.discard()
-            raise
+        incoming = await self._objects.files.received(body.media())
         stored = await self._objects.receive(
             bucket,
             name,

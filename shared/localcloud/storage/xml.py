@@ -135,13 +135,7 @@ class Xml:
     async def _put(self, request: Request, bucket: str, name: str, headers: Mapping[str, str]) -> Response:
         if "x-goog-copy-source" in headers:
             raise unkept("Copying in the XML API")
-        incoming = self._objects.files.incoming()
-        try:
-            async for chunk in within_range(bounded(request.stream()), headers):
-                await incoming.write(chunk)
-        except BaseException:
-            await incoming.discard()
-            raise
+        incoming = await self._objects.files.received(within_range(bounded(request.stream()), headers))
         stored = await self._objects.receive(
             bucket,
             name,
