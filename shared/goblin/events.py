@@ -28,6 +28,7 @@ JobId = Annotated[str, msgspec.Meta(pattern=JOB_ID)]
 GcsUri = Annotated[str, msgspec.Meta(pattern=r"^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/[^\r\n]{1,1024}\Z")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
 Micros = Annotated[int, msgspec.Meta(ge=0)]
+Gpu = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}\Z")]
 
 
 class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
@@ -45,6 +46,49 @@ class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
     priority: str = "default"
     """`high`, `default` or `low`."""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The task's own: for a batch `parallel`, for training what its task takes."""
+    image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
+    """A container image whose entry point is the agent; None: ours."""
+    task: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    """Training: which of the tasks in the image; None: its first."""
+    gpu_types: Annotated[tuple[Gpu, ...], msgspec.Meta(max_length=16)] = ()
+    """Any of these, as in `RTX_4090`; empty: any."""
+    gpu_count: Annotated[int, msgspec.Meta(ge=0, le=16)] | None = None
+    """None: one if `gpu_types` or `gpu_memory_mib_min` is given, else none is needed."""
+    gpu_memory_mib_min: Annotated[int, msgspec.Meta(ge=0, le=1024 * 1024)] = 0
+    """Of each GPU."""
+    disk_gib: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 20
+    est_hours: Annotated[float, msgspec.Meta(gt=0, le=10_000)] | None = None
+    """Work on any fitting GPU, without interruptions; needed with a deadline."""
+    deadline: datetime | None = None
+    """With its time zone. A deadline that cannot be promised is refused at once."""
+    budget_usd: Decimal | None = None
+    """The most that it may cost over all its attempts."""
+    max_price_per_hour: Decimal | None = None
+    """Dollars an hour that no instance may exceed."""
+    checkpoint_minutes: Annotated[float, msgspec.Meta(ge=0.5, le=24 * 60)] = 15
+    """Training: the most work between two checkpoints; fewer where losses are frequent."""
+    retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 4
+    """Attempts in a row without a new checkpoint, beyond the first, before it fails; after progress they are free."""
+    callback_topic: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,254}\Z")] | None = None
+    """A topic of this project that hears of its changes of state too, beside `job-status-changed`."""
+
+
+class JobStatusChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic `job-status-changed`: a job is in another state, or on another attempt; for apps, at least once."""
+
+    job_id: JobId
+    kind: str
+    state: str
+    reason: str
+    at: datetime
+    seq: Annotated[int, msgspec.Meta(ge=1)]
+    """Counts this job's announcements; a lower number arriving later is old news."""
+    attempt: int
+    step: int
+    total: int | None = None
+    spent_usd_micros: int = 0
+    output_uri: str | None = None
 
 
 class CheckpointSaved(msgspec.Struct, frozen=True, kw_only=True):
@@ -110,6 +154,7 @@ TOPICS: Mapping[str, type[msgspec.Struct]] = {
     "model-promoted": ModelPromoted,
     "budget-exceeded": BudgetExceeded,
 }
+"""What our functions subscribe to."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 

@@ -9,8 +9,9 @@ from typing import Protocol
 
 import msgspec
 
-from goblin.domain.compute import Inventory, Order
+from goblin.domain.compute import Inventory, Order, Unknown
 from goblin.domain.jobs import Job
+from goblin.domain.market import Listing, Wanted
 from goblin.domain.work import Grant
 
 
@@ -112,6 +113,12 @@ class ComputeProvider(Protocol):
     def start_s_max(self) -> float:
         """How long an instance may take from being asked for to its first word."""
 
+    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+        """What could be rented now that fits, spot and on demand, at most a few hundred.
+
+        Never raises: an error is `Unknown`. May be up to a minute old.
+        """
+
     async def inventory(self) -> Inventory:
         """Every instance of ours (by label) that exists, also a broken one: if it may bill, it is listed.
 
@@ -122,7 +129,8 @@ class ComputeProvider(Protocol):
         """Ask for one instance; its id. Called once per label.
 
         Raises:
-            ProviderUnavailable: The provider said no and nothing exists.
+            ProviderUnavailable: The provider said no and nothing exists: the offer is gone, or the bid too low.
+            Refused: The provider would say no to any other offer too: money, key.
             Transient: Nobody knows; the inventory will show it, or not.
         """
 

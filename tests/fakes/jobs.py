@@ -16,6 +16,7 @@ import msgspec
 
 from goblin.domain.compute import Instance, Inventory, Known, Order, Unknown
 from goblin.domain.jobs import Job, Kind
+from goblin.domain.market import Listing, Offer, Wanted
 from goblin.domain.work import Grant
 from goblin.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable, Transient
 from goblin.job_ports import ObjectFacts, Stored
@@ -241,6 +242,12 @@ class MemoryAttemptKeys:
         self.keys.pop(digest, None)
 
 
+FREE = Offer(
+    offer_id="free", provider="fake", pool="fake", spot=False, price_usd_micros_per_hour=0, gpu_count=0,
+    gpu_memory_mib=0, reliability=1.0,
+)  # fmt: skip
+
+
 class MemoryCompute:
     """The port `ComputeProvider`: instances are names; what runs on them is the test's affair."""
 
@@ -250,6 +257,7 @@ class MemoryCompute:
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
+        self.listing = Listing(offers=(FREE,))
         self.running: dict[str, Order] = {}
         self.rented: list[str] = []
         self.released: list[str] = []
@@ -258,6 +266,11 @@ class MemoryCompute:
         self.full = False
         self.silent = False
         """Rents, and its answer is lost."""
+
+    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+        if self.unknown:
+            return Unknown(reason=self.unknown)
+        return self.listing if wanted.kind in self.kinds else Listing()
 
     async def inventory(self) -> Inventory:
         if self.unknown:

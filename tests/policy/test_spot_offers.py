@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goblin.policy.spot.bidding import Market, Place, Work, choose_bid, evictions
+from goblin.domain.market import Market, NoPlacement, Offer, Placement
+from goblin.policy.spot.bidding import Place, Work, choose_bid, evictions
 from goblin.policy.spot.checkpointing import choose_interval, run_s
 from goblin.policy.spot.learning import HOUR_S, Rates, loss_rate_per_hour, observe, remaining_life_s
-from goblin.policy.spot.offers import Needs, NoPlacement, Offer, Placement, choose_offer
+from goblin.policy.spot.offers import Needs, choose_offer
 from goblin.policy.spot.pools import Pool, choose_pool
 from goblin.policy.spot.reputation import blocked_until, note_failure
 
@@ -27,6 +28,7 @@ def offer(offer_id: str = "a", **facts: object) -> Offer:
         offer_id=offer_id,
         provider="vastai",
         pool="vastai/RTX_4090",
+        gpu="RTX_4090",
         spot=False,
         price_usd_micros_per_hour=400_000,
         gpu_memory_mib=24_000,
@@ -42,7 +44,8 @@ def spot(offer_id: str = "s", **facts: object) -> Offer:
 def choose(
     *offers: Offer, needs: Needs = NEEDS, rates: Rates | None = None, **facts: object
 ) -> Placement | NoPlacement:
-    given = {"rates": {"vastai/RTX_4090": rates or Rates()}, "reputations": {}, "market": MARKET, "now": NOW}
+    given = {"reputations": {}, "markets": {"RTX_4090": MARKET}, "now": NOW}
+    given["rates"] = {"vastai/RTX_4090": rates or Rates()}
     return choose_offer(needs, offers, **(given | facts))
 
 
@@ -145,7 +148,7 @@ def test_never_bids_above_on_demand_or_the_cap_nor_below_the_floor(
     market = Market(percentiles=tuple(zip((0.1, 0.25, 0.5, 0.75, 0.9), sorted(prices), strict=False)))
     needs = replace(NEEDS, work_s=work_s, price_usd_micros_per_hour_max=cap)
     one = spot(price_usd_micros_per_hour=floor, on_demand_usd_micros_per_hour=on_demand)
-    answer = choose(one, needs=needs, rates=Rates(losses=losses), market=market)
+    answer = choose(one, needs=needs, rates=Rates(losses=losses), markets={"RTX_4090": market})
     assert answer.reason
     if isinstance(answer, Placement):
         bid = answer.bid_usd_micros_per_hour

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from datetime import datetime
+from enum import StrEnum
+
+from goblin.domain.market import Offer
 
 LABEL_PREFIX = "goblin-"
-"""Instances whose label starts otherwise are not ours: never listed, never touched."""
+"""Instances that are not labelled as `attempt_label` does are not ours: never listed, never touched."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,6 +22,26 @@ class Order:
     kind: str
     environment: dict[str, str]
     """All that the instance is told: where the controller is, and its attempt token."""
+    offer: Offer
+    """What was chosen; its adapter made it."""
+    bid_usd_micros_per_hour: int | None = None
+    """For the whole instance, of a spot offer; None: on demand."""
+    image: str = ""
+    """The container's; empty: the provider needs none."""
+    disk_gib: int = 20
+
+
+class InstanceState(StrEnum):
+    """What an instance is doing."""
+
+    STARTING = "starting"
+    RUNNING = "running"
+    STOPPED = "stopped"
+    """Outbid, or taken back by its host; its disk is billed, its work is lost."""
+    ENDED = "ended"
+    """Its own process came to an end; what is left of it may be billed."""
+    UNCLEAR = "unclear"
+    """It is listed, in a state that says nothing; its silence will tell."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,6 +51,14 @@ class Instance:
     provider: str
     instance_id: str
     label: str
+    state: InstanceState = InstanceState.RUNNING
+    detail: str = ""
+    """The provider's own words about it."""
+    spot: bool | None = None
+    """None: not told."""
+    price_usd_micros_per_hour: int | None = None
+    """What its running costs, as the provider says; None: not told."""
+    machine_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,7 +109,21 @@ def attempt_label(job_id: str, attempt: int) -> str:
     return f"{LABEL_PREFIX}{job_id}-a{attempt}"
 
 
+_LABEL = re.compile(rf"^{LABEL_PREFIX}(?P<job_id>[A-Za-z0-9][A-Za-z0-9._-]{{0,127}})-a[1-9][0-9]{{0,8}}\Z")
+
+
+def is_attempt_label(label: str | None) -> bool:
+    """Whether an instance so labelled is an attempt's; all others are left alone, those that serve models too."""
+    return label is not None and _LABEL.match(label) is not None
+
+
 def job_of_label(label: str) -> str:
     """Whose instance it is; of a label that is not an attempt's, a job that does not exist."""
-    job_id, _, _ = label.removeprefix(LABEL_PREFIX).rpartition("-a")
-    return job_id or "-"
+    found = _LABEL.match(label)
+    return found["job_id"] if found else "-"
+
+
+def gpu_name(text: str) -> str:
+    """One name for one GPU whoever sells it: `RTX 4090`, `rtx_4090` and `NVIDIA GeForce RTX 4090` are `RTX_4090`."""
+    words = re.split(r"[\s_-]+", text.strip().upper())
+    return "_".join(word for word in words if word not in ("", "NVIDIA", "GEFORCE", "TESLA"))

@@ -11,6 +11,7 @@ import msgspec
 
 from goblin.domain.checkpoints import Checkpoint
 from goblin.domain.compute import Lease
+from goblin.domain.market import NoPlacement, Placement
 from goblin.events import JobRequested
 
 REASONS_MAX = 30
@@ -81,6 +82,53 @@ class Dataset:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Progress:
+    """What the current attempt said last of itself. A host's words: shown, and never relied upon."""
+
+    at: datetime
+    step: int
+    loss: float | None = None
+    steps_per_s: float | None = None
+    gpu_share: float | None = None
+    """Of the time that the GPU was busy."""
+    save_s: float | None = None
+    """How long the last checkpoint held the work up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rent:
+    """What an attempt's instance may cost, put aside in the ledger, until its end is known and its cost written."""
+
+    label: str
+    """Of the attempt; the ledger's lease is named by it."""
+    provider: str
+    spot: bool
+    price_usd_micros_per_hour: int
+    """All in: bid or price, storage, and the traffic of saves."""
+    start_usd_micros: int
+    """Traffic of the start."""
+    since: datetime
+    until: datetime
+    """What is put aside pays until then; beyond it the instance must not live."""
+    reserved_usd_micros: int
+    seq: int = 1
+    """Of the last exchange with the ledger."""
+    ended_at: datetime | None = None
+    """When its instance was first known to be gone."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stop:
+    """The current attempt is asked to save, upload and give the job back."""
+
+    reason: str
+    by: datetime
+    """Then it is taken away."""
+    ends_job: bool = False
+    """The job fails then: its budget is used up."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """A requested piece of work, over all its attempts."""
 
@@ -109,11 +157,34 @@ class Job:
     """False once it has ended and its last instance is known to be gone: nothing is left to do."""
     expires_at: datetime | None = None
     """When the store may forget an ended job."""
+    told_total: int | None = None
+    """Training: steps in all, as its task said; a batch's are its dataset's items."""
+    progress: Progress | None = None
+    placement: Placement | None = None
+    """What the current or the last attempt was placed on, and what else there was."""
+    no_placement: NoPlacement | None = None
+    """Why it waits: nothing that could be had would do."""
+    preemptions: int = 0
+    """Attempts that ended before the work did, for whatever reason."""
+    rents: tuple[Rent, ...] = ()
+    """Of the attempts whose cost is not settled; the current one's is among them."""
+    spent_usd_micros: int = 0
+    """Settled, over all attempts."""
+    stop: Stop | None = None
+    announced_seq: int = 0
+    """Of the last `job-status-changed` that is known to be out."""
+    lies: int = 0
+    """What its hosts said or uploaded that was not so."""
 
     @property
     def saved_step(self) -> int:
         """Items that no later attempt does again."""
         return self.checkpoint.step if self.checkpoint else 0
+
+    @property
+    def total(self) -> int | None:
+        """Steps or items in all; None: nobody knows yet."""
+        return self.dataset.items if self.dataset and self.spec.kind == Kind.BATCH else self.told_total
 
     @property
     def reason(self) -> str:

@@ -14,6 +14,7 @@ from datetime import timedelta
 
 from goblin.domain.compute import Inventory, Known, Lease, Order, attempt_label, job_of_label
 from goblin.domain.jobs import Job, State
+from goblin.domain.market import Listing, Wanted
 from goblin.errors import Broken, GoblinError, NotFound, ProviderUnavailable, Refused, Transient
 from goblin.job_ports import ComputeProvider, Stored
 from goblin.policy import jobs as policy
@@ -168,8 +169,11 @@ async def _place(stored: Stored, provider: ComputeProvider, deps: JobDeps) -> bo
     transition = policy.apply(job, Fact.PLACED, now=now, reason=reason, attempt=attempt, lease=lease)
     if transition is None or await deps.jobs.replace(transition.job, stored.version) is None:
         return False
+    listing = await provider.offers(Wanted(kind=job.spec.kind))
+    if not isinstance(listing, Listing) or not listing.offers:
+        return False
     order = Order(
-        label=lease.label, kind=job.spec.kind,
+        label=lease.label, kind=job.spec.kind, offer=listing.offers[0],
         environment={"GOBLIN_URL": deps.url, "GOBLIN_ATTEMPT_TOKEN": token},
     )  # fmt: skip
     try:

@@ -34,7 +34,8 @@ DEADLINE_S = 20.0
 
 
 def order(label: str = "goblin-j-a1") -> Order:
-    return Order(label=label, kind="batch", environment={"GOBLIN_URL": "http://g", "GOBLIN_ATTEMPT_TOKEN": "t"})
+    environment = {"GOBLIN_URL": "http://g", "GOBLIN_ATTEMPT_TOKEN": "t"}
+    return Order(label=label, kind="batch", environment=environment, offer=local.OFFER)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -159,7 +160,7 @@ async def test_the_worker_ends_with_the_host_that_started_it(tmp_path: Path) -> 
         from goblin.adapters.compute import local
         from goblin.domain.compute import Order
         provider = local.connect(Path({str(tmp_path / "instances")!r}), command=(sys.executable, "-c", {WORKER!r}))
-        order = Order(label="goblin-j-a1", kind="batch", environment={{}})
+        order = Order(label="goblin-j-a1", kind="batch", environment={{}}, offer=local.OFFER)
         print(asyncio.run(provider.rent(order)), flush=True)
         sys.stdin.read()
     """)

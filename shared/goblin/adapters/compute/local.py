@@ -24,6 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import psutil
 
 from goblin.domain.compute import LABEL_PREFIX, Instance, Inventory, Known, Order, Unknown
+from goblin.domain.market import Listing, Offer, Wanted
 from goblin.errors import ProviderUnavailable, Transient
 
 P = ParamSpec("P")
@@ -35,6 +36,10 @@ START_S_MAX = 30.0
 INSTANCES_MAX = 16
 LOGS_KEPT = 50
 WORKER = "goblin_worker"
+OFFER = Offer(
+    offer_id="process", provider=NAME, pool=NAME, spot=False, price_usd_micros_per_hour=0, gpu_count=0,
+    gpu_memory_mib=0, boot_s=1.0, reliability=1.0, download_mib_per_s=1000.0,
+)  # fmt: skip
 _SAME_START_S = 0.5
 """Start times are the kernel's ticks since boot, turned into a time of day."""
 _LABEL = re.compile(rf"^{LABEL_PREFIX}[A-Za-z0-9._-]{{1,200}}\Z")
@@ -76,6 +81,11 @@ class Local:
         """Those that this process started: it holds their pipes and collects them when they end."""
         self._lock = threading.Lock()
         """One at a time: a look must not take a record for dead whose process is about to start."""
+
+    async def offers(self, wanted: Wanted) -> Listing:
+        if wanted.kind not in KINDS or wanted.gpu_count:
+            return Listing()
+        return Listing(offers=(OFFER,))
 
     async def inventory(self) -> Inventory:
         try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+from goblin.domain.market import Market, Run
 from goblin.policy.spot.checkpointing import choose_interval, run_s
 from goblin.policy.spot.learning import HOUR_S
 
@@ -14,38 +15,6 @@ FLOOR_RAISE = 1.05
 """The first bid tried, against the floor: who bids the floor itself is evicted by anybody."""
 EVICTIONS_MIN = 0.1
 """However high the bid, hosts still fail and on-demand renters still go first: this share of the measured losses."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Market:
-    """What others pay for this kind of GPU now: ascending (share of renters paying at most this, micro-dollars)."""
-
-    percentiles: tuple[tuple[float, int], ...]
-
-    def share_below(self, usd_micros_per_hour: int) -> float:
-        """The share of renters who pay less, straight between the percentiles and flat outside them."""
-        points = self.percentiles
-        if not points or usd_micros_per_hour <= points[0][1]:
-            return points[0][0] if points else 0.5
-        for (low_share, low), (high_share, high) in pairwise(points):
-            if usd_micros_per_hour <= high:
-                if high == low:
-                    return high_share
-                return low_share + (high_share - low_share) * (usd_micros_per_hour - low) / (high - low)
-        return points[-1][0]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
-    """What a whole run is expected to be on one offer."""
-
-    price_usd_micros_per_hour: int
-    """The bid, or the on-demand price."""
-    cost_usd_micros: int
-    duration_s: float
-    interval_s: float
-    """Work between checkpoints."""
-    losses: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

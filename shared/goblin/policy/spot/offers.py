@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from goblin.policy.spot.bidding import Market, Place, Run, Work, choose_bid, expect_run
+from goblin.domain.market import Candidate, Market, NoPlacement, Offer, Placement, Run
+from goblin.policy.spot.bidding import Place, Work, choose_bid, expect_run
 from goblin.policy.spot.learning import HOUR_S, Rates, remaining_life_s
 from goblin.policy.spot.reputation import Reputation, blocked_until
 
@@ -21,33 +22,6 @@ LIFETIMES = 4.0
 """How far a life is counted, in runs: beyond it a longer life is worth no more."""
 ENDS_S_MIN = HOUR_S
 """A contract that ends sooner is not worth a start."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Offer:
-    """Capacity somebody would rent us now, in our units."""
-
-    offer_id: str
-    provider: str
-    pool: str
-    """Whose `Rates` it shares."""
-    machine_id: str | None = None
-    spot: bool
-    price_usd_micros_per_hour: int
-    """On demand: the price. Spot: the floor, the least bid that is accepted."""
-    on_demand_usd_micros_per_hour: int | None = None
-    """Of a spot offer: what the same costs on demand; no bid is higher."""
-    storage_usd_micros_per_gib_month: int = 0
-    download_usd_micros_per_gib: int = 0
-    upload_usd_micros_per_gib: int = 0
-    download_mib_per_s: float = 50.0
-    boot_s: float = 60.0
-    """From order to a running container, without downloads."""
-    reliability: float | None = None
-    """Chance to get through a day; None: not told, and taken for 0.95."""
-    gpu_memory_mib: int
-    ends_in_s: float | None = None
-    """When its contract ends; None: never."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,50 +41,13 @@ class Needs:
     time_left_s: float | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Candidate:
-    """One offer as it was judged."""
-
-    offer_id: str
-    provider: str
-    spot: bool
-    all_in_usd_micros_per_hour: int | None = None
-    """Bid or price, storage and the traffic of saves."""
-    run: Run | None = None
-    rejected: str = ""
-    """Why it was not taken; empty for the one that was."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Placement:
-    """What to rent, for how much, and what else there was."""
-
-    offer: Offer
-    bid_usd_micros_per_hour: int | None
-    """None: on demand, which knows no bid."""
-    run: Run
-    reason: str
-    candidates: tuple[Candidate, ...]
-    """Cheapest first, then those that cannot be had."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class NoPlacement:
-    """Why nothing is rented."""
-
-    reason: str
-    candidates: tuple[Candidate, ...]
-    price_usd_micros_per_hour_min: int | None = None
-    """Under which price cap something could be had."""
-
-
 def choose_offer(
     needs: Needs,
     offers: Sequence[Offer],
     *,
     rates: Mapping[str, Rates],
     reputations: Mapping[str, Reputation],
-    market: Market,
+    markets: Mapping[str, Market],
     now: datetime,
 ) -> Placement | NoPlacement:
     """Pick the offer with the least expected cost to finish, and its bid.
@@ -120,12 +57,12 @@ def choose_offer(
         offers: Any order, any provider; may be empty.
         rates: By pool; one that is missing was never watched.
         reputations: By machine.
-        market: What others pay for this kind of GPU; empty percentiles when nobody said.
+        markets: What others pay, by GPU; one that is missing is not told.
         now: Aware UTC.
     """
     judged = sorted(
         (
-            _judge(needs, offer, rates.get(offer.pool, Rates()), reputations, market, now)
+            _judge(needs, offer, rates.get(offer.pool, Rates()), reputations, markets.get(offer.gpu, Market()), now)
             for offer in sorted(offers, key=lambda offer: (offer.provider, offer.offer_id))
         ),
         key=lambda candidate: (
