@@ -1,0 +1,1 @@
+"""What runs on a rented host: one attempt at a training job, with one token and signed URLs."""
