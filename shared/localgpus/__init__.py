@@ -1,1 +1,1 @@
-"""Markets of rented GPUs on loopback: Vast.ai and RunPod as their clients meet them, with machines that are processes."""
+"""Markets of rented GPUs on loopback: Vast.ai and RunPod as clients meet them, with processes for machines."""

@@ -1,0 +1,266 @@
+"""What a rented instance runs on: a container at a provider, a process on a laptop.
+
+Everybody who rents here rents under a name of their own choice (the provider's and the instance's id); a name is a disk
+and, while it runs, one process with everything that it started.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Protocol
+
+RUNNING_MAX = 32
+"""Processes at once; a laptop is no data centre."""
+LOG_BYTES_MAX = 1024 * 1024
+"""Of one instance, over all its starts; when it is full, the older half goes."""
+_PIECE = 64 * 1024
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
+
+
+class NoRoom(Exception):
+    """Nothing more can be started here now."""
+
+
+class Machines(Protocol):
+    """Where instances run. Names that were never started are no error: nothing runs, nothing is to be stopped."""
+
+    def start(self, name: str, *, image: str, args: Sequence[str], env: Mapping[str, str]) -> None:
+        """Run the instance, on the disk that it had before, if it ran before; no-op while it runs.
+
+        Args:
+            name: Letters, digits, `.`, `_`, `-`.
+            image: What it would run in at a provider.
+            args: What the image's own program is given.
+            env: All that it is told.
+
+        Raises:
+            NoRoom: It cannot be started.
+        """
+
+    def stop(self, name: str, *, grace_s: float) -> None:
+        """SIGTERM, and SIGKILL after the grace. Does not wait for either."""
+
+    def kill(self, name: str) -> None:
+        """SIGKILL, to everything that it started too."""
+
+    def remove(self, name: str) -> None:
+        """Kill it and wipe its disk and its log."""
+
+    def running(self, name: str) -> bool:
+        """Whether its process runs now."""
+
+    def exit_code(self, name: str) -> int | None:
+        """How its last process ended, 128 + signal if by one; None: it runs, or nobody knows of an end."""
+
+    def logs(self, name: str) -> str:
+        """What it wrote last, at most `LOG_BYTES_MAX`."""
+
+    def close(self) -> None:
+        """Kill all, as a host that is switched off."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Run:
+    """One process of an instance, from start to end."""
+
+    process: subprocess.Popen[bytes]
+    ended: threading.Event = field(default_factory=threading.Event)
+    """Its group is gone, and its output is written."""
+
+
+class Processes:
+    """The port `Machines`: one command for every image, told only the instance's environment.
+
+    Standard input is a pipe that nobody writes to: it ends with us, however we end, and the command must end with it.
+    """
+
+    def __init__(self, command: Sequence[str], folder: Path) -> None:
+        """Keep where and what.
+
+        Args:
+            command: Runs in place of any image; the first word is an absolute path, for there is no `PATH`.
+            folder: Disks and logs.
+        """
+        self._command = tuple(command)
+        self._folder = folder
+        self._runs: dict[str, _Run] = {}
+        self._lock = threading.Lock()
+
+    def start(self, name: str, *, image: str, args: Sequence[str], env: Mapping[str, str]) -> None:
+        folder = self._at(name)
+        with self._lock:
+            if self._alive(name):
+                return
+            if sum(run.process.poll() is None for run in self._runs.values()) >= RUNNING_MAX:
+                raise NoRoom(f"{RUNNING_MAX} instances are running already")
+            disk = folder / "disk"
+            disk.mkdir(parents=True, exist_ok=True, mode=0o700)
+            try:
+                process = subprocess.Popen(
+                    [*self._command, *args],
+                    env={"HOME": str(disk), "TMPDIR": str(disk), **env},
+                    cwd=disk, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                    start_new_session=True,
+                )  # fmt: skip
+            except (OSError, ValueError) as error:
+                raise NoRoom(f"{image} cannot be started: {error}") from error
+            run = self._runs[name] = _Run(process=process)
+        for work, what in ((self._collect, "wait"), (_keep_log, "log")):
+            words = (run,) if what == "wait" else (process.stdout, folder / "log")
+            threading.Thread(target=work, args=words, name=f"{what} {name}", daemon=True).start()
+
+    def stop(self, name: str, *, grace_s: float) -> None:
+        run = self._runs.get(name)
+        if run is None or run.process.poll() is not None:
+            return
+        with suppress(ProcessLookupError):
+            run.process.terminate()
+        late = threading.Timer(grace_s, _kill, (run,))
+        late.daemon = True
+        late.start()
+
+    def kill(self, name: str) -> None:
+        if run := self._runs.get(name):
+            _kill(run)
+
+    def remove(self, name: str) -> None:
+        self.kill(name)
+        if run := self._runs.pop(name, None):
+            run.ended.wait(5.0)
+        shutil.rmtree(self._at(name), ignore_errors=True)
+
+    def running(self, name: str) -> bool:
+        return self._alive(name)
+
+    def exit_code(self, name: str) -> int | None:
+        run = self._runs.get(name)
+        code = run.process.poll() if run else None
+        return code if code is None or code >= 0 else 128 - code
+
+    def logs(self, name: str) -> str:
+        try:
+            return (self._at(name) / "log").read_bytes()[-LOG_BYTES_MAX:].decode("utf-8", "replace")
+        except FileNotFoundError:
+            return ""
+
+    def close(self) -> None:
+        runs = list(self._runs.values())
+        for run in runs:
+            _kill(run)
+        for run in runs:
+            run.ended.wait(5.0)
+
+    def _alive(self, name: str) -> bool:
+        run = self._runs.get(name)
+        return run is not None and run.process.poll() is None
+
+    def _at(self, name: str) -> Path:
+        if not _NAME.match(name):
+            raise ValueError(f"{name!r} cannot be an instance's name")
+        return self._folder / name
+
+    def _collect(self, run: _Run) -> None:
+        """A container ends with its first process, and takes the others along."""
+        run.process.wait()
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(run.process.pid, signal.SIGKILL)
+        if run.process.stdin:
+            with suppress(OSError):
+                run.process.stdin.close()
+        run.ended.set()
+
+
+def _kill(run: _Run) -> None:
+    # Not after it was collected: its group's number may be somebody else's by then.
+    if run.process.poll() is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(run.process.pid, signal.SIGKILL)
+
+
+def _keep_log(output: IO[bytes], path: Path) -> None:
+    """Write what comes until nobody can write any more; the older half goes when it is full."""
+    with output, path.open("ab+") as log:
+        while piece := os.read(output.fileno(), min(_PIECE, LOG_BYTES_MAX // 2)):
+            if log.tell() + len(piece) > LOG_BYTES_MAX:
+                log.seek(max(0, log.tell() - LOG_BYTES_MAX // 2))
+                kept = log.read()
+                log.truncate(0)
+                log.write(kept)
+            log.write(piece)
+            log.flush()
+
+
+@dataclass(kw_only=True, slots=True)
+class Started:
+    """What an instance was last started with."""
+
+    image: str
+    args: tuple[str, ...]
+    env: dict[str, str]
+
+
+class NoMachines:
+    """The port `Machines` where nothing runs: a test says what its instances do."""
+
+    def __init__(self) -> None:
+        self.started: dict[str, Started] = {}
+        self.live: set[str] = set()
+        self.stopping: set[str] = set()
+        """Asked to end, and still at it: `end` ends them, or `kill`."""
+        self.codes: dict[str, int] = {}
+        self.written: dict[str, str] = {}
+        self.room = RUNNING_MAX
+
+    def start(self, name: str, *, image: str, args: Sequence[str], env: Mapping[str, str]) -> None:
+        if name in self.live:
+            return
+        if len(self.live) >= self.room:
+            raise NoRoom("no room")
+        self.started[name] = Started(image=image, args=tuple(args), env=dict(env))
+        self.live.add(name)
+        self.codes.pop(name, None)
+
+    def end(self, name: str, code: int = 0) -> None:
+        """Its process comes to an end by itself."""
+        if name in self.live:
+            self.live.discard(name)
+            self.stopping.discard(name)
+            self.codes[name] = code
+
+    def stop(self, name: str, *, grace_s: float) -> None:
+        if name not in self.live:
+            return
+        if grace_s > 0:
+            self.stopping.add(name)
+        else:
+            self.end(name, 128 + signal.SIGKILL)
+
+    def kill(self, name: str) -> None:
+        self.end(name, 128 + signal.SIGKILL)
+
+    def remove(self, name: str) -> None:
+        self.kill(name)
+        for held in (self.started, self.codes, self.written):
+            held.pop(name, None)
+
+    def running(self, name: str) -> bool:
+        return name in self.live
+
+    def exit_code(self, name: str) -> int | None:
+        return self.codes.get(name)
+
+    def logs(self, name: str) -> str:
+        return self.written.get(name, "")
+
+    def close(self) -> None:
+        for name in sorted(self.live):
+            self.kill(name)
