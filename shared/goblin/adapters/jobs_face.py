@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from decimal import ROUND_FLOOR, Decimal
 from typing import Annotated, Any, TypeVar
 
 import msgspec
@@ -9,11 +11,16 @@ from msgspec import Meta
 
 from goblin.domain.checkpoints import FILE_BYTES_MAX, FILES_MAX, Artifact, Checkpoint
 from goblin.domain.jobs import Job
+from goblin.domain.market import Candidate, NoPlacement, Placement
+from goblin.domain.money import USD_MICROS
 from goblin.domain.work import Assignment, Grant
 from goblin.errors import InvalidRequest
 from goblin.events import Sha256
+from goblin.policy.forecast import forecast
 
 BODY_BYTES_MAX = 256 * 1024
+USD_MAX = 10**9
+"""More is no sum of money for a job."""
 
 Step = Annotated[int, Meta(ge=0)]
 Crc32c = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{6}==\Z")]
@@ -83,31 +90,108 @@ def parse(schema: type[T], body: bytes) -> T:
         raise InvalidRequest(str(error)) from error
 
 
-def job(shown: Job) -> dict[str, Any]:
+def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
     """A job for those who ask about it: no token, no key, not even their digests."""
     spec, lease = shown.spec, shown.lease
+    coming = forecast(shown, now=now or datetime.now(UTC))
     return {
         "object": "job",
         "job_id": shown.job_id,
         "kind": spec.kind,
         "priority": spec.priority,
         "model": spec.model,
+        "task": spec.task,
+        "image": spec.image,
         "state": shown.state,
         "reason": shown.reason,
         "step": shown.step,
-        "total": shown.dataset.items if shown.dataset else None,
+        "total": shown.total,
         "attempt": shown.attempt,
+        "preemptions": shown.preemptions,
+        "retries": spec.retries,
+        "lies": shown.lies,
         "checkpoint": checkpoint(shown.checkpoint) if shown.checkpoint else None,
         "checkpoint_every": spec.checkpoint_every,
+        "checkpoint_minutes": spec.checkpoint_minutes,
         "dataset_uri": spec.dataset_uri,
         "output_uri": spec.output_uri,
         "parameters": spec.parameters,
+        "callback_topic": spec.callback_topic,
+        "needs": {
+            "gpu_types": spec.gpu_types,
+            "gpu_count": spec.gpu_count,
+            "gpu_memory_mib_min": spec.gpu_memory_mib_min,
+            "disk_gib": spec.disk_gib,
+        },
+        "est_hours": spec.est_hours,
+        "deadline": spec.deadline,
+        "budget_usd_micros": _micros(spec.budget_usd),
+        "price_usd_micros_per_hour_max": _micros(spec.max_price_per_hour),
         "provider": lease.provider if lease else None,
         "instance_id": lease.instance_id if lease else None,
+        "progress": msgspec.to_builtins(shown.progress),
+        "placement": _placement(shown.placement) if shown.placement else None,
+        "no_placement": _no_placement(shown.no_placement) if shown.no_placement else None,
+        "rents": [msgspec.to_builtins(rent) for rent in shown.rents],
+        "spent_usd_micros": coming.spent_usd_micros,
+        "settled_usd_micros": shown.spent_usd_micros,
+        "forecast": {
+            "price_usd_micros_per_hour": coming.price_usd_micros_per_hour,
+            "left_s": coming.left_s,
+            "at_end_usd_micros": coming.at_end_usd_micros,
+        },
+        "stop": msgspec.to_builtins(shown.stop),
         "requested_at": shown.requested_at,
         "updated_at": shown.updated_at,
         "ended_at": shown.ended_at,
         "history": [{"at": line.at, "state": line.state, "reason": line.text} for line in shown.reasons],
+    }
+
+
+def _micros(dollars: Decimal | None) -> int | None:
+    """Rounded down: a limit is never more than was said. None also for what is no amount: its job was refused."""
+    if dollars is None or not dollars.is_finite() or abs(dollars) > USD_MAX:
+        return None
+    return int((dollars * USD_MICROS).to_integral_value(ROUND_FLOOR))
+
+
+def _placement(chosen: Placement) -> dict[str, Any]:
+    """Where an attempt runs and why there."""
+    offer = chosen.offer
+    return {
+        "offer_id": offer.offer_id,
+        "provider": offer.provider,
+        "machine_id": offer.machine_id,
+        "place": offer.place,
+        "gpu": offer.gpu,
+        "gpu_count": offer.gpu_count,
+        "spot": offer.spot,
+        "price_usd_micros_per_hour": chosen.run.price_usd_micros_per_hour,
+        "on_demand_usd_micros_per_hour": offer.on_demand_usd_micros_per_hour,
+        "checkpoint_s": chosen.run.interval_s,
+        "reason": chosen.reason,
+        "candidates": [_candidate(one) for one in chosen.candidates],
+    }
+
+
+def _no_placement(refused: NoPlacement) -> dict[str, Any]:
+    return {
+        "reason": refused.reason,
+        "price_usd_micros_per_hour_min": refused.price_usd_micros_per_hour_min,
+        "candidates": [_candidate(one) for one in refused.candidates],
+    }
+
+
+def _candidate(one: Candidate) -> dict[str, Any]:
+    return {
+        "offer_id": one.offer_id,
+        "provider": one.provider,
+        "spot": one.spot,
+        "all_in_usd_micros_per_hour": one.all_in_usd_micros_per_hour,
+        "cost_usd_micros": one.run.cost_usd_micros if one.run else None,
+        "duration_s": one.run.duration_s if one.run else None,
+        "losses": one.run.losses if one.run else None,
+        "rejected": one.rejected or None,
     }
 
 
