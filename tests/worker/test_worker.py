@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from goblin_worker import batch, dataset, items
 from goblin_worker import controller as controllers
 from goblin_worker.attempt import run_attempt
-from goblin_worker.crc32c import crc32c
+from goblin_worker.crc32c import crc32c, extend
 
 TOKEN = "gob-attempt-secret.2.job.with.dots"
 URL = "http://goblin"
@@ -315,6 +315,45 @@ async def test_a_kind_that_it_cannot_run_is_said() -> None:
     assert "training" in said["reason"]
 
 
-@given(st.binary(max_size=400))
-def test_the_checksum_is_cloud_storages(data: bytes) -> None:
-    assert crc32c(data) == int.from_bytes(google_crc32c.Checksum(data).digest(), "big")
+@given(st.binary(max_size=400), st.integers(0, 400))
+def test_the_checksum_is_cloud_storages_in_one_piece_and_in_two(data: bytes, cut: int) -> None:
+    expected = int.from_bytes(google_crc32c.Checksum(data).digest(), "big")
+    assert crc32c(data) == crc32c(data[cut:], crc32c(data[:cut])) == expected
+    assert extend(0, data) == extend(extend(0, data[:cut]), data[cut:]) == expected
+
+
+async def test_a_controller_that_asks_to_stop_is_given_the_job_back_with_what_was_done() -> None:
+    asked = asyncio.Event()
+
+    def say(tries: int, body: dict[str, Any]) -> httpx.Response:
+        asked.set()
+        return answered(tries, body)
+
+    world = World(count=100, every=50, say=say, beat_s=0.001)
+    inner = world._controller
+
+    def stopping(path: str, body: dict[str, Any]) -> httpx.Response:
+        answer = inner(path, body)
+        if path.endswith("/heartbeat") and asked.is_set():
+            return httpx.Response(200, json={"state": "running", "stop": "the budget is used up", "checkpoint_s": None})
+        return answer
+
+    world._controller = stopping  # type: ignore[method-assign]
+    assert await world.run() == 0
+    [(start, end, _)] = world.saved
+    assert (start, world.said("finish")) == (0, [])
+    assert world.said("withdraw") == [{"reason": "the budget is used up", "step": end}]
+
+
+async def test_a_part_that_the_controller_finds_untrue_gives_the_job_to_another_machine() -> None:
+    world = World()
+    inner = world._controller
+
+    def doubting(path: str, body: dict[str, Any]) -> httpx.Response:
+        if path.endswith("/commit"):
+            return httpx.Response(409, json={"error": {"message": "not what was announced", "code": "untrue"}})
+        return inner(path, body)
+
+    world._controller = doubting  # type: ignore[method-assign]
+    assert await world.run() == 0
+    assert (len(world.said("withdraw")), world.said("fail")) == (1, [])

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Coroutine
+from typing import Any
 
 import httpx
 
 from goblin_worker import dataset
 from goblin_worker.batch import Batch
-from goblin_worker.controller import Controller, Over, Rejected, Unreachable
+from goblin_worker.controller import Controller, Disbelieved, Over, Rejected, Unreachable, Work
 from goblin_worker.items import Gateway, KeyRefused
 
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S_MAX = 5.0
 """A machine that is being taken away has no time to ask for long."""
+
+
+TAKEN = "the host was taken away"
 
 
 async def run_attempt(http: httpx.AsyncClient, *, url: str, token: str, stop: asyncio.Event) -> int:
@@ -26,31 +30,46 @@ async def run_attempt(http: httpx.AsyncClient, *, url: str, token: str, stop: as
         The process's exit code: 0 when it ended as it should, also by being fenced off.
     """
     controller = Controller(http, url=url, token=token)
+
+    async def whole() -> int:
+        work = await controller.claim()
+        if work.kind != "batch":
+            raise Rejected(f"this worker cannot run kind {work.kind!r}")
+        return await run_batch(http, controller, work, url=url, token=token, stop=stop)
+
+    return await to_the_end(controller, whole())
+
+
+async def to_the_end(controller: Controller, attempt: Coroutine[Any, Any, int]) -> int:
+    """Let an attempt work, and say what became of it where it cannot say so itself; the exit code."""
     try:
-        return await _run(http, controller, url, token, stop)
+        return await attempt
     except Over as reason:
         log.info("the attempt is over: %s", reason)
         return 0
     except Unreachable as reason:
         log.error("the controller stays away: %s", reason)
         return 1
-    except (KeyRefused, dataset.Unreadable) as reason:
-        return await _last_words(controller, str(reason))
+    except (KeyRefused, dataset.Unreadable, Disbelieved) as reason:
+        return await last_words(controller, str(reason))
     except (Rejected, ValueError, KeyError) as reason:
         log.error("broken: %s", reason)
-        return await _broken(controller, f"{type(reason).__name__}: {reason}")
+        return await broken(controller, f"{type(reason).__name__}: {reason}")
 
 
-async def _run(http: httpx.AsyncClient, controller: Controller, url: str, token: str, stop: asyncio.Event) -> int:
-    work = await controller.claim()
-    log.info("job %s, attempt %d: from item %d of %d", work.job_id, work.attempt, work.step, work.total)
-    if work.kind != "batch":
-        raise Rejected(f"this worker cannot run kind {work.kind!r}")
+async def run_batch(
+    http: httpx.AsyncClient, controller: Controller, work: Work, *, url: str, token: str, stop: asyncio.Event
+) -> int:
+    """A batch job, claimed already."""
+    if work.dataset is None:
+        raise Rejected("a batch without a dataset")
+    log.info("job %s, attempt %d: from item %d of %s", work.job_id, work.attempt, work.step, work.total)
     gateway = Gateway(http, url.rstrip("/"), token, work.model)
     batch = Batch(work, controller, http, gateway.run)
     lines = dataset.lines(http, controller, work.dataset, work.dataset_offset)
-    beating = asyncio.create_task(_beat(controller, batch, work.heartbeat_s))
-    working = asyncio.create_task(_work(controller, batch, lines, stop))
+    asked: list[str] = []
+    beating = asyncio.create_task(_beat(controller, batch, work.heartbeat_s, stop, asked))
+    working = asyncio.create_task(_work(controller, batch, lines, stop, asked))
     try:
         await asyncio.wait({beating, working}, return_when=asyncio.FIRST_COMPLETED)
         # A heartbeat ends only by an error: the attempt is over, or the controller is.
@@ -61,29 +80,39 @@ async def _run(http: httpx.AsyncClient, controller: Controller, url: str, token:
         await asyncio.gather(beating, working, return_exceptions=True)
 
 
-async def _work(controller: Controller, batch: Batch, lines: AsyncGenerator[bytes, None], stop: asyncio.Event) -> int:
+async def _work(
+    controller: Controller, batch: Batch, lines: AsyncGenerator[bytes, None], stop: asyncio.Event, asked: list[str]
+) -> int:
     if not await batch.run(lines, stop):
         log.info("taken away at item %d", batch.step)
-        return await _last_words(controller, "the host was taken away", step=batch.step)
-    finishing = asyncio.create_task(controller.finish())
+        return await last_words(controller, asked[0] if asked else TAKEN, step=batch.step)
+    await finish(controller, stop)
+    log.info("done: %d items", batch.step)
+    return 0
+
+
+async def finish(controller: Controller, stop: asyncio.Event, *, step: int = 0) -> None:
+    """Say that all is done. Once the controller knows, it may end this machine before its answer has arrived."""
+    finishing = asyncio.create_task(controller.finish(step))
     stopped = asyncio.create_task(stop.wait())
-    # Once the controller knows, it may end this machine before its answer has arrived.
     await asyncio.wait({finishing, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
     if finishing.done():
         finishing.result()
-        log.info("done: %d items", batch.step)
     finishing.cancel()
-    return 0
 
 
-async def _beat(controller: Controller, batch: Batch, every_s: float) -> int:
+async def _beat(controller: Controller, batch: Batch, every_s: float, stop: asyncio.Event, asked: list[str]) -> int:
+    """Tell how far it is; once the answer is to stop, `asked` says why."""
     while True:
         await asyncio.sleep(every_s)
-        await controller.heartbeat(batch.step)
+        standing = await controller.heartbeat(batch.step)
+        if standing.stop is not None and not stop.is_set():
+            asked.append(standing.stop)
+            stop.set()
 
 
-async def _last_words(controller: Controller, reason: str, *, step: int = 0) -> int:
+async def last_words(controller: Controller, reason: str, *, step: int = 0) -> int:
     """Give the job back; a controller that does not hear it finds out by itself."""
     controller.tries_s_max = LAST_WORDS_S_MAX
     try:
@@ -93,7 +122,8 @@ async def _last_words(controller: Controller, reason: str, *, step: int = 0) -> 
     return 0
 
 
-async def _broken(controller: Controller, reason: str) -> int:
+async def broken(controller: Controller, reason: str) -> int:
+    """Say that no other attempt can do better."""
     controller.tries_s_max = LAST_WORDS_S_MAX
     try:
         await controller.fail(reason)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
@@ -13,7 +12,7 @@ from typing import Any
 import httpx
 
 from goblin_worker.controller import Controller, Rejected, Work
-from goblin_worker.crc32c import crc32c
+from goblin_worker.crc32c import crc32c, text
 
 PARALLEL = 4
 PARALLEL_MAX = 64
@@ -70,7 +69,7 @@ class Batch:
                     await self._save()
         if self._part:
             await self._save()
-        return self._saved >= self._work.total
+        return self._saved >= (self._work.total or 0)
 
     async def _save(self) -> None:
         """Upload the part and have it verified; only then is it done."""
@@ -98,8 +97,7 @@ class Batch:
 
 
 def _announce(part: bytes) -> dict[str, Any]:
-    checksum = base64.b64encode(crc32c(part).to_bytes(4, "big")).decode()
-    return {"name": PART, "size": len(part), "crc32c": checksum, "sha256": hashlib.sha256(part).hexdigest()}
+    return {"name": PART, "size": len(part), "crc32c": text(crc32c(part)), "sha256": hashlib.sha256(part).hexdigest()}
 
 
 async def _in_order(

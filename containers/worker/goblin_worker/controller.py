@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import random
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import httpx
@@ -15,6 +16,8 @@ BACKOFF_S_MAX = 5.0
 TIMEOUT_S = 150.0
 """A commit reads the whole part again, a finish puts the output together."""
 OVER = frozenset({401, 403, 404, 409, 410})
+UNTRUE = "untrue"
+"""The code of a refusal whose cause is what this machine sent."""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
@@ -30,12 +33,37 @@ class Rejected(Exception):
     """The controller does not take what was sent; sending it again changes nothing."""
 
 
+class Disbelieved(Rejected):
+    """What was sent is not so: this machine lost or mixed up what it had, and another one may do better."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Grant:
     """One request that needs no key."""
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class File:
+    """A file to be read, and what proves that it is the right one."""
+
+    name: str
+    size: int
+    crc32c: str
+    sha256: str | None
+    grant: Grant
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a training starts from."""
+
+    files: Sequence[File] = ()
+    """The dataset."""
+    checkpoint: Sequence[File] = ()
+    """To resume from; none: from the start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +74,25 @@ class Work:
     attempt: int
     kind: str
     step: int
-    total: int
+    total: int | None
     checkpoint_every: int
     heartbeat_s: float
-    dataset: Grant
+    dataset: Grant | None
     dataset_offset: int
     model: str | None
     parameters: dict[str, Any]
+    task: str | None = None
+    inputs: Inputs = field(default_factory=Inputs)
+    checkpoint_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How the controller sees the attempt."""
+
+    stop: str | None = None
+    """Why it is to save and give the job back; None: it may go on."""
+    checkpoint_s: float | None = None
 
 
 class Controller:
@@ -68,27 +108,45 @@ class Controller:
 
     async def claim(self) -> Work:
         said = await self.ask("claim", {})
-        return Work(**{**said, "dataset": _grant(said["dataset"])})
+        # A newer controller may say more than is understood here.
+        known = {name.name: said[name.name] for name in fields(Work) if name.name in said}
+        if known.get("dataset"):
+            known["dataset"] = _grant(known["dataset"])
+        return Work(**{**known, "inputs": _inputs(said.get("inputs") or {})})
 
     async def dataset(self) -> Grant:
         """The dataset's grant again: grants expire."""
         return _grant(await self.ask("inputs", {}))
 
-    async def heartbeat(self, step: int) -> None:
-        await self.ask("heartbeat", {"step": step})
+    async def inputs(self) -> Inputs:
+        """What a training starts from, again, for the same reason."""
+        return _inputs(await self.ask("inputs", {}))
+
+    async def heartbeat(self, step: int, **told: float | None) -> Standing:
+        """Say how far it is; `told` are numbers about the work, and those that are None are left out."""
+        body = {"step": step, **{name: value for name, value in told.items() if value is not None}}
+        said = await self.ask("heartbeat", body)
+        return Standing(stop=said.get("stop"), checkpoint_s=said.get("checkpoint_s"))
 
     async def begin_checkpoint(self, step: int, files: list[dict[str, Any]]) -> tuple[str, dict[str, Grant]]:
         said = await self.ask("checkpoints", {"step": step, "files": files})
         return said["upload_id"], {name: _grant(grant) for name, grant in said["grants"].items()}
 
     async def commit_checkpoint(
-        self, step: int, previous_step: int, upload_id: str, files: list[dict[str, Any]]
+        self, step: int, previous_step: int, upload_id: str, files: list[dict[str, Any]], *, loss: float | None = None
     ) -> None:
         body = {"previous_step": previous_step, "upload_id": upload_id, "files": files}
+        if loss is not None:
+            body["loss"] = loss
         await self.ask(f"checkpoints/{step}/commit", body)
 
-    async def finish(self) -> None:
-        await self.ask("finish", {})
+    async def log(self, number: int, size: int, crc32c: str) -> Grant:
+        """Let a piece of the log be uploaded; pieces count from 0."""
+        return _grant(await self.ask("logs", {"number": number, "size": size, "crc32c": crc32c}))
+
+    async def finish(self, step: int = 0) -> None:
+        """All is done; `step` is what was committed last."""
+        await self.ask("finish", {"step": step} if step else {})
 
     async def withdraw(self, reason: str, *, step: int = 0) -> None:
         """Give the job back; `step` is what was committed last."""
@@ -102,6 +160,7 @@ class Controller:
 
         Raises:
             Over: Stop.
+            Disbelieved: It is not so.
             Rejected: It was understood and not taken.
             Unreachable: It stayed away.
         """
@@ -120,6 +179,8 @@ class Controller:
                 if answer.is_success:
                     return answer.json()
                 why = f"{answer.status_code}: {answer.text[:300]}"
+                if _code(answer) == UNTRUE:
+                    raise Disbelieved(why)
                 if answer.status_code in OVER:
                     raise Over(why)
                 if answer.status_code not in RETRIED:
@@ -129,5 +190,28 @@ class Controller:
             await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.2 * 2**tries))
 
 
+def _code(answer: httpx.Response) -> str | None:
+    """The code of an error in OpenAI's shape; None where there is none."""
+    try:
+        code = answer.json()["error"]["code"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return code if isinstance(code, str) else None
+
+
 def _grant(said: dict[str, Any]) -> Grant:
     return Grant(url=said["url"], headers=said["headers"])
+
+
+def _inputs(said: dict[str, Any]) -> Inputs:
+    return Inputs(
+        files=tuple(_file(one) for one in said.get("files", ())),
+        checkpoint=tuple(_file(one) for one in said.get("checkpoint", ())),
+    )
+
+
+def _file(said: dict[str, Any]) -> File:
+    return File(
+        name=said["name"], size=said["size"], crc32c=said["crc32c"], sha256=said.get("sha256"),
+        grant=_grant(said["grant"]),
+    )  # fmt: skip
