@@ -5,6 +5,9 @@ from __future__ import annotations
 import asyncio
 import importlib
 import pkgutil
+import re
+from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import cached_property
@@ -14,12 +17,14 @@ from weakref import WeakKeyDictionary
 from goblin import wiring
 from goblin.adapters import bills
 from goblin.adapters.bills import flyio
+from goblin.adapters.gcp.run import CloudRun
 from goblin.adapters.gcp.serving import FirestoreServing
 from goblin.adapters.model_server import LlamaCppControl
 from goblin.adapters.system import SystemClock
+from goblin.domain.models import Endpoint
 from goblin.money_ports import BillSource
 from goblin.policy.promotion import ANY_MODEL
-from goblin.services import budget, models, serving, settling
+from goblin.services import budget, models, scaling, serving, settling
 from goblin.settings import BadConfiguration
 
 if TYPE_CHECKING:
@@ -30,6 +35,9 @@ CONTROLLED = "llamacpp"
 TAKES = "takes"
 """The endpoint's option that says what it is for: `ORG/MODEL`, `*` (the default) or `nothing`."""
 NOTHING = "nothing"
+SERVICE = "service"
+"""The option of an endpoint on Cloud Run that names the service behind it, for budgets that turn it off."""
+_SERVICE = re.compile(r"(?:projects/[^/]{1,128}/locations/[a-z0-9-]{1,63}/services/)?[a-z][a-z0-9-]{0,62}")
 
 
 def registry() -> models.Deps:
@@ -100,7 +108,16 @@ class _Process:
 
     @cached_property
     def budget(self) -> budget.Deps:
-        return budget.Deps(ledger=wiring.ledger(), clock=SystemClock())
+        return budget.Deps(ledger=wiring.ledger(), clock=SystemClock(), scaling=self.scaling)
+
+    @cached_property
+    def scaling(self) -> scaling.Deps | None:
+        settings = wiring.settings()
+        services = _services(settings.catalog().endpoints, project=settings.project, region=settings.region)
+        if not services:
+            return None
+        scaler = CloudRun(emulator=settings.cloud_run_emulator)
+        return scaling.Deps(ledger=wiring.ledger(), scaler=scaler, services=services, clock=SystemClock())
 
     @cached_property
     def settlement(self) -> settling.Deps:
@@ -111,7 +128,21 @@ class _Process:
             announce=wiring.announce,
             prices=wiring.health_check().catalog.prices,
             clock=SystemClock(),
+            scaling=self.scaling,
         )
+
+
+def _services(endpoints: Sequence[Endpoint], *, project: str, region: str) -> dict[str, list[Endpoint]]:
+    """The Cloud Run services that endpoints name, in full, each with those it stands behind."""
+    found: dict[str, list[Endpoint]] = defaultdict(list)
+    for endpoint in endpoints:
+        if not (name := endpoint.options.get(SERVICE)):
+            continue
+        if not _SERVICE.fullmatch(name):
+            raise BadConfiguration(f"endpoint {endpoint.name}: its option `{SERVICE}` names no Cloud Run service")
+        full = name if "/" in name else f"projects/{project}/locations/{region}/services/{name}"
+        found[full].append(endpoint)
+    return found
 
 
 def _bills() -> list[BillSource]:

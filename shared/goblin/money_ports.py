@@ -10,6 +10,7 @@ import msgspec
 
 from goblin.domain.accounts import Account, Lease, Limit, Period
 from goblin.domain.money import Balance, Entry, Freeze
+from goblin.domain.scaling import RunService
 from goblin.policy.spending import Ask, Step
 
 
@@ -97,6 +98,23 @@ class BillSource(Protocol):
 
         Raises:
             ProviderUnavailable: Nobody knows; never taken for zero.
+        """
+
+
+class ServiceScaler(Protocol):
+    """How many instances Cloud Run services keep.
+
+    Both methods raise `ProviderUnavailable`, within half a minute; the same call may be made again.
+    """
+
+    async def read(self, name: str) -> RunService:
+        """A service by its full name. Raises `Broken`: what was kept on it cannot be read."""
+
+    async def write(self, service: RunService) -> None:
+        """Give it that scaling, and keep on it what it had before, in one update.
+
+        Raises:
+            Conflict: It has changed since it was read.
         """
 
 

@@ -49,6 +49,8 @@ class Settings:
     certs_url: str = GOOGLE_CERTS_URL
     secret_manager_emulator: str = ""
     """`http://host:port` of a local Secret Manager; empty means Google's."""
+    cloud_run_emulator: str = ""
+    """`http://host:port` of a stand-in for Cloud Run's Admin API; empty means Google's."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The whole environment, for `goblin.toml`; it holds secrets."""
 
@@ -71,6 +73,7 @@ class Settings:
             caller_emails=tuple(email for email in emails if email),
             certs_url=env.get("GOBLIN_OIDC_CERTS_URL") or GOOGLE_CERTS_URL,
             secret_manager_emulator=env.get("SECRET_MANAGER_EMULATOR_HOST", ""),
+            cloud_run_emulator=env.get("CLOUD_RUN_EMULATOR_HOST", ""),
             variables=env,
         )
 

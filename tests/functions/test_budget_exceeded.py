@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -11,9 +12,13 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from click.testing import CliRunner
 
+from goblin.cli.main import main
 from goblin.domain.money import month_of
 from tests.clouds import RunningCloud
+from tests.fakes.cloud_run import FakeCloudRun
+from tests.fakes.serving import serve
 from tests.functions.conftest import API_KEY, OTHER_KEY, Fakes
 from tests.functions.pushes import Invoker
 
@@ -204,6 +209,41 @@ def test_a_price_nobody_knows_is_not_zero(
         client.chat.completions.create(model="big", messages=HELLO)
     assert (refused.value.status_code, refused.value.code) == (402, "price_unknown")
     assert fakes.openai.asked == []
+
+
+def test_cloud_run_is_scaled_to_zero_and_a_thaw_brings_it_back(
+    invoker: Invoker, serve_function: Callable[[str], str], monkeypatch: pytest.MonkeyPatch, firestore: Any,
+) -> None:  # fmt: skip
+    fake, service = FakeCloudRun(), "projects/p/locations/us-east4/services/llamacpp"
+    fake.deploy(service, {"minInstanceCount": 1, "maxInstanceCount": 3})
+    with serve(fake.app) as address:
+        monkeypatch.setenv("CLOUD_RUN_EMULATOR_HOST", address)
+        monkeypatch.setenv("CLOUDRUN_LLAMACPP_URL", "http://127.0.0.1:9")
+        monkeypatch.setenv("CLOUDRUN_LLAMACPP_MODEL", "tiny")
+        monkeypatch.setenv("CLOUDRUN_LLAMACPP_SERVICE", service)
+        url = serve_function("budget_exceeded")
+        fake.fail = [503]
+        said = crossing(account="total", action="scale_to_zero")
+        assert invoker.push(url, said) == 503  # Frozen already, and to be delivered again.
+        assert [freeze["account"] for freeze in documents(firestore, "freezes")] == ["total"]
+        assert [invoker.push(url, said) for _ in range(2)] == [204, 204]
+        assert (fake.updates, fake.scaling(service)) == (1, {"scalingMode": 2, "manualInstanceCount": 0})
+        monkeypatch.setenv("GOBLIN_BUCKET", "b")
+        assert goblin("budget", "thaw", "total").startswith("total is thawed")
+        assert fake.scaling(service) == {"scalingMode": 1, "minInstanceCount": 1, "maxInstanceCount": 3}
+        shown = goblin("budget", "show")
+        assert "Cloud Run's llamacpp keeps no instance; it had 1 to 3 instances" in shown
+        assert "Cloud Run's llamacpp may run again, with 1 to 3 instances" in shown
+
+
+def goblin(*words: str) -> str:
+    """The command, in a loop and thread of its own."""
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(CliRunner().invoke(main, list(words))))
+    thread.start()
+    thread.join(30)
+    assert found[0].exit_code == 0, found[0].output
+    return str(found[0].output)
 
 
 def _receipt(gateway: str, request_id: str) -> dict[str, Any]:

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goblin.domain.accounts import Limit, Period
 from goblin.domain.models import Endpoint, Price
-from goblin.domain.money import Entry, EntryKind, Freeze, is_over, lineage, month_of, show_usd, to_micros
+from goblin.domain.money import Action, Entry, EntryKind, Freeze, is_over, lineage, month_of, show_usd, to_micros
 from goblin.events import BudgetExceeded, CloudBudget
 from goblin.policy.budget import NoAction, Nonsense, react, react_to_billing, why_frozen
 
@@ -86,6 +87,25 @@ def test_what_cloud_billing_leads_to(event: CloudBudget, kind: EntryKind) -> Non
     entry = react_to_billing(event, budget_id="b-1", now=NOW)
     assert isinstance(entry, Entry)
     assert (entry.kind, entry.account) == (kind, "total")
+
+
+@pytest.mark.parametrize(
+    ("actions", "reaction"),
+    [
+        ([], Action.FREEZE),
+        ([Action.ALERT], Action.FREEZE),
+        ([Action.STOP_JOBS, Action.ALERT], Action.STOP_JOBS),
+        ([Action.STOP_JOBS, Action.SCALE_TO_ZERO], Action.SCALE_TO_ZERO),
+    ],
+)
+def test_what_follows_from_cloud_billing_is_what_the_total_budget_says(actions: list[Action], reaction: Action) -> None:
+    limits = [Limit(period=Period.MONTH, limit_usd_micros=1, action=action) for action in actions]
+    entry = react_to_billing(notice(alert_threshold_exceeded=1.0), budget_id="b-1", limits=limits, now=NOW)
+    assert isinstance(entry, Entry)
+    assert entry.reaction is reaction
+    told = react_to_billing(notice(alert_threshold_exceeded=0.5), budget_id="b-1", limits=limits, now=NOW)
+    assert isinstance(told, Entry)
+    assert told.reaction is None
 
 
 def test_cloud_billing_is_keyed_on_budget_interval_and_threshold() -> None:

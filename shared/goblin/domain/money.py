@@ -40,9 +40,11 @@ class EntryKind(StrEnum):
     """From here on nothing is spent under the account."""
     THAW = "thaw"
     """A person lifted a freeze."""
+    SCALE = "scale"
+    """A Cloud Run service was turned off because of a freeze, or on again after its thaw."""
 
 
-ACTIONS = frozenset({EntryKind.ALERT, EntryKind.FREEZE, EntryKind.THAW})
+ACTIONS = frozenset({EntryKind.ALERT, EntryKind.FREEZE, EntryKind.THAW, EntryKind.SCALE})
 """Kinds that record what was done about money and move none."""
 LENDING = frozenset({EntryKind.RESERVE, EntryKind.RELEASE, EntryKind.EXPIRE})
 """Kinds that move money between what is left and what is lent; nothing is spent by them."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from goblin.domain.accounts import Limit
 from goblin.domain.models import Endpoint
 from goblin.domain.money import (
     ACCOUNT,
@@ -24,6 +25,7 @@ from goblin.events import BudgetExceeded, CloudBudget
 from goblin.policy.settling import action_id
 from goblin.policy.spending import Crossing
 
+SEVERITY = (Action.ALERT, Action.FREEZE, Action.STOP_JOBS, Action.SCALE_TO_ZERO)
 FREEZES_FROM = 1.0
 """The share of a budget from which on spending stops; below it people are told."""
 
@@ -89,11 +91,19 @@ def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
     )
 
 
-def react_to_billing(event: CloudBudget, *, budget_id: str, now: datetime) -> Entry | NoAction | Nonsense:
+def react_to_billing(
+    event: CloudBudget, *, budget_id: str, limits: Sequence[Limit] = (), now: datetime
+) -> Entry | NoAction | Nonsense:
     """Decide what Cloud Billing's own notification leads to.
 
     It comes several times a day whether or not anything was crossed; without a threshold nothing was. It knows
     only the project, so it concerns `total`, hours late: the second guard, not the first.
+
+    Args:
+        event: What it says.
+        budget_id: Of its attributes.
+        limits: Of `total`: what is to follow when they are used up follows from this too, and a freeze at the least.
+        now: Aware UTC.
     """
     threshold, forecast = event.alert_threshold_exceeded, event.forecast_threshold_exceeded
     crossed = threshold if threshold is not None else forecast
@@ -114,6 +124,7 @@ def react_to_billing(event: CloudBudget, *, budget_id: str, now: datetime) -> En
         account=TOTAL,
         amount_usd_micros=0,
         at=now,
+        reaction=max((Action.FREEZE, *(limit.action for limit in limits)), key=SEVERITY.index) if freezes else None,
         note=f"Cloud Billing: {event.budget_display_name[:200]!r} {'is at' if threshold else 'is forecast to reach'} "
         f"{crossed:.0%}, {spent}",
     )

@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from goblin import events
-from goblin.domain.accounts import Limit, Period, Tally, resets_at, window_of
+from goblin.domain.accounts import Account, Limit, Period, Tally, resets_at, window_of
 from goblin.domain.models import Endpoint
-from goblin.domain.money import ACCOUNT, Action, Entry, EntryKind, Freeze
+from goblin.domain.money import ACCOUNT, TOTAL, Action, Entry, EntryKind, Freeze
 from goblin.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
 from goblin.money_ports import Ledger
 from goblin.policy import budget as policy
 from goblin.policy.budget import NoAction, Nonsense
 from goblin.ports import Clock
+from goblin.services import scaling
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ BLIND = "the spend ledger cannot be read, and without it nothing is spent"
 class Deps:
     ledger: Ledger
     clock: Clock
+    scaling: scaling.Deps | None = None
+    """For the services that a freeze may turn off; None: there are none, or they are no concern here."""
 
 
 async def follow(event: events.Event, deps: Deps) -> None:
@@ -38,12 +41,15 @@ async def follow(event: events.Event, deps: Deps) -> None:
     Raises:
         MalformedEvent: It is neither, or contradicts itself.
         StoreUnavailable: Nothing was done.
+        GoblinError: It is recorded, and not every Cloud Run service could be turned off: to be delivered again.
     """
     now = deps.clock.now()
     decision: Entry | NoAction | Nonsense
     if "billingAccountId" in event.attributes or "budgetId" in event.attributes:
         notice = events.decode(events.CloudBudget, event.data)
-        decision = policy.react_to_billing(notice, budget_id=event.attributes.get("budgetId", ""), now=now)
+        (total,) = [one for one in await deps.ledger.accounts() if one.name == TOTAL] or [Account(name=TOTAL)]
+        budget_id = event.attributes.get("budgetId", "")
+        decision = policy.react_to_billing(notice, budget_id=budget_id, limits=total.limits, now=now)
     else:
         decision = policy.react(events.decode(events.BudgetExceeded, event.data), now=now)
     match decision:
@@ -54,6 +60,9 @@ async def follow(event: events.Event, deps: Deps) -> None:
         case Entry():
             if await deps.ledger.record(decision):
                 log.warning("%s of %s: %s", decision.kind, decision.account, decision.note)
+            # The second time too: the first may have died between the two.
+            if decision.kind is EntryKind.FREEZE and deps.scaling is not None:
+                await scaling.bring_in_line(deps.scaling)
 
 
 async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> list[Freeze]:
@@ -68,6 +77,7 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> list[Fr
 
     Raises:
         NotFound: It is not frozen.
+        GoblinError: It is lifted, and not every Cloud Run service could be turned on; the next hour tries again.
     """
     if not ACCOUNT.fullmatch(account):
         raise InvalidRequest(f"{account!r} is no account.", param="account")
@@ -84,6 +94,8 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> list[Fr
         lifts=tuple(freeze.entry_id for freeze in lifted),
     )
     await deps.ledger.record(entry)
+    if deps.scaling is not None:
+        await scaling.bring_in_line(deps.scaling)
     return lifted
 
 

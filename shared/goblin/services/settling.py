@@ -1,4 +1,5 @@
-"""The hourly settlement: leases of the dead, each provider's own bill, crossings nobody heard of, old prices."""
+"""The hourly settlement: leases of the dead, each provider's own bill, crossings nobody heard of, old prices, and
+what freezes turned off."""
 
 from __future__ import annotations
 
@@ -16,6 +17,7 @@ from goblin.policy import settling as policy
 from goblin.policy.settling import Day
 from goblin.policy.spending import Crossing
 from goblin.ports import Clock
+from goblin.services import scaling
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +32,8 @@ class Deps:
     announce: Callable[[Crossing], Awaitable[None]]
     prices: Mapping[tuple[str, str], Price]
     clock: Clock
+    scaling: scaling.Deps | None = None
+    """For the Cloud Run services that a freeze may turn off."""
 
 
 @dataclass(slots=True)
@@ -45,6 +49,8 @@ class Report:
     """Providers whose bill could not be read, and why."""
     announced: list[str] = field(default_factory=list)
     stale_prices: list[str] = field(default_factory=list)
+    scaled: list[str] = field(default_factory=list)
+    """Cloud Run services that were not in line with the freezes, and are now."""
 
 
 async def settle(deps: Deps) -> Report:
@@ -67,6 +73,7 @@ async def settle(deps: Deps) -> Report:
             log.warning("the bill of %s is unknown: %s", source.provider, error.message)
     await _believe_the_billless(deps, report, now)
     await _announce(deps, report)
+    await _scale(deps, report)
     report.stale_prices = [
         f"{provider}/{model}, read {price.read_on}"
         for (provider, model), price in sorted(deps.prices.items())
@@ -124,6 +131,15 @@ async def _resolve(lease: Lease, spent: int, deps: Deps, report: Report, now: da
     step = await deps.lender.resolve(lease.lease_id, spent_usd_micros=spent, now=now)
     if step.writes:
         report.resolved.append(lease.lease_id)
+
+
+async def _scale(deps: Deps, report: Report) -> None:
+    if deps.scaling is None:
+        return
+    try:
+        report.scaled = await scaling.bring_in_line(deps.scaling)
+    except GoblinError as error:
+        report.unknown["cloudrun"] = error.message
 
 
 async def _announce(deps: Deps, report: Report) -> None:
