@@ -15,6 +15,10 @@ TIMEOUT_S = 120.0
 """A submit reads the whole dataset once before it answers."""
 
 
+class NoAnswer(Exception):
+    """Nobody answers, or who answers cannot just now: it may be asked again."""
+
+
 def needed(name: str) -> str:
     """A variable that `goblin env` prints; ends the command when it is not set."""
     value = os.environ.get(name, "")
@@ -35,22 +39,36 @@ class Api:
 
     def get(self, path: str, **query: Any) -> Any:
         """Read; ends the command with one line when that is not possible."""
-        return self._ask("GET", path, params=query)
+        try:
+            return self.look(path, **query).json()
+        except NoAnswer as reason:
+            fail(str(reason))
 
     def post(self, path: str, body: Any = None) -> Any:
         """Write; otherwise like `get`."""
-        return self._ask("POST", path, json=body)
+        try:
+            return self._ask("POST", path, json=body).json()
+        except NoAnswer as reason:
+            fail(str(reason))
 
-    def _ask(self, method: str, path: str, **words: Any) -> Any:
+    def look(self, path: str, **query: Any) -> httpx.Response:
+        """Read, for those who come back; a refusal ends the command.
+
+        Raises:
+            NoAnswer: Ask again.
+        """
+        return self._ask("GET", path, params=query)
+
+    def _ask(self, method: str, path: str, **words: Any) -> httpx.Response:
         try:
             answer = self._http.request(method, path, **words)
         except httpx.TransportError as error:
-            fail(f"{self.url} does not answer: {error or type(error).__name__}")
-            raise AssertionError from error
-        if answer.is_success:
-            return answer.json()
-        fail(_why(answer))
-        raise AssertionError
+            raise NoAnswer(f"{self.url} does not answer: {error or type(error).__name__}") from error
+        if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
+            raise NoAnswer(_why(answer))
+        if not answer.is_success:
+            fail(_why(answer))
+        return answer
 
 
 def _why(answer: httpx.Response) -> str:

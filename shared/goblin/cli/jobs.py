@@ -1,75 +1,150 @@
-"""`goblin jobs`: submit, list, show, watch, cancel."""
+"""`goblin jobs`: submit, list, show, watch, logs, cancel."""
 
 from __future__ import annotations
 
 import json
-import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from goblin.cli.api import Api, needed
+from goblin.cli.job_words import HOURS_MAX, Deadline, Dollars, Gpu, Parameter, memory_mib
 from goblin.cli.main import DATA, fail
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
-ENDED = ("succeeded", "failed", "cancelled", "refused")
-WATCH_S = 0.5
-COLOURS = {"succeeded": "green", "failed": "red", "refused": "red", "cancelled": "yellow", "running": "cyan"}
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def jobs() -> None:
-    """Batch jobs: submit, list, show, watch, cancel."""
+    """Training and batch jobs: submit, list, show, watch, logs, cancel."""
+
+
+_WHAT = (
+    click.option("--kind", "--type", type=click.Choice(["batch", "training"]), default="batch", show_default=True),
+    click.option("--task", help="Training: which of the image's tasks. Default: its first."),
+    click.option("--image", help="A container image that holds the agent and the task. Default: ours."),
+    click.option("--model", help="Batch: for requests that name none. Training: what its task makes of it."),
+    click.option("--param", "parameters", type=Parameter(), multiple=True, help="For the task, again and again."),
+    click.option("--output", "output_uri", help="gs:// URI to write; never overwrites. Default: outputs/JOB_ID….",),
+    click.option("--job-id", help="The same id twice is the same job. Default: a new one."),
+)  # fmt: skip
+_MACHINE = (
+    click.option("--gpu", "gpus", type=Gpu(), multiple=True, help="As in RTX_4090; again for another that will do."),
+    click.option("--gpus", "gpu_count", type=click.IntRange(0, 16), help="How many of it. Default: 1 with --gpu."),
+    click.option("--min-vram", type=click.FloatRange(1, 1024), metavar="GB", help="Memory of each GPU."),
+)  # fmt: skip
+_LIMITS = (
+    click.option(
+        "--hours", type=click.FloatRange(0, HOURS_MAX, min_open=True),
+        help="How long the work takes without interruptions; a deadline needs it.",
+    ),
+    click.option("--deadline", type=Deadline(), help="+10h, or an ISO time. What cannot be kept is refused at once."),
+    click.option("--budget", type=Dollars(), help="The most that it may cost over all its attempts."),
+    click.option(
+        "--max-cost", type=Dollars(), envvar="VASTAI_MAX_COST_PER_HOUR", show_envvar=True,
+        help="The most that an instance may cost an hour.",
+    ),
+    click.option("--priority", type=click.Choice(["high", "default", "low"]), default="default", show_default=True),
+    click.option("--retries", type=click.IntRange(0, 100), help="Failures in a row, beyond the first. Default: 4."),
+)  # fmt: skip
+_SAVING = (
+    click.option("--checkpoint-minutes", type=click.FloatRange(0.5, 1440), help="Training: at most. Default: 15."),
+    click.option("--checkpoint-every", type=click.IntRange(1), help="Items (batch) or steps (training). Default: 50."),
+    click.option("--parallel", type=click.IntRange(1, 64), help="Batch: requests at once. Default: 4."),
+    click.option("--callback-topic", help="A topic that hears of its changes, beside job-status-changed."),
+)  # fmt: skip
+
+
+def _with(*options: Callable[[F], F]) -> Callable[[F], F]:
+    def add(command: F) -> F:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @jobs.command()
-@click.argument("dataset")
-@click.option("--output", "output_uri", help="gs:// URI to write; never overwrites. Default: outputs/JOB_ID.jsonl.")
-@click.option("--job-id", help="The same id twice is the same job. Default: a new one.")
-@click.option("--kind", default="batch", show_default=True)
-@click.option("--model", help="For requests that name none.")
-@click.option("--priority", type=click.Choice(["high", "default", "low"]), default="default", show_default=True)
-@click.option("--checkpoint-every", type=click.IntRange(1), default=50, show_default=True, help="Items.")
-@click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests at once.")
+@click.argument("dataset", required=False)
+@_with(*_WHAT, *_MACHINE, *_LIMITS, *_SAVING)
 @click.option("--watch", "watching", is_flag=True, help="Follow it to its end.")
 @JSON
 @DATA
 def submit(
-    dataset: str, output_uri: str | None, job_id: str | None, kind: str, model: str | None, priority: str,
-    checkpoint_every: int, parallel: int, watching: bool, as_json: bool, data: Path | None,
+    *, dataset: str | None, kind: str, job_id: str | None, output_uri: str | None, watching: bool, as_json: bool,
+    data: Path | None, **said: Any,
 ) -> None:  # fmt: skip
-    """Run the requests in DATASET, an OpenAI batch file: a gs:// URI, or a file here that is uploaded first."""
+    """Run a job.
+
+    A batch (the default) answers the requests in DATASET, an OpenAI batch file. Training runs a task of its image on
+    a rented GPU, on DATASET where it needs one:
+
+    \b
+    goblin jobs submit requests.jsonl
+    goblin jobs submit --type training --gpu RTX_4090 --hours 8 --max-cost 0.80
+
+    DATASET is a gs:// URI, or a file here that is uploaded first.
+    """
+    if kind == "batch" and dataset is None:
+        raise click.UsageError("a batch needs DATASET, a file of requests or its gs:// URI; or say --type training")
+    if said["deadline"] and not said["hours"]:
+        raise click.UsageError("--deadline can only be promised with --hours: how long the work takes uninterrupted")
     api = Api(data)
-    job_id = job_id or f"batch-{uuid.uuid4().hex[:12]}"
-    if not dataset.startswith("gs://"):
+    job_id = job_id or f"{kind}-{uuid.uuid4().hex[:12]}"
+    if dataset is not None and not dataset.startswith("gs://"):
         dataset = _upload(Path(dataset), job_id)
-    job = api.post(
-        "/jobs",
-        {
-            "job_id": job_id,
-            "kind": kind,
-            "dataset_uri": dataset,
-            # Beside the dataset: a job reads and writes one bucket.
-            "output_uri": output_uri
-            or f"gs://{dataset.removeprefix('gs://').partition('/')[0]}/outputs/{job_id}.jsonl",
-            "model": model,
-            "priority": priority,
-            "checkpoint_every": checkpoint_every,
-            "parameters": {"parallel": parallel},
-        },
-    )
+    spec = {"job_id": job_id, "kind": kind, "dataset_uri": dataset, **_spec(kind, **said)}
+    spec["output_uri"] = output_uri or _output(kind, job_id, dataset)
+    job = api.post("/jobs", {name: value for name, value in spec.items() if value is not None})
     if watching:
-        _watch(api, job_id, as_json=as_json)
-    elif as_json:
+        from goblin.cli import job_watch
+
+        job_watch.watch(api, job_id, as_json=as_json)
+    if as_json:
         click.echo(json.dumps(job))
     else:
         click.echo(f"{job_id} is {job['state']}: {job['reason']}\nFollow it: goblin jobs watch {job_id}")
     if job["state"] == "refused":
         raise SystemExit(1)
+
+
+def _spec(
+    kind: str, *, task: str | None, image: str | None, model: str | None, parameters: Sequence[tuple[str, Any]],
+    gpus: Sequence[str], gpu_count: int | None, min_vram: float | None, hours: float | None,
+    deadline: datetime | None, budget: Decimal | None, max_cost: Decimal | None, priority: str, retries: int | None,
+    checkpoint_minutes: float | None, checkpoint_every: int | None, parallel: int | None, callback_topic: str | None,
+) -> dict[str, Any]:  # fmt: skip
+    """The event's words for what was typed; what was not is left to its defaults."""
+    return {
+        "task": task,
+        "image": image,
+        "model": model,
+        "parameters": {**({"parallel": parallel or 4} if kind == "batch" else {}), **dict(parameters)},
+        "gpu_types": list(gpus) or None,
+        "gpu_count": gpu_count,
+        "gpu_memory_mib_min": None if min_vram is None else memory_mib(min_vram),
+        "est_hours": hours,
+        "deadline": None if deadline is None else deadline.isoformat(),
+        "budget_usd": None if budget is None else str(budget),
+        "max_price_per_hour": None if max_cost is None else str(max_cost),
+        "priority": priority,
+        "retries": retries,
+        "checkpoint_minutes": checkpoint_minutes,
+        "checkpoint_every": checkpoint_every,
+        "callback_topic": callback_topic,
+    }
+
+
+def _output(kind: str, job_id: str, dataset: str | None) -> str:
+    """Beside the dataset: a job reads and writes one bucket."""
+    bucket = dataset.removeprefix("gs://").partition("/")[0] if dataset else needed("GOBLIN_BUCKET")
+    return f"gs://{bucket}/outputs/{job_id}" + (".jsonl" if kind == "batch" else "")
 
 
 def _upload(file: Path, job_id: str) -> str:
@@ -79,7 +154,7 @@ def _upload(file: Path, job_id: str) -> str:
 
     if not file.is_file():
         fail(f"no file {file}; DATASET is a file or a gs:// URI")
-    uri = f"gs://{needed('GOBLIN_BUCKET')}/datasets/{job_id}.jsonl"
+    uri = f"gs://{needed('GOBLIN_BUCKET')}/datasets/{job_id}{file.suffix or '.jsonl'}"
     try:
         create(uri, file)
     except (GoogleAPICallError, OSError) as error:
@@ -97,17 +172,9 @@ def list_jobs(limit: int, as_json: bool, data: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    from rich.table import Table
+    from goblin.cli import job_show, screen
 
-    table = Table(box=None, padding=(0, 2, 0, 0))
-    for title in ("job", "kind", "state", "done", "attempt", "requested", "reason"):
-        table.add_column(title, no_wrap=title != "reason", overflow="fold")
-    for job in found:
-        table.add_row(
-            job["job_id"], job["kind"], _coloured(job["state"]), _done(job), str(job["attempt"]),
-            _when(job["requested_at"]), _escaped(job["reason"]),
-        )  # fmt: skip
-    _print(table if found else "no jobs yet: goblin jobs submit FILE")
+    screen.write(job_show.listed(found))
 
 
 @jobs.command()
@@ -115,28 +182,14 @@ def list_jobs(limit: int, as_json: bool, data: Path | None) -> None:
 @JSON
 @DATA
 def show(job_id: str, as_json: bool, data: Path | None) -> None:
-    """One job, and how it came to be where it is."""
-    job = _show(Api(data), job_id)
+    """One job: how far it is, what it costs, why it runs where it runs, how it came to be there."""
+    job = Api(data).get(f"/jobs/{job_id}")
     if as_json:
         click.echo(json.dumps(job))
         return
-    from rich.table import Table
+    from goblin.cli import job_show, screen
 
-    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_column(style="bold", no_wrap=True)
-    table.add_column(overflow="fold")
-    saved = job["checkpoint"]
-    rows = [
-        ("job", job["job_id"]), ("state", _coloured(job["state"])), ("done", _done(job)),
-        ("attempt", f"{job['attempt']} on {job['provider']}" if job["provider"] else "none yet"),
-        ("checkpoint", f"{saved['step']} in {saved['manifest_uri']}" if saved else "none yet"),
-        ("dataset", job["dataset_uri"]), ("output", job["output_uri"]),
-    ]  # fmt: skip
-    for name, value in rows:
-        table.add_row(name, str(value))
-    for line in job["history"]:
-        table.add_row(_when(line["at"]), f"{_coloured(line['state'])}: {_escaped(line['reason'])}")
-    _print(table)
+    screen.write(*job_show.job(job))
 
 
 @jobs.command()
@@ -145,38 +198,9 @@ def show(job_id: str, as_json: bool, data: Path | None) -> None:
 @DATA
 def watch(job_id: str, as_json: bool, data: Path | None) -> None:
     """Follow a job to its end; the exit code says whether it succeeded."""
-    _watch(Api(data), job_id, as_json=as_json)
+    from goblin.cli import job_watch
 
-
-def _watch(api: Api, job_id: str, *, as_json: bool) -> None:
-    last: dict[str, Any] = {}
-    if as_json:
-        for last in _changes(api, job_id):
-            click.echo(json.dumps(last))
-    else:
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-        with Progress(*columns) as progress:
-            bar = progress.add_task(job_id, total=None)
-            for last in _changes(api, job_id):
-                what = f"{job_id}  {_coloured(last['state'])}  attempt {last['attempt']}"
-                progress.update(bar, description=what, completed=last["step"], total=last["total"])
-        click.echo(f"{job_id} {last['state']}: {last['reason']}")
-    raise SystemExit(0 if last["state"] == "succeeded" else 1)
-
-
-def _changes(api: Api, job_id: str) -> Iterator[dict[str, Any]]:
-    """The job each time it is another than before, until it has ended."""
-    seen = None
-    while True:
-        job = _show(api, job_id)
-        if (job["state"], job["step"], job["attempt"]) != seen:
-            seen = (job["state"], job["step"], job["attempt"])
-            yield job
-        if job["state"] in ENDED:
-            return
-        time.sleep(WATCH_S)
+    job_watch.watch(Api(data), job_id, as_json=as_json)
 
 
 @jobs.command()
@@ -187,34 +211,3 @@ def cancel(job_id: str, as_json: bool, data: Path | None) -> None:
     """End a job; what it had not finished is not written."""
     job = Api(data).post(f"/jobs/{job_id}/cancel")
     click.echo(json.dumps(job) if as_json else f"{job_id} is {job['state']}")
-
-
-def _show(api: Api, job_id: str) -> dict[str, Any]:
-    job: dict[str, Any] = api.get(f"/jobs/{job_id}")
-    return job
-
-
-def _done(job: dict[str, Any]) -> str:
-    return f"{job['step']} of {job['total']}" if job["total"] is not None else "-"
-
-
-def _coloured(state: str) -> str:
-    return f"[{COLOURS[state]}]{state}[/]" if state in COLOURS else state
-
-
-def _escaped(text: str) -> str:
-    from rich.markup import escape
-
-    return escape(text)
-
-
-def _when(instant: str) -> str:
-    return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _print(what: Any) -> None:
-    from rich.console import Console
-
-    console = Console(highlight=False)
-    # A pipe has no width: rich would take 80 columns and cut what does not fit.
-    Console(highlight=False, width=None if console.is_terminal else 200).print(what)

@@ -8,8 +8,10 @@ import os
 import runpy
 import shlex
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import IO, Any, ClassVar, Literal, NoReturn
 
 import click
 
@@ -20,6 +22,27 @@ DATA = click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), envvar="GOBLIN_DATA",
     help="Folder of all local state. Default: .goblin in the checkout.",
 )  # fmt: skip
+
+
+class BadWords(click.ClickException):
+    """What was typed makes no sense; one line says what would."""
+
+    exit_code = 2
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        click.echo(f"goblin: {self.message}", file=file, err=file is None)
+
+
+@contextmanager
+def _one_line() -> Iterator[None]:
+    """Say what is wrong with a command's words, not the usage of all of them."""
+    try:
+        yield
+    except click.exceptions.NoArgsIsHelpError:
+        raise
+    except click.UsageError as error:
+        where = f" ({error.ctx.command_path} --help says more)" if error.ctx else ""
+        raise BadWords(f"{' '.join(error.format_message().split()).rstrip('.')}{where}") from error
 
 
 class _Commands(click.Group):
@@ -33,6 +56,14 @@ class _Commands(click.Group):
         "keys": ("goblin.cli.keys", "keys"),
         "models": ("goblin.cli.models", "models"),
     }
+
+    def make_context(self, *words: Any, **more: Any) -> click.Context:
+        with _one_line():
+            return super().make_context(*words, **more)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with _one_line():
+            return super().invoke(ctx)
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self.lazy})
@@ -51,7 +82,7 @@ def main() -> None:
     """One OpenAI-compatible endpoint and one job topic in front of many GPU clouds."""
 
 
-def fail(message: str) -> None:
+def fail(message: str) -> NoReturn:
     """End with one line that says what to do."""
     click.echo(f"goblin: {message}", err=True)
     raise SystemExit(1)
@@ -126,7 +157,6 @@ def _checkout() -> Path:
     root = places.checkout()
     if root is None:
         fail("tests and benches live in the checkout: git clone it and run ./goblin there.")
-        raise AssertionError
     return root
 
 

@@ -1,0 +1,198 @@
+"""Jobs as tables: the list, one job, and why it runs where it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from goblin.cli import screen
+from goblin.cli.screen import marked, span, usd
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+Told = Mapping[str, Any]
+"""A job, or a part of one, as `/jobs` tells it."""
+
+ENDED = ("succeeded", "failed", "cancelled", "refused")
+CANDIDATES_SHOWN = 15
+WIDE, NARROW = 110, 70
+"""Columns of a terminal from which on, and below which, the list shows more, and less."""
+
+
+def listed(found: Sequence[Told]) -> Table | str:
+    """The list of jobs; fewer columns where there is less room."""
+    from rich.table import Table
+
+    if not found:
+        return "no jobs yet: goblin jobs submit --help"
+    console = screen.console()
+    room = console.width if console.is_terminal else WIDE
+    columns = {
+        "job": lambda job: job["job_id"],
+        "kind": (lambda job: job["kind"]) if room >= NARROW else None,
+        "state": lambda job: screen.state(job["state"]),
+        "done": done,
+        "spent": lambda job: usd(job["spent_usd_micros"]),
+        "attempt": (lambda job: str(job["attempt"])) if room >= NARROW else None,
+        "requested": (lambda job: screen.when(job["requested_at"])) if room >= WIDE else None,
+        "reason": (lambda job: marked(job["reason"])) if room >= NARROW else None,
+    }
+    shown = {title: cell for title, cell in columns.items() if cell is not None}
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in shown:
+        table.add_column(title, no_wrap=title not in ("job", "reason"), overflow="fold")
+    for job in found:
+        table.add_row(*(cell(job) for cell in shown.values()))
+    return table
+
+
+def job(told: Told) -> Iterator[Any]:
+    """One job: where it is, why there, and how it came to be there."""
+    yield _pairs(list(_facts(told)))
+    weighed = told["placement"] or told["no_placement"]
+    if weighed:
+        yield ""
+        yield from _why(weighed)
+    yield ""
+    yield _pairs([(screen.when(one["at"]), _happened(one)) for one in told["history"]])
+
+
+def _pairs(rows: Sequence[tuple[str, str]]) -> Table:
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_column(style="bold", no_wrap=True)
+    table.add_column(overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _happened(line: Told) -> str:
+    return f"{screen.state(line['state'])}: {marked(line['reason'])}"
+
+
+def _facts(told: Told) -> Iterator[tuple[str, str]]:
+    saved, needs = told["checkpoint"], told["needs"]
+    yield "job", f"{told['job_id']} ({told['kind']}{', ' + marked(told['task']) if told['task'] else ''})"
+    yield "state", f"{screen.state(told['state'])}: {marked(told['reason'])}"
+    yield "done", f"{done(told)}{pace(told)}"
+    yield "attempt", _attempt(told)
+    if told["stop"]:
+        yield "asked to stop", f"{marked(told['stop']['reason'])}; taken away {screen.ahead(told['stop']['by'])}"
+    if told["lies"]:
+        yield "lies", f"{told['lies']}: what its hosts said or uploaded was not so"
+    yield "money", money(told)
+    if told["deadline"]:
+        yield "deadline", f"{screen.when(told['deadline'])}, {screen.ahead(told['deadline'])}"
+    if needs["gpu_types"] or needs["gpu_count"]:
+        yield "needs", _needs(needs)
+    yield "checkpoint", f"step {saved['step']} in {marked(saved['manifest_uri'])}" if saved else "none yet"
+    for name in ("dataset", "output"):
+        if told[f"{name}_uri"]:
+            yield name, marked(told[f"{name}_uri"])
+
+
+def _attempt(told: Told) -> str:
+    if not told["attempt"]:
+        return "none yet"
+    where = told["placement"]
+    said = f"{told['attempt']} on {told['provider'] or (where and where['provider'])}"
+    if where and where["gpu"]:
+        said += f", {where['gpu_count']} x {where['gpu']}{' on spot' if where['spot'] else ''}"
+    if where and where["place"]:
+        said += f" in {marked(where['place'])}"
+    return said + (f"; {_times(told['preemptions'])} preempted" if told["preemptions"] else "")
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _needs(needs: Told) -> str:
+    said = f"{needs['gpu_count'] or 1} x {' or '.join(needs['gpu_types']) or 'any GPU'}"
+    if needs["gpu_memory_mib_min"]:
+        said += f" of at least {needs['gpu_memory_mib_min']:,} MiB"
+    return said
+
+
+def done(told: Told) -> str:
+    """How far it is: `120 of 400 (30 %)`, or `120`."""
+    step, total = told["step"], told["total"]
+    if total is None:
+        return str(step) if step else "-"
+    return f"{step} of {total}" + (f" ({100 * step // total} %)" if 0 < step < total else "")
+
+
+def pace(told: Told) -> str:
+    """Speed, loss and the time left, as far as they are known and the job runs."""
+    said, progress, left_s = [], told["progress"] or {}, told["forecast"]["left_s"]
+    if told["state"] == "running" and progress.get("steps_per_s"):
+        said.append(speed(progress["steps_per_s"]))
+    if progress.get("loss") is not None:
+        said.append(f"loss {progress['loss']:.4g}")
+    if told["state"] == "running" and left_s is not None:
+        said.append(f"{span(left_s)} left")
+    return "".join(f", {one}" for one in said)
+
+
+def speed(steps_per_s: float) -> str:
+    """Steps a second, a minute or an hour: whichever is not tiny."""
+    for seconds, unit in ((1, "s"), (60, "min")):
+        if steps_per_s * seconds >= 1:
+            return f"{steps_per_s * seconds:.3g}/{unit}"
+    return f"{steps_per_s * 3600:.3g}/h"
+
+
+def money(told: Told) -> str:
+    """What it has cost, what it costs, and what it comes to."""
+    spent, at_end, price = told["spent_usd_micros"], told["forecast"]["at_end_usd_micros"], _price(told)
+    said = f"{usd(spent)} spent"
+    if price:
+        said += f" at {usd(price)}/h"
+    if at_end is not None and at_end > spent:
+        said += f", about {usd(at_end)} at the end"
+    if told["budget_usd_micros"] is not None:
+        said += f", of a budget of {usd(told['budget_usd_micros'])}"
+    return said
+
+
+def _price(told: Told) -> int:
+    return 0 if told["state"] in ENDED else int(told["forecast"]["price_usd_micros_per_hour"])
+
+
+def _why(weighed: Told) -> Iterator[Any]:
+    """The candidates, cheapest first, and why each of the others was not taken."""
+    from rich.table import Table
+
+    chosen = weighed.get("offer_id")
+    yield f"[bold]{'why here' if chosen else 'why nowhere'}[/]  {marked(weighed['reason'])}"
+    if (least := weighed.get("price_usd_micros_per_hour_min")) is not None:
+        yield f"it could run for {usd(least)} an hour: --max-cost"
+    candidates = weighed["candidates"]
+    if not candidates:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    table.add_column("")
+    for title in ("offer", "how", "all in", "to the end", "in", "losses", "rejected"):
+        number = title in ("all in", "to the end", "in", "losses")
+        table.add_column(title, justify="right" if number else "left", no_wrap=title != "rejected", overflow="fold")
+    for one in candidates[:CANDIDATES_SHOWN]:
+        table.add_row(
+            "[green]>[/]" if one["offer_id"] == chosen else "",
+            f"{one['provider']} {marked(one['offer_id'])}",
+            "spot" if one["spot"] else "on demand",
+            _or_dash(one["all_in_usd_micros_per_hour"], lambda price: f"{usd(price)}/h"),
+            _or_dash(one["cost_usd_micros"], usd),
+            _or_dash(one["duration_s"], span),
+            _or_dash(one["losses"], lambda losses: f"{losses:.2g}"),
+            marked(one["rejected"] or ""),
+        )
+    yield table
+    if len(candidates) > CANDIDATES_SHOWN:
+        yield f"and {len(candidates) - CANDIDATES_SHOWN} more: --json"
+
+
+def _or_dash(value: Any, say: Any) -> str:
+    return "-" if value is None else str(say(value))

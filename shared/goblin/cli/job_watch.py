@@ -1,0 +1,143 @@
+"""Following a job to its end: a bar on a terminal, a line a change in a pipe."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Any, NoReturn
+
+import click
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+
+from goblin.cli import screen
+from goblin.cli.api import Api, NoAnswer
+from goblin.cli.job_show import ENDED, Told, done, money, pace
+from goblin.cli.main import fail
+from goblin.cli.screen import marked
+
+LOOK_S = 0.5
+LINE_S = 5.0
+"""A pipe gets a line for each change of state, and of progress alone at most one in so many seconds."""
+SILENCE_S_MAX = 90.0
+"""A Goblin that is started again is waited for."""
+INTERRUPTED = 130
+
+
+def watch(api: Api, job_id: str, *, as_json: bool) -> NoReturn:
+    """Follow a job; the exit code says whether it succeeded."""
+    follow = _in_json if as_json else _on_terminal if screen.console().is_terminal else _in_lines
+    try:
+        last = follow(api, job_id)
+    except KeyboardInterrupt:
+        click.echo(f"\n{job_id} goes on: goblin jobs watch {job_id}", err=True)
+        raise SystemExit(INTERRUPTED) from None
+    if not as_json:
+        click.echo(f"{job_id} {last['state']}: {screen.plain(last['reason'])}; {money(last)}")
+    raise SystemExit(0 if last["state"] == "succeeded" else 1)
+
+
+def looks(api: Api, job_id: str) -> Iterator[Told]:
+    """The job at every look until it has ended; silence for a while is borne."""
+    heard_at = time.monotonic()
+    while True:
+        try:
+            job: dict[str, Any] = api.look(f"/jobs/{job_id}").json()
+        except NoAnswer as reason:
+            if time.monotonic() - heard_at > SILENCE_S_MAX:
+                fail(str(reason))
+        else:
+            heard_at = time.monotonic()
+            yield job
+            if job["state"] in ENDED:
+                return
+        time.sleep(LOOK_S)
+
+
+def _changes(api: Api, job_id: str) -> Iterator[Told]:
+    """The job each time it is another than before."""
+    seen = None
+    for job in looks(api, job_id):
+        now = (*_standing(job), job["step"], job["progress"])
+        if now != seen:
+            seen = now
+            yield job
+
+
+def _standing(job: Told) -> tuple[Any, ...]:
+    return job["state"], job["attempt"], job["preemptions"], bool(job["stop"])
+
+
+def _in_json(api: Api, job_id: str) -> Told:
+    last: Told = {}
+    for last in _changes(api, job_id):
+        click.echo(json.dumps(last))
+    return last
+
+
+def _in_lines(api: Api, job_id: str) -> Told:
+    last: Told = {}
+    stood, said_at = None, -LINE_S
+    for last in _changes(api, job_id):
+        now = time.monotonic()
+        if _standing(last) != stood or now - said_at >= LINE_S:
+            stood, said_at = _standing(last), now
+            click.echo(f"{datetime.now().astimezone():%H:%M:%S} {line(last)}")
+    return last
+
+
+def line(job: Told) -> str:
+    """All of a job that moves, in one line."""
+    said = f"{job['state']} {done(job)}{pace(job)}; {money(job)}; {attempt(job)}"
+    waits = _waits(job)
+    return said + (f"; {screen.plain(waits)}" if waits else "")
+
+
+def attempt(job: Told) -> str:
+    """Which attempt it is, where, and how many came to nothing."""
+    said = f"attempt {job['attempt']}" + (f" on {job['provider']}" if job["provider"] else "")
+    lost = job["preemptions"]
+    return said + (f", {lost} preemption{'' if lost == 1 else 's'}" if lost else "")
+
+
+def _waits(job: Told) -> str:
+    """Why it does not run, or will not for long."""
+    if job["stop"]:
+        return f"asked to stop: {job['stop']['reason']}"
+    return "" if job["state"] in ("running", *ENDED) else str(job["reason"])
+
+
+def _on_terminal(api: Api, job_id: str) -> Told:
+    last: Told = {}
+    console = screen.console()
+    with Live(console=console, get_renderable=lambda: picture(last, console), refresh_per_second=4) as live:
+        for job in looks(api, job_id):
+            last = job
+            live.refresh()
+    return last
+
+
+def picture(job: Told, console: Console) -> Group | str:
+    """A bar with what a person asks first: how far, how fast, how dear."""
+    if not job:
+        return "…"
+    known, running = job["total"] is not None, job["state"] == "running"
+    bar = Table.grid(padding=(0, 1, 0, 0))
+    bar.add_row(
+        ProgressBar(
+            total=max(1, job["total"]) if known else None, completed=job["step"], pulse=running and not known,
+            width=max(8, min(40, console.width - 30)),
+        ),
+        f"{done(job)}{pace(job)}" if console.width >= 80 else done(job),
+    )  # fmt: skip
+    head = f"[bold]{job['job_id']}[/]  {screen.state(job['state'])}  {attempt(job)}"
+    rows: list[Any] = [head, bar, money(job)]
+    if console.width < 80 and pace(job):
+        rows.insert(2, pace(job).removeprefix(", "))
+    if waits := _waits(job):
+        rows.append(f"[yellow]{marked(waits)}[/]")
+    return Group(*rows)
