@@ -111,10 +111,15 @@ class Rent:
     until: datetime
     """What is put aside pays until then; beyond it the instance must not live."""
     reserved_usd_micros: int
-    seq: int = 1
+    """0: it is a plan, and nothing may be rented on it."""
+    seq: int = 0
     """Of the last exchange with the ledger."""
+    shortest_s: int = 0
+    """Of a first slice: what is shorter is not worth a start."""
+    part: int = 1
+    """Counts the UTC days that it goes over: each day's is put aside and settled for itself, as it is billed."""
     ended_at: datetime | None = None
-    """When its instance was first known to be gone."""
+    """When its instance was first known to be gone, or the next day's part took over; from then on it is settled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -171,8 +176,10 @@ class Job:
     spent_usd_micros: int = 0
     """Settled, over all attempts."""
     stop: Stop | None = None
+    seq: int = 0
+    """Counts changes of state and new attempts: each is announced on `job-status-changed`."""
     announced_seq: int = 0
-    """Of the last `job-status-changed` that is known to be out."""
+    """Up to here it is known to be out."""
     lies: int = 0
     """What its hosts said or uploaded that was not so."""
 

@@ -51,6 +51,8 @@ class Ask:
     """Nothing is reserved from the lease until the answer is here, so it may shrink; otherwise it may only grow."""
     close: bool = False
     """It is done with the lease; ignored while anything is reserved or not yet written as an entry."""
+    expires_at: datetime | None = None
+    """When it counts as dead unless it is heard of again; None: after `LEASE_LIFE`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,7 +134,7 @@ def exchange(ask: Ask, lease: Lease | None, accounts: Sequence[Account], *, now:
         keep = max(need, 0 if near else min(ask.want_usd_micros, LEASE_USD_MICROS_MAX, room // SHARES))
     granted = used + keep if ask.still else max(used + keep, lease.granted_usd_micros)
     change = granted - lease.granted_usd_micros
-    lease = replace(lease, granted_usd_micros=granted, seq=ask.seq, expires_at=now + LEASE_LIFE)
+    lease = replace(lease, granted_usd_micros=granted, seq=ask.seq, expires_at=ask.expires_at or now + LEASE_LIFE)
     accounts = [_move(account, lease, spent=0, leased=change) for account in accounts]
     closed = ask.still and ask.close and used == lease.settled_usd_micros
     told, crossings = _announce(accounts, refused=shortage)
