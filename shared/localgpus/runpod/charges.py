@@ -1,0 +1,93 @@
+"""Seconds into money: what ran when, at which price, and what that comes to in any span of time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from fractions import Fraction
+
+import msgspec
+
+MONTH_HOURS = 720
+"""Disks are priced by the month, of thirty days."""
+MONTH_S = MONTH_HOURS * 3600
+DISK_USD_MICROS = 100_000
+"""A GB and month of a container's disk, and of a volume while its pod is up."""
+IDLE_VOLUME_USD_MICROS = 200_000
+"""Of a volume whose pod is stopped. Source of all three: docs.runpod.io/pods/pricing, read 2026-11-25."""
+
+
+class What(StrEnum):
+    GPU = "gpu"
+    DISK = "disk"
+    VOLUME = "volume"
+
+
+class Span(msgspec.Struct, kw_only=True):
+    """Something that cost the same each second from one second to another."""
+
+    pod_id: str
+    what: What
+    usd_micros_per_month: int
+    since: int
+    """Seconds since 1970; billing knows whole seconds."""
+    until: int | None = None
+    """None: it still costs."""
+
+    def cost(self, start: int, end: int) -> Fraction:
+        """What it came to between two instants, in millionths of a dollar."""
+        last = end if self.until is None else min(self.until, end)
+        return Fraction(self.usd_micros_per_month * max(0, last - max(self.since, start)), MONTH_S)
+
+
+def total(spans: Iterable[Span], until: int) -> Fraction:
+    """What everything came to up to an instant, in millionths of a dollar."""
+    return sum((span.cost(0, until) for span in spans), Fraction(0))
+
+
+def burn_per_s(spans: Iterable[Span]) -> Fraction:
+    """Millionths of a dollar a second, of what still costs."""
+    return sum((Fraction(span.usd_micros_per_month, MONTH_S) for span in spans if span.until is None), Fraction(0))
+
+
+def start_of_bucket(at: datetime, size: str) -> datetime:
+    """The last boundary at or before an instant, in UTC; weeks begin on Monday."""
+    at = at.astimezone(UTC)
+    if size == "hour":
+        return at.replace(minute=0, second=0, microsecond=0)
+    day = at.replace(hour=0, minute=0, second=0, microsecond=0)
+    match size:
+        case "week":
+            return day - timedelta(days=day.weekday())
+        case "month":
+            return day.replace(day=1)
+        case "year":
+            return day.replace(month=1, day=1)
+    return day
+
+
+def next_bucket(start: datetime, size: str) -> datetime:
+    """The boundary after one."""
+    days = {"hour": 0, "day": 1, "week": 7, "month": 32, "year": 367}[size]
+    later = start + timedelta(days=days, hours=1 if size == "hour" else 0)
+    return start_of_bucket(later, size)
+
+
+def last_bucket(start: datetime, size: str) -> datetime:
+    """The boundary before one."""
+    return start_of_bucket(start - timedelta(seconds=1), size)
+
+
+def buckets(start: datetime, end: datetime, size: str) -> Iterator[tuple[datetime, datetime]]:
+    """Whole buckets that cover a time, the first one first."""
+    at = start_of_bucket(start, size)
+    while at < end:
+        after = next_bucket(at, size)
+        yield at, after
+        at = after
+
+
+def usd(micros: Fraction) -> float:
+    """As the wire has it."""
+    return float(micros / 1_000_000)

@@ -1,0 +1,43 @@
+"""How often an account may ask, and the headers that say what is left of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+WINDOWS = (("minute", 60, 60), ("hour", 3000, 3600), ("day", 50_000, 86_400))
+"""Name, requests, seconds: the schema's example, taken for the order of magnitude."""
+
+
+@dataclass
+class Quota:
+    """Fixed windows, each from its first request on. That they are fixed ones is inferred."""
+
+    windows: tuple[tuple[str, int, int], ...] = WINDOWS
+    _used: dict[str, tuple[float, int]] = field(default_factory=dict)
+    """Since when, and how many, by window."""
+
+    def take(self, now: float) -> tuple[dict[str, str], str | None]:
+        """Count one request: the headers of its answer, and the window that refuses it, if one does."""
+        refused: str | None = None
+        wait_s, left = 0.0, []
+        for name, most, seconds in self.windows:
+            since, used = self._used.get(name, (now, 0))
+            if now >= since + seconds:
+                since, used = now, 0
+            self._used[name] = (since, used)
+            resets_s = since + seconds - now
+            if used >= most:
+                refused, wait_s = name, resets_s
+        for name, most, seconds in self.windows:
+            since, used = self._used[name]
+            used += refused is None
+            self._used[name] = (since, used)
+            left.append(f'"{name}";r={max(0, most - used)};t={math.ceil(since + seconds - now)}')
+        headers = {
+            "RateLimit": ", ".join(left),
+            "RateLimit-Policy": ", ".join(f'"{name}";q={most};w={seconds}' for name, most, seconds in self.windows),
+        }
+        if refused is not None:
+            headers["Retry-After"] = str(max(1, math.ceil(wait_s)))
+        return headers, refused
