@@ -97,6 +97,7 @@ async def finish(controller: Controller, stop: asyncio.Event, *, step: int = 0) 
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({finishing, stopped}, return_when=asyncio.FIRST_COMPLETED)
     stopped.cancel()
+    await asyncio.wait({finishing}, timeout=LAST_WORDS_S_MAX)
     if finishing.done():
         finishing.result()
     finishing.cancel()

@@ -1,0 +1,184 @@
+"""Files of the bucket, in parallel ranges, each resumed where it broke off; nobody sees one before it is verified."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+from goblin_agent.digests import NAME, differs
+from goblin_worker.controller import File, Grant
+
+RANGE_BYTES = 8 * 1024 * 1024
+PARALLEL = 8
+"""One connection is far slower than a line."""
+TRIES = 8
+"""In a row without a new byte."""
+BACKOFF_S_MAX = 10.0
+TIMEOUT = httpx.Timeout(60.0, connect=15.0)
+EXPIRED = frozenset({400, 401, 403})
+
+Renew = Callable[[], Awaitable[Grant]]
+"""A new grant for the same file: grants expire."""
+
+
+class Unreadable(Exception):
+    """The bucket does not give the file, or not the right one."""
+
+
+@dataclass
+class Source:
+    """Where a file is read; all its ranges share what is learned about its grant."""
+
+    http: httpx.AsyncClient
+    file: File
+    renew: Renew
+    grant: Grant = field(init=False)
+    _renewing: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    def __post_init__(self) -> None:
+        self.grant = self.file.grant
+
+    async def refresh(self, expired: Grant) -> None:
+        """Ask for a new grant, once for all ranges that found it expired."""
+        async with self._renewing:
+            if self.grant is expired:
+                self.grant = await self.renew()
+
+
+async def fetch(http: httpx.AsyncClient, file: File, folder: Path, renew: Renew) -> Path:
+    """Bring a file into the folder, whole and verified.
+
+    Args:
+        http: For the bucket.
+        file: What to read, and what it must be.
+        folder: Where it will lie under its name. What an interrupted call left there is used.
+        renew: Gives a new grant.
+
+    Raises:
+        Unreadable: The bucket refuses or stays away, or the file is another one twice.
+    """
+    if not NAME.match(file.name):
+        raise Unreadable(f"a file cannot be named {file.name!r}")
+    path, part = folder / file.name, folder / f".{file.name}.part"
+    if await asyncio.to_thread(_is_here, path, file):
+        return path
+    why = None
+    for _ in range(2):
+        await _ranges(Source(http, file, renew), part)
+        why = await asyncio.to_thread(differs, part, file)
+        if why is None:
+            _journal(part).unlink(missing_ok=True)
+            part.replace(path)
+            return path
+        part.unlink()
+        _journal(part).unlink(missing_ok=True)
+    raise Unreadable(f"the bucket gives another file: {why}")
+
+
+def _is_here(path: Path, file: File) -> bool:
+    """Whether an earlier call has brought it; another file under its name goes."""
+    if not path.exists():
+        return False
+    if differs(path, file) is None:
+        return True
+    path.unlink()
+    return False
+
+
+def _journal(part: Path) -> Path:
+    return part.with_suffix(".ranges")
+
+
+async def _ranges(source: Source, part: Path) -> None:
+    """Fill the file, except what the journal says is there."""
+    file = source.file
+    done = _begin(part, file)
+    waiting = [start for start in range(0, file.size, RANGE_BYTES) if start not in done]
+    target = os.open(part, os.O_WRONLY)
+    try:
+        with _journal(part).open("a") as journal:
+
+            async def work() -> None:
+                while waiting:
+                    start = waiting.pop(0)
+                    await _range(source, target, start, min(start + RANGE_BYTES, file.size))
+                    await asyncio.to_thread(os.fsync, target)
+                    journal.write(f"{start}\n")
+                    journal.flush()
+
+            workers = [asyncio.create_task(work()) for _ in range(min(PARALLEL, len(waiting)))]
+            try:
+                await asyncio.gather(*workers)
+            finally:
+                for worker in workers:
+                    worker.cancel()
+                await asyncio.gather(*workers, return_exceptions=True)
+    finally:
+        os.close(target)
+
+
+def _begin(part: Path, file: File) -> set[int]:
+    """Make room for the file; the ranges of it that an earlier call has written."""
+    key = f"{file.size} {file.crc32c} {RANGE_BYTES}\n"
+    done = _read_journal(_journal(part), key) if part.exists() else set()
+    if not done:
+        _journal(part).write_text(key)
+    part.touch(mode=0o600)
+    os.truncate(part, file.size)
+    return done
+
+
+def _read_journal(path: Path, key: str) -> set[int]:
+    """The ranges that were written, if they are of the same file; a torn last line does not count."""
+    if not path.exists():
+        return set()
+    text = path.read_text()
+    if not text.startswith(key):
+        return set()
+    return {int(line) for line in text.removeprefix(key).splitlines(keepends=True) if line.endswith("\n")}
+
+
+async def _range(source: Source, target: int, start: int, end: int) -> None:
+    """Write the bytes from `start` up to `end`, going on where a connection broke."""
+    tries, why = 0, ""
+    while start < end:
+        grant = source.grant
+        try:
+            got, why = await _piece(source, target, start, end)
+        except httpx.TransportError as error:
+            got, why = 0, f"{type(error).__name__}: {error}"
+        if got:
+            start, tries = start + got, 0
+            continue
+        tries += 1
+        if tries >= TRIES:
+            raise Unreadable(f"{source.file.name} at byte {start}: {why}")
+        if why[:3] in {str(status) for status in EXPIRED}:
+            await source.refresh(grant)
+        await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.1 * 2**tries))
+
+
+async def _piece(source: Source, target: int, start: int, end: int) -> tuple[int, str]:
+    """How many bytes arrived before the end or the break, and what the answer was when none did."""
+    headers = {**source.grant.headers, "range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
+    at = start
+    async with source.http.stream("GET", source.grant.url, headers=headers, timeout=TIMEOUT) as answer:
+        if answer.status_code != 206:
+            text = (await answer.aread())[:200].decode(errors="replace")
+            return 0, f"{answer.status_code}: {text}"
+        try:
+            async for chunk in answer.aiter_raw():
+                # No more than was asked for, whoever answers.
+                chunk = chunk[: end - at]
+                os.pwrite(target, chunk, at)
+                at += len(chunk)
+        except httpx.TransportError:
+            if at == start:
+                raise
+    return at - start, "the answer was empty"

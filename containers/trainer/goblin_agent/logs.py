@@ -1,0 +1,136 @@
+"""What the task and the agent say, on its way to the bucket: in pieces, never more than the controller allows.
+
+The controller lets the first pieces be large and the later ones small, so that a log is bounded whatever is written.
+What does not fit is left out from the middle of a piece, and the piece says how much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import deque
+
+import httpx
+
+from goblin_worker.controller import Controller, Over, Rejected, Unreachable
+from goblin_worker.crc32c import crc32c, text
+
+log = logging.getLogger(__name__)
+
+LARGE_PIECES = 100
+PIECE_BYTES_MAX = 256 * 1024
+SMALL_PIECE_BYTES_MAX = 8 * 1024
+PIECES_MAX = 10_000
+PERIOD_S = 5.0
+"""Between two pieces at first; a long life makes it longer, so that the pieces last for weeks."""
+TIMEOUT_S = 30.0
+LAST_LINES = 20
+LINE_CHARACTERS_MAX = 400
+
+
+def room(number: int) -> int:
+    """How many bytes the piece with this number may have; 0: there is no such piece."""
+    if number >= PIECES_MAX:
+        return 0
+    return PIECE_BYTES_MAX if number < LARGE_PIECES else SMALL_PIECE_BYTES_MAX
+
+
+class Log(logging.Handler):
+    """Takes bytes of the task and records of the agent; gives pieces."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.setFormatter(logging.Formatter("%(asctime)s goblin: %(message)s"))
+        self._head = bytearray()
+        self._tail: deque[bytes] = deque()
+        self._tail_bytes = 0
+        self._left_out = 0
+        self._rest = b""
+        self._lines: deque[str] = deque(maxlen=LAST_LINES)
+        self.number = 0
+        """Of the next piece."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._keep(self.format(record).encode(errors="replace") + b"\n")
+
+    def write(self, data: bytes) -> None:
+        """Take what the task wrote."""
+        self._keep(data)
+        *whole, rest = (self._rest + data).split(b"\n")
+        self._rest = rest[-LINE_CHARACTERS_MAX * 4 :]
+        self._lines.extend(_shown(line) for line in whole[-LAST_LINES:] if line.strip())
+
+    def last_lines(self) -> str:
+        """The end of what the task wrote."""
+        lines = [*self._lines, *([_shown(self._rest)] if self._rest.strip() else [])]
+        return "\n".join(lines[-LAST_LINES:])
+
+    def _keep(self, data: bytes) -> None:
+        """Half of a piece from its beginning, half from its end."""
+        half = max(1, (room(self.number) - 100) // 2)
+        fits = max(0, half - len(self._head)) if not self._tail else 0
+        self._head += data[:fits]
+        data = data[fits:]
+        if not data:
+            return
+        self._left_out += max(0, len(data) - half)
+        data = data[-half:]
+        self._tail.append(data)
+        self._tail_bytes += len(data)
+        while self._tail_bytes > half:
+            oldest = self._tail.popleft()
+            over = min(len(oldest), self._tail_bytes - half)
+            self._left_out += over
+            self._tail_bytes -= over
+            if over < len(oldest):
+                self._tail.appendleft(oldest[over:])
+
+    def take(self) -> bytes:
+        """What was written since the last piece, if there may be another one; at most its room."""
+        if room(self.number) == 0:
+            return b""
+        gap = f"\n… {self._left_out} bytes are left out …\n".encode() if self._left_out else b""
+        piece = bytes(self._head) + gap + b"".join(self._tail)
+        self._head.clear()
+        self._tail.clear()
+        self._tail_bytes = self._left_out = 0
+        return piece
+
+
+def _shown(line: bytes) -> str:
+    return line.decode(errors="replace").strip()[-LINE_CHARACTERS_MAX:]
+
+
+async def ship(log_: Log, http: httpx.AsyncClient, controller: Controller) -> None:
+    """Upload pieces until cancelled; a log that cannot be uploaded holds nothing up."""
+    while True:
+        await asyncio.sleep(PERIOD_S + log_.number / 40)
+        try:
+            await ship_once(log_, http, controller)
+        except Unreachable as error:
+            log.info("the log waits: %s", error)
+
+
+async def ship_once(log_: Log, http: httpx.AsyncClient, controller: Controller) -> None:
+    """Upload what there is.
+
+    Raises:
+        Over, Unreachable: As the controller says.
+    """
+    piece = log_.take()
+    if not piece:
+        return
+    checksum = text(crc32c(piece))
+    while room(log_.number) >= len(piece):
+        try:
+            grant = await controller.log(log_.number, len(piece), checksum)
+            answer = await http.put(grant.url, content=piece, headers=grant.headers, timeout=TIMEOUT_S)
+        except Over:
+            raise
+        except (Rejected, httpx.TransportError) as error:
+            log.warning("a piece of the log is lost: %s", type(error).__name__)
+            return
+        log_.number += 1
+        # A piece of this number is there: the agent was restarted, or the answer to an earlier try was lost.
+        if answer.status_code != 412:
+            return

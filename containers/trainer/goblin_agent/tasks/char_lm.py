@@ -1,0 +1,176 @@
+"""`char-lm`: a character-level language model in plain NumPy, trained by SGD on the job's dataset.
+
+It reads `context` characters, embeds them, and guesses the next one through one hidden layer (Bengio et al., 2003).
+The weights are drawn from the seed, the rows of a step from the seed and the step's number, and nothing else is random:
+a training that was interrupted ends with the same bits as one that was not, on one kind of processor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from goblin_agent.tasks.contract import Place, refuse
+
+for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+    # How many threads share a sum decides how it is rounded.
+    os.environ.setdefault(_name, "1")
+
+try:
+    import numpy as np
+except ImportError:
+    refuse("char-lm needs NumPy, and this image has none: pip install numpy")
+
+Weights = dict[str, "np.ndarray[Any, np.dtype[np.float32]]"]
+FORMAT = 1
+STATE = "state.npz"
+FACTS = "facts.json"
+DATASET_BYTES_MAX = 256 * 1024 * 1024
+MOMENTUM = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Everything that decides the weights, beside the dataset."""
+
+    seed: int
+    steps: int
+    context: int
+    width: int
+    hidden: int
+    rows: int
+    rate: float
+
+
+class Model:
+    """The weights and their momentum."""
+
+    def __init__(self, recipe: Recipe, alphabet: bytes) -> None:
+        dice, count = np.random.default_rng(recipe.seed), len(alphabet)
+        inputs = recipe.context * recipe.width
+        shapes = {
+            "embed": (count, recipe.width), "hidden": (inputs, recipe.hidden), "hidden_bias": (recipe.hidden,),
+            "out": (recipe.hidden, count), "out_bias": (count,),
+        }  # fmt: skip
+        self.weights: Weights = {}
+        for name, shape in shapes.items():
+            scale = 0.0 if len(shape) == 1 else 0.1 if name == "embed" else shape[0] ** -0.5
+            self.weights[name] = (dice.standard_normal(shape) * scale).astype(np.float32)
+        self.momentum: Weights = {name: np.zeros_like(weight) for name, weight in self.weights.items()}
+
+    def learn(self, rows: Any, targets: Any, rate: float) -> float:
+        """Take one step on rows (B, context) and the characters after them (B); the mean loss before it, in nats."""
+        weights, size = self.weights, len(rows)
+        embedded = weights["embed"][rows].reshape(size, -1)
+        hidden = np.tanh(embedded @ weights["hidden"] + weights["hidden_bias"])
+        logits = hidden @ weights["out"] + weights["out_bias"]
+        logits -= logits.max(axis=1, keepdims=True)
+        chances = np.exp(logits)
+        sums = chances.sum(axis=1, keepdims=True)
+        loss = float((np.log(sums[:, 0]) - logits[np.arange(size), targets]).mean())
+        chances /= sums
+        chances[np.arange(size), targets] -= 1.0
+        chances /= size
+        back = (chances @ weights["out"].T) * (1.0 - hidden * hidden)
+        embed = np.zeros_like(weights["embed"])
+        np.add.at(embed, rows.reshape(-1), (back @ weights["hidden"].T).reshape(-1, weights["embed"].shape[1]))
+        gradients = {
+            "embed": embed, "hidden": embedded.T @ back, "hidden_bias": back.sum(axis=0),
+            "out": hidden.T @ chances, "out_bias": chances.sum(axis=0),
+        }  # fmt: skip
+        for name, gradient in gradients.items():
+            self.momentum[name] = np.float32(MOMENTUM) * self.momentum[name] - np.float32(rate) * gradient
+            weights[name] += self.momentum[name]
+        return loss
+
+
+def rows_of(recipe: Recipe, text: Any, step: int) -> tuple[Any, Any]:
+    """The rows of a step and the characters after them: always the same ones for the same step."""
+    starts = np.random.default_rng([recipe.seed, step]).integers(0, len(text) - recipe.context, recipe.rows)
+    rows = text[starts[:, None] + np.arange(recipe.context)[None, :]]
+    return rows, text[starts + recipe.context]
+
+
+def write(folder: Path, model: Model, facts: dict[str, Any]) -> None:
+    """A checkpoint's files."""
+    arrays: dict[str, Any] = {f"weights.{name}": value for name, value in model.weights.items()}
+    arrays |= {f"momentum.{name}": value for name, value in model.momentum.items()}
+    np.savez(folder / STATE, **arrays)
+    (folder / FACTS).write_text(json.dumps(facts, sort_keys=True))
+
+
+def load(folder: Path, model: Model, expected: dict[str, Any]) -> int:
+    """Fill the model from a checkpoint; its step."""
+    facts = json.loads((folder / FACTS).read_text())
+    for name, value in expected.items():
+        if facts.get(name) != value:
+            refuse(f"the checkpoint was made with {name} {facts.get(name)!r}, not {value!r}")
+    with np.load(folder / STATE, allow_pickle=False) as arrays:
+        for name in model.weights:
+            model.weights[name] = arrays[f"weights.{name}"]
+            model.momentum[name] = arrays[f"momentum.{name}"]
+    return int(facts["step"])
+
+
+def _read(place: Place) -> bytes:
+    files = sorted(place.inputs.iterdir())
+    if len(files) != 1:
+        refuse("char-lm trains on a dataset: give the job a dataset_uri")
+    if files[0].stat().st_size > DATASET_BYTES_MAX:
+        refuse(f"the dataset has over {DATASET_BYTES_MAX} bytes")
+    return files[0].read_bytes()
+
+
+def main() -> int:
+    """Train to the last step, or until told to stop."""
+    place = Place()
+    recipe = Recipe(
+        seed=place.whole("seed", 1), steps=place.whole("steps", 1000, least=1),
+        context=place.whole("context", 8, least=1, most=256), width=place.whole("width", 16, least=1, most=1024),
+        hidden=place.whole("hidden", 64, least=1, most=8192), rows=place.whole("rows", 32, least=1, most=65_536),
+        rate=place.number("rate", 0.05, most=10.0),
+    )  # fmt: skip
+    pace = place.number("pace", 0.0)
+    every = place.whole("save_every", 0)
+    data = _read(place)
+    if len(data) <= recipe.context:
+        refuse(f"the dataset has {len(data)} bytes; a row alone takes {recipe.context + 1}")
+    alphabet = bytes(sorted(set(data)))
+    codes = np.zeros(256, dtype=np.int64)
+    codes[list(alphabet)] = np.arange(len(alphabet))
+    text = codes[np.frombuffer(data, dtype=np.uint8)]
+    model = Model(recipe, alphabet)
+    facts = {"format": FORMAT, "recipe": asdict(recipe), "alphabet": alphabet.hex()}
+    step = load(place.resume, model, facts) if place.resume else 0
+    sys.stderr.write(f"char-lm: {len(data)} bytes, {len(alphabet)} characters, step {step} of {recipe.steps}\n")
+    loss, saved = 0.0, step
+
+    def save() -> None:
+        nonlocal saved
+        place.save(step, lambda folder: write(folder, model, {**facts, "step": step, "loss": loss}), loss=loss)
+        saved = step
+
+    place.say(step, recipe.steps)
+    while step < recipe.steps and not place.stopping:
+        started = time.monotonic()
+        loss = model.learn(*rows_of(recipe, text, step), recipe.rate)
+        step += 1
+        place.say(step, recipe.steps, loss=loss)
+        if (every and step % every == 0) or place.due():
+            save()
+        if pace:
+            time.sleep(max(0.0, 1.0 / pace - (time.monotonic() - started)))
+    if step > saved:
+        save()
+    place.say(step, recipe.steps, last=True)
+    sys.stderr.write(f"char-lm: ends at step {step} with loss {loss:.4f}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

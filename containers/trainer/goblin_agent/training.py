@@ -1,0 +1,228 @@
+"""A training: inputs in, the task as a child process, checkpoints out, until it is done or must go."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from goblin_agent import gpu, tasks
+from goblin_agent.ending import Ending, Verdict, judge
+from goblin_agent.fetch import Unreadable, fetch
+from goblin_agent.logs import Log, ship, ship_once
+from goblin_agent.task import Child, Folders, Progress, Said
+from goblin_agent.uploads import BadCheckpoint, Uploader
+from goblin_worker.attempt import TAKEN, broken, finish, last_words
+from goblin_worker.controller import Controller, Disbelieved, File, Grant, Inputs, Rejected, Standing, Unreachable, Work
+
+log = logging.getLogger(__name__)
+
+SAVE_S_MAX = 60.0
+"""How long a task may take to save and end when it is asked to."""
+LOOK_S = 0.2
+"""Between two looks for new checkpoints and progress: a folder cannot call."""
+LAST_LOG_S_MAX = 5.0
+LOSSES_MAX = 10_000
+CHECKPOINT_S = 900.0
+"""Where the controller says nothing."""
+
+
+class Training:
+    """One attempt at a training job, claimed already."""
+
+    def __init__(
+        self, http: httpx.AsyncClient, controller: Controller, work: Work, folders: Folders, log_: Log,
+        stop: asyncio.Event,
+    ) -> None:  # fmt: skip
+        """Nothing starts yet.
+
+        Args:
+            http: For the bucket.
+            controller: Speaks for the attempt.
+            work: What the controller assigned.
+            folders: Where everything of this attempt lies.
+            log_: Takes what the task writes.
+            stop: Set from outside when the machine is being taken away.
+        """
+        self._http = http
+        self._controller = controller
+        self._work = work
+        self._folders = folders
+        self._log = log_
+        self._stop = stop
+        self._why_stop: str | None = None
+        self._said = Said(step=work.step)
+        self._uploader = Uploader(http, controller, folders.checkpoints, work.step)
+        self._child: Child | None = None
+
+    async def run(self) -> int:
+        """To the end; the process's exit code.
+
+        Raises:
+            Over, Unreachable: As the controller says. The task is dead by then.
+        """
+        beating = asyncio.create_task(self._beat())
+        shipping = asyncio.create_task(ship(self._log, self._http, self._controller))
+        working = asyncio.create_task(self._lead())
+        try:
+            await asyncio.wait({beating, shipping, working}, return_when=asyncio.FIRST_COMPLETED)
+            # The others end only by an error: the attempt is over, or the controller is.
+            return next(one for one in (working, beating, shipping) if one.done()).result() or 0
+        finally:
+            if self._child is not None:
+                self._child.kill()
+            for one in (beating, shipping, working):
+                one.cancel()
+            await asyncio.gather(beating, shipping, working, return_exceptions=True)
+
+    async def _lead(self) -> int:
+        """Work, then say how it ended."""
+        try:
+            command = tasks.command(self._work.task, os.environ.get("GOBLIN_TASKS"))
+            if not await self._unless_stopped(self._prepare()):
+                verdict, why = Verdict.WITHDRAW, self._why_stop or TAKEN
+            else:
+                verdict, why = await self._train(command)
+        except (tasks.UnknownTask, BadCheckpoint) as reason:
+            verdict, why = Verdict.FAIL, str(reason)
+        except (Unreadable, Disbelieved, Rejected, OSError) as reason:
+            # Another machine, with another disk and another line, may do better.
+            verdict, why = Verdict.WITHDRAW, f"{type(reason).__name__}: {reason}"
+        log.info("%s: %s", verdict, why)
+        with suppress(TimeoutError, Unreachable):
+            await asyncio.wait_for(ship_once(self._log, self._http, self._controller), LAST_LOG_S_MAX)
+        match verdict:
+            case Verdict.FINISH:
+                await finish(self._controller, self._stop, step=self._uploader.saved)
+                return 0
+            case Verdict.FAIL:
+                return await broken(self._controller, why)
+            case Verdict.WITHDRAW:
+                return await last_words(self._controller, why, step=self._uploader.saved)
+
+    async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
+        """Whether the work was done before the stop; else it is given up."""
+        working, stopping = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
+        try:
+            await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
+            if working.done():
+                working.result()
+            return working.done()
+        finally:
+            for one in (working, stopping):
+                one.cancel()
+            await asyncio.gather(working, stopping, return_exceptions=True)
+
+    async def _prepare(self) -> None:
+        """Everything that the task reads, verified before it starts."""
+        work, folders = self._work, self._folders
+        await asyncio.gather(
+            *(self._fetch(file, folders.inputs, lambda inputs: inputs.files) for file in work.inputs.files),
+            *(self._fetch(file, folders.resume, lambda inputs: inputs.checkpoint) for file in work.inputs.checkpoint),
+        )
+        parameters = {**work.parameters, **({"model": work.model} if work.model else {})}
+        folders.parameters.write_text(json.dumps(parameters))
+        folders.say_checkpoint_s(work.checkpoint_s or CHECKPOINT_S)
+
+    async def _fetch(self, file: File, folder: Path, among: Callable[[Inputs], Sequence[File]]) -> None:
+        async def renew() -> Grant:
+            found = [one for one in among(await self._controller.inputs()) if one.name == file.name]
+            if not found or (found[0].size, found[0].crc32c) != (file.size, file.crc32c):
+                raise Unreadable(f"{file.name} is not what it was")
+            return found[0].grant
+
+        await fetch(self._http, file, folder, renew)
+        log.info("%s is here and verified: %d bytes", file.name, file.size)
+
+    async def _train(self, command: Sequence[str]) -> tuple[Verdict, str]:
+        environment = self._folders.environment(resuming=bool(self._work.inputs.checkpoint), given=os.environ)
+        log.info(
+            "job %s, attempt %d: the task starts at step %d", self._work.job_id, self._work.attempt, self._work.step
+        )
+        child = await Child.start(command, cwd=self._folders.work, environment=environment, output=self._log.write)
+        self._child = child
+        ending = asyncio.create_task(child.wait())
+        stopping = asyncio.create_task(self._stop.wait())
+        saving = asyncio.create_task(self._save_all(ending))
+        killed = False
+        try:
+            await asyncio.wait({ending, stopping, saving}, return_when=asyncio.FIRST_COMPLETED)
+            if saving.done():
+                saving.result()  # Only an error ends it before the task.
+            if not ending.done():
+                child.ask_to_save()
+                await asyncio.wait({ending}, timeout=SAVE_S_MAX)
+                killed = not ending.done()
+                child.kill()
+            code = await ending
+            await saving
+        finally:
+            child.kill()
+            for one in (ending, stopping, saving):
+                one.cancel()
+            await asyncio.gather(ending, stopping, saving, return_exceptions=True)
+        stopped = (self._why_stop or TAKEN) if self._stop.is_set() else None
+        return judge(
+            Ending(
+                code=code, saved=self._uploader.saved, total=self._said.total, stopped=stopped, killed=killed,
+                last_lines=self._log.last_lines(),
+            )
+        )  # fmt: skip
+
+    async def _save_all(self, ending: asyncio.Task[int]) -> None:
+        """Upload checkpoints as they appear, the last one after the task has ended."""
+        progress = Progress(self._folders.progress)
+        while True:
+            last = ending.done()
+            for line in progress.read():
+                self._hear(line)
+            step = self._uploader.newest()
+            if step is not None:
+                await self._uploader.save(step)
+            elif last:
+                return
+            else:
+                await asyncio.wait({ending}, timeout=LOOK_S)
+
+    def _hear(self, line: bytes) -> None:
+        self._said.hear(line)
+        one = Said()
+        one.hear(line)
+        if one.loss is not None and one.step > self._uploader.saved:
+            self._uploader.losses[one.step] = one.loss
+            while len(self._uploader.losses) > LOSSES_MAX:
+                self._uploader.losses.pop(next(iter(self._uploader.losses)))
+
+    async def _beat(self) -> None:
+        """Say how it goes; do what the answer says."""
+        while True:
+            await asyncio.sleep(self._work.heartbeat_s)
+            said = self._said
+            total = said.total if said.total is not None and said.total >= said.step else None
+            try:
+                standing = await self._controller.heartbeat(
+                    said.step, total=total, loss=said.loss, steps_per_s=said.steps_per_s, save_s=said.save_s,
+                    gpu_share=await gpu.share(),
+                )  # fmt: skip
+            except Rejected as reason:
+                standing = Standing(stop=f"the controller does not take its heartbeats: {reason}")
+            if standing.checkpoint_s is not None:
+                self._folders.say_checkpoint_s(standing.checkpoint_s)
+            if standing.stop is not None and not self._stop.is_set():
+                self._why_stop = standing.stop
+                self._stop.set()
+
+
+async def run_training(
+    http: httpx.AsyncClient, controller: Controller, work: Work, *, folders: Folders, log_: Log, stop: asyncio.Event
+) -> int:
+    """One attempt at a training job, claimed already; the process's exit code."""
+    folders.make()
+    return await Training(http, controller, work, folders, log_, stop).run()

@@ -1,0 +1,123 @@
+"""Checkpoints on their way to the bucket: announced, uploaded, committed; the controller says whether they exist."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+import shutil
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from goblin_agent.digests import CHUNK, NAME, describe
+from goblin_worker.controller import Controller, Grant, Rejected
+
+log = logging.getLogger(__name__)
+
+FILES_MAX = 64
+FILE_BYTES_MAX = 5 * 1024**3
+STEP_MAX = 99_999_999
+TRIES = 6
+BACKOFF_S_MAX = 20.0
+TIMEOUT = httpx.Timeout(300.0, connect=15.0)
+_STEP = re.compile(r"^step-([0-9]{1,8})\Z")
+
+
+class BadCheckpoint(Exception):
+    """The task writes what cannot be a checkpoint; another machine would not change that."""
+
+
+class Uploader:
+    """Saves what a task leaves in its folder of checkpoints, the newest first; older ones are not missed."""
+
+    def __init__(self, http: httpx.AsyncClient, controller: Controller, folder: Path, saved: int) -> None:
+        """Nothing starts yet.
+
+        Args:
+            http: For the bucket.
+            controller: Grants and verifies.
+            folder: Where the task writes `step-N.tmp` and renames it to `step-N`.
+            saved: The step that the attempt started from.
+        """
+        self._http = http
+        self._controller = controller
+        self._folder = folder
+        self.saved = saved
+        """The last step that the controller has verified."""
+        self.losses: dict[int, float] = {}
+        """By step, as the task told them; kept with the checkpoint."""
+
+    def newest(self) -> int | None:
+        """The newest whole checkpoint that is not saved yet."""
+        steps = [int(found[1]) for entry in self._folder.iterdir() if (found := _STEP.match(entry.name))]
+        return max((step for step in steps if step > self.saved), default=None)
+
+    async def save(self, step: int) -> None:
+        """Upload a step and have it verified; then it and the older ones are taken off the disk.
+
+        Raises:
+            BadCheckpoint: It has no files, or too many, or names that cannot be.
+            Over, Disbelieved, Rejected, Unreachable: As the controller says.
+        """
+        where = self._folder / f"step-{step}"
+        paths = _files(where)
+        files = [await asyncio.to_thread(describe, path) for path in paths]
+        upload_id = await self._upload(step, where, files)
+        loss = self.losses.get(step)
+        await self._controller.commit_checkpoint(step, self.saved, upload_id, files, loss=loss)
+        log.info("saved step %d: %d bytes", step, sum(file["size"] for file in files))
+        self.saved = step
+        self.losses = {at: loss for at, loss in self.losses.items() if at > step}
+        await asyncio.to_thread(self._clear)
+
+    async def _upload(self, step: int, where: Path, files: list[dict[str, Any]]) -> str:
+        """Try after try goes into a folder of its own: a torn one is in nobody's way."""
+        why = ""
+        for tries in range(1, TRIES + 1):
+            upload_id, grants = await self._controller.begin_checkpoint(step, files)
+            for file in files:
+                why = await self._put(where / file["name"], file["size"], grants[file["name"]])
+                if why:
+                    break
+            else:
+                return upload_id
+            log.info("step %d is not uploaded yet: %s", step, why)
+            await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.2 * 2**tries))
+        raise Rejected(f"the bucket does not take step {step}: {why}")
+
+    async def _put(self, path: Path, size: int, grant: Grant) -> str:
+        """Why the bucket did not take it; empty when it did."""
+        headers = {**grant.headers, "content-length": str(size)}
+        try:
+            answer = await self._http.put(grant.url, content=_chunks(path), headers=headers, timeout=TIMEOUT)
+        except (httpx.TransportError, httpx.StreamError) as error:
+            return f"{type(error).__name__}: {error}"
+        return "" if answer.is_success else f"{answer.status_code}: {answer.text[:200]}"
+
+    def _clear(self) -> None:
+        for entry in self._folder.iterdir():
+            found = _STEP.match(entry.name)
+            if found and int(found[1]) <= self.saved:
+                shutil.rmtree(entry, ignore_errors=True)
+
+
+def _files(where: Path) -> list[Path]:
+    found = sorted(where.iterdir())
+    if not 1 <= len(found) <= FILES_MAX:
+        raise BadCheckpoint(f"{where.name} has {len(found)} files; a checkpoint has 1 to {FILES_MAX}")
+    for path in found:
+        if not path.is_file() or path.is_symlink() or not NAME.match(path.name):
+            raise BadCheckpoint(f"{where.name} may hold only plain files with plain names, not {path.name!r}")
+        if not 0 < (size := path.stat().st_size) <= FILE_BYTES_MAX:
+            raise BadCheckpoint(f"{where.name}/{path.name} has {size} bytes; a file has 1 to {FILE_BYTES_MAX}")
+    return found
+
+
+async def _chunks(path: Path) -> AsyncGenerator[bytes, None]:
+    with path.open("rb") as file:
+        while chunk := await asyncio.to_thread(file.read, CHUNK):
+            yield chunk
