@@ -18,7 +18,7 @@ CALL_S_MAX = 20.0
 
 
 def topics(declaration: Path, *, project: str, functions_url: str, invoker_email: str) -> None:
-    """Create each topic, its dead letter, and its push subscription to `/fn/<function>/`."""
+    """Create each topic and, where a function listens, its dead letter and push subscription to `/fn/<function>/`."""
     from google.api_core.exceptions import AlreadyExists
     from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
     from google.protobuf.duration_pb2 import Duration
@@ -40,6 +40,8 @@ def topics(declaration: Path, *, project: str, functions_url: str, invoker_email
         for topic, details in said["topics"].items():
             dead, path = f"{topic}-dead", publisher.topic_path(project, topic)
             ensure(publisher.create_topic, {"name": path})
+            if "function" not in details:
+                continue  # For apps, which bring their own subscriptions.
             ensure(publisher.create_topic, {"name": publisher.topic_path(project, dead)})
             # A dead letter topic without a subscription loses what it is for.
             parked = types.Subscription(
