@@ -23,6 +23,10 @@ def options(words: list[str] | None = None) -> Options:
     parser.add_argument("--storage-port", type=int, default=0)
     parser.add_argument("--declaration", type=Path, help="JSON file with indexes, ttl and schedules")
     parser.add_argument("--functions-url", help="where scheduled functions answer")
+    parser.add_argument(
+        "--every", action="append", type=_every, default=[], metavar="SCHEDULE=SECONDS",
+        help="tick a schedule every so many seconds (1 to 59) instead of as it is declared",
+    )  # fmt: skip
     parser.add_argument("--invoker-email", default=Options.__dataclass_fields__["invoker_email"].default)
     parser.add_argument("--firestore-mode", choices=["pessimistic", "optimistic"], default="pessimistic")
     parser.add_argument("--chaos-seed", type=int, help="duplicate and reorder deliveries on purpose, from this seed")
@@ -36,10 +40,18 @@ def options(words: list[str] | None = None) -> Options:
         storage_port=said.storage_port,
         declaration=said.declaration,
         functions_url=said.functions_url,
+        every_s=dict(said.every),
         invoker_email=said.invoker_email,
         firestore_mode=said.firestore_mode,
         chaos=None if said.chaos_seed is None else Chaos(said.chaos_seed),
     )
+
+
+def _every(text: str) -> tuple[str, int]:
+    name, _, seconds = text.partition("=")
+    if not name or not seconds.isdecimal() or not 1 <= int(seconds) <= 59:
+        raise argparse.ArgumentTypeError(f"{text!r} is not SCHEDULE=SECONDS, 1 to 59 seconds")
+    return name, int(seconds)
 
 
 async def serve(chosen: Options) -> None:

@@ -4,7 +4,7 @@ The same JSON file that Terraform reads for production; topics are created by cl
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,12 +21,13 @@ class Declaration:
     schedules: Sequence[Schedule] = ()
 
 
-def read(path: Path | None, *, functions_url: str | None) -> Declaration:
+def read(path: Path | None, *, functions_url: str | None, every_s: Mapping[str, int] | None = None) -> Declaration:
     """Read the declaration file.
 
     Args:
         path: The file; None declares nothing.
         functions_url: Where scheduled functions answer, each at `/fn/<name>/`; None ticks none.
+        every_s: Schedules that tick every so many seconds instead, from each full minute on.
 
     Raises:
         ValueError: The file does not say what it must; the message names the place.
@@ -35,10 +36,13 @@ def read(path: Path | None, *, functions_url: str | None) -> Declaration:
         return Declaration()
     try:
         said = json.loads(path.read_text())
+        every_s = every_s or {}
+        if unknown := every_s.keys() - said.get("schedules", {}).keys():
+            raise ValueError(f"{path}: there is no schedule {', '.join(sorted(unknown))}")
         schedules = [
             Schedule(
                 name=name,
-                cron=schedule["schedule"],
+                cron=f"*/{every_s[name]} * * * * *" if name in every_s else schedule["schedule"],
                 url=f"{functions_url}/fn/{schedule['function']}/",
                 audience=str(functions_url),
                 attempt_deadline_s=schedule["attempt_deadline_s"],

@@ -33,7 +33,7 @@ class Schedule:
 
     name: str
     cron: str
-    """Five fields, UTC."""
+    """Five fields, UTC; a sixth, before them, is seconds."""
     url: str
     audience: str
     attempt_deadline_s: float = 180.0

@@ -7,8 +7,8 @@ import asyncio
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
@@ -53,6 +53,8 @@ class Options:
     declaration: Path | None = None
     functions_url: str | None = None
     """Scheduled functions answer below it; None ticks none."""
+    every_s: Mapping[str, int] = field(default_factory=dict)
+    """Schedules that tick every so many seconds, 1 to 59, instead of as they are declared: nobody watches a minute."""
     invoker_email: str = "goblin-invoker@goblin-local.iam.gserviceaccount.com"
     """Who scheduled calls say they are."""
     firestore_mode: Literal["pessimistic", "optimistic"] = "pessimistic"
@@ -78,7 +80,7 @@ class LocalCloud:
 
     def __init__(self, options: Options) -> None:
         self._options = options
-        said = declaration.read(options.declaration, functions_url=options.functions_url)
+        said = declaration.read(options.declaration, functions_url=options.functions_url, every_s=options.every_s)
         folder, clock = options.folder, options.clock
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.identity = Identity(folder, clock=clock)
