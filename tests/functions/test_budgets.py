@@ -56,6 +56,10 @@ def test_a_budget_is_set_shown_and_taken_away(
     assert (vastai["account"], vastai["period"], vastai["limit_usd_micros"]) == ("vastai", "month", 25_500_000)
     assert vastai["left_usd_micros"] == 25_500_000
     assert "$0.01 per day" in goblin("budget", "show")
+    assert ann["unreachable"] == "refuse"
+    goblin("budget", "set", "key/ann", "0.01", "--per", "day", "--when-unreachable", "spend_lent")
+    ann = httpx.get(f"{url}/budgets", headers=HEADERS, timeout=20).raise_for_status().json()[0]
+    assert (ann["unreachable"], ann["action"]) == ("spend_lent", "alert")
     goblin("budget", "set", "key/ann", "none", "--per", "day")
     assert [b["account"] for b in json.loads(goblin("budget", "show", "--json"))["budgets"]] == ["vastai"]
     goblin("budget", "set", "key/ann", "much", code=2)

@@ -1,16 +1,19 @@
 """Purses of instances on one ledger: what is refused, what is written, and how often the ledger is asked."""
 
 import asyncio
+import contextlib
 import itertools
 import random
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
 
-from goblin.domain.accounts import Limit, Period
+from goblin.domain.accounts import Limit, Period, Unreachable
 from goblin.errors import StoreUnavailable
-from goblin.policy.spending import Ask, Crossing, Shortage, Step
+from goblin.policy.purse import SAFETY
+from goblin.policy.spending import LEASE_LIFE, Ask, Crossing, Shortage, Step
 from goblin.services.spending import BLIND_S, IDLE, REFUSED_S, Reservation, Spender, spent_entry
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FixedClock
@@ -165,6 +168,56 @@ async def test_when_the_ledger_is_silent_nothing_is_spent_and_nobody_waits_long(
         with pytest.raises(StoreUnavailable):
             await firm.spenders[0].reserve(*ANN, f"b{n}", 1)
     assert asyncio.get_running_loop().time() - started < 0.05
+
+
+async def lent(unreachable: Unreachable) -> Firm:
+    """A firm with something spare, whose ledger falls silent."""
+    firm = Firm(10_000_000)
+    limit = Limit(period=Period.MONTH, limit_usd_micros=10_000_000, unreachable=unreachable)
+    firm.ledger.declared = {"key/ann": (limit,), "total": (replace(limit, unreachable=Unreachable.SPEND_LENT),)}
+    for _ in range(6):
+        await firm.pay(await firm.ask(100), 60)
+    await firm.spenders[0].tend()
+    assert firm.tally().leased_usd_micros > 300
+    firm.ledger.down = True
+    await firm.pay(await firm.ask(100), 60)
+    await firm.spenders[0].tend()  # What was spent cannot be written: that is how it is noticed.
+    return firm
+
+
+async def test_while_the_ledger_is_silent_a_budget_refuses_even_what_was_lent() -> None:
+    firm = await lent(Unreachable.REFUSE)
+    for _ in range(2):
+        with pytest.raises(StoreUnavailable):
+            await firm.ask(100)
+        firm.clock.at += timedelta(seconds=BLIND_S)
+    firm.ledger.down = False
+    assert isinstance(await firm.ask(100), Reservation)  # It is asked again by itself.
+    before = firm.ledger.exchanges
+    assert isinstance(await firm.ask(100), Reservation)
+    assert firm.ledger.exchanges == before
+
+
+async def test_a_budget_may_say_that_what_was_lent_is_spent_meanwhile_and_no_more() -> None:
+    firm = await lent(Unreachable.SPEND_LENT)
+    sent = 0
+    with contextlib.suppress(StoreUnavailable):
+        while sent < 10_000:
+            await firm.pay(await firm.ask(100), 60)
+            sent += 1
+    assert 0 < sent < 10_000
+    firm.check()
+    firm.ledger.down = False
+    await firm.spenders[0].tend()
+    firm.check()
+    assert await firm.spent() == firm.paid
+
+
+async def test_what_was_lent_is_not_spent_beyond_its_time_however_long_the_silence() -> None:
+    firm = await lent(Unreachable.SPEND_LENT)
+    firm.clock.at += LEASE_LIFE - SAFETY
+    with pytest.raises(StoreUnavailable):
+        await firm.ask(1)
 
 
 async def test_an_answer_that_was_lost_lends_nothing_twice() -> None:

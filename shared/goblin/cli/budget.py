@@ -13,7 +13,7 @@ import msgspec
 
 from goblin.cli.main import DATA
 from goblin.cli.reach import person, reach, run
-from goblin.domain.accounts import Limit, Period
+from goblin.domain.accounts import Limit, Period, Unreachable
 from goblin.domain.money import USD_MICROS, Action, Balance, Entry, Freeze, month_of, show_usd
 from goblin.services import budget as service
 
@@ -37,9 +37,17 @@ def budget() -> None:
     "--action", type=click.Choice([a.value for a in Action]), default=Action.ALERT.value, show_default=True,
     help="What follows when it is used up. The budget itself always refuses what does not fit.",
 )  # fmt: skip
+@click.option(
+    "--when-unreachable", type=click.Choice([u.value for u in Unreachable]), default=Unreachable.REFUSE.value,
+    show_default=True,
+    help="What may be spent while the ledger does not answer: nothing, or what an instance was lent before, for a "
+    "minute at most. Neither can overspend.",
+)  # fmt: skip
 @JSON
 @DATA
-def set_limit(account: str, dollars: str, per: str, action: str, as_json: bool, data: Path | None) -> None:
+def set_limit(
+    account: str, dollars: str, per: str, action: str, when_unreachable: str, as_json: bool, data: Path | None
+) -> None:
     """Let at most DOLLARS be spent under ACCOUNT; `none` for DOLLARS takes the limit away.
 
     ACCOUNT is `total`, a provider (`openai`), a key (`key/NAME`), a key at a provider (`openai/NAME`) or a job
@@ -48,7 +56,10 @@ def set_limit(account: str, dollars: str, per: str, action: str, as_json: bool, 
     period = Period(per)
     chosen = None
     if dollars != "none":
-        chosen = Limit(period=period, limit_usd_micros=_micros(dollars), action=Action(action))
+        chosen = Limit(
+            period=period, limit_usd_micros=_micros(dollars), action=Action(action),
+            unreachable=Unreachable(when_unreachable),
+        )  # fmt: skip
     reach(data)
 
     async def work() -> None:

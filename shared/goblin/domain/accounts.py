@@ -46,6 +46,18 @@ def resets_at(period: Period, now: datetime) -> datetime | None:
             return None
 
 
+class Unreachable(StrEnum):
+    """What may be spent under a budget while nobody can ask the ledger; what is free goes on in any case.
+
+    Neither can overspend: an amount beyond what was lent could not be bounded for all instances together.
+    """
+
+    REFUSE = "refuse"
+    """Nothing, from when it is noticed, which takes seconds."""
+    SPEND_LENT = "spend_lent"
+    """What an instance was lent before, for a minute: a freeze made in the meantime is not known."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Limit:
     """The most that may be spent under an account in a window."""
@@ -54,6 +66,7 @@ class Limit:
     limit_usd_micros: int
     action: Action = Action.ALERT
     """What follows when it is used up."""
+    unreachable: Unreachable = Unreachable.REFUSE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from goblin.domain.accounts import Account, Lease, Limit, Period, Tally, windows_of
+from goblin.domain.accounts import Account, Lease, Limit, Period, Tally, Unreachable, windows_of
 from goblin.domain.accounts import resets_at as period_resets_at
 from goblin.domain.money import Action, Entry, EntryKind
 
@@ -94,6 +94,8 @@ class Step:
     crossings: tuple[Crossing, ...] = ()
     near: bool = False
     """So little is left that nothing spare is lent; what is not needed should come back at once."""
+    strict: bool = True
+    """While the ledger is silent nothing is spent of it: one of its budgets says so."""
     writes: bool = True
     """False when the step was made before, or there is nothing to do."""
 
@@ -145,6 +147,7 @@ def exchange(ask: Ask, lease: Lease | None, accounts: Sequence[Account], *, now:
         shortage=shortage,
         crossings=crossings,
         near=near,
+        strict=any(limit.unreachable is Unreachable.REFUSE for account in accounts for limit in account.limits),
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from goblin import events
-from goblin.domain.accounts import Account, Limit, Period, Tally, resets_at, window_of
+from goblin.domain.accounts import Account, Limit, Period, Tally, Unreachable, resets_at, window_of
 from goblin.domain.models import Endpoint
 from goblin.domain.money import ACCOUNT, TOTAL, Action, Entry, EntryKind, Freeze
 from goblin.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
@@ -113,6 +113,7 @@ class Budget:
     left_usd_micros: int
     resets_at: datetime | None
     action: Action
+    unreachable: Unreachable
     frozen: str = ""
     """Why nothing is spent under the account, whatever is left."""
 
@@ -139,6 +140,7 @@ async def overview(deps: Deps) -> list[Budget]:
                     left_usd_micros=max(0, limit.limit_usd_micros - tally.spent_usd_micros - tally.leased_usd_micros),
                     resets_at=resets_at(limit.period, now),
                     action=limit.action,
+                    unreachable=limit.unreachable,
                     frozen=reasons.get(account.name, ""),
                 )
             )

@@ -69,6 +69,8 @@ class _Till:
     waiting_usd_micros: int = 0
     near: bool = False
     """The ledger lends worst cases only."""
+    strict: bool = True
+    """While it is silent, nothing is spent of what it lent."""
     recent: deque[datetime] = field(default_factory=lambda: deque(maxlen=KEPT_FROM))
     refused: tuple[datetime, int, Shortage] | None = None
     """Until when, what amount, and why."""
@@ -110,6 +112,8 @@ class Spender:
         self._tend_every_s = tend_every_s
         self._tills: dict[tuple[str, tuple[str, ...]], _Till] = {}
         self._blind_until: datetime | None = None
+        self._silent = False
+        """The ledger has not answered when it was last asked."""
         self._beside: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
 
@@ -123,7 +127,7 @@ class Spender:
         """
         till, now = self._till(account, also), self._clock.now()
         till.recent.append(now)
-        if till.purse.reserve(reservation_id, amount_usd_micros, now=now):
+        if not self._must_ask(till) and till.purse.reserve(reservation_id, amount_usd_micros, now=now):
             if till.purse.due(now) and not till.lock.locked():
                 self._do_beside(self._renew(till))
             return Reservation(till.purse, reservation_id, amount_usd_micros, now)
@@ -136,7 +140,7 @@ class Spender:
             async with asyncio.timeout(RESERVE_S_MAX), till.lock:
                 return await self._borrow(till, reservation_id, amount_usd_micros)
         except TimeoutError as error:
-            self._blind_until = self._clock.now() + timedelta(seconds=BLIND_S)
+            self._no_answer()
             raise StoreUnavailable("The spend ledger did not answer in time, so nothing was spent.") from error
         finally:
             till.waiting_usd_micros -= amount_usd_micros
@@ -146,12 +150,13 @@ class Spender:
         for _ in range(EXCHANGES_MAX):
             now = self._clock.now()
             self._turn(till, now)
-            if till.purse.reserve(reservation_id, amount, now=now):
+            if not self._must_ask(till) and till.purse.reserve(reservation_id, amount, now=now):
                 return Reservation(till.purse, reservation_id, amount, now)
             repeated = till.purse.asked is not None
             waiting = till.waiting_usd_micros - amount
             step = await self._exchange(till.purse, need_usd_micros=amount, waiting_usd_micros=waiting)
-            till.near = step.near if step.writes else till.near
+            if step.writes:
+                till.near, till.strict = step.near, step.strict
             if not repeated and step.shortage is not None:
                 till.refused = (now + timedelta(seconds=REFUSED_S), amount, step.shortage)
                 return step.shortage
@@ -247,13 +252,25 @@ class Spender:
         try:
             step = await self._lender.exchange(ask, now=now)
         except StoreUnavailable:
-            self._blind_until = self._clock.now() + timedelta(seconds=BLIND_S)
+            self._no_answer()
             raise
-        self._blind_until = None
+        self._answered()
         purse.accept(step.lease, now=now)
         for crossing in step.crossings:
             self._do_beside(self._tell(crossing))
         return step
+
+    def _must_ask(self, till: _Till) -> bool:
+        """Whether nothing is spent of what was lent until the ledger is heard again."""
+        return self._silent and till.strict
+
+    def _no_answer(self) -> None:
+        self._blind_until = self._clock.now() + timedelta(seconds=BLIND_S)
+        self._silent = True
+
+    def _answered(self) -> None:
+        self._blind_until = None
+        self._silent = False
 
     async def _renew(self, till: _Till) -> None:
         """Ahead of time, so that nobody waits; requests go on meanwhile."""
@@ -300,6 +317,7 @@ class Spender:
                     try:
                         await self._write_batch(purse)
                     except StoreUnavailable as error:
+                        self._silent = True
                         log.warning("%d entries are not in the ledger yet: %s", len(purse.unwritten), error.message)
                         return
             till.unwritten_since = None
@@ -313,6 +331,7 @@ class Spender:
                     await self._ledger.record(entry)
                 except Conflict as error:
                     log.error("%s", error.message)
+        self._silent = False
         purse.wrote()
 
     def _do_beside(self, work: Coroutine[Any, Any, None]) -> None:
