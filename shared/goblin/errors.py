@@ -102,6 +102,10 @@ class StoreUnavailable(Transient):
     code = "store_unavailable"
 
 
+class UnknownTopic(StoreUnavailable):
+    """There is no such topic: it may be made later, or was never meant to be."""
+
+
 class LeaseHeld(Transient):
     """Somebody else works on the document now."""
 

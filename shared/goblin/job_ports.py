@@ -13,6 +13,7 @@ from goblin.domain.compute import Inventory, Order, Unknown
 from goblin.domain.jobs import Job
 from goblin.domain.market import Listing, Wanted
 from goblin.domain.work import Grant
+from goblin.policy.spot.watching import Watched
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,6 +36,12 @@ class JobStore(Protocol):
     async def replace(self, job: Job, version: str) -> Stored | None:
         """Write the job if it is still at the version; None when somebody else wrote it."""
 
+    async def place(self, job: Job, version: str, *, limit: int) -> Stored | None:
+        """Write a job that takes a place, as `replace` does, if at most `limit` of its kind have one then.
+
+        Two that want the last place at the same time do not both get it.
+        """
+
     async def list_open(self, limit: int) -> Sequence[Stored]:
         """Jobs with something left to do, the oldest first."""
 
@@ -51,6 +58,16 @@ class ObjectFacts:
     size: int
     crc32c: str
     metadata: Mapping[str, str] = field(default_factory=dict)
+
+
+class MarketStore(Protocol):
+    """What was seen of the market. Every method raises `StoreUnavailable` when the store does not answer."""
+
+    async def load(self) -> tuple[Watched, str | None]:
+        """What is known, and its version; nothing and None at first, or when what is stored is of another time."""
+
+    async def save(self, watched: Watched, version: str | None) -> bool:
+        """Write it if it is still at the version; False when somebody else wrote it."""
 
 
 class ObjectStore(Protocol):
@@ -95,7 +112,7 @@ class Bus(Protocol):
     """Topics."""
 
     async def publish(self, topic: str, event: msgspec.Struct) -> None:
-        """Returns once the message is kept. Raises `StoreUnavailable`."""
+        """Returns once the message is kept. Raises `StoreUnavailable`, `UnknownTopic` among them."""
 
 
 class ComputeProvider(Protocol):

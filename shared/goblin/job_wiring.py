@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from goblin import wiring
-from goblin.adapters.gcp.jobs import FirestoreAttemptKeys, FirestoreJobs
+from goblin.adapters.gcp.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
 from goblin.adapters.system import SystemClock
 from goblin.domain.jobs import Kind
+from goblin.domain.money import to_micros
 from goblin.job_ports import ComputeProvider
+from goblin.services import rents
 from goblin.services.jobs import JobDeps
 from goblin.settings import BadConfiguration
 
@@ -54,6 +57,10 @@ def _connect() -> JobDeps:
         url=_needed("GOBLIN_URL", "where rented instances reach this Goblin"),
         limits=LIMITS,
         new_secret=lambda: secrets.token_urlsafe(32),
+        market=FirestoreMarket(firestore),
+        money=rents.Deps(ledger=wiring.ledger(), lender=wiring.ledger(), announce=wiring.announce),
+        caps=_caps(),
+        image=wiring.settings().variables.get("GOBLIN_AGENT_IMAGE", ""),
     )
 
 
@@ -65,6 +72,17 @@ def _compute() -> dict[str, ComputeProvider]:
 
         providers[local.NAME] = local.connect(Path(folder))
     return providers
+
+
+def _caps() -> dict[str, int]:
+    """What an operator allows an instance of a provider to cost in an hour, in millionths of a dollar."""
+    said = wiring.settings().variables.get("VASTAI_MAX_COST_PER_HOUR", "")
+    if not said:
+        return {}
+    try:
+        return {"vastai": to_micros(Decimal(said))}
+    except (InvalidOperation, ValueError, OverflowError) as error:
+        raise BadConfiguration(f"VASTAI_MAX_COST_PER_HOUR is no amount of dollars: {said!r}") from error
 
 
 def _needed(name: str, meaning: str) -> str:

@@ -9,7 +9,7 @@ from typing import Protocol
 import msgspec
 
 from goblin.domain.accounts import Account, Lease, Limit, Period
-from goblin.domain.money import Balance, Entry, Freeze
+from goblin.domain.money import Balance, Bill, Entry, Freeze
 from goblin.domain.scaling import RunService
 from goblin.policy.spending import Ask, Step
 
@@ -37,6 +37,9 @@ class Ledger(Protocol):
 
     async def entries(self, *, limit: int) -> Sequence[Entry]:
         """The last entries, the newest first."""
+
+    async def rented(self, day: str) -> Sequence[Entry]:
+        """The settlements of rented instances that count in a day, by id."""
 
     async def actions(self, *, limit: int) -> Sequence[Entry]:
         """The last alerts, freezes and thaws, the newest first."""
@@ -93,8 +96,8 @@ class BillSource(Protocol):
     def final_after(self) -> timedelta:
         """How long after its end a day's bill may still change."""
 
-    async def billed_usd_micros(self, day: str) -> int:
-        """All of a UTC day so far, rounded up once.
+    async def bill(self, day: str) -> Bill:
+        """A UTC day so far.
 
         Raises:
             ProviderUnavailable: Nobody knows; never taken for zero.

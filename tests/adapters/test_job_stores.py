@@ -14,7 +14,7 @@ import httpx
 import pytest
 
 from goblin.adapters.gcp.gcs import GcsObjects
-from goblin.adapters.gcp.jobs import FirestoreAttemptKeys, FirestoreJobs
+from goblin.adapters.gcp.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
 from goblin.adapters.gcp.pubsub import PubSubBus
 from goblin.cli import places
 from goblin.domain.checkpoints import Checkpoint
@@ -22,9 +22,12 @@ from goblin.domain.compute import Lease
 from goblin.domain.jobs import Dataset, Job, Reason, State
 from goblin.errors import Conflict, NotFound, StoreUnavailable
 from goblin.events import CheckpointSaved, JobRequested
-from goblin.job_ports import JobStore, ObjectStore
+from goblin.job_ports import JobStore, MarketStore, ObjectStore, Stored
+from goblin.policy.spot.learning import Rates
+from goblin.policy.spot.reputation import Reputation
+from goblin.policy.spot.watching import Pool, Watched
 from tests.clouds import RunningCloud, environment
-from tests.fakes.jobs import MemoryJobs, MemoryObjects, crc32c
+from tests.fakes.jobs import MemoryJobs, MemoryMarket, MemoryObjects, crc32c
 
 NOW = datetime(2026, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
 KINDS = ("memory", "google")
@@ -112,6 +115,53 @@ async def test_a_job_that_is_not_there_cannot_be_replaced(jobs: JobStore) -> Non
     first = await jobs.create(job())
     assert first is not None
     assert await jobs.replace(job("nobody"), first.version) is None
+
+
+async def test_the_last_place_of_a_kind_goes_to_one(jobs: JobStore) -> None:
+    waiting = [await jobs.create(job(f"p{n}", state=State.QUEUED, lease=None)) for n in range(4)]
+    await jobs.create(job("q", state=State.RUNNING))
+    await jobs.create(job("t", spec=JobRequested(job_id="t", kind="training"), state=State.RUNNING))
+
+    async def place(stored: Stored | None) -> Stored | None:
+        assert stored is not None
+        try:
+            return await jobs.place(replace(stored.job, state=State.PLACING), stored.version, limit=3)
+        except StoreUnavailable:
+            return None  # Somebody else's turn; the next tick asks again.
+
+    at_once = await asyncio.gather(*(place(stored) for stored in waiting))
+    later = [await place(stored) for stored in waiting]
+    placed = [one for one in (*at_once, *later) if one is not None]
+    assert len(placed) == 2
+    assert [one.job.state for one in placed] == [State.PLACING, State.PLACING]
+
+
+async def test_a_place_is_not_taken_at_another_version(jobs: JobStore) -> None:
+    first = await jobs.create(job(state=State.QUEUED))
+    assert first is not None
+    assert await jobs.replace(job(state=State.CANCELLED), first.version) is not None
+    assert await jobs.place(job(state=State.PLACING), first.version, limit=9) is None
+
+
+@pytest.fixture(params=KINDS)
+async def market(request: pytest.FixtureRequest) -> AsyncIterator[MarketStore]:
+    if request.param == "memory":
+        yield MemoryMarket()
+        return
+    yield FirestoreMarket(firestore(request.getfixturevalue("cloud")))
+
+
+async def test_what_was_seen_of_the_market_is_written_by_one_at_a_time(market: MarketStore) -> None:
+    assert await market.load() == (Watched(), None)
+    pool = Pool(provider="vastai", gpu="RTX_4090", gpu_count=1, seen_at=NOW, rates=Rates(losses=1.5, age_s=60.0))
+    machine = Reputation(failures=1, last_at=NOW, last_kind="boot")
+    first = Watched(pools={"vastai/RTX 4090/`x`": pool}, machines={"vastai/1": machine})
+    assert await market.save(first, None)
+    assert not await market.save(Watched(), None)
+    read, version = await market.load()
+    assert read == first
+    assert await market.save(Watched(), version)
+    assert not await market.save(first, version)
 
 
 async def test_open_jobs_come_oldest_first_and_all_jobs_newest_first(jobs: JobStore) -> None:

@@ -15,12 +15,17 @@ import google_crc32c
 import msgspec
 
 from goblin.domain.compute import Instance, Inventory, Known, Order, Unknown
-from goblin.domain.jobs import Job, Kind
+from goblin.domain.jobs import LEASED, Job, Kind
 from goblin.domain.market import Listing, Offer, Wanted
 from goblin.domain.work import Grant
 from goblin.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable, Transient
+from goblin.events import JobStatusChanged
 from goblin.job_ports import ObjectFacts, Stored
+from goblin.policy.spending import Crossing
+from goblin.policy.spot.watching import Watched
+from goblin.services import rents
 from goblin.services.jobs import JobDeps
+from tests.fakes.ledger import MemoryLedger
 
 BUCKET = "bucket"
 START = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -109,6 +114,12 @@ class MemoryJobs:
         self._faults.point(f"wrote job {job.state}")
         return stored
 
+    async def place(self, job: Job, version: str, *, limit: int) -> Stored | None:
+        others = (one.job for one in self.stored.values() if one.job.job_id != job.job_id)
+        if sum(other.state in LEASED and other.spec.kind == job.spec.kind for other in others) >= limit:
+            return None
+        return await self.replace(job, version)
+
     async def list_open(self, limit: int) -> Sequence[Stored]:
         self._check()
         found = [stored for stored in self.stored.values() if stored.job.open]
@@ -118,6 +129,24 @@ class MemoryJobs:
         self._check()
         found = sorted(self.stored.values(), key=lambda stored: stored.job.requested_at, reverse=True)
         return [stored.job for stored in found[:limit]]
+
+
+class MemoryMarket:
+    """The port `MarketStore`."""
+
+    def __init__(self) -> None:
+        self.watched = Watched()
+        self._version = 0
+
+    async def load(self) -> tuple[Watched, str | None]:
+        return self.watched, str(self._version) if self._version else None
+
+    async def save(self, watched: Watched, version: str | None) -> bool:
+        if version != (str(self._version) if self._version else None):
+            return False
+        self.watched = msgspec.json.decode(msgspec.json.encode(watched), type=Watched)
+        self._version += 1
+        return True
 
 
 @dataclass(frozen=True)
@@ -217,12 +246,17 @@ class MemoryBus:
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
         self.waiting: list[tuple[str, msgspec.Struct]] = []
+        self.told: list[tuple[str, JobStatusChanged]] = []
+        """For apps: no function of ours hears it."""
         self.published = 0
 
     async def publish(self, topic: str, event: msgspec.Struct) -> None:
         self._faults.point(f"publish {topic}")
-        self.waiting.append((topic, event))
-        self.published += 1
+        if isinstance(event, JobStatusChanged):
+            self.told.append((topic, event))
+        else:
+            self.waiting.append((topic, event))
+            self.published += 1
         self._faults.point(f"published {topic}")
 
 
@@ -312,12 +346,19 @@ class World:
         self.bus = MemoryBus(self.faults)
         self.keys = MemoryAttemptKeys(self.faults)
         self.compute = MemoryCompute(self.faults)
+        self.market = MemoryMarket()
+        self.ledger = MemoryLedger()
+        self.crossings: list[Crossing] = []
         secrets = itertools.count()
         self.deps = JobDeps(
             jobs=self.jobs, objects=self.objects, bus=self.bus, keys=self.keys, compute={"fake": self.compute},
             clock=self.clock, bucket=BUCKET, url="http://goblin", limits={Kind.BATCH: limit},
-            new_secret=lambda: f"secret-{next(secrets):04d}",
+            new_secret=lambda: f"secret-{next(secrets):04d}", market=self.market,
+            money=rents.Deps(ledger=self.ledger, lender=self.ledger, announce=self._announce),
         )  # fmt: skip
+
+    async def _announce(self, crossing: Crossing) -> None:
+        self.crossings.append(crossing)
 
     def job(self, job_id: str = "j") -> Job:
         return self.jobs.stored[job_id].job

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblin.domain.checkpoints import Checkpoint
-from goblin.domain.compute import Instance, Known, Lease, Unknown
-from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, State
+from goblin.domain.compute import Instance, InstanceState, Known, Lease, Unknown
+from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, Rent, State, Stop
 from goblin.events import JobRequested
 from goblin.policy import jobs as policy
 from goblin.policy.jobs import TABLE, Action, Fact, apply, observe
@@ -21,18 +21,18 @@ LABEL = "goblin-j-a1"
 
 # Columns are facts, rows are states; `.` is a fact that came late, twice or out of order and changes nothing.
 LIFE = """
-            accepted  rejected placed  rented   not_rented claimed beat    saved     finished  withdrawn silent    gone      broken waited exhausted composed  cancelled settled
-requested   queued    refused  .       .        .          .       .       .         .         .         .         .         .      .      .         .         cancelled .
-queued      .         .        placing .        .          .       .       queued    .         .         .         .         .      .      .         .         cancelled .
-placing     .         .        .       starting preempted  running .       .         .         .         preempted .         .      .      .         .         cancelled .
-starting    .         .        .       .        .          running .       .         .         .         preempted preempted .      .      .         .         cancelled .
-running     .         .        .       running  .          running running running   finishing preempted preempted preempted failed .      .         .         cancelled .
-preempted   .         .        .       .        .          .       .       preempted .         .         .         .         .      queued failed    .         cancelled .
-finishing   .         .        .       .        .          .       .       .         .         .         .         .         failed .      .         succeeded .         .
-succeeded   .         .        .       .        .          .       .       .         .         .         .         .         .      .      .         .         .         succeeded
-failed      .         .        .       .        .          .       .       .         .         .         .         .         .      .      .         .         .         failed
-cancelled   .         .        .       .        .          .       .       .         .         .         .         .         .      .      .         .         .         cancelled
-refused     .         .        .       .        .          .       .       .         .         .         .         .         .      .      .         .         .         refused
+          accepted rejected placed  rented   not_rented claimed beat    saved     finished  withdrawn silent    gone      stopped   stalled   taken     broken waited exhausted composed  cancelled settled
+requested queued   refused  .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         cancelled .
+queued    .        .        placing .        .          .       .       queued    .         .         .         .         .         .         .         .      .      failed    .         cancelled .
+placing   .        .        .       starting queued     running .       .         .         .         preempted .         preempted .         preempted .      .      .         .         cancelled .
+starting  .        .        .       .        .          running .       .         .         .         preempted preempted preempted .         preempted .      .      .         .         cancelled .
+running   .        .        .       running  .          running running running   finishing preempted preempted preempted preempted preempted preempted failed .      .         .         cancelled .
+preempted .        .        .       .        .          .       .       preempted .         .         .         .         .         .         .         .      queued failed    .         cancelled .
+finishing .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         failed .      .         succeeded .         .
+succeeded .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         .         succeeded
+failed    .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         .         failed
+cancelled .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         .         cancelled
+refused   .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         .         refused
 """  # noqa: E501
 
 
@@ -107,10 +107,12 @@ def test_an_end_is_dated_and_stays_open_while_an_instance_may_be_left() -> None:
     assert not settled.job.open
 
 
-def test_a_job_that_never_had_an_attempt_is_settled_at_once() -> None:
+def test_a_job_that_never_had_an_attempt_is_settled_once_its_end_is_told() -> None:
     refused = apply(job(state=State.REQUESTED, lease=None), Fact.REJECTED, now=NOW)
     assert refused is not None
-    assert not refused.job.open
+    assert refused.job.open
+    assert observe(refused.job, None, now=NOW) is None
+    assert observe(replace(refused.job, announced_seq=refused.job.seq), None, now=NOW) == (Fact.SETTLED, "")
 
 
 def test_a_loss_after_progress_starts_again_at_once_and_forgets_failures() -> None:
@@ -128,6 +130,41 @@ def test_losses_without_progress_wait_ever_longer(failures: int, wait_s: float) 
     assert lost.job.not_before == NOW + timedelta(seconds=wait_s)
 
 
+def test_who_was_asked_to_stop_or_got_no_instance_has_not_failed() -> None:
+    stopped = apply(job(failures=1, stop=Stop(reason="r", by=NOW)), Fact.WITHDRAWN, now=NOW)
+    assert stopped is not None
+    assert (stopped.job.failures, stopped.job.stop, stopped.job.preemptions) == (1, None, 1)
+    unrented = apply(job(state=State.PLACING, failures=1, refusals=2), Fact.NOT_RENTED, now=NOW)
+    assert unrented is not None
+    assert (unrented.job.state, unrented.job.failures, unrented.job.preemptions) == (State.QUEUED, 1, 0)
+    assert unrented.job.not_before == NOW + timedelta(seconds=4 * policy.NO_CAPACITY_S)
+
+
+def test_a_stop_that_ends_the_job_outlives_the_attempt() -> None:
+    stop = Stop(reason="the budget is used up", by=NOW, ends_job=True)
+    stopped = apply(job(stop=stop), Fact.WITHDRAWN, now=NOW)
+    assert stopped is not None
+    assert stopped.job.stop == stop
+
+
+def test_changes_of_state_are_counted_and_nothing_else() -> None:
+    beat = apply(job(seq=4), Fact.BEAT, now=NOW)
+    lost = apply(job(seq=4), Fact.GONE, now=NOW)
+    assert beat is not None
+    assert lost is not None
+    assert (beat.job.seq, lost.job.seq) == (4, 5)
+
+
+def test_progress_is_a_step_further_not_a_sign_of_life() -> None:
+    early = NOW - timedelta(minutes=9)
+    idle = apply(job(step=3, lease=lease(progressed_at=early)), Fact.BEAT, now=NOW, step=3)
+    moved = apply(job(step=3, lease=lease(progressed_at=early)), Fact.BEAT, now=NOW, step=4)
+    assert idle is not None
+    assert moved is not None
+    assert (idle.job.lease or lease()).progressed_at == early
+    assert (moved.job.lease or lease()).progressed_at == NOW
+
+
 def test_the_history_is_bounded_and_keeps_the_newest() -> None:
     busy = job()
     for number in range(REASONS_MAX + 5):
@@ -142,6 +179,12 @@ SEEN = Known(instances=frozenset({Instance(provider="fake", instance_id="i-1", l
 EMPTY = Known(instances=frozenset())
 UNKNOWN = Unknown(reason="410")
 LATE = NOW + timedelta(seconds=31)
+STALLED = NOW + timedelta(seconds=max(policy.STALL_S, 3 * 60 * SPEC.checkpoint_minutes) + 1)
+STOPPED = Instance(provider="fake", instance_id="i-1", label=LABEL, state=InstanceState.STOPPED)
+RENT = Rent(
+    label=LABEL, provider="fake", spot=True, price_usd_micros_per_hour=1, start_usd_micros=0, since=NOW, until=LATE,
+    reserved_usd_micros=1,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -161,10 +204,22 @@ LATE = NOW + timedelta(seconds=31)
         (job(state=State.RUNNING, lease=lease(instance_id=None)), EMPTY, NOW, None),
         (job(state=State.PREEMPTED, not_before=LATE), EMPTY, NOW, None),
         (job(state=State.PREEMPTED, not_before=NOW), UNKNOWN, NOW, Fact.WAITED),
-        (job(state=State.PREEMPTED, failures=policy.FAILURES_MAX), EMPTY, NOW, Fact.EXHAUSTED),
+        (job(state=State.PREEMPTED, failures=SPEC.retries + 1), EMPTY, NOW, Fact.EXHAUSTED),
         (job(state=State.FAILED), SEEN, NOW, None),
         (job(state=State.FAILED), UNKNOWN, NOW, None),
         (job(state=State.FAILED), EMPTY, NOW, Fact.SETTLED),
+        (job(state=State.FAILED, seq=3, announced_seq=2), EMPTY, NOW, None),
+        (job(state=State.FAILED, rents=(RENT,)), EMPTY, NOW, None),
+        (job(), Known(instances=frozenset({STOPPED})), NOW, Fact.STOPPED),
+        (job(state=State.STARTING), Known(instances=frozenset({STOPPED})), NOW, Fact.STOPPED),
+        (job(), Known(instances=frozenset({replace(STOPPED, state=InstanceState.ENDED)})), NOW, Fact.GONE),
+        (job(), Known(instances=frozenset({replace(STOPPED, state=InstanceState.UNCLEAR)})), NOW, None),
+        (job(stop=Stop(reason="r", by=NOW)), SEEN, NOW, Fact.TAKEN),
+        (job(stop=Stop(reason="r", by=LATE)), SEEN, NOW, None),
+        (job(state=State.PREEMPTED, stop=Stop(reason="r", by=NOW, ends_job=True)), EMPTY, NOW, Fact.EXHAUSTED),
+        (job(state=State.QUEUED, stop=Stop(reason="r", by=NOW, ends_job=True)), EMPTY, NOW, Fact.EXHAUSTED),
+        (job(lease=lease(until=STALLED + timedelta(hours=1), progressed_at=NOW)), SEEN, STALLED, Fact.STALLED),
+        (job(lease=lease(until=STALLED + timedelta(hours=1), progressed_at=LATE)), SEEN, STALLED, None),
         (job(state=State.FAILED, open=False), EMPTY, NOW, None),
         (job(state=State.QUEUED), EMPTY, LATE, None),
     ],
@@ -180,39 +235,6 @@ def test_only_the_current_leases_instance_is_wanted() -> None:
     assert not policy.wants(job(state=State.PREEMPTED), LABEL)
     assert not policy.wants(job(state=State.FINISHING), LABEL)
     assert not policy.wants(None, LABEL)
-
-
-def queued(name: str, priority: str = "default", after_s: float = 0) -> Job:
-    spec = JobRequested(job_id=name, kind="batch", priority=priority)
-    return job(job_id=name, spec=spec, state=State.QUEUED, requested_at=NOW + timedelta(seconds=after_s))
-
-
-def test_places_go_by_priority_then_by_age_within_the_kinds_limit() -> None:
-    waiting = [queued("old"), queued("low", "low", -9), queued("urgent", "high", 5), queued("new", after_s=1)]
-    assert [j.job_id for j in policy.choose_next(waiting, {"batch": 3})] == ["urgent", "old", "new"]
-    assert policy.choose_next([*waiting, job(), job(state=State.STARTING)], {"batch": 2}) == []
-    assert policy.choose_next(waiting, {}) == [], "a kind without a limit runs none"
-
-
-@pytest.mark.parametrize(
-    ("changes", "words"),
-    [
-        ({}, None),
-        ({"kind": "dance"}, "none of"),
-        ({"kind": "training"}, "no provider"),
-        ({"priority": "now"}, "none of"),
-        ({"dataset_uri": None}, "needs dataset_uri"),
-        ({"dataset_uri": "gs://other/d.jsonl"}, "must lie in gs://bkt/"),
-        ({"output_uri": "gs://other/o.jsonl"}, "must lie in gs://bkt/"),
-        ({"output_uri": "gs://bkt/checkpoints/j/x"}, "must not lie below"),
-        ({"output_uri": "gs://bkt/models/o/m/v1/x.gguf"}, "must not lie below"),
-        ({"output_uri": "gs://bkt/outputs/"}, "names a folder"),
-    ],
-)
-def test_what_could_never_run_is_refused_with_the_reason(changes: dict[str, Any], words: str | None) -> None:
-    fields = {"job_id": "j", "kind": "batch", "dataset_uri": "gs://bkt/d.jsonl", "output_uri": "gs://bkt/o.jsonl"}
-    reason = policy.refusal(JobRequested(**{**fields, **changes}), bucket="bkt")
-    assert reason is None if words is None else words in str(reason)
 
 
 @pytest.mark.parametrize(

@@ -124,8 +124,8 @@ def test_a_machine_that_failed_us_is_left_alone_for_longer_each_time() -> None:
     assert blocked_until(replace(twice, failures=50)) == twice.last_at + timedelta(days=30)
     assert note_failure(twice, kind="boot", now=NOW + timedelta(days=200)).failures == 1
     machine = offer(machine_id="m1")
-    assert isinstance(choose(machine, reputations={"m1": once}), NoPlacement)
-    assert isinstance(choose(machine, reputations={"m1": once}, now=NOW + timedelta(days=1)), Placement)
+    assert isinstance(choose(machine, reputations={"vastai/m1": once}), NoPlacement)
+    assert isinstance(choose(machine, reputations={"vastai/m1": once}, now=NOW + timedelta(days=1)), Placement)
 
 
 def test_the_order_of_offers_does_not_matter() -> None:

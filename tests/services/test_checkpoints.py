@@ -37,6 +37,7 @@ async def upload(world: World, host: Host, data: bytes, step: int = 3, **said: A
 
 async def test_the_manifest_comes_last_and_the_pointer_after_the_event() -> None:
     world, host = await running()
+    world.faults.names.clear()
     await host.checkpoint()
     names = [name for name in world.faults.names if "MANIFEST" in name or "publish" in name]
     assert names == [

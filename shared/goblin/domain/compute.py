@@ -102,6 +102,8 @@ class Lease:
     """The checkpoint that the attempt started from: without a later one it made no progress."""
     key_until: datetime | None = None
     """When its key for inference expires unless renewed."""
+    progressed_at: datetime | None = None
+    """When it last got further: who only says that it is alive is not at work."""
 
 
 def attempt_label(job_id: str, attempt: int) -> str:

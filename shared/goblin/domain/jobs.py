@@ -155,8 +155,10 @@ class Job:
     checkpoint: Checkpoint | None = None
     failures: int = 0
     """Attempts in a row that ended without a new checkpoint."""
+    refusals: int = 0
+    """How often in a row a provider had nothing after all."""
     not_before: datetime | None = None
-    """A preempted job waits until then."""
+    """It waits until then before it is placed again."""
     ended_at: datetime | None = None
     open: bool = True
     """False once it has ended and its last instance is known to be gone: nothing is left to do."""

@@ -40,6 +40,11 @@ class Offer:
     details: str = ""
     """What the provider's adapter wants to be handed back when this is rented, in its own words."""
 
+    @property
+    def machine(self) -> str | None:
+        """One name for one machine; None when its provider does not tell machines apart."""
+        return f"{self.provider}/{self.machine_id}" if self.machine_id else None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Market:

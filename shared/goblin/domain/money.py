@@ -81,6 +81,8 @@ class Entry:
     """For a person."""
     reaction: Action | None = None
     """A freeze's: what else follows from it."""
+    instance_id: str = ""
+    """A rent's settlement: the instance, as its provider calls it, for a bill that knows no label."""
     lifts: tuple[str, ...] = ()
     """A thaw's: the entries whose freezes it lifts. One that its person did not know of stays."""
 
@@ -163,6 +165,26 @@ class Freeze:
     reason: str
     since: datetime
     action: Action | None = None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Charge:
+    """What one rented instance came to on a day, as its provider says."""
+
+    instance_id: str
+    label: str = ""
+    """Ours, without what marks it as ours on the wire; empty: not told, or not an attempt's."""
+    usd_micros: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Bill:
+    """A provider's UTC day so far."""
+
+    usd_micros: int
+    """All of it, rounded up once."""
+    charges: tuple[Charge, ...] = ()
+    """Those parts that are told instance by instance; together no more than all of it."""
 
 
 def to_micros(amount: Decimal) -> int:

@@ -1,6 +1,6 @@
 """The life of a job: one table of what may follow what, and the few judgements beside it.
 
-    requested → queued → placing → starting → running → finishing → succeeded
+    requested → queued ⇄ placing → starting → running → finishing → succeeded
                   ↑         └──────────┴─────────┤
                   └───────────── preempted ──────┘      any → cancelled; refused, failed with a reason
 
@@ -9,27 +9,25 @@ A fact that the table does not have for a state changes nothing: it came late, t
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any
 
 from goblin.domain.checkpoints import Checkpoint
-from goblin.domain.compute import Inventory, Known
-from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, Kind, Priority, Reason, State
-from goblin.events import JobRequested
+from goblin.domain.compute import Instance, InstanceState, Inventory, Known, Lease
+from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, Reason, State, Stop
 
 LEASE_S = 45.0
 """How long a running attempt may be silent; a worker speaks every `HEARTBEAT_S`."""
 HEARTBEAT_S = 10.0
-FAILURES_MAX = 5
-"""Attempts in a row without a new checkpoint before a person must look."""
+STALL_S = 30 * 60.0
+"""How long an attempt may say that it is alive and get no further, unless its checkpoints are farther apart."""
 BACKOFF_S_MAX = 300.0
+NO_CAPACITY_S = 15.0
+"""After a provider said no; it doubles with each further no."""
 ENDED_KEPT = timedelta(days=30)
-RESERVED_PREFIXES = ("checkpoints/", "models/")
-"""What the controller alone writes in its bucket; no job's output goes there."""
 
 
 class Fact(StrEnum):
@@ -57,10 +55,17 @@ class Fact(StrEnum):
     """The lease ran out."""
     GONE = "gone"
     """A whole inventory does not have the instance."""
+    STOPPED = "stopped"
+    """Outbid, or taken back by its host."""
+    STALLED = "stalled"
+    """It says that it is alive and gets no further."""
+    TAKEN = "taken"
+    """It was asked to give the job back and did not in time, or what it may cost is used up."""
     BROKEN = "broken"
     """The attempt, or putting its output together, met what no other attempt can mend."""
     WAITED = "waited"
     EXHAUSTED = "exhausted"
+    """Another attempt would be in vain, or cannot be paid."""
     COMPOSED = "composed"
     """The output lies where it was asked for."""
     CANCELLED = "cancelled"
@@ -89,16 +94,22 @@ TABLE: Mapping[tuple[State, Fact], Step] = {
     (State.REQUESTED, Fact.CANCELLED): (State.CANCELLED, ()),
     (State.QUEUED, Fact.PLACED): (State.PLACING, (Action.RENT,)),
     (State.QUEUED, Fact.SAVED): (State.QUEUED, ()),
+    (State.QUEUED, Fact.EXHAUSTED): _FAILED,
     (State.QUEUED, Fact.CANCELLED): _CANCELLED,
     (State.PLACING, Fact.RENTED): (State.STARTING, ()),
-    (State.PLACING, Fact.NOT_RENTED): _LOST,
+    # Nothing ran, so nothing was lost: it asks for another place a little later.
+    (State.PLACING, Fact.NOT_RENTED): (State.QUEUED, (Action.RELEASE,)),
     # The instance can be quicker than the provider's answer about it.
     (State.PLACING, Fact.CLAIMED): (State.RUNNING, ()),
     (State.PLACING, Fact.SILENT): _LOST,
+    (State.PLACING, Fact.STOPPED): _LOST,
+    (State.PLACING, Fact.TAKEN): _LOST,
     (State.PLACING, Fact.CANCELLED): _CANCELLED,
     (State.STARTING, Fact.CLAIMED): (State.RUNNING, ()),
     (State.STARTING, Fact.SILENT): _LOST,
     (State.STARTING, Fact.GONE): _LOST,
+    (State.STARTING, Fact.STOPPED): _LOST,
+    (State.STARTING, Fact.TAKEN): _LOST,
     (State.STARTING, Fact.CANCELLED): _CANCELLED,
     (State.RUNNING, Fact.RENTED): (State.RUNNING, ()),
     (State.RUNNING, Fact.CLAIMED): (State.RUNNING, ()),
@@ -108,6 +119,9 @@ TABLE: Mapping[tuple[State, Fact], Step] = {
     (State.RUNNING, Fact.WITHDRAWN): _LOST,
     (State.RUNNING, Fact.SILENT): _LOST,
     (State.RUNNING, Fact.GONE): _LOST,
+    (State.RUNNING, Fact.STOPPED): _LOST,
+    (State.RUNNING, Fact.STALLED): _LOST,
+    (State.RUNNING, Fact.TAKEN): _LOST,
     (State.RUNNING, Fact.BROKEN): _FAILED,
     (State.RUNNING, Fact.CANCELLED): _CANCELLED,
     # Saved while the attempt was at work, told after it had ended.
@@ -151,27 +165,43 @@ def apply(job: Job, fact: Fact, *, now: datetime, reason: str = "", **changes: A
         return None
     state, actions = following
     after = replace(job, state=state, updated_at=now, **changes)
-    if reason or state is not job.state:
+    moved = state is not job.state
+    if reason or moved:
         line = Reason(at=now, state=state, text=reason or fact.value)
         after = replace(after, reasons=(*job.reasons, line)[-REASONS_MAX:])
+    if moved:
+        after = replace(after, seq=job.seq + 1)
     if fact is Fact.SETTLED:
         after = replace(after, open=False)
     if fact is Fact.SAVED:
         after = replace(after, failures=0, step=max(after.step, after.saved_step))
-    if state is not job.state and state in ENDED:
-        # An attempt may have left an instance; without one nothing is left to settle.
-        after = replace(after, ended_at=now, expires_at=now + ENDED_KEPT, open=job.lease is not None)
-    if state is State.PREEMPTED and job.state is not State.PREEMPTED:
+    if after.lease is not None and (fact in (Fact.CLAIMED, Fact.SAVED) or after.step > job.step):
+        after = replace(after, lease=replace(after.lease, progressed_at=now))
+    if moved and state in ENDED:
+        after = replace(after, ended_at=now, expires_at=now + ENDED_KEPT, stop=None)
+    if moved and state is State.PREEMPTED:
         after = _after_loss(after, now)
+    if fact is Fact.NOT_RENTED:
+        wait_s = min(BACKOFF_S_MAX, NO_CAPACITY_S * 2.0**job.refusals)
+        after = replace(after, refusals=min(job.refusals + 1, 10), not_before=now + timedelta(seconds=wait_s))
+    if fact is Fact.CLAIMED:
+        after = replace(after, refusals=0)
     return Transition(job=after, actions=actions)
 
 
 def _after_loss(job: Job, now: datetime) -> Job:
-    """Start again at once after progress and after one failure; later failures wait ever longer."""
+    """Start again at once after progress and after one failure; later failures wait ever longer.
+
+    An attempt that was asked to stop has not failed.
+    """
     progressed = job.lease is not None and job.saved_step > job.lease.resumed_step
-    failures = 0 if progressed else job.failures + 1
+    failures = 0 if progressed else job.failures + (0 if job.stop else 1)
     wait_s = 0.0 if failures < 2 else min(BACKOFF_S_MAX, 5.0 * 2 ** (failures - 1))
-    return replace(job, failures=failures, not_before=now + timedelta(seconds=wait_s), step=job.saved_step)
+    stop = job.stop if job.stop and job.stop.ends_job else None
+    return replace(
+        job, failures=failures, not_before=now + timedelta(seconds=wait_s), step=job.saved_step,
+        preemptions=job.preemptions + 1, stop=stop, progress=None,
+    )  # fmt: skip
 
 
 def observe(job: Job, inventory: Inventory | None, *, now: datetime) -> tuple[Fact, str] | None:
@@ -185,72 +215,46 @@ def observe(job: Job, inventory: Inventory | None, *, now: datetime) -> tuple[Fa
     seen = inventory.by_label() if isinstance(inventory, Known) else None
     lease = job.lease
     if job.state in LEASED and lease is not None:
-        if now >= lease.until:
-            return Fact.SILENT, f"attempt {job.attempt} was not heard of in time"
-        if seen is not None and lease.label in seen and lease.instance_id is None:
-            return Fact.RENTED, f"instance {seen[lease.label].instance_id} of {lease.provider}"
-        if seen is not None and lease.label not in seen and lease.instance_id is not None:
-            return Fact.GONE, f"instance {lease.instance_id} of {lease.provider} is gone"
+        return _observe_attempt(job, lease, seen, now)
+    if job.state in (State.QUEUED, State.PREEMPTED) and job.stop is not None and job.stop.ends_job:
+        return Fact.EXHAUSTED, job.stop.reason
     if job.state is State.PREEMPTED:
-        if job.failures >= FAILURES_MAX:
+        if job.failures > job.spec.retries:
             return Fact.EXHAUSTED, f"{job.failures} attempts in a row made no progress; the last: {job.reason}"
         if job.not_before is None or now >= job.not_before:
             return Fact.WAITED, "waits for a free place"
-    if job.state in ENDED and job.open and (lease is None or (seen is not None and lease.label not in seen)):
+    gone = lease is None or (seen is not None and lease.label not in seen)
+    if job.state in ENDED and job.open and gone and not job.rents and job.announced_seq >= job.seq:
         return Fact.SETTLED, ""
+    return None
+
+
+def _observe_attempt(
+    job: Job, lease: Lease, seen: Mapping[str, Instance] | None, now: datetime
+) -> tuple[Fact, str] | None:
+    where = f"of {lease.provider}"
+    found = seen.get(lease.label) if seen is not None else None
+    if now >= lease.until:
+        return Fact.SILENT, f"attempt {job.attempt} was not heard of in time"
+    if job.stop is not None and now >= job.stop.by:
+        return Fact.TAKEN, f"taken away: {job.stop.reason}"
+    if found is not None and found.state is InstanceState.STOPPED:
+        return Fact.STOPPED, f"instance {found.instance_id} {where} was stopped: {found.detail or 'outbid'}"
+    if found is not None and found.state is InstanceState.ENDED and job.state is not State.PLACING:
+        return Fact.GONE, f"the process of instance {found.instance_id} {where} has ended"
+    if found is not None and lease.instance_id is None:
+        return Fact.RENTED, f"instance {found.instance_id} {where}"
+    if seen is not None and found is None and lease.instance_id is not None:
+        return Fact.GONE, f"instance {lease.instance_id} {where} is gone"
+    stall_s = max(STALL_S, 3 * 60.0 * job.spec.checkpoint_minutes)
+    if lease.progressed_at is not None and (now - lease.progressed_at).total_seconds() > stall_s:
+        return Fact.STALLED, f"attempt {job.attempt} is alive and got no further for {stall_s / 60:.0f} min"
     return None
 
 
 def wants(job: Job | None, label: str) -> bool:
     """Whether the instance with the label has a live lease; without one it must go."""
     return job is not None and job.state in LEASED and job.lease is not None and job.lease.label == label
-
-
-def choose_next(jobs: Collection[Job], limits: Mapping[str, int]) -> Sequence[Job]:
-    """The queued jobs that have a free place now, first come first within a priority.
-
-    Args:
-        jobs: All open jobs.
-        limits: Concurrent jobs by kind; a kind without a limit runs none.
-    """
-    taken = Counter(job.spec.kind for job in jobs if job.state in LEASED)
-    order = list(Priority)
-    queued = sorted(
-        (job for job in jobs if job.state is State.QUEUED),
-        key=lambda job: (order.index(Priority(job.spec.priority)), job.requested_at, job.job_id),
-    )
-    chosen = []
-    for job in queued:
-        if taken[job.spec.kind] < limits.get(job.spec.kind, 0):
-            taken[job.spec.kind] += 1
-            chosen.append(job)
-    return chosen
-
-
-def refusal(spec: JobRequested, *, bucket: str) -> str | None:
-    """Why a job could never run as it is specified; None when it could.
-
-    Args:
-        spec: As requested.
-        bucket: The one bucket that jobs read from and write to: a caller must not reach others through us.
-    """
-    if spec.kind not in set(Kind):
-        return f"kind {spec.kind!r} is none of {', '.join(Kind)}"
-    if spec.priority not in set(Priority):
-        return f"priority {spec.priority!r} is none of {', '.join(Priority)}"
-    if spec.kind != Kind.BATCH:
-        return f"no provider here can run kind {spec.kind!r}"
-    if spec.dataset_uri is None or spec.output_uri is None:
-        return "a batch job needs dataset_uri and output_uri"
-    for field, uri in (("dataset_uri", spec.dataset_uri), ("output_uri", spec.output_uri)):
-        where, _, name = uri.removeprefix("gs://").partition("/")
-        if where != bucket:
-            return f"{field} must lie in gs://{bucket}/"
-        if name.endswith("/"):
-            return f"{field} names a folder"
-        if field == "output_uri" and name.startswith(RESERVED_PREFIXES):
-            return f"output_uri must not lie below {' or '.join(RESERVED_PREFIXES)}"
-    return None
 
 
 def refuses_checkpoint(job: Job, checkpoint: Checkpoint) -> str | None:
@@ -262,3 +266,14 @@ def refuses_checkpoint(job: Job, checkpoint: Checkpoint) -> str | None:
     if (job.state, Fact.SAVED) not in TABLE:
         return f"the job is {job.state}"
     return None
+
+
+def note(job: Job, **changes: Any) -> Transition:
+    """Write something into a job that changes nothing about where it is in its life."""
+    return Transition(job=replace(job, **changes), actions=())
+
+
+def ask_to_stop(job: Job, stop: Stop, *, now: datetime) -> Transition:
+    """Let the current attempt save and give the job back; it learns of it with its next heartbeat."""
+    line = Reason(at=now, state=job.state, text=f"asked to stop: {stop.reason}")
+    return note(job, stop=stop, updated_at=now, reasons=(*job.reasons, line)[-REASONS_MAX:])

@@ -5,16 +5,19 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 from goblin import events
 from goblin.domain.jobs import Job, State, spec_digest
-from goblin.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, Transient
-from goblin.events import JobRequested
-from goblin.job_ports import AttemptKeys, Bus, ComputeProvider, JobStore, ObjectStore, Stored
+from goblin.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, Refused, Transient, UnknownTopic
+from goblin.events import JobRequested, JobStatusChanged
+from goblin.job_ports import AttemptKeys, Bus, ComputeProvider, JobStore, MarketStore, ObjectStore, Stored
+from goblin.policy import admission
 from goblin.policy import jobs as policy
+from goblin.policy.admission import STATUS_TOPIC
 from goblin.policy.jobs import Action, Fact, Transition
 from goblin.ports import Clock
+from goblin.services import rents
 
 log = logging.getLogger(__name__)
 
@@ -42,9 +45,20 @@ class JobDeps:
     url: str
     """Where an instance reaches this controller and the gateway."""
     limits: Mapping[str, int]
-    """Concurrent jobs by kind. Two reconciles at once may exceed one by a job for a moment."""
+    """Concurrent jobs by kind."""
     new_secret: Callable[[], str]
     """Unguessable text, another one each time."""
+    market: MarketStore
+    money: rents.Deps
+    caps: Mapping[str, int] = field(default_factory=dict)
+    """Micro-dollars an hour that may be paid at a provider, whatever a job allows."""
+    image: str = ""
+    """The agent's, for jobs that name none."""
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """What the configured providers can run."""
+        return frozenset(kind for provider in self.compute.values() for kind in provider.kinds)
 
 
 async def change(deps: JobDeps, job_id: str, decide: Callable[[Job], Transition | None]) -> Transition | None:
@@ -65,6 +79,7 @@ async def change(deps: JobDeps, job_id: str, decide: Callable[[Job], Transition 
         if transition is None:
             return None
         if await deps.jobs.replace(transition.job, stored.version) is not None:
+            await announce(transition.job, deps)
             return transition
     raise LeaseHeld(f"job {job_id} is being changed by others", retry_after_s=1)
 
@@ -89,7 +104,7 @@ async def submit(spec: JobRequested, deps: JobDeps) -> Job:
         InvalidRequest: It could never run.
         Conflict: As `request`.
     """
-    if (reason := policy.refusal(spec, bucket=deps.bucket)) is not None:
+    if (reason := admission.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
         raise InvalidRequest(reason)
     return await request(spec, deps)
 
@@ -108,10 +123,11 @@ async def request(spec: JobRequested, deps: JobDeps) -> Job:
         job_id=spec.job_id, spec=spec, spec_sha256=spec_digest(spec),
         state=State.REQUESTED, requested_at=now, updated_at=now,
     )  # fmt: skip
-    if (reason := policy.refusal(spec, bucket=deps.bucket)) is not None:
+    if (reason := admission.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
         refused = policy.apply(job, Fact.REJECTED, now=now, reason=reason)
         job = refused.job if refused else job
     if await deps.jobs.create(job) is not None:
+        await announce(job, deps)
         return job
     known = (await load(deps, spec.job_id)).job
     if known.spec_sha256 != job.spec_sha256:
@@ -153,6 +169,47 @@ async def cancel(job_id: str, deps: JobDeps, *, by: str) -> Job:
     return transition.job
 
 
+async def announce(job: Job, deps: JobDeps) -> None:
+    """Tell apps of a job's new state, at least once; what fails here is told by the next reconcile. Never raises.
+
+    Args:
+        job: As it was written.
+        deps: Publishes, and notes that it is out.
+    """
+    seq = job.seq
+    if job.announced_seq >= seq:
+        return
+    event = JobStatusChanged(
+        job_id=job.job_id, kind=job.spec.kind, state=job.state, reason=job.reason, at=job.updated_at, seq=seq,
+        attempt=job.attempt, step=job.step, total=job.total, spent_usd_micros=job.spent_usd_micros,
+        output_uri=job.spec.output_uri if job.state is State.SUCCEEDED else None,
+    )  # fmt: skip
+    try:
+        await deps.bus.publish(STATUS_TOPIC, event)
+        if job.spec.callback_topic is not None:
+            await _call_back(job.spec.callback_topic, event, deps)
+        await _note_announced(job.job_id, seq, deps)
+    except (Transient, NotFound) as error:
+        log.warning("job %s: its state %s is not announced yet: %s", job.job_id, job.state, error)
+
+
+async def _call_back(topic: str, event: JobStatusChanged, deps: JobDeps) -> None:
+    try:
+        await deps.bus.publish(topic, event)
+    except UnknownTopic:
+        # The caller's own mistake: the announcement to everybody is out, and waiting mends nothing.
+        log.warning("job %s: there is no topic %s to call back", event.job_id, topic)
+
+
+async def _note_announced(job_id: str, seq: int, deps: JobDeps) -> None:
+    for _ in range(WRITES_MAX):
+        stored = await load(deps, job_id)
+        if stored.job.announced_seq >= seq:
+            return
+        if await deps.jobs.replace(replace(stored.job, announced_seq=seq), stored.version) is not None:
+            return
+
+
 async def act(transition: Transition, deps: JobDeps) -> None:
     """End what the transition leaves behind. What fails here is found again by the next reconcile."""
     if Action.RELEASE in transition.actions:
@@ -168,5 +225,5 @@ async def release(job: Job, deps: JobDeps) -> None:
         await deps.keys.close(lease.token_sha256)
         if provider := deps.compute.get(lease.provider):
             await provider.release(lease.label)
-    except Transient as error:
+    except (Transient, Refused) as error:
         log.warning("job %s: %s is not released yet: %s", job.job_id, lease.label, error)

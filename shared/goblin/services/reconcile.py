@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 
-from goblin.domain.compute import Inventory, Known, Lease, Order, attempt_label, job_of_label
-from goblin.domain.jobs import Job, State
-from goblin.domain.market import Listing, Wanted
-from goblin.errors import Broken, GoblinError, NotFound, ProviderUnavailable, Refused, Transient
+from goblin.domain.compute import Inventory, Known, job_of_label
+from goblin.domain.jobs import Job, Kind, State
+from goblin.errors import Broken, GoblinError, NotFound, Refused, Transient
 from goblin.job_ports import ComputeProvider, Stored
 from goblin.policy import jobs as policy
+from goblin.policy import placing as places
 from goblin.policy.jobs import Fact, Transition
-from goblin.services import batch, checkpoints, leases
+from goblin.services import batch, checkpoints, placing, rents, training, upkeep
 from goblin.services.batch import Rejected
-from goblin.services.jobs import JobDeps, act, change
+from goblin.services.jobs import JobDeps, act, announce
+from goblin.services.placing import Survey
 
 log = logging.getLogger(__name__)
 
@@ -47,21 +47,28 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
     Errors of one job or provider do not keep the others waiting: they are in the report.
 
     Raises:
-        StoreUnavailable: The jobs cannot be read.
+        StoreUnavailable: The jobs or the freezes cannot be read.
     """
     before = await deps.jobs.list_open(OPEN_MAX)
     # After the jobs: an instance that a job names was there to be seen.
     inventories = await _inventories(deps.compute)
+    market = await placing.survey(inventories, deps)
     errors = [f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, Known)]
     moved = placed = released = 0
     for stored in before:
         if only in (None, stored.job.job_id):
             try:
-                moved += await _advance(stored, inventories, deps)
+                moved += await _advance(stored, inventories, market, deps)
             except GoblinError as error:
                 errors.append(f"job {stored.job.job_id}: {error}")
     try:
-        placed = await _place_all(inventories, deps)
+        placed, unplaced = await placing.place_all(await deps.jobs.list_open(OPEN_MAX), market, deps)
+        errors += unplaced
+        if only is None:
+            errors += await _each(await deps.jobs.list_open(OPEN_MAX), lambda job: upkeep.keep(job, market, deps))
+            # Rents of what was gone when the inventories were listed; what was rented since is not among them.
+            errors += await _each(before, lambda job: upkeep.settle_ended(job, inventories, deps))
+            await market.close()
     except GoblinError as error:
         errors.append(f"placing: {error}")
     if only is None:
@@ -72,136 +79,106 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
     return Report(moved=moved, placed=placed, released=released, errors=tuple(errors))
 
 
+async def _each(jobs: Sequence[Stored], work: Callable[[Job], Awaitable[None]]) -> list[str]:
+    errors = []
+    for stored in jobs:
+        try:
+            await work(stored.job)
+        except GoblinError as error:
+            errors.append(f"job {stored.job.job_id}: {error}")
+    return errors
+
+
 async def _inventories(compute: Mapping[str, ComputeProvider]) -> dict[str, Inventory]:
     """Each provider's, listed once and at the same time."""
     seen = await asyncio.gather(*(provider.inventory() for provider in compute.values()))
     return dict(zip(compute, seen, strict=True))
 
 
-async def _advance(stored: Stored, inventories: Mapping[str, Inventory], deps: JobDeps) -> int:
+async def _advance(stored: Stored, inventories: Mapping[str, Inventory], market: Survey, deps: JobDeps) -> int:
     """Bring one job on until nothing more follows now; whoever writes it meanwhile takes over."""
     for moved in range(STEPS_MAX):
-        transition = await _next(stored.job, inventories, deps)
-        if transition is None:
+        followed = await _next(stored.job, inventories, market, deps)
+        if followed is None:
+            await announce(stored.job, deps)
             return moved
+        fact, transition = followed
         written = await deps.jobs.replace(transition.job, stored.version)
         if written is None:
             return moved
         if transition.job.state is not stored.job.state:
             log.info("job %s: %s: %s", written.job.job_id, written.job.state, written.job.reason)
         await act(transition, deps)
+        if written.job.state is State.PREEMPTED and stored.job.state is not State.PREEMPTED:
+            await placing.remember(stored.job, fact, deps)
         stored = written
     return STEPS_MAX
 
 
-async def _next(job: Job, inventories: Mapping[str, Inventory], deps: JobDeps) -> Transition | None:
+async def _next(
+    job: Job, inventories: Mapping[str, Inventory], market: Survey, deps: JobDeps
+) -> tuple[Fact, Transition] | None:
     now = deps.clock.now()
+
+    def follow(fact: Fact, reason: str, **changes: object) -> tuple[Fact, Transition] | None:
+        transition = policy.apply(job, fact, now=now, reason=reason, **changes)
+        return None if transition is None else (fact, transition)
+
     if job.state is State.REQUESTED:
-        found = await batch.check_dataset(job, deps)
-        if isinstance(found, Rejected):
-            return policy.apply(job, Fact.REJECTED, now=now, reason=found.reason)
-        reason = f"{found.items} items; waits for a free place"
-        return policy.apply(job, Fact.ACCEPTED, now=now, reason=reason, dataset=found)
+        return await _admit(job, market, deps, follow)
     if job.state is State.FINISHING:
-        return await _compose(job, deps)
+        return await _compose(job, deps, follow)
     inventory = inventories.get(job.lease.provider) if job.lease else None
     observed = policy.observe(job, inventory, now=now)
     if observed is None:
         return None
     fact, reason = observed
-    changes = {}
     if job.state is State.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
         # Before the next attempt: once it is placed, the last one's checkpoints come too late.
-        return policy.apply(job, Fact.SAVED, now=now, reason=f"found checkpoint {saved.step}", checkpoint=saved)
+        return follow(Fact.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
     if fact is Fact.RENTED and job.lease and isinstance(inventory, Known):
         instance = inventory.by_label()[job.lease.label]
-        changes["lease"] = replace(job.lease, instance_id=instance.instance_id)
-    return policy.apply(job, fact, now=now, reason=reason, **changes)
+        return follow(fact, reason, lease=replace(job.lease, instance_id=instance.instance_id))
+    return follow(fact, reason)
 
 
-async def _compose(job: Job, deps: JobDeps) -> Transition | None:
-    now = deps.clock.now()
+Follow = Callable[..., tuple[Fact, Transition] | None]
+
+
+async def _admit(job: Job, market: Survey, deps: JobDeps, follow: Follow) -> tuple[Fact, Transition] | None:
+    """Look at what it reads and at what it is promised, before it may wait for a place."""
+    check = training.check_inputs if job.spec.kind == Kind.TRAINING else batch.check_dataset
+    found = await check(job, deps)
+    if isinstance(found, Rejected):
+        return follow(Fact.REJECTED, found.reason)
+    if job.spec.deadline is not None:
+        facts = await market.facts(replace(job, dataset=found))
+        denied = places.admit(replace(job, dataset=found), facts) if facts is not None else None
+        if facts is None or (denied is not None and not denied.final):
+            return None
+        if denied is not None:
+            return follow(Fact.REJECTED, denied.reason)
+    await rents.limit_job(job, deps.money.ledger)
+    items = f"{found.items} items; " if found is not None and found.items else ""
+    return follow(Fact.ACCEPTED, f"{items}waits for a free place", dataset=found)
+
+
+async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Fact, Transition] | None:
     try:
         manifests = await checkpoints.chain(job.checkpoint, deps) if job.checkpoint else []
-        refused = await batch.write_output(job, manifests, deps)
+        if job.spec.kind == Kind.TRAINING:
+            refused = await training.write_output(job, manifests[-1], deps) if manifests else NOTHING
+        else:
+            refused = await batch.write_output(job, manifests, deps)
     except (Broken, NotFound) as error:
         refused = Rejected(reason=str(error))
     if refused is not None:
-        return policy.apply(job, Fact.BROKEN, now=now, reason=refused.reason)
-    return policy.apply(job, Fact.COMPOSED, now=now, reason=f"output in {job.spec.output_uri}")
+        return follow(Fact.BROKEN, refused.reason)
+    where = job.spec.output_uri or (job.checkpoint.manifest_uri if job.checkpoint else "nowhere")
+    return follow(Fact.COMPOSED, f"output in {where}")
 
 
-async def _place_all(inventories: Mapping[str, Inventory], deps: JobDeps) -> int:
-    """Give every queued job that has a free place its next attempt."""
-    open_jobs = await deps.jobs.list_open(OPEN_MAX)
-    chosen = {job.job_id for job in policy.choose_next([stored.job for stored in open_jobs], deps.limits)}
-    placed = 0
-    for stored in open_jobs:
-        if stored.job.job_id in chosen:
-            provider = _choose_provider(stored.job, inventories, deps)
-            if provider is not None and await _place(stored, provider, deps):
-                placed += 1
-    return placed
-
-
-def _choose_provider(job: Job, inventories: Mapping[str, Inventory], deps: JobDeps) -> ComputeProvider | None:
-    """The first, by name, that can run the job and whose inventory is known: on unknown nothing is launched."""
-    for name, provider in sorted(deps.compute.items()):
-        if job.spec.kind in provider.kinds and isinstance(inventories.get(name), Known):
-            return provider
-    return None
-
-
-async def _place(stored: Stored, provider: ComputeProvider, deps: JobDeps) -> bool:
-    """Write the lease, then rent: only who wrote it rents, once, so no attempt has two instances.
-
-    A crash in between leaves a lease that nobody claims: it runs out, and the next attempt has another label.
-    """
-    job, now = stored.job, deps.clock.now()
-    attempt = job.attempt + 1
-    token = leases.new_token(job.job_id, attempt, deps.new_secret())
-    lease = Lease(
-        provider=provider.name, label=attempt_label(job.job_id, attempt), token_sha256=leases.digest(token),
-        placed_at=now, until=now + timedelta(seconds=provider.start_s_max), resumed_step=job.saved_step,
-        key_until=now + leases.KEY_LIFE,
-    )  # fmt: skip
-    reason = f"attempt {attempt} on {provider.name} from step {job.saved_step}"
-    transition = policy.apply(job, Fact.PLACED, now=now, reason=reason, attempt=attempt, lease=lease)
-    if transition is None or await deps.jobs.replace(transition.job, stored.version) is None:
-        return False
-    listing = await provider.offers(Wanted(kind=job.spec.kind))
-    if not isinstance(listing, Listing) or not listing.offers:
-        return False
-    order = Order(
-        label=lease.label, kind=job.spec.kind, offer=listing.offers[0],
-        environment={"GOBLIN_URL": deps.url, "GOBLIN_ATTEMPT_TOKEN": token},
-    )  # fmt: skip
-    try:
-        await deps.keys.open(lease.token_sha256, name=f"job:{job.job_id}", until=now + leases.KEY_LIFE)
-        instance_id = await provider.rent(order)
-    except (ProviderUnavailable, Refused) as error:
-        await _settle(job.job_id, lease, Fact.NOT_RENTED, str(error), deps)
-        return False
-    except Transient as error:
-        log.warning("job %s: nobody knows whether %s was rented: %s", job.job_id, lease.label, error)
-        return False
-    rented = replace(lease, instance_id=instance_id)
-    await _settle(job.job_id, rented, Fact.RENTED, f"instance {instance_id} of {provider.name}", deps)
-    return True
-
-
-async def _settle(job_id: str, lease: Lease, fact: Fact, reason: str, deps: JobDeps) -> None:
-    """Write how renting went, if the lease is still the job's; the instance may have spoken already."""
-
-    def decide(job: Job) -> Transition | None:
-        if job.lease is None or job.lease.label != lease.label:
-            return None
-        after = replace(job.lease, instance_id=lease.instance_id)
-        return policy.apply(job, fact, now=deps.clock.now(), reason=reason, lease=after)
-
-    transition = await change(deps, job_id, decide)
-    if transition is not None:
-        await act(transition, deps)
+NOTHING = Rejected(reason="there is nothing to put together")
 
 
 async def _sweep(inventories: Mapping[str, Inventory], deps: JobDeps) -> tuple[int, list[str]]:
@@ -217,6 +194,6 @@ async def _sweep(inventories: Mapping[str, Inventory], deps: JobDeps) -> tuple[i
                 log.info("%s: instance %s (%s) has no live lease", name, instance.instance_id, instance.label)
                 await deps.compute[name].release(instance.label)
                 released += 1
-            except Transient as error:
+            except (Transient, Refused) as error:
                 errors.append(f"{name}: {instance.label} is not released: {error}")
     return released, errors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 
 from goblin.domain.models import KeySource
-from goblin.domain.money import to_micros
+from goblin.domain.money import Bill, Charge, to_micros
 from goblin.errors import ProviderUnavailable
 
 TIMEOUT_S = 20.0
@@ -60,8 +60,32 @@ def end_of(day: str) -> datetime:
     return start_of(day) + timedelta(days=1)
 
 
-def whole(dollars: Decimal) -> int:
-    """Rounded up once, over the whole sum."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Row:
+    """One instance's part of a day."""
+
+    instance_id: str
+    label: str = ""
+    dollars: Decimal
+
+
+def made(dollars: Decimal, rows: Sequence[Row] = ()) -> Bill:
+    """A day's bill in whole millionths, rounded up once: the parts of the rows add up to their sum.
+
+    Raises:
+        ValueError: A bill is not negative.
+    """
+    so_far, charges = Decimal(0), []
+    for row in sorted(rows, key=lambda row: (row.label, row.instance_id)):
+        after = so_far + _sound(row.dollars)
+        charge = Charge(instance_id=row.instance_id, label=row.label, usd_micros=to_micros(after) - to_micros(so_far))
+        charges.append(charge)
+        so_far = after
+    # The sum and its parts may have been read one after the other.
+    return Bill(usd_micros=to_micros(max(_sound(dollars), so_far)), charges=tuple(charges))
+
+
+def _sound(dollars: Decimal) -> Decimal:
     if not dollars.is_finite() or dollars < 0:
         raise ValueError("a bill is not negative")
-    return to_micros(dollars)
+    return dollars

@@ -12,6 +12,7 @@ from decimal import Decimal
 import httpx
 
 from goblin.adapters import bills
+from goblin.domain.money import Bill
 from goblin.money_ports import BillSource
 
 NAME = "anthropic"
@@ -31,7 +32,7 @@ class CostReport:
         self._key = key
         self._api = api
 
-    async def billed_usd_micros(self, day: str) -> int:
+    async def bill(self, day: str) -> Bill:
         params = {
             "starting_at": f"{bills.start_of(day):%Y-%m-%dT%H:%M:%SZ}",
             "ending_at": f"{bills.end_of(day):%Y-%m-%dT%H:%M:%SZ}",
@@ -45,7 +46,7 @@ class CostReport:
                 for bucket in page["data"]:
                     cents += sum((Decimal(row["amount"]) for row in bucket["results"]), Decimal(0))
                 if not page["has_more"]:
-                    return bills.whole(cents / 100)
+                    return bills.made(cents / 100)
                 params = {**params, "page": str(page["next_page"])}
             except bills.STRANGE as error:
                 raise self._api.strange(error) from error

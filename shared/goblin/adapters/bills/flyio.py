@@ -15,6 +15,7 @@ from typing import Any
 import httpx
 
 from goblin.adapters import bills
+from goblin.domain.money import Bill
 from goblin.money_ports import BillSource
 
 NAME = "flyio"
@@ -51,7 +52,7 @@ class Machines:
         self._rate = rate
         self._now = now
 
-    async def billed_usd_micros(self, day: str) -> int:
+    async def bill(self, day: str) -> Bill:
         headers = {"authorization": f"Bearer {await bills.opened(self._key)}"}
         path = f"/v1/apps/{self._rate.app}/machines"
         rows = await self._api.get(path, headers=headers, params={"include_deleted": "true"})
@@ -63,7 +64,7 @@ class Machines:
         month_s = Decimal(30 * 86400)
         running = sum(spans, Decimal(0)) * self._rate.started_usd_per_month / month_s
         disks = Decimal(len(spans)) * DISK_USD_PER_MONTH * Decimal(max(0.0, end - start)) / month_s
-        return bills.whole(running + disks)
+        return bills.made(running + disks)
 
 
 def runs(machine: Mapping[str, Any], start: float, end: float) -> Decimal:

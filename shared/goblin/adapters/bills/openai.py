@@ -11,6 +11,7 @@ from decimal import Decimal
 import httpx
 
 from goblin.adapters import bills
+from goblin.domain.money import Bill
 from goblin.money_ports import BillSource
 
 NAME = "openai"
@@ -30,7 +31,7 @@ class Costs:
         self._key = key
         self._api = api
 
-    async def billed_usd_micros(self, day: str) -> int:
+    async def bill(self, day: str) -> Bill:
         params = {
             "start_time": str(int(bills.start_of(day).timestamp())),
             "end_time": str(int(bills.end_of(day).timestamp())),
@@ -48,7 +49,7 @@ class Costs:
                             raise ValueError("another currency")
                         total += result["amount"]["value"]
                 if not page["has_more"]:
-                    return bills.whole(total)
+                    return bills.made(total)
                 params = {**params, "page": str(page["next_page"])}
             except bills.STRANGE as error:
                 raise self._api.strange(error) from error

@@ -1,16 +1,19 @@
-"""RunPod: `GET /v2/billing`, everything the account is charged for: pods, serverless, volumes.
+"""RunPod: `GET /v2/billing`, everything the account is charged for, and `/v2/billing/pods`, each pod for itself.
 
-Source: RunPod's v2 schema, read 2026-11-23. Buckets are snapped to UTC days; the history is about five minutes late.
+Source: RunPod's v2 schema, read 2026-11-26. Buckets are snapped to UTC days; the history is about five minutes late.
+A pod has its id there and no name.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
 from decimal import Decimal
+from typing import Any
 
 import httpx
 
 from goblin.adapters import bills
+from goblin.domain.money import Bill
 from goblin.money_ports import BillSource
 
 NAME = "runpod"
@@ -30,17 +33,26 @@ class Billing:
         self._key = key
         self._api = api
 
-    async def billed_usd_micros(self, day: str) -> int:
+    async def bill(self, day: str) -> Bill:
+        # The sum last: what is charged between the two is part of it and of no pod, and never the other way round.
+        pods = await self._rows("/v2/billing/pods", day)
+        everything = await self._rows("/v2/billing", day)
+        try:
+            rows = [bills.Row(instance_id=str(row["podId"]), dollars=row["totalAmount"]) for row in pods]
+            return bills.made(sum((row["totalAmount"] for row in everything), Decimal(0)), rows)
+        except bills.STRANGE as error:
+            raise self._api.strange(error) from error
+
+    async def _rows(self, path: str, day: str) -> list[Any]:
         params = {
             "bucketSize": "day",
             "startTime": f"{bills.start_of(day):%Y-%m-%dT%H:%M:%SZ}",
             "endTime": f"{bills.end_of(day):%Y-%m-%dT%H:%M:%SZ}",
         }
         headers = {"authorization": f"Bearer {await bills.opened(self._key)}"}
-        answer = await self._api.get("/v2/billing", headers=headers, params=params)
+        answer = await self._api.get(path, headers=headers, params=params)
         try:
             # Edges are snapped outwards: a neighbour's bucket must not count.
-            rows = [row for row in answer["records"] if row["startTime"][:10] == day]
-            return bills.whole(sum((row["totalAmount"] for row in rows), Decimal(0)))
+            return [row for row in answer["records"] if row["startTime"][:10] == day]
         except bills.STRANGE as error:
             raise self._api.strange(error) from error

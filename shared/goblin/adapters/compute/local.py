@@ -35,6 +35,9 @@ KINDS = frozenset({"batch"})
 START_S_MAX = 30.0
 INSTANCES_MAX = 16
 LOGS_KEPT = 50
+CLOSED = "closed"
+"""A file in the folder, while the machine is about to stop: nothing starts here any more."""
+LOOK_S = 0.1
 WORKER = "goblin_worker"
 OFFER = Offer(
     offer_id="process", provider=NAME, pool=NAME, spot=False, price_usd_micros_per_hour=0, gpu_count=0,
@@ -67,6 +70,33 @@ def connect(folder: Path, *, command: tuple[str, ...] | None = None) -> Local:
     return Local(folder, command or (sys.executable, "-u", "-m", "goblin.cli.child", WORKER))
 
 
+def reopen(folder: Path) -> None:
+    """Let instances start here again."""
+    (folder / CLOSED).unlink(missing_ok=True)
+
+
+async def close(folder: Path, *, within_s: float) -> None:
+    """Start nothing more here, and ask every instance to save and end; returns when all have, or when time is over.
+
+    Whoever rents here is another process, which sees the file.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / CLOSED).touch()
+    here, asked = Local(folder, ()), set[str]()
+    clock = asyncio.get_running_loop().time
+    deadline = clock() + within_s
+    while clock() < deadline:
+        seen = await here.inventory()
+        labels = {instance.label for instance in seen.instances} if isinstance(seen, Known) else asked
+        if isinstance(seen, Known) and not labels:
+            return
+        for label in labels - asked:  # A second time would kill it.
+            with suppress(Transient):
+                await here.release(label)
+            asked.add(label)
+        await asyncio.sleep(LOOK_S)
+
+
 class Local:
     """The port `ComputeProvider`."""
 
@@ -83,7 +113,7 @@ class Local:
         """One at a time: a look must not take a record for dead whose process is about to start."""
 
     async def offers(self, wanted: Wanted) -> Listing:
-        if wanted.kind not in KINDS or wanted.gpu_count:
+        if wanted.kind not in KINDS or wanted.gpu_count or self._closed():
             return Listing()
         return Listing(offers=(OFFER,))
 
@@ -123,7 +153,12 @@ class Local:
                 self._forget(folder.name)
         return Known(instances=frozenset(found))
 
+    def _closed(self) -> bool:
+        return (self._folder / CLOSED).exists()
+
     def _start(self, order: Order) -> str:
+        if self._closed():
+            raise ProviderUnavailable("this machine is about to stop")
         if len(self._look().instances) >= INSTANCES_MAX:
             raise ProviderUnavailable(f"{INSTANCES_MAX} processes are running already")
         folder = self._folder / order.label

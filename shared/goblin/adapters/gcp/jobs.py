@@ -14,15 +14,17 @@ import msgspec
 from google.api_core.datetime_helpers import DatetimeWithNanoseconds
 from google.api_core.exceptions import AlreadyExists, FailedPrecondition, GoogleAPICallError, NotFound, RetryError
 from google.auth.exceptions import GoogleAuthError
-from google.cloud.firestore import AsyncClient, Query
+from google.cloud.firestore import AsyncClient, AsyncTransaction, Query, async_transactional
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from goblin.adapters.gcp.instants import plain_instants
-from goblin.domain.jobs import Job
+from goblin.domain.jobs import LEASED, Job
 from goblin.errors import StoreUnavailable
 from goblin.job_ports import Stored
+from goblin.policy.spot.watching import Watched
 
 DEADLINE_S = 5.0
+PLACE_TRIES = 3
 T = TypeVar("T")
 
 
@@ -57,8 +59,7 @@ class FirestoreJobs:
         return _stored(found) if found.exists else None
 
     async def replace(self, job: Job, version: str) -> Stored | None:
-        read_at = DatetimeWithNanoseconds.from_rfc3339(version).timestamp_pb()
-        option = self._client.write_option(last_update_time=read_at)
+        option = self._client.write_option(last_update_time=_timestamp(version))
         # `set` takes no precondition; an update of every field is the same write.
         call = self._jobs.document(job.job_id).update(_fields(job), option=option, timeout=DEADLINE_S, retry=None)
         try:
@@ -66,6 +67,33 @@ class FirestoreJobs:
         except (FailedPrecondition, NotFound):
             return None
         return Stored(job=job, version=_version(written))
+
+    async def place(self, job: Job, version: str, *, limit: int) -> Stored | None:
+        written = self._jobs.document(job.job_id)
+        query = self._jobs.where(filter=FieldFilter("open", "==", True)).where(
+            filter=FieldFilter("state", "in", sorted(LEASED))
+        )
+
+        @async_transactional
+        async def attempt(transaction: AsyncTransaction) -> bool:
+            now = await written.get(transaction=transaction, timeout=DEADLINE_S, retry=None)
+            if not now.exists or _version(now) != version:
+                return False
+            placed = [one async for one in query.stream(transaction=transaction, timeout=DEADLINE_S, retry=None)]
+            # Counted here: what is compared in the query would need an index of its own.
+            if sum(one.get("spec.kind") == job.spec.kind for one in placed if one.id != job.job_id) >= limit:
+                return False
+            transaction.update(written, _fields(job))
+            return True
+
+        try:
+            if not await _in_time(attempt(self._client.transaction(max_attempts=PLACE_TRIES)), "placing of a job"):
+                return None
+        except ValueError as error:
+            # The client's word for a transaction that others kept aborting.
+            raise StoreUnavailable("others are placing jobs") from error
+        stored = await self.get(job.job_id)
+        return stored if stored is not None and stored.job == job else None
 
     async def list_open(self, limit: int) -> Sequence[Stored]:
         query = self._jobs.where(filter=FieldFilter("open", "==", True)).order_by("requested_at").limit(limit)
@@ -76,6 +104,37 @@ class FirestoreJobs:
         query = self._jobs.order_by("requested_at", direction=Query.DESCENDING).limit(limit)
         found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of jobs")
         return [_stored(document).job for document in found]
+
+
+class FirestoreMarket:
+    """The port `MarketStore`: one document, as JSON; thousands of its fields would be thousands of index entries."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._document = client.collection("market").document("watched")
+        self._client = client
+
+    async def load(self) -> tuple[Watched, str | None]:
+        found = await _in_time(self._document.get(timeout=DEADLINE_S, retry=None), "read of the market")
+        if not found.exists:
+            return Watched(), None
+        try:
+            return msgspec.json.decode(found.get("json"), type=Watched), _version(found)
+        except (msgspec.DecodeError, KeyError):
+            # Written by another version of us: statistics are learned again.
+            return Watched(), _version(found)
+
+    async def save(self, watched: Watched, version: str | None) -> bool:
+        fields = {"json": msgspec.json.encode(watched).decode()}
+        if version is None:
+            call = self._document.create(fields, timeout=DEADLINE_S, retry=None)
+        else:
+            option = self._client.write_option(last_update_time=_timestamp(version))
+            call = self._document.update(fields, option=option, timeout=DEADLINE_S, retry=None)
+        try:
+            await _in_time(call, "write of the market")
+        except (AlreadyExists, FailedPrecondition, NotFound):
+            return False
+        return True
 
 
 class FirestoreAttemptKeys:
@@ -113,3 +172,7 @@ def _stored(document: Any) -> Stored:
 def _version(written: Any) -> str:
     """The update time, to the nanosecond."""
     return str(written.update_time.rfc3339())
+
+
+def _timestamp(version: str) -> Any:
+    return DatetimeWithNanoseconds.from_rfc3339(version).timestamp_pb()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-from google.api_core.exceptions import GoogleAPICallError, RetryError
+from google.api_core.exceptions import GoogleAPICallError, NotFound, RetryError
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import pubsub_v1
 
 from goblin import events
-from goblin.errors import StoreUnavailable
+from goblin.errors import StoreUnavailable, UnknownTopic
 
 DEADLINE_S = 10.0
 
@@ -28,5 +28,7 @@ class PubSubBus:
         try:
             async with asyncio.timeout(DEADLINE_S + 1):
                 await asyncio.wrap_future(sent)
+        except NotFound as error:
+            raise UnknownTopic(f"there is no topic {topic}") from error
         except (GoogleAPICallError, GoogleAuthError, RetryError, TimeoutError) as error:
             raise StoreUnavailable(f"Pub/Sub: {type(error).__name__}: {error}") from error

@@ -56,7 +56,7 @@ def choose_offer(
         needs: What must run; hand in only offers of the mode that was chosen, or all to compare them.
         offers: Any order, any provider; may be empty.
         rates: By pool; one that is missing was never watched.
-        reputations: By machine.
+        reputations: By `Offer.machine`.
         markets: What others pay, by GPU; one that is missing is not told.
         now: Aware UTC.
     """
@@ -126,7 +126,7 @@ def _judge(
 def _unfit(needs: Needs, offer: Offer, reputations: Mapping[str, Reputation], now: datetime) -> str:
     """Why the offer is out whatever it costs to finish there; empty: it is not."""
     cap = needs.price_usd_micros_per_hour_max
-    until = blocked_until(reputations.get(offer.machine_id)) if offer.machine_id is not None else None
+    until = blocked_until(reputations.get(offer.machine)) if offer.machine is not None else None
     if offer.gpu_memory_mib < needs.gpu_memory_mib_min:
         return f"{offer.gpu_memory_mib} MiB of GPU memory, {needs.gpu_memory_mib_min} are needed"
     if until is not None and until > now:
