@@ -17,6 +17,7 @@ import pytest
 from goblin.adapters.compute import local
 from goblin.adapters.compute.local import Local
 from goblin.domain.compute import Known, Order, Unknown
+from goblin.domain.market import Listing, Wanted
 from goblin.errors import ProviderUnavailable, Transient
 
 # Says what it was given, then waits for its end; `stubborn` does not end when asked.
@@ -195,3 +196,32 @@ async def test_only_the_newest_logs_are_kept(provider: Local, tmp_path: Path, mo
         await provider.rent(order(f"goblin-j-a{number}"))
         os.utime(tmp_path / "instances" / "logs" / f"goblin-j-a{number}.log", (number, number))
     assert {log.stem for log in (tmp_path / "instances" / "logs").iterdir()} == {"goblin-j-a2", "goblin-j-a3"}
+
+
+async def test_a_machine_that_stops_asks_its_instances_to_end_and_starts_no_other(
+    provider: Local, tmp_path: Path
+) -> None:
+    await provider.rent(order())
+    await until(said(tmp_path).exists)
+    child = provider._children["goblin-j-a1"]
+    await local.close(tmp_path / "instances", within_s=DEADLINE_S)
+    assert child.wait() == -signal.SIGTERM
+    assert await provider.offers(Wanted(kind="batch")) == Listing()
+    with pytest.raises(ProviderUnavailable, match="about to stop"):
+        await provider.rent(order("goblin-j-a2"))
+    local.reopen(tmp_path / "instances")
+    assert await provider.offers(Wanted(kind="batch")) != Listing()
+    await provider.rent(order("goblin-j-a2"))
+
+
+async def test_a_machine_that_stops_waits_only_so_long_for_the_stubborn(provider: Local, tmp_path: Path) -> None:
+    label = "goblin-stubborn-a1"
+    await provider.rent(order(label))
+    await until(said(tmp_path, label).exists)
+    await local.close(tmp_path / "instances", within_s=0.2)
+    assert await labels(provider) == {label}, "it is there, and so is its record"
+
+
+async def test_a_machine_on_which_nothing_runs_stops_at_once(tmp_path: Path) -> None:
+    async with asyncio.timeout(DEADLINE_S):
+        await local.close(tmp_path / "never used", within_s=10 * DEADLINE_S)

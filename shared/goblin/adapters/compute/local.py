@@ -75,25 +75,25 @@ def reopen(folder: Path) -> None:
     (folder / CLOSED).unlink(missing_ok=True)
 
 
+def _shut(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    (folder / CLOSED).touch()
+
+
 async def close(folder: Path, *, within_s: float) -> None:
     """Start nothing more here, and ask every instance to save and end; returns when all have, or when time is over.
 
-    Whoever rents here is another process, which sees the file.
+    Whoever rents here is another process, which sees the file; records are his to write.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    (folder / CLOSED).touch()
+    _shut(folder)
     here, asked = Local(folder, ()), set[str]()
     clock = asyncio.get_running_loop().time
     deadline = clock() + within_s
-    while clock() < deadline:
-        seen = await here.inventory()
-        labels = {instance.label for instance in seen.instances} if isinstance(seen, Known) else asked
-        if isinstance(seen, Known) and not labels:
-            return
-        for label in labels - asked:  # A second time would kill it.
-            with suppress(Transient):
-                await here.release(label)
-            asked.add(label)
+    while (running := await asyncio.to_thread(here.running)) and clock() < deadline:
+        for label in running.keys() - asked:
+            with suppress(psutil.Error):
+                running[label].terminate()
+        asked |= running.keys()
         await asyncio.sleep(LOOK_S)
 
 
@@ -142,6 +142,12 @@ class Local:
     def _alone(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:
             return call(*args, **kwargs)
+
+    def running(self) -> dict[str, psutil.Process]:
+        """The processes of all instances, by label; nothing is cleared away."""
+        names = [folder.name for folder in self._folder.glob(f"{LABEL_PREFIX}*")]
+        found = {name: self._process(self._read(name)) for name in names}
+        return {name: process for name, process in found.items() if process is not None}
 
     def _look(self) -> Known:
         found = set()
