@@ -1,0 +1,40 @@
+"""`python -m localgpus --port P --data DIR [--pace X] -- COMMAND…`: rent this machine out, under that command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from localgpus import server
+from localgpus.machines import Processes
+
+
+def main(words: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="localgpus", description=__doc__)
+    parser.add_argument("--port", type=int, required=True, help="0: any that is free; it is printed")
+    parser.add_argument("--data", type=Path, required=True, help="where markets, disks and logs are kept")
+    parser.add_argument("--pace", type=float, default=1.0, help="how many times faster than life")
+    parser.add_argument("--no-limits", action="store_true", help="never answer 429")
+    parser.add_argument("command", nargs="+", help="what runs in place of any image")
+    said = parser.parse_args(words)
+    if not 0 < said.pace <= 10_000:
+        parser.error("--pace is above 0 and at most 10000")
+    try:
+        sock = server.listen(said.port)
+    except OSError as error:
+        parser.error(str(error))
+    markets = server.Markets(
+        Processes(said.command, said.data / "machines"), folder=said.data, pace=said.pace, limits=not said.no_limits,
+        vast_key=os.environ.get("VASTAI_API_KEY") or "local-vast-key",
+        runpod_key=os.environ.get("RUNPOD_API_KEY") or "local-runpod-key",
+    )  # fmt: skip
+    sys.stdout.write(f"http://127.0.0.1:{sock.getsockname()[1]}\n")
+    sys.stdout.flush()
+    server.serve(markets, sock)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

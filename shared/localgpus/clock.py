@@ -1,0 +1,20 @@
+"""What time it is, as an argument: seconds since 1970."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+Clock = Callable[[], float]
+
+wall: Clock = time.time
+
+
+class Hand:
+    """A clock that somebody moves."""
+
+    def __init__(self, now: float) -> None:
+        self.now = now
+
+    def __call__(self) -> float:
+        return self.now

@@ -1,0 +1,219 @@
+"""Both markets on one port of loopback, and a few levers for people: `/market`."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import msgspec
+import uvicorn
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from localgpus import clock as clocks
+from localgpus import runpod, vast
+from localgpus.machines import Machines
+from localgpus.vast import control, hooks
+from localgpus.vast.api import Api
+from localgpus.vast.faults import Fault, Faults
+from localgpus.vast.limits import Limits
+from localgpus.vast.market import Market as Vast
+
+log = logging.getLogger(__name__)
+
+TICK_S = 0.25
+BODY_MAX = 16 * 1024
+T = TypeVar("T")
+
+
+class Lever(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    """What a person says when he moves one."""
+
+    label: str = ""
+    machine_id: int = 0
+    for_s: float | None = None
+    in_full: bool = False
+    down_gb: float = 0.0
+    up_gb: float = 0.0
+
+
+class Price(control.Change, kw_only=True, forbid_unknown_fields=True):
+    machine_id: int
+
+
+class Watch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    url: str
+    secret: str
+
+
+class Markets:
+    """What is served: the markets, and what goes wrong on the way to them."""
+
+    def __init__(
+        self, machines: Machines, *, folder: Path | None = None, clock: clocks.Clock = clocks.wall, pace: float = 1.0,
+        vast_key: str = "local-vast-key", runpod_key: str = "local-runpod-key", limits: bool = True,
+    ) -> None:  # fmt: skip
+        """Open both.
+
+        Args:
+            machines: Where what is rented runs.
+            folder: Where the markets' state is kept; None: nowhere.
+            clock: Seconds since 1970.
+            pace: How many times faster than life machines boot, are taken away, and may be asked about.
+            vast_key: Opens the account at Vast.ai.
+            runpod_key: Opens the one at RunPod.
+            limits: Whether too many requests are refused.
+        """
+        self.machines = machines
+        self.vast = Vast(machines, clock, folder=folder, pace=pace, keys=[vast_key])
+        self.faults = Faults()
+        self.limits = Limits(clock, pace=pace, off=not limits)
+        terms = runpod.Terms()
+        terms = runpod.Terms(provision_s=terms.provision_s / pace, start_s=terms.start_s / pace)
+        self.runpod = runpod.Market(machines, folder=folder, clock=clock, terms=terms)
+        self._runpod_key = runpod_key
+
+    def app(self) -> Starlette:
+        """To be served on loopback only."""
+        levers = {"outbid": self._outbid, "relent": self._relent, "kill": self._kill, "traffic": self._traffic,
+                  "die": self._die, "revive": self._revive, "reclaim": self._reclaim, "offer": self._offer}  # fmt: skip
+        routes = [
+            *Api(self.vast, limits=self.limits, faults=self.faults).routes(),
+            *runpod.routes(self.runpod, keys={self._runpod_key: "all"}),
+            Route("/market", self._view, methods=["GET"]),
+            Route("/market/price", _lever(Price, self._price), methods=["POST"]),
+            Route("/market/fault", _lever(Fault, self.faults.add), methods=["POST"]),
+            Route("/market/webhook", _lever(Watch, self._watch), methods=["POST"]),
+            *(Route(f"/market/{name}", _lever(Lever, pull), methods=["POST"]) for name, pull in levers.items()),
+        ]
+        # By another name it was reached through somebody's page.
+        only = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
+        made = Starlette(routes=routes, lifespan=self._lifespan, middleware=[only])
+        # A path without its slash is another path.
+        made.router.redirect_slashes = False
+        return made
+
+    def tick(self) -> None:
+        """Let everything happen that is due, in both."""
+        self.vast.tick()
+        self.runpod.advance()
+
+    @asynccontextmanager
+    async def _lifespan(self, _: Starlette) -> AsyncIterator[None]:
+        async with httpx.AsyncClient(trust_env=False) as client:
+            work = asyncio.create_task(self._work(client))
+            try:
+                yield
+            finally:
+                work.cancel()
+                await asyncio.gather(work, return_exceptions=True)
+                await asyncio.to_thread(self.machines.close)
+                self.vast.save()
+
+    async def _work(self, client: httpx.AsyncClient) -> None:
+        while True:
+            try:
+                await asyncio.to_thread(self.tick)
+                await hooks.deliver(self.vast, client)
+            except Exception:
+                # What it could not do now it tries again: without it no market moves.
+                log.exception("the markets stumbled")
+            await asyncio.sleep(TICK_S)
+
+    # Levers.
+
+    async def _view(self, _: Request) -> Response:
+        self.runpod.advance()
+        pods = [msgspec.to_builtins(pod) for pod in self.runpod.pods()]
+        # What a rented machine is told is its own.
+        pods = [{key: value for key, value in pod.items() if key != "env"} for pod in pods]
+        left = self.runpod.balance_usd_micros() / 1e6
+        return JSONResponse({vast.market.NAME: control.view(self.vast), "runpod": {"balance_usd": left, "pods": pods}})
+
+    def _outbid(self, said: Lever) -> None:
+        control.outbid(self.vast, said.label, for_s=said.for_s, in_full=said.in_full)
+
+    def _relent(self, said: Lever) -> None:
+        control.relent(self.vast, said.label)
+
+    def _kill(self, said: Lever) -> None:
+        """The program of an instance ends, at whichever provider it is."""
+        for pod in self.runpod.pods():
+            if said.label in (pod.name, pod.name.partition("@")[0]):
+                self.machines.kill(pod.machine)
+                return
+        control.end(self.vast, said.label)
+
+    def _traffic(self, said: Lever) -> None:
+        control.traffic(self.vast, said.label, down_gb=said.down_gb, up_gb=said.up_gb)
+
+    def _die(self, said: Lever) -> None:
+        """The host of an instance dies, at whichever provider it is."""
+        for pod in self.runpod.pods():
+            if said.label and said.label in (pod.name, pod.name.partition("@")[0]):
+                self.runpod.lose_host(pod.id)
+                return
+        control.switch(self.vast, self._machine(said), up=False)
+
+    def _revive(self, said: Lever) -> None:
+        control.switch(self.vast, self._machine(said), up=True)
+
+    def _reclaim(self, said: Lever) -> None:
+        control.reclaim(self.vast, self._machine(said))
+
+    def _offer(self, said: Lever) -> None:
+        control.reclaim(self.vast, self._machine(said), reclaimed=False)
+
+    def _price(self, said: Price) -> None:
+        control.change(self.vast, said.machine_id, said)
+
+    def _watch(self, said: Watch) -> None:
+        control.watch(self.vast, said.url, secret=said.secret)
+
+    def _machine(self, said: Lever) -> int:
+        return control.find(self.vast, said.label).machine_id if said.label else said.machine_id
+
+
+def _lever(kind: type[T], pull: Callable[[T], None]) -> Callable[[Request], Awaitable[Response]]:
+    async def answer(request: Request) -> Response:
+        if "origin" in request.headers:
+            return _no(403, "no page pulls these")
+        data = b""
+        async for piece in request.stream():
+            data += piece
+            if len(data) > BODY_MAX:
+                return _no(413, "body too large")
+        try:
+            await asyncio.to_thread(pull, msgspec.json.decode(data, type=kind))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return _no(400, str(error))
+        except control.Unknown as error:
+            return _no(404, str(error))
+        return JSONResponse({"done": True})
+
+    return answer
+
+
+def _no(status: int, said: Any) -> Response:
+    return JSONResponse({"error": said}, status)
+
+
+def listen(port: int) -> socket.socket:
+    """A socket of this machine alone: whoever reaches it may start processes here. No word opens another address."""
+    return socket.create_server(("127.0.0.1", port))
+
+
+def serve(markets: Markets, sock: socket.socket) -> None:
+    """Until SIGINT or SIGTERM."""
+    config = uvicorn.Config(markets.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    uvicorn.Server(config).run(sockets=[sock])

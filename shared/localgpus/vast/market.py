@@ -1,0 +1,324 @@
+"""The market in time: what is due happens in its order, whenever somebody looks.
+
+    outbid ─ a webhook ─ 1.4 s: told to stop ─ 10 to 30 s: seen to have stopped ─ waits, its disk billed ─ runs again
+    rented ─ created ─ loading, at the host's bandwidth ─ running: billed from here
+
+Measured by others on 2026-08-27. `pace` divides every such time, for laptops that will not wait; prices stay per hour.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Collection
+from pathlib import Path
+
+import msgspec
+
+from localgpus.clock import Clock
+from localgpus.machines import Machines, NoRoom
+from localgpus.vast import auction, billing, stock
+from localgpus.vast.state import Actual, Contract, Machine, Notice, State, Step
+
+NAME = "vastai"
+CREATE_S, PULL_S, RESUME_S, HALT_S = 1.0, 2.0, 5.0, 1.4
+EXIT_S_MIN, EXIT_S_MAX = 10, 30
+TAKEOVER_TOLD_S = 15.0
+"""Who is displaced by somebody who pays in full is told so late."""
+STOP_S, GRACE_S = 2.0, 10.0
+DELETED_AFTER_S = 48 * 3600.0
+NOTICES_MAX = 1000
+SAVE_EVERY_S = 5.0
+UNAVAILABLE = "Required resources are currently unavailable, state change queued."
+
+
+class Market:
+    """One market with one account. Every method may be called from any thread."""
+
+    name = NAME
+
+    def __init__(
+        self, machines: Machines, clock: Clock, *, folder: Path | None = None, pace: float = 1.0,
+        keys: Collection[str] = ("local-vast-key",), image_gb: float = 2.0,
+    ) -> None:  # fmt: skip
+        """Open the market, as it was left.
+
+        Args:
+            machines: Where instances run.
+            clock: Aware of nothing but seconds.
+            folder: Where its state is kept; None: nowhere.
+            pace: How many times faster than life.
+            keys: That open the account.
+            image_gb: What every image weighs.
+        """
+        self.machines = machines
+        self.clock = clock
+        self.pace = pace
+        self.keys = frozenset(keys)
+        self.image_gb = image_gb
+        self.lock = threading.RLock()
+        self._file = folder / "vastai.json" if folder else None
+        self.state = self._restore()
+
+    # What somebody who looks brings about.
+
+    def tick(self) -> None:
+        """Let everything happen that is due."""
+        with self.lock:
+            now = self.clock()
+            while (at := self._next_at()) is not None and at <= now:
+                self._happen(at)
+            for contract in self.state.contracts.values():
+                self._look_at(contract, now)
+                billing.settle(self.state, contract, now)
+            if self.state.balance <= 0:
+                for contract in self.state.contracts.values():
+                    if contract.wanted:
+                        self._tell("low_credit", contract, "Your balance is used up.", now)
+                        self.halt(contract)
+            billing.forget(self.state, now)
+            if now - self.state.saved_at >= SAVE_EVERY_S:
+                self.save()
+
+    def save(self) -> None:
+        """Write the market down; what is not written down is forgotten with us."""
+        with self.lock:
+            self.state.saved_at = self.clock()
+            if self._file is not None:
+                self._file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+                draft = self._file.with_suffix(".draft")
+                draft.write_bytes(msgspec.json.encode(self.state))
+                draft.replace(self._file)
+
+    def on(self, machine: Machine) -> list[Contract]:
+        """The contracts on a machine."""
+        return [contract for contract in self.state.contracts.values() if contract.machine_id == machine.id]
+
+    def asks(self, machine: Machine) -> dict[int, int]:
+        """Ids of the machine's current offers, by number of GPUs."""
+        sizes = {size for size in (1, 2, 4, 8, machine.num_gpus) if size <= machine.num_gpus}
+        for size in sorted(sizes - machine.asks.keys()):
+            machine.asks[size] = self.new_id()
+        return machine.asks
+
+    def new_id(self) -> int:
+        self.state.next_id += 1
+        return self.state.next_id
+
+    # What renters and hosts do.
+
+    def place(self, contract: Contract) -> None:
+        """A new contract that has its GPUs: it boots, and whoever it displaces stops."""
+        machine, now = self.state.machines[contract.machine_id], self.clock()
+        contract.holds = True
+        machine.asks.clear()
+        pull_s = self.image_gb * 8000 / machine.inet_down
+        self._plan(contract, now, (CREATE_S, Step.CREATE), (PULL_S, Step.PULL), (PULL_S + pull_s, Step.START))
+        self._tell("instance_created", contract, "Your instance was created.", now)
+        self.settle_machine(machine, now)
+
+    def park(self, contract: Contract) -> None:
+        """A contract without GPUs: stopped, its disk billed, and it runs when its bid wins."""
+        contract.intended, contract.actual = "stopped", Actual.EXITED
+
+    def halt(self, contract: Contract) -> None:
+        """Its renter wants it stopped."""
+        now = self.clock()
+        billing.settle(self.state, contract, now)
+        contract.wanted = contract.holds = False
+        contract.intended = "stopped"
+        self.machines.stop(instance_name(contract), grace_s=GRACE_S / self.pace)
+        contract.steps = []
+        self._plan(contract, now, (STOP_S, Step.EXIT))
+        self._tell("instance_stopped", contract, "Your instance was stopped.", now)
+        self.settle_machine(self.state.machines[contract.machine_id], now)
+
+    def resume(self, contract: Contract) -> bool:
+        """Its renter wants it to run; False: not now, it waits for its GPUs."""
+        now, machine = self.clock(), self.state.machines[contract.machine_id]
+        contract.wanted = True
+        if contract.bid is None and not contract.holds:
+            if auction.free_on_demand(machine, self.on(machine)) < contract.gpus:
+                return False
+            contract.holds = True
+            self._start_again(contract, now)
+        self.settle_machine(machine, now)
+        return contract.holds
+
+    def destroy(self, contract: Contract) -> None:
+        """It ends, its disk with it."""
+        now = self.clock()
+        billing.settle(self.state, contract, now)
+        self.machines.remove(instance_name(contract))
+        del self.state.contracts[contract.id]
+        self._tell("instance_deleted", contract, "Your instance was deleted.", now)
+        self.settle_machine(self.state.machines[contract.machine_id], now)
+
+    def settle_machine(self, machine: Machine, at: float) -> None:
+        """Give each its GPUs, or take them, as bids are now."""
+        contracts = self.on(machine)
+        won = auction.winners(machine, contracts)
+        for contract in contracts:
+            if contract.holds and contract.id not in won:
+                self._displace(contract, machine, at)
+            elif not contract.holds and contract.id in won:
+                contract.holds = True
+                self._start_again(contract, at)
+
+    def switch(self, machine: Machine, *, up: bool) -> None:
+        """Its host dies, or comes back."""
+        now = self.clock()
+        for contract in self.on(machine):
+            billing.settle(self.state, contract, now)
+            if not up:
+                self.machines.kill(instance_name(contract))
+                contract.actual, contract.holds, contract.steps = Actual.OFFLINE, False, []
+                self._tell("instance_offline", contract, "The machine of your instance is offline.", now)
+            elif contract.actual is Actual.OFFLINE:
+                contract.actual = Actual.EXITED
+                contract.holds = contract.bid is None and contract.wanted
+                if contract.holds:
+                    self._start_again(contract, now)
+        machine.up = up
+        machine.asks.clear()
+        self.settle_machine(machine, now)
+
+    # What happens by itself.
+
+    def _next_at(self) -> float | None:
+        due = [contract.steps[0][0] for contract in self.state.contracts.values() if contract.steps]
+        due += [_end_at(contract, self.pace) for contract in self.state.contracts.values()]
+        due += [
+            rival.until
+            for machine in self.state.machines.values()
+            for rival in machine.rivals
+            if rival.until is not None
+        ]
+        return min(due, default=None)
+
+    def _happen(self, at: float) -> None:
+        """Whatever is due at one instant."""
+        for contract in list(self.state.contracts.values()):
+            billing.settle(self.state, contract, at)
+            while contract.steps and contract.steps[0][0] <= at:
+                _, step = contract.steps.pop(0)
+                self._step(contract, step, at)
+            if _end_at(contract, self.pace) <= at:
+                self._expire(contract, at)
+        for machine in self.state.machines.values():
+            if any(rival.until is not None and rival.until <= at for rival in machine.rivals):
+                machine.rivals = [rival for rival in machine.rivals if rival.until is None or rival.until > at]
+                machine.asks.clear()
+                self.settle_machine(machine, at)
+
+    def _step(self, contract: Contract, step: Step, at: float) -> None:
+        match step:
+            case Step.CREATE:
+                contract.actual = Actual.CREATED
+            case Step.PULL:
+                contract.actual, contract.status_msg = Actual.LOADING, f"Pulling from {contract.image}"
+            case Step.START:
+                self._run(contract, at)
+            case Step.HALT:
+                contract.intended = "stopped"
+            case Step.EXIT:
+                self.machines.kill(instance_name(contract))
+                # The words of its last start stay.
+                contract.actual = Actual.EXITED if contract.wanted else Actual.STOPPED
+
+    def _run(self, contract: Contract, at: float) -> None:
+        machine = self.state.machines[contract.machine_id]
+        if contract.actual is Actual.LOADING:
+            billing.traffic(self.state, contract, at, down_gb=self.image_gb)
+        contract.status_msg = machine.pull_error
+        if not contract.status_msg:
+            told = {"CONTAINER_ID": str(contract.id), "VAST_CONTAINERLABEL": f"C.{contract.id}"}
+            try:
+                self.machines.start(
+                    instance_name(contract), image=contract.image, args=contract.args, env={**told, **contract.env}
+                )
+            except NoRoom as error:
+                contract.status_msg = f"Error response from daemon: OCI runtime create failed: {error}"
+        if contract.status_msg:
+            contract.actual = Actual.CREATED
+            self._tell("error_msgs", contract, contract.status_msg, at)
+            return
+        contract.actual, contract.running_since = Actual.RUNNING, at
+        contract.intended = "running"
+        contract.status_msg = f"success, running {contract.image}/args"
+        self._tell("instance_started", contract, "Your instance is running.", at)
+
+    def _look_at(self, contract: Contract, now: float) -> None:
+        """Its program may have come to an end by itself."""
+        if contract.actual is Actual.RUNNING and not self.machines.running(instance_name(contract)):
+            billing.settle(self.state, contract, now)
+            contract.actual = Actual.EXITED
+
+    def _displace(self, contract: Contract, machine: Machine, at: float) -> None:
+        contract.holds = False
+        contract.steps = []
+        # Its own share of 10 to 30 s, the same whenever it is asked.
+        exit_s = EXIT_S_MIN + contract.id * 7 % (EXIT_S_MAX - EXIT_S_MIN + 1)
+        self._plan(contract, at, (HALT_S, Step.HALT), (exit_s, Step.EXIT))
+        taken_over = any(rival.bid is None for rival in machine.rivals) or machine.reclaimed
+        late_s = TAKEOVER_TOLD_S / self.pace if taken_over else 0.0
+        self._tell("outbid", contract, "Your interruptible instance was outbid and is being stopped.", at + late_s)
+
+    def _start_again(self, contract: Contract, at: float) -> None:
+        """Once it has stopped: its image and its disk are there already."""
+        stopping = [step for step in contract.steps if step[1] is Step.EXIT]
+        contract.steps = stopping
+        at = max(at, stopping[-1][0] if stopping else at)
+        self._plan(contract, at, (RESUME_S, Step.START))
+        self._tell("instance_resumed", contract, "Your instance resumes.", at)
+
+    def _expire(self, contract: Contract, at: float) -> None:
+        """Its contract is over: it stops, and is deleted later."""
+        if contract.ended_at is None:
+            contract.ended_at = at
+            contract.intended, contract.wanted, contract.holds = "stopped", False, False
+            self.machines.kill(instance_name(contract))
+            contract.actual, contract.steps = Actual.EXITED, []
+            self.settle_machine(self.state.machines[contract.machine_id], at)
+        else:
+            self.destroy(contract)
+
+    def _plan(self, contract: Contract, at: float, *steps: tuple[float, Step]) -> None:
+        contract.steps += [(at + after_s / self.pace, step) for after_s, step in steps]
+        contract.steps.sort(key=lambda step: step[0])
+
+    def _tell(self, kind: str, contract: Contract, message: str, at: float) -> None:
+        """Put a notice in the way of every hook that wants it. It has no field that says which instance."""
+        for hook in self.state.hooks.values():
+            if hook.enabled and f"client:{kind}" in hook.event_types:
+                self.state.notices.append(
+                    Notice(
+                        event_id=secrets.token_hex(16), hook_id=hook.id, notif_type=kind,
+                        subject=f"Instance #{contract.id}: {kind}", message=message, at=at, due=at,
+                    )
+                )  # fmt: skip
+        del self.state.notices[:-NOTICES_MAX]
+
+    def _restore(self) -> State:
+        """The market as it was written down. Its processes ended with it; while it was closed nothing was billed."""
+        if self._file is None or not self._file.exists():
+            return State(machines={machine.id: machine for machine in stock.machines()})
+        state = msgspec.json.decode(self._file.read_bytes(), type=State)
+        now = self.clock()
+        for contract in state.contracts.values():
+            contract.billed_until = now
+            contract.steps = [step for step in contract.steps if step[1] in (Step.HALT, Step.EXIT)]
+            if contract.actual not in (Actual.STOPPED, Actual.OFFLINE):
+                contract.actual = Actual.EXITED
+        return state
+
+
+def instance_name(contract: Contract) -> str:
+    """What the contract's instance is called where it runs."""
+    return f"vast-{contract.id}"
+
+
+def _end_at(contract: Contract, pace: float) -> float:
+    if contract.ended_at is not None:
+        return contract.ended_at + DELETED_AFTER_S / pace
+    return float("inf") if contract.end_date is None else contract.end_date
