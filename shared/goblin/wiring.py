@@ -7,20 +7,16 @@ import importlib
 import itertools
 import pkgutil
 import random
-import signal
 import ssl
-import threading
-from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from types import FrameType
-from typing import Any
 from weakref import WeakKeyDictionary
 
 import httpx
 from google.cloud.firestore import AsyncClient
 
 from goblin.adapters import providers as provider_files
+from goblin.adapters.ending import before_the_end
 from goblin.adapters.gcp.answers import FirestoreAnswers, FirestoreReplies
 from goblin.adapters.gcp.firestore import FirestoreHealth, FirestoreKeys, FirestoreRequests
 from goblin.adapters.gcp.ledger import FirestoreLedger
@@ -262,13 +258,13 @@ class _Process:
         spender = Spender(
             self.ledger, self.ledger, SystemClock(), announce=self.announce, tend_every_s=LEASES_TENDED_EVERY_S
         )
-        _before_the_end(spender.close)
+        before_the_end(spender.close)
         return spender
 
     @cached_property
     def receipts(self) -> ReceiptBatches:
         batches = ReceiptBatches(FirestoreRequests(self.firestore), SystemClock())
-        _before_the_end(batches.close)
+        before_the_end(batches.close)
         return batches
 
     async def announce(self, crossing: Crossing) -> None:
@@ -312,27 +308,6 @@ class _Process:
         )
 
 
-def _before_the_end(close: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Call it when SIGTERM comes; whoever handled that before still does.
-
-    What is lent and not returned in time is found by the hourly settlement.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        return
-    loop, before = asyncio.get_running_loop(), signal.getsignal(signal.SIGTERM)
-
-    def ending(number: int, frame: FrameType | None) -> None:
-        if not loop.is_closed():
-            loop.call_soon_threadsafe(lambda: _ending.add(loop.create_task(close())))
-        if callable(before):
-            before(number, frame)
-        elif before == signal.SIG_DFL:
-            raise SystemExit(0)
-
-    signal.signal(signal.SIGTERM, ending)
-
-
-_ending: set[asyncio.Task[None]] = set()
 _processes: WeakKeyDictionary[asyncio.AbstractEventLoop, _Process] = WeakKeyDictionary()
 
 

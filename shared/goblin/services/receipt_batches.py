@@ -41,6 +41,7 @@ class ReceiptBatches:
         self._wrote_s = -EVERY_S
         self._turn: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
+        self._ending = False
 
     async def put(self, record: RequestRecord) -> None:
         """Take one, and write it now if that is due. Raises `StoreUnavailable`: too many wait already."""
@@ -49,7 +50,7 @@ class ReceiptBatches:
         self._held[record.request_id] = record
         if self._turn is not None:
             return
-        if self._clock.monotonic() - self._wrote_s >= EVERY_S:
+        if self._ending or self._clock.monotonic() - self._wrote_s >= EVERY_S:
             await self._write()
         if self._held and self._turn is None:
             self._turn = asyncio.create_task(self._write_later())
@@ -60,7 +61,8 @@ class ReceiptBatches:
         return here or await self._store.get(request_id)
 
     async def close(self) -> None:
-        """Write what waits; before the process ends."""
+        """Write what waits, and from now on what comes; before the process ends."""
+        self._ending = True
         if self._turn is not None:
             self._turn.cancel()
         while self._held and await self._write():

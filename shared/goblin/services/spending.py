@@ -116,6 +116,7 @@ class Spender:
         """The ledger has not answered when it was last asked."""
         self._beside: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
+        self._ending = False
 
     async def reserve(
         self, account: str, also: tuple[str, ...], reservation_id: str, amount_usd_micros: int
@@ -183,7 +184,7 @@ class Spender:
         quiet = not any(one.reserved for one in till.purses)
         late = till.unwritten_since is not None and now - till.unwritten_since >= WRITE_AFTER
         # While more is to be expected entries wait for each other: a commit for each would be twelve writes for each.
-        rare = quiet and (till.near or not self._is_busy(till, now))
+        rare = quiet and (till.near or self._ending or not self._is_busy(till, now))
         if rare or late or len(purse.unwritten) >= WRITE_AT:
             await self._write(till)
         if rare:
@@ -207,7 +208,11 @@ class Spender:
                 await self._let_go(till, purse)
 
     async def close(self) -> None:
-        """Write everything and return every lease; before the process ends."""
+        """Write everything and return every lease; before the process ends.
+
+        What is under way keeps what it needs, and the last settlement returns it.
+        """
+        self._ending = True
         if self._tending is not None:
             self._tending.cancel()
         for till in list(self._tills.values()):
