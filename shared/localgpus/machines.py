@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import threading
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -63,6 +64,9 @@ class Machines(Protocol):
 
     def logs(self, name: str) -> str:
         """What it wrote last, at most `LOG_BYTES_MAX`."""
+
+    def stop_all(self, *, within_s: float) -> None:
+        """SIGTERM to all, and wait until they have ended, or for so long."""
 
     def close(self) -> None:
         """Kill all, as a host that is switched off."""
@@ -151,6 +155,15 @@ class Processes:
             return (self._at(name) / "log").read_bytes()[-LOG_BYTES_MAX:].decode("utf-8", "replace")
         except FileNotFoundError:
             return ""
+
+    def stop_all(self, *, within_s: float) -> None:
+        runs = [run for run in list(self._runs.values()) if run.process.poll() is None]
+        for run in runs:
+            with suppress(ProcessLookupError):
+                run.process.terminate()
+        deadline = time.monotonic() + within_s
+        for run in runs:
+            run.ended.wait(max(0.0, deadline - time.monotonic()))
 
     def close(self) -> None:
         runs = list(self._runs.values())
@@ -260,6 +273,9 @@ class NoMachines:
 
     def logs(self, name: str) -> str:
         return self.written.get(name, "")
+
+    def stop_all(self, *, within_s: float) -> None:
+        self.stopping |= self.live
 
     def close(self) -> None:
         for name in sorted(self.live):

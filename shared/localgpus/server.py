@@ -8,7 +8,7 @@ import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import httpx
 import msgspec
@@ -45,6 +45,10 @@ class Lever(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     in_full: bool = False
     down_gb: float = 0.0
     up_gb: float = 0.0
+
+
+class Close(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
+    within_s: Annotated[float, msgspec.Meta(ge=0, le=60)] = 10.0
 
 
 class Price(control.Change, kw_only=True, forbid_unknown_fields=True):
@@ -93,6 +97,7 @@ class Markets:
             Route("/market", self._view, methods=["GET"]),
             Route("/market/price", _lever(Price, self._price), methods=["POST"]),
             Route("/market/fault", _lever(Fault, self.faults.add), methods=["POST"]),
+            Route("/market/close", _lever(Close, self._close), methods=["POST"]),
             Route("/market/webhook", _lever(Watch, self._watch), methods=["POST"]),
             *(Route(f"/market/{name}", _lever(Lever, pull), methods=["POST"]) for name, pull in levers.items()),
         ]
@@ -176,6 +181,11 @@ class Markets:
 
     def _price(self, said: Price) -> None:
         control.change(self.vast, said.machine_id, said)
+
+    def _close(self, said: Close) -> None:
+        """The laptop is about to stop: nothing is on the market any more, and what runs may save and end."""
+        self.vast.closed = self.runpod.closed = True
+        self.machines.stop_all(within_s=said.within_s)
 
     def _watch(self, said: Watch) -> None:
         control.watch(self.vast, said.url, secret=said.secret)

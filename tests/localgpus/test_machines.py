@@ -86,6 +86,15 @@ def test_one_that_does_not_end_when_asked_is_made_to_after_its_grace(rented: Pro
     assert rented.exit_code("vast-1") == 128 + signal.SIGKILL
 
 
+def test_all_are_asked_to_end_and_waited_for_but_not_for_ever(rented: Processes) -> None:
+    start(rented, name="vast-1")
+    start(rented, "stubborn", name="vast-2")
+    until(lambda: "GOBLIN_URL" in rented.logs("vast-1") and "GOBLIN_URL" in rented.logs("vast-2"))
+    rented.stop_all(within_s=0.5)
+    assert (rented.running("vast-1"), rented.running("vast-2")) == (False, True)
+    assert rented.exit_code("vast-1") == 128 + signal.SIGTERM
+
+
 def test_an_exit_code_is_told(rented: Processes) -> None:
     start(rented, "code")
     until(lambda: rented.exit_code("vast-1") is not None)

@@ -158,6 +158,23 @@ async def test_levers_say_what_they_cannot_do(client: httpx.AsyncClient) -> None
     assert [machine["floor_usd_per_gpu_hour"] for machine in machines if machine["id"] == 111] == [0.3]
 
 
+async def test_a_market_that_closes_has_nothing_to_rent_any_more(client: httpx.AsyncClient) -> None:
+    vast = {"authorization": "Bearer local-vast-key"}
+    runpod = {"authorization": "Bearer local-runpod-key"}
+    ask = {"type": "bid", "limit": 64}
+    gpu = {"id": "NVIDIA GeForce RTX 4090", "count": 1}
+    pod = {"name": "p", "image": "i", "cloud": "SECURE", "gpu": gpu, "disk": 10}
+    order = {"image": "i", "label": "goblin-j-a1@p", "price": 1.0, "env": {}, "disk": 10}
+    (first, *_) = (await client.post("/api/v0/bundles/", json=ask, headers=vast)).json()["offers"]
+    assert (await client.post("/v2/pods", json=pod, headers=runpod)).is_success
+    assert (await client.post("/market/close", json={"within_s": 0.1})).status_code == 200
+    assert (await client.post("/api/v0/bundles/", json=ask, headers=vast)).json()["offers"] == []
+    late = await client.put(f"/api/v0/asks/{first['id']}/", json=order, headers=vast)
+    assert (late.status_code, late.json()["error"]) == (404, "no_such_ask")
+    assert (await client.post("/v2/pods", json=pod, headers=runpod)).status_code == 400
+    assert len((await client.get("/v2/pods", headers=runpod)).json()["pods"]) == 1
+
+
 async def test_no_page_of_a_browser_moves_the_market(client: httpx.AsyncClient) -> None:
     lever = {"label": "x"}
     assert (await client.post("/market/kill", json=lever, headers={"origin": "http://evil"})).status_code == 403

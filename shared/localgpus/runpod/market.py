@@ -76,6 +76,8 @@ class Market:
         self._kept = Kept(folder / "runpod.json") if folder is not None else None
         self._dice = dice or random.Random()
         self._lock = threading.RLock()
+        self.closed = False
+        """Nothing is in stock any more; what is rented stays."""
         books = Books(paid_usd_micros=balance_usd_micros)
         before = self._kept.read() if self._kept is not None else None
         self._state = before or State(gpus=gpus() if stock is None else stock, books=books)
@@ -86,7 +88,10 @@ class Market:
         """Every GPU type, as it is now."""
         with self._lock:
             self._advance()
-            return copy.deepcopy(self._state.gpus)
+            seen = copy.deepcopy(self._state.gpus)
+            for shelf in (shelf for gpu in seen for shelf in gpu.shelves.values()):
+                shelf.free = 0 if self.closed else shelf.free
+            return seen
 
     def pods(self) -> list[Pod]:
         """Every pod, the oldest first."""
@@ -270,7 +275,7 @@ class Market:
     # Steps.
 
     def _placeable(self, body: checks.Create) -> tuple[GpuType, Shelf, int]:
-        if body.gpu is None or len(self._state.pods) >= PODS_MAX:
+        if self.closed or body.gpu is None or len(self._state.pods) >= PODS_MAX:
             raise Problem(400, NO_INSTANCES)
         gpu = self._gpu(body.gpu.id)
         if gpu.restricted:

@@ -57,6 +57,8 @@ class Market:
         self.keys = frozenset(keys)
         self.image_gb = image_gb
         self.lock = threading.RLock()
+        self.closed = False
+        """Nothing is on the market any more; what is rented stays."""
         self._file = folder / "vastai.json" if folder else None
         self.state = self._restore()
 

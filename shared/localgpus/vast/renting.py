@@ -51,7 +51,7 @@ def rent(market: Market, ask_id: int, order: Order) -> Contract:
         for size, ask in machine.asks.items()
         if ask == ask_id
     ]
-    if not found or not found[0][0].up or found[0][0].reclaimed:
+    if market.closed or not found or not found[0][0].up or found[0][0].reclaimed:
         raise _gone(ask_id, 404)
     machine, size = found[0]
     if order.disk > machine.disk_space:

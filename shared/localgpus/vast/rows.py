@@ -21,6 +21,8 @@ class BadFilter(Exception):
 
 def offers(market: Market, *, bid: bool, disk_gb: float) -> list[Row]:
     """Everything on the market, whether it can be had or not; the filters tell."""
+    if market.closed:
+        return []
     return [
         _offer(market, machine, size, ask_id, bid=bid, disk_gb=disk_gb)
         for machine in market.state.machines.values()
