@@ -293,6 +293,8 @@ class MemoryCompute:
         self._faults = faults or Faults()
         self.listing = Listing(offers=(FREE,))
         self.running: dict[str, Order] = {}
+        self.states: dict[str, Instance] = {}
+        """What the inventory says of some, if it is not the usual."""
         self.rented: list[str] = []
         self.released: list[str] = []
         self.unknown = ""
@@ -312,7 +314,8 @@ class MemoryCompute:
         return Known(instances=frozenset(self._instance(label) for label in self.running))
 
     def _instance(self, label: str) -> Instance:
-        return Instance(provider=self.name, instance_id=f"i-{label}", label=label)
+        usual = Instance(provider=self.name, instance_id=f"i-{label}", label=label)
+        return self.states.get(label, usual)
 
     async def rent(self, order: Order) -> str:
         if self.full:
@@ -352,7 +355,7 @@ class World:
         secrets = itertools.count()
         self.deps = JobDeps(
             jobs=self.jobs, objects=self.objects, bus=self.bus, keys=self.keys, compute={"fake": self.compute},
-            clock=self.clock, bucket=BUCKET, url="http://goblin", limits={Kind.BATCH: limit},
+            clock=self.clock, bucket=BUCKET, url="http://goblin", limits={Kind.BATCH: limit, Kind.TRAINING: limit},
             new_secret=lambda: f"secret-{next(secrets):04d}", market=self.market,
             money=rents.Deps(ledger=self.ledger, lender=self.ledger, announce=self._announce),
         )  # fmt: skip

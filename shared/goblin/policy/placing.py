@@ -75,7 +75,7 @@ def admit(job: Job, facts: Facts) -> NotPromised | None:
     """Whether a job's deadline can be promised; None: it can, or there is none."""
     if job.spec.deadline is None:
         return None
-    needs, (spot, on_demand) = needs_of(job, facts.now), _best(job, facts)
+    needs, (spot, on_demand) = needs_of(job, facts.now), _best(job, facts, capped=False)
     found = check_deadline(
         work_s=needs.work_s, time_s=needs.time_left_s, step_s=STEP_S, terms=_terms(spot, on_demand, needs),
         price_usd_micros_per_hour_max=needs.price_usd_micros_per_hour_max,
@@ -195,11 +195,13 @@ def _capped(offer: Offer, cap: int | None) -> Offer:
     return replace(offer, on_demand_usd_micros_per_hour=cap if known is None else min(known, cap))
 
 
-def _best(job: Job, facts: Facts) -> tuple[Placement | None, Placement | None]:
-    """The best of spot and the best of on demand, whatever they cost in all."""
+def _best(job: Job, facts: Facts, *, capped: bool = True) -> tuple[Placement | None, Placement | None]:
+    """The best of spot and the best of on demand, whatever they cost in all, under the job's price cap or not."""
     offers, _ = _offers(job, facts)
     # Whether the money suffices is decided over the whole way, not per offer.
     needs = replace(needs_of(job, facts.now), budget_usd_micros=None, time_left_s=None)
+    if not capped:
+        needs = replace(needs, price_usd_micros_per_hour_max=None)
     both = (_choose(needs, [offer for offer in offers if offer.spot is spot], facts) for spot in (True, False))
     spot, on_demand = (one if isinstance(one, Placement) else None for one in both)
     return spot, on_demand

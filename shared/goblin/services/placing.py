@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
@@ -32,9 +32,9 @@ from goblin.services.jobs import JobDeps, act, announce, change
 
 log = logging.getLogger(__name__)
 
+Note = Callable[[Watched], Watched]
 QUESTIONS_MAX = 12
 """Different needs that the market is asked for in one run; the rest waits for the next."""
-SAVES_MAX = 3
 
 
 @dataclass(slots=True)
@@ -44,8 +44,10 @@ class Survey:
     deps: JobDeps
     inventories: Mapping[str, Inventory]
     watched: Watched
+    loaded: Watched
     version: str | None
     frozen: Halted
+    notes: list[Note] = field(default_factory=list)
     seen: dict[Wanted, dict[str, Listing | Unknown]] = field(default_factory=dict)
 
     async def facts(self, job: Job) -> Facts | None:
@@ -85,16 +87,48 @@ class Survey:
         }
         return {name: reason for name, reason in reasons.items() if reason}
 
+    def remember(self, job: Job, fact: Fact) -> None:
+        """Take to heart what an attempt's end says about its pool and its machine."""
+        if job.placement is None:
+            return
+        offer, now = job.placement.offer, self.deps.clock.now()
+        kind = BLAMED.get(fact)
+        if kind == "died" and (job.lease is None or job.lease.progressed_at is None):
+            kind = "boot"
+        if offer.spot and fact in LOST:
+            self._note(lambda watched: watching.lost(watched, offer.pool, now=now))
+        if kind is not None and (machine := offer.machine) is not None:
+            self._note(lambda watched: watching.blame(watched, machine, kind=kind, now=now))
+
+    def _note(self, note: Note) -> None:
+        self.watched = note(self.watched)
+        self.notes.append(note)
+
     async def close(self) -> None:
-        """Keep what was seen; somebody else's look of the same minute will do as well."""
-        if any(pool.seen_at >= self.deps.clock.now() - watching.GAP for pool in self.watched.pools.values()):
-            await self.deps.market.save(self.watched, self.version)
+        """Keep what was seen. Never raises: these are statistics."""
+        if self.watched == self.loaded:
+            return
+        try:
+            if not await self.deps.market.save(self.watched, self.version) and self.notes:
+                # Somebody else looked in the same minute, which will do as well; what only we know is added to it.
+                watched, version = await self.deps.market.load()
+                for note in self.notes:
+                    watched = note(watched)
+                await self.deps.market.save(watched, version)
+        except StoreUnavailable as error:
+            log.warning("what was seen of the market is not kept: %s", error)
+
+
+LOST = frozenset({Fact.STOPPED, Fact.GONE, Fact.SILENT})
+"""How a spot instance is seen to be taken away."""
+BLAMED = {Fact.SILENT: "died", Fact.GONE: "died", Fact.STALLED: "speed"}
+"""What its machine is blamed for."""
 
 
 async def survey(inventories: Mapping[str, Inventory], deps: JobDeps) -> Survey:
     """Begin a run. Raises `StoreUnavailable`: without the freezes nothing is rented."""
     (watched, version), frozen = await asyncio.gather(deps.market.load(), rents.halted(deps.money.ledger))
-    return Survey(deps=deps, inventories=inventories, watched=watched, version=version, frozen=frozen)
+    return Survey(deps=deps, inventories=inventories, watched=watched, loaded=watched, version=version, frozen=frozen)
 
 
 async def place_all(open_jobs: Sequence[Stored], market: Survey, deps: JobDeps) -> tuple[int, list[str]]:
@@ -224,28 +258,3 @@ async def _no_instance(job_id: str, label: str, reason: str, deps: JobDeps, *, e
     transition = await change(deps, job_id, decide)
     if transition is not None:
         await act(transition, deps)
-
-
-async def remember(job: Job, fact: Fact, deps: JobDeps) -> None:
-    """What an attempt's end says about its pool and its machine. Never raises: these are statistics."""
-    if job.placement is None:
-        return
-    offer, now = job.placement.offer, deps.clock.now()
-    kind = {Fact.SILENT: "died", Fact.GONE: "died", Fact.STALLED: "speed"}.get(fact)
-    if kind == "died" and job.lease is not None and job.lease.progressed_at is None:
-        kind = "boot"
-    for _ in range(SAVES_MAX):
-        try:
-            watched, version = await deps.market.load()
-            after = watching.lost(watched, offer.pool, now=now) if offer.spot and fact in LOST else watched
-            if kind is not None and offer.machine is not None:
-                after = watching.blame(after, offer.machine, kind=kind, now=now)
-            if after is watched or await deps.market.save(after, version):
-                return
-        except StoreUnavailable as error:
-            log.warning("what job %s saw of %s is not kept: %s", job.job_id, offer.pool, error)
-            return
-
-
-LOST = frozenset({Fact.STOPPED, Fact.GONE, Fact.SILENT})
-"""How a spot instance is seen to be taken away."""

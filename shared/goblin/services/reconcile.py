@@ -68,9 +68,9 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
             errors += await _each(await deps.jobs.list_open(OPEN_MAX), lambda job: upkeep.keep(job, market, deps))
             # Rents of what was gone when the inventories were listed; what was rented since is not among them.
             errors += await _each(before, lambda job: upkeep.settle_ended(job, inventories, deps))
-            await market.close()
     except GoblinError as error:
         errors.append(f"placing: {error}")
+    await market.close()
     if only is None:
         released, unreleased = await _sweep(inventories, deps)
         errors += unreleased
@@ -110,7 +110,7 @@ async def _advance(stored: Stored, inventories: Mapping[str, Inventory], market:
             log.info("job %s: %s: %s", written.job.job_id, written.job.state, written.job.reason)
         await act(transition, deps)
         if written.job.state is State.PREEMPTED and stored.job.state is not State.PREEMPTED:
-            await placing.remember(stored.job, fact, deps)
+            market.remember(stored.job, fact)
         stored = written
     return STEPS_MAX
 
