@@ -16,7 +16,7 @@ from weakref import WeakKeyDictionary
 
 from goblin import wiring
 from goblin.adapters import bills
-from goblin.adapters.bills import flyio
+from goblin.adapters.bills import flyio, vastai
 from goblin.adapters.gcp.run import CloudRun
 from goblin.adapters.gcp.serving import FirestoreServing
 from goblin.adapters.model_server import LlamaCppControl
@@ -160,6 +160,8 @@ def _bills() -> list[BillSource]:
             if not app or not price:
                 continue
             more["rate"] = flyio.Rate(app=app, started_usd_per_month=Decimal(price))
+        if file.name == vastai.NAME:
+            more["namespace"] = wiring.settings().project
         if url := said.get(f"{file.name.upper()}_BILLING_URL"):
             more["url"] = url
         found.append(module.connect(wiring.bill_key(key), wiring.http(), **more))

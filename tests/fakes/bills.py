@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 
+from goblin.domain.money import Bill, Charge
 from goblin.errors import ProviderUnavailable
 
 PAGE = 2
@@ -21,14 +22,21 @@ class Charges:
     """Millionths of a dollar, by provider and day."""
 
     rows: dict[tuple[str, str], list[int]] = field(default_factory=lambda: defaultdict(list))
+    instances: dict[tuple[str, str], dict[tuple[str, str], int]] = field(default_factory=lambda: defaultdict(dict))
+    """What rented instances cost, beside the rows, by instance and its label on the wire."""
     down: set[str] = field(default_factory=set)
     asked: list[httpx.Request] = field(default_factory=list)
 
     def charge(self, provider: str, at: datetime, micros: int) -> None:
         self.rows[provider, f"{at.astimezone(UTC):%Y-%m-%d}"].append(micros)
 
+    def instance(self, provider: str, at: datetime, micros: int, *, instance_id: str, label: str = "") -> None:
+        of_day = self.instances[provider, f"{at.astimezone(UTC):%Y-%m-%d}"]
+        of_day[instance_id, label] = of_day.get((instance_id, label), 0) + micros
+
     def total(self, provider: str, day: str) -> int:
-        return sum(self.rows.get((provider, day), []))
+        rented = self.instances.get((provider, day), {})
+        return sum(self.rows.get((provider, day), [])) + sum(rented.values())
 
     @property
     def transport(self) -> httpx.MockTransport:
@@ -40,6 +48,7 @@ class Charges:
             "/v1/organization/costs": ("openai", self._openai),
             "/v1/organizations/cost_report": ("anthropic", self._anthropic),
             "/v2/billing": ("runpod", self._runpod),
+            "/v2/billing/pods": ("runpod", self._pods),
             "/api/v0/charges/": ("vastai", self._vastai),
         }[request.url.path]
         if name in self.down:
@@ -76,11 +85,29 @@ class Charges:
         ]
         return {"records": records, "metadata": {"recordCount": 2}}
 
+    def _pods(self, params: httpx.QueryParams) -> Any:
+        day = params["startTime"][:10]
+        records = [
+            {"startTime": f"{day}T00:00:00Z", "podId": pod, "totalAmount": micros / 1e6}
+            for (pod, _), micros in self.instances.get(("runpod", day), {}).items()
+        ]
+        return {"records": records, "metadata": {"recordCount": len(records)}}
+
     def _vastai(self, params: httpx.QueryParams) -> Any:
         day = json.loads(params["select_filters"])["day"]
         name = f"{datetime.fromtimestamp(day['gte'], UTC):%Y-%m-%d}"
         rows, more = self._page("vastai", name, params.get("after_token"))
-        results = [{"type": "instance", "source": f"instance-{n}", "amount": row / 1e6} for n, row in enumerate(rows)]
+        results: list[Any] = [
+            {"type": "instance", "source": f"instance-{n}", "amount": row / 1e6} for n, row in enumerate(rows)
+        ]
+        if params.get("after_token") is None:
+            results += [
+                {
+                    "type": "instance", "source": f"instance-{one}", "amount": micros / 1e6,
+                    "metadata": {"template_id": 101, "label": label},
+                }
+                for (one, label), micros in self.instances.get(("vastai", name), {}).items()
+            ]  # fmt: skip
         return {"success": True, "results": results, "next_token": more}
 
 
@@ -91,8 +118,14 @@ class FakeBill:
     charges: Charges
     provider: str
     final_after: timedelta = timedelta(hours=1)
+    tells: bool = False
+    """Instance by instance."""
 
-    async def billed_usd_micros(self, day: str) -> int:
+    async def bill(self, day: str) -> Bill:
         if self.provider in self.charges.down:
             raise ProviderUnavailable("down")
-        return self.charges.total(self.provider, day)
+        told = tuple(
+            Charge(instance_id=instance_id, label=label, usd_micros=micros)
+            for (instance_id, label), micros in self.charges.instances.get((self.provider, day), {}).items()
+        )
+        return Bill(usd_micros=self.charges.total(self.provider, day), charges=told if self.tells else None)

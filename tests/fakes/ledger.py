@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 
 from goblin.domain.accounts import Account, Lease, Limit, Period
-from goblin.domain.money import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, month_of
+from goblin.domain.money import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, is_rent, month_of
 from goblin.errors import Conflict, StoreUnavailable
 from goblin.policy import spending
 from goblin.policy.spending import Ask, Step
@@ -158,6 +158,11 @@ class MemoryLedger:
     async def entries(self, *, limit: int) -> Sequence[Entry]:
         self._check()
         return sorted(self.written.values(), key=lambda entry: entry.at, reverse=True)[:limit]
+
+    async def rented(self, day: str) -> Sequence[Entry]:
+        self._check()
+        found = [entry for entry in self.written.values() if is_rent(entry) and day_of(entry.at) == day]
+        return sorted(found, key=lambda entry: entry.entry_id)
 
     async def actions(self, *, limit: int) -> Sequence[Entry]:
         return [entry for entry in await self.entries(limit=len(self.written)) if entry.kind in ACTIONS][:limit]

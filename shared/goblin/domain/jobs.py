@@ -118,6 +118,8 @@ class Rent:
     """Of a first slice: what is shorter is not worth a start."""
     part: int = 1
     """Counts the UTC days that it goes over: each day's is put aside and settled for itself, as it is billed."""
+    instance_id: str | None = None
+    """As its provider calls it, once that is known: its bill is found by it where the bill tells no label."""
     ended_at: datetime | None = None
     """When its instance was first known to be gone, or the next day's part took over; from then on it is settled."""
 

@@ -167,6 +167,15 @@ class Freeze:
     action: Action | None = None
 
 
+RENT = "rent:"
+"""How the leases and the entries of rented instances are called."""
+
+
+def is_rent(entry: Entry) -> bool:
+    """Whether it says what a rented instance cost."""
+    return entry.kind is EntryKind.SETTLE and entry.entry_id.startswith(RENT)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Charge:
     """What one rented instance came to on a day, as its provider says."""
@@ -183,8 +192,8 @@ class Bill:
 
     usd_micros: int
     """All of it, rounded up once."""
-    charges: tuple[Charge, ...] = ()
-    """Those parts that are told instance by instance; together no more than all of it."""
+    charges: tuple[Charge, ...] | None = None
+    """The parts of rented instances, together no more than all of it; None: it tells none of them."""
 
 
 def to_micros(amount: Decimal) -> int:

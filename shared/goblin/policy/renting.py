@@ -18,7 +18,7 @@ from goblin.domain.accounts import Limit, Period
 from goblin.domain.compute import job_of_label
 from goblin.domain.jobs import Job, Rent
 from goblin.domain.market import Placement
-from goblin.domain.money import TOTAL, USD_MICROS, Action, Entry, EntryKind, Freeze, day_of, show_usd
+from goblin.domain.money import RENT, TOTAL, USD_MICROS, Action, Entry, EntryKind, Freeze, day_of, show_usd
 from goblin.policy.pricing import rent_bound_usd_micros
 from goblin.policy.spending import Ask, Shortage
 from goblin.policy.spot.offers import MONTH_H, Needs
@@ -191,7 +191,7 @@ def successor(rent: Rent) -> Rent:
 
 def lease_id(rent: Rent) -> str:
     """The ledger's lease: one for each attempt and day."""
-    return f"rent:{rent.label}:{rent.part}"
+    return f"{RENT}{rent.label}:{rent.part}"
 
 
 def accounts_of(provider: str, job_id: str) -> tuple[str, ...]:
@@ -232,6 +232,7 @@ def settlement(rent: Rent) -> Entry | None:
         also=asked.also,
         amount_usd_micros=cost,
         at=rent.since,
+        instance_id=rent.instance_id or "",
         note=f"{rent.label}: {rent.provider}, {kind}, until {rent.ended_at:%Y-%m-%dT%H:%M:%SZ}",
     )
 

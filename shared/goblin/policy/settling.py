@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 
 from goblin.domain.accounts import Account, Lease
-from goblin.domain.money import Entry, EntryKind, show_usd
+from goblin.domain.compute import job_of_label
+from goblin.domain.money import RENT, Balance, Bill, Entry, EntryKind, show_usd
 from goblin.policy.spending import Crossing, crossing
 
 DRIFT_SHARE = Decimal("0.05")
@@ -24,19 +25,25 @@ DAYS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Day:
-    """One provider's day, as both sides know it."""
+    """One account's day, as both sides know it: a provider's, or what a job's instances are of it."""
 
-    provider: str
+    account: str
+    also: tuple[str, ...] = ()
+    """Further accounts that a correction counts in."""
     day: str
     billed_usd_micros: int
     booked_usd_micros: int
     """The balance of its account, corrections included."""
+    entries: int = 0
+    """That the balance is made of: no two states of a day are the same."""
     lost: tuple[Lease, ...] = ()
     """Expired leases of that day, in order."""
     lent_usd_micros: int = 0
     """What living leases of that day have not written yet."""
     final: bool
     """The bill will not change any more."""
+    bounded: bool = False
+    """What is booked is the most that it could be, as of rents: that it was less is no news."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -56,7 +63,7 @@ def settle_day(facts: Day) -> Settlement:
     """
     difference = facts.billed_usd_micros - facts.booked_usd_micros
     lost = sum(lease.lost_usd_micros for lease in facts.lost)
-    if not facts.final:
+    if not facts.final or facts.lent_usd_micros:
         beyond = max(0, difference - lost - facts.lent_usd_micros)
         return Settlement(corrections=_corrections(facts, beyond, facts.booked_usd_micros))
     left, found = max(0, difference), []
@@ -66,34 +73,114 @@ def settle_day(facts: Day) -> Settlement:
         left -= spent
     explained = sum(spent for _, spent in found)
     booked = facts.booked_usd_micros + explained
-    return Settlement(found=tuple(found), corrections=_corrections(facts, difference - explained, booked))
+    # As they will be once what was found is written: whoever sees it half written corrects by the same entry.
+    entries = facts.entries + sum(spent > 0 for _, spent in found)
+    corrections = _corrections(replace(facts, entries=entries), difference - explained, booked)
+    return Settlement(found=tuple(found), corrections=corrections)
 
 
 def _corrections(facts: Day, amount: int, booked: int) -> tuple[Entry, ...]:
     """An adjustment whose id is made of all that it follows from, so that the same facts correct once."""
     if not amount:
         return ()
-    fact = f"{facts.provider}:{facts.day}:{facts.billed_usd_micros}:{booked}"
+    fact = f"{facts.account.replace('/', '~')}:{facts.day}:{facts.billed_usd_micros}:{booked}:{facts.entries}"
     at = datetime.combine(datetime.fromisoformat(facts.day), time(12), tzinfo=UTC)
     said = f"{facts.day}: billed {show_usd(facts.billed_usd_micros)}, booked {show_usd(booked)}"
     adjust = Entry(
         entry_id=f"bill:{fact}",
         kind=EntryKind.ADJUST,
-        account=facts.provider,
+        account=facts.account,
+        also=facts.also,
         amount_usd_micros=amount,
         at=at,
         note=said,
     )
-    orphan = facts.billed_usd_micros > 0 and not booked and not facts.lost
-    drift = abs(amount) > DRIFT_USD_MICROS and abs(amount) > DRIFT_SHARE * facts.billed_usd_micros
+    known = booked or facts.lent_usd_micros or any(lease.lost_usd_micros for lease in facts.lost)
+    orphan = facts.billed_usd_micros > 0 and not known
+    off = amount if facts.bounded else abs(amount)
+    drift = off > DRIFT_USD_MICROS and off > DRIFT_SHARE * facts.billed_usd_micros
     if not orphan and not drift:
         return (adjust,)
     why = "spending that nobody here asked for" if orphan else "the bill and the ledger drift apart"
     alarm = Entry(
-        entry_id=f"drift:{fact}", kind=EntryKind.ALERT, account=facts.provider, amount_usd_micros=0, at=at,
+        entry_id=f"drift:{fact}", kind=EntryKind.ALERT, account=facts.account, amount_usd_micros=0, at=at,
         note=f"{why}; {said}",
     )  # fmt: skip
     return (adjust, alarm)
+
+
+def split(
+    provider: str,
+    day: str,
+    bill: Bill,
+    *,
+    balances: Mapping[str, Balance],
+    leases: Sequence[Lease],
+    rented: Sequence[Entry],
+    final: bool,
+) -> list[Day]:
+    """A provider's day, part by part: each job whose instances its bill tells of, and then all the rest.
+
+    Args:
+        provider: Whose bill it is.
+        day: In UTC.
+        bill: Its instances are known by our label, or by the ids in the entries.
+        balances: The day's, by account.
+        leases: Those that were opened on the day, of any provider, in order.
+        rented: What was settled for instances on the day, of any provider.
+        final: The bill will not change any more.
+    """
+    leases = [lease for lease in leases if provider_of(lease) == provider]
+    rented = [entry for entry in rented if provider_of(entry) == provider]
+    by_instance = {entry.instance_id: entry.account for entry in rented if entry.instance_id}
+    told: dict[str, int] = {}
+    unclear = False
+    for charge in bill.charges or ():
+        job_id = job_of_label(charge.label) if charge.label else ""
+        account = f"{provider}/{job_id}" if job_id else by_instance.get(charge.instance_id, "")
+        if account:
+            told[account] = told.get(account, 0) + charge.usd_micros
+        unclear = unclear or not account
+    if bill.charges is not None and not unclear:
+        # Each charge is somebody's, so who has none was not charged.
+        known = [entry.account for entry in rented]
+        known += [lease.account for lease in leases if lease.lease_id.startswith(RENT)]
+        told = dict.fromkeys(known, 0) | told
+
+    def part(account: str, also: tuple[str, ...], billed: int, *, apart: int = 0, mine: Sequence[Lease]) -> Day:
+        balance = balances.get(account)
+        return Day(
+            account=account,
+            also=also,
+            day=day,
+            billed_usd_micros=billed,
+            booked_usd_micros=(balance.spent_usd_micros if balance else 0) - apart,
+            entries=balance.entries if balance else 0,
+            lost=tuple(lease for lease in mine if lease.expired),
+            lent_usd_micros=sum(
+                max(0, lease.granted_usd_micros - lease.settled_usd_micros) for lease in mine if not lease.expired
+            ),
+            final=final,
+            bounded=bool(also),
+        )
+
+    parts = [
+        part(
+            account,
+            (f"job/{account.partition('/')[2]}",),
+            billed,
+            mine=[lease for lease in leases if lease.account == account],
+        )
+        for account, billed in sorted(told.items())
+    ]
+    rest = part(
+        provider,
+        (),
+        bill.usd_micros - sum(told.values()),
+        apart=sum(balances[account].spent_usd_micros for account in told if account in balances),
+        mine=[lease for lease in leases if lease.account not in told],
+    )
+    return [*parts, rest]
 
 
 def is_over(day: str, now: datetime, final_after: timedelta) -> bool:
@@ -107,9 +194,9 @@ def days_to_read(now: datetime) -> list[str]:
     return [f"{now.astimezone(UTC) - timedelta(days=back):%Y-%m-%d}" for back in reversed(range(DAYS))]
 
 
-def provider_of(lease: Lease) -> str:
+def provider_of(one: Lease | Entry) -> str:
     """Whose bill will show what it spent."""
-    return lease.account.split("/")[0]
+    return one.account.split("/")[0]
 
 
 def untold(accounts: Sequence[Account], acted: frozenset[str]) -> list[Crossing]:

@@ -43,7 +43,7 @@ class Report:
     expired: list[str] = field(default_factory=list)
     resolved: list[str] = field(default_factory=list)
     corrected: dict[str, int] = field(default_factory=dict)
-    """By provider and day, in millionths of a dollar."""
+    """By account and day, in millionths of a dollar."""
     alarms: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     """Providers whose bill could not be read, and why."""
@@ -86,38 +86,37 @@ async def settle(deps: Deps) -> Report:
 
 async def _settle_provider(source: BillSource, deps: Deps, report: Report, now: datetime) -> None:
     for day in policy.days_to_read(now):
-        billed = await source.billed_usd_micros(day)
-        leases = [lease for lease in await deps.lender.leases() if _concerns(lease, source.provider, day)]
-        balances = {balance.account: balance.spent_usd_micros for balance in await deps.ledger.balances(day)}
-        facts = Day(
-            provider=source.provider,
-            day=day,
-            billed_usd_micros=billed,
-            booked_usd_micros=balances.get(source.provider, 0),
-            lost=tuple(lease for lease in leases if lease.expired),
-            lent_usd_micros=sum(
-                max(0, lease.granted_usd_micros - lease.settled_usd_micros) for lease in leases if not lease.expired
-            ),
+        bill = await source.bill(day)
+        leases = [lease for lease in await deps.lender.leases() if lease.windows[Period.DAY] == day]
+        balances = {balance.account: balance for balance in await deps.ledger.balances(day)}
+        parts = policy.split(
+            source.provider,
+            day,
+            bill,
+            balances=balances,
+            leases=leases,
+            rented=await deps.ledger.rented(day),
             final=policy.is_over(day, now, source.final_after),
         )
-        settlement = policy.settle_day(facts)
-        for lease, spent in settlement.found:
-            await _resolve(lease, spent, deps, report, now)
-        for entry in settlement.corrections:
-            try:
-                written = await deps.ledger.record(entry)
-            except Conflict as error:
-                log.error("%s", error.message)  # Two runs saw different facts; the next one sees the same.
-                continue
-            if entry.amount_usd_micros:
-                report.corrected[f"{source.provider} {day}"] = entry.amount_usd_micros
-            elif written:
-                report.alarms.append(entry.note)
-                log.error("%s: %s", entry.account, entry.note)
+        for facts in parts:
+            await _settle_day(facts, deps, report, now)
 
 
-def _concerns(lease: Lease, provider: str, day: str) -> bool:
-    return policy.provider_of(lease) == provider and lease.windows[Period.DAY] == day
+async def _settle_day(facts: Day, deps: Deps, report: Report, now: datetime) -> None:
+    settlement = policy.settle_day(facts)
+    for lease, spent in settlement.found:
+        await _resolve(lease, spent, deps, report, now)
+    for entry in settlement.corrections:
+        try:
+            written = await deps.ledger.record(entry)
+        except Conflict as error:
+            log.error("%s", error.message)  # Two runs saw different facts; the next one sees the same.
+            continue
+        if entry.amount_usd_micros:
+            report.corrected[f"{facts.account} {facts.day}"] = entry.amount_usd_micros
+        elif written:
+            report.alarms.append(entry.note)
+            log.error("%s: %s", entry.account, entry.note)
 
 
 async def _believe_the_billless(deps: Deps, report: Report, now: datetime) -> None:

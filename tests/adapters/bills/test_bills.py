@@ -9,9 +9,12 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from goblin.adapters import bills
 from goblin.adapters.bills import flyio
+from goblin.domain.money import Bill, Charge
 from goblin.errors import ProviderUnavailable
 from goblin.money_ports import BillSource
 from tests.fakes.bills import Charges
@@ -21,9 +24,12 @@ AT = datetime(2026, 11, 25, 23, 59, 59, tzinfo=UTC)
 NAMES = ["openai", "anthropic", "runpod", "vastai"]
 
 
-def connect(name: str, transport: httpx.AsyncBaseTransport, key: str = "admin-key") -> BillSource:
+def connect(
+    name: str, transport: httpx.AsyncBaseTransport, key: str = "admin-key", *, namespace: str = ""
+) -> BillSource:
     module: Any = importlib.import_module(f"{bills.__name__}.{name}")
-    source: BillSource = module.connect(key, httpx.AsyncClient(transport=transport), url="http://bill")
+    more = {"namespace": namespace} if name == "vastai" else {}
+    source: BillSource = module.connect(key, httpx.AsyncClient(transport=transport), url="http://bill", **more)
     return source
 
 
@@ -35,22 +41,22 @@ async def test_a_day_is_the_sum_of_its_charges_and_of_no_other_day(name: str) ->
     charges.charge(name, AT.replace(day=26, hour=0, minute=0, second=0), 5_000_000)
     source = connect(name, charges.transport)
     assert source.provider == name
-    assert await source.billed_usd_micros(DAY) == 21_333_342
-    assert await source.billed_usd_micros("2026-11-24") == 0
+    assert (await source.bill(DAY)).usd_micros == 21_333_342
+    assert (await source.bill("2026-11-24")).usd_micros == 0
 
 
 @pytest.mark.parametrize("name", NAMES)
 async def test_a_bill_that_cannot_be_read_is_never_zero(name: str) -> None:
     charges = Charges(down={name})
     with pytest.raises(ProviderUnavailable):
-        await connect(name, charges.transport).billed_usd_micros(DAY)
+        await connect(name, charges.transport).bill(DAY)
     with pytest.raises(ProviderUnavailable) as refused:
-        await connect(name, Charges().transport, key="secret").billed_usd_micros(DAY)
+        await connect(name, Charges().transport, key="secret").bill(DAY)
     assert "secret" not in refused.value.message
     for text in ("", "<html>", "[]", "{}", '{"success": false}', '{"data": [{}]}', '{"records": [{"startTime": 5}]}'):
         strange = httpx.MockTransport(lambda _, text=text: httpx.Response(200, text=text))
         with pytest.raises(ProviderUnavailable):
-            await connect(name, strange).billed_usd_micros(DAY)
+            await connect(name, strange).bill(DAY)
 
 
 async def test_flys_machines_cost_while_they_are_started() -> None:
@@ -73,4 +79,52 @@ async def test_flys_machines_cost_while_they_are_started() -> None:
         "t", httpx.AsyncClient(transport=transport), rate=rate, now=lambda: datetime(2026, 11, 25, 12, tzinfo=UTC)
     )
     # 12 hours and 6 hours of a dollar a day, and two disks for half a day.
-    assert await source.billed_usd_micros(DAY) == 750_000 + 5_000
+    assert await source.bill(DAY) == Bill(usd_micros=750_000 + 5_000)
+
+
+INSTANCES = {
+    "vastai": [
+        Charge(instance_id="1", label="goblin-a-a1", usd_micros=333_333),
+        Charge(instance_id="2", label="goblin-b-a1", usd_micros=1),
+    ],
+    "runpod": [Charge(instance_id="p0", usd_micros=500_000), Charge(instance_id="p1", usd_micros=7)],
+}
+
+
+@pytest.mark.parametrize("name", INSTANCES)
+async def test_what_instances_cost_is_told_for_each(name: str) -> None:
+    charges = Charges()
+    charges.charge(name, AT, 1_000)
+    for one in INSTANCES[name]:
+        label = f"{one.label}@project" if one.label else ""
+        charges.instance(name, AT, one.usd_micros, instance_id=one.instance_id, label=label)
+    bill = await connect(name, charges.transport, namespace="project").bill(DAY)
+    assert bill.charges == tuple(INSTANCES[name])
+    assert bill.usd_micros == 1_000 + sum(one.usd_micros for one in INSTANCES[name])
+
+
+async def test_attempts_of_another_deployment_on_the_account_are_not_on_our_bill() -> None:
+    charges = Charges()
+    charges.instance("vastai", AT, 40, instance_id="1", label="goblin-a-a1@project")
+    charges.instance("vastai", AT, 500, instance_id="2", label="goblin-a-a1@another")
+    charges.instance("vastai", AT, 7, instance_id="3", label="somebody's")
+    bill = await connect("vastai", charges.transport, namespace="project").bill(DAY)
+    ours = Charge(instance_id="1", label="goblin-a-a1", usd_micros=40)
+    assert bill == Bill(usd_micros=47, charges=(ours,))
+
+
+@given(st.lists(st.decimals(0, 100, places=9), max_size=8), st.decimals(0, 10, places=9))
+def test_the_parts_of_a_bill_are_whole_and_add_up(parts: list[Decimal], more: Decimal) -> None:
+    rows = [bills.Row(instance_id=str(n), dollars=part) for n, part in enumerate(parts)]
+    bill = bills.made(sum(parts, more), rows)
+    assert bill.charges is not None
+    for part, charge in zip(parts, bill.charges, strict=True):
+        assert abs(charge.usd_micros - part * 1_000_000) < 1
+    assert abs(bill.usd_micros - sum(charge.usd_micros for charge in bill.charges) - more * 1_000_000) < 1
+    assert bill.usd_micros >= sum(charge.usd_micros for charge in bill.charges)
+
+
+def test_a_bill_is_not_negative() -> None:
+    with pytest.raises(ValueError, match="negative"):
+        bills.made(Decimal(1), [bills.Row(instance_id="1", dollars=Decimal("-0.1"))])
+    assert bills.made(Decimal(1), [bills.Row(instance_id="1", dollars=Decimal(2))]).usd_micros == 2_000_000

@@ -14,11 +14,13 @@ from goblin.adapters.gcp.ledger import FirestoreLedger
 from goblin.adapters.gcp.serving import FirestoreServing
 from goblin.cli import places
 from goblin.domain.accounts import Limit, Period
+from goblin.domain.jobs import Rent
 from goblin.domain.money import ACTIONS, Action, Entry, EntryKind, lineage
 from goblin.domain.registry import Artifact, ModelName, Promotion, Serving
 from goblin.errors import Conflict, StoreUnavailable
 from goblin.policy.purse import Purse
-from goblin.policy.spending import LEASE_LIFE
+from goblin.policy.spending import LEASE_LIFE, Crossing
+from goblin.services import rents
 from tests.clouds import RunningCloud
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FakeServingStore
@@ -250,3 +252,48 @@ async def test_what_a_server_serves_and_refused_is_kept(store: Any) -> None:
     await store.put(Serving(endpoint="a"))
     assert await store.get("llm") == known
     assert await store.all() == [Serving(endpoint="a"), known]
+
+
+async def test_what_was_rented_on_a_day_is_listed_by_it(ledger: Any) -> None:
+    day = f"{AT:%Y-%m-%d}"
+    rented = [
+        entry(f"rent:goblin-j-a{n}:1:settled", n, account="vastai/j", also=("job/j",), instance_id=f"i{n}")
+        for n in (2, 1)
+    ]
+    for one in rented:
+        await ledger.record(one)
+    await ledger.record(replace(rented[0], entry_id="rent:goblin-j-a3:1:settled", at=AT + timedelta(days=1)))
+    await ledger.record(entry("request:1", 3))
+    assert await ledger.rented(day) == sorted(rented, key=lambda one: one.entry_id)
+
+
+async def test_a_rent_lives_in_the_ledger_as_it_does_in_memory(ledger: Any) -> None:
+    """Reserved, prolonged, settled twice with each answer lost once: one entry, nothing left lent."""
+
+    async def nobody(crossing: Crossing) -> None:
+        pass
+
+    deps = rents.Deps(ledger=ledger, lender=ledger, announce=nobody)
+    await ledger.limit("job/j", Period.LIFETIME, Limit(period=Period.LIFETIME, limit_usd_micros=5_000_000))
+    plan = Rent(
+        label="goblin-j-a1", provider="vastai", spot=True, price_usd_micros_per_hour=3_600_000, start_usd_micros=0,
+        since=AT, until=AT + timedelta(seconds=4020), reserved_usd_micros=0, shortest_s=720,
+    )  # fmt: skip
+    rent = await rents.reserve(plan, deps, now=AT)
+    assert isinstance(rent, Rent)
+    assert await rents.reserve(plan, deps, now=AT) == rent
+    kept = (await rents.keep(rent, deps, now=AT + timedelta(seconds=3400))).rent
+    assert kept.until == rent.until + timedelta(seconds=900)
+    refused = await rents.keep(kept, deps, now=kept.until - timedelta(seconds=300))
+    assert refused.ends_job
+    ended = replace(kept, ended_at=AT + timedelta(seconds=4500), instance_id="i")
+    (lease,) = await ledger.leases()
+    assert (lease.expires_at - kept.until) >= timedelta(minutes=10)
+    for _ in range(3):
+        assert await rents.settle(ended, deps, now=AT + timedelta(seconds=4600)) == 4_500_000
+    assert await ledger.leases() == []
+    tallies = {account.name: account.tallies[Period.LIFETIME] for account in await ledger.accounts()}
+    for name in ("total", "vastai", "vastai/j", "job/j"):
+        assert (tallies[name].spent_usd_micros, tallies[name].leased_usd_micros) == (4_500_000, 0)
+    (written,) = await ledger.rented(f"{AT:%Y-%m-%d}")
+    assert (written.entry_id, written.instance_id) == ("rent:goblin-j-a1:1:settled", "i")

@@ -69,20 +69,24 @@ class Row:
     dollars: Decimal
 
 
-def made(dollars: Decimal, rows: Sequence[Row] = ()) -> Bill:
+def made(dollars: Decimal, rows: Sequence[Row] | None = None) -> Bill:
     """A day's bill in whole millionths, rounded up once: the parts of the rows add up to their sum.
+
+    Args:
+        dollars: All of it.
+        rows: Its instances; None: it tells none.
 
     Raises:
         ValueError: A bill is not negative.
     """
     so_far, charges = Decimal(0), []
-    for row in sorted(rows, key=lambda row: (row.label, row.instance_id)):
+    for row in sorted(rows or (), key=lambda row: (row.label, row.instance_id)):
         after = so_far + _sound(row.dollars)
         charge = Charge(instance_id=row.instance_id, label=row.label, usd_micros=to_micros(after) - to_micros(so_far))
         charges.append(charge)
         so_far = after
     # The sum and its parts may have been read one after the other.
-    return Bill(usd_micros=to_micros(max(_sound(dollars), so_far)), charges=tuple(charges))
+    return Bill(usd_micros=to_micros(max(_sound(dollars), so_far)), charges=None if rows is None else tuple(charges))
 
 
 def _sound(dollars: Decimal) -> Decimal:

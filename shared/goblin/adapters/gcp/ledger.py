@@ -28,7 +28,7 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 
 from goblin.adapters.gcp.documents import CALL, DEADLINE_S, in_time, plain, read
 from goblin.domain.accounts import Account, Lease, Limit, Period
-from goblin.domain.money import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, lineage, month_of
+from goblin.domain.money import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, is_rent, lineage, month_of
 from goblin.errors import Conflict, StoreUnavailable
 from goblin.policy import spending
 from goblin.policy.spending import Ask, Step
@@ -242,6 +242,11 @@ class FirestoreLedger:
             read(Entry, document.to_dict()) for document in await in_time(query.get(**CALL), "list of ledger entries")
         ]
 
+    async def rented(self, day: str) -> Sequence[Entry]:
+        query = self._entries.where(filter=FieldFilter("rented_on", "==", day)).limit(LISTED_MAX)
+        found = await in_time(query.get(**CALL), "list of what was rented")
+        return [read(Entry, document.to_dict()) for document in sorted(found, key=lambda document: document.id)]
+
     async def actions(self, *, limit: int) -> Sequence[Entry]:
         query = self._entries.where(filter=FieldFilter("action", "==", True))
         query = query.order_by("at", direction=Query.DESCENDING).limit(limit)
@@ -288,8 +293,9 @@ def _account(name: str, document: Any) -> Account:
 
 
 def _document(entry: Entry) -> dict[str, Any]:
-    # The mark makes the list of actions one query over one field and an order.
-    return {**plain(entry), "action": entry.kind in ACTIONS}
+    # The marks make the list of actions one query over one field and an order, and that of a day's rents one over one.
+    rented = {"rented_on": day_of(entry.at)} if is_rent(entry) else {}
+    return {**plain(entry), "action": entry.kind in ACTIONS, **rented}
 
 
 def _check_same(entry: Entry, there: Entry) -> None:
