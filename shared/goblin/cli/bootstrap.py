@@ -228,7 +228,7 @@ def make_from(root: Path, venv: Path, lock: str) -> None:
         [str(python), "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         capture_output=True, text=True, check=True,
     ).stdout.strip()  # fmt: skip
-    homes = (root / "shared", root / "containers" / "llamacpp", root / "containers" / "worker")
+    homes = (root / "shared", *(root / "containers" / name for name in ("llamacpp", "worker", "trainer")))
     Path(site, "goblin.pth").write_text("".join(f"{home}\n" for home in homes))
     say("ready")
 
