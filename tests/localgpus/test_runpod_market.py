@@ -10,28 +10,19 @@ from pathlib import Path
 
 import pytest
 
+from localgpus.clock import Hand
 from localgpus.machines import NoMachines
 from localgpus.runpod import Cloud, Market, Status, charges, checks
 from localgpus.runpod.pods import Pod
 from localgpus.runpod.problems import NO_INSTANCES, Problem
+from tests.fakes.runpod_pods import NOON
 
 GPU = "NVIDIA GeForce RTX 4090"
-NOON = 1_795_608_000.0
-"""2026-11-25 12:00 UTC."""
-
-
-class Hand:
-    """A clock that is moved by hand."""
-
-    now = NOON
-
-    def __call__(self) -> float:
-        return self.now
 
 
 @pytest.fixture
 def clock() -> Hand:
-    return Hand()
+    return Hand(NOON)
 
 
 @pytest.fixture

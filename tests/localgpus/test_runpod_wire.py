@@ -7,28 +7,22 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.applications import Starlette
 
 from localgpus.machines import NoMachines
-from localgpus.runpod import Api, Fault, Market, Terms, routes
-from localgpus.runpod.pods import Cloud
-from localgpus.runpod.quota import Quota
+from localgpus.runpod import Cloud, Fault, Market, routes
+from tests.fakes import runpod_pods
+from tests.fakes.runpod_pods import KEYS, NOON, Switch
 from tests.fakes.serving import serve
-from tests.localgpus.test_runpod_market import GPU, NOON, Hand
+from tests.localgpus.test_runpod_market import GPU
 
-KEYS = {"rpa_all": "all", "rpa_reads": "reads"}
 ASKED = {"include": "AVAILABILITY", "product": "POD"}
+SWITCH = Switch()
 
 
-class Stage:
-    """A market, its API, and a client with the good key."""
+class Stage(runpod_pods.Stage):
+    """With a client that has the good key."""
 
-    def __init__(self, **terms: Any) -> None:
-        self.clock = Hand()
-        self.machines = NoMachines()
-        self.market = Market(self.machines, clock=self.clock, terms=Terms(**terms))
-        self.api = Api(self.market, KEYS, quota=Quota(windows=(("minute", 60, 60), ("hour", 3000, 3600))))
-        self.client: httpx.AsyncClient
+    client: httpx.AsyncClient
 
     def body(self, **fields: Any) -> dict[str, Any]:
         gpu = {"id": GPU, "count": 1}
@@ -38,18 +32,6 @@ class Stage:
         answer = await self.client.post("/v2/pods", json=self.body(**fields))
         assert answer.status_code == 201, answer.text
         return dict(answer.json())
-
-
-class Switch:
-    """One server for all tests; each puts its own API behind it."""
-
-    app: Starlette
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await self.app(scope, receive, send)
-
-
-SWITCH = Switch()
 
 
 @pytest.fixture(scope="module")
@@ -65,7 +47,8 @@ async def raise_stage(base: str) -> AsyncIterator[Callable[..., Stage]]:
 
         def up(**terms: Any) -> Stage:
             stage = Stage(**terms)
-            stage.client, SWITCH.app = client, Starlette(routes=stage.api.routes())
+            stage.client = client
+            SWITCH.show(stage)
             return stage
 
         yield up
