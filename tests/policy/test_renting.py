@@ -195,6 +195,15 @@ def test_an_end_that_is_known_stays() -> None:
     assert renting.ended(rent(), NOON - seconds(5)).ended_at == NOON
 
 
+def test_a_rent_knows_its_instance_once_that_has_a_name() -> None:
+    other = rent(label="goblin-job-7-a2")
+    named = renting.named((rent(), rent(part=2), other), LABEL, "i1")
+    assert [one.instance_id for one in named] == ["i1", "i1", None]
+    entry = renting.settlement(renting.ended(named[0], NOON + seconds(9)))
+    assert entry is not None
+    assert entry.instance_id == "i1"
+
+
 def test_a_settlement_counts_at_the_provider_and_for_the_job() -> None:
     entry = renting.settlement(renting.ended(rent(), NOON + seconds(600)))
     assert entry is not None

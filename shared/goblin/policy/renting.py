@@ -184,6 +184,11 @@ def ended(rent: Rent, ended_at: datetime) -> Rent:
     return rent if rent.ended_at is not None else replace(rent, ended_at=max(rent.since, ended_at))
 
 
+def named(rents: Sequence[Rent], label: str, instance_id: str) -> tuple[Rent, ...]:
+    """A job's rents once an attempt's instance is known: its bill is found by that where no label is told."""
+    return tuple(replace(rent, instance_id=instance_id) if rent.label == label else rent for rent in rents)
+
+
 def successor(rent: Rent) -> Rent:
     """The next day's, which may have been put aside and never written down."""
     return replace(rent, part=rent.part + 1, seq=0)

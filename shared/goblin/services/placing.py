@@ -219,7 +219,8 @@ async def _rent(stored: Stored, placement: Placement, deps: JobDeps) -> bool:
         if job.lease is None or job.lease.label != label:
             return None
         lease = replace(job.lease, instance_id=instance_id)
-        return policy.apply(job, Fact.RENTED, now=deps.clock.now(), reason=rented, lease=lease)
+        named = renting.named(job.rents, label, instance_id)
+        return policy.apply(job, Fact.RENTED, now=deps.clock.now(), reason=rented, lease=lease, rents=named)
 
     await change(deps, job.job_id, name)
     return True
@@ -241,7 +242,11 @@ async def _put_aside(job_id: str, plan: Rent, deps: JobDeps) -> bool:
             return None
         return policy.note(job, rents=tuple(found if rent == plan else rent for rent in job.rents))
 
-    return await change(deps, job_id, write) is not None
+    if await change(deps, job_id, write) is not None:
+        return True
+    # The attempt was over before its money was there: nothing is rented on it.
+    await rents.settle(renting.ended(found, found.since), deps.money, now=deps.clock.now())
+    return False
 
 
 async def _no_instance(job_id: str, label: str, reason: str, deps: JobDeps, *, ends_job: bool = False) -> None:

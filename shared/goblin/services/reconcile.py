@@ -17,6 +17,7 @@ from goblin.errors import Broken, GoblinError, NotFound, Refused, Transient
 from goblin.job_ports import ComputeProvider, Stored
 from goblin.policy import jobs as policy
 from goblin.policy import placing as places
+from goblin.policy import renting
 from goblin.policy.jobs import Fact, Transition
 from goblin.services import batch, checkpoints, placing, rents, training, upkeep
 from goblin.services.batch import Rejected
@@ -138,7 +139,8 @@ async def _next(
         return follow(Fact.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
     if fact is Fact.RENTED and job.lease and isinstance(inventory, Known):
         instance = inventory.by_label()[job.lease.label]
-        return follow(fact, reason, lease=replace(job.lease, instance_id=instance.instance_id))
+        named = renting.named(job.rents, job.lease.label, instance.instance_id)
+        return follow(fact, reason, lease=replace(job.lease, instance_id=instance.instance_id), rents=named)
     return follow(fact, reason)
 
 

@@ -30,9 +30,11 @@ async def settle_ended(job: Job, inventories: Mapping[str, Inventory], deps: Job
     if not job.rents:
         return
     now = deps.clock.now()
+    # By the job as it was before the inventory was listed: a label that nobody wanted then, nobody rents any more.
+    gone = {rent.label for rent in job.rents if _is_gone(rent, job, inventories)}
 
     def end(job: Job) -> Transition | None:
-        after = tuple(renting.ended(rent, now) if _is_gone(rent, job, inventories) else rent for rent in job.rents)
+        after = tuple(renting.ended(rent, now) if rent.label in gone else rent for rent in job.rents)
         return policy.note(job, rents=after) if after != job.rents else None
 
     await change(deps, job.job_id, end)
