@@ -1,4 +1,4 @@
-"""HTTP `/jobs`: submit, list, show, cancel with an API key; what a rented host asks with its attempt's token."""
+"""HTTP `/jobs`: submit, list, show, cancel, read a log, with an API key; what a rented host asks with its token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from goblin.adapters import asgi, jobs_face
 from goblin.errors import Forbidden, InvalidRequest, Unauthenticated
 from goblin.ports import Scope
 from goblin.services import jobs as service
-from goblin.services import leases, reconcile
+from goblin.services import leases, logs, reconcile
 from goblin.services.jobs import JobDeps
 
 LISTED_MAX = 200
@@ -70,6 +70,16 @@ async def cancel(request: Request) -> Response:
     return asgi.json_response(jobs_face.job(job))
 
 
+@asgi.answers_errors
+async def show_log(request: Request) -> Response:
+    await _person(request)
+    attempt = request.query_params.get("attempt")
+    if attempt is not None and not (attempt.isdecimal() and len(attempt) < 10):
+        raise InvalidRequest("attempt is a number", param="attempt")
+    found = await logs.read(request.path_params["job_id"], int(attempt) if attempt else None, job_wiring.jobs())
+    return asgi.json_response(jobs_face.log(found.attempt, found.text, whole=found.whole))
+
+
 Work = Callable[[str, str, Request, JobDeps], Awaitable[object]]
 
 
@@ -90,12 +100,12 @@ async def claim(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
 
 
 async def inputs(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
-    return jobs_face.grant(await leases.inputs(job_id, token, deps))
+    return jobs_face.inputs(await leases.inputs(job_id, token, deps))
 
 
 async def heartbeat(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
     beat = jobs_face.parse(jobs_face.Beat, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
-    return {"state": (await leases.heartbeat(job_id, token, beat.step, deps)).state}
+    return jobs_face.standing(await leases.heartbeat(job_id, token, beat.step, deps, told=beat.told()))
 
 
 async def begin_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
@@ -109,13 +119,20 @@ async def commit_checkpoint(job_id: str, token: str, request: Request, deps: Job
     said = jobs_face.parse(jobs_face.Commit, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
     saved = await leases.commit_checkpoint(
         job_id, token, request.path_params["step"], said.previous_step, said.upload_id,
-        [file.artifact() for file in said.files], deps,
+        [file.artifact() for file in said.files], deps, loss=said.loss,
     )  # fmt: skip
     return jobs_face.checkpoint(saved)
 
 
-async def finish(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
-    await leases.finish(job_id, token, deps)
+async def log_piece(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    said = jobs_face.parse(jobs_face.Piece, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    given = await leases.log_piece(job_id, token, said.number, size=said.size, crc32c=said.crc32c, deps=deps)
+    return jobs_face.grant(given)
+
+
+async def finish(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    said = jobs_face.parse(jobs_face.Done, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    await leases.finish(job_id, token, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
     return {"state": (await service.show(job_id, deps)).state}
 
@@ -143,6 +160,8 @@ _router = Starlette(
         Route("/jobs/{job_id}/heartbeat", _attempt(heartbeat), methods=["POST"]),
         Route("/jobs/{job_id}/checkpoints", _attempt(begin_checkpoint), methods=["POST"]),
         Route("/jobs/{job_id}/checkpoints/{step:int}/commit", _attempt(commit_checkpoint), methods=["POST"]),
+        Route("/jobs/{job_id}/logs", show_log, methods=["GET"]),
+        Route("/jobs/{job_id}/logs", _attempt(log_piece), methods=["POST"]),
         Route("/jobs/{job_id}/finish", _attempt(finish), methods=["POST"]),
         Route("/jobs/{job_id}/withdraw", _attempt(withdraw), methods=["POST"]),
         Route("/jobs/{job_id}/fail", _attempt(fail), methods=["POST"]),

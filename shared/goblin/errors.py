@@ -173,6 +173,12 @@ class Conflict(Refused):
     code = "conflict"
 
 
+class Untrue(Conflict):
+    """What a host said or uploaded is not so."""
+
+    code = "untrue"
+
+
 class BudgetExhausted(Refused):
     """What is left of a budget does not cover the worst case."""
 

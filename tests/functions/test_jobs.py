@@ -259,7 +259,7 @@ def test_an_attempt_goes_all_the_way_over_http(doors: Doorways) -> None:
     assert (work["step"], work["total"], work["checkpoint_every"], work["attempt"]) == (0, 5, 3, 1)
     given = httpx.get(work["dataset"]["url"], headers={**work["dataset"]["headers"], "range": "bytes=0-9"})
     assert (given.status_code, given.content) == (206, dataset(5)[:10])
-    assert say("heartbeat", {"step": 1}) == {"state": "running"}
+    assert say("heartbeat", {"step": 1}) == {"state": "running", "stop": None, "checkpoint_s": None}
     for start, end in ((0, 3), (3, 5)):
         data = results(start, end, 1)
         said = say("checkpoints", {"step": end, "files": [announce(data)]})

@@ -178,7 +178,12 @@ async def test_an_old_attempts_token_opens_nothing() -> None:
     for call in calls:
         with pytest.raises(Forbidden):
             await call
-    assert world.job() == before
+    after = world.job()
+    assert after.lies == 3, "it is written down, and not for ever"
+    assert {line.text for line in after.reasons if line not in before.reasons} == {
+        "a token that is not the current attempt's was refused"
+    }
+    assert replace(after, lies=0, reasons=before.reasons) == before
 
 
 async def test_a_checkpoint_whose_event_was_lost_is_found_before_the_next_attempt() -> None:

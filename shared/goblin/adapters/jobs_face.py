@@ -9,14 +9,16 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from goblin.domain.checkpoints import FILE_BYTES_MAX, FILES_MAX, Artifact, Checkpoint
+from goblin.domain.checkpoints import FILES_MAX, Artifact, Checkpoint
 from goblin.domain.jobs import Job
 from goblin.domain.market import Candidate, NoPlacement, Placement
 from goblin.domain.money import USD_MICROS
-from goblin.domain.work import Assignment, Grant
+from goblin.domain.work import Assignment, Grant, Inputs, Standing, Told
 from goblin.errors import InvalidRequest
 from goblin.events import Sha256
+from goblin.policy.attempt_logs import PIECE_BYTES_MAX
 from goblin.policy.forecast import forecast
+from goblin.policy.training import NUMBER_MAX
 
 BODY_BYTES_MAX = 256 * 1024
 USD_MAX = 10**9
@@ -31,9 +33,21 @@ class Nothing(msgspec.Struct, frozen=True):
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """A sign of life."""
+    """A sign of life, and what the attempt says of its work."""
 
     step: Step
+    total: int | None = None
+    loss: float | None = None
+    steps_per_s: float | None = None
+    gpu_share: float | None = None
+    save_s: float | None = None
+
+    def told(self) -> Told:
+        """The noun of it."""
+        return Told(
+            total=self.total, loss=self.loss, steps_per_s=self.steps_per_s, gpu_share=self.gpu_share,
+            save_s=self.save_s,
+        )  # fmt: skip
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -48,7 +62,7 @@ class File(msgspec.Struct, frozen=True):
     """One file of a checkpoint that will be uploaded."""
 
     name: Annotated[str, Meta(max_length=128)]
-    size: Annotated[int, Meta(ge=1, le=FILE_BYTES_MAX)]
+    size: Annotated[int, Meta(ge=1)]
     crc32c: Crc32c
     sha256: Sha256
 
@@ -73,6 +87,22 @@ class Commit(msgspec.Struct, frozen=True):
     previous_step: Step
     upload_id: Annotated[str, Meta(max_length=64)]
     files: Files
+    loss: Annotated[float, Meta(ge=-NUMBER_MAX, le=NUMBER_MAX)] | None = None
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A piece of the log that will be uploaded."""
+
+    number: Step
+    size: Annotated[int, Meta(ge=1, le=PIECE_BYTES_MAX)]
+    crc32c: Crc32c
+
+
+class Done(msgspec.Struct, frozen=True):
+    """All is done."""
+
+    step: Step = 0
+    """A training's last."""
 
 
 T = TypeVar("T", bound=msgspec.Struct)
@@ -214,3 +244,21 @@ def assignment(work: Assignment) -> dict[str, Any]:
 def grant(given: Grant) -> dict[str, Any]:
     """One signed request."""
     return {"method": given.method, "url": given.url, "headers": dict(given.headers)}
+
+
+def inputs(given: Grant | Inputs) -> dict[str, Any]:
+    """What an attempt reads: a batch's dataset, or all that a training starts from."""
+    if isinstance(given, Grant):
+        return grant(given)
+    fields: dict[str, Any] = msgspec.to_builtins(given)
+    return fields
+
+
+def standing(told: Standing) -> dict[str, Any]:
+    """How an attempt stands."""
+    return {"state": told.state, "stop": told.stop, "checkpoint_s": told.checkpoint_s}
+
+
+def log(attempt: int, text: str, *, whole: bool) -> dict[str, Any]:
+    """The end of an attempt's log; `whole` is false when there is more before it."""
+    return {"object": "log", "attempt": attempt, "text": text, "whole": whole}

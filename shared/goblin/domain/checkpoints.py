@@ -10,6 +10,8 @@ FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 FILES_MAX = 64
 FILE_BYTES_MAX = 5 * 1024**3
 """A single PUT's limit in Cloud Storage."""
+STEP_MAX = 99_999_999
+"""Steps sort as names of eight digits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -46,6 +48,7 @@ class StoredArtifact:
     size: int
     crc32c: str
     sha256: str
+    """Empty when it was too large to be read: then only the bucket's own checksum is known to be true."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,10 +60,12 @@ class Manifest:
     step: int
     files: tuple[StoredArtifact, ...]
     previous: Checkpoint | None
-    """The checkpoint this one adds to; following it back gives every part of the output."""
+    """The checkpoint this one adds to; following it back gives every part of the output. A training's is whole."""
     dataset_offset: int
     """Bytes of the dataset that the job is done with, so that a resume reads only the rest."""
     saved_at: datetime
+    loss: float | None = None
+    """As the host said it, for keeping the best."""
 
 
 def jobs_folder(bucket: str, job_id: str) -> str:

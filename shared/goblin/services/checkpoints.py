@@ -1,15 +1,17 @@
 """Checkpoints: what a host uploads, the controller verifies, and only then exists.
 
 The order is what makes a torn one impossible to choose: files, then the manifest (create-only, by the controller),
-then `checkpoint-saved`, then the pointer in the job.
+then `checkpoint-saved`, then the pointer in the job. A batch's adds to the one before; a training's is whole by itself.
 """
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 
 import msgspec
 
@@ -19,6 +21,7 @@ from goblin.domain.checkpoints import (
     FILE_NAME,
     FILES_MAX,
     MANIFEST,
+    STEP_MAX,
     Artifact,
     Checkpoint,
     Manifest,
@@ -28,9 +31,9 @@ from goblin.domain.checkpoints import (
     manifest_uri,
     upload_folder,
 )
-from goblin.domain.jobs import Job, State
+from goblin.domain.jobs import Job, Kind, State
 from goblin.domain.work import Grant
-from goblin.errors import Broken, Conflict, InvalidRequest, MalformedEvent, StoreUnavailable
+from goblin.errors import Broken, Conflict, InvalidRequest, MalformedEvent, StoreUnavailable, Untrue
 from goblin.events import CheckpointSaved
 from goblin.job_ports import ObjectFacts
 from goblin.policy import jobs as policy
@@ -41,6 +44,8 @@ from goblin.services.jobs import JobDeps, change, load
 log = logging.getLogger(__name__)
 
 MANIFEST_BYTES_MAX = 1024 * 1024
+READ_BYTES_MAX = 64 * 1024 * 1024
+"""Checkpoints up to here are read to check their digests; of larger ones the bucket's own checksums must do."""
 _UPLOAD_ID = re.compile(r"^[A-Za-z0-9_-]{8,64}\Z")
 _NAME = re.compile(FILE_NAME)
 
@@ -59,12 +64,15 @@ async def begin(job: Job, step: int, files: Sequence[Artifact], deps: JobDeps) -
 
     Raises:
         InvalidRequest: The step or a file cannot be.
+        Untrue: It is more than the host's disk could hold.
     """
     _check_step(job, step)
     if not 1 <= len(files) <= FILES_MAX or len({file.name for file in files}) != len(files):
         raise InvalidRequest(f"a checkpoint has 1 to {FILES_MAX} files, each with its own name", param="files")
-    if job.spec.kind == "batch" and len(files) != 1:
+    if job.spec.kind == Kind.BATCH and len(files) != 1:
         raise InvalidRequest("a batch checkpoint is one file", param="files")
+    if (size := sum(file.size for file in files)) > job.spec.disk_gib * 1024**3:
+        raise Untrue(f"a checkpoint of {size} bytes, from a disk of {job.spec.disk_gib} GiB")
     for file in files:
         if not _NAME.match(file.name) or file.name == MANIFEST:
             raise InvalidRequest(f"a file cannot be named {file.name!r}", param="files")
@@ -82,27 +90,32 @@ async def begin(job: Job, step: int, files: Sequence[Artifact], deps: JobDeps) -
 def _check_step(job: Job, step: int) -> None:
     if job.state is not State.RUNNING:
         raise Conflict(f"the job is {job.state}")
-    if job.dataset is not None and step > job.dataset.items:
+    if job.spec.kind == Kind.BATCH and job.dataset is not None and step > job.dataset.items:
         raise InvalidRequest(f"the job has {job.dataset.items} items", param="step")
+    if step > STEP_MAX:
+        raise InvalidRequest(f"a job has at most {STEP_MAX} steps", param="step")
     if step <= job.saved_step:
         raise Conflict(f"the job is at step {job.saved_step} already")
 
 
 async def commit(
-    job: Job, step: int, previous_step: int, upload_id: str, files: Sequence[Artifact], deps: JobDeps
-) -> Checkpoint:
+    job: Job, step: int, previous_step: int, upload_id: str, files: Sequence[Artifact], deps: JobDeps,
+    *, loss: float | None = None,
+) -> Checkpoint:  # fmt: skip
     """Verify what lies in the bucket, write the manifest, tell the world. A step that is saved already stays as it is.
 
     Args:
         job: Running, its caller known to be the current attempt.
         step: What the files bring the job to.
-        previous_step: What they add to: the attempt's last commit, or what it resumed from; 0 for the start.
+        previous_step: What a batch's add to: the attempt's last commit, or what it resumed from; 0 for the start.
         upload_id: From `begin`.
         files: As announced there.
         deps: Reads, writes and publishes.
+        loss: As the host says, for keeping the best.
 
     Raises:
-        Conflict: The files are not what was announced.
+        Conflict: The attempt is over, or there is a later step.
+        Untrue: The files are not what was announced.
     """
     uri = manifest_uri(deps.bucket, job.job_id, step, job.attempt)
     if not _UPLOAD_ID.match(upload_id) or not all(_NAME.match(file.name) for file in files):
@@ -111,12 +124,12 @@ async def commit(
     made = await read_manifest(uri, deps)
     if made is None:
         _check_step(job, step)
-        previous = await _previous(job, previous_step, deps)
-        stored = [await _verify(f"{where}/{file.name}", file, deps) for file in files]
-        offset = await _verify_content(job, stored, files, previous, step, deps)
+        previous = await _previous(job, previous_step, deps) if job.spec.kind == Kind.BATCH else None
+        found = [await _verify(f"{where}/{file.name}", file, deps) for file in files]
+        stored, offset = await _verify_content(job, found, previous, step, deps)
         manifest = Manifest(
             job_id=job.job_id, attempt=job.attempt, step=step, files=tuple(stored), previous=previous,
-            dataset_offset=offset, saved_at=deps.clock.now(),
+            dataset_offset=offset, saved_at=deps.clock.now(), loss=loss,
         )  # fmt: skip
         await deps.objects.create(uri, msgspec.json.encode(manifest), content_type="application/json")
         made = await read_manifest(uri, deps)
@@ -137,30 +150,49 @@ async def _previous(job: Job, step: int, deps: JobDeps) -> Checkpoint | None:
         return job.checkpoint
     made = await read_manifest(manifest_uri(deps.bucket, job.job_id, step, job.attempt), deps)
     if made is None:
-        raise Conflict(f"there is no checkpoint of step {step} to add to")
+        raise Untrue(f"there is no checkpoint of step {step} to add to")
     return _checkpoint(*made)
 
 
 async def _verify(uri: str, file: Artifact, deps: JobDeps) -> StoredArtifact:
     facts = await deps.objects.stat(uri)
     if facts is None:
-        raise Conflict(f"{file.name} was not uploaded")
+        raise Untrue(f"{file.name} was not uploaded")
     if (facts.size, facts.crc32c) != (file.size, file.crc32c):
-        raise Conflict(f"{file.name} is not what was announced: {facts.size} bytes, crc32c {facts.crc32c}")
+        raise Untrue(f"{file.name} is not what was announced: {facts.size} bytes, crc32c {facts.crc32c}")
     return StoredArtifact(
         name=file.name, uri=uri, generation=facts.generation, size=facts.size, crc32c=facts.crc32c, sha256=file.sha256
     )
 
 
 async def _verify_content(
-    job: Job, stored: Sequence[StoredArtifact], files: Sequence[Artifact], previous: Checkpoint | None, step: int,
-    deps: JobDeps,
-) -> int:  # fmt: skip
-    """Read the files once; the offset of the dataset that they bring the job to."""
+    job: Job, stored: Sequence[StoredArtifact], previous: Checkpoint | None, step: int, deps: JobDeps
+) -> tuple[Sequence[StoredArtifact], int]:
+    """Read the files once; what is known of them then, and the offset of the dataset that they bring the job to."""
+    if job.spec.kind != Kind.BATCH:
+        return await _verify_digests(stored, deps), 0
     if len(stored) != 1:
         raise InvalidRequest("a batch checkpoint is one file", param="files")
-    part = ObjectFacts(uri=stored[0].uri, generation=stored[0].generation, size=stored[0].size, crc32c=stored[0].crc32c)
-    return await verify_part(job, part, files[0].sha256, previous, step, deps)
+    part = stored[0]
+    facts = ObjectFacts(uri=part.uri, generation=part.generation, size=part.size, crc32c=part.crc32c)
+    try:
+        return stored, await verify_part(job, facts, part.sha256, previous, step, deps)
+    except Conflict as error:
+        raise Untrue(error.message) from error
+
+
+async def _verify_digests(stored: Sequence[StoredArtifact], deps: JobDeps) -> Sequence[StoredArtifact]:
+    """The files with the digests that are known to be theirs."""
+    if sum(file.size for file in stored) > READ_BYTES_MAX:
+        return [replace(file, sha256="") for file in stored]
+    for file in stored:
+        digest = hashlib.sha256()
+        async with aclosing(deps.objects.read(file.uri, generation=file.generation)) as chunks:
+            async for chunk in chunks:
+                digest.update(chunk)
+        if digest.hexdigest() != file.sha256:
+            raise Untrue(f"{file.name} does not have the announced sha256")
+    return stored
 
 
 async def read_manifest(uri: str, deps: JobDeps) -> tuple[Manifest, ObjectFacts] | None:
@@ -202,7 +234,7 @@ async def note(event: CheckpointSaved, deps: JobDeps) -> Job:
         raise MalformedEvent(f"{event.manifest_uri} is not where step {event.step}'s manifest lies")
     if event.attempt == job.attempt and event.step <= job.saved_step:
         return job
-    checkpoint = await _reverify(event, deps)
+    checkpoint = await reverify(event, deps)
     told: list[str] = []
 
     def forward(job: Job) -> Transition | None:
@@ -219,7 +251,7 @@ async def note(event: CheckpointSaved, deps: JobDeps) -> Job:
     return transition.job
 
 
-async def _reverify(event: CheckpointSaved, deps: JobDeps) -> Checkpoint:
+async def reverify(event: CheckpointSaved, deps: JobDeps) -> Checkpoint:
     made = await read_manifest(event.manifest_uri, deps)
     if made is None:
         raise Broken(f"there is no {event.manifest_uri}")
@@ -228,11 +260,15 @@ async def _reverify(event: CheckpointSaved, deps: JobDeps) -> Checkpoint:
         raise Broken(f"{event.manifest_uri} is another one than was saved")
     if (manifest.job_id, manifest.attempt, manifest.step) != (event.job_id, event.attempt, event.step):
         raise Broken(f"{event.manifest_uri} is the manifest of something else")
+    await _verify_stored(manifest, deps)
+    return _checkpoint(manifest, facts)
+
+
+async def _verify_stored(manifest: Manifest, deps: JobDeps) -> None:
     for file in manifest.files:
         found = await deps.objects.stat(file.uri)
         if found is None or (found.generation, found.size, found.crc32c) != (file.generation, file.size, file.crc32c):
             raise Broken(f"{file.uri} is not what its manifest says")
-    return _checkpoint(manifest, facts)
 
 
 async def newer(job: Job, deps: JobDeps) -> Checkpoint | None:
@@ -248,7 +284,7 @@ async def newer(job: Job, deps: JobDeps) -> Checkpoint | None:
             continue
         event = CheckpointSaved(job_id=job.job_id, attempt=job.attempt, step=int(step), manifest_uri=uri)
         try:
-            return await _reverify(event, deps)
+            return await reverify(event, deps)
         except Broken as error:
             log.warning("job %s: %s is passed over: %s", job.job_id, uri, error)
     return None
