@@ -54,6 +54,7 @@ class _Commands(click.Group):
         "dead-letters": ("goblin.cli.dead_letters", "dead_letters"),
         "jobs": ("goblin.cli.jobs", "jobs"),
         "keys": ("goblin.cli.keys", "keys"),
+        "market": ("goblin.cli.market", "market"),
         "models": ("goblin.cli.models", "models"),
     }
 
@@ -99,7 +100,8 @@ def fail(message: str) -> NoReturn:
     "--model", type=click.Path(path_type=Path), envvar="GOBLIN_MODEL",
     help="A GGUF file to serve. Default: goblin-tiny, which comes along.",
 )  # fmt: skip
-def up(port: int, data: Path | None, cloud: Literal["embedded", "emulators"], model: Path | None) -> None:
+@click.option("--fakes", is_flag=True, help="With markets of rented GPUs on this machine, for jobs on spot.")
+def up(port: int, data: Path | None, cloud: Literal["embedded", "emulators"], model: Path | None, fakes: bool) -> None:
     """Run the whole of Goblin on this machine until Ctrl-C."""
     from goblin.cli import up as running
 
@@ -112,7 +114,8 @@ def up(port: int, data: Path | None, cloud: Literal["embedded", "emulators"], mo
     folder = places.data_folder(data)
     say(f"starting; data in {folder}")
     try:
-        code = running.main(running.Choice(port=port, data=folder, cloud=cloud, model=model), say, ready)
+        choice = running.Choice(port=port, data=folder, cloud=cloud, model=model, fakes=fakes)
+        code = running.main(choice, say, ready)
     except (running.Refusal, OSError) as reason:
         fail(str(reason))
     else:
@@ -130,6 +133,7 @@ def _show_ready(variables: dict[str, str], folder: Path, seconds: float) -> None
     url = variables["GOBLIN_URL"]
     rows = [("inference", f"{url}/v1"), ("console", f"{url}/")]
     rows += [(name, value) for name, value in variables.items() if name.endswith("_EMULATOR_HOST")]
+    rows += [("market", f"{variables[name]}/market") for name in variables if name == "GOBLIN_MARKET_URL"]
     rows += [("data", str(folder))]
     for row in rows:
         table.add_row(*row)

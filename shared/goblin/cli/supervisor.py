@@ -33,6 +33,11 @@ class Child:
     process: asyncio.subprocess.Process | None = None
     fallen_at: list[float] = field(default_factory=list)
 
+    @property
+    def runs(self) -> bool:
+        """Whether there is a process now."""
+        return self.process is not None and self.process.returncode is None
+
     async def start(self) -> None:
         """Start the process, its output appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -52,7 +57,7 @@ class Child:
 
     async def stop(self) -> None:
         """Ask it to drain and stop; kill it when it does not."""
-        if self.process is None or self.process.returncode is not None:
+        if self.process is None or not self.runs:
             return
         self.process.terminate()
         try:

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import os
 import signal
-import socket
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -18,17 +15,21 @@ from typing import Any, Literal
 
 import httpx
 
-from goblin.cli import places, provision
+from goblin.adapters.compute import local
+from goblin.cli import fakes, places, ports, provision
+from goblin.cli.fakes import Fakes
+from goblin.cli.ports import HOST, listens
 from goblin.cli.supervisor import Child, Failed, keep, python_child, wait_ready
 from localcloud import google
 
-HOST = "127.0.0.1"
 PROJECT = "goblin-local"
 INVOKER = f"goblin-invoker@{PROJECT}.iam.gserviceaccount.com"
 START_S_MAX = 60.0
 MODEL_LOAD_S_MAX = 900.0
 LAST_RUN_S_MAX = 15.0
 """How long to wait for the children of a run that was killed: each stops within seconds of losing its parent."""
+SAVE_S_MAX = 10.0
+"""What runs for jobs may take so long to save, before what it saves through is stopped."""
 
 
 class Refusal(Exception):
@@ -43,69 +44,8 @@ class Choice:
     data: Path
     cloud: Literal["embedded", "emulators"]
     model: Path | None
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Ports:
-    """Where everything listens."""
-
-    http: int
-    pubsub: int
-    firestore: int
-    storage: int
-    llamacpp: int
-
-
-def is_free(port: int) -> bool:
-    """Whether nobody listens on the port."""
-    with socket.socket() as sock:
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            sock.bind((HOST, port))
-        except OSError:
-            return False
-        return True
-
-
-def choose_ports(http: int) -> Ports:
-    """Take the usual ports where they are free, any free one elsewhere; HTTP's is the person's word.
-
-    Raises:
-        Refusal: The HTTP port is taken.
-    """
-    if not is_free(http):
-        raise Refusal(f"port {http} is taken. Choose another with --port PORT.")
-
-    def usual(port: int) -> int:
-        return port if port != http and is_free(port) else google.free_port()
-
-    return Ports(http=http, pubsub=usual(8085), firestore=usual(8086), storage=usual(4443), llamacpp=google.free_port())
-
-
-def take_turn() -> int:
-    """Wait until no other `up` of this person is choosing ports; closing the descriptor ends the turn.
-
-    A port that is free is still free when our child binds it only if nobody else chose it meanwhile.
-    """
-    path = Path(tempfile.gettempdir(), f"goblin-ports-{os.getuid()}.lock")
-    turn = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-    fcntl.flock(turn, fcntl.LOCK_EX)
-    return turn
-
-
-def variables(ports: Ports, key: str) -> dict[str, str]:
-    """What `goblin env` prints: Google's clients and the OpenAI SDK of any app, pointed here."""
-    return {
-        "GOBLIN_URL": f"http://{HOST}:{ports.http}",
-        "GOBLIN_API_KEY": key,
-        "GOBLIN_BUCKET": f"{PROJECT}-models",
-        "GOOGLE_CLOUD_PROJECT": PROJECT,
-        "GCS_PROJECT_ID": PROJECT,
-        "PUBSUB_EMULATOR_HOST": f"{HOST}:{ports.pubsub}",
-        "FIRESTORE_EMULATOR_HOST": f"{HOST}:{ports.firestore}",
-        "STORAGE_EMULATOR_HOST": f"http://{HOST}:{ports.storage}",
-        "SECRET_MANAGER_EMULATOR_HOST": f"http://{HOST}:{ports.storage}",
-    }
+    fakes: bool = False
+    """With markets of rented GPUs on this machine."""
 
 
 class Up:
@@ -116,9 +56,26 @@ class Up:
         self._say = say
         self._folder = places.DataFolder(choice.data)
         self._lock = -1
-        self._turn = take_turn()
-        self._ports = choose_ports(choice.port)
-        self.variables = variables(self._ports, "")
+        self._turn = ports.take_turn()
+        self._ports = ports.choose(choice.port)
+        self._fakes = Fakes(port=self._ports.market) if choice.fakes else None
+        self.variables = self._variables("")
+
+    def _variables(self, key: str) -> dict[str, str]:
+        """What `goblin env` prints: Google's clients and the OpenAI SDK of any app, pointed here."""
+        at = self._ports
+        said = {
+            "GOBLIN_URL": f"http://{HOST}:{at.http}",
+            "GOBLIN_API_KEY": key,
+            "GOBLIN_BUCKET": f"{PROJECT}-models",
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
+            "GCS_PROJECT_ID": PROJECT,
+            "PUBSUB_EMULATOR_HOST": f"{HOST}:{at.pubsub}",
+            "FIRESTORE_EMULATOR_HOST": f"{HOST}:{at.firestore}",
+            "STORAGE_EMULATOR_HOST": f"http://{HOST}:{at.storage}",
+            "SECRET_MANAGER_EMULATOR_HOST": f"http://{HOST}:{at.storage}",
+        }
+        return said | ({fakes.URL: self._fakes.url} if self._fakes else {})
 
     async def run(self, ready: Callable[[dict[str, str], float], None]) -> None:
         """Start everything, call `ready`, then keep it running until a signal.
@@ -133,7 +90,8 @@ class Up:
         self._lock = await self._hold()
         self._folder.sign(self.variables["GOBLIN_URL"])
         self._folder.forget_environment()
-        self.variables = variables(self._ports, self._folder.api_key())
+        self.variables = self._variables(self._folder.api_key())
+        local.reopen(self._instances)
         children = self._children()
         try:
             work = asyncio.create_task(self._serve(children, started, ready))
@@ -149,10 +107,25 @@ class Up:
         finally:
             self._folder.forget_environment()
             if stop.is_set():
-                self._say("stopping: running requests may finish")
+                self._say("stopping: running requests may finish, jobs save what they have done")
+            await self._let_jobs_save(children)
             # Doorways first, so that nothing new comes in; the cloud last, so that all can still be written down.
             for child in children:
                 await child.stop()
+
+    async def _let_jobs_save(self, children: list[Child]) -> None:
+        """What works on jobs saves through the functions: while these answer, for a while, and for no new work."""
+        if not any(child.name == "functions" and child.runs for child in children):
+            return
+        closing: list[Coroutine[Any, Any, object]] = [local.close(self._instances, within_s=SAVE_S_MAX)]
+        async with httpx.AsyncClient(trust_env=False) as http:
+            if self._fakes and any(child.name == "localgpus" and child.runs for child in children):
+                closing.append(self._fakes.close(http, within_s=SAVE_S_MAX))
+            await asyncio.gather(*closing)
+
+    @property
+    def _instances(self) -> Path:
+        return self._choice.data / "instances"
 
     async def _hold(self) -> int:
         """Take the data folder; the children of a killed run get a moment to end."""
@@ -178,46 +151,52 @@ class Up:
 
     def _children(self) -> list[Child]:
         """Every process, in stopping order."""
-        ports, url = self._ports, self.variables["GOBLIN_URL"]
+        at, url = self._ports, self.variables["GOBLIN_URL"]
         emulated = self._choice.cloud == "emulators"
         cloud_words = [
-            f"--data={self._choice.data / 'cloud'}", f"--storage-port={ports.storage}", f"--functions-url={url}",
+            f"--data={self._choice.data / 'cloud'}", f"--storage-port={at.storage}", f"--functions-url={url}",
             f"--declaration={places.declaration()}", f"--invoker-email={INVOKER}",
         ]  # fmt: skip
         if emulated:
             cloud_words.append("--services=storage")
         else:
-            cloud_words += [f"--pubsub-port={ports.pubsub}", f"--firestore-port={ports.firestore}"]
-        llamacpp = f"http://{HOST}:{ports.llamacpp}"
+            cloud_words += [f"--pubsub-port={at.pubsub}", f"--firestore-port={at.firestore}"]
+        llamacpp = f"http://{HOST}:{at.llamacpp}"
         functions = {
             **self.variables,
             "GCS_REGION": os.environ.get("GCS_REGION", "us-east1"),
             "LLAMACPP_URL": llamacpp,
-            "GOBLIN_OIDC_CERTS_URL": f"http://{HOST}:{ports.storage}/oauth2/v1/certs",
+            "GOBLIN_OIDC_CERTS_URL": f"http://{HOST}:{at.storage}/oauth2/v1/certs",
             "GOBLIN_PUSH_AUDIENCE": url,
             "GOBLIN_INVOKER_EMAIL": INVOKER,
-            "GOBLIN_LOCAL_INSTANCES": str(self._choice.data / "instances"),
+            "GOBLIN_LOCAL_INSTANCES": str(self._instances),
             # Signs the URLs that instances get; on Cloud Run the service's own account does.
             "GOOGLE_APPLICATION_CREDENTIALS": str(self._folder.write_credentials(_service_account(self._choice.data))),
         }
+        if self._fakes:
+            functions |= self._fakes.variables()
+            cloud_words.append(f"--every=reconcile={fakes.RECONCILE_S}")
         if emulated:
             # Google's Pub/Sub emulator keeps `oidc_token` and never sends one.
             functions["GOBLIN_VERIFY_CALLER"] = "off"
         model = (self._choice.model or places.default_model()).absolute()
         children = [
-            self._child("functions", python_child("goblin.cli.host", f"--port={ports.http}"), functions),
+            self._child("functions", python_child("goblin.cli.host", f"--port={at.http}"), functions),
             self._child(
                 "llamacpp",
                 # It asks for no key, so it lets only this machine load another model.
-                python_child("goblin_llamacpp", f"--port={ports.llamacpp}", f"--model={model}", "--allow-load"),
+                python_child("goblin_llamacpp", f"--port={at.llamacpp}", f"--model={model}", "--allow-load"),
             ),
         ]
         if emulated:
             found = google.find()
             if found.reason:
                 raise Refusal(found.reason)
-            children.append(self._child("pubsub-emulator", google.pubsub_command(found, ports.pubsub)))
-            children.append(self._child("firestore-emulator", google.firestore_command(found, ports.firestore)))
+            children.append(self._child("pubsub-emulator", google.pubsub_command(found, at.pubsub)))
+            children.append(self._child("firestore-emulator", google.firestore_command(found, at.firestore)))
+        if self._fakes:
+            words = self._fakes.words(self._choice.data / "gpus")
+            children.append(self._child("localgpus", python_child("localgpus", *words), dict(self._fakes.keys())))
         children.append(self._child("localcloud", python_child("localcloud", *cloud_words)))
         return children
 
@@ -230,32 +209,35 @@ class Up:
         async with httpx.AsyncClient(trust_env=False, timeout=5.0) as http:
             await self._wait_for_clouds(http, by_name)
             for name, port in (("functions", self._ports.http), ("llamacpp", self._ports.llamacpp)):
-                await wait_ready(by_name[name], partial(_listens, port), START_S_MAX)
+                await wait_ready(by_name[name], partial(listens, port), START_S_MAX)
             os.close(self._turn)
             await asyncio.to_thread(
                 provision.everything, places.declaration(), variables=self.variables, invoker_email=INVOKER
             )
-            await self._wait_for_answers(http, by_name)
-            await self._serve_promoted(http)
-            await self._check_health(http)
-            await self._resume_jobs(http)
+            await self._begin(http, by_name)
             self._folder.write_environment(self.variables)
             ready(self.variables, time.monotonic() - started)
 
-            async def recovered() -> None:
-                await self._wait_for_answers(http, by_name)
-                await self._serve_promoted(http)
-                await self._check_health(http)
-                await self._resume_jobs(http)
+            await _all(*(keep(child, self._say, partial(self._begin, http, by_name)) for child in children))
 
-            await _all(*(keep(child, self._say, recovered) for child in children))
+    async def _begin(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
+        """At the start, and when a child was started again."""
+        await self._wait_for_answers(http, children)
+        await self._serve_promoted(http)
+        await self._check_health(http)
+        if self._fakes:
+            await wait_ready(children["localgpus"], partial(listens, self._ports.market), START_S_MAX)
+            if failure := await self._fakes.tell_events_to(self.variables["GOBLIN_URL"], http):
+                self._say(f"the market's events are not told, looking each few seconds must do: {failure}")
+        await self._resume_jobs(http)
 
     async def _wait_for_clouds(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
-        ports = self._ports
-        for name, port in (("pubsub-emulator", ports.pubsub), ("firestore-emulator", ports.firestore)):
+        at = self._ports
+        emulators = (("pubsub-emulator", at.pubsub), ("firestore-emulator", at.firestore))
+        for name, port in (*emulators, ("localgpus", at.market)):
             if name in children:
-                await wait_ready(children[name], partial(_listens, port), START_S_MAX)
-        cloud, url = children["localcloud"], f"http://{HOST}:{ports.storage}/localcloud"
+                await wait_ready(children[name], partial(listens, port), START_S_MAX)
+        cloud, url = children["localcloud"], f"http://{HOST}:{at.storage}/localcloud"
         await wait_ready(cloud, lambda: _is_process(http, url, cloud), START_S_MAX)
 
     async def _wait_for_answers(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
@@ -308,15 +290,6 @@ async def _all(*work: Coroutine[Any, Any, None]) -> None:
             task.cancel()
 
 
-async def _listens(port: int) -> bool:
-    try:
-        _, writer = await asyncio.open_connection(HOST, port)
-    except OSError:
-        return False
-    writer.close()
-    return True
-
-
 async def _is_process(http: httpx.AsyncClient, url: str, child: Child) -> bool:
     """Whether the answer comes from the child and not from a stranger that took its port first."""
     try:
@@ -353,5 +326,8 @@ def main(choice: Choice, say: Callable[[str], None], ready: Callable[[dict[str, 
         raise Refusal("goblin up needs Linux or macOS; on Windows use WSL.")
     if choice.model is not None and not choice.model.is_file():
         raise Refusal(f"no model file at {choice.model}. --model wants the path of a .gguf file.")
-    asyncio.run(Up(choice, say).run(ready))
+    try:
+        asyncio.run(Up(choice, say).run(ready))
+    except ports.Taken as taken:
+        raise Refusal(str(taken)) from taken
     return 0

@@ -1,0 +1,170 @@
+"""`goblin market`: the markets of `up --fakes`, looked at and moved."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+import httpx
+
+from goblin.cli.api import needed
+from goblin.cli.fakes import URL
+from goblin.cli.main import DATA, fail
+from goblin.cli.reach import reach
+
+JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+INSTANCE = click.argument("instance")
+CALL_S = 10.0
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, invoke_without_command=True)
+@JSON
+@DATA
+@click.pass_context
+def market(context: click.Context, as_json: bool, data: Path | None) -> None:
+    """The rented machines of `up --fakes`: look at them, outbid, kill.
+
+    INSTANCE is a job's id, for its newest instance, or an instance's label.
+    """
+    if context.invoked_subcommand is None:
+        seen = _look(data)
+        if as_json:
+            click.echo(json.dumps(seen))
+            return
+        from goblin.cli import screen
+
+        screen.write(*_shown(seen))
+
+
+@market.command()
+@INSTANCE
+@click.option("--for", "for_s", type=click.FloatRange(min=0), metavar="SECONDS", help="Default: for good.")
+@click.option("--in-full", is_flag=True, help="By somebody who pays the whole price, which no bid beats.")
+@DATA
+def outbid(instance: str, for_s: float | None, in_full: bool, data: Path | None) -> None:
+    """Somebody else takes the machine by paying more; the instance is stopped."""
+    _pull(data, "outbid", instance, for_s=for_s, in_full=in_full)
+
+
+@market.command()
+@INSTANCE
+@DATA
+def relent(instance: str, data: Path | None) -> None:
+    """Whoever outbid the instance leaves its machine."""
+    _pull(data, "relent", instance)
+
+
+@market.command()
+@INSTANCE
+@DATA
+def kill(instance: str, data: Path | None) -> None:
+    """The instance's program is gone, without a word."""
+    _pull(data, "kill", instance)
+
+
+@market.command()
+@INSTANCE
+@DATA
+def die(instance: str, data: Path | None) -> None:
+    """The instance's host is gone."""
+    _pull(data, "die", instance)
+
+
+@market.command()
+@click.argument("machine", type=int)
+@click.option("--floor", type=click.FloatRange(min=0), metavar="DOLLARS", help="The least bid for a GPU and hour.")
+@click.option("--price", type=click.FloatRange(min=0), metavar="DOLLARS", help="On demand, for a GPU and hour.")
+@DATA
+def price(machine: int, floor: float | None, price: float | None, data: Path | None) -> None:
+    """Change what MACHINE asks for from now on."""
+    if floor is None and price is None:
+        raise click.UsageError("say --floor or --price, in dollars for a GPU and hour")
+    prices = {"floor": floor, "price": price}
+    _ask(data, "POST", "/price", {"machine_id": machine} | {k: v for k, v in prices.items() if v is not None})
+    click.echo(f"machine {machine} asks for another price")
+
+
+def _look(data: Path | None) -> dict[str, Any]:
+    seen: dict[str, Any] = _ask(data, "GET", "")
+    return seen
+
+
+def _pull(data: Path | None, lever: str, instance: str, **said: Any) -> None:
+    label = instance if instance.startswith("goblin-") else _newest(_look(data), instance)
+    _ask(data, "POST", f"/{lever}", {"label": label, **said})
+    click.echo(f"{lever}: {label}")
+
+
+def _newest(seen: Mapping[str, Any], job_id: str) -> str:
+    """The label of a job's newest instance; ends when it has none."""
+    pattern = re.compile(rf"(goblin-{re.escape(job_id)}-a(\d+))(@.*)?")
+    found = [match for label in _labels(seen) if (match := pattern.fullmatch(label))]
+    if not found:
+        fail(f"job {job_id} has no instance; `goblin market` lists what there is")
+    return max(found, key=lambda match: int(match[2]))[1]
+
+
+def _labels(seen: Mapping[str, Any]) -> Iterator[str]:
+    for instance in seen["vastai"]["instances"]:
+        yield instance["label"] or ""
+    for pod in seen["runpod"]["pods"]:
+        yield pod["name"]
+
+
+def _ask(data: Path | None, method: str, path: str, said: Any = None) -> Any:
+    reach(data)
+    url = f"{needed(URL)}/market{path}"
+    try:
+        answer = httpx.request(method, url, json=said, timeout=CALL_S, trust_env=False)
+    except httpx.HTTPError as error:
+        fail(f"{url} does not answer: {error or type(error).__name__}")
+    if not answer.is_success:
+        fail(f"the market says no: {answer.text[:300]}")
+    return answer.json()
+
+
+def _shown(seen: Mapping[str, Any]) -> Iterator[Any]:
+    vast, pods = seen["vastai"], seen["runpod"]["pods"]
+    machines = [
+        (
+            str(one["id"]), f"{one['gpus']} x {one['gpu']}", one["geolocation"], f"${one['usd_per_gpu_hour']:.3f}",
+            f"${one['floor_usd_per_gpu_hour']:.3f}", str(one["free_on_demand"]), "" if one["up"] else "down",
+        )
+        for one in vast["machines"]
+    ]  # fmt: skip
+    yield _table(("machine", "GPUs", "where", "on demand", "least bid", "free", ""), machines)
+    instances = [
+        (
+            one["label"], "vastai", str(one["machine_id"]), one["actual_status"] or "-",
+            f"${one['usd_per_hour']:.3f}/h", "on demand" if one["bid_usd"] is None else "spot", f"${one['usd']:.6f}",
+        )
+        for one in vast["instances"]
+    ]  # fmt: skip
+    instances += [
+        (pod["name"], "runpod", pod["gpu_id"], pod["status"], f"${pod['usd_micros_per_hour'] / 1e6:.3f}/h", "", "")
+        for pod in pods
+    ]
+    yield ""
+    if instances:
+        yield _table(("instance", "at", "on", "is", "price", "how", "billed"), instances)
+    else:
+        yield "nothing is rented"
+    billed = sum(bill["usd"] for bill in vast["bills"])
+    yield f"\nbilled in all ${billed:.6f}, of instances that are gone too"
+
+
+def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    from rich.table import Table
+
+    from goblin.cli import screen
+
+    table = Table(box=None, padding=(0, 2, 0, 0))
+    for title in titles:
+        table.add_column(title, overflow="fold")
+    for row in rows:
+        table.add_row(*map(screen.marked, row))
+    return table
