@@ -20,7 +20,7 @@ from starlette.routing import Route
 
 from goblin import events
 from goblin.adapters import jobs_face
-from goblin.cli import job_show, job_watch
+from goblin.cli import job_logs, job_show, job_watch
 from goblin.cli.main import main
 from goblin.domain.jobs import Job, Progress, Reason, State
 from goblin.domain.market import Candidate, NoPlacement, Offer, Placement, Run
@@ -70,6 +70,9 @@ class FakeGoblin:
     """A number is a status code."""
     posted: list[Any] = field(default_factory=list)
     refusal: str = ""
+    logs: list[tuple[int, str]] = field(default_factory=list)
+    """Attempts and texts, one after the other."""
+    whole: bool = True
 
     @property
     def app(self) -> Starlette:
@@ -79,6 +82,7 @@ class FakeGoblin:
                 Route("/jobs", self._list),
                 Route("/jobs/{job_id}", self._show),
                 Route("/jobs/{job_id}/cancel", self._show, methods=["POST"]),
+                Route("/jobs/{job_id}/logs", self._log),
             ]
         )
 
@@ -105,6 +109,11 @@ class FakeGoblin:
             return _json({"error": {"message": "the store is down"}}, said)
         return _json(jobs_face.job(said, now=NOW))
 
+    async def _log(self, request: Request) -> Response:
+        attempt, text = self.logs.pop(0) if len(self.logs) > 1 else self.logs[0]
+        asked = request.query_params.get("attempt")
+        return _json(jobs_face.log(int(asked) if asked else attempt, text, whole=self.whole))
+
 
 def _json(said: object, status: int = 200) -> Response:
     return Response(msgspec.json.encode(said), status, media_type="application/json")
@@ -126,6 +135,7 @@ def fake(served: tuple[FakeGoblin, str], monkeypatch: pytest.MonkeyPatch) -> Fak
     monkeypatch.delenv("VASTAI_MAX_COST_PER_HOUR", raising=False)
     # A person's eyes need the pause, a test does not.
     monkeypatch.setattr(job_watch, "LOOK_S", 0.0)
+    monkeypatch.setattr(job_logs, "LOOK_S", 0.0)
     return found
 
 
@@ -350,3 +360,45 @@ def test_a_cancelled_job_says_so(goblin: Callable[..., Result], fake: FakeGoblin
     fake.answers = [job(state=State.CANCELLED)]
     assert goblin("cancel", "t-1").stdout == "t-1 is cancelled\n"
     assert json.loads(goblin("cancel", "t-1", "--json").stdout)["state"] == "cancelled"
+
+
+def test_a_log_is_shown_with_nothing_that_moves_a_cursor(goblin: Callable[..., Result], fake: FakeGoblin) -> None:
+    fake.logs = [(2, f"step 1\rstep 2\n{ESCAPE}[2Jdone\n")]
+    shown = goblin("logs", "t-1")
+    assert shown.stdout == "step 1\nstep 2\n [2Jdone\n"
+    assert shown.stderr == ""
+    fake.whole = False
+    assert "the beginning is in the bucket" in goblin("logs", "t-1").stderr
+    assert json.loads(goblin("logs", "t-1", "--attempt", "1", "--json").stdout)["attempt"] == 1
+
+
+def test_a_log_is_followed_over_attempts_and_each_line_is_said_once(
+    goblin: Callable[..., Result], fake: FakeGoblin
+) -> None:
+    fake.answers = [job(attempt=1), job(attempt=1), 503, job(), job(), job(state=State.SUCCEEDED)]
+    fake.logs = [(1, "a\n"), (1, "a\nb\n"), (2, "c\n"), (2, "c\nd\n"), (2, "c\nd\n")]
+    followed = goblin("logs", "t-1", "--follow")
+    assert followed.exit_code == 0
+    assert followed.stdout == "a\nb\nc\nd\n"
+    assert [line[:13] for line in followed.stderr.splitlines()] == ["--- attempt 1", "--- attempt 2"]
+
+
+def test_one_attempt_is_followed_until_it_is_over(goblin: Callable[..., Result], fake: FakeGoblin) -> None:
+    fake.answers = [job(attempt=1), job(attempt=2)]
+    fake.logs = [(1, "a\n")]
+    assert goblin("logs", "t-1", "--follow", "--attempt", "1").stdout == "a\n"
+
+
+@pytest.mark.parametrize(
+    ("seen", "now", "new"),
+    [
+        ("", "a", "a"),
+        ("a\n", "a\nb\n", "b\n"),
+        ("x" * 9000 + "\nlast\n", "x" * 5000 + "\nlast\nnext\n", "next\n"),
+        ("one\n", "two\n", "two\n"),
+        ("same", "same", ""),
+    ],
+    ids=["first", "more", "slid", "another", "nothing"],
+)
+def test_only_what_is_new_of_a_log_is_news(seen: str, now: str, new: str) -> None:
+    assert job_logs.news(seen, now) == new

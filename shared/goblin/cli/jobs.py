@@ -205,6 +205,27 @@ def watch(job_id: str, as_json: bool, data: Path | None) -> None:
 
 @jobs.command()
 @click.argument("job_id")
+@click.option("--attempt", type=click.IntRange(1, 10**8), help="Default: the last one.")
+@click.option("--follow", "-f", "following", is_flag=True, help="Go on until the job has ended.")
+@JSON
+@DATA
+def logs(job_id: str, attempt: int | None, following: bool, as_json: bool, data: Path | None) -> None:
+    """What a training wrote: the end of its log."""
+    if following and as_json:
+        raise click.UsageError("--json is one answer; --follow is many: choose")
+    from goblin.cli import job_logs
+
+    api = Api(data)
+    if as_json:
+        click.echo(json.dumps(api.get(f"/jobs/{job_id}/logs", **({"attempt": attempt} if attempt else {}))))
+    elif following:
+        job_logs.follow(api, job_id, attempt)
+    else:
+        job_logs.show(api, job_id, attempt)
+
+
+@jobs.command()
+@click.argument("job_id")
 @JSON
 @DATA
 def cancel(job_id: str, as_json: bool, data: Path | None) -> None:
