@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 import click
 import httpx
 
-from goblin.cli.api import needed
 from goblin.cli.fakes import URL
 from goblin.cli.main import DATA, fail
 from goblin.cli.reach import reach
@@ -117,7 +117,9 @@ def _labels(seen: Mapping[str, Any]) -> Iterator[str]:
 
 def _ask(data: Path | None, method: str, path: str, said: Any = None) -> Any:
     reach(data)
-    url = f"{needed(URL)}/market{path}"
+    if not os.environ.get(URL):
+        fail("there is no market here; `goblin up --fakes` starts one")
+    url = f"{os.environ[URL]}/market{path}"
     try:
         answer = httpx.request(method, url, json=said, timeout=CALL_S, trust_env=False)
     except httpx.HTTPError as error:
