@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Annotated, Any, NamedTuple, TypeVar
 
@@ -13,7 +13,7 @@ import msgspec
 from msgspec import Meta
 
 from goblin import __version__
-from goblin.adapters.refusals import retry_after_s
+from goblin.adapters.refusals import error_detail, retry_after_s, says_no_capacity
 from goblin.adapters.upstream import pieces
 from goblin.domain.models import KeySource
 from goblin.errors import Fault, ProviderUnavailable, Transient
@@ -32,6 +32,7 @@ TRIES = 3
 WAIT_S_MAX = 10.0
 """The longest that a 429 is waited out here; whoever wants longer is told so."""
 BACKOFF_S = 0.5
+WORDS_MAX = 300
 
 Sleep = Callable[[float], Awaitable[None]]
 
@@ -174,9 +175,13 @@ class RunPodApi:
             retry_after_s=answer.retry_after_s,
         )
 
-    def quotes_key(self, text: str) -> bool:
-        """Whether a text holds the key that was sent last."""
-        return bool(self._sent) and self._sent in text
+    def words(self, answer: Answer, secrets: Iterable[str]) -> str:
+        """What a refusal says for a person, unless it repeats our key, or a secret that was sent with it."""
+        detail = error_detail(answer.data)
+        said = " ".join(f"{detail.message} {detail.code}".split())[:WORDS_MAX]
+        if any(secret and secret in said for secret in (self._sent, *secrets)):
+            return "its reason quotes a secret."
+        return said or "it gives no reason."
 
     async def _ask_once(
         self, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
@@ -215,6 +220,13 @@ class RunPodApi:
         if response.status_code >= 300:
             log.warning("%s answered %d to %s %s", self._name, response.status_code, method, path)
         return Answer(response.status_code, data, retry_after_s(response.headers))
+
+
+def is_full(answer: Answer) -> bool:
+    """Whether a refusal is about a lack of capacity, which words alone tell, whatever the status."""
+    detail = error_detail(answer.data)
+    said = f"{detail.message} {detail.code}"
+    return says_no_capacity(detail) or "does not have the resources" in said or "not enough free GPUs" in said
 
 
 async def _whole(response: httpx.Response) -> bytes:

@@ -359,7 +359,8 @@ async def test_what_is_sold_out_was_not_rented_and_something_else_may_be(desk: D
         await desk.provider.rent(order())
     assert caught.value.fault is Fault.CAPACITY
     assert desk.pods == []
-    await desk.provider.rent(order(offer_id="SECURE:NVIDIA H100 80GB HBM3:8"))
+    others = await listed(desk, Wanted(kind="training", gpu_count=8))
+    await desk.provider.rent(order(offer=others["SECURE:NVIDIA H100 80GB HBM3:8"]))
     assert desk.pods[0].gpu_count == 8
 
 
@@ -379,8 +380,9 @@ async def test_every_way_to_say_that_nothing_is_free_is_understood(desk: Desk, w
     assert caught.value.fault is Fault.CAPACITY
     # Version 1 said so with 500; the pod is looked for all the same.
     desk.fault(method="POST", status=500, detail=words)
-    with pytest.raises(ProviderUnavailable):
+    with pytest.raises(ProviderUnavailable) as caught:
         await desk.provider.rent(order())
+    assert caught.value.fault is Fault.CAPACITY
     assert desk.stage.asked("GET") == ["/v2/pods"]
 
 
@@ -476,6 +478,49 @@ async def test_a_create_is_repeated_after_a_429_only(desk: Desk) -> None:
 async def test_nobody_there_means_that_nothing_was_rented(desk: Desk) -> None:
     with pytest.raises(ProviderUnavailable):
         await desk.connect(url=f"{closed_port()}/v2").rent(order())
+
+
+async def test_what_could_not_be_had_is_not_offered_for_a_while(desk: Desk) -> None:
+    desk.stage.market.mark(GPU, sold_out_unseen=True)
+    with pytest.raises(ProviderUnavailable):
+        await desk.provider.rent(order())
+    assert list(await listed(desk)) == [f"SECURE:{GPU}:1"]
+    desk.age += 121
+    assert len(await listed(desk)) == 2
+
+
+async def test_a_pod_that_costs_more_than_its_offer_is_not_kept(desk: Desk) -> None:
+    await listed(desk)
+    desk.stage.market.move(GPU, Cloud.COMMUNITY, usd_micros_per_hour=350_000)
+    with pytest.raises(ProviderUnavailable, match="more"):
+        await desk.provider.rent(order())
+    assert desk.pods == []
+    desk.age += 121
+    offer = (await listed(desk))[f"COMMUNITY:{GPU}:1"]
+    await desk.provider.rent(order(offer=offer))
+
+
+async def test_a_pod_that_costs_too_much_and_cannot_be_deleted_may_be_left(desk: Desk) -> None:
+    desk.stage.market.move(GPU, Cloud.COMMUNITY, usd_micros_per_hour=350_000)
+    desk.fault(method="DELETE", status=500)
+    with pytest.raises(Transient) as caught:
+        await desk.provider.rent(order())
+    assert not isinstance(caught.value, ProviderUnavailable)
+    assert set(await desk.instances()) == {LABEL}
+
+
+async def test_a_pod_whose_name_was_not_kept_is_not_kept_either(desk: Desk) -> None:
+    made = {"id": "p1", "name": "another", "status": "PROVISIONING"}
+    asked = answering(JSONResponse(made, 201), Response(status_code=204))
+    with pytest.raises(Refused, match="name"):
+        await desk.provider.rent(order())
+    assert asked == [("POST", "/v2/pods"), ("DELETE", "/v2/pods/p1")]
+
+
+async def test_the_address_may_be_the_host_alone(desk: Desk) -> None:
+    await desk.connect(url=desk.base).rent(order())
+    await desk.connect(url=f"{desk.base}/").release(LABEL)
+    assert desk.pods == []
 
 
 # Releasing.

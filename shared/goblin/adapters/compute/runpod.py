@@ -27,8 +27,7 @@ from typing import TypeGuard
 
 import httpx
 
-from goblin.adapters.refusals import ErrorDetail, error_detail, says_no_capacity
-from goblin.adapters.runpod_api import Answer, GpuRow, Gpus, PodRow, Pods, RunPodApi, Sleep
+from goblin.adapters.runpod_api import Answer, GpuRow, Gpus, PodRow, Pods, RunPodApi, Sleep, is_full
 from goblin.domain.compute import Instance, InstanceState, Inventory, Known, Order, Unknown, gpu_name, is_attempt_label
 from goblin.domain.market import Listing, Offer, Wanted
 from goblin.domain.models import KeySource
@@ -59,13 +58,15 @@ RELIABILITY = {"HIGH": None, "MEDIUM": None, "LOW": 0.9}
 DISK_USD_MICROS = 100_000
 """A GB of a container's disk for a month. Source: docs.runpod.io/pods/pricing, read 2026-11-25."""
 CATALOGUE_S = 60.0
+AVOIDED_S = 120.0
+PRICE_SLACK = Decimal("0.01")
+"""Prices are floats."""
 PAGES_MAX = 100
 CLOUDS = ("COMMUNITY", "SECURE")
 NAMES = {"A100_SXM": "A100_SXM4"}
 """What is called otherwise elsewhere."""
 PRICE_USD_MAX = 10_000
 """An hour; beyond that it is a mistake."""
-TOLD_MAX = 300
 
 
 def connect(
@@ -89,7 +90,9 @@ def connect(
     """
     if not namespace or "@" in namespace:
         raise Broken(f"{namespace!r} cannot be a namespace of {NAME}")
-    return RunPod(RunPodApi(NAME, url, api_key, client, sleep=sleep), namespace, monotonic)
+    # RunPod's own libraries take the host alone from the same variable.
+    base = url if httpx.URL(url).path.strip("/") else f"{url.rstrip('/')}/v2"
+    return RunPod(RunPodApi(NAME, base, api_key, client, sleep=sleep), namespace, monotonic)
 
 
 class RunPod:
@@ -105,6 +108,8 @@ class RunPod:
         self._monotonic = monotonic
         self._catalogue: dict[tuple[str, int], tuple[float, tuple[GpuRow, ...]]] = {}
         """By cloud and count: when it was read, and what it said."""
+        self._avoided: dict[str, float] = {}
+        """Offers that could not be had, and until when they are not offered."""
         self._reading = asyncio.Lock()
 
     async def offers(self, wanted: Wanted) -> Listing | Unknown:
@@ -117,7 +122,14 @@ class RunPod:
         except GoblinError as error:
             return Unknown(reason=error.message)
         found = (parse_offer(row, cloud, count) for cloud in CLOUDS for row in rows[cloud])
-        return Listing(offers=tuple(offer for offer in found if offer is not None and _fits(offer, wanted)))
+        now = self._monotonic()
+        return Listing(
+            offers=tuple(
+                offer
+                for offer in found
+                if offer is not None and _fits(offer, wanted) and self._avoided.get(offer.offer_id, now) <= now
+            )
+        )
 
     async def inventory(self) -> Inventory:
         try:
@@ -152,15 +164,19 @@ class RunPod:
         except Transient as error:
             return await self._look_for(order, error)
         if 400 <= answer.status < 500 and answer.status != 408:
-            raise _refusal(answer, order, self._api)
+            refusal = _refusal(answer, order, self._api)
+            if isinstance(refusal, ProviderUnavailable) and refusal.fault in (Fault.CAPACITY, Fault.UNSUPPORTED):
+                self._avoid(order.offer)
+            raise refusal
         try:
             if answer.status not in (httpx.codes.CREATED, httpx.codes.OK):
                 raise self._api.refused(answer, "/pods")
-            return self._api.parse(answer, PodRow).id
+            pod = self._api.parse(answer, PodRow)
         except ProviderUnavailable as error:
             # What was made, if anything was, is not what it says: only the list knows.
-            says_no = answer.status >= 500 and _is_full(error_detail(answer.data))
+            says_no = answer.status >= 500 and is_full(answer)
             return await self._look_for(order, error, says_no=says_no)
+        return await self._checked(order, pod)
 
     async def release(self, label: str) -> None:
         if not is_attempt_label(label):
@@ -174,6 +190,32 @@ class RunPod:
                     left = error
         if left is not None:
             raise left
+
+    async def _checked(self, order: Order, pod: PodRow) -> str:
+        """See that what was made is what was ordered: only what has its name is found again, and paid for is the offer.
+
+        Raises:
+            ProviderUnavailable: It cost more, and is deleted.
+            Refused: It has another name, and is deleted.
+            Transient: One of both, and it may still be there.
+        """
+        cost = to_micros(pod.cost) if _is_price(pod.cost) else 0
+        if pod.name == self._name(order.label) and cost <= order.offer.price_usd_micros_per_hour * (1 + PRICE_SLACK):
+            return pod.id
+        try:
+            await self._end(pod)
+        except ProviderUnavailable as error:
+            raise Transient(f"Pod {pod.id} may be left: {error.message}") from error
+        if pod.name != self._name(order.label):
+            raise Refused(f"{NAME} did not keep the name of {order.label}: nobody would find it again.")
+        self._avoid(order.offer)
+        raise ProviderUnavailable(f"{NAME} wants more for {order.offer.offer_id} than it said.")
+
+    def _avoid(self, offer: Offer) -> None:
+        """The catalogue says what was so a minute ago; what was tried knows better, for a while."""
+        now = self._monotonic()
+        self._avoided = {key: until for key, until in self._avoided.items() if now < until}
+        self._avoided[offer.offer_id] = now + AVOIDED_S
 
     async def _end(self, pod: PodRow) -> None:
         """Ask for a pod's end. Raises `Transient`."""
@@ -194,14 +236,12 @@ class RunPod:
             pods = await self._pods()
         except GoblinError as error:
             raise Transient(f"{lost.message} {error.message}") from lost
-        found = sorted(
-            (pod.created_at, pod.id)
-            for pod in pods
-            if pod.name == self._name(order.label) and pod.status != "TERMINATED"
-        )
+        named = (pod for pod in pods if pod.name == self._name(order.label) and pod.status != "TERMINATED")
+        found = sorted(named, key=lambda pod: (pod.created_at, pod.id))
         if found:
-            return found[0][1]
+            return await self._checked(order, found[0])
         if says_no:
+            self._avoid(order.offer)
             raise ProviderUnavailable(f"{NAME} has no capacity for {order.offer.offer_id}.", fault=Fault.CAPACITY)
         raise Transient(f"{lost.message} No pod has its name yet.") from lost
 
@@ -286,7 +326,7 @@ def parse_instance(pod: PodRow, label: str) -> Instance:
         case _:
             state = InstanceState.UNCLEAR
     return Instance(
-        provider=NAME, instance_id=pod.id, label=label, state=state, spot=False, detail=pod.status[:TOLD_MAX],
+        provider=NAME, instance_id=pod.id, label=label, state=state, spot=False, detail=pod.status[:300],
         price_usd_micros_per_hour=to_micros(pod.cost) if _is_price(pod.cost) else None,
     )  # fmt: skip
 
@@ -299,10 +339,9 @@ def _fits(offer: Offer, wanted: Wanted) -> bool:
 
 def _refusal(answer: Answer, order: Order, api: RunPodApi) -> GoblinError:
     """What a no to a create means: nothing was made."""
-    detail = error_detail(answer.data)
-    told = _told(detail, order, api)
+    told = api.words(answer, order.environment.values())
     match answer.status:
-        case 400 if _is_full(detail):
+        case 400 if is_full(answer):
             return ProviderUnavailable(f"{NAME} has no capacity for {order.offer.offer_id}.", fault=Fault.CAPACITY)
         case 400:
             # Also the words for a lack of capacity that we do not know yet.
@@ -318,17 +357,3 @@ def _refusal(answer: Answer, order: Order, api: RunPodApi) -> GoblinError:
                 f"{NAME} is asked too often.", fault=Fault.RATE, retry_after_s=answer.retry_after_s
             )
     return Refused(f"{NAME} answered {answer.status} to an order.")
-
-
-def _is_full(detail: ErrorDetail) -> bool:
-    words = f"{detail.message} {detail.code}"
-    return says_no_capacity(detail) or "does not have the resources" in words or "not enough free GPUs" in words
-
-
-def _told(detail: ErrorDetail, order: Order, api: RunPodApi) -> str:
-    """The provider's words, unless they repeat what is told to nobody else: our key, or the attempt's token."""
-    words = " ".join(f"{detail.message} {detail.code}".split())[:TOLD_MAX]
-    secrets = (value for value in order.environment.values() if value)
-    if api.quotes_key(words) or any(value in words for value in secrets):
-        return "its reason quotes a secret."
-    return words or "it gives no reason."
