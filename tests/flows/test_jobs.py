@@ -1,6 +1,7 @@
 """A job from an app's own Google clients to its output, through everything real, and through `kill -9` of all of it."""
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -193,6 +194,18 @@ def test_a_host_that_is_taken_away_saves_what_it_has_done(up: Running) -> None:
     assert "the host was taken away" in reasons
     assert "attempt 2 begins at step 0" not in reasons, "it saved what it had, though no checkpoint was due"
     assert [line["custom_id"] for line in results(up, "taken")] == [f"item-{n}" for n in range(400)]
+
+
+def test_ctrl_c_lets_jobs_save_before_it_stops_what_they_save_through(start_up: Callable[..., Running]) -> None:
+    running = start_up()
+    app(running, SUBMIT, "stopped", "300", "300")
+    until(running, "stopped", lambda job: job.get("state") == "running" and answered(running) >= 10)
+    assert running.stop(signal.SIGINT) == 0
+    job = until(running.start(), "stopped", ended)
+    assert (job["state"], job["attempt"]) == ("succeeded", 2)
+    reasons = [line["reason"] for line in job["history"]]
+    assert "the host was taken away" in reasons
+    assert "attempt 2 begins at step 0" not in reasons, "it saved what it had, though no checkpoint was due"
 
 
 def answered(running: Running) -> float:
