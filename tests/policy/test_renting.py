@@ -181,7 +181,7 @@ def test_what_was_never_rented_costs_nothing(reserved: int) -> None:
     ended_at = NOON if reserved else NOON + seconds(500)
     ended = renting.ended(rent(reserved_usd_micros=reserved), ended_at)
     assert renting.cost_usd_micros(ended) == 0
-    assert renting.settlement(ended) is None
+    assert renting.settlement(ended) == ()
 
 
 def test_no_cost_is_guessed_while_nobody_knows_the_end() -> None:
@@ -199,18 +199,25 @@ def test_a_rent_knows_its_instance_once_that_has_a_name() -> None:
     other = rent(label="goblin-job-7-a2")
     named = renting.named((rent(), rent(part=2), other), LABEL, "i1")
     assert [one.instance_id for one in named] == ["i1", "i1", None]
-    entry = renting.settlement(renting.ended(named[0], NOON + seconds(9)))
-    assert entry is not None
+    (entry,) = renting.settlement(renting.ended(named[0], NOON + seconds(9)))
     assert entry.instance_id == "i1"
 
 
 def test_a_settlement_counts_at_the_provider_and_for_the_job() -> None:
-    entry = renting.settlement(renting.ended(rent(), NOON + seconds(600)))
-    assert entry is not None
+    (entry,) = renting.settlement(renting.ended(rent(), NOON + seconds(600)))
     assert entry.entry_id == "rent:goblin-job-7-a1:1:settled"
     assert entry.accounts == ("total", "vastai", "vastai/job-7", "job/job-7")
     assert entry.amount_usd_micros == 60_000 + 5_000
-    assert entry == renting.settlement(renting.ended(rent(seq=9), NOON + seconds(600)))
+    assert (entry,) == renting.settlement(renting.ended(rent(seq=9), NOON + seconds(600)))
+
+
+def test_what_ran_over_midnight_in_one_part_is_settled_day_by_day() -> None:
+    old = rent(since=MIDNIGHT - seconds(600), until=MIDNIGHT + seconds(900))
+    first, second = renting.settlement(renting.ended(old, MIDNIGHT + seconds(300)))
+    assert (first.amount_usd_micros, f"{first.at:%d}") == (60_000 + 5_000, "25")
+    assert (second.amount_usd_micros, f"{second.at:%d}") == (30_000, "26")
+    assert first.entry_id != second.entry_id
+    assert len(renting.settlement(renting.ended(old, MIDNIGHT))) == 1
 
 
 def test_there_is_time_to_save_between_the_last_call_and_the_release() -> None:

@@ -205,6 +205,19 @@ def test_nothing_is_final_while_a_rent_of_that_day_is_not_settled() -> None:
     assert adjusted(settle_day(found["vastai/a"])) == 50
 
 
+def test_a_rent_of_the_day_before_may_run_into_this_one() -> None:
+    bill = Bill(usd_micros=300, charges=(charge("goblin-a-a1", micros=300),))
+    for expired in (False, True):
+        yesterday = rent_lease("a", 900, expired=expired)
+        found = {
+            one.account: one
+            for one in settling.split(
+                "vastai", "2026-11-25", bill, balances={}, leases=[], earlier=[yesterday], rented=[], final=True
+            )
+        }
+        assert settle_day(found["vastai/a"]) == settling.Settlement()
+
+
 def test_a_day_in_the_same_state_for_the_second_time_is_corrected_again() -> None:
     one, other = (settle_day(day(100, 150, entries=entries)).corrections[0] for entries in (1, 3))
     assert one.entry_id != other.entry_id

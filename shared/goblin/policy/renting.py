@@ -95,8 +95,7 @@ def turns(rent: Rent, now: datetime) -> Sequence[Rent]:
     """
     if not is_live(rent, now) or day_of(now) <= day_of(rent.since):
         return ()
-    midnight = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    after = replace(rent, since=midnight, start_usd_micros=0, reserved_usd_micros=0, seq=0, part=rent.part + 1)
+    after = replace(rent, since=_midnight(now), start_usd_micros=0, reserved_usd_micros=0, seq=0, part=rent.part + 1)
     renewed = renewals(rent, now)
     longest = renewed[0].until if renewed else rent.until
     return _halved(after, shortest=min(rent.until, now + timedelta(seconds=IDLE_S + SLICE_S_MIN)), longest=longest)
@@ -189,9 +188,10 @@ def named(rents: Sequence[Rent], label: str, instance_id: str) -> tuple[Rent, ..
     return tuple(replace(rent, instance_id=instance_id) if rent.label == label else rent for rent in rents)
 
 
-def successor(rent: Rent) -> Rent:
-    """The next day's, which may have been put aside and never written down."""
-    return replace(rent, part=rent.part + 1, seq=0)
+def unwritten(rent: Rent) -> Rent | None:
+    """The next day's part, which may have been put aside and never written down; None: it is, it took this one over."""
+    taken_over = rent.ended_at == _midnight(rent.since + timedelta(days=1))
+    return None if taken_over else replace(rent, part=rent.part + 1, seq=0)
 
 
 def lease_id(rent: Rent) -> str:
@@ -223,23 +223,39 @@ def ask(rent: Rent, *, seq: int, need_usd_micros: int = 0, paid_usd_micros: int 
     )
 
 
-def settlement(rent: Rent) -> Entry | None:
-    """What it cost, as the entry that says so; None: nothing. The same for the same end, however often it is made."""
+def settlement(rent: Rent) -> tuple[Entry, ...]:
+    """What it cost, as the entries that say so; empty: nothing. The same for the same end, however often it is made.
+
+    Where midnight could not part it, as there was no money for the new day, each day has its own entry all the same:
+    the bill has.
+    """
     cost = cost_usd_micros(rent)
-    if not cost:
-        return None
-    asked = ask(rent, seq=0)
-    kind = "spot" if rent.spot else "on demand"
+    if not cost or rent.ended_at is None:
+        return ()
+    midnight = _midnight(rent.since + timedelta(days=1))
+    before = cost if rent.ended_at <= midnight else _bound(rent, midnight)
+    entries = [_entry(rent, f"{lease_id(rent)}:settled", before, rent.since)]
+    if cost > before:
+        entries.append(_entry(rent, f"{lease_id(rent)}:settled:after", cost - before, midnight))
+    return tuple(entries)
+
+
+def _entry(rent: Rent, entry_id: str, amount_usd_micros: int, at: datetime) -> Entry:
+    asked, kind = ask(rent, seq=0), "spot" if rent.spot else "on demand"
     return Entry(
-        entry_id=f"{lease_id(rent)}:settled",
+        entry_id=entry_id,
         kind=EntryKind.SETTLE,
         account=asked.account,
         also=asked.also,
-        amount_usd_micros=cost,
-        at=rent.since,
+        amount_usd_micros=amount_usd_micros,
+        at=at,
         instance_id=rent.instance_id or "",
         note=f"{rent.label}: {rent.provider}, {kind}, until {rent.ended_at:%Y-%m-%dT%H:%M:%SZ}",
     )
+
+
+def _midnight(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
 
 
 def limit_of(job: Job) -> tuple[str, Limit] | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
@@ -116,6 +116,7 @@ def split(
     *,
     balances: Mapping[str, Balance],
     leases: Sequence[Lease],
+    earlier: Sequence[Lease] = (),
     rented: Sequence[Entry],
     final: bool,
 ) -> list[Day]:
@@ -127,10 +128,12 @@ def split(
         bill: Its instances are known by our label, or by the ids in the entries.
         balances: The day's, by account.
         leases: Those that were opened on the day, of any provider, in order.
+        earlier: Those of rents of days before that are not settled: they may run into this day.
         rented: What was settled for instances on the day, of any provider.
         final: The bill will not change any more.
     """
     leases = [lease for lease in leases if provider_of(lease) == provider]
+    earlier = [lease for lease in earlier if provider_of(lease) == provider]
     rented = [entry for entry in rented if provider_of(entry) == provider]
     by_instance = {entry.instance_id: entry.account for entry in rented if entry.instance_id}
     told: dict[str, int] = {}
@@ -147,8 +150,11 @@ def split(
         known += [lease.account for lease in leases if lease.lease_id.startswith(RENT)]
         told = dict.fromkeys(known, 0) | told
 
-    def part(account: str, also: tuple[str, ...], billed: int, *, apart: int = 0, mine: Sequence[Lease]) -> Day:
-        balance = balances.get(account)
+    def part(
+        account: str, also: tuple[str, ...], billed: int, concerns: Callable[[Lease], bool], *, apart: int = 0
+    ) -> Day:
+        balance, mine = balances.get(account), [lease for lease in leases if concerns(lease)]
+        lent = [lease for lease in mine if not lease.expired] + [lease for lease in earlier if concerns(lease)]
         return Day(
             account=account,
             also=also,
@@ -157,9 +163,7 @@ def split(
             booked_usd_micros=(balance.spent_usd_micros if balance else 0) - apart,
             entries=balance.entries if balance else 0,
             lost=tuple(lease for lease in mine if lease.expired),
-            lent_usd_micros=sum(
-                max(0, lease.granted_usd_micros - lease.settled_usd_micros) for lease in mine if not lease.expired
-            ),
+            lent_usd_micros=sum(max(0, lease.granted_usd_micros - lease.settled_usd_micros) for lease in lent),
             final=final,
             bounded=bool(also),
         )
@@ -169,7 +173,7 @@ def split(
             account,
             (f"job/{account.partition('/')[2]}",),
             billed,
-            mine=[lease for lease in leases if lease.account == account],
+            lambda lease, account=account: lease.account == account,  # type: ignore[misc]
         )
         for account, billed in sorted(told.items())
     ]
@@ -177,8 +181,8 @@ def split(
         provider,
         (),
         bill.usd_micros - sum(told.values()),
+        lambda lease: lease.account not in told,
         apart=sum(balances[account].spent_usd_micros for account in told if account in balances),
-        mine=[lease for lease in leases if lease.account not in told],
     )
     return [*parts, rest]
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from goblin.domain.jobs import Job, Rent
-from goblin.errors import Conflict, StoreUnavailable
+from goblin.errors import StoreUnavailable
 from goblin.money_ports import Ledger, Lender
 from goblin.policy import renting as policy
 from goblin.policy.renting import Halted
@@ -118,16 +118,15 @@ async def settle(rent: Rent, deps: Deps, *, now: datetime) -> int:
         StoreUnavailable: Again, later; nothing of it happens twice.
         ValueError: Its end is not known.
     """
-    cost, entry = policy.cost_usd_micros(rent), policy.settlement(rent)
-    if entry is not None and not await deps.lender.settle(policy.lease_id(rent), [entry]):
-        try:
-            await deps.ledger.record(entry)
-        except Conflict as error:
-            log.error("%s", error.message)
+    cost, entries = policy.cost_usd_micros(rent), policy.settlement(rent)
+    if entries and not await deps.lender.settle(policy.lease_id(rent), entries):
+        # It had run out, and the provider's bill was quicker to say what it cost; or all of this was done before.
+        log.warning("%s is settled already", policy.lease_id(rent))
     if cost > rent.reserved_usd_micros:
         log.error("%s cost %d millionths of a dollar and was bounded by %d", rent.label, cost, rent.reserved_usd_micros)
     await _close(rent, deps, now=now)
-    await _close(policy.successor(rent), deps, now=now)
+    if (lost := policy.unwritten(rent)) is not None:
+        await _close(lost, deps, now=now)
     return cost
 
 

@@ -10,6 +10,7 @@ from datetime import datetime
 
 from goblin.domain.accounts import Lease, Period
 from goblin.domain.models import Price
+from goblin.domain.money import RENT
 from goblin.errors import Conflict, GoblinError, Transient
 from goblin.money_ports import BillSource, Ledger, Lender
 from goblin.policy import pricing
@@ -87,14 +88,15 @@ async def settle(deps: Deps) -> Report:
 async def _settle_provider(source: BillSource, deps: Deps, report: Report, now: datetime) -> None:
     for day in policy.days_to_read(now):
         bill = await source.bill(day)
-        leases = [lease for lease in await deps.lender.leases() if lease.windows[Period.DAY] == day]
+        leases = await deps.lender.leases()
         balances = {balance.account: balance for balance in await deps.ledger.balances(day)}
         parts = policy.split(
             source.provider,
             day,
             bill,
             balances=balances,
-            leases=leases,
+            leases=[lease for lease in leases if lease.windows[Period.DAY] == day],
+            earlier=[lease for lease in leases if lease.windows[Period.DAY] < day and lease.lease_id.startswith(RENT)],
             rented=await deps.ledger.rented(day),
             final=policy.is_over(day, now, source.final_after),
         )
