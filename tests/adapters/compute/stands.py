@@ -12,14 +12,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from goblin.adapters.compute import local, runpod
+from goblin.adapters.compute import local, runpod, vastai
 from goblin.adapters.kept_connections import KeptConnections, PlainClient
+from goblin.adapters.vast_api import Line
 from goblin.domain.compute import Known
 from goblin.domain.market import Wanted
 from goblin.job_ports import ComputeProvider
 from localgpus.runpod import Fault
+from localgpus.vast.faults import Fault as VastFault
 from tests.fakes.runpod_pods import Stage, Switch
 from tests.fakes.serving import serve
+from tests.localgpus.vast import KEY, Town, machine
 
 
 class Stand(Protocol):
@@ -157,6 +160,54 @@ class RunPodStand:
         return pod.machine
 
 
+class VastStand:
+    """Vast.ai's wire over a market."""
+
+    wanted = Wanted(kind="training", gpus=("RTX_4090",), gpu_count=1)
+
+    def __init__(self, base: str, client: PlainClient, town: Town) -> None:
+        self._base, self._client, self._town = base, client, town
+        self._line = Line(monotonic=town.clock, sleep=self._sleep)
+        self.provider = self.again()
+
+    def again(self) -> ComputeProvider:
+        return vastai.connect(
+            api_key=KEY, namespace="project", client=self._client, url=self._base, line=self._line,
+            monotonic=self._town.clock, now=self._town.clock,
+        )  # fmt: skip
+
+    async def _sleep(self, seconds: float) -> None:
+        self._town.clock.now += seconds
+
+    async def settle(self) -> None:
+        for name in list(self._town.machines.stopping):
+            self._town.machines.end(name, 143)
+        for _ in range(6):
+            self._town.later(10)
+
+    async def told(self, label: str) -> dict[str, str]:
+        return self._town.machines.started[self._machine(label)].env
+
+    async def end(self, label: str) -> None:
+        self._town.machines.end(self._machine(label))
+        self._town.later(30)
+
+    async def stranger(self) -> str:
+        return self._town.rent(3, label="goblin-j-a1@elsewhere").label
+
+    async def count(self) -> int:
+        return len(self._town.market.state.contracts)
+
+    def break_lists(self, times: int) -> None:
+        body = '{"success": false, "error": "deprecated_endpoint"}'
+        self._town.faults.add(VastFault(call="list", status=410, body=body, times=times))
+
+    def _machine(self, label: str) -> str:
+        contracts = self._town.market.state.contracts.values()
+        (contract,) = (contract for contract in contracts if contract.label == f"{label}@project")
+        return f"vast-{contract.id}"
+
+
 @asynccontextmanager
 async def _local(folder: Path) -> AsyncIterator[Stand]:
     stand = LocalStand(folder / "instances")
@@ -173,8 +224,16 @@ async def _runpod(_: Path) -> AsyncIterator[Stand]:
             yield RunPodStand(base, client, stage)
 
 
+@asynccontextmanager
+async def _vastai(_: Path) -> AsyncIterator[Stand]:
+    town = Town(*(machine(number) for number in (1, 2, 3, 4)))
+    with serve(town.app) as base:
+        async with PlainClient(KeptConnections(tls=ssl.create_default_context(), most=8, kept=4)) as client:
+            yield VastStand(base, client, town)
+
+
 STANDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Stand]]] = {
-    "local": _local, "runpod": _runpod,
+    "local": _local, "runpod": _runpod, "vastai": _vastai,
 }  # fmt: skip
 """By the adapter's file."""
 
