@@ -21,7 +21,7 @@ LARGE_PIECES = 100
 PIECE_BYTES_MAX = 256 * 1024
 SMALL_PIECE_BYTES_MAX = 8 * 1024
 PIECES_MAX = 10_000
-PERIOD_S = 5.0
+PERIOD_S = 1.0
 """Between two pieces at first; a long life makes it longer, so that the pieces last for weeks."""
 TIMEOUT_S = 30.0
 LAST_LINES = 20
@@ -104,7 +104,7 @@ def _shown(line: bytes) -> str:
 async def ship(log_: Log, http: httpx.AsyncClient, controller: Controller) -> None:
     """Upload pieces until cancelled; a log that cannot be uploaded holds nothing up."""
     while True:
-        await asyncio.sleep(PERIOD_S + log_.number / 40)
+        await asyncio.sleep(PERIOD_S + log_.number / 20)
         try:
             await ship_once(log_, http, controller)
         except Unreachable as error:

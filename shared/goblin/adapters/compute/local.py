@@ -1,4 +1,4 @@
-"""This machine: an instance is a process that runs the worker, and costs nothing.
+"""This machine: an instance is a process that runs the agent, and costs nothing.
 
 An instance is a folder named by its label, written before the process starts; the folder goes when the process is
 gone. A process id alone proves nothing (they are used again, also after a reboot), so the process's start time is
@@ -31,14 +31,14 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 NAME = "local"
-KINDS = frozenset({"batch"})
+KINDS = frozenset({"batch", "training"})
 START_S_MAX = 30.0
 INSTANCES_MAX = 16
 LOGS_KEPT = 50
 CLOSED = "closed"
 """A file in the folder, while the machine is about to stop: nothing starts here any more."""
 LOOK_S = 0.1
-WORKER = "goblin_worker"
+AGENT = "goblin_agent"
 OFFER = Offer(
     offer_id="process", provider=NAME, pool=NAME, spot=False, price_usd_micros_per_hour=0, gpu_count=0,
     gpu_memory_mib=0, boot_s=1.0, reliability=1.0, download_mib_per_s=1000.0,
@@ -65,9 +65,9 @@ def connect(folder: Path, *, command: tuple[str, ...] | None = None) -> Local:
 
     Args:
         folder: Where instances are recorded and their logs kept.
-        command: Runs a worker that ends with its parent; tests pass another.
+        command: Runs an agent that ends with its parent; tests pass another.
     """
-    return Local(folder, command or (sys.executable, "-u", "-m", "goblin.cli.child", WORKER))
+    return Local(folder, command or (sys.executable, "-u", "-m", "goblin.cli.child", AGENT))
 
 
 def reopen(folder: Path) -> None:
