@@ -10,6 +10,7 @@ import pytest
 
 from localgpus.machines import NoMachines
 from localgpus.runpod import Cloud, Fault, Market, routes
+from localgpus.runpod.quota import Quota
 from tests.fakes import runpod_pods
 from tests.fakes.runpod_pods import KEYS, NOON, Switch
 from tests.fakes.serving import serve
@@ -254,6 +255,11 @@ async def test_quotas_are_told_with_every_answer_and_refuse_with_a_time(stage: S
     assert refused.headers["ratelimit"].startswith('"minute";r=0;t=12, "hour";r=2940')
     stage.clock.now += 12
     assert (await stage.client.get("/v2/pods")).status_code == 200
+
+
+def test_who_is_exempt_from_quotas_hears_nothing_of_them() -> None:
+    quota = Quota(windows=())
+    assert {str(quota.take(NOON)) for _ in range(100)} == {"({}, None)"}
 
 
 async def test_the_bill_of_the_account_and_of_its_pods_agree(stage: Stage) -> None:

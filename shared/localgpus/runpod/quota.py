@@ -14,11 +14,14 @@ class Quota:
     """Fixed windows, each from its first request on. That they are fixed ones is inferred."""
 
     windows: tuple[tuple[str, int, int], ...] = WINDOWS
+    """None: the caller is exempt, and hears nothing of them."""
     _used: dict[str, tuple[float, int]] = field(default_factory=dict)
     """Since when, and how many, by window."""
 
     def take(self, now: float) -> tuple[dict[str, str], str | None]:
         """Count one request: the headers of its answer, and the window that refuses it, if one does."""
+        if not self.windows:
+            return {}, None
         refused: str | None = None
         wait_s, left = 0.0, []
         for name, most, seconds in self.windows:

@@ -188,14 +188,15 @@ class Api:
         raise Problem(400, NO_INSTANCES)
 
 
-def routes(market: Market, *, keys: Mapping[str, str]) -> list[Route]:
+def routes(market: Market, *, keys: Mapping[str, str], limits: bool = True) -> list[Route]:
     """The API over a market, to be served from the root of a host.
 
     Args:
         market: The account and its world.
         keys: What each key may do: `all`, or `reads`.
+        limits: Whether too many requests are refused.
     """
-    return Api(market, keys).routes()
+    return Api(market, keys, quota=Quota() if limits else Quota(windows=())).routes()
 
 
 _METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
