@@ -85,7 +85,7 @@ class Markets:
         terms = runpod.Terms()
         terms = runpod.Terms(provision_s=terms.provision_s / pace, start_s=terms.start_s / pace)
         self.runpod = runpod.Market(machines, folder=folder, clock=clock, terms=terms)
-        self._runpod_key = runpod_key
+        self._runpod_key, self._limited = runpod_key, limits
 
     def app(self) -> Starlette:
         """To be served on loopback only."""
@@ -93,7 +93,7 @@ class Markets:
                   "die": self._die, "revive": self._revive, "reclaim": self._reclaim, "offer": self._offer}  # fmt: skip
         routes = [
             *Api(self.vast, limits=self.limits, faults=self.faults).routes(),
-            *runpod.routes(self.runpod, keys={self._runpod_key: "all"}),
+            *runpod.routes(self.runpod, keys={self._runpod_key: "all"}, limits=self._limited),
             Route("/market", self._view, methods=["GET"]),
             Route("/market/price", _lever(Price, self._price), methods=["POST"]),
             Route("/market/fault", _lever(Fault, self.faults.add), methods=["POST"]),
