@@ -65,12 +65,27 @@ def _connect() -> JobDeps:
 
 
 def _compute() -> dict[str, ComputeProvider]:
-    """The providers that are configured."""
+    """The providers that are configured: each by its key, this machine by its folder."""
+    settings = wiring.settings()
     providers: dict[str, ComputeProvider] = {}
-    if folder := wiring.settings().variables.get("GOBLIN_LOCAL_INSTANCES"):
+    if folder := settings.variables.get("GOBLIN_LOCAL_INSTANCES"):
         from goblin.adapters.compute import local
 
         providers[local.NAME] = local.connect(Path(folder))
+    if key := settings.variables.get("RUNPOD_API_KEY"):
+        from goblin.adapters.compute import runpod
+
+        providers[runpod.NAME] = runpod.connect(
+            api_key=wiring.account_key(key), namespace=settings.project, client=wiring.http(),
+            url=settings.variables.get("RUNPOD_API_BASE_URL") or runpod.URL,
+        )  # fmt: skip
+    if key := settings.variables.get("VASTAI_API_KEY"):
+        from goblin.adapters.compute import vastai
+
+        providers[vastai.NAME] = vastai.connect(
+            api_key=wiring.account_key(key), namespace=settings.project, client=wiring.http(),
+            url=settings.variables.get("VAST_API_URL") or vastai.URL,
+        )  # fmt: skip
     return providers
 
 

@@ -164,7 +164,7 @@ def _bills() -> list[BillSource]:
             more["namespace"] = wiring.settings().project
         if url := said.get(f"{file.name.upper()}_BILLING_URL"):
             more["url"] = url
-        found.append(module.connect(wiring.bill_key(key), wiring.http(), **more))
+        found.append(module.connect(wiring.account_key(key), wiring.http(), **more))
     return found
 
 

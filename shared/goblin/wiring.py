@@ -114,8 +114,8 @@ async def announce(crossing: Crossing) -> None:
     await _here().announce(crossing)
 
 
-def bill_key(text: str) -> str | KeySource:
-    """A key of a billing API, as it is or, for `secret:NAME`, from Secret Manager."""
+def account_key(text: str) -> str | KeySource:
+    """A key of an account, as it is or, for `secret:NAME`, from Secret Manager."""
     if not text.startswith(SECRET):
         return text
     return _here().secret(text.removeprefix(SECRET))

@@ -47,8 +47,10 @@ class Fakes:
             "VAST_API_URL": self.url,
             "VASTAI_BILLING_URL": self.url,
             "VASTAI_WEBHOOK_SECRET": self.webhook_secret,
-            "RUNPOD_API_BASE_URL": self.url,
+            "RUNPOD_API_BASE_URL": f"{self.url}/v2",
             "RUNPOD_BILLING_URL": self.url,
+            # Every image is the agent there; one must be named.
+            "GOBLIN_AGENT_IMAGE": "goblin/agent",
             # These serve models with the same keys: they must not get the made-up ones.
             "VAST_API_KEY": "",
             "RUNPOD_ENDPOINT_URL": "",

@@ -38,7 +38,7 @@ from goblin.job_ports import ComputeProvider
 NAME = "runpod"
 VARIABLE = "RUNPOD_API_KEY"
 URL = "https://api.runpod.io/v2"
-KINDS = frozenset({"training", "batch", "inference"})
+KINDS = frozenset({"training", "batch"})
 UNSUPPORTED = {
     "spot": "version 2 of its API creates no interruptible pods: no bid, no price of a bid, and nothing is outbid",
     "multi_node": (

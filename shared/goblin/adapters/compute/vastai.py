@@ -46,7 +46,7 @@ from goblin.job_ports import ComputeProvider
 NAME = "vastai"
 VARIABLE = "VASTAI_API_KEY"
 URL = "https://console.vast.ai"
-KINDS = frozenset({"training", "batch", "inference"})
+KINDS = frozenset({"training", "batch"})
 UNSUPPORTED = {"multi_node": "hosts share no private network"}
 START_S_MAX = 900.0
 """A large image takes minutes over a home's line."""
