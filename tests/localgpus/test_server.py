@@ -100,7 +100,10 @@ def start(tmp_path: Path) -> Iterator[Callable[[], Running]]:
 
 
 def lives(pid: int) -> bool:
-    return psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    try:
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def test_a_rented_process_is_outbid_resumed_and_outlives_neither_its_market_nor_its_contract(
@@ -111,7 +114,7 @@ def test_a_rented_process_is_outbid_resumed_and_outlives_neither_its_market_nor_
     pid = running.pid()
     assert running.pull("outbid", label="goblin-j-a1") == 200
     until(lambda: running.instance()["actual_status"] == "exited")
-    assert not lives(pid)
+    until(lambda: not lives(pid))
     assert running.instance()["intended_status"] == "stopped"
     assert running.pull("relent", label="goblin-j-a1") == 200
     until(lambda: running.instance()["actual_status"] == "running")
