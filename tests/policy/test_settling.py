@@ -1,5 +1,6 @@
 """What follows from a bill."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -162,6 +163,12 @@ def test_while_a_charge_is_of_nobody_known_it_may_be_of_any_that_has_none() -> N
     assert set(found) == {"vastai/a", "vastai"}
     assert figures(found["vastai"]) == (200, 0)
     assert settle_day(found["vastai"]).found == ((dead, 200),)
+
+
+def test_a_job_with_an_instance_of_unknown_name_is_compared_with_all_the_rest() -> None:
+    bill = Bill(usd_micros=700, charges=(charge(instance="p1", micros=500), charge(instance="p2", micros=200)))
+    found = parts(bill, rented=[rent_of("a", 600, instance="p1"), replace(rent_of("a", 250), entry_id="rent:x")])
+    assert {name: figures(part) for name, part in found.items()} == {"vastai": (700, 850)}
 
 
 def test_who_was_charged_nothing_is_corrected_to_nothing() -> None:

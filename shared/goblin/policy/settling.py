@@ -135,20 +135,7 @@ def split(
     leases = [lease for lease in leases if provider_of(lease) == provider]
     earlier = [lease for lease in earlier if provider_of(lease) == provider]
     rented = [entry for entry in rented if provider_of(entry) == provider]
-    by_instance = {entry.instance_id: entry.account for entry in rented if entry.instance_id}
-    told: dict[str, int] = {}
-    unclear = False
-    for charge in bill.charges or ():
-        job_id = job_of_label(charge.label) if charge.label else ""
-        account = f"{provider}/{job_id}" if job_id else by_instance.get(charge.instance_id, "")
-        if account:
-            told[account] = told.get(account, 0) + charge.usd_micros
-        unclear = unclear or not account
-    if bill.charges is not None and not unclear:
-        # Each charge is somebody's, so who has none was not charged.
-        known = [entry.account for entry in rented]
-        known += [lease.account for lease in leases if lease.lease_id.startswith(RENT)]
-        told = dict.fromkeys(known, 0) | told
+    told = _told(provider, bill, rented, [lease for lease in (*leases, *earlier) if lease.lease_id.startswith(RENT)])
 
     def part(
         account: str, also: tuple[str, ...], billed: int, concerns: Callable[[Lease], bool], *, apart: int = 0
@@ -185,6 +172,29 @@ def split(
         apart=sum(balances[account].spent_usd_micros for account in told if account in balances),
     )
     return [*parts, rest]
+
+
+def _told(provider: str, bill: Bill, rented: Sequence[Entry], renting: Sequence[Lease]) -> dict[str, int]:
+    """What is charged for the instances of each job, by account, as far as the bill tells; a job's all or nothing."""
+    by_instance = {entry.instance_id: entry.account for entry in rented if entry.instance_id}
+    told: dict[str, int] = {}
+    unclear = False
+    for charge in bill.charges or ():
+        if charge.label:
+            account = f"{provider}/{job_of_label(charge.label)}"
+        else:
+            account = by_instance.get(charge.instance_id, "")
+        if account:
+            told[account] = told.get(account, 0) + charge.usd_micros
+        unclear = unclear or not account
+    if unclear:
+        # What is nobody's we know may be of any instance whose name we do not know.
+        nameless = {entry.account for entry in rented if not entry.instance_id} | {one.account for one in renting}
+        return {account: micros for account, micros in told.items() if account not in nameless}
+    if bill.charges is not None:
+        # Each charge is somebody's, so who has none was not charged.
+        return dict.fromkeys([entry.account for entry in rented] + [lease.account for lease in renting], 0) | told
+    return told
 
 
 def is_over(day: str, now: datetime, final_after: timedelta) -> bool:
