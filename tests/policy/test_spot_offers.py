@@ -54,6 +54,14 @@ def placed(answer: Placement | NoPlacement) -> Placement:
     return answer
 
 
+def test_what_is_offered_on_a_bid_and_on_demand_under_one_id_is_told_apart() -> None:
+    for offers in ((offer("x"), spot("x")), (spot("x"), offer("x"))):
+        found = choose(*offers)
+        assert isinstance(found, Placement)
+        assert found.offer.spot == (found.bid_usd_micros_per_hour is not None)
+        assert found.candidates[0].spot == found.offer.spot
+
+
 def test_the_cheapest_to_finish_wins_over_the_cheapest_sticker() -> None:
     free_traffic = offer("free", price_usd_micros_per_hour=420_000)
     dear_traffic = offer("dear", download_usd_micros_per_gib=50_000, upload_usd_micros_per_gib=50_000)

@@ -63,7 +63,7 @@ def choose_offer(
     judged = sorted(
         (
             _judge(needs, offer, rates.get(offer.pool, Rates()), reputations, markets.get(offer.gpu, Market()), now)
-            for offer in sorted(offers, key=lambda offer: (offer.provider, offer.offer_id))
+            for offer in sorted(offers, key=lambda offer: (offer.provider, offer.offer_id, offer.spot))
         ),
         key=lambda candidate: (
             bool(candidate.rejected),
@@ -75,7 +75,9 @@ def choose_offer(
     if not judged or judged[0].rejected or judged[0].run is None:
         return _none(needs, offers, judged)
     best, run = judged[0], judged[0].run
-    offer = next(one for one in offers if (one.provider, one.offer_id) == (best.provider, best.offer_id))
+    # A provider may offer the same on a bid and on demand.
+    wanted = (best.provider, best.offer_id, best.spot)
+    offer = next(one for one in offers if (one.provider, one.offer_id, one.spot) == wanted)
     rest = tuple(
         candidate if candidate.rejected else _beaten(candidate, run.cost_usd_micros) for candidate in judged[1:]
     )
