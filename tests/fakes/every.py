@@ -33,7 +33,7 @@ def variables(fakes: Mapping[str, Any]) -> dict[str, str]:
         "RUNPOD_API_KEY": "k",
         "RUNPOD_MODEL": "tiny",
         "VAST_API_URL": fakes["vast_servers"].url,
-        "VAST_API_KEY": "vast-account",
+        "VASTAI_API_KEY": "vast-account",
         "VAST_SERVER_KEY": "k",
         "VAST_SERVER_LABEL": "chat",
         "ANTHROPIC_BASE_URL": fakes["anthropic"].url,

@@ -33,7 +33,7 @@ VARIABLES = (
         "FLY_CHAT_URL",
         "GROQ_API_KEY",
         "RUNPOD_ENDPOINT_URL",
-        "VAST_API_KEY",
+        "VASTAI_API_KEY",
     ),
 )
 _numbers = itertools.count()

@@ -134,8 +134,8 @@ class VastApi:
         """One exchange.
 
         Raises:
-            ProviderUnavailable: Nothing was sent, or nothing was to be changed.
-            Transient: It was sent, and nobody knows whether it took effect.
+            ProviderUnavailable: Nothing was made: it was not sent, or makes nothing.
+            Transient: A create was sent, and nobody knows whether it took effect.
         """
         await self._line.turn(kind)
         key = self._key if isinstance(self._key, str) else await self._key.key()
@@ -174,22 +174,31 @@ class VastApi:
         waits = {"connect": CONNECT_S, "read": ANSWER_S, "write": ANSWER_S, "pool": CONNECT_S}
         url = httpx.URL(self._url + path, params=params) if params else httpx.URL(self._url + path)
         request = httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": waits})
+        creates = path.startswith("/api/v0/asks/")
         try:
             async with asyncio.timeout(ANSWER_S + CONNECT_S):
-                response = await self._client.send(request, stream=True)
                 try:
-                    data = await _whole(response)
-                finally:
-                    await response.aclose()
+                    response, data = await self._exchange(request)
+                except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
+                    if creates:
+                        raise
+                    # A kept connection may have been closed at the other end while it lay idle.
+                    response, data = await self._exchange(request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ProviderUnavailable(f"{self._name} cannot be reached: {type(error).__name__}.") from error
         except (httpx.HTTPError, TimeoutError) as error:
             lost = f"{self._name} gave no answer to {method} {path}: {type(error).__name__}."
-            harmless = method == "GET" or path.endswith("/bundles/")
-            raise (ProviderUnavailable(lost) if harmless else Transient(lost)) from error
+            raise (Transient(lost) if creates else ProviderUnavailable(lost)) from error
         if response.status_code >= 300:
             log.warning("%s answered %d to %s %s", self._name, response.status_code, method, path)
         return Answer(response.status_code, data, retry_after_s(response.headers), _resets_at(response))
+
+    async def _exchange(self, request: httpx.Request) -> tuple[httpx.Response, bytes]:
+        response = await self._client.send(request, stream=True)
+        try:
+            return response, await _whole(response)
+        finally:
+            await response.aclose()
 
 
 def fault_of(answer: Answer) -> Fault:

@@ -51,8 +51,7 @@ class Fakes:
             "RUNPOD_BILLING_URL": self.url,
             # Every image is the agent there; one must be named.
             "GOBLIN_AGENT_IMAGE": "goblin/agent",
-            # These serve models with the same keys: they must not get the made-up ones.
-            "VAST_API_KEY": "",
+            # It serves models with the same key: it must not get the made-up one.
             "RUNPOD_ENDPOINT_URL": "",
         }
 
