@@ -9,7 +9,7 @@ import msgspec
 from localgpus.runpod import charges
 from localgpus.runpod.charges import Span, What
 
-SPANS_MAX = 20_000
+SPANS_MAX = 5_000
 """What the oldest of those that have ended came to is kept as one sum."""
 
 

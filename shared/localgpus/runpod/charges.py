@@ -35,20 +35,25 @@ class Span(msgspec.Struct, kw_only=True):
     until: int | None = None
     """None: it still costs."""
 
-    def cost(self, start: int, end: int) -> Fraction:
-        """What it came to between two instants, in millionths of a dollar."""
+    def seconds(self, start: int, end: int) -> int:
+        """How long it cost between two instants."""
         last = end if self.until is None else min(self.until, end)
-        return Fraction(self.usd_micros_per_month * max(0, last - max(self.since, start)), MONTH_S)
+        return max(0, last - max(self.since, start))
+
+
+def cost(spans: Iterable[Span], start: int, end: int) -> Fraction:
+    """What they came to between two instants, in millionths of a dollar, exactly."""
+    return Fraction(sum(span.usd_micros_per_month * span.seconds(start, end) for span in spans), MONTH_S)
 
 
 def total(spans: Iterable[Span], until: int) -> Fraction:
-    """What everything came to up to an instant, in millionths of a dollar."""
-    return sum((span.cost(0, until) for span in spans), Fraction(0))
+    """The same, from their beginning."""
+    return cost(spans, 0, until)
 
 
 def burn_per_s(spans: Iterable[Span]) -> Fraction:
     """Millionths of a dollar a second, of what still costs."""
-    return sum((Fraction(span.usd_micros_per_month, MONTH_S) for span in spans if span.until is None), Fraction(0))
+    return Fraction(sum(span.usd_micros_per_month for span in spans if span.until is None), MONTH_S)
 
 
 def start_of_bucket(at: datetime, size: str) -> datetime:

@@ -181,17 +181,11 @@ _ACCOUNT = (
 )  # fmt: skip
 
 
-def _amounts(spans: Iterable[Span], start: datetime, end: datetime, known_until: int) -> tuple[Fraction, Fraction]:
+def _amounts(spans: Sequence[Span], start: datetime, end: datetime, known_until: int) -> tuple[Fraction, Fraction]:
     """For GPUs and for disks."""
     first, last = int(start.timestamp()), min(int(end.timestamp()), known_until)
-    gpus = disks = Fraction(0)
-    for span in spans:
-        cost = span.cost(first, last)
-        if span.what is What.GPU:
-            gpus += cost
-        else:
-            disks += cost
-    return gpus, disks
+    gpus = charges.cost((span for span in spans if span.what is What.GPU), first, last)
+    return gpus, charges.cost(spans, first, last) - gpus
 
 
 def _usd(amounts: Mapping[str, Fraction]) -> dict[str, float]:

@@ -180,11 +180,13 @@ async def test_offers_are_unknown_when_half_of_the_catalogue_is(desk: Desk) -> N
     assert len(await listed(desk)) == 2
 
 
-@pytest.mark.parametrize("price", [0, None, -1, "NaN", "Infinity"])
-async def test_a_price_that_nobody_told_is_not_free(desk: Desk, price: Any) -> None:
+@pytest.mark.parametrize(
+    ("price", "most"), [(0, 4), (None, 4), (-1, 4), ("NaN", 4), ("Infinity", 4), (100_000, 4), (0.34, 0)]
+)
+async def test_a_price_that_nobody_told_is_not_free_and_a_machine_has_an_end(desk: Desk, price: Any, most: int) -> None:
     gpu = {
-        "id": GPU, "name": "RTX 4090", "memory": 24, "secure": True, "community": True,
-        "price": {"secure": 0.6, "community": price}, "maxCount": {"secure": 8, "community": 4}, "availability": "HIGH",
+        "id": GPU, "name": "RTX 4090", "memory": 24, "secure": True, "community": True, "availability": "HIGH",
+        "price": {"secure": 0.6, "community": price}, "maxCount": {"secure": 8, "community": most},
     }  # fmt: skip
     answering(JSONResponse({"gpus": [gpu]}))
     assert list(await listed(desk)) == [f"SECURE:{GPU}:1"]
