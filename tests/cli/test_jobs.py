@@ -37,7 +37,7 @@ RUN = Run(price_usd_micros_per_hour=250_000, cost_usd_micros=2_150_000, duration
 CANDIDATES = (
     Candidate(offer_id="31", provider="vastai", spot=True, all_in_usd_micros_per_hour=261_000, run=RUN),
     Candidate(
-        offer_id="47", provider="vastai", spot=False, all_in_usd_micros_per_hour=412_000,
+        offer_id="31", provider="vastai", spot=False, all_in_usd_micros_per_hour=412_000,
         run=replace(RUN, cost_usd_micros=3_300_000, duration_s=28_800, losses=0.01), rejected="dearer to the end",
     ),
     Candidate(offer_id="x1", provider="runpod", spot=False, rejected="above the price cap of $0.80"),
@@ -256,10 +256,10 @@ def test_show_says_why_here_cheapest_first(goblin: Callable[..., Result], fake: 
         "once preempted", "$0.0123 spent at $0.2610/h", "why here  least expected cost", "attempt 2 begins at step 100",
     ):  # fmt: skip
         assert word in said
-    rows = [line.split("  ") for line in said.splitlines() if "vastai 31" in line or " 47" in line or " x1" in line]
+    rows = [line.split("  ") for line in said.splitlines() if "vastai 31" in line or " x1" in line]
     assert [" ".join(filter(None, map(str.strip, row))) for row in rows] == [
-        "> vastai 31 spot $0.2610/h $2.15 8 h 03 min 1.5",
-        "vastai 47 on demand $0.4120/h $3.30 8 h 00 min 0.01 dearer to the end",
+        "> vastai 31 spot $0.2610/h $2.15 8 h 03 min 1.50",
+        "vastai 31 on demand $0.4120/h $3.30 8 h 00 min 0.01 dearer to the end",
         "runpod x1 on demand - - - - above the price cap of $0.80",
     ]
 

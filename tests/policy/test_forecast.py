@@ -36,6 +36,7 @@ def placement(all_in: int | None) -> Placement:
     run = Run(price_usd_micros_per_hour=300_000, cost_usd_micros=1, duration_s=1, interval_s=1, losses=0)
     candidates = (
         Candidate(offer_id="other", provider="vastai", spot=True, all_in_usd_micros_per_hour=7),
+        Candidate(offer_id="o", provider="vastai", spot=False, all_in_usd_micros_per_hour=8),
         Candidate(offer_id="o", provider="vastai", spot=True, all_in_usd_micros_per_hour=all_in),
     )
     return Placement(offer=offer, bid_usd_micros_per_hour=300_000, run=run, reason="cheapest", candidates=candidates)

@@ -166,7 +166,8 @@ def _why(weighed: Told) -> Iterator[Any]:
     """The candidates, cheapest first, and why each of the others was not taken."""
     from rich.table import Table
 
-    chosen = weighed.get("offer_id")
+    # A machine may be offered both ways under one id.
+    chosen = (weighed["offer_id"], weighed["spot"]) if "offer_id" in weighed else None
     yield f"[bold]{'why here' if chosen else 'why nowhere'}[/]  {marked(weighed['reason'])}"
     if (least := weighed.get("price_usd_micros_per_hour_min")) is not None:
         yield f"it could run for {usd(least)} an hour: --max-cost"
@@ -180,13 +181,13 @@ def _why(weighed: Told) -> Iterator[Any]:
         table.add_column(title, justify="right" if number else "left", no_wrap=title != "rejected", overflow="fold")
     for one in candidates[:CANDIDATES_SHOWN]:
         table.add_row(
-            "[green]>[/]" if one["offer_id"] == chosen else "",
+            "[green]>[/]" if (one["offer_id"], one["spot"]) == chosen else "",
             f"{one['provider']} {marked(one['offer_id'])}",
             "spot" if one["spot"] else "on demand",
             _or_dash(one["all_in_usd_micros_per_hour"], lambda price: f"{usd(price)}/h"),
             _or_dash(one["cost_usd_micros"], usd),
             _or_dash(one["duration_s"], span),
-            _or_dash(one["losses"], lambda losses: f"{losses:.2g}"),
+            _or_dash(one["losses"], lambda losses: f"{losses:.2f}"),
             marked(one["rejected"] or ""),
         )
     yield table

@@ -62,7 +62,9 @@ def _price(job: Job) -> int:
         return sum(running)
     if job.placement is None:
         return 0
-    chosen = (one for one in job.placement.candidates if one.offer_id == job.placement.offer.offer_id)
+    offer = job.placement.offer
+    # A machine may be offered both ways under one id.
+    chosen = (one for one in job.placement.candidates if (one.offer_id, one.spot) == (offer.offer_id, offer.spot))
     known = [one.all_in_usd_micros_per_hour for one in chosen if one.all_in_usd_micros_per_hour is not None]
     return known[0] if known else job.placement.run.price_usd_micros_per_hour
 
