@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from goblin.domain.checkpoints import Checkpoint
 from goblin.domain.compute import Instance, InstanceState, Known, Lease, Unknown
-from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, Rent, State, Stop
+from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, Progress, Rent, State, Stop
+from goblin.domain.market import Offer, Placement, Run
 from goblin.events import JobRequested
 from goblin.policy import jobs as policy
 from goblin.policy.jobs import TABLE, Action, Fact, apply, observe
@@ -227,6 +228,43 @@ RENT = Rent(
 def test_what_a_look_says(what: Job, inventory: Any, now: datetime, fact: Fact | None) -> None:
     observed = observe(what, inventory, now=now)
     assert (observed[0] if observed else None) is fact
+
+
+GPU = Offer(
+    offer_id="1", provider="fake", pool="p", spot=True, gpu="RTX_4090", price_usd_micros_per_hour=1, gpu_memory_mib=1
+)
+PLACED = Placement(
+    offer=GPU, bid_usd_micros_per_hour=1, reason="", candidates=(),
+    run=Run(price_usd_micros_per_hour=1, cost_usd_micros=1, duration_s=1.0, interval_s=1.0, losses=0.0),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("speed", "best", "age", "fact"),
+    [
+        (3.9, {"RTX_4090": 10.0}, policy.JUDGED_AFTER, Fact.STALLED),
+        (4.0, {"RTX_4090": 10.0}, policy.JUDGED_AFTER, None),
+        (3.9, {"RTX_4090": 10.0}, policy.JUDGED_AFTER / 2, None),
+        (3.9, {"H100": 10.0}, policy.JUDGED_AFTER, None),
+        (3.9, {}, policy.JUDGED_AFTER, None),
+        (None, {"RTX_4090": 10.0}, policy.JUDGED_AFTER, None),
+    ],
+)
+def test_a_machine_far_slower_than_another_with_the_same_gpu_is_left(
+    speed: float | None, best: dict[str, float], age: timedelta, fact: Fact | None
+) -> None:
+    told = Progress(at=NOW, step=5, steps_per_s=speed)
+    held = lease(placed_at=NOW - age, progressed_at=NOW)
+    observed = observe(job(placement=PLACED, progress=told, speeds=best, lease=held), SEEN, now=NOW)
+    assert (observed[0] if observed else None) is fact
+
+
+def test_the_best_speed_of_a_gpu_is_kept_from_attempt_to_attempt() -> None:
+    told = Progress(at=NOW, step=5, steps_per_s=7.0)
+    for before, after in (({}, 7.0), ({"RTX_4090": 9.0}, 9.0)):
+        lost = apply(job(placement=PLACED, progress=told, speeds=before), Fact.GONE, now=NOW)
+        assert lost is not None
+        assert lost.job.speeds == {"RTX_4090": after}
 
 
 def test_only_the_current_leases_instance_is_wanted() -> None:

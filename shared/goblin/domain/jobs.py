@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 
@@ -173,6 +174,8 @@ class Job:
     """What the current or the last attempt was placed on, and what else there was."""
     no_placement: NoPlacement | None = None
     """Why it waits: nothing that could be had would do."""
+    speeds: Mapping[str, float] = field(default_factory=dict)
+    """Steps a second by GPU: the best that an earlier attempt reached, to know a slow machine by."""
     preemptions: int = 0
     """Attempts that ended before the work did, for whatever reason."""
     rents: tuple[Rent, ...] = ()

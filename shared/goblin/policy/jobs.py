@@ -28,6 +28,10 @@ BACKOFF_S_MAX = 300.0
 NO_CAPACITY_S = 15.0
 """After a provider said no; it doubles with each further no."""
 ENDED_KEPT = timedelta(days=30)
+SLOW_SHARE = 0.4
+"""Of the best speed on the same GPU: below it a machine is not worth staying on."""
+JUDGED_AFTER = timedelta(minutes=20)
+"""Boots and first steps are slow everywhere."""
 
 
 class Fact(StrEnum):
@@ -198,9 +202,12 @@ def _after_loss(job: Job, now: datetime) -> Job:
     failures = 0 if progressed else job.failures + (0 if job.stop else 1)
     wait_s = 0.0 if failures < 2 else min(BACKOFF_S_MAX, 5.0 * 2 ** (failures - 1))
     stop = job.stop if job.stop and job.stop.ends_job else None
+    gpu = job.placement.offer.gpu if job.placement else ""
+    speed = job.progress.steps_per_s if job.progress else None
+    speeds = {**job.speeds, gpu: max(speed, job.speeds.get(gpu, 0.0))} if gpu and speed else job.speeds
     return replace(
         job, failures=failures, not_before=now + timedelta(seconds=wait_s), step=job.saved_step,
-        preemptions=job.preemptions + 1, stop=stop, progress=None,
+        preemptions=job.preemptions + 1, stop=stop, progress=None, speeds=speeds,
     )  # fmt: skip
 
 
@@ -239,7 +246,8 @@ def _observe_attempt(
     if job.stop is not None and now >= job.stop.by:
         return Fact.TAKEN, f"taken away: {job.stop.reason}"
     if found is not None and found.state is InstanceState.STOPPED:
-        return Fact.STOPPED, f"instance {found.instance_id} {where} was stopped: {found.detail or 'outbid'}"
+        told = f" ({found.detail})" if found.detail else ""
+        return Fact.STOPPED, f"instance {found.instance_id} {where} was outbid or taken back{told}"
     if found is not None and found.state is InstanceState.ENDED and job.state is not State.PLACING:
         return Fact.GONE, f"the process of instance {found.instance_id} {where} has ended"
     if found is not None and lease.instance_id is None:
@@ -249,7 +257,19 @@ def _observe_attempt(
     stall_s = max(STALL_S, 3 * 60.0 * job.spec.checkpoint_minutes)
     if lease.progressed_at is not None and (now - lease.progressed_at).total_seconds() > stall_s:
         return Fact.STALLED, f"attempt {job.attempt} is alive and got no further for {stall_s / 60:.0f} min"
+    if (slow := _slowness(job, lease, now)) is not None:
+        return Fact.STALLED, slow
     return None
+
+
+def _slowness(job: Job, lease: Lease, now: datetime) -> str | None:
+    """Why its machine is too slow to stay on: one of the same GPU did the same work far faster."""
+    told, best = job.progress, job.speeds.get(job.placement.offer.gpu) if job.placement else None
+    if told is None or best is None or not told.steps_per_s or now - lease.placed_at < JUDGED_AFTER:
+        return None
+    if told.steps_per_s >= best * SLOW_SHARE:
+        return None
+    return f"attempt {job.attempt} does {told.steps_per_s:.3g} steps a second where another machine did {best:.3g}"
 
 
 def wants(job: Job | None, label: str) -> bool:
