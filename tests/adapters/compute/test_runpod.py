@@ -192,6 +192,21 @@ async def test_a_price_that_nobody_told_is_not_free_and_a_machine_has_an_end(des
     assert list(await listed(desk)) == [f"SECURE:{GPU}:1"]
 
 
+async def test_a_price_is_rounded_up_to_cents_and_its_cost_is_not_above_it(desk: Desk) -> None:
+    desk.stage.market.move(GPU, Cloud.COMMUNITY, usd_micros_per_hour=223_300)
+    wanted = replace(WANTED, gpu_count=3)
+    offer = (await listed(desk, wanted))[f"COMMUNITY:{GPU}:3"]
+    assert offer.price_usd_micros_per_hour == 670_000
+    for cost, taken in ((0.6699, True), (0.67, True), (0.6700000166893005, True), (0.68, False)):
+        pod = {"id": "p", "name": f"{LABEL}@project", "status": "PROVISIONING", "cost": cost}
+        answering(JSONResponse(pod, 201), Response(status_code=204))
+        if taken:
+            assert await desk.provider.rent(order(offer=offer)) == "p"
+        else:
+            with pytest.raises(ProviderUnavailable):
+                await desk.provider.rent(order(offer=offer))
+
+
 # Inventory.
 
 

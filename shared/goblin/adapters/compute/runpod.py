@@ -22,7 +22,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from typing import TypeGuard
 
 import httpx
@@ -59,8 +59,8 @@ DISK_USD_MICROS = 100_000
 """A GB of a container's disk for a month. Source: docs.runpod.io/pods/pricing, read 2026-11-25."""
 CATALOGUE_S = 60.0
 AVOIDED_S = 120.0
-PRICE_SLACK = Decimal("0.01")
-"""Prices are floats."""
+CENT, NOISE = Decimal("0.01"), Decimal("0.0001")
+"""Prices are floats, of 32 bits by the schema."""
 PAGES_MAX = 100
 CLOUDS = ("COMMUNITY", "SECURE")
 NAMES = {"A100_SXM": "A100_SXM4"}
@@ -199,8 +199,8 @@ class RunPod:
             Refused: It has another name, and is deleted.
             Transient: One of both, and it may still be there.
         """
-        cost = to_micros(pod.cost) if _is_price(pod.cost) else 0
-        if pod.name == self._name(order.label) and cost <= order.offer.price_usd_micros_per_hour * (1 + PRICE_SLACK):
+        cost = _micros(pod.cost) if _is_price(pod.cost) else 0
+        if pod.name == self._name(order.label) and cost <= order.offer.price_usd_micros_per_hour:
             return pod.id
         try:
             await self._end(pod)
@@ -291,7 +291,7 @@ def parse_offer(row: GpuRow, cloud: str, count: int) -> Offer | None:
     gpu = NAMES.get(gpu, gpu)
     return Offer(
         offer_id=f"{cloud}:{row.id}:{count}", provider=NAME, pool=f"{NAME}/{cloud.lower()}/{gpu}", spot=False, gpu=gpu,
-        gpu_count=count, gpu_memory_mib=row.memory * 1024, price_usd_micros_per_hour=to_micros(price * count),
+        gpu_count=count, gpu_memory_mib=row.memory * 1024, price_usd_micros_per_hour=_micros(price * count, CENT),
         storage_usd_micros_per_gib_month=DISK_USD_MICROS, boot_s=BOOT_S[row.availability],
         reliability=RELIABILITY[row.availability],
         place=", ".join(place.id for place in row.data_centers if place.availability != "NONE"),
@@ -301,6 +301,11 @@ def parse_offer(row: GpuRow, cloud: str, count: int) -> Offer | None:
 def _is_price(usd: Decimal | None) -> TypeGuard[Decimal]:
     """What nobody told is not free, and neither is what is quoted at zero because it is not sold."""
     return usd is not None and usd.is_finite() and 0 < usd < PRICE_USD_MAX
+
+
+def _micros(usd: Decimal, step: Decimal = NOISE) -> int:
+    """Without a float's noise. An offer is rounded up to whole cents: `cost` may be, and must not be above it."""
+    return to_micros(usd.quantize(NOISE).quantize(step, ROUND_CEILING))
 
 
 def parse_offer_id(offer_id: str) -> tuple[str, str, int]:
@@ -327,7 +332,7 @@ def parse_instance(pod: PodRow, label: str) -> Instance:
             state = InstanceState.UNCLEAR
     return Instance(
         provider=NAME, instance_id=pod.id, label=label, state=state, spot=False, detail=pod.status[:300],
-        price_usd_micros_per_hour=to_micros(pod.cost) if _is_price(pod.cost) else None,
+        price_usd_micros_per_hour=_micros(pod.cost) if _is_price(pod.cost) else None,
     )  # fmt: skip
 
 
