@@ -10,6 +10,7 @@ from typing import Protocol
 import msgspec
 
 from goblin.domain.compute import Inventory, Order, Unknown
+from goblin.domain.hints import Hint
 from goblin.domain.jobs import Job
 from goblin.domain.market import Listing, Wanted
 from goblin.domain.work import Grant
@@ -159,6 +160,16 @@ class ComputeProvider(Protocol):
         Raises:
             Transient: Ask again.
         """
+
+
+class HintStore(Protocol):
+    """Hints that were followed. Every method raises `StoreUnavailable` when the store does not answer."""
+
+    async def take(self, hint: Hint, *, until: datetime) -> bool:
+        """Note that it is followed; False when it was before. It may be forgotten from then on."""
+
+    async def give_back(self, hint: Hint) -> None:
+        """It was not followed after all; unknown is no error."""
 
 
 class AttemptKeys(Protocol):

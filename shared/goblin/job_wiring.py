@@ -10,10 +10,12 @@ from pathlib import Path
 from weakref import WeakKeyDictionary
 
 from goblin import wiring
+from goblin.adapters.gcp.hints import FirestoreHints
 from goblin.adapters.gcp.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
 from goblin.adapters.system import SystemClock
 from goblin.domain.jobs import Kind
 from goblin.domain.money import to_micros
+from goblin.errors import NotFound
 from goblin.job_ports import ComputeProvider
 from goblin.services import rents
 from goblin.services.jobs import JobDeps
@@ -62,6 +64,20 @@ def _connect() -> JobDeps:
         caps=_caps(),
         image=wiring.settings().variables.get("GOBLIN_AGENT_IMAGE", ""),
     )
+
+
+def hints() -> FirestoreHints:
+    """Which hints of providers were followed."""
+    return FirestoreHints(wiring.firestore())
+
+
+async def webhook_secret(name: str) -> str:
+    """What a provider signs with. Raises `NotFound`: without one nobody is listened to."""
+    said = wiring.settings().variables.get(name, "").strip()
+    if not said:
+        raise NotFound("no webhook is set up here")
+    key = wiring.account_key(said)
+    return key if isinstance(key, str) else await key.key()
 
 
 def _compute() -> dict[str, ComputeProvider]:

@@ -140,7 +140,8 @@ class VastApi:
         await self._line.turn(kind)
         key = self._key if isinstance(self._key, str) else await self._key.key()
         answer = await self._send(key, method, path, params, body)
-        if answer.status in (401, 403) and not isinstance(self._key, str) and await self._key.renew(key):
+        refused = answer.status >= 400 and fault_of(answer) is Fault.AUTH
+        if refused and not isinstance(self._key, str) and await self._key.renew(key):
             await self._line.turn(kind)
             answer = await self._send(await self._key.key(), method, path, params, body)
         if answer.status == 429:

@@ -1,0 +1,26 @@
+"""HTTP `/webhooks/vastai`: what Vast.ai tells of instances, signed; a reason to look, never a fact."""
+
+from __future__ import annotations
+
+import time
+
+import functions_framework.aio
+from starlette.requests import Request
+from starlette.responses import Response
+
+from goblin import job_wiring
+from goblin.adapters import asgi, vast_hints
+from goblin.errors import MethodNotAllowed
+from goblin.services import hints
+
+
+@functions_framework.aio.http
+@asgi.answers_errors
+async def vast_webhook(request: Request) -> Response:
+    secret = await job_wiring.webhook_secret(vast_hints.VARIABLE)
+    if request.method != "POST":
+        raise MethodNotAllowed("events are posted")
+    body = await asgi.read_body(request, vast_hints.BODY_BYTES_MAX)
+    hint = vast_hints.read_hint(request.headers, body, secret=secret, now=time.time())
+    await hints.follow(hint, job_wiring.jobs(), job_wiring.hints())
+    return Response(status_code=204)

@@ -1,0 +1,91 @@
+"""What a provider tells unasked: looked at once, confirmed by a read, never taken at its word."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+import pytest
+
+from goblin.domain.compute import Instance, InstanceState
+from goblin.domain.hints import Hint
+from goblin.domain.jobs import State
+from goblin.errors import StoreUnavailable
+from goblin.services import hints
+from tests.fakes.jobs import START, World
+from tests.services.test_placing import market, requested
+
+OUTBID = Hint(provider="vastai", event_id="e1", kind="outbid")
+
+
+class MemoryHints:
+    """The port `HintStore`."""
+
+    def __init__(self) -> None:
+        self.taken: dict[Hint, datetime] = {}
+
+    async def take(self, hint: Hint, *, until: datetime) -> bool:
+        fresh = hint not in self.taken
+        self.taken.setdefault(hint, until)
+        return fresh
+
+    async def give_back(self, hint: Hint) -> None:
+        self.taken.pop(hint, None)
+
+
+class Waiting:
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.waited: list[float] = []
+
+    async def __call__(self, seconds: float) -> None:
+        self.waited.append(seconds)
+        self.world.clock.advance(seconds)
+
+
+def stop(world: World, state: InstanceState) -> None:
+    label = "goblin-j-a1"
+    world.compute.states[label] = Instance(provider="fake", instance_id=f"i-{label}", label=label, state=state)
+
+
+async def test_an_outbid_instance_is_replaced_before_the_minutes_tick() -> None:
+    world, store = market(), MemoryHints()
+    await requested(world)
+    wait = Waiting(world)
+    stop(world, InstanceState.STOPPED)
+    assert await hints.follow(OUTBID, world.deps, store, sleep=wait)
+    # Its list knows a moment after its word.
+    assert wait.waited == [hints.OUTBID_SEEN_S]
+    assert world.job().attempt == 2
+    assert store.taken[OUTBID] - START >= hints.KEPT
+
+
+async def test_a_word_that_the_list_does_not_bear_out_changes_nothing() -> None:
+    world = market()
+    await requested(world)
+    before = world.job()
+    assert await hints.follow(OUTBID, world.deps, MemoryHints(), sleep=Waiting(world))
+    assert (world.job().state, world.job().attempt) == (before.state, 1)
+    assert world.job().state is State.STARTING
+
+
+async def test_the_same_event_is_followed_once() -> None:
+    world, store = market(), MemoryHints()
+    assert await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert not await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+
+
+async def test_one_that_could_not_be_followed_may_come_again() -> None:
+    world, store = market(), MemoryHints()
+    world.jobs.down = True
+    with pytest.raises(StoreUnavailable):
+        await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    world.jobs.down = False
+    assert await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+
+
+@pytest.mark.parametrize("kind", ["webhook_test", "instance_created", "instance_started", "something new"])
+async def test_what_takes_nothing_away_can_wait(kind: str) -> None:
+    world, store = market(), MemoryHints()
+    world.jobs.down = True
+    assert not await hints.follow(Hint(provider="vastai", event_id="e", kind=kind), world.deps, store)
+    assert not store.taken
