@@ -38,6 +38,13 @@ TEXT = b"the goblin counts its coins, and the coins count on the goblin. " * 20
 _numbers = itertools.count()
 
 
+HURRIED = (
+    "-c",
+    "import goblin_agent.training as training; training.SAVE_S_MAX = 0.1\n"
+    "from goblin_agent.__main__ import main; raise SystemExit(main())",
+)
+
+
 class PromptBus(MemoryBus):
     """Delivers `checkpoint-saved` at once, as a function of ours would hear it."""
 
@@ -89,6 +96,8 @@ class Controller:
     url: str
     top: Path
     agents: list[Agent] = field(default_factory=list)
+    hurried: bool = False
+    """Agents give a task no time to save."""
 
     def job(self, job_id: str = "j") -> Job:
         return self.world.job(job_id)
@@ -135,15 +144,23 @@ class Controller:
         assert asyncio.run(self.world.jobs.replace(job, stored.version)) is not None
         return token
 
+    def change(self, how: Callable[[Job], Job], job_id: str = "j") -> None:
+        """Somebody else writes the job."""
+        while True:
+            stored = self.world.jobs.stored[job_id]
+            if asyncio.run(self.world.jobs.replace(how(stored.job), stored.version)) is not None:
+                return
+
     def start(self, token: str, *, folder: Path | None = None, env: Mapping[str, str] | None = None) -> Agent:
         """An agent of its own process, told what an instance is told."""
         folder = folder or self.top / f"host-{next(_numbers)}"
         folder.mkdir(exist_ok=True)
         output = self.top / f"agent-{next(_numbers)}.log"
         told = {"GOBLIN_URL": self.url, "GOBLIN_ATTEMPT_TOKEN": token, **(env or {})}
+        words = HURRIED if self.hurried else ("-m", "goblin_agent")
         with output.open("wb") as file:
             process = subprocess.Popen(
-                [sys.executable, "-m", "goblin_agent"], cwd=folder, env=told, stdin=subprocess.DEVNULL, stdout=file,
+                [sys.executable, *words], cwd=folder, env=told, stdin=subprocess.DEVNULL, stdout=file,
                 stderr=subprocess.STDOUT,
             )  # fmt: skip
         agent = Agent(process, folder, output)

@@ -58,7 +58,7 @@ class Log(logging.Handler):
         self._keep(data)
         *whole, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-LINE_CHARACTERS_MAX * 4 :]
-        self._lines.extend(_shown(line) for line in whole[-LAST_LINES:] if line.strip())
+        self._lines.extend(_shown(line) for line in [line for line in whole if line.strip()][-LAST_LINES:])
 
     def last_lines(self) -> str:
         """The end of what the task wrote."""

@@ -19,6 +19,7 @@ PROGRESS_BYTES_MAX = 1024 * 1024
 """The file of progress is emptied when it has grown over this."""
 PROGRESS_LINE_BYTES_MAX = 64 * 1024
 PUMP_S_MAX = 2.0
+LOOK_S = 0.05
 SAFE = frozenset({"LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ", "VIRTUAL_ENV"})
 SAFE_PREFIXES = ("CUDA_", "HF_HUB_OFFLINE", "NCCL_", "NVIDIA_", "OMP_", "ROCR_", "TORCH")
 
@@ -79,12 +80,12 @@ class Folders:
             name: value for name, value in given.items() if name in SAFE or name.startswith(SAFE_PREFIXES)
         }  # fmt: skip
         told = {
-            "HOME": self.work, "TMPDIR": self.work, "GOBLIN_INPUTS": self.inputs,
+            "HOME": self.work, "TMPDIR": self.work, "PYTHONUNBUFFERED": 1, "GOBLIN_INPUTS": self.inputs,
             "GOBLIN_CHECKPOINTS": self.checkpoints, "GOBLIN_PARAMETERS": self.parameters,
             "GOBLIN_CHECKPOINT_S": self.checkpoint_s, "GOBLIN_PROGRESS": self.progress,
             **({"GOBLIN_RESUME": self.resume} if resuming else {}),
         }  # fmt: skip
-        return {**kept, **{name: str(path) for name, path in told.items()}}
+        return {**kept, **{name: str(value) for name, value in told.items()}}
 
 
 @dataclass
@@ -167,7 +168,9 @@ class Child:
 
     async def wait(self) -> int:
         """Its exit code, once all that it wrote was taken; its children that are left are killed."""
-        code = await self._process.wait()
+        # Not `wait`: it waits for the pipe too, which a child of the task may hold open.
+        while (code := self._process.returncode) is None:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)
         self.kill()
         # Who left the group may hold the pipe open for ever.
         await asyncio.wait({self._pump}, timeout=PUMP_S_MAX)

@@ -1,0 +1,52 @@
+"""One attempt, whatever its kind: claimed, run, and nothing of it left on the machine."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import shutil
+import signal
+from pathlib import Path
+
+import httpx
+
+from goblin_agent.logs import Log
+from goblin_agent.task import Folders
+from goblin_agent.training import run_training
+from goblin_worker.attempt import run_batch, to_the_end
+from goblin_worker.controller import Controller
+
+
+async def run_attempt(*, url: str, token: str, top: Path) -> int:
+    """Work until the job is done, the attempt is over or the machine is taken away.
+
+    Args:
+        url: Of the controller.
+        token: The attempt's.
+        top: The folder that everything of it lies in, and that is wiped.
+
+    Returns:
+        The process's exit code: 0 when it ended as it should, also by being fenced off.
+    """
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log = Log()
+    logging.getLogger().addHandler(log)
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    # No proxies and no redirects: the token goes where it was told to go and nowhere else.
+    limits = httpx.Limits(max_connections=128, max_keepalive_connections=64)
+    try:
+        async with httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=limits) as http:
+            controller = Controller(http, url=url, token=token)
+
+            async def whole() -> int:
+                work = await controller.claim()
+                if work.kind == "batch":
+                    return await run_batch(http, controller, work, url=url, token=token, stop=stop)
+                return await run_training(http, controller, work, folders=Folders(top=top), log_=log, stop=stop)
+
+            return await to_the_end(controller, whole())
+    finally:
+        shutil.rmtree(top, ignore_errors=True)
