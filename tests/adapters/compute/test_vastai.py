@@ -384,12 +384,22 @@ async def test_who_cannot_be_reached_has_rented_nothing(connect: Callable[..., C
 # The inventory.
 
 
+async def test_a_look_that_came_too_soon_is_taken_once_more_in_its_turn(
+    provider: ComputeProvider, glass: Hourglass
+) -> None:
+    await provider.rent(await order(provider))
+    before = glass.now
+    TOWN.faults.add(Trouble(call="list", status=429, body="API requests too frequent: endpoint threshold=1.0"))
+    assert isinstance(await provider.inventory(), Known)
+    assert glass.now - before >= vast_api.INTERVALS_S["list"]
+
+
 @pytest.mark.parametrize(
     "trouble",
     [
         {"status": 410, "body": GONE},
-        {"status": 429, "body": "API requests too frequent: endpoint threshold=1.0"},
-        {"status": 429, "body": '{"detail": "slow"}'},
+        {"status": 429, "body": "API requests too frequent: endpoint threshold=1.0", "times": 2},
+        {"status": 429, "body": '{"detail": "slow"}', "times": 2},
         {"status": 502, "body": "<html>Bad gateway</html>"},
         {"status": 200, "body": "<html></html>"},
         {"status": 200, "body": "[]"},
