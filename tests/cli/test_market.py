@@ -102,7 +102,8 @@ def test_without_a_market_it_says_where_there_is_one(monkeypatch: pytest.MonkeyP
 def test_the_fakes_point_everything_that_has_a_key_at_themselves() -> None:
     fakes, others = Fakes(port=1), Fakes(port=1)
     said = fakes.variables()
-    assert {said[name] for name in said if name.endswith("_URL")} == {"http://127.0.0.1:1", ""}
+    urls = {said[name] for name in said if name.endswith("_URL")}
+    assert urls == {"http://127.0.0.1:1", "http://127.0.0.1:1/v2", ""}
     keys = [said[name] for name in ("VASTAI_API_KEY", "RUNPOD_API_KEY", "VASTAI_WEBHOOK_SECRET")]
     assert len(set(keys)) == 3
     assert not set(keys) & set(others.variables().values())

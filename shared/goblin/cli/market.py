@@ -130,7 +130,7 @@ def _ask(data: Path | None, method: str, path: str, said: Any = None) -> Any:
 
 
 def _shown(seen: Mapping[str, Any]) -> Iterator[Any]:
-    vast, pods = seen["vastai"], seen["runpod"]["pods"]
+    vast, runpod = seen["vastai"], seen["runpod"]
     machines = [
         (
             str(one["id"]), f"{one['gpus']} x {one['gpu']}", one["geolocation"], f"${one['usd_per_gpu_hour']:.3f}",
@@ -148,7 +148,7 @@ def _shown(seen: Mapping[str, Any]) -> Iterator[Any]:
     ]  # fmt: skip
     instances += [
         (pod["name"], "runpod", pod["gpu_id"], pod["status"], f"${pod['usd_micros_per_hour'] / 1e6:.3f}/h", "", "")
-        for pod in pods
+        for pod in runpod["pods"]
     ]
     yield ""
     if instances:
@@ -156,7 +156,7 @@ def _shown(seen: Mapping[str, Any]) -> Iterator[Any]:
     else:
         yield "nothing is rented"
     billed = sum(bill["usd"] for bill in vast["bills"])
-    yield f"\nbilled in all ${billed:.6f}, of instances that are gone too"
+    yield f"\nVast.ai has billed ${billed:.6f} in all; at RunPod ${runpod['balance_usd']:.6f} are left"
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
