@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import random
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -28,6 +29,7 @@ from localgpus.vast.api import Api
 from localgpus.vast.faults import Fault, Faults
 from localgpus.vast.limits import Limits
 from localgpus.vast.market import Market as Vast
+from localgpus.vast.weather import Weather
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,7 @@ class Markets:
     def __init__(
         self, machines: Machines, *, folder: Path | None = None, clock: clocks.Clock = clocks.wall, pace: float = 1.0,
         vast_key: str = "local-vast-key", runpod_key: str = "local-runpod-key", limits: bool = True,
+        weather: int | None = None,
     ) -> None:  # fmt: skip
         """Open both.
 
@@ -77,9 +80,11 @@ class Markets:
             vast_key: Opens the account at Vast.ai.
             runpod_key: Opens the one at RunPod.
             limits: Whether too many requests are refused.
+            weather: What makes others come and go at Vast.ai, and hosts fail; None: nobody does.
         """
         self.machines = machines
-        self.vast = Vast(machines, clock, folder=folder, pace=pace, keys=[vast_key])
+        sky = Weather(random.Random(weather), pace=pace) if weather is not None else None
+        self.vast = Vast(machines, clock, folder=folder, pace=pace, keys=[vast_key], weather=sky)
         self.faults = Faults()
         self.limits = Limits(clock, pace=pace, off=not limits)
         terms = runpod.Terms()

@@ -96,7 +96,7 @@ def switch(market: Market, machine_id: int, *, up: bool) -> None:
     """A host dies, or comes back."""
     with market.lock:
         market.tick()
-        market.switch(_machine(market, machine_id), up=up)
+        market.switch(_machine(market, machine_id), market.clock(), up=up)
         market.save()
 
 

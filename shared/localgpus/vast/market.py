@@ -19,6 +19,7 @@ from localgpus.clock import Clock
 from localgpus.machines import Machines, NoRoom
 from localgpus.vast import auction, billing, stock
 from localgpus.vast.state import Actual, Contract, Machine, Notice, State, Step
+from localgpus.vast.weather import Weather
 
 NAME = "vastai"
 CREATE_S, PULL_S, RESUME_S, HALT_S = 1.0, 2.0, 5.0, 1.4
@@ -39,7 +40,7 @@ class Market:
 
     def __init__(
         self, machines: Machines, clock: Clock, *, folder: Path | None = None, pace: float = 1.0,
-        keys: Collection[str] = ("local-vast-key",), image_gb: float = 2.0,
+        keys: Collection[str] = ("local-vast-key",), image_gb: float = 2.0, weather: Weather | None = None,
     ) -> None:  # fmt: skip
         """Open the market, as it was left.
 
@@ -50,12 +51,14 @@ class Market:
             pace: How many times faster than life.
             keys: That open the account.
             image_gb: What every image weighs.
+            weather: What happens by itself; None: nothing does.
         """
         self.machines = machines
         self.clock = clock
         self.pace = pace
         self.keys = frozenset(keys)
         self.image_gb = image_gb
+        self._weather = weather
         self.lock = threading.RLock()
         self.closed = False
         """Nothing is on the market any more; what is rented stays."""
@@ -68,6 +71,8 @@ class Market:
         """Let everything happen that is due."""
         with self.lock:
             now = self.clock()
+            if self._weather is not None:
+                self._weather.begin(now)
             while (at := self._next_at()) is not None and at <= now:
                 self._happen(at)
             for contract in self.state.contracts.values():
@@ -167,9 +172,8 @@ class Market:
                 contract.holds = True
                 self._start_again(contract, at)
 
-    def switch(self, machine: Machine, *, up: bool) -> None:
+    def switch(self, machine: Machine, now: float, *, up: bool) -> None:
         """Its host dies, or comes back."""
-        now = self.clock()
         for contract in self.on(machine):
             billing.settle(self.state, contract, now)
             if not up:
@@ -196,6 +200,8 @@ class Market:
             for rival in machine.rivals
             if rival.until is not None
         ]
+        if self._weather is not None and self._weather.next_at is not None:
+            due.append(self._weather.next_at)
         return min(due, default=None)
 
     def _happen(self, at: float) -> None:
@@ -212,6 +218,8 @@ class Market:
                 machine.rivals = [rival for rival in machine.rivals if rival.until is None or rival.until > at]
                 machine.asks.clear()
                 self.settle_machine(machine, at)
+        if self._weather is not None and self._weather.next_at is not None and self._weather.next_at <= at:
+            self._weather.step(self, at)
 
     def _step(self, contract: Contract, step: Step, at: float) -> None:
         match step:

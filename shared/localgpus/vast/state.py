@@ -53,6 +53,8 @@ class Machine(msgspec.Struct, kw_only=True):
     """False: its host is dead."""
     reclaimed: bool = False
     """Its host uses it himself: what is stopped there does not start again."""
+    back_at: float | None = None
+    """When what the weather took is there again; None: it took nothing."""
     pull_error: str = ""
     """What the pull of any image ends in."""
     rivals: list[Rival] = msgspec.field(default_factory=list)

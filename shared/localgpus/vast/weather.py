@@ -1,0 +1,93 @@
+"""Others who come and go, hosts that fail, prices that drift: by dice, so that one seed makes the same week again.
+
+The rates are invented, of the order that renters report: a cheap bid is displaced within hours, a good one within days,
+and hosts fail once in weeks.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import TYPE_CHECKING
+
+from localgpus.vast.state import Machine, Rival
+
+if TYPE_CHECKING:
+    from localgpus.vast.market import Market
+
+STEP_S = 60.0
+BIDDERS_PER_H, BIDDER_STAYS_H = 0.25, 1.0
+"""For each GPU."""
+PAYERS_PER_H, PAYER_STAYS_H = 0.05, 3.0
+DEATHS_PER_H, DEAD_H = 0.003, 0.3
+RECLAIMS_PER_H, RECLAIMED_H = 0.001, 12.0
+DRIFT_PER_STEP = 0.004
+FLOOR_MIN, FLOOR_MAX = 0.35, 0.9
+"""Of the price on demand."""
+
+
+class Weather:
+    """What happens on the machines by itself, a step at a time."""
+
+    def __init__(self, dice: random.Random, *, pace: float = 1.0) -> None:
+        self._dice = dice
+        self._pace = pace
+        self.next_at: float | None = None
+        """When the next step is due; the first look begins it."""
+
+    def begin(self, now: float) -> None:
+        """From now on."""
+        if self.next_at is None:
+            self.next_at = now + STEP_S / self._pace
+
+    def step(self, market: Market, at: float) -> None:
+        """One step of every machine."""
+        self.next_at = at + STEP_S / self._pace
+        for machine in market.state.machines.values():
+            if not machine.up or machine.reclaimed:
+                self._return(market, machine, at)
+            elif self._happens(DEATHS_PER_H):
+                machine.back_at = at + self._lasts_s(DEAD_H)
+                market.switch(machine, at, up=False)
+            else:
+                self._move(machine, at)
+                market.settle_machine(machine, at)
+
+    def _return(self, market: Market, machine: Machine, at: float) -> None:
+        """Only what the weather took: what a person took, he gives back."""
+        if machine.back_at is not None and at >= machine.back_at:
+            machine.back_at, machine.reclaimed = None, False
+            market.switch(machine, at, up=True)
+
+    def _move(self, machine: Machine, at: float) -> None:
+        drift = machine.floor * math.exp(self._dice.gauss(0.0, DRIFT_PER_STEP))
+        machine.floor = round(min(max(drift, FLOOR_MIN * machine.price), FLOOR_MAX * machine.price), 4)
+        if self._happens(RECLAIMS_PER_H):
+            machine.back_at = at + self._lasts_s(RECLAIMED_H)
+            machine.reclaimed = True
+            machine.asks.clear()
+            return
+        room = machine.num_gpus - sum(rival.gpus for rival in machine.rivals if rival.bid is None)
+        if room > 0 and self._happens(BIDDERS_PER_H * machine.num_gpus):
+            bid = machine.floor * math.exp(abs(self._dice.gauss(0.0, 0.35)))
+            self._arrive(machine, room, round(bid, 4), at + self._lasts_s(BIDDER_STAYS_H))
+        if room > 0 and self._happens(PAYERS_PER_H * machine.num_gpus):
+            self._arrive(machine, room, None, at + self._lasts_s(PAYER_STAYS_H))
+
+    def _arrive(self, machine: Machine, room: int, bid: float | None, until: float) -> None:
+        machine.rivals.append(Rival(gpus=self._dice.randint(1, room), bid=bid, until=until))
+        machine.asks.clear()
+        # Whoever bid least and has no GPU any more looks elsewhere.
+        ranked = sorted(machine.rivals, key=lambda rival: -(math.inf if rival.bid is None else rival.bid))
+        kept, left = [], machine.num_gpus
+        for rival in ranked:
+            if rival.gpus <= left:
+                kept.append(rival)
+                left -= rival.gpus
+        machine.rivals = kept
+
+    def _happens(self, per_hour: float) -> bool:
+        return self._dice.random() < -math.expm1(-per_hour * STEP_S / 3600)
+
+    def _lasts_s(self, hours: float) -> float:
+        return self._dice.expovariate(1.0) * hours * 3600 / self._pace
