@@ -10,6 +10,7 @@ import math
 import random
 from typing import TYPE_CHECKING
 
+from localgpus.vast import auction
 from localgpus.vast.state import Machine, Rival
 
 if TYPE_CHECKING:
@@ -50,7 +51,7 @@ class Weather:
                 machine.back_at = at + self._lasts_s(DEAD_H)
                 market.switch(machine, at, up=False)
             else:
-                self._move(machine, at)
+                self._move(market, machine, at)
                 market.settle_machine(machine, at)
 
     def _return(self, market: Market, machine: Machine, at: float) -> None:
@@ -59,7 +60,7 @@ class Weather:
             machine.back_at, machine.reclaimed = None, False
             market.switch(machine, at, up=True)
 
-    def _move(self, machine: Machine, at: float) -> None:
+    def _move(self, market: Market, machine: Machine, at: float) -> None:
         drift = machine.floor * math.exp(self._dice.gauss(0.0, DRIFT_PER_STEP))
         machine.floor = round(min(max(drift, FLOOR_MIN * machine.price), FLOOR_MAX * machine.price), 4)
         if self._happens(RECLAIMS_PER_H):
@@ -67,19 +68,22 @@ class Weather:
             machine.reclaimed = True
             machine.asks.clear()
             return
-        room = machine.num_gpus - sum(rival.gpus for rival in machine.rivals if rival.bid is None)
-        if room > 0 and self._happens(BIDDERS_PER_H * machine.num_gpus):
+        if self._happens(BIDDERS_PER_H * machine.num_gpus):
             bid = machine.floor * math.exp(abs(self._dice.gauss(0.0, 0.35)))
-            self._arrive(machine, room, round(bid, 4), at + self._lasts_s(BIDDER_STAYS_H))
-        if room > 0 and self._happens(PAYERS_PER_H * machine.num_gpus):
-            self._arrive(machine, room, None, at + self._lasts_s(PAYER_STAYS_H))
+            self._arrive(market, machine, round(bid, 4), at + self._lasts_s(BIDDER_STAYS_H))
+        if self._happens(PAYERS_PER_H * machine.num_gpus):
+            self._arrive(market, machine, None, at + self._lasts_s(PAYER_STAYS_H))
 
-    def _arrive(self, machine: Machine, room: int, bid: float | None, until: float) -> None:
+    def _arrive(self, market: Market, machine: Machine, bid: float | None, until: float) -> None:
+        room = auction.free_on_demand(machine, market.on(machine))
+        if room < 1:
+            return
+        left = room + sum(rival.gpus for rival in machine.rivals if rival.bid is None)
         machine.rivals.append(Rival(gpus=self._dice.randint(1, room), bid=bid, until=until))
         machine.asks.clear()
         # Whoever bid least and has no GPU any more looks elsewhere.
         ranked = sorted(machine.rivals, key=lambda rival: -(math.inf if rival.bid is None else rival.bid))
-        kept, left = [], machine.num_gpus
+        kept = []
         for rival in ranked:
             if rival.gpus <= left:
                 kept.append(rival)
