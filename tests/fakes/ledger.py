@@ -25,6 +25,8 @@ class MemoryLedger:
     exchanges: int = 0
     commits: int = 0
     """Of what was spent."""
+    writes: int = 0
+    """Of anything."""
     lose_answers: int = 0
     """So many of the next writes are made and not answered."""
 
@@ -33,6 +35,7 @@ class MemoryLedger:
             raise StoreUnavailable("the ledger is down")
 
     def _answer(self) -> None:
+        self.writes += 1
         if self.lose_answers:
             self.lose_answers -= 1
             raise StoreUnavailable("the answer was lost")

@@ -176,6 +176,13 @@ def test_an_instance_that_ends_in_time_costs_no_more_than_was_put_aside(
     assert hourly * lived_s / 3600 - 1 <= renting.cost_usd_micros(ended) <= paid.reserved_usd_micros
 
 
+def test_an_end_that_was_noticed_late_costs_what_was_put_aside() -> None:
+    ended = renting.ended(rent(), NOON + seconds(9000))
+    assert renting.cost_usd_micros(ended) == 365_000
+    over_midnight = renting.ended(rent(since=MIDNIGHT - seconds(3600), until=MIDNIGHT), MIDNIGHT + seconds(900))
+    assert [entry.amount_usd_micros for entry in renting.settlement(over_midnight)] == [365_000]
+
+
 @pytest.mark.parametrize("reserved", [0, 365_000])
 def test_what_was_never_rented_costs_nothing(reserved: int) -> None:
     ended_at = NOON if reserved else NOON + seconds(500)
@@ -187,6 +194,22 @@ def test_what_was_never_rented_costs_nothing(reserved: int) -> None:
 def test_no_cost_is_guessed_while_nobody_knows_the_end() -> None:
     with pytest.raises(ValueError, match="not known"):
         renting.cost_usd_micros(rent())
+
+
+@pytest.mark.parametrize(
+    ("changes", "after_s", "comes"),
+    [
+        ({}, 299, True),
+        ({}, 300, False),
+        ({"instance_id": "i"}, 10, False),
+        ({"ended_at": NOON}, 10, False),
+        ({"reserved_usd_micros": 0}, 10, True),
+    ],
+)
+def test_an_instance_that_was_never_seen_may_still_come_for_a_while(
+    changes: dict[str, Any], after_s: int, comes: bool
+) -> None:
+    assert renting.may_come(rent(**changes), NOON + seconds(after_s)) is comes
 
 
 def test_an_end_that_is_known_stays() -> None:

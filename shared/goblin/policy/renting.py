@@ -34,6 +34,8 @@ RENEW_S = 600
 STOP_S_MIN = 180
 HEARD_S = 90
 """An attempt hears of it with its next heartbeat, and a tick is up to a minute late."""
+COMES_WITHIN = timedelta(minutes=5)
+"""From the plan on; whoever has not asked for the instance by then has been killed."""
 PAID_MAX = timedelta(days=1)
 """However little an hour costs."""
 HEARD_WITHIN = timedelta(minutes=10)
@@ -128,13 +130,15 @@ def worst_usd_micros(rent: Rent) -> int:
 def cost_usd_micros(rent: Rent) -> int:
     """What a rent that has ended cost, by its price; 0 for a plan, and when it ended at its beginning.
 
+    Never more than was put aside: when it was missed long after its time, it was gone by then, or the bill says so.
+
     Raises:
         ValueError: Its end is not known, and nothing may be guessed.
     """
     if rent.ended_at is None:
         raise ValueError(f"the end of {rent.label} is not known")
     was = rent.reserved_usd_micros > 0 and rent.ended_at > rent.since
-    return _bound(rent, rent.ended_at) if was else 0
+    return min(_bound(rent, rent.ended_at), rent.reserved_usd_micros) if was else 0
 
 
 def _bound(rent: Rent, end: datetime) -> int:
@@ -188,6 +192,14 @@ def named(rents: Sequence[Rent], label: str, instance_id: str) -> tuple[Rent, ..
     return tuple(replace(rent, instance_id=instance_id) if rent.label == label else rent for rent in rents)
 
 
+def may_come(rent: Rent, now: datetime) -> bool:
+    """Whether its instance was never seen and somebody may still be asking for it: that it is not there says nothing.
+
+    One whose provider said no has ended.
+    """
+    return rent.instance_id is None and rent.ended_at is None and now < rent.since + COMES_WITHIN
+
+
 def unwritten(rent: Rent) -> Rent | None:
     """The next day's part, which may have been put aside and never written down; None: it is, it took this one over."""
     taken_over = rent.ended_at == _midnight(rent.since + timedelta(days=1))
@@ -233,7 +245,7 @@ def settlement(rent: Rent) -> tuple[Entry, ...]:
     if not cost or rent.ended_at is None:
         return ()
     midnight = _midnight(rent.since + timedelta(days=1))
-    before = cost if rent.ended_at <= midnight else _bound(rent, midnight)
+    before = cost if rent.ended_at <= midnight else min(cost, _bound(rent, midnight))
     entries = [_entry(rent, f"{lease_id(rent)}:settled", before, rent.since)]
     if cost > before:
         entries.append(_entry(rent, f"{lease_id(rent)}:settled:after", cost - before, midnight))

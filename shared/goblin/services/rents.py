@@ -122,8 +122,8 @@ async def settle(rent: Rent, deps: Deps, *, now: datetime) -> int:
     if entries and not await deps.lender.settle(policy.lease_id(rent), entries):
         # It had run out, and the provider's bill was quicker to say what it cost; or all of this was done before.
         log.warning("%s is settled already", policy.lease_id(rent))
-    if cost > rent.reserved_usd_micros:
-        log.error("%s cost %d millionths of a dollar and was bounded by %d", rent.label, cost, rent.reserved_usd_micros)
+    if rent.ended_at is not None and rent.ended_at > rent.until:
+        log.warning("%s was seen to be gone at %s and was paid until %s", rent.label, rent.ended_at, rent.until)
     await _close(rent, deps, now=now)
     if (lost := policy.unwritten(rent)) is not None:
         await _close(lost, deps, now=now)

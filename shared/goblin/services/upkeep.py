@@ -31,7 +31,7 @@ async def settle_ended(job: Job, inventories: Mapping[str, Inventory], deps: Job
         return
     now = deps.clock.now()
     # By the job as it was before the inventory was listed: a label that nobody wanted then, nobody rents any more.
-    gone = {rent.label for rent in job.rents if _is_gone(rent, job, inventories)}
+    gone = {rent.label for rent in job.rents if _is_gone(rent, job, inventories, now)}
 
     def end(job: Job) -> Transition | None:
         after = tuple(renting.ended(rent, now) if rent.label in gone else rent for rent in job.rents)
@@ -46,9 +46,9 @@ async def settle_ended(job: Job, inventories: Mapping[str, Inventory], deps: Job
         await change(deps, job.job_id, lambda job, rent=rent, cost=cost: _drop(job, rent, cost))  # type: ignore[misc]
 
 
-def _is_gone(rent: Rent, job: Job, inventories: Mapping[str, Inventory]) -> bool:
+def _is_gone(rent: Rent, job: Job, inventories: Mapping[str, Inventory], now: datetime) -> bool:
     """Whether a whole inventory, listed after the job was read, lacks the instance and nobody may still rent it."""
-    if rent.ended_at is not None or policy.wants(job, rent.label):
+    if rent.ended_at is not None or policy.wants(job, rent.label) or renting.may_come(rent, now):
         return False
     inventory = inventories.get(rent.provider)
     return isinstance(inventory, Known) and rent.label not in inventory.by_label()

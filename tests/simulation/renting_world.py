@@ -1,0 +1,446 @@
+"""Controllers, a ledger and providers that charge: each cut off, delayed and repeated between any two writes.
+
+The services are the very ones that run in production. What is simulated is when they get their turn: a task gives up
+its turn before and after each call of the ledger or of the job store, any other may come first, and it may never come
+back. Truth is what the providers charge, by the second.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from collections.abc import Callable, Coroutine, Generator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime, timedelta
+from types import coroutine
+from typing import Any, TypeVar
+
+from goblin.domain.accounts import Lease, Limit, Period
+from goblin.domain.compute import attempt_label, job_of_label
+from goblin.domain.jobs import Rent
+from goblin.domain.money import RENT, Balance, Bill, Charge, Entry, EntryKind, Freeze
+from goblin.errors import StoreUnavailable
+from goblin.money_ports import BillSource
+from goblin.policy import renting
+from goblin.policy.spending import Ask, Crossing, Shortage, Step
+from goblin.services import rents, settling
+from tests.fakes.ledger import MemoryLedger
+from tests.fakes.registry import FixedClock
+
+T = TypeVar("T")
+START = datetime(2026, 11, 29, 22, 30, tzinfo=UTC)
+"""A day, and a month, end soon."""
+TASK_S_MAX = 60
+"""A function that has not come to its end by then is killed."""
+TICK_S = 60
+GONE_WITHIN_S = 2 * TICK_S
+"""An instance that nobody wants is found and ended within two ticks."""
+PROVIDERS = ("vastai", "runpod")
+TELLS_LABELS = frozenset({"vastai"})
+JOBS = {"a": "vastai", "b": "vastai", "c": "runpod", "d": "runpod"}
+LIMITS = {
+    "total": (Limit(period=Period.MONTH, limit_usd_micros=9_000_000),),
+    "vastai": (
+        Limit(period=Period.DAY, limit_usd_micros=2_500_000), Limit(period=Period.MONTH, limit_usd_micros=5_000_000),
+    ),
+    "runpod": (Limit(period=Period.DAY, limit_usd_micros=3_000_000),),
+    "job/a": (Limit(period=Period.LIFETIME, limit_usd_micros=1_700_000),),
+    "job/c": (Limit(period=Period.LIFETIME, limit_usd_micros=2_600_000),),
+}  # fmt: skip
+
+
+@coroutine
+def pause() -> Generator[None, None, None]:
+    """Let others go first."""
+    yield
+
+
+@dataclass(frozen=True, slots=True)
+class PausedLedger:
+    """The ledger, with a pause before and after each call."""
+
+    inner: MemoryLedger
+
+    async def _call(self, work: Coroutine[Any, Any, Any]) -> Any:
+        try:
+            await pause()
+        except GeneratorExit:
+            work.close()
+            raise
+        try:
+            return await work
+        finally:
+            await pause()
+
+    async def record(self, entry: Entry) -> bool:
+        return bool(await self._call(self.inner.record(entry)))
+
+    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
+        step: Step = await self._call(self.inner.exchange(ask, now=now))
+        return step
+
+    async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
+        return bool(await self._call(self.inner.settle(lease_id, entries)))
+
+    async def leases(self) -> Sequence[Lease]:
+        found: Sequence[Lease] = await self._call(self.inner.leases())
+        return found
+
+    async def expire(self, lease_id: str, *, now: datetime) -> Step:
+        step: Step = await self._call(self.inner.expire(lease_id, now=now))
+        return step
+
+    async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
+        step: Step = await self._call(self.inner.resolve(lease_id, spent_usd_micros=spent_usd_micros, now=now))
+        return step
+
+    async def balances(self, window: str) -> Sequence[Balance]:
+        found: Sequence[Balance] = await self._call(self.inner.balances(window))
+        return found
+
+    async def rented(self, day: str) -> Sequence[Entry]:
+        found: Sequence[Entry] = await self._call(self.inner.rented(day))
+        return found
+
+    async def entries(self, *, limit: int) -> Sequence[Entry]:
+        return await self.inner.entries(limit=limit)
+
+    async def actions(self, *, limit: int) -> Sequence[Entry]:
+        return await self.inner.actions(limit=limit)
+
+    async def freezes(self) -> Sequence[Freeze]:
+        return await self.inner.freezes()
+
+    async def accounts(self) -> Any:
+        return await self.inner.accounts()
+
+    async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
+        await self.inner.limit(account, period, limit)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Document:
+    """What a job's document says of money."""
+
+    version: int = 0
+    attempt: int = 0
+    label: str | None = None
+    """Of the attempt that may live."""
+    rents: tuple[Rent, ...] = ()
+    spent_usd_micros: int = 0
+
+
+@dataclass(kw_only=True, slots=True)
+class Machine:
+    """An instance as its provider knows it."""
+
+    label: str
+    provider: str
+    instance_id: str
+    usd_micros_per_hour: int
+    start_usd_micros: int
+    born_at: datetime
+    gone_at: datetime | None = None
+
+    def cost(self, end: datetime) -> dict[str, int]:
+        """Until an instant, by day; each in whole millionths, never rounded up."""
+        days, first, began = {}, self.born_at, self.start_usd_micros
+        last = min(end, self.gone_at) if self.gone_at is not None else end
+        while first < last:
+            midnight = first.replace(hour=0, minute=0, second=0, microsecond=0) + timedelta(days=1)
+            lasted_s = (min(last, midnight) - first).total_seconds()
+            days[f"{first:%Y-%m-%d}"] = began + int(self.usd_micros_per_hour * lasted_s / 3600)
+            first, began = midnight, 0
+        return days
+
+
+@dataclass(slots=True)
+class Task:
+    work: Coroutine[Any, Any, None]
+    born_at: datetime
+
+
+@dataclass(slots=True)
+class World:
+    dice: random.Random
+    ledger: MemoryLedger = field(default_factory=lambda: MemoryLedger(declared=LIMITS))
+    now: datetime = START
+    jobs: dict[str, Document] = field(default_factory=lambda: {job_id: Document() for job_id in JOBS})
+    machines: list[Machine] = field(default_factory=list)
+    tasks: list[Task] = field(default_factory=list)
+    at_rest: bool = False
+    """Nothing new is rented, nobody dies any more."""
+    refusals: int = 0
+    renewals: int = 0
+    turns: int = 0
+
+    @property
+    def deps(self) -> rents.Deps:
+        paused = PausedLedger(self.ledger)
+        return rents.Deps(ledger=paused, lender=paused, announce=nobody)
+
+    # Time and turns.
+
+    def start(self, work: Coroutine[Any, Any, None]) -> None:
+        self.tasks.append(Task(work, self.now))
+
+    def turn(self) -> None:
+        """Some task goes on for one call; sometimes it dies instead."""
+        for task in [task for task in self.tasks if self.now - task.born_at > timedelta(seconds=TASK_S_MAX)]:
+            self.tasks.remove(task)
+            task.work.close()
+        if not self.tasks:
+            return
+        task = self.dice.choice(self.tasks)
+        if not self.at_rest and self.dice.random() < 0.01:
+            self.tasks.remove(task)
+            task.work.close()
+            return
+        try:
+            task.work.send(None)
+        except StopIteration:
+            self.tasks.remove(task)
+        except StoreUnavailable:
+            self.tasks.remove(task)
+
+    def finish(self) -> None:
+        """Everybody comes to an end."""
+        while self.tasks:
+            self.turn()
+
+    def pass_time(self, seconds: float) -> None:
+        """Nobody lives beyond what is paid: reconcile sees to that each minute, whatever else goes wrong."""
+        later = self.now + timedelta(seconds=seconds)
+        for machine in self.machines:
+            if machine.gone_at is not None:
+                continue
+            job_id = job_of_label(machine.label)
+            document = self.jobs[job_id]
+            if document.label != machine.label:
+                machine.gone_at = self.now + timedelta(seconds=self.dice.uniform(0, min(seconds, GONE_WITHIN_S)))
+                continue
+            leave_at = min(renting.leave_at(rent) for rent in document.rents[-1:])
+            if later >= leave_at:
+                first = max(self.now, leave_at)
+                spare_s = (document.rents[-1].until - first).total_seconds()
+                machine.gone_at = first + timedelta(seconds=self.dice.uniform(0, max(0.0, spare_s)))
+                self.jobs[job_id] = replace(document, label=None, version=document.version + 1)
+        self.now = later
+
+    @staticmethod
+    def now_of(work: Coroutine[Any, Any, T]) -> T:
+        """What a call of the fake, which never waits, answers."""
+        try:
+            work.send(None)
+        except StopIteration as done:
+            answer: T = done.value
+            return answer
+        raise AssertionError("it waited")
+
+    # What controllers do, as they do it.
+
+    async def read(self, job_id: str) -> Document:
+        await pause()
+        return self.jobs[job_id]
+
+    async def write(self, job_id: str, after: Document, version: int) -> bool:
+        await pause()
+        if self.jobs[job_id].version != version:
+            return False
+        self.jobs[job_id] = replace(after, version=version + 1)
+        await pause()
+        return True
+
+    async def change(self, job_id: str, decide: Callable[[Document], Document | None]) -> bool:
+        while True:
+            before = await self.read(job_id)
+            after = decide(before)
+            if after is None:
+                return False
+            if await self.write(job_id, after, before.version):
+                return True
+
+    async def place(self, job_id: str) -> None:
+        """Write, put aside, write, rent."""
+        before = await self.read(job_id)
+        if before.label is not None or self.at_rest:
+            return
+        now, attempt = self.now, before.attempt + 1
+        label = attempt_label(job_id, attempt)
+        plan = self.plan(job_id, label, now)
+        planned = replace(before, attempt=attempt, label=label, rents=(*before.rents, plan))
+        if not await self.write(job_id, planned, before.version):
+            return
+        try:
+            found = await rents.reserve(plan, self.deps, now=now)
+        except StoreUnavailable:
+            found = None
+        if not isinstance(found, Rent):
+            self.refusals += isinstance(found, Shortage)
+            await self.change(job_id, lambda job: self.without_instance(job, label))
+            return
+        rent = found
+
+        def put(job: Document) -> Document | None:
+            if job.label != label or plan not in job.rents:
+                return None
+            return replace(job, rents=tuple(rent if one == plan else one for one in job.rents))
+
+        if not await self.change(job_id, put):
+            await rents.settle(renting.ended(rent, rent.since), self.deps, now=self.now)
+            return
+        await self.rent(job_id, rent)
+
+    async def rent(self, job_id: str, rent: Rent) -> None:
+        await pause()
+        if self.dice.random() < 0.2:
+            await self.change(job_id, lambda job: self.without_instance(job, rent.label))
+            return
+        machine = Machine(
+            label=rent.label, provider=rent.provider, instance_id=f"i-{rent.label}",
+            usd_micros_per_hour=self.dice.randint(1, rent.price_usd_micros_per_hour),
+            start_usd_micros=self.dice.randint(0, rent.start_usd_micros), born_at=self.now,
+        )  # fmt: skip
+        self.machines.append(machine)
+        await pause()
+        if self.dice.random() < 0.1:
+            return  # Nobody heard its name.
+        await self.change(
+            job_id,
+            lambda job: replace(job, rents=renting.named(job.rents, rent.label, machine.instance_id)),
+        )
+
+    def plan(self, job_id: str, label: str, now: datetime) -> Rent:
+        start_s, work_s = self.dice.choice([30, 300]), self.dice.choice([300, 1800, 3600])
+        return Rent(
+            label=label, provider=JOBS[job_id], spot=True, since=now,
+            price_usd_micros_per_hour=self.dice.choice([40_000, 300_000, 1_200_000]),
+            start_usd_micros=self.dice.choice([0, 20_000]),
+            until=now + timedelta(seconds=start_s + work_s + renting.IDLE_S), reserved_usd_micros=0,
+            shortest_s=start_s + renting.SLICE_S_MIN + renting.IDLE_S,
+        )  # fmt: skip
+
+    @staticmethod
+    def without_instance(job: Document, label: str) -> Document | None:
+        if job.label != label:
+            return None
+        unspent = tuple(renting.ended(rent, rent.since) if rent.label == label else rent for rent in job.rents)
+        return replace(job, label=None, rents=unspent)
+
+    async def tick(self, job_id: str) -> None:
+        """Prolong, or ask to leave."""
+        job = await self.read(job_id)
+        rent = next((one for one in job.rents if one.label == job.label and one.ended_at is None), None)
+        if rent is None:
+            return
+        try:
+            kept = await rents.keep(rent, self.deps, now=self.now)
+        except StoreUnavailable:
+            kept = rents.Kept(rents=(rent,), refused="no answer")
+        self.refusals += bool(kept.refused)
+        if kept.rents != (rent,):
+            self.renewals += len(kept.rents) == 1
+            self.turns += len(kept.rents) == 2
+
+            def put(job: Document) -> Document | None:
+                if rent not in job.rents:
+                    return None
+                at = job.rents.index(rent)
+                return replace(job, rents=(*job.rents[:at], *kept.rents, *job.rents[at + 1 :]))
+
+            await self.change(job_id, put)
+
+    async def leave(self, job_id: str) -> None:
+        """The attempt is over, for any reason."""
+        await self.change(job_id, lambda job: replace(job, label=None) if job.label else None)
+
+    async def end(self, job_id: str) -> None:
+        """Settle what a whole inventory does not have, if nobody wanted it before that was listed."""
+        before = await self.read(job_id)
+        inventory = {
+            machine.label for machine in self.machines if machine.gone_at is None or machine.gone_at > self.now
+        }
+        gone = {
+            rent.label
+            for rent in before.rents
+            if rent.label != before.label and rent.label not in inventory and not renting.may_come(rent, self.now)
+        }
+        await pause()
+        now = self.now
+
+        def end(job: Document) -> Document | None:
+            after = tuple(renting.ended(rent, now) if rent.label in gone else rent for rent in job.rents)
+            return replace(job, rents=after) if after != job.rents else None
+
+        await self.change(job_id, end)
+        for rent in (await self.read(job_id)).rents:
+            if rent.ended_at is None:
+                continue
+            cost = await rents.settle(rent, self.deps, now=self.now)
+            await self.change(job_id, lambda job, rent=rent, cost=cost: self.drop(job, rent, cost))  # type: ignore[misc]
+
+    @staticmethod
+    def drop(job: Document, rent: Rent, cost: int) -> Document | None:
+        if rent not in job.rents:
+            return None
+        left = tuple(one for one in job.rents if one != rent)
+        return replace(job, rents=left, spent_usd_micros=job.spent_usd_micros + cost)
+
+    async def settle(self) -> None:
+        """The hourly settlement."""
+        paused = PausedLedger(self.ledger)
+        await settling.settle(
+            settling.Deps(
+                ledger=paused, lender=paused, bills=[ProviderBill(self, name) for name in PROVIDERS], announce=nobody,
+                prices={}, clock=FixedClock(self.now),
+            )
+        )  # fmt: skip
+
+    # Truth.
+
+    def really_spent(self) -> dict[tuple[str, str], int]:
+        """What the providers have charged until now, by account and day; all of an account's under no day."""
+        sums: dict[tuple[str, str], int] = defaultdict(int)
+        for machine in self.machines:
+            for day, micros in machine.cost(self.now).items():
+                for account in renting.accounts_of(machine.provider, job_of_label(machine.label)):
+                    sums[account, day] += micros
+                    sums[account, ""] += micros
+        return sums
+
+    def tails_of_the_dead(self) -> dict[str, int]:
+        """What ran over midnight on the lease of the day before, and was resolved by that day's bill before its end was
+        written: the next day's bill tells of it, as a fact that comes late."""
+        sums: dict[str, int] = defaultdict(int)
+        for machine in self.machines:
+            if any(f"{RENT}{machine.label}:{part}:resolve" in self.ledger.written for part in (1, 2, 3)):
+                _, *after = machine.cost(self.now).values() or [0]
+                for account in renting.accounts_of(machine.provider, job_of_label(machine.label)):
+                    sums[account] += sum(after)
+        return sums
+
+
+async def nobody(crossing: Crossing) -> None:
+    """Who is told of thresholds."""
+
+
+@dataclass(slots=True)
+class ProviderBill(BillSource):
+    world: World
+    provider: str
+    final_after: timedelta = timedelta(hours=2)
+
+    async def bill(self, day: str) -> Bill:
+        await pause()
+        charges = []
+        for machine in self.world.machines:
+            micros = machine.cost(self.world.now).get(day, 0)
+            if micros and machine.provider == self.provider:
+                label = machine.label if self.provider in TELLS_LABELS else ""
+                charges.append(Charge(instance_id=machine.instance_id, label=label, usd_micros=micros))
+        return Bill(usd_micros=sum(one.usd_micros for one in charges), charges=tuple(charges))
+
+
+def adjusted_upwards(ledger: MemoryLedger) -> int:
+    """What bills told that nothing was put aside for."""
+    return sum(max(0, one.amount_usd_micros) for one in ledger.written.values() if one.kind is EntryKind.ADJUST)
