@@ -207,10 +207,31 @@ def test_errors_have_openais_shape(doors: Doorways, method: str, path: str, body
 @pytest.mark.parametrize("key", ["", "gob-attempt-guess.1.j", "sk-wrong"])
 def test_strangers_are_told_nothing(doors: Doorways, key: str) -> None:
     running(doors)
-    for method, path in (("GET", "/jobs"), ("GET", "/jobs/j"), ("POST", "/jobs/j/cancel"), ("POST", "/jobs")):
+    people = (
+        ("GET", "/jobs"),
+        ("GET", "/jobs/j"),
+        ("GET", "/jobs/j/logs"),
+        ("POST", "/jobs/j/cancel"),
+        ("POST", "/jobs"),
+    )
+    for method, path in people:
         assert doors.ask(method, path, {}, key=key).status_code == 401
-    for what in ("claim", "inputs", "heartbeat", "checkpoints", "checkpoints/3/commit", "finish", "withdraw", "fail"):
-        body = {"step": 1, "reason": "x", "previous_step": 0, "upload_id": "12345678", "files": [announce(b"x")]}
+    hosts = (
+        "claim",
+        "inputs",
+        "heartbeat",
+        "checkpoints",
+        "checkpoints/3/commit",
+        "logs",
+        "finish",
+        "withdraw",
+        "fail",
+    )
+    for what in hosts:
+        body = {
+            "step": 1, "reason": "x", "previous_step": 0, "upload_id": "12345678", "files": [announce(b"x")],
+            "number": 0, "size": 1, "crc32c": "AAAAAA==",
+        }  # fmt: skip
         assert doors.ask("POST", f"/jobs/j/{what}", body, key=key).status_code in (401, 403)
     assert doors.ask("GET", "/jobs/j").json()["state"] == "starting"
 
@@ -281,6 +302,22 @@ def test_an_attempts_token_is_no_api_key_here(doors: Doorways) -> None:
     token = running(doors)
     for method, path in (("GET", "/jobs"), ("GET", "/jobs/j"), ("POST", "/jobs/j/cancel"), ("POST", "/jobs")):
         assert doors.ask(method, path, {}, key=token).status_code == 403
+
+
+def test_a_host_writes_its_log_and_a_person_reads_it(doors: Doorways) -> None:
+    token = running(doors)
+    doors.ask("POST", "/jobs/j/claim", {}, key=token)
+    for number, text in enumerate([b"one\n", b"two \x1b[31mred\n"]):
+        piece = {"number": number, "size": len(text), "crc32c": crc32c(text)}
+        grant = doors.ask("POST", "/jobs/j/logs", piece, key=token).json()
+        assert httpx.put(grant["url"], content=text, headers=grant["headers"]).status_code == 200
+    expected = {"object": "log", "attempt": 1, "text": "one\ntwo red\n", "whole": True}
+    assert doors.ask("GET", "/jobs/j/logs").json() == expected
+    assert doors.ask("GET", "/jobs/j/logs?attempt=1").json() == expected
+    assert doors.ask("GET", "/jobs/j/logs", key=token).status_code == 403
+    for attempt, status in (("0", 404), ("2", 404), ("x", 400), ("-1", 400), ("1" * 20, 400), ("²", 400)):
+        assert doors.ask("GET", f"/jobs/j/logs?attempt={attempt}").status_code == status
+    assert doors.ask("GET", "/jobs/nobody/logs").status_code == 404
 
 
 def test_nothing_of_a_lease_is_shown(doors: Doorways) -> None:
