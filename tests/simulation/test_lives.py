@@ -1,0 +1,37 @@
+"""Many whole lives, each from its seed. `GOBLIN_SEED=17` replays one exactly; `GOBLIN_LIVES=5000` is for the night."""
+
+import os
+
+import pytest
+
+from goblin.domain.jobs import State
+from tests.simulation.figures import Figures
+from tests.simulation.life import Life
+
+LIVES = int(os.environ.get("GOBLIN_LIVES", "24"))
+SEEDS = [int(os.environ["GOBLIN_SEED"])] if "GOBLIN_SEED" in os.environ else range(LIVES)
+GROUPS = 6
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+async def test_every_promise_is_kept_in_every_life(group: int) -> None:
+    figures = Figures()
+    for seed in SEEDS[group::GROUPS]:
+        life = Life(seed)
+        try:
+            await life.run()
+        except Exception as error:
+            raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}\n{life.story}") from error
+        figures.add(life.figures)
+    print(f"\n{figures}")
+    assert figures.late == 0
+    if figures.lives >= 4:
+        # A storm that nobody survives proves as little as no storm.
+        assert figures.ends[State.SUCCEEDED] > 0.4 * sum(figures.ends.values()), figures.ends
+
+
+async def test_a_life_replays_exactly() -> None:
+    first, second = Life(7), Life(7)
+    await first.run()
+    await second.run()
+    assert first.story == second.story
