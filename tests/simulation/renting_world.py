@@ -28,8 +28,8 @@ from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FixedClock
 
 T = TypeVar("T")
-START = datetime(2026, 11, 29, 23, 25, tzinfo=UTC)
-"""A day ends soon."""
+START = datetime(2026, 11, 30, 23, 25, tzinfo=UTC)
+"""A day, and a month, end soon."""
 TASK_S_MAX = 60
 """A function that has not come to its end by then is killed."""
 TICK_S = 60

@@ -55,6 +55,11 @@ class Settlement:
     corrections: tuple[Entry, ...] = ()
     """To be recorded after those: an adjustment, and an alarm."""
 
+    @property
+    def adds_usd_micros(self) -> int:
+        """By how much the corrections change what is booked."""
+        return sum(entry.amount_usd_micros for entry in self.corrections)
+
 
 def settle_day(facts: Day) -> Settlement:
     """Bring the ledger to the bill.

@@ -15,7 +15,7 @@ from goblin.errors import Conflict, GoblinError, Transient
 from goblin.money_ports import BillSource, Ledger, Lender
 from goblin.policy import pricing
 from goblin.policy import settling as policy
-from goblin.policy.settling import Day
+from goblin.policy.settling import Settlement
 from goblin.policy.spending import Crossing
 from goblin.ports import Clock
 from goblin.services import scaling
@@ -100,12 +100,13 @@ async def _settle_provider(source: BillSource, deps: Deps, report: Report, now: 
             rented=await deps.ledger.rented(day),
             final=policy.is_over(day, now, source.final_after),
         )
-        for facts in parts:
-            await _settle_day(facts, deps, report, now)
+        settlements = [policy.settle_day(facts) for facts in parts]
+        # What is added goes before what is taken back: what moves from one part to another is never counted nowhere.
+        for settlement in sorted(settlements, key=lambda one: -one.adds_usd_micros):
+            await _apply(settlement, deps, report, now)
 
 
-async def _settle_day(facts: Day, deps: Deps, report: Report, now: datetime) -> None:
-    settlement = policy.settle_day(facts)
+async def _apply(settlement: Settlement, deps: Deps, report: Report, now: datetime) -> None:
     for lease, spent in settlement.found:
         await _resolve(lease, spent, deps, report, now)
     for entry in settlement.corrections:
@@ -115,7 +116,7 @@ async def _settle_day(facts: Day, deps: Deps, report: Report, now: datetime) -> 
             log.error("%s", error.message)  # Two runs saw different facts; the next one sees the same.
             continue
         if entry.amount_usd_micros:
-            report.corrected[f"{facts.account} {facts.day}"] = entry.amount_usd_micros
+            report.corrected[f"{entry.account} {entry.at:%Y-%m-%d}"] = entry.amount_usd_micros
         elif written:
             report.alarms.append(entry.note)
             log.error("%s: %s", entry.account, entry.note)
