@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx
 
-from goblin_agent.logs import Log
+from goblin_agent.logs import Log, ship
 from goblin_agent.task import Folders
 from goblin_agent.training import run_training
 from goblin_worker.attempt import run_batch, to_the_end
@@ -43,9 +43,14 @@ async def run_attempt(*, url: str, token: str, top: Path) -> int:
 
             async def whole() -> int:
                 work = await controller.claim()
-                if work.kind == "batch":
-                    return await run_batch(http, controller, work, url=url, token=token, stop=stop)
-                return await run_training(http, controller, work, folders=Folders(top=top), log_=log, stop=stop)
+                shipping = asyncio.create_task(ship(log, http, controller))
+                try:
+                    if work.kind == "batch":
+                        return await run_batch(http, controller, work, url=url, token=token, stop=stop)
+                    return await run_training(http, controller, work, folders=Folders(top=top), log_=log, stop=stop)
+                finally:
+                    shipping.cancel()
+                    await asyncio.gather(shipping, return_exceptions=True)
 
             return await to_the_end(controller, whole())
     finally:

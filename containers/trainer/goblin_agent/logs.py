@@ -102,13 +102,15 @@ def _shown(line: bytes) -> str:
 
 
 async def ship(log_: Log, http: httpx.AsyncClient, controller: Controller) -> None:
-    """Upload pieces until cancelled; a log that cannot be uploaded holds nothing up."""
+    """Upload pieces until cancelled, or until the attempt is over; a log that cannot be uploaded holds nothing up."""
     while True:
         await asyncio.sleep(PERIOD_S + log_.number / 20)
         try:
             await ship_once(log_, http, controller)
         except Unreachable as error:
             log.info("the log waits: %s", error)
+        except Over:
+            return
 
 
 async def ship_once(log_: Log, http: httpx.AsyncClient, controller: Controller) -> None:

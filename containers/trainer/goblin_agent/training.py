@@ -16,7 +16,7 @@ import httpx
 from goblin_agent import gpu, tasks
 from goblin_agent.ending import Ending, Verdict, judge
 from goblin_agent.fetch import Unreadable, fetch
-from goblin_agent.logs import Log, ship, ship_once
+from goblin_agent.logs import Log, ship_once
 from goblin_agent.task import Child, Folders, Progress, Said
 from goblin_agent.uploads import BadCheckpoint, Uploader
 from goblin_worker.attempt import TAKEN, broken, finish, last_words
@@ -69,18 +69,17 @@ class Training:
             Over, Unreachable: As the controller says. The task is dead by then.
         """
         beating = asyncio.create_task(self._beat())
-        shipping = asyncio.create_task(ship(self._log, self._http, self._controller))
         working = asyncio.create_task(self._lead())
         try:
-            await asyncio.wait({beating, shipping, working}, return_when=asyncio.FIRST_COMPLETED)
-            # The others end only by an error: the attempt is over, or the controller is.
-            return next(one for one in (working, beating, shipping) if one.done()).result() or 0
+            await asyncio.wait({beating, working}, return_when=asyncio.FIRST_COMPLETED)
+            # A heartbeat ends only by an error: the attempt is over, or the controller is.
+            return (working if working.done() else beating).result()
         finally:
             if self._child is not None:
                 self._child.kill()
-            for one in (beating, shipping, working):
+            for one in (beating, working):
                 one.cancel()
-            await asyncio.gather(beating, shipping, working, return_exceptions=True)
+            await asyncio.gather(beating, working, return_exceptions=True)
 
     async def _lead(self) -> int:
         """Work, then say how it ended."""
@@ -200,7 +199,7 @@ class Training:
             while len(self._uploader.losses) > LOSSES_MAX:
                 self._uploader.losses.pop(next(iter(self._uploader.losses)))
 
-    async def _beat(self) -> None:
+    async def _beat(self) -> int:
         """Say how it goes; do what the answer says."""
         while True:
             await asyncio.sleep(self._work.heartbeat_s)
