@@ -208,6 +208,33 @@ def test_ctrl_c_lets_jobs_save_before_it_stops_what_they_save_through(start_up: 
     assert "attempt 2 begins at step 0" not in reasons, "it saved what it had, though no checkpoint was due"
 
 
+TRAIN = """
+import json, os, sys
+from google.cloud import pubsub_v1, storage
+job, parameters, bucket = sys.argv[1], json.loads(sys.argv[2]), os.environ["GOBLIN_BUCKET"]
+text = "the goblin counts its coins, and the coins count on the goblin. " * 20
+storage.Client().bucket(bucket).blob(f"datasets/{job}.txt").upload_from_string(text)
+event = {"job_id": job, "kind": "training", "dataset_uri": f"gs://{bucket}/datasets/{job}.txt",
+         "output_uri": f"gs://{bucket}/outputs/{job}", "task": "char-lm", "parameters": parameters}
+publisher = pubsub_v1.PublisherClient()
+topic = publisher.topic_path(os.environ["GOOGLE_CLOUD_PROJECT"], "job-requested")
+publisher.publish(topic, json.dumps(event).encode()).result()
+"""
+
+
+def test_a_training_goes_on_where_its_host_was_taken_away(up: Running) -> None:
+    app(up, TRAIN, "trained", json.dumps({"steps": 150, "pace": 40, "save_every": 20}))
+    until(up, "trained", lambda job: (job.get("checkpoint") or {"step": 0})["step"] >= 20)
+    [agent] = [one for one in up.tree() if "goblin-trained-a1" in command_line(one)]
+    agent.terminate()
+    job = until(up, "trained", ended)
+    assert (job["state"], job["attempt"], job["step"], job["total"]) == ("succeeded", 2, 150, 150), job["history"]
+    reasons = [line["reason"] for line in job["history"]]
+    assert "the host was taken away" in reasons
+    assert json.loads(app(up, OUTPUT, "outputs/trained/facts.json"))["step"] == 150
+    assert "char-lm: ends at step 150" in ask(up, "/jobs/trained/logs")["text"]
+
+
 def answered(running: Running) -> float:
     """Requests that the gateway has answered, as it counts them itself."""
     headers = {"authorization": f"Bearer {running.variables['GOBLIN_API_KEY']}"}

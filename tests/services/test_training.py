@@ -311,15 +311,23 @@ async def test_a_training_is_done_when_its_last_checkpoint_is_verified_and_its_f
         assert world.objects.objects[f"gs://{BUCKET}/outputs/j/{name}"].data == data
 
 
-@pytest.mark.parametrize(("step", "error"), [(0, Conflict), (50, Conflict), (10, Untrue)])
-async def test_a_training_is_not_done_by_saying_so(step: int, error: type[Exception]) -> None:
+@pytest.mark.parametrize("saved", [False, True])
+async def test_a_training_is_not_done_by_saying_so(saved: bool) -> None:
     world, host = await begin()
-    if step == 10:
+    if saved:
         await host.save(10)
-        await leases.heartbeat("j", host.token, 10, world.deps, told=Told(total=40))
-    with pytest.raises(error):
-        await leases.finish("j", host.token, world.deps, step=step)
+    for step in (50,) if saved else (0, 50):
+        with pytest.raises(Conflict, match="not checkpointed"):
+            await leases.finish("j", host.token, world.deps, step=step)
     assert world.job().state is State.RUNNING
+
+
+async def test_a_training_may_end_before_it_said_it_would() -> None:
+    world, host = await begin()
+    await leases.heartbeat("j", host.token, 10, world.deps, told=Told(total=40))
+    await host.save(20)
+    await leases.finish("j", host.token, world.deps, step=20)
+    assert (world.job().state, world.job().total, world.job().step) == (State.FINISHING, 20, 20)
 
 
 async def test_without_an_output_the_checkpoint_is_the_result() -> None:

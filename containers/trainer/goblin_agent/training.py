@@ -29,6 +29,7 @@ SAVE_S_MAX = 60.0
 LOOK_S = 0.2
 """Between two looks for new checkpoints and progress: a folder cannot call."""
 LAST_LOG_S_MAX = 5.0
+FIRST_BEAT_S = 2.0
 LOSSES_MAX = 10_000
 CHECKPOINT_S = 900.0
 """Where the controller says nothing."""
@@ -200,9 +201,11 @@ class Training:
                 self._uploader.losses.pop(next(iter(self._uploader.losses)))
 
     async def _beat(self) -> int:
-        """Say how it goes; do what the answer says."""
+        """Say how it goes, soon for those who watch, then as often as is wanted; do what the answer says."""
+        wait_s = min(FIRST_BEAT_S, self._work.heartbeat_s)
         while True:
-            await asyncio.sleep(self._work.heartbeat_s)
+            await asyncio.sleep(wait_s)
+            wait_s = self._work.heartbeat_s
             said = self._said
             total = said.total if said.total is not None and said.total >= said.step else None
             try:

@@ -287,15 +287,13 @@ async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Jo
 
     def decide(job: Job) -> Transition:
         authorise(job, token)
-        if not batch and job.told_total is not None and total < job.told_total:
-            raise Untrue(f"step {total} of {job.told_total} is not the last one")
         if job.saved_step < total:
             raise Conflict(f"step {total} is not checkpointed; the last one is {job.saved_step}")
         reason = f"all {total} items are done" if batch else f"the training is done at step {total}"
-        return _live(job, policy.apply(job, Fact.FINISHED, now=deps.clock.now(), reason=reason))
+        changes: dict[str, Any] = {} if batch else {"told_total": total, "step": total}
+        return _live(job, policy.apply(job, Fact.FINISHED, now=deps.clock.now(), reason=reason, **changes))
 
-    async with _believing(job, deps):
-        transition = await change(deps, job_id, decide)
+    transition = await change(deps, job_id, decide)
     return transition.job if transition else job
 
 
