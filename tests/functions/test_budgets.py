@@ -114,7 +114,8 @@ def test_the_hourly_settlement_reads_the_bills_that_are_configured(
     found = json.loads(goblin("costs", "--month", f"{today:%Y-%m}", "--json"))
     before = 89 if f"{today - timedelta(days=2):%Y-%m}" == f"{today:%Y-%m}" else 0
     assert found["total_usd_micros"] == 1_234_567 + before
-    assert found["lines"][0] == {"name": "openai", "spent_usd_micros": 1_234_567, "entries": 1}
+    line = {"name": "openai", "spent_usd_micros": 1_234_567, "entries": 1, "running_usd_micros": 0}
+    assert found["lines"][0] == line
     assert found["forecast_usd_micros"] >= found["total_usd_micros"]
     assert "$1.234567" in goblin("costs")
     assert goblin("costs", "--month", "soon", code=1)

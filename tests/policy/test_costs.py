@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 
 import pytest
 
+from goblin.domain.accounts import Lease, windows_of
 from goblin.domain.money import Balance
 from goblin.policy.costs import By, costs
 
@@ -28,3 +29,26 @@ def test_costs_are_split_and_what_has_no_share_is_said(by: By, lines: list[tuple
     found = costs(balances, month="2026-11", by=by, now=NOW)
     assert [(line.name, line.spent_usd_micros) for line in found.lines] == lines
     assert (found.total_usd_micros, found.unattributed_usd_micros, found.forecast_usd_micros) == (100, rest, 200)
+
+
+def lease(lease_id: str, account: str, granted: int, settled: int = 0, *, at: datetime = NOW) -> Lease:
+    return Lease(
+        lease_id=lease_id, account=account, also=(f"job/{account.partition('/')[2]}",), windows=windows_of(at),
+        granted_usd_micros=granted, settled_usd_micros=settled, expires_at=NOW,
+    )  # fmt: skip
+
+
+def test_what_runs_is_told_beside_what_is_spent_and_counts_in_the_forecast() -> None:
+    balances = [Balance(account=a, window="2026-11", spent_usd_micros=s, entries=1) for a, s in SPENT.items()]
+    leases = [
+        lease("rent:goblin-job-1-a2:1", "vastai/job-1", 50, 10), lease("rent:goblin-job-2-a1:1", "vastai/job-2", 7),
+        lease("rent:goblin-job-3-a1:1", "vastai/job-3", 900, at=datetime(2026, 10, 31, tzinfo=UTC)),
+        lease("abc", "openai/ann", 500),
+    ]  # fmt: skip
+    found = costs(balances, month="2026-11", by=By.JOB, now=NOW, leases=leases)
+    lines = [(line.name, line.spent_usd_micros, line.running_usd_micros) for line in found.lines]
+    assert lines == [("job-1", 30, 40), ("job-2", 0, 7)]
+    assert (found.total_usd_micros, found.running_usd_micros) == (100, 47)
+    assert found.forecast_usd_micros == 2 * 147
+    by_provider = costs(balances, month="2026-11", by=By.PROVIDER, now=NOW, leases=leases)
+    assert [(line.name, line.running_usd_micros) for line in by_provider.lines] == [("vastai", 47), ("openai", 0)]

@@ -12,6 +12,7 @@ import msgspec
 
 from goblin.cli.main import DATA, fail
 from goblin.cli.reach import reach, run
+from goblin.domain.accounts import Lease
 from goblin.domain.money import Balance, month_of, show_usd
 from goblin.policy.costs import By
 from goblin.policy.costs import costs as split
@@ -30,19 +31,24 @@ def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
     reach(data)
     window = month or month_of(now)
 
-    async def work() -> Sequence[Balance]:
-        from goblin import model_wiring
+    async def work() -> tuple[Sequence[Balance], Sequence[Lease]]:
+        from goblin import wiring
 
-        return await model_wiring.budgets().ledger.balances(window)
+        ledger = wiring.ledger()
+        return await ledger.balances(window), await ledger.leases()
 
-    found = split(run(work()), month=window, by=By(by), now=now)
+    balances, leases = run(work())
+    found = split(balances, month=window, by=By(by), now=now, leases=leases)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return
     for line in found.lines:
-        click.echo(f"{line.name:<32} {show_usd(line.spent_usd_micros):>16}  {line.entries} entries")
+        runs = f", up to {show_usd(line.running_usd_micros)} for what runs" if line.running_usd_micros else ""
+        click.echo(f"{line.name:<32} {show_usd(line.spent_usd_micros):>16}  {line.entries} entries{runs}")
     if found.unattributed_usd_micros:
         click.echo(f"{'(of no ' + found.by + ')':<32} {show_usd(found.unattributed_usd_micros):>16}")
     click.echo(f"{'total in ' + window:<32} {show_usd(found.total_usd_micros):>16}")
+    if found.running_usd_micros:
+        click.echo(f"{'put aside for what runs':<32} {show_usd(found.running_usd_micros):>16}")
     if found.forecast_usd_micros != found.total_usd_micros:
         click.echo(f"{'forecast to the end of it':<32} {show_usd(found.forecast_usd_micros):>16}")
