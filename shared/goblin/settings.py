@@ -18,12 +18,16 @@ from msgspec import Meta
 
 from goblin.domain.accounts import Limit, Period
 from goblin.domain.models import ORDINARY, Capability, Catalog, Endpoint, ModelSettings, Price, Routing, Strategy
-from goblin.domain.money import USD_MICROS
+from goblin.domain.money import TOTAL, USD_MICROS
 from goblin.errors import Broken
 
 EXTERNAL = frozenset({"openai", "anthropic", "groq"})
 """Providers that read prompts on machines which are not ours or rented by us; an endpoint may say otherwise."""
 DEFAULT_REGION = "us-east1"
+MONTHLY_BUDGETS = {
+    "GOBLIN_MONTHLY_BUDGET": TOTAL, "VASTAI_MONTHLY_BUDGET": "vastai", "RUNPOD_MONTHLY_BUDGET": "runpod",
+}  # fmt: skip
+"""Dollars a month, and what they are a budget of."""
 GOOGLE_CERTS_URL = "https://www.googleapis.com/oauth2/v1/certs"
 
 
@@ -78,19 +82,22 @@ class Settings:
         )
 
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
-        """Budgets that the environment declares, by account. Raises `BadConfiguration`."""
-        text = self.variables.get("VASTAI_MONTHLY_BUDGET")
-        if not text:
-            return {}
+        """Monthly budgets that the environment declares, by account. Raises `BadConfiguration`."""
+        return {
+            account: (Limit(period=Period.MONTH, limit_usd_micros=self._micros(name)),)
+            for name, account in MONTHLY_BUDGETS.items()
+            if self.variables.get(name)
+        }
+
+    def _micros(self, name: str) -> int:
+        """A variable's dollars, rounded down: a limit is never more than was said."""
         try:
-            dollars = Decimal(text)
+            dollars = Decimal(self.variables[name])
         except InvalidOperation as error:
-            raise BadConfiguration("VASTAI_MONTHLY_BUDGET is no number of dollars.") from error
+            raise BadConfiguration(f"{name} is no number of dollars.") from error
         if not dollars.is_finite() or dollars < 0:
-            raise BadConfiguration("VASTAI_MONTHLY_BUDGET is no number of dollars.")
-        # Rounded down: a limit is never more than was said.
-        micros = int((dollars * USD_MICROS).to_integral_value(ROUND_FLOOR))
-        return {"vastai": (Limit(period=Period.MONTH, limit_usd_micros=micros),)}
+            raise BadConfiguration(f"{name} is no number of dollars.")
+        return int((dollars * USD_MICROS).to_integral_value(ROUND_FLOOR))
 
     def catalog(self) -> Catalog:
         """Read `goblin.toml`. Raises `BadConfiguration`."""

@@ -14,6 +14,7 @@ from datetime import UTC, datetime, timedelta
 import google_crc32c
 import msgspec
 
+from goblin.domain.accounts import Limit, Period
 from goblin.domain.compute import Instance, Inventory, Known, Order, Unknown
 from goblin.domain.jobs import LEASED, Job, Kind
 from goblin.domain.market import Listing, Offer, Wanted
@@ -350,7 +351,8 @@ class World:
         self.keys = MemoryAttemptKeys(self.faults)
         self.compute = MemoryCompute(self.faults)
         self.market = MemoryMarket()
-        self.ledger = MemoryLedger()
+        plenty = Limit(period=Period.MONTH, limit_usd_micros=1_000_000_000)
+        self.ledger = MemoryLedger(declared={"total": (plenty,)})
         self.crossings: list[Crossing] = []
         secrets = itertools.count()
         self.deps = JobDeps(

@@ -136,6 +136,10 @@ class MemoryLedger:
         self._check()
         return self._accounts(sorted({*self.kept, *self.declared}))
 
+    async def limited(self, accounts: Sequence[str]) -> frozenset[str]:
+        self._check()
+        return frozenset(account.name for account in self._accounts(accounts) if account.limits)
+
     async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
         self._check()
         kept = tuple(one for one in self._own(account) if one.period is not period)

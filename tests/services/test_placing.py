@@ -119,6 +119,24 @@ async def test_a_budget_that_covers_no_slice_ends_the_job_and_one_that_starts_an
     assert total(waiting) == (0, 0)
 
 
+async def test_nothing_is_rented_where_no_budget_says_how_much_may_be_spent() -> None:
+    world = market()
+    world.ledger.declared = {}
+    await requested(world)
+    waits = world.job().no_placement
+    assert world.job().state is State.QUEUED
+    assert waits is not None
+    assert "nothing is rented without a budget: `goblin budget set fake 50`" in waits.reason
+    await world.ledger.limit("fake", Period.MONTH, Limit(period=Period.MONTH, limit_usd_micros=50_000_000))
+    await tick(world)
+    assert world.job().state is State.STARTING
+
+    own = market()
+    own.ledger.declared = {}
+    await requested(own, budget_usd=Decimal(10))
+    assert own.job().state is State.STARTING
+
+
 async def test_what_a_provider_refuses_costs_nothing_and_is_asked_for_again() -> None:
     world = market()
     world.compute.full = True
@@ -266,6 +284,16 @@ async def test_a_job_that_fits_nothing_keeps_nobody_else_from_its_place() -> Non
     await reconcile(world.deps)
     assert world.job("big").state is State.QUEUED
     assert world.job().state is State.STARTING
+
+
+async def test_two_jobs_of_one_run_do_not_ask_for_the_same_machine() -> None:
+    other = replace(SPOT, offer_id="t", machine_id="m2", price_usd_micros_per_hour=310_000)
+    world = market(SPOT, other)
+    for job_id in ("j", "k"):
+        await jobs.request(training(job_id=job_id), world.deps)
+    await reconcile(world.deps)
+    offers = {world.compute.running[f"goblin-{job_id}-a1"].offer.offer_id for job_id in ("j", "k")}
+    assert offers == {"s", "t"}
 
 
 async def test_on_unknown_offers_nothing_is_launched_and_the_reason_is_told() -> None:

@@ -27,6 +27,7 @@ HOURLY = 3_600_000
 SECOND = 1000
 LIFETIME = Period.LIFETIME
 T = TypeVar("T")
+PLENTY = Limit(period=Period.MONTH, limit_usd_micros=1_000_000_000)
 
 
 def seconds(s: float) -> timedelta:
@@ -42,7 +43,7 @@ def plan(since: datetime = NOON, label: str = "goblin-j-a1") -> Rent:
 
 @dataclass
 class World:
-    ledger: MemoryLedger = field(default_factory=MemoryLedger)
+    ledger: MemoryLedger = field(default_factory=lambda: MemoryLedger(declared={"total": (PLENTY,)}))
     told: list[Crossing] = field(default_factory=list)
 
     def limit(self, account: str, micros: int, period: Period = LIFETIME) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from goblin.cli.ports import HOST
 
 RECONCILE_S = 5
 """Between two looks at what is rented: nobody who watches waits for the minute."""
+MONTHLY_BUDGET_USD = "200"
 PACE = 4
 """Machines boot, and are taken away, so many times faster than life; prices stay those of an hour."""
 URL = "GOBLIN_MARKET_URL"
@@ -53,6 +55,8 @@ class Fakes:
             "RUNPOD_BILLING_URL": self.url,
             # Every image is the agent there; one must be named.
             "GOBLIN_AGENT_IMAGE": "goblin/agent",
+            # Nothing is rented without a budget; this money is as real as the machines.
+            "GOBLIN_MONTHLY_BUDGET": os.environ.get("GOBLIN_MONTHLY_BUDGET") or MONTHLY_BUDGET_USD,
             # It serves models with the same key: it must not get the made-up one.
             "RUNPOD_ENDPOINT_URL": "",
         }

@@ -232,6 +232,7 @@ def ask(rent: Rent, *, seq: int, need_usd_micros: int = 0, paid_usd_micros: int 
         still=close,
         close=close,
         expires_at=rent.until + HEARD_WITHIN,
+        budgeted=True,
     )
 
 
@@ -283,16 +284,23 @@ def limit_of(job: Job) -> tuple[str, Limit] | None:
 
 def is_used_up(shortage: Shortage) -> bool:
     """Whether it is a budget that never starts anew, as a job's own: no waiting helps."""
-    return shortage.resets_at is None
+    return shortage.resets_at is None and not shortage.unset
 
 
 def said(shortage: Shortage) -> str:
     """Why there is no money, for a person."""
+    if shortage.unset:
+        return unbudgeted(shortage.account.partition("/")[0])
     again = f"; it starts anew at {shortage.resets_at:%Y-%m-%d %H:%M}" if shortage.resets_at else ""
     return (
         f"the {shortage.period} budget of {shortage.account}, {show_usd(shortage.limit_usd_micros)}, has "
         f"{show_usd(shortage.left_usd_micros)} left, and {show_usd(shortage.need_usd_micros)} are needed{again}"
     )
+
+
+def unbudgeted(provider: str) -> str:
+    """Why nothing is rented where no budget says how much may be spent."""
+    return f"nothing is rented without a budget: `goblin budget set {provider} 50`, or a budget of the job's own"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -53,6 +53,8 @@ class Ask:
     """It is done with the lease; ignored while anything is reserved or not yet written as an entry."""
     expires_at: datetime | None = None
     """When it counts as dead unless it is heard of again; None: after `LEASE_LIFE`."""
+    budgeted: bool = False
+    """Nothing is lent where no budget limits it: who rents machines for hours must have been told how much."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,6 +67,8 @@ class Shortage:
     left_usd_micros: int
     need_usd_micros: int
     resets_at: datetime | None
+    unset: bool = False
+    """There is no budget at all, and there must be one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -127,7 +131,9 @@ def exchange(ask: Ask, lease: Lease | None, accounts: Sequence[Account], *, now:
     room, near, tightest = _room(accounts, spare=lease.granted_usd_micros - used)
     need = ask.need_usd_micros
     shortage = None
-    if need > room or (turned and need):
+    if need and ask.budgeted and tightest is None:
+        shortage, keep = _unset(ask), 0
+    elif need > room or (turned and need):
         shortage = _shortage(tightest, room, need, now) if tightest is not None else None
         keep = 0
     elif ask.close or turned:
@@ -264,6 +270,13 @@ def _room(accounts: Sequence[Account], spare: int) -> tuple[int, bool, tuple[Acc
             if unlimited or left < room:
                 room, tightest, unlimited = left, (account, limit), False
     return room, near, tightest
+
+
+def _unset(ask: Ask) -> Shortage:
+    return Shortage(
+        account=ask.account, period=Period.LIFETIME, limit_usd_micros=0, left_usd_micros=0,
+        need_usd_micros=ask.need_usd_micros, resets_at=None, unset=True,
+    )  # fmt: skip
 
 
 def _shortage(tightest: tuple[Account, Limit], room: int, need: int, now: datetime) -> Shortage:

@@ -16,6 +16,7 @@ from datetime import timedelta
 from goblin.domain.compute import Inventory, Known, Lease, Order, Unknown, attempt_label
 from goblin.domain.jobs import Job, Kind, Rent, Stop
 from goblin.domain.market import Listing, NoPlacement, Placement, Wanted
+from goblin.domain.money import TOTAL
 from goblin.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
 from goblin.job_ports import Stored
 from goblin.policy import jobs as policy
@@ -47,6 +48,10 @@ class Survey:
     loaded: Watched
     version: str | None
     frozen: Halted
+    budgeted: frozenset[str]
+    """Which of `total` and the providers have a limit."""
+    taken: set[str | None] = field(default_factory=set)
+    """Machines that were asked for in this run."""
     notes: list[Note] = field(default_factory=list)
     seen: dict[Wanted, dict[str, Listing | Unknown]] = field(default_factory=dict)
 
@@ -61,7 +66,7 @@ class Survey:
             self.watched = watching.look(self.watched, want, listings, now=now)
         answers = self.seen[want]
         return Facts(
-            listings={name: one for name, one in answers.items() if isinstance(one, Listing)},
+            listings={name: self._untaken(one) for name, one in answers.items() if isinstance(one, Listing)},
             unknown={name: one.reason for name, one in answers.items() if isinstance(one, Unknown)},
             watched=self.watched, halted=self._halted(job, answers), caps=self.deps.caps, now=now,
         )  # fmt: skip
@@ -81,10 +86,16 @@ class Survey:
         found = await asyncio.gather(*(self.deps.compute[name].offers(want) for name in asked))
         return answers | dict(zip(asked, found, strict=True))
 
+    def _untaken(self, listing: Listing) -> Listing:
+        """Without the machines that this very run has asked for: each can be had once."""
+        return replace(listing, offers=tuple(one for one in listing.offers if one.machine not in self.taken))
+
     def _halted(self, job: Job, providers: Collection[str]) -> dict[str, str]:
-        reasons = {
-            name: renting.why_halted(renting.accounts_of(name, job.job_id), self.frozen.starts) for name in providers
-        }
+        reasons = {}
+        for name in providers:
+            reasons[name] = renting.why_halted(renting.accounts_of(name, job.job_id), self.frozen.starts)
+            if not reasons[name] and job.spec.budget_usd is None and not self.budgeted & {TOTAL, name}:
+                reasons[name] = renting.unbudgeted(name)
         return {name: reason for name, reason in reasons.items() if reason}
 
     def remember(self, job: Job, fact: Fact) -> None:
@@ -127,8 +138,13 @@ BLAMED = {Fact.SILENT: "died", Fact.GONE: "died", Fact.STALLED: "speed"}
 
 async def survey(inventories: Mapping[str, Inventory], deps: JobDeps) -> Survey:
     """Begin a run. Raises `StoreUnavailable`: without the freezes nothing is rented."""
-    (watched, version), frozen = await asyncio.gather(deps.market.load(), rents.halted(deps.money.ledger))
-    return Survey(deps=deps, inventories=inventories, watched=watched, loaded=watched, version=version, frozen=frozen)
+    (watched, version), frozen, budgeted = await asyncio.gather(
+        deps.market.load(), rents.halted(deps.money.ledger), deps.money.ledger.limited([TOTAL, *sorted(deps.compute)])
+    )
+    return Survey(
+        deps=deps, inventories=inventories, watched=watched, loaded=watched, version=version, frozen=frozen,
+        budgeted=budgeted,
+    )  # fmt: skip
 
 
 async def place_all(open_jobs: Sequence[Stored], market: Survey, deps: JobDeps) -> tuple[int, list[str]]:
@@ -161,6 +177,8 @@ async def _place(stored: Stored, market: Survey, deps: JobDeps) -> bool:
     if isinstance(found, NoPlacement):
         await _wait(stored, found, deps)
         return False
+    if found.offer.machine is not None:
+        market.taken.add(found.offer.machine)
     return await _rent(stored, found, deps)
 
 

@@ -10,7 +10,7 @@ from unittest import mock
 
 import pytest
 
-from goblin.adapters.gcp.ledger import FirestoreLedger
+from goblin.adapters.gcp.ledger import PARTS, FirestoreLedger
 from goblin.adapters.gcp.serving import FirestoreServing
 from goblin.cli import places
 from goblin.domain.accounts import Limit, Period
@@ -18,7 +18,7 @@ from goblin.domain.jobs import Rent
 from goblin.domain.money import ACTIONS, Action, Entry, EntryKind, lineage
 from goblin.domain.registry import Artifact, ModelName, Promotion, Serving
 from goblin.errors import Conflict, StoreUnavailable
-from goblin.policy.purse import Purse
+from goblin.policy.purse import FIRST_AHEAD, Purse
 from goblin.policy.spending import LEASE_LIFE, Crossing
 from goblin.services import rents
 from tests.clouds import RunningCloud
@@ -69,6 +69,15 @@ def settled(entry_id: str, amount: int) -> Entry:
 
 async def spent(ledger: Any, window: str = "2026-11") -> dict[str, tuple[int, int]]:
     return {b.account: (b.spent_usd_micros, b.entries) for b in await ledger.balances(window)}
+
+
+async def test_which_accounts_have_a_limit_is_told_without_reading_all_of_them(ledger: Any) -> None:
+    limit = Limit(period=Period.MONTH, limit_usd_micros=5)
+    await ledger.limit("vastai", Period.MONTH, limit)
+    await ledger.limit("job/j", Period.LIFETIME, replace(limit, period=Period.LIFETIME))
+    await ledger.limit("runpod", Period.MONTH, limit)
+    await ledger.limit("runpod", Period.MONTH, None)
+    assert await ledger.limited(["total", "vastai", "runpod", "job/j", "job/k"]) == {"vastai", "job/j"}
 
 
 async def test_an_entry_counts_once_in_every_account_above_it(ledger: Any) -> None:
@@ -188,6 +197,7 @@ async def test_many_instances_on_one_budget_never_lend_more_than_it_holds(ledger
 
 
 async def test_a_repeated_step_is_made_once(ledger: Any) -> None:
+    lent = 40 * (1 + FIRST_AHEAD)
     purse = Purse(lease_id="l", account="openai/ann", also=("key/ann",))
     ask = purse.ask(now=AT, need_usd_micros=40)
     first, second = await ledger.exchange(ask, now=AT), await ledger.exchange(ask, now=AT)
@@ -197,8 +207,22 @@ async def test_a_repeated_step_is_made_once(ledger: Any) -> None:
     assert purse.settle("r", settled("r", 25))
     for _ in range(2):
         assert await ledger.settle("l", purse.batch())
-    assert [(lease.granted_usd_micros, lease.settled_usd_micros) for lease in await ledger.leases()] == [(160, 25)]
+    assert [(lease.granted_usd_micros, lease.settled_usd_micros) for lease in await ledger.leases()] == [(lent, 25)]
     assert (await spent(ledger))["total"] == (25, 1)
+
+
+async def test_instances_meet_in_few_documents_and_their_parts_add_up(client: Any) -> None:
+    connected = await client()
+    ledger = FirestoreLedger(connected)
+    for number in range(24):
+        purse = Purse(lease_id=f"lease{number}", account="openai/ann", also=("key/ann",))
+        purse.accept((await ledger.exchange(purse.ask(now=AT, need_usd_micros=40), now=AT)).lease, now=AT)
+        assert await ledger.settle(purse.lease_id, [settled(f"e{number}", 10)])
+    assert (await spent(ledger))["total"] == (240, 24)
+    assert (await spent(ledger, "2026-11-25"))["key/ann"] == (240, 24)
+    documents = [document.to_dict() for document in await connected.collection("balances").get()]
+    total = [one for one in documents if (one["account"], one["window"]) == ("total", "2026-11")]
+    assert 8 <= len(total) <= PARTS
 
 
 async def test_the_dead_count_as_spent_until_a_bill_is_read(ledger: Any) -> None:

@@ -1,20 +1,22 @@
 """The spend ledger in Firestore.
 
     ledger/{entry_id}            created once, never changed
-    balances/{window}:{account}  the sum of its entries in a month or a day, moved by Increment in their commit
+    balances/{window}:{account}:{part}  a part of the sum of its entries in a month or a day, moved in their commit
     accounts/{account}           limits, and what is spent and lent in the present windows
     leases/{lease_id}            what one borrower was lent
     freezes/{entry_id}           made in the commit that creates a freeze, gone with the one of its thaw
 
 A step of lending reads its lease and accounts, decides, and writes them on condition that none has changed; otherwise
 it is decided anew. What is spent from a lease is written without reading: entries, balances and the lease's own
-document, so that requests contend for nothing. A `/` of an account is written `~` in a document's name.
+document, so that requests contend for nothing; a lease has a part of the balances, that instances may not meet in one
+document more often than Firestore likes. A `/` of an account is written `~` in a document's name.
 """
 
 from __future__ import annotations
 
 import asyncio
 import random
+import zlib
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -39,8 +41,11 @@ AGAIN = AsyncRetry(if_exception_type(Aborted, ServiceUnavailable), initial=0.02,
 CONTENDED = (Aborted, AlreadyExists, FailedPrecondition, NotFound)
 """Somebody else was quicker: read again."""
 WRITTEN_BEFORE = (AlreadyExists, NotFound)
-PAUSE_S_MIN, PAUSE_S_MAX = 0.005, 1.5
-"""Between tries: the more there are who want the same documents, the further apart they must come."""
+PAUSES_MAX, PAUSE_S_MAX = 16, 1.0
+"""The longest pause between tries, in times that the last one took: the more there are who want the same documents,
+and the longer each of them takes, the further apart they must come."""
+PARTS = 16
+"""Of a balance: 64 busy instances write to each about four times a second."""
 Decide = Callable[[Lease | None, Sequence[Account]], Step]
 
 
@@ -100,7 +105,7 @@ class FirestoreLedger:
         batch = self._client.batch()
         for entry in entries:
             batch.create(self._entries.document(entry.entry_id), _document(entry))
-        self._count(batch, entries)
+        self._count(batch, entries, lease_id)
         spent = sum(entry.spent_usd_micros for entry in entries)
         batch.update(self._leases.document(lease_id), {"settled_usd_micros": Increment(spent)})
         try:
@@ -148,13 +153,14 @@ class FirestoreLedger:
         """
         try:
             async with asyncio.timeout(DEADLINE_S), self._turn:
-                pause_s = PAUSE_S_MIN
+                clock, pauses = asyncio.get_running_loop().time, 1
                 while True:
+                    started = clock()
                     step = await self._try_step(lease_id, names, decide, unless)
                     if step is not None:
                         return step
-                    await asyncio.sleep(random.uniform(0, pause_s))
-                    pause_s = min(2 * pause_s, PAUSE_S_MAX)
+                    pauses = min(2 * pauses, PAUSES_MAX)
+                    await asyncio.sleep(random.uniform(0, min(pauses * (clock() - started), PAUSE_S_MAX)))
         except TimeoutError as error:
             raise StoreUnavailable("The ledger is too busy, or does not answer.") from error
 
@@ -187,7 +193,7 @@ class FirestoreLedger:
             self._write(batch, there, plain(step.lease) if step.lease is not None else None)
         for entry in step.entries:
             batch.create(self._entries.document(entry.entry_id), _document(entry))
-        self._count(batch, step.entries)
+        self._count(batch, step.entries, lease_id or step.entries[0].entry_id)
         try:
             await in_time(batch.commit(**CALL), "write of accounts", answers=CONTENDED)
         except CONTENDED:
@@ -213,8 +219,9 @@ class FirestoreLedger:
         else:
             batch.update(before.reference, fields, option=unchanged)
 
-    def _count(self, batch: Any, entries: Sequence[Entry]) -> None:
-        """Move the balances of all accounts, once for each."""
+    def _count(self, batch: Any, entries: Sequence[Entry], writer: str) -> None:
+        """Move the writer's part of the balances of all accounts, once for each."""
+        part = zlib.crc32(writer.encode()) % PARTS
         sums: dict[tuple[str, str], list[int]] = defaultdict(list)
         for entry in entries:
             if entry.kind in LENDING:
@@ -229,12 +236,15 @@ class FirestoreLedger:
                 "spent_usd_micros": Increment(sum(amounts)),
                 "entries": Increment(len(amounts)),
             }
-            batch.set(self._balances.document(f"{window}:{_named(account)}"), change, merge=True)
+            batch.set(self._balances.document(f"{window}:{_named(account)}:{part}"), change, merge=True)
 
     async def balances(self, window: str) -> Sequence[Balance]:
-        query = self._balances.where(filter=FieldFilter("window", "==", window)).limit(LISTED_MAX)
+        query = self._balances.where(filter=FieldFilter("window", "==", window)).limit(LISTED_MAX * PARTS)
         found = await in_time(query.get(**CALL), "list of balances")
-        return sorted((read(Balance, document.to_dict()) for document in found), key=lambda balance: balance.account)
+        sums: dict[str, Balance] = {}
+        for part in (read(Balance, document.to_dict()) for document in found):
+            sums[part.account] = sums[part.account] + part if part.account in sums else part
+        return [sums[account] for account in sorted(sums)]
 
     async def entries(self, *, limit: int) -> Sequence[Entry]:
         query = self._entries.order_by("at", direction=Query.DESCENDING).limit(limit)
@@ -263,6 +273,17 @@ class FirestoreLedger:
         kept = {account.name: account for account in (read(Account, document.to_dict()) for document in found)}
         names = sorted({*kept, *self._declared})
         return [self._limited(kept.get(name, Account(name=name))) for name in names]
+
+    async def limited(self, accounts: Sequence[str]) -> frozenset[str]:
+        documents = [self._accounts.document(_named(name)) for name in accounts]
+        found = await in_time(self._all(documents), "read of limits")
+        kept = (self._limited(read(Account, one.to_dict())) for one in found if one.exists)
+        return frozenset(name for name in accounts if self._declared.get(name)) | {
+            account.name for account in kept if account.limits
+        }
+
+    async def _all(self, documents: list[Any]) -> list[Any]:
+        return [one async for one in self._client.get_all(documents, **CALL)]
 
     async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
         document = self._accounts.document(_named(account))
