@@ -209,3 +209,15 @@ def test_another_file_may_be_named_and_must_exist(tmp_path: Path) -> None:
     assert [e.name for e in Settings.from_env({"GOBLIN_CONFIG": str(other)}).catalog().endpoints] == ["a"]
     with pytest.raises(BadConfiguration, match="gone"):
         Settings.from_env({"GOBLIN_CONFIG": str(tmp_path / "gone.toml")}).catalog()
+
+
+def test_monthly_budgets_come_from_the_environment_rounded_down() -> None:
+    env = {"GOBLIN_MONTHLY_BUDGET": "100", "VASTAI_MONTHLY_BUDGET": "12.3456789", "RUNPOD_MONTHLY_BUDGET": ""}
+    found = {account: limit.limit_usd_micros for account, (limit,) in Settings.from_env(env).limits().items()}
+    assert found == {"total": 100_000_000, "vastai": 12_345_678}
+
+
+@pytest.mark.parametrize("said", ["much", "-1", "NaN", "Infinity"])
+def test_a_budget_that_is_no_amount_is_refused_by_its_name(said: str) -> None:
+    with pytest.raises(BadConfiguration, match="GOBLIN_MONTHLY_BUDGET is no number of dollars"):
+        Settings.from_env({"GOBLIN_MONTHLY_BUDGET": said}).limits()
