@@ -1,16 +1,18 @@
 """The hourly settlement over fake bills: in the end the ledger says what the providers say, to the millionth."""
 
+from dataclasses import replace
 from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import pytest
 
 from goblin.domain.accounts import Limit, Period
+from goblin.domain.jobs import Rent
 from goblin.domain.models import Price
 from goblin.domain.money import EntryKind
 from goblin.errors import StoreUnavailable
 from goblin.policy.spending import Crossing
-from goblin.services import settling
+from goblin.services import rents, settling
 from goblin.services.spending import Reservation, Spender, spent_entry
 from tests.fakes.bills import Charges, FakeBill
 from tests.fakes.ledger import MemoryLedger
@@ -123,12 +125,8 @@ async def test_where_no_bill_comes_the_dead_are_believed_to_have_spent_it_all(bo
     assert await books.ledger.leases() == []
 
 
-@pytest.mark.parametrize("writes", range(5))
-async def test_a_crash_between_any_two_writes_is_made_good_by_the_next_run(books: Books, writes: int) -> None:
-    for cost in (180, 90):
-        await books.send(books.spender(), "openai", 500, cost, settled=False)
-    books.charges.charge("openai", NOW, 3_000)
-    books.clock.at = NEXT
+async def _settled_though_dying(books: Books, deps: settling.Deps, writes: int) -> None:
+    """Runs that end after so many writes each, and a last one that does not."""
     real, left = books.ledger._write, [writes]
 
     def dying(*words: Any) -> None:
@@ -138,14 +136,23 @@ async def test_a_crash_between_any_two_writes_is_made_good_by_the_next_run(books
             raise StoreUnavailable("the process died here")
 
     books.ledger._write = dying  # type: ignore[method-assign]
-    for _ in range(8):
+    for _ in range(12):
         try:
-            await settling.settle(books.deps)
+            await settling.settle(deps)
             break
         except StoreUnavailable:
             left[0] = writes
     books.ledger._write = real  # type: ignore[method-assign]
-    await settling.settle(books.deps)
+    await settling.settle(deps)
+
+
+@pytest.mark.parametrize("writes", range(5))
+async def test_a_crash_between_any_two_writes_is_made_good_by_the_next_run(books: Books, writes: int) -> None:
+    for cost in (180, 90):
+        await books.send(books.spender(), "openai", 500, cost, settled=False)
+    books.charges.charge("openai", NOW, 3_000)
+    books.clock.at = NEXT
+    await _settled_though_dying(books, books.deps, writes)
     assert (await books.spent())["openai"] == books.tally("openai") == 3_270
     assert await books.ledger.leases() == []
 
@@ -164,3 +171,81 @@ async def test_lost_announcements_and_old_prices_are_said(books: Books) -> None:
     assert report.announced == ["total 2026-11 95 %"]
     assert [crossing.percent for crossing in books.told] == [95]
     assert report.stale_prices == ["openai/m, read 2026-01-01"]
+
+
+async def rented(books: Books, job: str, *, billed: int, hours: float | None, provider: str = "vastai") -> None:
+    """An instance of a job that its provider bills; None hours: whoever rented it died and never said it ended."""
+    label = f"goblin-{job}-a1"
+    plan = Rent(
+        label=label, provider=provider, spot=True, price_usd_micros_per_hour=1000, start_usd_micros=0, since=NOW,
+        until=NOW + timedelta(hours=1), reserved_usd_micros=0, shortest_s=600,
+    )  # fmt: skip
+    deps = rents.Deps(ledger=books.ledger, lender=books.ledger, announce=books.tell)
+    rent = await rents.reserve(plan, deps, now=NOW)
+    assert isinstance(rent, Rent)
+    named = replace(rent, instance_id=f"i-{job}")
+    books.charges.instance(
+        provider, NOW, billed, instance_id=f"i-{job}", label=label if provider == "vastai" else "",
+    )  # fmt: skip
+    if hours is not None:
+        await rents.settle(replace(named, ended_at=NOW + timedelta(hours=hours)), deps, now=NOW)
+
+
+def told(books: Books, *providers: str) -> settling.Deps:
+    return replace(books.deps, bills=[FakeBill(books.charges, provider, tells=True) for provider in providers])
+
+
+@pytest.mark.parametrize("provider", ["vastai", "runpod"])
+async def test_each_job_ends_with_what_its_instances_were_billed(books: Books, provider: str) -> None:
+    await rented(books, "a", billed=470, hours=0.5, provider=provider)
+    await rented(books, "b", billed=333, hours=1.0, provider=provider)
+    books.clock.at = NEXT
+    report = await settling.settle(told(books, provider))
+    spent = await books.spent()
+    assert (spent[f"{provider}/a"], spent[f"{provider}/b"]) == (spent["job/a"], spent["job/b"]) == (470, 333)
+    assert spent[provider] == spent["total"] == books.tally("job/a") + books.tally("job/b") == 803
+    assert report.alarms == []  # That it was less than the most that it could be is no news.
+    assert (await settling.settle(told(books, provider))).corrected == {}
+
+
+async def test_an_instance_that_no_entry_knows_is_an_orphan_by_name(books: Books) -> None:
+    await rented(books, "a", billed=500, hours=0.5)
+    books.charges.instance("vastai", NOW, 90, instance_id="i-x", label="goblin-ghost-a7")
+    report = await settling.settle(told(books, "vastai"))
+    assert report.corrected == {f"vastai/ghost {DAY}": 90}
+    assert ["nobody here asked for" in alarm for alarm in report.alarms] == [True]
+    assert (await books.spent())["job/ghost"] == 90
+
+
+async def test_a_rent_that_runs_explains_what_is_billed_so_far(books: Books) -> None:
+    await rented(books, "a", billed=900, hours=None)
+    books.clock.at += timedelta(minutes=50)
+    report = await settling.settle(told(books, "vastai"))
+    assert (report.corrected, report.alarms, report.expired) == ({}, [], [])
+
+
+@pytest.mark.parametrize("writes", range(9))
+async def test_rents_settled_dead_and_orphaned_are_the_bill_whatever_died_between_two_writes(
+    books: Books, writes: int
+) -> None:
+    await rented(books, "a", billed=470, hours=0.5)
+    await rented(books, "b", billed=610, hours=None)
+    await rented(books, "c", billed=0, hours=None)
+    books.charges.instance("vastai", NOW, 90, instance_id="i-x", label="goblin-ghost-a7")
+    books.charges.charge("vastai", NOW, 40)
+    books.clock.at = NEXT
+    await _settled_though_dying(books, told(books, "vastai"), writes)
+    spent = await books.spent()
+    assert {job: spent[f"job/{job}"] for job in ("a", "b", "ghost")} == {"a": 470, "b": 610, "ghost": 90}
+    assert spent.get("job/c", 0) == 0
+    assert spent["vastai"] == books.tally("vastai") == books.charges.total("vastai", DAY)
+    assert await books.ledger.leases() == []
+    # Whoever comes back and settles what the bill has settled adds nothing.
+    label = "goblin-b-a1"
+    rent = Rent(
+        label=label, provider="vastai", spot=True, price_usd_micros_per_hour=1000, start_usd_micros=0, since=NOW,
+        until=NOW + timedelta(hours=1), reserved_usd_micros=1000, ended_at=NOW + timedelta(hours=1),
+    )  # fmt: skip
+    deps = rents.Deps(ledger=books.ledger, lender=books.ledger, announce=books.tell)
+    assert await rents.settle(rent, deps, now=NEXT) == 1000
+    assert (await books.spent())["job/b"] == 610
