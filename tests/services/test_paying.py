@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -84,3 +85,17 @@ async def test_an_unknown_price_is_refused(stream: bool) -> None:
     assert isinstance(heard.error, BudgetExhausted)
     assert heard.error.code == "price_unknown"
     assert here.providers["dark"].requests == 0
+
+
+async def test_what_an_attempts_key_asks_for_is_paid_from_its_jobs_budget() -> None:
+    here = shop(paid=ScriptedProvider())
+    digest, key = next(iter(here.keys.keys.items()))
+    here.keys.keys[digest] = replace(key, name="job:j")
+    here.ledger.declared = {"job/j": (Limit(period=Period.LIFETIME, limit_usd_micros=10_000),)}
+    assert (await ask(here, asked(max_tokens=100))).error is None
+    (entry,) = here.ledger.settled()
+    assert entry.accounts == ("total", "openai", "openai/job-j", "key/job-j", "job/j", "model/m")
+    heard = await ask(here, asked(max_tokens=50_000))
+    assert isinstance(heard.error, BudgetExhausted)
+    assert "budget of job/j" in heard.error.message
+    assert here.providers["paid"].requests == 1

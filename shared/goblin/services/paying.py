@@ -16,6 +16,9 @@ from goblin.policy.pricing import Unpriced
 from goblin.policy.spending import Shortage
 from goblin.services.spending import Reservation, Spender, spent_entry
 
+JOB = "job:"
+"""How the keys of attempts are called, before the job's id."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoMoney:
@@ -90,11 +93,11 @@ class Payer:
         if isinstance(bound, Unpriced):
             return BudgetExhausted(f"{endpoint.name} is not asked: {bound.reason}.", code="price_unknown")
         self._attempts += 1
-        key = named("key", self._key_name)
+        key, *others = _payers(self._key_name)
         try:
             reserved = await self._spender.reserve(
                 f"{endpoint.provider}/{key.removeprefix('key/')}",
-                (key,),
+                (key, *others),
                 self._request_id if self._attempts == 1 else f"{self._request_id}:{self._attempts}",
                 bound.cost_usd_micros,
             )
@@ -103,6 +106,12 @@ class Payer:
         if isinstance(reserved, Shortage):
             return BudgetExhausted(_said(reserved))
         return Payment(self._spender, endpoint, pricing.limited(request, bound), reserved)
+
+
+def _payers(key_name: str) -> tuple[str, ...]:
+    """Whose budgets a request counts in beside its provider's: its key's, and of an attempt's key its job's."""
+    key = named("key", key_name)
+    return (key, named("job", key_name.removeprefix(JOB))) if key_name.startswith(JOB) else (key,)
 
 
 def why_nobody_is_paid(refusals: Sequence[NoMoney]) -> GoblinError | None:
