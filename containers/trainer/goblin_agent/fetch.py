@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -49,6 +49,14 @@ class Source:
         async with self._renewing:
             if self.grant is expired:
                 self.grant = await self.renew()
+
+
+def tidy(folder: Path, files: Sequence[File]) -> None:
+    """Take away what is neither of these files nor a part of one: an earlier process had other work."""
+    expected = {name for file in files for name in (file.name, f".{file.name}.part", f".{file.name}.ranges")}
+    for entry in folder.iterdir():
+        if entry.name not in expected:
+            entry.unlink()
 
 
 async def fetch(http: httpx.AsyncClient, file: File, folder: Path, renew: Renew) -> Path:

@@ -15,7 +15,7 @@ import httpx
 
 from goblin_agent import gpu, tasks
 from goblin_agent.ending import Ending, Verdict, judge
-from goblin_agent.fetch import Unreadable, fetch
+from goblin_agent.fetch import Unreadable, fetch, tidy
 from goblin_agent.logs import Log, ship_once
 from goblin_agent.task import Child, Folders, Progress, Said
 from goblin_agent.uploads import BadCheckpoint, Uploader
@@ -123,6 +123,8 @@ class Training:
     async def _prepare(self) -> None:
         """Everything that the task reads, verified before it starts."""
         work, folders = self._work, self._folders
+        tidy(folders.inputs, work.inputs.files)
+        tidy(folders.resume, work.inputs.checkpoint)
         await asyncio.gather(
             *(self._fetch(file, folders.inputs, lambda inputs: inputs.files) for file in work.inputs.files),
             *(self._fetch(file, folders.resume, lambda inputs: inputs.checkpoint) for file in work.inputs.checkpoint),

@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 FILES_MAX = 64
 FILE_BYTES_MAX = 5 * 1024**3
 STEP_MAX = 99_999_999
+PARALLEL = 4
 TRIES = 6
 BACKOFF_S_MAX = 20.0
 TIMEOUT = httpx.Timeout(300.0, connect=15.0)
@@ -46,6 +47,7 @@ class Uploader:
         self._http = http
         self._controller = controller
         self._folder = folder
+        self._at_once = asyncio.Semaphore(PARALLEL)
         self.saved = saved
         """The last step that the controller has verified."""
         self.losses: dict[int, float] = {}
@@ -79,11 +81,9 @@ class Uploader:
         why = ""
         for tries in range(1, TRIES + 1):
             upload_id, grants = await self._controller.begin_checkpoint(step, files)
-            for file in files:
-                why = await self._put(where / file["name"], file["size"], grants[file["name"]])
-                if why:
-                    break
-            else:
+            putting = (self._put(where / file["name"], file["size"], grants[file["name"]]) for file in files)
+            why = next((one for one in await asyncio.gather(*putting) if one), "")
+            if not why:
                 return upload_id
             log.info("step %d is not uploaded yet: %s", step, why)
             await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.2 * 2**tries))
@@ -93,7 +93,8 @@ class Uploader:
         """Why the bucket did not take it; empty when it did."""
         headers = {**grant.headers, "content-length": str(size)}
         try:
-            answer = await self._http.put(grant.url, content=_chunks(path), headers=headers, timeout=TIMEOUT)
+            async with self._at_once:
+                answer = await self._http.put(grant.url, content=_chunks(path), headers=headers, timeout=TIMEOUT)
         except (httpx.TransportError, httpx.StreamError) as error:
             return f"{type(error).__name__}: {error}"
         return "" if answer.is_success else f"{answer.status_code}: {answer.text[:200]}"
