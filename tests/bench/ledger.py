@@ -29,7 +29,11 @@ PARALLEL = 4
 WORST, COST = 100, 60
 LAST_CENT = 10_000
 AT_ONCE = 200
-WARM_UP = 8
+APART_S = 0.1
+"""Between the starts of two instances."""
+ANSWER_S = 0.2
+"""How long an answer takes: short, for a model."""
+AGAIN_S = 1.0
 PLENTY = (Limit(period=Period.MONTH, limit_usd_micros=10**12),)
 PATH = ("openai/bench", ("key/bench",))
 
@@ -70,25 +74,31 @@ class _Firm:
 
 
 async def _drive(instances: int, request: Callable[[int], Awaitable[float | None]]) -> dict[str, float]:
-    """Requests as fast as they go; None: it was refused or nobody answered."""
+    """Instances start one after the other, and each serves so many requests at once, as fast as answers take.
+
+    Counted are the seconds after all have started. A request says how long it waited; None: it was refused, or
+    nobody answered.
+    """
     waits: list[float] = []
     failed = 0
-    until = time.perf_counter() + SECONDS
+    clock = time.perf_counter
+    began = clock() + instances * APART_S
+    until = began + SECONDS
 
     async def caller(place: int) -> None:
         nonlocal failed
-        while time.perf_counter() < until:
-            waited = await request(place)
+        await asyncio.sleep(place * APART_S)
+        while clock() < until:
+            started, waited = clock(), await request(place)
             if waited is None:
                 failed += 1
-            else:
+                await asyncio.sleep(AGAIN_S)  # As `Retry-After` says.
+            elif started >= began:
                 waits.append(waited)
 
-    started = time.perf_counter()
     await asyncio.gather(*(caller(n % instances) for n in range(instances * PARALLEL)))
-    passed = time.perf_counter() - started
     return {
-        "per_s": round(len(waits) / passed, 1),
+        "per_s": round(len(waits) / (clock() - began), 1),
         "added_ms_p50": round(statistics.median(waits) * 1000, 3) if waits else float("nan"),
         "failed": failed,
     }
@@ -98,11 +108,6 @@ async def _leases(instances: int, project: str) -> dict[str, float]:
     firm = _Firm(project, PLENTY)
     spenders = [firm.spender() for _ in range(instances)]
     numbers = itertools.count()
-    for spender in spenders:  # They are not all started in the same second.
-        for _ in range(WARM_UP):
-            first = await spender.reserve(*PATH, f"r{next(numbers)}", WORST)
-            if isinstance(first, Reservation):
-                await spender.settle(first, None)
 
     async def request(place: int) -> float | None:
         started = time.perf_counter()
@@ -113,19 +118,11 @@ async def _leases(instances: int, project: str) -> dict[str, float]:
         waited = time.perf_counter() - started
         if not isinstance(found, Reservation):
             return None
-        await asyncio.sleep(0)
-        # Written behind the answer: the caller does not wait for it, we do not either.
-        writing = asyncio.create_task(spenders[place].settle(found, spent_entry(found, COST, model="model/m", note="")))
-        behind.add(writing)
-        writing.add_done_callback(behind.discard)
-        if len(behind) > instances * PARALLEL * 4:
-            await asyncio.wait(behind, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.sleep(ANSWER_S)
+        await spenders[place].settle(found, spent_entry(found, COST, model="model/m", note=""))
         return waited
 
-    behind: set[asyncio.Task[None]] = set()
     found = await _drive(instances, request)
-    if behind:
-        await asyncio.wait(behind)
     await asyncio.gather(*(spender.close() for spender in spenders))
     await firm.close()
     return found
@@ -147,7 +144,9 @@ async def _transactions(instances: int, project: str) -> dict[str, float]:
             await ledgers[place].exchange(ask, now=firm.clock.now())
         except StoreUnavailable:
             return None
-        return time.perf_counter() - started
+        waited = time.perf_counter() - started
+        await asyncio.sleep(ANSWER_S)
+        return waited
 
     found = await _drive(instances, request)
     await firm.close()
@@ -246,5 +245,6 @@ def table(result: dict[str, Any]) -> str:
         for count, lease in result["lease"].items()
     ]
     columns = ("instances", "leases/s", "added ms", "transactions/s", "added ms", "gave up", "stranded")
-    text = text_table("Reserving, and the last cent", columns, rows)
+    title = f"Reserving with {PARALLEL} answers of {ANSWER_S:g} s at once on each instance, and the last cent"
+    text = text_table(title, columns, rows)
     return f"{text}\nbeyond the limit: {result['overshoot_micros']} millionths of a dollar"

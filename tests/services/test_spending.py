@@ -12,9 +12,9 @@ import pytest
 
 from goblin.domain.accounts import Limit, Period, Unreachable
 from goblin.errors import StoreUnavailable
-from goblin.policy.purse import SAFETY
+from goblin.policy.purse import FIRST_AHEAD, RENEW_AFTER, SAFETY
 from goblin.policy.spending import LEASE_LIFE, Ask, Crossing, Shortage, Step
-from goblin.services.spending import BLIND_S, IDLE, REFUSED_S, Reservation, Spender, spent_entry
+from goblin.services.spending import BLIND_S, IDLE, REFUSED_S, UNWRITTEN_MAX, Reservation, Spender, spent_entry
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FixedClock
 
@@ -93,6 +93,78 @@ async def test_requests_on_a_lease_ask_nobody() -> None:
     await firm.spenders[0].tend()
     assert await firm.spent() == 56 * 60
     assert firm.ledger.commits < 10
+
+
+async def test_a_renewal_that_several_saw_coming_is_made_once() -> None:
+    firm = Firm(10_000_000)
+    await firm.ask(100)
+    assert firm.ledger.exchanges == 1
+    found = await asyncio.gather(*(firm.ask(100) for _ in range(FIRST_AHEAD)))
+    assert all(isinstance(one, Reservation) for one in found)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert firm.ledger.exchanges == 2  # One for all of them, and one ahead of those to come.
+
+
+class Interrupting(FarLedger):
+    """An exchange that finds its lease changed by a write of the same instance."""
+
+    writing = False
+    disturbed = 0
+
+    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
+        self.disturbed += self.writing
+        before = self.commits
+        step = await super().exchange(ask, now=now)
+        self.disturbed += self.commits != before
+        return step
+
+    async def settle(self, lease_id: str, entries: Any) -> bool:
+        self.writing = True
+        for _ in range(3):
+            await asyncio.sleep(0)
+        self.writing = False
+        return await super().settle(lease_id, entries)
+
+
+async def test_an_instance_does_not_disturb_its_own_exchanges() -> None:
+    ledger = Interrupting()
+    firm = Firm(10_000_000, ledger)
+
+    async def request() -> None:
+        await firm.pay(await firm.ask(100), 60)
+
+    for _ in range(10):
+        await asyncio.gather(*(request() for _ in range(30)))
+        firm.clock.at += RENEW_AFTER
+    assert ledger.commits > 5
+    assert ledger.exchanges > 3
+    assert ledger.disturbed == 0
+
+
+async def test_what_waits_to_be_written_is_bounded() -> None:
+    firm = Firm(10_000_000)
+    for _ in range(6):
+        await firm.pay(await firm.ask(100), 60)
+    writing, go_on = asyncio.Event(), asyncio.Event()
+    before = firm.ledger.settle
+
+    async def slow(lease_id: str, entries: Any) -> bool:
+        writing.set()
+        await go_on.wait()
+        return await before(lease_id, entries)
+
+    firm.ledger.settle = slow  # type: ignore[method-assign]
+    tasks = [asyncio.create_task(firm.pay(await firm.ask(100), 60)) for _ in range(2 * UNWRITTEN_MAX)]
+    await writing.wait()
+    for _ in range(10):
+        await asyncio.sleep(0)
+    waiting = [task for task in tasks if not task.done()]
+    assert len(waiting) >= UNWRITTEN_MAX // 2  # These are held up, as whoever asked them is.
+    go_on.set()
+    await asyncio.gather(*waiting)
+    await firm.spenders[0].tend()
+    assert await firm.spent() == firm.paid
 
 
 async def test_the_request_that_would_cross_is_refused_with_the_reason() -> None:

@@ -73,7 +73,7 @@ async def spend(project: str, charges: str, seed: int, requests: int, clock: Shi
             if not isinstance(found, Reservation):
                 return
             cost = dice.randint(0, worst)
-            os.write(file, f"{account} {cost}\n".encode())
+            os.write(file, f"{account} {cost} {os.getpid()}\n".encode())
             await asyncio.sleep(dice.random() * 0.02)
             await spender.settle(found, spent_entry(found, cost, model="model/m", note=""))
 

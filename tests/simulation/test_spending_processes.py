@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
@@ -94,16 +95,14 @@ async def test_killed_processes_overspend_nothing_and_the_bill_settles_it(addres
             assert process.stdout is not None
             assert await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), START_S_MAX) == "ready\n"
         killed, looked = 0, 0
-        doomed = dice.sample(processes, KILLED)
-        # Killed in the middle of it: after the next so many charges.
-        marks = sorted(dice.randrange(5, 60) for _ in range(KILLED))
+        # Killed in the middle of it: after so many charges of their own.
+        marks = {victim: dice.randrange(1, 15) for victim in dice.sample(processes, KILLED)}
         until = time.monotonic() + LIVE_S_MAX
         while any(process.poll() is None for process in processes) and time.monotonic() < until:
             looked += await check(ledger)
-            charged = charges_file.read_bytes().count(b"\n")
-            while doomed and marks and charged >= marks[0]:
-                marks.pop(0)
-                victim = doomed.pop()
+            charged = Counter(int(line.split()[2]) for line in charges_file.read_text().splitlines())
+            for victim in [one for one, mark in marks.items() if charged[one.pid] >= mark]:
+                del marks[victim]
                 killed += victim.poll() is None
                 victim.kill()
         survivors = [process for process in processes if process.wait(10) == 0]
@@ -120,7 +119,7 @@ async def test_killed_processes_overspend_nothing_and_the_bill_settles_it(addres
 
     charges = Charges()
     for line in charges_file.read_text().splitlines():
-        account, cost = line.split()
+        account, cost, _ = line.split()
         charges.charge(account.split("/")[0], BASE, int(cost))
     openai, groq = charges.total("openai", "2026-11-25"), charges.total("groq", "2026-11-25")
     assert 0 < openai + groq <= LIMITS["total"][0].limit_usd_micros

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
@@ -153,6 +153,14 @@ class Balance:
     window: str
     spent_usd_micros: int
     entries: int
+
+    def __add__(self, other: Balance) -> Balance:
+        """Two parts of one."""
+        return replace(
+            self,
+            spent_usd_micros=self.spent_usd_micros + other.spent_usd_micros,
+            entries=self.entries + other.entries,
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

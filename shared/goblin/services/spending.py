@@ -41,6 +41,8 @@ KEPT_FROM = 3
 WRITE_AT = 20
 WRITE_AFTER = timedelta(seconds=1)
 """So many entries, or so old a one, are written at once; a crash loses none that its lease does not stand for."""
+UNWRITTEN_MAX = 400
+"""Entries of one lease that may wait to be written."""
 TILLS_MAX = 10_000
 
 
@@ -155,7 +157,7 @@ class Spender:
                 return Reservation(till.purse, reservation_id, amount, now)
             repeated = till.purse.asked is not None
             waiting = till.waiting_usd_micros - amount
-            step = await self._exchange(till.purse, need_usd_micros=amount, waiting_usd_micros=waiting)
+            step = await self._exchange(till, till.purse, need_usd_micros=amount, waiting_usd_micros=waiting)
             if step.writes:
                 till.near, till.strict = step.near, step.strict
             if not repeated and step.shortage is not None:
@@ -185,7 +187,9 @@ class Spender:
         late = till.unwritten_since is not None and now - till.unwritten_since >= WRITE_AFTER
         # While more is to be expected entries wait for each other: a commit for each would be twelve writes for each.
         rare = quiet and (till.near or self._ending or not self._is_busy(till, now))
-        if rare or late or len(purse.unwritten) >= WRITE_AT:
+        due = late or len(purse.unwritten) >= WRITE_AT
+        # Who writes now writes this too; but when the ledger is slower than what is spent, it is waited for.
+        if rare or (due and not till.writing.locked()) or len(purse.unwritten) >= UNWRITTEN_MAX:
             await self._write(till)
         if rare:
             # Between rare requests the processor may be taken away: what would go back later goes back now.
@@ -250,12 +254,14 @@ class Spender:
     def _is_busy(self, till: _Till, now: datetime) -> bool:
         return len(till.recent) == KEPT_FROM and now - till.recent[0] < IDLE
 
-    async def _exchange(self, purse: Purse, **words: Any) -> Step:
+    async def _exchange(self, till: _Till, purse: Purse, **words: Any) -> Step:
         """One exchange, or again the one whose answer was lost."""
         now = self._clock.now()
         ask = purse.ask(now=now, **words)
         try:
-            step = await self._lender.exchange(ask, now=now)
+            # What is written moves the lease's document, and an exchange wants to find it as it was read.
+            async with till.writing:
+                step = await self._lender.exchange(ask, now=now)
         except StoreUnavailable:
             self._no_answer()
             raise
@@ -281,8 +287,9 @@ class Spender:
         """Ahead of time, so that nobody waits; requests go on meanwhile."""
         try:
             async with till.lock:
-                if not till.purse.retired:
-                    await self._exchange(till.purse, still=False)
+                # Several may have seen that it is due; the first has done it.
+                if not till.purse.retired and till.purse.due(self._clock.now()):
+                    await self._exchange(till, till.purse, still=False)
         except StoreUnavailable as error:
             log.warning("a lease could not be renewed ahead of time: %s", error.message)
 
@@ -293,7 +300,7 @@ class Spender:
                 purse = till.purse
                 for _ in range(2):  # The first may be one whose answer was lost.
                     if purse.lease is not None or purse.asked is not None:
-                        await self._exchange(purse, close=True)
+                        await self._exchange(till, purse, close=True)
                     if purse.retired:
                         break
                 for retired in list(till.retiring):
@@ -307,7 +314,7 @@ class Spender:
             return
         try:
             if purse.lease is not None or purse.asked is not None:
-                await self._exchange(purse, close=True)
+                await self._exchange(till, purse, close=True)
         except StoreUnavailable as error:
             log.warning("an old lease could not be returned: %s", error.message)
             return
