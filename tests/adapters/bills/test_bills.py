@@ -128,3 +128,21 @@ def test_a_bill_is_not_negative() -> None:
     with pytest.raises(ValueError, match="negative"):
         bills.made(Decimal(1), [bills.Row(instance_id="1", dollars=Decimal("-0.1"))])
     assert bills.made(Decimal(1), [bills.Row(instance_id="1", dollars=Decimal(2))]).usd_micros == 2_000_000
+
+
+async def test_who_asks_too_soon_waits_and_asks_again_but_not_for_ever() -> None:
+    answers, waited = [429, 429, 200], []
+
+    async def sleep(seconds: float) -> None:
+        waited.append(seconds)
+
+    def answer(_: httpx.Request) -> httpx.Response:
+        return httpx.Response(answers.pop(0) if answers else 429, text="{}")
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
+        api = bills.Api("vastai", "http://bill", client, sleep)
+        assert await api.get("/", headers={}, params={}) == {}
+        assert waited == list(bills.WAITS_S[:2])
+        with pytest.raises(ProviderUnavailable, match="429"):
+            await api.get("/", headers={}, params={})
+    assert len(waited) == 2 + len(bills.WAITS_S)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal, InvalidOperation
@@ -17,6 +18,8 @@ from goblin.errors import ProviderUnavailable
 
 TIMEOUT_S = 20.0
 PAGES_MAX = 100
+WAITS_S = (1.5, 3.0, 6.0)
+"""Before one asks again who asked too soon. Vast.ai wants a second between two looks at charges."""
 Key = str | KeySource
 
 
@@ -27,16 +30,26 @@ class Api:
     name: str
     url: str
     client: httpx.AsyncClient
+    sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
 
     async def get(self, path: str, *, headers: Mapping[str, str], params: Mapping[str, str]) -> Any:
         """An answer, with every number as it was written. Raises `ProviderUnavailable`."""
         try:
-            answer = await self.client.get(self.url + path, headers=dict(headers), params=params, timeout=TIMEOUT_S)
+            answer = await self._ask(path, headers, params)
+            for wait_s in WAITS_S:
+                if answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
+                    break
+                # Days and pages are read one after the other, faster than some allow.
+                await self.sleep(wait_s)
+                answer = await self._ask(path, headers, params)
             if answer.status_code != httpx.codes.OK:
                 raise ProviderUnavailable(f"The bill of {self.name} answered {answer.status_code}.")
             return json.loads(answer.text, parse_float=Decimal, parse_int=Decimal)
         except (httpx.HTTPError, ValueError) as error:
             raise ProviderUnavailable(f"The bill of {self.name} cannot be read: {type(error).__name__}.") from error
+
+    async def _ask(self, path: str, headers: Mapping[str, str], params: Mapping[str, str]) -> httpx.Response:
+        return await self.client.get(self.url + path, headers=dict(headers), params=params, timeout=TIMEOUT_S)
 
     def strange(self, error: Exception) -> ProviderUnavailable:
         """What to raise when an answer is not what was agreed; it is never taken for zero."""
