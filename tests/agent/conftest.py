@@ -205,8 +205,17 @@ def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCloud]:
         yield cloud
 
 
+@pytest.fixture(scope="session")
+def url() -> Iterator[str]:
+    """The function of jobs; what it works with is each test's own."""
+    with serve(load(FUNCTIONS / "jobs.py")) as url:
+        yield url
+
+
 @pytest.fixture
-def controller(cloud: RunningCloud, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Controller]:
+def controller(
+    cloud: RunningCloud, url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Iterator[Controller]:  # fmt: skip
     assert cloud.cloud is not None
     for name, value in environment(cloud.addresses).items():
         monkeypatch.setenv(name, value)
@@ -221,11 +230,10 @@ def controller(cloud: RunningCloud, monkeypatch: pytest.MonkeyPatch, tmp_path: P
     )  # fmt: skip
     bus.deps = deps
     monkeypatch.setattr(job_wiring, "jobs", lambda: deps)
-    with serve(load(FUNCTIONS / "jobs.py")) as url:
-        running = Controller(cloud, bucket, world, deps, url, tmp_path)
-        yield running
-        for agent in running.agents:
-            if agent.process.poll() is None:
-                for one in agent.tree():
-                    one.kill()
-                agent.process.wait(DEADLINE_S)
+    running = Controller(cloud, bucket, world, deps, url, tmp_path)
+    yield running
+    for agent in running.agents:
+        if agent.process.poll() is None:
+            for one in agent.tree():
+                one.kill()
+            agent.process.wait(DEADLINE_S)

@@ -19,6 +19,8 @@ PROGRESS_BYTES_MAX = 1024 * 1024
 """The file of progress is emptied when it has grown over this."""
 PROGRESS_LINE_BYTES_MAX = 64 * 1024
 PUMP_S_MAX = 2.0
+SAVE_S_MAX = 24 * 3600.0
+"""No save takes so long."""
 LOOK_S = 0.05
 SAFE = frozenset({"LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ", "VIRTUAL_ENV"})
 SAFE_PREFIXES = ("CUDA_", "HF_HUB_OFFLINE", "NCCL_", "NVIDIA_", "OMP_", "ROCR_", "TORCH")
@@ -110,17 +112,21 @@ class Said:
         self.total = _whole(said.get("total")) or self.total
         self.loss = _number(said.get("loss"), self.loss)
         self.steps_per_s = _number(said.get("steps_per_s"), self.steps_per_s, least=0.0)
-        self.save_s = _number(said.get("save_s"), self.save_s, least=0.0)
+        self.save_s = _number(said.get("save_s"), self.save_s, least=0.0, most=SAVE_S_MAX)
+
+    def total_from(self, saved: int) -> int | None:
+        """Steps in all, unless more were done than there are: then nobody knows."""
+        return self.total if self.total is not None and self.total >= max(self.step, saved) else None
 
 
 def _whole(value: Any) -> int | None:
     return value if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 99_999_999 else None
 
 
-def _number(value: Any, otherwise: float | None, *, least: float = -1e9) -> float | None:
+def _number(value: Any, otherwise: float | None, *, least: float = -1e9, most: float = 1e9) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return otherwise
-    return float(value) if math.isfinite(value) and least <= value <= 1e9 else otherwise
+    return float(value) if math.isfinite(value) and least <= value <= most else otherwise
 
 
 class Progress:

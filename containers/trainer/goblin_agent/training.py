@@ -173,8 +173,8 @@ class Training:
         stopped = (self._why_stop or TAKEN) if self._stop.is_set() else None
         return judge(
             Ending(
-                code=code, saved=self._uploader.saved, total=self._said.total, stopped=stopped, killed=killed,
-                last_lines=self._log.last_lines(),
+                code=code, saved=self._uploader.saved, total=self._said.total_from(self._uploader.saved),
+                stopped=stopped, killed=killed, last_lines=self._log.last_lines(),
             )
         )  # fmt: skip
 
@@ -208,12 +208,11 @@ class Training:
         while True:
             await asyncio.sleep(wait_s)
             wait_s = self._work.heartbeat_s
-            said = self._said
-            total = said.total if said.total is not None and said.total >= said.step else None
+            said, saved = self._said, self._uploader.saved
             try:
                 standing = await self._controller.heartbeat(
-                    said.step, total=total, loss=said.loss, steps_per_s=said.steps_per_s, save_s=said.save_s,
-                    gpu_share=await gpu.share(),
+                    max(said.step, saved), total=said.total_from(saved), loss=said.loss,
+                    steps_per_s=said.steps_per_s, save_s=said.save_s, gpu_share=await gpu.share(),
                 )  # fmt: skip
             except Rejected as reason:
                 standing = Standing(stop=f"the controller does not take its heartbeats: {reason}")
