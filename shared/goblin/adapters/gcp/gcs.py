@@ -121,7 +121,7 @@ class GcsObjects:
         def call() -> ObjectFacts | None:
             blob = self._blob(uri)
             blob.metadata = dict(metadata)
-            blob.content_type = "application/jsonl"
+            blob.content_type = "application/jsonl" if uri.endswith(".jsonl") else "application/octet-stream"
             try:
                 blob.compose(
                     [self._blob(source.uri, source.generation) for source in sources],
