@@ -163,6 +163,7 @@ async def test_a_checkpoint_is_whole_by_itself_and_the_next_attempt_starts_from_
     assert (given["weights"].size, given["weights"].crc32c) == (len(data), crc32c(data))
     assert given["weights"].sha256 == hashlib.sha256(data).hexdigest()
     assert world.objects.objects[given["weights"].grant.url].data == data
+    assert await leases.inputs("j", second.token, world.deps) == second.work.inputs
     await second.save(30)
     assert world.job().saved_step == 30
     read = msgspec.json.decode(world.objects.objects[manifest_uri(BUCKET, "j", 10, 1)].data, type=Manifest)

@@ -153,12 +153,8 @@ async def inputs(job_id: str, token: str, deps: JobDeps) -> Grant | Inputs:
     job = await _attempt(job_id, token, deps)
     if job.spec.kind != Kind.TRAINING:
         return await _dataset(job, deps)
-    # The checkpoint that it began with: a later one is its own.
-    manifest = None
-    if job.lease is not None and job.checkpoint is not None and job.checkpoint.step == job.lease.resumed_step:
-        made = await checkpoints.read_manifest(job.checkpoint.manifest_uri, deps)
-        manifest = made[0] if made else None
-    return await _inputs(job, token, manifest, deps)
+    made = await checkpoints.read_manifest(job.checkpoint.manifest_uri, deps) if job.checkpoint else None
+    return await _inputs(job, token, made[0] if made else None, deps)
 
 
 async def _dataset(job: Job, deps: JobDeps) -> Grant:
