@@ -42,7 +42,7 @@ class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
     output_uri: GcsUri | None = None
     model: str | None = None
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
-    """Items (batch) or steps (training) between checkpoints."""
+    """A batch: items between checkpoints. A training saves by time, see `checkpoint_minutes`."""
     priority: str = "default"
     """`high`, `default` or `low`."""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)

@@ -55,7 +55,7 @@ _LIMITS = (
 )  # fmt: skip
 _SAVING = (
     click.option("--checkpoint-minutes", type=click.FloatRange(0.5, 1440), help="Training: at most. Default: 15."),
-    click.option("--checkpoint-every", type=click.IntRange(1), help="Items (batch) or steps (training). Default: 50."),
+    click.option("--checkpoint-every", type=click.IntRange(1), help="Batch: items between checkpoints. Default: 50."),
     click.option("--parallel", type=click.IntRange(1, 64), help="Batch: requests at once. Default: 4."),
     click.option("--callback-topic", help="A topic that hears of its changes, beside job-status-changed."),
 )  # fmt: skip
