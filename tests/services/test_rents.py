@@ -317,14 +317,19 @@ def test_thresholds_are_told_of_and_who_cannot_be_told_holds_up_nothing(world: W
     assert run(rents.settle(ended, deps, now=NOON + seconds(3900))) == 3900 * SECOND
 
 
-def test_a_jobs_budget_is_set_once_it_is_accepted(world: World) -> None:
-    for budget in ("0.004", None):
-        spec = JobRequested(job_id="j", kind="training", budget_usd=Decimal(budget) if budget else None)
-        job = Job(job_id="j", spec=spec, spec_sha256="", state=State.QUEUED, requested_at=NOON, updated_at=NOON)
-        run(rents.limit_job(job, world.ledger))
-        run(rents.limit_job(job, world.ledger))
+def job(budget: str | None) -> Job:
+    spec = JobRequested(job_id="j", kind="training", budget_usd=Decimal(budget) if budget else None)
+    return Job(job_id="j", spec=spec, spec_sha256="", state=State.QUEUED, requested_at=NOON, updated_at=NOON)
+
+
+def test_a_jobs_budget_is_set_when_it_is_accepted_and_dropped_when_it_is_over(world: World) -> None:
+    for one in (job("0.004"), job("0.004"), job(None)):
+        run(rents.limit_job(one, world.ledger))
     assert world.ledger.kept["job/j"].limits == (Limit(period=LIFETIME, limit_usd_micros=4000),)
     assert isinstance(world.reserve(plan()), Shortage)
+    for one in (job(None), job("0.004"), job("0.004")):
+        run(rents.unlimit_job(one, world.ledger))
+    assert world.ledger.kept["job/j"].limits == ()
 
 
 def test_what_is_frozen_is_read_with_its_reasons(world: World) -> None:

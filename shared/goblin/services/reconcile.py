@@ -134,6 +134,8 @@ async def _next(
     if observed is None:
         return None
     fact, reason = observed
+    if fact is Fact.SETTLED:
+        await rents.unlimit_job(job, deps.money.ledger)
     if job.state is State.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
         # Before the next attempt: once it is placed, the last one's checkpoints come too late.
         return follow(Fact.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)

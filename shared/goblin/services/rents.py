@@ -141,6 +141,17 @@ async def limit_job(job: Job, ledger: Ledger) -> None:
         await ledger.limit(account, limit.period, limit)
 
 
+async def unlimit_job(job: Job, ledger: Ledger) -> None:
+    """Drop the budget of a job that has ended and whose rents are settled; again changes nothing.
+
+    Raises:
+        StoreUnavailable: It stands among the budgets for longer.
+    """
+    if (found := policy.limit_of(job)) is not None:
+        account, limit = found
+        await ledger.limit(account, limit.period, None)
+
+
 async def halted(ledger: Ledger) -> Halted:
     """What is frozen for jobs, read once in a tick. Raises `StoreUnavailable`: nothing is rented or prolonged then."""
     return policy.halted(await ledger.freezes())
