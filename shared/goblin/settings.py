@@ -158,6 +158,7 @@ class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     cold_start_prior_ms: Positive = 30_000
     sleeps_after_s: Positive | None = None
     price_usd_micros_per_hour: Micros | None = None
+    request_s_max: Seconds = 300.0
     external: bool | None = None
     options: dict[str, str] = {}
 
@@ -299,6 +300,7 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         cold_start_prior_ms=row.cold_start_prior_ms,
         sleeps_after_s=row.sleeps_after_s,
         price_usd_micros_per_hour=row.price_usd_micros_per_hour,
+        request_s_max=row.request_s_max,
         external=row.provider in EXTERNAL if row.external is None else row.external,
         options=row.options,
     )

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
 
 from goblin.domain.accounts import Limit, Period
+from goblin.domain.chat import ChatChunk
 from goblin.domain.models import Price
+from goblin.domain.money import Freeze
 from goblin.errors import BudgetExhausted, Fault, ProviderUnavailable, StoreUnavailable
-from tests.fakes.inference import ScriptedProvider, World, world
+from goblin.policy.budget import why_frozen
+from tests.fakes.inference import FakeClock, ScriptedProvider, World, says, world
 from tests.services.test_chat import ask, asked, receipt, scripted
 
 PRICE = Price(input_usd_micros_per_mtok=1_000_000, output_usd_micros_per_mtok=1_000_000)
@@ -99,3 +104,78 @@ async def test_what_an_attempts_key_asks_for_is_paid_from_its_jobs_budget() -> N
     assert isinstance(heard.error, BudgetExhausted)
     assert "budget of job/j" in heard.error.message
     assert here.providers["paid"].requests == 1
+
+
+@dataclass
+class Slow(ScriptedProvider):
+    """Takes its time before each step, by the clock of the world."""
+
+    step_s: float = 8.0
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    async def _play(self) -> AsyncGenerator[ChatChunk, None]:
+        async with aclosing(super()._play()) as steps:
+            async for item in steps:
+                self.clock.forward(self.step_s)
+                yield item
+
+
+BY_THE_SECOND: dict[str, Any] = {"price": None, "price_usd_micros_per_hour": 3_600_000, "sleeps_after_s": 600}
+"""A thousandth of a dollar each."""
+
+
+def garage(limit_usd_micros: int, provider: ScriptedProvider, **more: Any) -> World:
+    here = world(endpoints={"gpu": {**BY_THE_SECOND, **more}}, gpu=provider)
+    here.ledger.declared = {"total": (Limit(period=Period.MONTH, limit_usd_micros=limit_usd_micros),)}
+    if isinstance(provider, Slow):
+        provider.clock = here.clock
+    return here
+
+
+async def test_a_machine_is_paid_for_its_start_its_work_and_its_tail() -> None:
+    here = garage(1_000_000, Slow(steps=says("Hel", "lo")))  # Five steps of eight seconds.
+    assert (await ask(here)).error is None
+    assert receipt(here).cost_usd_micros == (40 + 600) * 1000
+    assert (await ask(here)).error is None  # Its tail is paid already; this makes it end later.
+    assert (await ask(here)).error is None
+    await here.deps.spender.close()
+    first, second, third = here.ledger.settled()
+    assert [entry.amount_usd_micros for entry in (first, second, third)] == [640_000, 40_000, 40_000]
+    assert first.note == "gpu: 11 tokens in, 2 out, 640.0 s awake"
+
+
+async def test_the_longest_that_it_could_take_is_put_aside_first() -> None:
+    here = garage((300 + 10 + 600) * 1000 - 1, Slow())
+    assert isinstance((await ask(here)).error, BudgetExhausted)
+    assert here.providers["gpu"].requests == 0
+    here.ledger.declared = {"total": (Limit(period=Period.MONTH, limit_usd_micros=(300 + 10 + 600) * 1000),)}
+    here.clock.forward(1)
+    assert (await ask(here)).error is None
+
+
+async def test_what_takes_longer_than_was_paid_for_is_cut_off() -> None:
+    here = garage(10_000_000, Slow(steps=says(*"abcdefgh"), step_s=20), request_s_max=100)
+    heard = await ask(here)
+    assert isinstance(heard.error, ProviderUnavailable)
+    assert heard.text == "abcd"
+    assert here.providers["gpu"].closed == 1
+    await here.deps.spender.close()
+    (entry,) = here.ledger.settled()
+    assert entry.amount_usd_micros == (100 + 600) * 1000
+
+
+async def test_who_refuses_at_once_has_woken_nobody() -> None:
+    here = garage(10_000_000, scripted(ProviderUnavailable("full", fault=Fault.MISSING)))
+    assert (await ask(here)).error is not None
+    await here.deps.spender.close()
+    assert here.ledger.settled() == []
+    assert await here.ledger.leases() == []
+
+
+async def test_no_price_for_tokens_makes_a_machine_free() -> None:
+    here = garage(0, ScriptedProvider(), price=Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0))
+    assert isinstance((await ask(here)).error, BudgetExhausted)
+    (endpoint,) = here.deps.router.catalog.endpoints
+    freeze = Freeze(entry_id="f", account="total", reason="over", since=here.clock.now())
+    assert why_frozen(endpoint, [freeze]) == "over"
+    assert why_frozen(replace(endpoint, sleeps_after_s=None), [freeze]) == ""  # Its bill runs anyway.

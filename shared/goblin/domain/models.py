@@ -110,6 +110,9 @@ class Endpoint:
     """Idle for so long, it scales to zero or unloads its model; None: never."""
     price_usd_micros_per_hour: int | None = None
     """What the machine costs while it is awake, for one that sleeps and is not billed by the token."""
+    request_s_max: float = 300.0
+    """The longest that a request may keep such a machine busy, its start included: what is not limited cannot be
+    paid for in advance."""
     external: bool = False
     """Somebody else's service reads the prompts; `allow_external: false` keeps them from it."""
     upstream_model: str | None = None

@@ -22,6 +22,7 @@ from goblin.domain.money import (
     to_micros,
 )
 from goblin.events import BudgetExceeded, CloudBudget
+from goblin.policy import pricing
 from goblin.policy.settling import action_id
 from goblin.policy.spending import Crossing
 
@@ -132,8 +133,7 @@ def react_to_billing(
 
 def is_paid(endpoint: Endpoint) -> bool:
     """Whether a request to it may cost something; an unknown price is not zero."""
-    price = endpoint.price
-    return price is None or bool(price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
+    return not pricing.is_free(endpoint)
 
 
 def why_frozen(endpoint: Endpoint, freezes: Sequence[Freeze]) -> str:

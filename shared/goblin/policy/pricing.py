@@ -19,6 +19,7 @@ from goblin.domain.requests import (
     ImagePart,
     InferenceRequest,
 )
+from goblin.policy.awake import bills_time
 
 STALE_AFTER = timedelta(days=90)
 TEMPLATE_TOKENS = 64
@@ -31,6 +32,7 @@ OF_UNKNOWN_PRICE = {
     "best_of": "choosing the best of several",
 }
 """Fields that cost something which no token price covers."""
+BY_TIME_ALONE = Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0)
 LIMITS = ("max_completion_tokens", "max_tokens")
 COMPLETION_TOKENS = 16
 """OpenAI's own default for `/completions`."""
@@ -57,16 +59,18 @@ class Unpriced:
 def is_free(endpoint: Endpoint) -> bool:
     """Whether requests to it cost nothing; an unknown price is not zero."""
     price = endpoint.price
+    if bills_time(endpoint):
+        return False
     return price is not None and not (price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
 
 
 def worst_case(request: InferenceRequest, endpoint: Endpoint) -> Bound | Unpriced:
-    """Bound one attempt. Retries, hedges and continuations are attempts of their own, and each is bounded for itself.
+    """Bound what one attempt costs in tokens, for itself: retries, hedges and continuations are attempts of their own.
 
     A token is at least one byte, so a prompt has no more tokens than its JSON has bytes. Reasoning that nobody sees
     counts against the limit on the answer, as every provider here counts it.
     """
-    price = endpoint.price
+    price = endpoint.price or (BY_TIME_ALONE if bills_time(endpoint) else None)
     if price is None:
         return Unpriced(reason="its price is unknown, and unknown is not free")
     if (reason := _unpriced(request)) is not None:

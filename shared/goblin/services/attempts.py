@@ -97,6 +97,8 @@ class Underway(Generic[T]):
         """Let go of it, however far it is. A second time does nothing."""
         self.attempt.abandon(outcome)
         await self.stream.aclose()
+        if self.drain is None:
+            self.payment.leave(woke=self.spent() is not None)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -291,15 +293,18 @@ async def next_item(underway: Underway[T], timeout_s: float) -> T | None:
     """The next item; None, and `ended`, when there is none.
 
     Raises:
-        ProviderUnavailable: it broke off, or said nothing for `timeout_s` (`Silence`).
+        ProviderUnavailable: it broke off, said nothing for `timeout_s` (`Silence`), or the time that it was paid for
+            is over.
     """
     if underway.ended:
         return None
+    if (left_s := underway.payment.left_s()) <= 0:
+        raise _overtime(underway)
     scope: asyncio.Timeout | None = None
     try:
         step = Step(anext(underway.stream))
         if step.waits:  # Most of a burst does not, and a deadline costs more than reading an item.
-            async with asyncio.timeout(timeout_s) as scope:
+            async with asyncio.timeout(min(timeout_s, left_s)) as scope:
                 item = await step
         else:
             item = await step
@@ -310,10 +315,17 @@ async def next_item(underway: Underway[T], timeout_s: float) -> T | None:
         if scope is None or not scope.expired():
             raise
         underway.silent = True
+        if left_s <= timeout_s:
+            raise _overtime(underway) from error
         underway.attempt.timed_out()
         raise Silence(f"{underway.attempt.endpoint.name} fell silent.") from error
     underway.tally.add(item)
     return item
+
+
+def _overtime(underway: Underway[Any]) -> ProviderUnavailable:
+    name = underway.attempt.endpoint.name
+    return ProviderUnavailable(f"{name} took longer than the {underway.payment.endpoint.request_s_max:g} s it may.")
 
 
 async def _settled(task: asyncio.Task[None]) -> None:

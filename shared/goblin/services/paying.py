@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -12,6 +13,7 @@ from goblin.domain.money import named, show_usd
 from goblin.domain.requests import InferenceRequest
 from goblin.errors import BudgetExhausted, GoblinError, StoreUnavailable
 from goblin.policy import pricing
+from goblin.policy.awake import Ride
 from goblin.policy.pricing import Unpriced
 from goblin.policy.spending import Shortage
 from goblin.services.spending import Reservation, Spender, spent_entry
@@ -38,27 +40,42 @@ class Payment:
     """As it may be sent: with the limit that bounds it."""
     reservation: Reservation | None
     """None where nothing costs anything."""
+    ride: Ride | None = None
+    """Where the time of a machine is billed."""
+
+    def left_s(self) -> float:
+        """How long it may take at the most: no longer than what was put aside covers."""
+        return math.inf if self.ride is None else self.ride.left_s(self.spender.rides.now_s())
+
+    def leave(self, *, woke: bool) -> None:
+        """The machine is done with it, whenever it is settled; only the first time counts."""
+        if self.ride is not None:
+            self.ride.end(self.spender.rides.now_s(), woke=woke)
 
     def cost_usd_micros(self, usage: Usage | None) -> int:
         """What it comes to; None: nothing was used."""
-        price = self.endpoint.price
+        price, cost = self.endpoint.price, 0
+        if self.ride is not None:
+            cost = self.ride.cost_usd_micros(self.ride.charged_s or 0.0)
         if usage is None or price is None:
-            return 0
-        return price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+            return cost
+        return cost + price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
 
     async def settle(self, usage: Usage | None, *, estimated: bool = False) -> None:
         """Replace the worst case by what it cost; a second time does nothing. Never raises."""
         if self.reservation is None:
             return
-        entry = None
+        self.leave(woke=usage is not None)
+        cost, said = self.cost_usd_micros(usage), []
         if usage is not None:
             counted = "about " if estimated else ""
-            entry = spent_entry(
-                self.reservation,
-                self.cost_usd_micros(usage),
-                model=named("model", self.request.model),
-                note=f"{self.endpoint.name}: {counted}{usage.prompt_tokens} tokens in, {usage.completion_tokens} out",
-            )
+            said.append(f"{counted}{usage.prompt_tokens} tokens in, {usage.completion_tokens} out")
+        if self.ride is not None and self.ride.charged_s:
+            said.append(f"{self.ride.charged_s:.1f} s awake")
+        entry = None
+        if usage is not None or cost:
+            model = named("model", self.request.model)
+            entry = spent_entry(self.reservation, cost, model=model, note=f"{self.endpoint.name}: {', '.join(said)}")
         await self.spender.settle(self.reservation, entry)
 
 
@@ -94,18 +111,25 @@ class Payer:
             return BudgetExhausted(f"{endpoint.name} is not asked: {bound.reason}.", code="price_unknown")
         self._attempts += 1
         key, *others = _payers(self._key_name)
+        ride, most = self._spender.rides.board(endpoint), bound.cost_usd_micros
+        if ride is not None:
+            most += ride.cost_usd_micros(ride.worst_s())
+        reserved: Reservation | Shortage | None = None
         try:
             reserved = await self._spender.reserve(
                 f"{endpoint.provider}/{key.removeprefix('key/')}",
                 (key, *others),
                 self._request_id if self._attempts == 1 else f"{self._request_id}:{self._attempts}",
-                bound.cost_usd_micros,
+                most,
             )
         except StoreUnavailable as error:
             return error
+        finally:
+            if ride is not None and not isinstance(reserved, Reservation):
+                ride.end(ride.began_s, woke=False)
         if isinstance(reserved, Shortage):
             return BudgetExhausted(_said(reserved))
-        return Payment(self._spender, endpoint, pricing.limited(request, bound), reserved)
+        return Payment(self._spender, endpoint, pricing.limited(request, bound), reserved, ride)
 
 
 def _payers(key_name: str) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from goblin.money_ports import Ledger, Lender
 from goblin.policy.purse import RENEW_AFTER, Purse
 from goblin.policy.spending import Crossing, Shortage, Step
 from goblin.ports import Clock
+from goblin.services.rides import Rides
 
 log = logging.getLogger(__name__)
 
@@ -119,6 +120,7 @@ class Spender:
         self._beside: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
         self._ending = False
+        self.rides = Rides(clock)
 
     async def reserve(
         self, account: str, also: tuple[str, ...], reservation_id: str, amount_usd_micros: int
