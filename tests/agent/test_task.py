@@ -1,7 +1,6 @@
 """What a task says of itself: the agent repeats only what can be, so that nobody takes it for a liar."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
@@ -82,19 +81,20 @@ def test_a_file_of_progress_does_not_grow_for_ever(tmp_path: Path, monkeypatch: 
 
 
 @pytest.mark.parametrize(
-    ("text", "share"),
-    [("50\n", 0.5), ("100\n0\n", 0.5), ("[N/A]\n", None), ("[N/A]\n30\n", 0.3), ("", None), ("9999\n", None)],
-)
-def test_the_share_of_a_gpu_is_the_average_of_those_that_can_tell(text: str, share: float | None) -> None:
-    assert gpu.parse(text) == share
+    ("text", "share", "errors"),
+    [
+        ("50, 0\n", 0.5, 0), ("100, 1\n0, 2\n", 0.5, 3), ("[N/A], [N/A]\n", None, None),
+        ("[N/A], 4\n30, [N/A]\n", 0.3, 4), ("", None, None), ("9999, x\n", None, None), ("20", 0.2, None),
+    ],
+)  # fmt: skip
+def test_what_gpus_say_is_added_up_over_those_that_can_tell(text: str, share: float | None, errors: int | None) -> None:
+    assert gpu.parse(text) == gpu.Gpus(share=share, errors=errors)
 
 
 async def test_nvidia_smi_is_asked_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert await gpu.share() is None
+    assert await gpu.look() == gpu.Gpus()
     program = tmp_path / "nvidia-smi"
-    program.write_text("#!/bin/sh\necho 40\necho 60\n")
+    program.write_text("#!/bin/sh\necho '40, 0'\necho '60, 2'\n")
     program.chmod(0o755)
-    found = await gpu.share()
-    assert found is not None
-    assert math.isclose(found, 0.5)
+    assert await gpu.look() == gpu.Gpus(share=0.5, errors=2)

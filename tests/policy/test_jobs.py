@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from goblin.domain.checkpoints import Checkpoint
 from goblin.domain.compute import Instance, InstanceState, Known, Lease, Unknown
-from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, Progress, Rent, State, Stop
+from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Dataset, Job, Progress, Rent, State, Stop
 from goblin.domain.market import Offer, Placement, Run
 from goblin.events import JobRequested
 from goblin.policy import jobs as policy
@@ -22,18 +22,18 @@ LABEL = "goblin-j-a1"
 
 # Columns are facts, rows are states; `.` is a fact that came late, twice or out of order and changes nothing.
 LIFE = """
-          accepted rejected placed  rented   not_rented claimed beat    saved     finished  withdrawn silent    gone      stopped   stalled   taken     broken waited exhausted composed  cancelled settled
-requested queued   refused  .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         cancelled .
-queued    .        .        placing .        .          .       .       queued    .         .         .         .         .         .         .         .      .      failed    .         cancelled .
-placing   .        .        .       starting queued     running .       .         .         .         preempted .         preempted .         preempted .      .      .         .         cancelled .
-starting  .        .        .       .        .          running .       .         .         .         preempted preempted preempted .         preempted .      .      .         .         cancelled .
-running   .        .        .       running  .          running running running   finishing preempted preempted preempted preempted preempted preempted failed .      .         .         cancelled .
-preempted .        .        .       .        .          .       .       preempted .         .         .         .         .         .         .         .      queued failed    .         cancelled .
-finishing .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         failed .      .         succeeded .         .
-succeeded .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         .         succeeded
-failed    .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         .         failed
-cancelled .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         .         cancelled
-refused   .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .      .      .         .         .         refused
+          accepted rejected placed  rented   not_rented claimed beat    saved     finished  withdrawn silent    gone      stopped   stalled   faulty    taken     broken waited exhausted composed  cancelled settled
+requested queued   refused  .       .        .          .       .       .         .         .         .         .         .         .         .         .         .      .      .         .         cancelled .
+queued    .        .        placing .        .          .       .       queued    .         .         .         .         .         .         .         .         .      .      failed    .         cancelled .
+placing   .        .        .       starting queued     running .       .         .         .         preempted .         preempted .         .         preempted .      .      .         .         cancelled .
+starting  .        .        .       .        .          running .       .         .         .         preempted preempted preempted .         .         preempted .      .      .         .         cancelled .
+running   .        .        .       running  .          running running running   finishing preempted preempted preempted preempted preempted preempted preempted failed .      .         .         cancelled .
+preempted .        .        .       .        .          .       .       preempted .         .         .         .         .         .         .         .         .      queued failed    .         cancelled .
+finishing .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         failed .      .         succeeded .         .
+succeeded .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         .      .      .         .         .         succeeded
+failed    .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         .      .      .         .         .         failed
+cancelled .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         .      .      .         .         .         cancelled
+refused   .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         .      .      .         .         .         refused
 """  # noqa: E501
 
 
@@ -182,6 +182,7 @@ UNKNOWN = Unknown(reason="410")
 LATE = NOW + timedelta(seconds=31)
 STALLED = NOW + timedelta(seconds=max(policy.STALL_S, 3 * 60 * SPEC.checkpoint_minutes) + 1)
 STOPPED = Instance(provider="fake", instance_id="i-1", label=LABEL, state=InstanceState.STOPPED)
+SLOW_START = lease(until=STALLED + timedelta(hours=1), progressed_at=NOW)
 RENT = Rent(
     label=LABEL, provider="fake", spot=True, price_usd_micros_per_hour=1, start_usd_micros=0, since=NOW, until=LATE,
     reserved_usd_micros=1,
@@ -215,6 +216,15 @@ RENT = Rent(
         (job(state=State.STARTING), Known(instances=frozenset({STOPPED})), NOW, Fact.STOPPED),
         (job(), Known(instances=frozenset({replace(STOPPED, state=InstanceState.ENDED)})), NOW, Fact.GONE),
         (job(), Known(instances=frozenset({replace(STOPPED, state=InstanceState.UNCLEAR)})), NOW, None),
+        (job(progress=Progress(at=NOW, step=1, gpu_errors=2)), SEEN, NOW, Fact.FAULTY),
+        (job(progress=Progress(at=NOW, step=1, gpu_errors=0)), SEEN, NOW, None),
+        (job(lease=SLOW_START, dataset=Dataset(uri="u", generation=1, size=10**10, items=0)), SEEN, STALLED, None),
+        (
+            job(lease=SLOW_START, step=1, dataset=Dataset(uri="u", generation=1, size=10**10, items=0)),
+            SEEN,
+            STALLED,
+            Fact.STALLED,
+        ),
         (job(stop=Stop(reason="r", by=NOW)), SEEN, NOW, Fact.TAKEN),
         (job(stop=Stop(reason="r", by=LATE)), SEEN, NOW, None),
         (job(state=State.PREEMPTED, stop=Stop(reason="r", by=NOW, ends_job=True)), EMPTY, NOW, Fact.EXHAUSTED),

@@ -205,14 +205,17 @@ class Training:
     async def _beat(self) -> int:
         """Say how it goes, soon for those who watch, then as often as is wanted; do what the answer says."""
         wait_s = min(FIRST_BEAT_S, self._work.heartbeat_s)
+        errors_before = (await gpu.look()).errors
         while True:
             await asyncio.sleep(wait_s)
             wait_s = self._work.heartbeat_s
-            said, saved = self._said, self._uploader.saved
+            said, saved, gpus = self._said, self._uploader.saved, await gpu.look()
+            errors = None if gpus.errors is None or errors_before is None else max(0, gpus.errors - errors_before)
             try:
                 standing = await self._controller.heartbeat(
                     max(said.step, saved), total=said.total_from(saved), loss=said.loss,
-                    steps_per_s=said.steps_per_s, save_s=said.save_s, gpu_share=await gpu.share(),
+                    steps_per_s=said.steps_per_s, save_s=said.save_s, gpu_share=gpus.share,
+                    gpu_errors=errors,
                 )  # fmt: skip
             except Rejected as reason:
                 standing = Standing(stop=f"the controller does not take its heartbeats: {reason}")

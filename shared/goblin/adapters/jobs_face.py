@@ -40,13 +40,14 @@ class Beat(msgspec.Struct, frozen=True):
     loss: float | None = None
     steps_per_s: float | None = None
     gpu_share: float | None = None
+    gpu_errors: int | None = None
     save_s: float | None = None
 
     def told(self) -> Told:
         """The noun of it."""
         return Told(
             total=self.total, loss=self.loss, steps_per_s=self.steps_per_s, gpu_share=self.gpu_share,
-            save_s=self.save_s,
+            gpu_errors=self.gpu_errors, save_s=self.save_s,
         )  # fmt: skip
 
 

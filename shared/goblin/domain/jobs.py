@@ -92,6 +92,8 @@ class Progress:
     steps_per_s: float | None = None
     gpu_share: float | None = None
     """Of the time that the GPU was busy."""
+    gpu_errors: int | None = None
+    """Of its memory, uncorrected, since the attempt began."""
     save_s: float | None = None
     """How long the last checkpoint held the work up."""
 

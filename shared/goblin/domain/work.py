@@ -48,6 +48,7 @@ class Told:
     loss: float | None = None
     steps_per_s: float | None = None
     gpu_share: float | None = None
+    gpu_errors: int | None = None
     save_s: float | None = None
 
 

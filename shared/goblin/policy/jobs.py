@@ -22,6 +22,8 @@ from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, Reason, State, S
 LEASE_S = 45.0
 """How long a running attempt may be silent; a worker speaks every `HEARTBEAT_S`."""
 HEARTBEAT_S = 10.0
+DOWNLOAD_BYTES_PER_S_MIN = 5e6
+"""Before its first step an attempt fetches its input, which may take so long."""
 STALL_S = 30 * 60.0
 """How long an attempt may say that it is alive and get no further, unless its checkpoints are farther apart."""
 BACKOFF_S_MAX = 300.0
@@ -62,7 +64,9 @@ class Fact(StrEnum):
     STOPPED = "stopped"
     """Outbid, or taken back by its host."""
     STALLED = "stalled"
-    """It says that it is alive and gets no further."""
+    """It says that it is alive and gets no further, or far slower than others."""
+    FAULTY = "faulty"
+    """Its GPU loses bits: what it computes is worth nothing."""
     TAKEN = "taken"
     """It was asked to give the job back and did not in time, or what it may cost is used up."""
     BROKEN = "broken"
@@ -125,6 +129,7 @@ TABLE: Mapping[tuple[State, Fact], Step] = {
     (State.RUNNING, Fact.GONE): _LOST,
     (State.RUNNING, Fact.STOPPED): _LOST,
     (State.RUNNING, Fact.STALLED): _LOST,
+    (State.RUNNING, Fact.FAULTY): _LOST,
     (State.RUNNING, Fact.TAKEN): _LOST,
     (State.RUNNING, Fact.BROKEN): _FAILED,
     (State.RUNNING, Fact.CANCELLED): _CANCELLED,
@@ -254,7 +259,11 @@ def _observe_attempt(
         return Fact.RENTED, f"instance {found.instance_id} {where}"
     if seen is not None and found is None and lease.instance_id is not None:
         return Fact.GONE, f"instance {lease.instance_id} {where} is gone"
+    if job.progress is not None and job.progress.gpu_errors:
+        return Fact.FAULTY, f"the GPU's memory has {job.progress.gpu_errors} uncorrected errors"
     stall_s = max(STALL_S, 3 * 60.0 * job.spec.checkpoint_minutes)
+    if job.step <= lease.resumed_step and job.dataset is not None:
+        stall_s += job.dataset.size / DOWNLOAD_BYTES_PER_S_MIN
     if lease.progressed_at is not None and (now - lease.progressed_at).total_seconds() > stall_s:
         return Fact.STALLED, f"attempt {job.attempt} is alive and got no further for {stall_s / 60:.0f} min"
     if (slow := _slowness(job, lease, now)) is not None:

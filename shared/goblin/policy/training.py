@@ -30,6 +30,7 @@ def impossible(job: Job, step: int, told: Told) -> str | None:
         ("loss", told.loss, -NUMBER_MAX, NUMBER_MAX),
         ("steps_per_s", told.steps_per_s, 0.0, NUMBER_MAX),
         ("gpu_share", told.gpu_share, 0.0, 1.0),
+        ("gpu_errors", told.gpu_errors, 0, NUMBER_MAX),
         ("save_s", told.save_s, 0.0, SAVE_S_MAX),
     )
     for name, value, least, most in ranges:

@@ -212,7 +212,7 @@ async def heartbeat(job_id: str, token: str, step: int, deps: JobDeps, *, told: 
             changes["told_total"] = told.total or job.told_total
             changes["progress"] = Progress(
                 at=now, step=step, loss=told.loss, steps_per_s=told.steps_per_s, gpu_share=told.gpu_share,
-                save_s=told.save_s,
+                gpu_errors=told.gpu_errors, save_s=told.save_s,
             )  # fmt: skip
         transition = _live(job, policy.apply(job, Fact.BEAT, now=now, lease=lease, **changes))
         if (lie := training_policy.impossible(job, step, told)) is not None:

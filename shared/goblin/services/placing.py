@@ -132,7 +132,7 @@ class Survey:
 
 LOST = frozenset({Fact.STOPPED, Fact.GONE, Fact.SILENT})
 """How a spot instance is seen to be taken away."""
-BLAMED = {Fact.SILENT: "died", Fact.GONE: "died", Fact.STALLED: "speed"}
+BLAMED = {Fact.SILENT: "died", Fact.GONE: "died", Fact.STALLED: "speed", Fact.FAULTY: "ecc"}
 """What its machine is blamed for."""
 
 
