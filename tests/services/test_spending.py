@@ -368,6 +368,22 @@ async def test_a_new_day_is_paid_from_a_new_lease() -> None:
     assert firm.ledger.kept["key/ann"].tallies[Period.DAY].spent_usd_micros == 7
 
 
+async def test_a_limit_that_is_lowered_holds_for_what_was_lent_before_within_a_renewal() -> None:
+    firm = Firm(10_000_000)
+    for _ in range(6):
+        await firm.pay(await firm.ask(100), 60)
+    assert firm.tally().leased_usd_micros > 1000
+    firm.ledger.declared = {"key/ann": (Limit(period=Period.MONTH, limit_usd_micros=500),)}
+    firm.clock.at += RENEW_AFTER
+    under_way = await firm.spenders[0].reserve(*ANN, "still", 100)  # It is told while this goes on.
+    assert isinstance(under_way, Reservation)
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert firm.tally().spent_usd_micros + firm.tally().leased_usd_micros == 6 * 60 + 100
+    assert isinstance(await firm.ask(100), Shortage)
+    await firm.pay(under_way, 60)
+
+
 async def test_thresholds_are_told_once_each() -> None:
     firm = Firm(1000)
     for _ in range(24):

@@ -160,8 +160,6 @@ class Spender:
             repeated = till.purse.asked is not None
             waiting = till.waiting_usd_micros - amount
             step = await self._exchange(till, till.purse, need_usd_micros=amount, waiting_usd_micros=waiting)
-            if step.writes:
-                till.near, till.strict = step.near, step.strict
             if not repeated and step.shortage is not None:
                 till.refused = (now + timedelta(seconds=REFUSED_S), amount, step.shortage)
                 return step.shortage
@@ -269,6 +267,8 @@ class Spender:
             raise
         self._answered()
         purse.accept(step.lease, now=now)
+        if step.writes:
+            till.near, till.strict = step.near, step.strict
         for crossing in step.crossings:
             self._do_beside(self._tell(crossing))
         return step
@@ -294,6 +294,10 @@ class Spender:
                     await self._exchange(till, till.purse, still=False)
         except StoreUnavailable as error:
             log.warning("a lease could not be renewed ahead of time: %s", error.message)
+            return
+        if till.near:
+            # Little is left, or a limit was lowered below what had been lent: what is spare is for all again.
+            await self._give_back(till)
 
     async def _give_back(self, till: _Till) -> None:
         """Return what is spare, and the lease itself if nothing is under way."""
