@@ -55,7 +55,10 @@ def test_a_budget_is_set_shown_and_taken_away(
     )
     assert (vastai["account"], vastai["period"], vastai["limit_usd_micros"]) == ("vastai", "month", 25_500_000)
     assert vastai["left_usd_micros"] == 25_500_000
-    assert "$0.01 per day" in goblin("budget", "show")
+    shown = goblin("budget", "show").splitlines()
+    assert shown[0].split() == ["budget", "spent", "reserved", "left", "of"]
+    assert shown[1].split() == ["key/ann", "$0.00", "$0.00", "$0.01", "$0.01", "per", "day,", "then", "freeze"]
+    assert shown[-1] == "nothing is frozen"
     assert ann["unreachable"] == "refuse"
     goblin("budget", "set", "key/ann", "0.01", "--per", "day", "--when-unreachable", "spend_lent")
     ann = httpx.get(f"{url}/budgets", headers=HEADERS, timeout=20).raise_for_status().json()[0]

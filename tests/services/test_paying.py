@@ -12,7 +12,7 @@ import pytest
 from goblin.domain.accounts import Limit, Period
 from goblin.domain.chat import ChatChunk
 from goblin.domain.models import Price
-from goblin.domain.money import Freeze
+from goblin.domain.money import Entry, EntryKind, Freeze
 from goblin.errors import BudgetExhausted, Fault, ProviderUnavailable, StoreUnavailable
 from goblin.policy.budget import why_frozen
 from tests.fakes.inference import FakeClock, ScriptedProvider, World, says, world
@@ -62,6 +62,22 @@ async def test_a_silent_ledger_stops_what_costs_and_not_what_is_free() -> None:
     both.ledger.down = True
     assert (await ask(both)).error is None
     assert both.providers["paid"].requests == 0
+
+
+async def test_a_frozen_key_spends_nothing_and_what_is_free_goes_on() -> None:
+    here = shop(paid=ScriptedProvider(), free=ScriptedProvider())
+    note = Entry(
+        entry_id="f", kind=EntryKind.FREEZE, account="key/tests", amount_usd_micros=0, at=here.clock.now(), note="over"
+    )
+    await here.ledger.record(note)
+    assert (await ask(here)).error is None
+    assert receipt(here).rejected["paid"] == "paid is not asked: over."
+    assert here.providers["paid"].requests == 0
+    alone = shop(paid=ScriptedProvider())
+    await alone.ledger.record(note)
+    heard = await ask(alone)
+    assert isinstance(heard.error, BudgetExhausted)
+    assert heard.error.code == "budget_exhausted"
 
 
 async def test_every_attempt_is_paid_and_the_refused_ones_cost_nothing() -> None:

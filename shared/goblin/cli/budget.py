@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from pathlib import Path
@@ -20,6 +21,10 @@ from goblin.services import budget as service
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 ACTIONS_SHOWN = 20
 DOLLARS_MAX = 10**9
+APART = ("total", "key", "job", "model")
+"""Accounts that are no provider's."""
+RENTED = ("local",)
+"""Providers of machines that answer no requests."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -62,12 +67,15 @@ def set_limit(
         )  # fmt: skip
     reach(data)
 
-    async def work() -> None:
-        from goblin import model_wiring
+    async def work() -> bool:
+        from goblin import model_wiring, wiring
 
         await service.limit(account, period, chosen, model_wiring.budgets())
+        return account.split("/")[0] in {*APART, *wiring.provider_names(), *RENTED}
 
-    run(work())
+    known = run(work())
+    if chosen is not None and not known:
+        click.echo(f"goblin: nothing spends as {account} here; is it spelled as you mean it?", err=True)
     if as_json:
         click.echo(msgspec.json.encode({"account": account, "period": period, "limit": chosen}).decode())
     elif chosen is None:
@@ -96,37 +104,54 @@ def show(month: str | None, as_json: bool, data: Path | None) -> None:
     reach(data)
     window = month or month_of(datetime.now(UTC))
 
-    async def work() -> tuple[Sequence[service.Budget], Sequence[Balance], Sequence[Freeze], Sequence[Entry]]:
+    async def work() -> _Shown:
         from goblin import model_wiring
 
         deps = model_wiring.budgets()
         ledger = deps.ledger
-        return (
-            await service.overview(deps),
-            await ledger.balances(window),
-            await ledger.freezes(),
-            await ledger.actions(limit=ACTIONS_SHOWN),
+        return _Shown(
+            window=window,
+            budgets=await service.overview(deps),
+            balances=await ledger.balances(window),
+            freezes=await ledger.freezes(),
+            actions=await ledger.actions(limit=ACTIONS_SHOWN),
         )
 
-    budgets, balances, freezes, actions = run(work())
-    if as_json:
-        said = {"window": window, "budgets": budgets, "balances": balances, "freezes": freezes, "actions": actions}
-        click.echo(msgspec.json.encode(said).decode())
-        return
-    for one in budgets:
-        click.echo(
-            f"{one.account:<24} {show_usd(one.spent_usd_micros):>14} spent and {show_usd(one.reserved_usd_micros)} "
-            f"reserved of {show_usd(one.limit_usd_micros)} per {one.period}"
-        )
-    click.echo(f"spent in {window}" + ("" if balances else ": nothing"))
-    for balance in balances:
-        click.echo(f"  {balance.account:<24} {show_usd(balance.spent_usd_micros):>16}  {balance.entries} entries")
-    for freeze in freezes:
-        click.echo(f"FROZEN {freeze.account} since {freeze.since:%Y-%m-%d %H:%M} UTC: {freeze.reason}")
-    if not freezes:
-        click.echo("nothing is frozen")
-    for action in actions:
-        click.echo(f"  {action.at:%Y-%m-%d %H:%M} {action.kind:<6} {action.account}: {action.note}")
+    said = run(work())
+    click.echo(msgspec.json.encode(said).decode() if as_json else "\n".join(_lines(said)))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shown:
+    window: str
+    budgets: Sequence[service.Budget]
+    balances: Sequence[Balance]
+    freezes: Sequence[Freeze]
+    actions: Sequence[Entry]
+
+
+def _lines(said: _Shown) -> Iterator[str]:
+    if said.budgets:
+        yield _row("budget", "spent", "reserved", "left", "of", "")
+    else:
+        yield "no budget is set: goblin budget set total 20"
+    for one in said.budgets:
+        amounts = (one.spent_usd_micros, one.reserved_usd_micros, one.left_usd_micros, one.limit_usd_micros)
+        yield _row(one.account, *map(show_usd, amounts), f"per {one.period}, then {one.action}")
+    yield f"spent in {said.window}" + ("" if said.balances else ": nothing")
+    for balance in said.balances:
+        yield _row(f"  {balance.account}", show_usd(balance.spent_usd_micros), f"{balance.entries} entries", "", "", "")
+    for freeze in said.freezes:
+        yield f"FROZEN {freeze.account} since {freeze.since:%Y-%m-%d %H:%M} UTC: {freeze.reason}"
+    if not said.freezes:
+        yield "nothing is frozen"
+    for action in said.actions:
+        yield f"  {action.at:%Y-%m-%d %H:%M} {action.kind:<6} {action.account}: {action.note}"
+
+
+def _row(name: str, *cells: str) -> str:
+    *amounts, rest = cells
+    return f"{name:<24}{''.join(f'{amount:>14}' for amount in amounts)}  {rest}".rstrip()
 
 
 @budget.command()

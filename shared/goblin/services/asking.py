@@ -42,7 +42,13 @@ class Asker:
         self._means = means
         self.made: list[Underway[Any]] = []
         """Every attempt, in order."""
-        self.payer = Payer(means.spender, means.router.catalog.prices, request_id=request_id, key_name=key_name)
+        self.payer = Payer(
+            means.spender,
+            means.router.catalog.prices,
+            request_id=request_id,
+            key_name=key_name,
+            why_frozen=means.router.freezes.why_payer_frozen,
+        )
 
     def answer(self, request: AnyRequest) -> Asking[ChatChunk]:
         """For a chat, or the continuation of a text."""

@@ -109,7 +109,7 @@ class Budget:
     limit_usd_micros: int
     spent_usd_micros: int
     reserved_usd_micros: int
-    """Lent to instances and jobs: reserved, spare, or settled within the last minute."""
+    """Lent to instances and jobs: reserved by what is under way, or spare."""
     left_usd_micros: int
     resets_at: datetime | None
     action: Action
@@ -123,21 +123,31 @@ async def overview(deps: Deps) -> list[Budget]:
     now = deps.clock.now()
     reasons = {freeze.account: freeze.reason for freeze in await deps.ledger.freezes()}
     found = []
-    for account in await deps.ledger.accounts():
+    accounts = await deps.ledger.accounts()
+    periods = {limit.period for account in accounts for limit in account.limits} - {Period.LIFETIME}
+    balances = {
+        (balance.window, balance.account): balance.spent_usd_micros
+        for window in sorted(window_of(period, now) for period in periods)
+        for balance in await deps.ledger.balances(window)
+    }
+    for account in accounts:
         for limit in account.limits:
             window = window_of(limit.period, now)
             tally = account.tallies.get(limit.period)
             if tally is None or tally.window != window:
                 tally = Tally(window=window)
+            used = tally.spent_usd_micros + tally.leased_usd_micros
+            # Borrowers tell of what they have settled when they next ask; entries know it now.
+            spent = max(tally.spent_usd_micros, balances.get((window, account.name), 0))
             found.append(
                 Budget(
                     account=account.name,
                     period=limit.period,
                     window=window,
                     limit_usd_micros=limit.limit_usd_micros,
-                    spent_usd_micros=tally.spent_usd_micros,
-                    reserved_usd_micros=tally.leased_usd_micros,
-                    left_usd_micros=max(0, limit.limit_usd_micros - tally.spent_usd_micros - tally.leased_usd_micros),
+                    spent_usd_micros=spent,
+                    reserved_usd_micros=max(0, used - spent),
+                    left_usd_micros=max(0, limit.limit_usd_micros - used),
                     resets_at=resets_at(limit.period, now),
                     action=limit.action,
                     unreachable=limit.unreachable,
@@ -200,3 +210,7 @@ class FreezeView:
         if self.blind:
             return BLIND if policy.is_paid(endpoint) else ""
         return policy.why_frozen(endpoint, self._freezes)
+
+    def why_payer_frozen(self, accounts: Sequence[str]) -> str:
+        """The reason why nothing may be spent under accounts that are no provider's: a key's, a job's."""
+        return next((freeze.reason for freeze in self._freezes if freeze.account in accounts), "")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -83,12 +83,19 @@ class Payer:
     """One request, over all its attempts."""
 
     def __init__(
-        self, spender: Spender, prices: Mapping[tuple[str, str], Price], *, request_id: str, key_name: str
+        self,
+        spender: Spender,
+        prices: Mapping[tuple[str, str], Price],
+        *,
+        request_id: str,
+        key_name: str,
+        why_frozen: Callable[[Sequence[str]], str] = lambda _: "",
     ) -> None:
         self._spender = spender
         self._prices = prices
         self._request_id = request_id
         self._key_name = key_name
+        self._why_frozen = why_frozen
         self._attempts = 0
         self.refusals: list[NoMoney] = []
         """Every endpoint that was not asked for want of money."""
@@ -111,6 +118,8 @@ class Payer:
             return BudgetExhausted(f"{endpoint.name} is not asked: {bound.reason}.", code="price_unknown")
         self._attempts += 1
         key, *others = _payers(self._key_name)
+        if reason := self._why_frozen((key, *others, f"{endpoint.provider}/{key.removeprefix('key/')}")):
+            return BudgetExhausted(f"{endpoint.name} is not asked: {reason}.")
         ride, most = self._spender.rides.board(endpoint), bound.cost_usd_micros
         if ride is not None:
             most += ride.cost_usd_micros(ride.worst_s())
