@@ -126,7 +126,7 @@ class _Process:
             lender=wiring.ledger(),
             bills=_bills(),
             announce=wiring.announce,
-            prices=wiring.health_check().catalog.prices,
+            prices=wiring.health_check().catalog.prices_in_use(),
             clock=SystemClock(),
             scaling=self.scaling,
         )

@@ -170,7 +170,11 @@ async def test_lost_announcements_and_old_prices_are_said(books: Books) -> None:
     report = await settling.settle(deps)
     assert report.announced == ["total 2026-11 95 %"]
     assert [crossing.percent for crossing in books.told] == [95]
-    assert report.stale_prices == ["openai/m, read 2026-01-01"]
+    assert report.stale_prices == ["openai/m (2026-01-01)"]
+    said = [entry.note for entry in await books.ledger.actions(limit=9) if "prices" in entry.note]
+    assert said == ["prices older than 90 days, to be read again: openai/m (2026-01-01)"]
+    await settling.settle(deps)
+    assert len(await books.ledger.actions(limit=9)) == 1  # Once, and not each hour.
 
 
 async def rented(books: Books, job: str, *, billed: int, hours: float | None, provider: str = "vastai") -> None:

@@ -158,6 +158,11 @@ class Catalog:
     prices: Mapping[tuple[str, str], Price] = field(default_factory=dict)
     """By provider and model; a model's own price goes before its endpoint's."""
 
+    def prices_in_use(self) -> dict[tuple[str, str], Price]:
+        """Of providers that are configured."""
+        configured = {endpoint.provider for endpoint in self.endpoints}
+        return {key: price for key, price in self.prices.items() if key[0] in configured}
+
     def routing_of(self, model: str) -> Routing:
         """How to choose for a model."""
         said = self.models.get(model)

@@ -122,6 +122,15 @@ def is_stale(read_on: date | None, now: datetime) -> bool:
     return read_on is not None and now.date() - read_on > STALE_AFTER
 
 
+def stale(prices: Mapping[tuple[str, str], Price], now: datetime) -> list[str]:
+    """Which prices are to be read again, each as a person would say it, with its date."""
+    return [
+        f"{provider}/{model} ({price.read_on})"
+        for (provider, model), price in sorted(prices.items())
+        if is_stale(price.read_on, now)
+    ]
+
+
 def price_of(prices: Mapping[tuple[str, str], Price], endpoint: Endpoint, model: str) -> Price | None:
     """The price of a model at an endpoint: the catalogue's for the model, else the endpoint's for all of them."""
     return prices.get((endpoint.provider, model), endpoint.price)

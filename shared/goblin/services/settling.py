@@ -3,6 +3,7 @@ what freezes turned off."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from datetime import datetime
 
 from goblin.domain.accounts import Lease, Period
 from goblin.domain.models import Price
-from goblin.domain.money import RENT
+from goblin.domain.money import RENT, TOTAL, Entry, EntryKind
 from goblin.errors import Conflict, GoblinError, Transient
 from goblin.money_ports import BillSource, Ledger, Lender
 from goblin.policy import pricing
@@ -75,13 +76,7 @@ async def settle(deps: Deps) -> Report:
     await _believe_the_billless(deps, report, now)
     await _announce(deps, report)
     await _scale(deps, report)
-    report.stale_prices = [
-        f"{provider}/{model}, read {price.read_on}"
-        for (provider, model), price in sorted(deps.prices.items())
-        if pricing.is_stale(price.read_on, now)
-    ]
-    for stale in report.stale_prices:
-        log.warning("the price of %s is older than 90 days", stale)
+    await _look_at_prices(deps, report, now)
     return report
 
 
@@ -133,6 +128,20 @@ async def _resolve(lease: Lease, spent: int, deps: Deps, report: Report, now: da
     step = await deps.lender.resolve(lease.lease_id, spent_usd_micros=spent, now=now)
     if step.writes:
         report.resolved.append(lease.lease_id)
+
+
+async def _look_at_prices(deps: Deps, report: Report, now: datetime) -> None:
+    """Say once of each set of old prices that they are to be read again."""
+    report.stale_prices = pricing.stale(deps.prices, now)
+    if not report.stale_prices:
+        return
+    note = f"prices older than {pricing.STALE_AFTER.days} days, to be read again: {', '.join(report.stale_prices)}"
+    said = hashlib.sha256(note.encode()).hexdigest()[:16]
+    alert = Entry(
+        entry_id=f"prices:{said}", kind=EntryKind.ALERT, account=TOTAL, amount_usd_micros=0, at=now, note=note[:1000]
+    )
+    if await deps.ledger.record(alert):
+        log.warning("%s", note)
 
 
 async def _scale(deps: Deps, report: Report) -> None:
