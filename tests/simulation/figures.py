@@ -22,7 +22,7 @@ class Figures:
     """From each request to its end."""
     world_s: float = 0.0
     orphan_s: list[float] = field(default_factory=list)
-    """From the end of a lease to the end of its instance, where its provider answered all the time."""
+    """From the end of a lease to the end of its instance, where all that it takes answered all the time."""
     crash_orphan_s: list[float] = field(default_factory=list)
     """Those of them with a crash in between, or just before."""
     resumed_s: list[float] = field(default_factory=list)
@@ -50,7 +50,7 @@ class Figures:
             self._stopped.pop(after.job_id, None)
 
     def silent(self, provider: str, now: datetime) -> None:
-        """A provider does not answer."""
+        """A provider does not answer, or what we ask before we ask it."""
         self._silent_at[provider] = now
 
     def stopped(self, job_id: str, now: datetime) -> None:

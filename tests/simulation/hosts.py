@@ -133,6 +133,7 @@ class Host:
             self.rented.traffic.append((self._life.now, gib * usd_micros_per_gib))
 
     async def _hang(self) -> None:
+        self._life.hurry()
         self.silent_until = self._life.now + timedelta(seconds=self._dice.uniform(20, 900))
         self._pause()
         self._later(0, self._resume)
@@ -141,6 +142,7 @@ class Host:
         self.working_since = self._life.now if self.ready else None
 
     async def _die(self) -> None:
+        self._life.hurry()
         self.exited = True
         self._pause()
         if self._dice.random() < 0.5:
@@ -179,18 +181,24 @@ class Host:
 
     async def _ask(self, say: Callable[[JobDeps], Awaitable[Any]]) -> Any:
         """The answer, a `Refusal`, or `SILENCE`; what is answered must be the current attempt's."""
-        deps, current = self._life.function(), self._life.job(self.job_id).attempt
+        deps, current, process = self._life.function(), self._life.job(self.job_id).attempt, self.process
+        answer: Any
         try:
             answer = await say(deps)
         except (Crash, Transient):
-            return SILENCE
+            answer = SILENCE
         except GoblinError as error:
-            return Refusal(error)
+            answer = Refusal(error)
+        if self.exited or process != self.process:
+            raise Crash("who asked is no more")
+        if answer is SILENCE or isinstance(answer, Refusal):
+            return answer
         assert self.attempt == current, f"attempt {self.attempt} was answered while {current} was the current one"
         return answer
 
     def _exit(self) -> None:
         """The process comes to its end."""
+        self._life.hurry()
         self._pause()
         self.exited = True
         if self.rented.works:
@@ -199,6 +207,7 @@ class Host:
     async def _started(self) -> None:
         if self.rented.state is InstanceState.STARTING:
             self.rented.state = InstanceState.RUNNING
+        self.beaten_at = self._life.now
         answer = await self._ask(lambda deps: leases.claim(self.job_id, self.token, deps))
         if answer is SILENCE:
             self._later(RETRY_S, self._started)
@@ -244,7 +253,7 @@ class Host:
         if isinstance(answer, Refusal):
             self._exit()
         elif answer is not SILENCE:
-            if answer.checkpoint_s is not None:
+            if answer.checkpoint_s is not None and self.work is not None:
                 self.work = replace(self.work, checkpoint_s=answer.checkpoint_s)
             if answer.stop is not None and self.stopping is None:
                 self.stopping = answer.stop

@@ -21,7 +21,7 @@ import msgspec
 from goblin import events
 from goblin.domain.accounts import Limit, Period
 from goblin.domain.jobs import ENDED, LEASED, Job, Kind, State
-from goblin.domain.money import Action
+from goblin.domain.money import USD_MICROS, Action
 from goblin.errors import GoblinError
 from goblin.events import BudgetExceeded, CheckpointSaved, JobRequested
 from goblin.job_ports import Stored
@@ -52,8 +52,16 @@ from tests.simulation.truths import Truth
 
 TICK_S = 60.0
 BEAT_S = 10.0
+QUIET_TICKS = 1
+LULL_S_MAX = 480.0
+"""Shorter than the gap after which nobody knows what the market did meanwhile."""
+RENEWED_S = 720.0
+"""Before the end of what is paid a renewal is asked for."""
 PORTS = ("jobs", "ledger", "objects", "market", "keys", "bus")
 CALM_DAYS_MAX = 6
+RICH = {
+    name: (Limit(period=Period.MONTH, limit_usd_micros=10_000 * USD_MICROS),) for name in ("total", "runpod", "vastai")
+}
 Act = Callable[[], Awaitable[None] | None]
 
 
@@ -129,7 +137,7 @@ class Weather:
     """Mean time between troubles."""
 
 
-STORM = Weather(promise=False, days=0.7, jobs=12, crash=0.02, overlap=0.08, trouble_s=1500)
+STORM = Weather(promise=False, days=0.7, jobs=14, crash=0.02, overlap=0.08, trouble_s=1500)
 FAIR = Weather(promise=True, days=0.5, jobs=8, crash=0.0, overlap=0.0, trouble_s=1e9)
 
 
@@ -144,6 +152,7 @@ class Life:
         self._heap: list[tuple[float, int, Act]] = []
         self._order = itertools.count()
         self.calm = False
+        self._next_tick, self._ticks, self._quiet = 0.0, 0, 0
         self.network = Network(dice, idle=self._pass_time)
         self.figures = Figures(lives=1)
         self.promises = Promises(self)
@@ -203,14 +212,14 @@ class Life:
     def _budgets(self) -> Mapping[str, Sequence[Limit]]:
         dice = self.dice
         if self.weather.promise or dice.random() < 0.4:
-            return {}
+            return RICH
         month = Limit(
-            period=Period.MONTH, limit_usd_micros=dice.choice([3, 10, 50]) * 10**6,
+            period=Period.MONTH, limit_usd_micros=dice.choice([10, 50, 200]) * USD_MICROS,
             action=dice.choice([Action.ALERT, Action.FREEZE]),
         )  # fmt: skip
-        day = Limit(period=Period.DAY, limit_usd_micros=dice.choice([1, 4]) * 10**6, action=Action.STOP_JOBS)
+        day = Limit(period=Period.DAY, limit_usd_micros=dice.choice([2, 10, 30]) * USD_MICROS, action=Action.STOP_JOBS)
         some = {"total": (month,), "vastai": (day,)}
-        return {name: limits for name, limits in some.items() if dice.random() < 0.7}
+        return {**RICH, **{name: limits for name, limits in some.items() if dice.random() < 0.7}}
 
     def _cloud(self, name: str) -> Provider:
         dice, machines = self.dice, list[Machine]()
@@ -309,7 +318,7 @@ class Life:
 
     def _begin(self) -> None:
         weather = self.weather
-        self.later(self.dice.uniform(0, 60), self._tick)
+        self._plan_tick(self.dice.uniform(0, 60))
         self.later(3600, self._settle)
         for number in range(weather.jobs):
             self.later(self.dice.uniform(0, weather.days * 86400 * 0.8), lambda n=number: self._ask_for(f"j{n}"))
@@ -323,16 +332,21 @@ class Life:
         def move() -> None:
             if self.calm:
                 return
+            self.hurry()
             if machine.floor is not None and self.dice.random() < 0.85:
                 self._seeing_stops(machine, lambda: provider.move(machine))
             elif not machine.taken:
                 self._seeing_stops(machine, lambda: provider.take(machine))
                 out_s = self.dice.uniform(60, 300) if machine.floor is None else self.dice.expovariate(1 / 7200)
-                self.later(out_s, lambda: setattr(machine, "taken", False))
+                self.later(out_s, lambda: self._free(machine))
             self._plan_moves(provider, machine)
 
         mean_s = 1800 if machine.floor is not None else 4 * 3600
         self.later(self.dice.expovariate(1 / mean_s), move)
+
+    def _free(self, machine: Machine) -> None:
+        machine.taken = False
+        self.hurry()
 
     def _seeing_stops(self, machine: Machine, act: Callable[[], None]) -> None:
         before = {rented: rented.works for rented in machine.mine}
@@ -342,6 +356,7 @@ class Life:
                 self._lost(rented)
 
     def _lost(self, rented: Rented) -> None:
+        self.hurry()
         host = rented.host
         self.log(f"{rented.label} is {rented.detail or 'gone'}")
         if host is not None and not host.exited and self.job(host.job_id).attempt == host.attempt:
@@ -351,6 +366,7 @@ class Life:
 
     def _rented(self, rented: Rented) -> None:
         self.figures.rented += 1
+        self.hurry()
         self.promises.rented(rented)
         manners = [Manner.HONEST] if self.calm or self.weather.promise else list(Manner)
         weights = [60] + [5] * (len(manners) - 1)
@@ -361,6 +377,7 @@ class Life:
         host.boot()
 
     def _gone(self, rented: Rented) -> None:
+        self.hurry()
         self.promises.gone(rented)
         self.hosts.pop(rented.label, None)
         self.log(f"{rented.label} is gone")
@@ -416,11 +433,12 @@ class Life:
             case other:
                 raise AssertionError(f"nobody hears {other}")
 
-    async def _tick(self) -> None:
-        jitter_s = self.dice.uniform(-2, 2) if self.weather.promise else self.dice.uniform(-5, 5)
+    async def _tick(self, number: int) -> None:
+        if number != self._ticks:
+            return  # It was called for earlier.
         missed = not self.calm and not self.weather.promise and self.dice.random() < 0.01
-        self.later(TICK_S + jitter_s + (180 if missed else 0), self._tick)
-        self.later(TICK_S + jitter_s + (180 if missed else 0) - BEAT_S, self._beats)
+        self._quiet += 1
+        self._plan_tick(self._lull_s() + self.dice.uniform(-2, 2) + (180 if missed else 0))
         begin, deps, doubled = self.now, self.function(), not self.calm and self.dice.random() < 0.02
         if doubled and self.weather.overlap:
             self.later(0, lambda: self._reconcile(self.function()))
@@ -436,6 +454,40 @@ class Life:
             if stored and stored.job.stop and stored.job.lease and stored.job.lease.label == label:
                 self.later(self.dice.uniform(0, BEAT_S), host.beat)
 
+    def _plan_tick(self, seconds: float) -> None:
+        self._ticks += 1
+        self._next_tick = self._t + seconds
+        self.later(seconds, lambda number=self._ticks: self._tick(number))
+        self.later(seconds - BEAT_S, lambda number=self._ticks: self._beats(number))
+
+    def _lull_s(self) -> float:
+        """How long ticks would find nothing new: they are not simulated."""
+        open_jobs = [one.job for one in self.jobs.stored.values() if one.job.open]
+        rough = self.network.down or any(cloud.unknown or cloud.deaf for cloud in self.providers.values())
+        if self._quiet < QUIET_TICKS or rough or self.weather.promise:
+            return TICK_S
+        if any(not self._is_steady(job) for job in open_jobs):
+            return TICK_S
+        # Money is prolonged in time, and taken over by the next day.
+        dues = [(rent.until - self.now).total_seconds() - RENEWED_S for job in open_jobs for rent in job.rents]
+        midnight_s = (timedelta(days=1) - (self.now - self.now.replace(hour=0, minute=0, second=0))).total_seconds()
+        lull_s = min(LULL_S_MAX, midnight_s + 10, *dues) if dues else min(LULL_S_MAX, midnight_s + 10)
+        return max(TICK_S, lull_s)
+
+    def _is_steady(self, job: Job) -> bool:
+        """Whether only events can change it."""
+        if job.spec.deadline is not None or job.stop is not None:
+            return False
+        if job.state is State.QUEUED:
+            return job.not_before is None or job.not_before <= self.now
+        return job.state is State.RUNNING
+
+    def hurry(self) -> None:
+        """Something has happened that the next tick, at most a minute away, will see."""
+        self._quiet = 0
+        if self._next_tick - self._t > TICK_S:
+            self._plan_tick(self.dice.uniform(0, TICK_S))
+
     async def _reconcile(self, deps: JobDeps) -> None:
         for host in list(self.hosts.values()):
             if (self.now - host.beaten_at).total_seconds() > BEAT_S:
@@ -444,8 +496,10 @@ class Life:
         for line in report.errors:
             self.log(f"reconcile: {line}")
 
-    def _beats(self) -> None:
+    def _beats(self, number: int) -> None:
         """Each machine's last sign of life before the next tick: those in between change nothing that anybody sees."""
+        if number != self._ticks:
+            return
         for host in self.hosts.values():
             self.later(self.dice.uniform(0, BEAT_S - 0.1), host.beat)
 
@@ -469,6 +523,7 @@ class Life:
         """Something goes wrong for a while."""
         if self.calm:
             return
+        self.hurry()
         dice = self.dice
         self.later(dice.expovariate(1 / self.weather.trouble_s), self._trouble)
         cloud = dice.choice(list(self.providers.values()))
@@ -479,7 +534,7 @@ class Life:
             case "down":
                 port = dice.choice(PORTS)
                 self.network.down.add(port)
-                self.later(minutes, lambda: self.network.down.discard(port))
+                self.later(minutes, lambda: self._is_back(port))
             case "unknown":
                 cloud.unknown = dice.choice(["410 Gone", "429 Too Many Requests"])
                 self.figures.silent(cloud.name, self.now)
@@ -502,7 +557,13 @@ class Life:
             case "freeze":
                 self.later(dice.expovariate(1 / 3600), self._thaw)
 
+    def _is_back(self, port: str) -> None:
+        self.network.down.discard(port)
+        for name in self.providers:
+            self.figures.silent(name, self.now)
+
     def _answers(self, cloud: Provider) -> None:
+        self.hurry()
         cloud.unknown, cloud.deaf = "", False
         self.figures.silent(cloud.name, self.now)
 
@@ -520,11 +581,12 @@ class Life:
         """Nothing fails any more, everything can be had, and there is money."""
         self.calm = True
         self.log("calm")
+        self.hurry()
         self.network.down.clear()
         self.network.answers_lost = 0.0
         self.post.rough = False
         self.post.replay()
-        self.ledger.declared = {}
+        self.ledger.declared = RICH
         for cloud in self.providers.values():
             cloud.lost_orders = 0.0
             self._answers(cloud)

@@ -43,7 +43,8 @@ class Rented:
     """From when on it costs how much an hour."""
     traffic: list[tuple[datetime, float]] = field(default_factory=list)
     host: Host | None = None
-    leaving: bool = False
+    leaving_at: datetime | None = None
+    """When it was asked to end."""
 
     @property
     def label(self) -> str:
@@ -225,8 +226,8 @@ class Provider:
         self._network.point(f"{self.name} release")
         self.on_release(self.name, label)
         for rented in self.listed:
-            if rented.label == label and not rented.leaving:
-                rented.leaving = True
+            if rented.label == label and rented.leaving_at is None:
+                rented.leaving_at = self._clock.now()
                 self._later(self._dice.uniform(0, 20), lambda rented=rented: self.remove(rented))
         self._network.point(f"{self.name} released")
 

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 TICKS_MAX = 2
 """So many whole reconciles an instance may outlive its lease."""
 IDLE = timedelta(seconds=120)
+"""So long an instance may take to be gone, from when it must leave."""
+HEARD = timedelta(seconds=45)
+"""So long an attempt may be silent."""
 
 
 class Promises:
@@ -58,6 +61,8 @@ class Promises:
             label = before.lease.label if before.lease is not None else ""
             if policy.wants(before, label) and not policy.wants(after, label):
                 self.lost_at[label] = now
+        if before is None or _standing(before) != _standing(after):
+            self._life.hurry()
         for rent in after.rents:
             self.rents[rent.label] = rent
         assert after.state not in LEASED or after.lease is not None
@@ -134,7 +139,7 @@ class Promises:
         if lost_at is not None:
             since = max(lost_at, rented.born_at)
             seconds = (self._life.now - since).total_seconds()
-            whole = self._whole(rented.provider, since, self._life.now)
+            whole = self._whole(rented.provider, since, rented.leaving_at or self._life.now)
             assert whole <= TICKS_MAX, f"{rented.label} outlived its lease by {whole} reconciles, {seconds:.0f} s"
             self._life.figures.orphaned(rented, since, self._life.now)
 
@@ -144,9 +149,22 @@ class Promises:
             for rented in provider.listed:
                 self._check_paid(rented)
                 lost_at = self.lost_at.get(rented.label)
-                if lost_at is not None and not rented.leaving:
+                if lost_at is not None and rented.leaving_at is None:
                     whole = self._whole(provider.name, max(lost_at, rented.born_at), self._life.now)
                     assert whole <= TICKS_MAX, f"{rented.label} outlives its lease by {whole} reconciles"
+
+        self._check_heard()
+
+    def _check_heard(self) -> None:
+        """Who is silent is not waited for."""
+        for label, host in self._life.hosts.items():
+            since = max(host.beaten_at, host.rented.born_at) + HEARD
+            if since >= self._life.now - timedelta(minutes=2):
+                continue
+            stored = self._life.jobs.stored[host.job_id]
+            at_work = stored.job.state is State.RUNNING and policy.wants(stored.job, label)
+            whole = self._whole(host.rented.provider, since, self._life.now)
+            assert not at_work or whole <= TICKS_MAX, f"{label} is silent since {host.beaten_at:%H:%M:%S}"
 
     def _whole(self, provider: str, since: datetime, until: datetime) -> int:
         """Reconciles that could have ended it."""
@@ -248,6 +266,11 @@ class Promises:
             self._life.figures.late += 1
             late = "never" if done_at is None else f"{(done_at - job.spec.deadline).total_seconds():.0f} s late"
             self._life.log(f"{job.job_id} is {late}")
+
+
+def _standing(job: Job) -> tuple[object, ...]:
+    """What a reconcile acts on, beside signs of life."""
+    return job.state, job.attempt, job.stop, job.rents, job.open, job.not_before, job.no_placement is None
 
 
 def job_label(entry: Entry) -> str:

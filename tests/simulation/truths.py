@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,6 +19,8 @@ from tests.simulation.hosts import saved_state
 if TYPE_CHECKING:
     from tests.simulation.life import Life
 
+STEP_S_MAX = 600.0
+"""An attempt that gets no further for half an hour is taken for a stalled one."""
 GPUS = ("RTX_4090", "A100_PCIE")
 
 
@@ -52,6 +55,7 @@ def job(dice: random.Random, name: str, now: datetime, life: Life, *, promise: b
     hours = min(12.0, dice.lognormvariate(0.6, 0.8))
     training = kind is Kind.TRAINING
     total = dice.randint(20, 400) if training else dice.randint(1, 40)
+    total = max(total, math.ceil(hours * 3600 / STEP_S_MAX))
     step_s = hours * 3600 / total
     fields: dict[str, Any] = {}
     if dice.random() < (1.0 if promise else 0.6):
