@@ -103,8 +103,16 @@ async def keep(child: Child, say: Callable[[str], None], recovered: Callable[[],
         await recovered()
 
 
-async def wait_ready(child: Child, ready: Callable[[], Awaitable[bool]], timeout_s: float) -> None:
+async def wait_ready(
+    child: Child, ready: Callable[[], Awaitable[bool]], timeout_s: float, *, kept: bool = False
+) -> None:
     """Return when the child says that it is ready.
+
+    Args:
+        child: Whose answer it is.
+        ready: Whether it is, now.
+        timeout_s: How long it may take.
+        kept: Whether somebody starts it again when it falls.
 
     Raises:
         Failed: It ended, or did not get ready in time.
@@ -112,7 +120,7 @@ async def wait_ready(child: Child, ready: Callable[[], Awaitable[bool]], timeout
     clock = asyncio.get_running_loop().time
     deadline = clock() + timeout_s
     while clock() < deadline:
-        if child.process is not None and child.process.returncode is not None:
+        if not kept and child.process is not None and child.process.returncode is not None:
             raise Failed(
                 f"{child.name} ended with {child.process.returncode} at its start. Its log: {child.log}\n{child.tail()}"
             )

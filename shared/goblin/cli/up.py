@@ -218,38 +218,39 @@ class Up:
             self._folder.write_environment(self.variables)
             ready(self.variables, time.monotonic() - started)
 
-            await _all(*(keep(child, self._say, partial(self._begin, http, by_name)) for child in children))
+            again = partial(self._begin, http, by_name, again=True)
+            await _all(*(keep(child, self._say, again) for child in children))
 
-    async def _begin(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
-        """At the start, and when a child was started again."""
-        await self._wait_for_answers(http, children)
+    async def _begin(self, http: httpx.AsyncClient, children: dict[str, Child], *, again: bool = False) -> None:
+        """At the start, and again when a child had fallen; others may have fallen too, and come back as well."""
+        await self._wait_for_clouds(http, children, kept=again)
+        await self._wait_for_answers(http, children, kept=again)
         await self._serve_promoted(http)
-        await self._check_health(http)
-        if self._fakes:
-            await wait_ready(children["localgpus"], partial(listens, self._ports.market), START_S_MAX)
-            if failure := await self._fakes.tell_events_to(self.variables["GOBLIN_URL"], http):
-                self._say(f"the market's events are not told, looking each few seconds must do: {failure}")
+        # So that the router knows its providers from the first request.
+        if failure := await self._run_schedule(http, "check-health"):
+            if not again:
+                raise Refusal(f"the first health check failed: {failure}")
+            self._say(f"providers are looked at at the next minute: {failure}")
+        if self._fakes and (failure := await self._fakes.tell_events_to(self.variables["GOBLIN_URL"], http)):
+            self._say(f"the market tells no events, looking every {fakes.RECONCILE_S} s must do: {failure}")
         await self._resume_jobs(http)
 
-    async def _wait_for_clouds(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
+    async def _wait_for_clouds(
+        self, http: httpx.AsyncClient, children: dict[str, Child], *, kept: bool = False
+    ) -> None:
         at = self._ports
         emulators = (("pubsub-emulator", at.pubsub), ("firestore-emulator", at.firestore))
         for name, port in (*emulators, ("localgpus", at.market)):
             if name in children:
-                await wait_ready(children[name], partial(listens, port), START_S_MAX)
+                await wait_ready(children[name], partial(listens, port), START_S_MAX, kept=kept)
         cloud, url = children["localcloud"], f"http://{HOST}:{at.storage}/localcloud"
-        await wait_ready(cloud, lambda: _is_process(http, url, cloud), START_S_MAX)
+        await wait_ready(cloud, lambda: _is_process(http, url, cloud), START_S_MAX, kept=kept)
 
-    async def _wait_for_answers(self, http: httpx.AsyncClient, children: dict[str, Child]) -> None:
+    async def _wait_for_answers(self, http: httpx.AsyncClient, children: dict[str, Child], *, kept: bool) -> None:
         """Both must answer: the functions at all, the model server once its model is loaded."""
         model, url = f"http://{HOST}:{self._ports.llamacpp}/health", f"{self.variables['GOBLIN_URL']}/health"
-        await wait_ready(children["llamacpp"], partial(_answers, http, model), MODEL_LOAD_S_MAX)
-        await wait_ready(children["functions"], partial(_answers, http, url), START_S_MAX)
-
-    async def _check_health(self, http: httpx.AsyncClient) -> None:
-        """Check once now, so that the router knows its providers from the first request."""
-        if failure := await self._run_schedule(http, "check-health"):
-            raise Refusal(f"the first health check failed: {failure}")
+        await wait_ready(children["llamacpp"], partial(_answers, http, model), MODEL_LOAD_S_MAX, kept=kept)
+        await wait_ready(children["functions"], partial(_answers, http, url), START_S_MAX, kept=kept)
 
     async def _serve_promoted(self, http: httpx.AsyncClient) -> None:
         """Give the model server what is in production; it begins with what it was started with."""
