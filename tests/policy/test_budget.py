@@ -89,6 +89,12 @@ def test_what_cloud_billing_leads_to(event: CloudBudget, kind: EntryKind) -> Non
     assert (entry.kind, entry.account) == (kind, "total")
 
 
+def test_a_threshold_below_the_limit_is_named() -> None:
+    entry = react(crossing(spent_usd_micros=8_000_000, threshold=0.8), now=NOW)
+    assert isinstance(entry, Entry)
+    assert entry.note == "vastai spent $8.00 of $10.00 in 2026-11, past 80%"
+
+
 @pytest.mark.parametrize(
     ("actions", "reaction"),
     [

@@ -148,6 +148,39 @@ async def test_the_first_request_after_an_idle_night_is_not_refused(deps: Any) -
     assert view.why_frozen(PAID) == ""
 
 
+async def test_after_a_quiet_time_and_after_a_thaw_the_first_request_knows(deps: Any) -> None:
+    view = budget.FreezeView(deps)
+    await view.current()
+    await budget.follow(event(OURS), deps)
+    deps.clock.at += timedelta(seconds=budget.LOOK_FIRST_AFTER_S + 1)
+    await view.current()
+    assert view.why_frozen(PAID).startswith("openai spent")
+    await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    deps.clock.at += timedelta(seconds=budget.REFRESH_S + 1)
+    await view.current()
+    assert view.why_frozen(PAID) == ""
+
+
+async def test_a_slow_ledger_is_not_waited_for_long(deps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    view = budget.FreezeView(deps)
+    await budget.follow(event(OURS), deps)
+    await view.current()
+    answered = asyncio.Event()
+
+    async def slow() -> Any:
+        await answered.wait()
+        return []
+
+    monkeypatch.setattr(budget, "LOOK_S_MAX", 0.02)
+    monkeypatch.setattr(deps.ledger, "freezes", slow)
+    deps.clock.at += timedelta(seconds=budget.REFRESH_S + 1)
+    await view.current()
+    assert view.why_frozen(PAID).startswith("openai spent")  # What it knew.
+    answered.set()
+    await view.current()
+    assert view.why_frozen(PAID) == ""
+
+
 async def test_when_the_ledger_is_silent_only_what_is_free_goes_on(deps: Any) -> None:
     view = budget.FreezeView(deps)
     deps.ledger.down = True

@@ -79,6 +79,8 @@ def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
         f"{event.account} spent {show_usd(event.spent_usd_micros)} of {show_usd(event.limit_usd_micros)} "
         f"in {event.window}"
     )
+    if event.threshold < FREEZES_FROM:
+        said += f", past {event.threshold:.0%}"
     over = is_over(event.window, now)
     freezes = event.threshold >= FREEZES_FROM and action is not Action.ALERT and not over
     return Entry(

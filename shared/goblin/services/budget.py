@@ -22,6 +22,11 @@ from goblin.services import scaling
 log = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
+LOOK_FIRST_AFTER_S = 20.0
+"""A copy so old, as after a quiet time, is renewed before it is gone by, and so is one that would refuse: it may have
+been thawed."""
+LOOK_S_MAX = 1.0
+"""How long a request waits for that."""
 BLIND_AFTER_S = 60.0
 """How long the last look at the ledger is good enough to spend by."""
 BLIND = "the spend ledger cannot be read, and without it nothing is spent"
@@ -183,13 +188,15 @@ class FreezeView:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def current(self) -> None:
-        """See to it that the copy is fresh enough; waits at the start and after a long silence. Never raises."""
+        """See to it that the copy is fresh enough; waits only where it matters. Never raises."""
         now = self._deps.clock.monotonic()
         if self._tried_at is None or now - self._tried_at > REFRESH_S:
             if self._refreshing is None or self._refreshing.done():
                 self._refreshing = asyncio.create_task(self.refresh())
             if self.blind:
                 await asyncio.shield(self._refreshing)
+            elif self._freezes or self._read_at is None or now - self._read_at > LOOK_FIRST_AFTER_S:
+                await asyncio.wait({self._refreshing}, timeout=LOOK_S_MAX)
 
     async def refresh(self) -> None:
         """Read now. Never raises."""
