@@ -89,6 +89,16 @@ async def test_dialects_of_workers(
     assert fake.cancelled == []
 
 
+async def test_a_job_that_is_paid_by_the_second_runs_no_longer_than_was_paid_for(fake: FakeRunPod, base: str) -> None:
+    async with httpx.AsyncClient() as client:
+        endpoint = Endpoint(
+            name="rp", provider="runpod", url=f"{base}/v2/ep1", api_key="k", models=("tiny",),
+            options={"route": "queue"}, price_usd_micros_per_hour=1, sleeps_after_s=5, request_s_max=90.0,
+        )  # fmt: skip
+        await answer(wiring.connect(endpoint, client)[1])
+    assert fake.submitted[-1]["policy"]["executionTimeout"] == 90_000
+
+
 async def test_a_job_says_how_long_it_may_live_and_what_to_run(fake: FakeRunPod, connect: Connect) -> None:
     await answer(connect(execution_s="60"), temperature=0.5)
     (sent,) = fake.submitted

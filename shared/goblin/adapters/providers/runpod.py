@@ -14,6 +14,7 @@ is told with status 400 and words. There is no key for idempotency: a job whose 
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
@@ -33,11 +34,13 @@ from goblin.domain.health import Finding, Probe, Warmth
 from goblin.domain.models import Capability, Endpoint
 from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.errors import Broken, Fault, ProviderUnavailable
+from goblin.policy.awake import bills_time
 from goblin.ports import ChatProvider
 
 NAME = "runpod"
 UNSUPPORTED = {Capability.EMBEDDINGS: "its vLLM workers have no route for them"}
 API = "https://api.runpod.io/v2"
+EXECUTION_S = 600
 ROUTES = ("openai", "queue", "balancer")
 WORKERS = ("vllm", "plain")
 
@@ -89,7 +92,9 @@ class Queued:
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         url = endpoint.url.rstrip("/")
-        execution_s = int(endpoint.options.get("execution_s", "600"))
+        # A job whose caller died is not billed for longer than was put aside for it.
+        longest_s = math.ceil(endpoint.request_s_max) if bills_time(endpoint) else EXECUTION_S
+        execution_s = int(endpoint.options.get("execution_s", longest_s))
         self._endpoint = endpoint
         self._upstream = Upstream(endpoint.name, url, endpoint.api_key, client, judge=judge_gpu_host)
         self._queue = RunPodQueue(self._upstream, execution_s=execution_s, life_s=execution_s + 300)
