@@ -14,7 +14,8 @@ from goblin.domain.accounts import Limit, Period, Unreachable
 from goblin.errors import StoreUnavailable
 from goblin.policy.purse import FIRST_AHEAD, RENEW_AFTER, SAFETY
 from goblin.policy.spending import LEASE_LIFE, Ask, Crossing, Shortage, Step
-from goblin.services.spending import BLIND_S, IDLE, REFUSED_S, UNWRITTEN_MAX, Reservation, Spender, spent_entry
+from goblin.services.spending import BLIND_S, REFUSED_S, UNWRITTEN_MAX, Reservation, Spender, spent_entry
+from goblin.services.tills import IDLE
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FixedClock
 

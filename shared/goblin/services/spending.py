@@ -11,13 +11,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
-from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
-from goblin.domain.accounts import windows_of
 from goblin.domain.money import Entry, EntryKind
 from goblin.errors import Conflict, StoreUnavailable
 from goblin.money_ports import Ledger, Lender
@@ -25,6 +23,7 @@ from goblin.policy.purse import RENEW_AFTER, Purse
 from goblin.policy.spending import Crossing, Shortage, Step
 from goblin.ports import Clock
 from goblin.services.rides import Rides
+from goblin.services.tills import IDLE, Till
 
 log = logging.getLogger(__name__)
 
@@ -35,10 +34,6 @@ BLIND_S = 1.0
 REFUSED_S = 0.25
 """A refusal holds so long, or a caller who hammers would hammer the ledger."""
 EXCHANGES_MAX = 4
-IDLE = timedelta(seconds=20)
-"""A lease that nobody has reserved from for so long goes back."""
-KEPT_FROM = 3
-"""Reservations within that time that make it worth keeping a lease while nothing is under way."""
 WRITE_AT = 20
 WRITE_AFTER = timedelta(seconds=1)
 """So many entries, or so old a one, are written at once; a crash loses none that its lease does not stand for."""
@@ -55,33 +50,6 @@ class Reservation:
     reservation_id: str
     amount_usd_micros: int
     at: datetime
-
-
-@dataclass(slots=True)
-class _Till:
-    """What this instance has for one set of accounts."""
-
-    account: str
-    also: tuple[str, ...]
-    purse: Purse
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held during an exchange."""
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    retiring: list[Purse] = field(default_factory=list)
-    """Nothing more is reserved from these; something is still under way or not written."""
-    waiting_usd_micros: int = 0
-    near: bool = False
-    """The ledger lends worst cases only."""
-    strict: bool = True
-    """While it is silent, nothing is spent of what it lent."""
-    recent: deque[datetime] = field(default_factory=lambda: deque(maxlen=KEPT_FROM))
-    refused: tuple[datetime, int, Shortage] | None = None
-    """Until when, what amount, and why."""
-    unwritten_since: datetime | None = None
-
-    @property
-    def purses(self) -> list[Purse]:
-        return [*self.retiring, self.purse]
 
 
 class Spender:
@@ -113,7 +81,7 @@ class Spender:
         self._announce = announce
         self._new_id = new_id
         self._tend_every_s = tend_every_s
-        self._tills: dict[tuple[str, tuple[str, ...]], _Till] = {}
+        self._tills: dict[tuple[str, tuple[str, ...]], Till] = {}
         self._blind_until: datetime | None = None
         self._silent = False
         """The ledger has not answered when it was last asked."""
@@ -150,11 +118,11 @@ class Spender:
         finally:
             till.waiting_usd_micros -= amount_usd_micros
 
-    async def _borrow(self, till: _Till, reservation_id: str, amount: int) -> Reservation | Shortage:
+    async def _borrow(self, till: Till, reservation_id: str, amount: int) -> Reservation | Shortage:
         """Reserve, with as many exchanges as it takes; others wait, and are thought of."""
         for _ in range(EXCHANGES_MAX):
             now = self._clock.now()
-            self._turn(till, now)
+            till.turn(now, self._new_purse)
             if not self._must_ask(till) and till.purse.reserve(reservation_id, amount, now=now):
                 return Reservation(till.purse, reservation_id, amount, now)
             repeated = till.purse.asked is not None
@@ -186,7 +154,7 @@ class Spender:
         quiet = not any(one.reserved for one in till.purses)
         late = till.unwritten_since is not None and now - till.unwritten_since >= WRITE_AFTER
         # While more is to be expected entries wait for each other: a commit for each would be twelve writes for each.
-        rare = quiet and (till.near or self._ending or not self._is_busy(till, now))
+        rare = quiet and (till.near or self._ending or not till.is_busy(now))
         due = late or len(purse.unwritten) >= WRITE_AT
         # Who writes now writes this too; but when the ledger is slower than what is spent, it is waited for.
         if rare or (due and not till.writing.locked()) or len(purse.unwritten) >= UNWRITTEN_MAX:
@@ -199,7 +167,7 @@ class Spender:
         """Write, renew and return what is due. Never raises."""
         now = self._clock.now()
         for till in list(self._tills.values()):
-            self._turn(till, now)
+            till.turn(now, self._new_purse)
             await self._write(till)
             idle = not till.recent or now - till.recent[-1] >= IDLE
             if idle and not till.purse.reserved:
@@ -225,12 +193,12 @@ class Spender:
         if self._beside:
             await asyncio.wait(self._beside)
 
-    def _till(self, account: str, also: tuple[str, ...]) -> _Till:
+    def _till(self, account: str, also: tuple[str, ...]) -> Till:
         key = account, also
         if key not in self._tills:
             if len(self._tills) >= TILLS_MAX:
                 raise StoreUnavailable("Too many budgets are in use at once.", retry_after_s=1.0)
-            self._tills[key] = _Till(account, also, self._new_purse(account, also))
+            self._tills[key] = Till(account, also, self._new_purse(account, also))
         if self._tend_every_s is not None and (self._tending is None or self._tending.done()):
             self._tending = asyncio.create_task(self._keep_tending(self._tend_every_s))
         return self._tills[key]
@@ -243,18 +211,7 @@ class Spender:
     def _new_purse(self, account: str, also: tuple[str, ...]) -> Purse:
         return Purse(lease_id=self._new_id(), account=account, also=also)
 
-    def _turn(self, till: _Till, now: datetime) -> None:
-        """Put another purse in place of one whose lease or window is over."""
-        purse = till.purse
-        over = purse.windows and any(window > purse.windows[period] for period, window in windows_of(now).items())
-        if purse.retired or over:
-            till.purse = self._new_purse(till.account, till.also)
-            till.retiring.append(purse)
-
-    def _is_busy(self, till: _Till, now: datetime) -> bool:
-        return len(till.recent) == KEPT_FROM and now - till.recent[0] < IDLE
-
-    async def _exchange(self, till: _Till, purse: Purse, **words: Any) -> Step:
+    async def _exchange(self, till: Till, purse: Purse, **words: Any) -> Step:
         """One exchange, or again the one whose answer was lost."""
         now = self._clock.now()
         ask = purse.ask(now=now, **words)
@@ -273,7 +230,7 @@ class Spender:
             self._do_beside(self._tell(crossing))
         return step
 
-    def _must_ask(self, till: _Till) -> bool:
+    def _must_ask(self, till: Till) -> bool:
         """Whether nothing is spent of what was lent until the ledger is heard again."""
         return self._silent and till.strict
 
@@ -285,7 +242,7 @@ class Spender:
         self._blind_until = None
         self._silent = False
 
-    async def _renew(self, till: _Till) -> None:
+    async def _renew(self, till: Till) -> None:
         """Ahead of time, so that nobody waits; requests go on meanwhile."""
         try:
             async with till.lock:
@@ -299,7 +256,7 @@ class Spender:
             # Little is left, or a limit was lowered below what had been lent: what is spare is for all again.
             await self._give_back(till)
 
-    async def _give_back(self, till: _Till) -> None:
+    async def _give_back(self, till: Till) -> None:
         """Return what is spare, and the lease itself if nothing is under way."""
         try:
             async with till.lock:
@@ -314,7 +271,7 @@ class Spender:
         except StoreUnavailable as error:
             log.warning("a lease could not be returned: %s", error.message)
 
-    async def _let_go(self, till: _Till, purse: Purse) -> None:
+    async def _let_go(self, till: Till, purse: Purse) -> None:
         """Close the lease of a purse that is no longer used, once nothing is under way in it."""
         if not purse.done:
             return
@@ -327,7 +284,7 @@ class Spender:
         if purse.lease is None and purse in till.retiring:
             till.retiring.remove(purse)
 
-    async def _write(self, till: _Till) -> None:
+    async def _write(self, till: Till) -> None:
         """Write what was settled, all that there is in few commits. Never raises."""
         async with till.writing:
             for purse in till.purses:
