@@ -95,6 +95,12 @@ def test_a_finished_training_that_is_resumed_has_nothing_to_do(tmp_path: Path) -
     assert (code, list(again.checkpoints.iterdir())) == (0, [])
 
 
+def test_without_a_dataset_it_trains_on_a_text_of_its_own(tmp_path: Path) -> None:
+    folders, code, said = run(tmp_path / "a", {**SMALL, "steps": 400, "rate": 0.1}, data=b"")
+    assert code == 0, said
+    assert lines(folders)[-2]["loss"] < 2.5, "it began at the logarithm of some thirty characters, 3.4"
+
+
 @pytest.mark.parametrize(
     ("parameters", "data", "words"),
     [
@@ -102,7 +108,6 @@ def test_a_finished_training_that_is_resumed_has_nothing_to_do(tmp_path: Path) -
         ({"steps": 0}, TEXT, "parameter steps"),
         ({"rate": -1}, TEXT, "parameter rate"),
         ({"hidden": True}, TEXT, "parameter hidden"),
-        ({}, b"", "dataset_uri"),
         ({"context": 100}, b"short", "a row alone takes 101"),
         ({"rate": 1e9}, TEXT, "parameter rate"),
     ],

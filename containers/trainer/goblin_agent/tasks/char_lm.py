@@ -1,5 +1,7 @@
 """`char-lm`: a character-level language model in plain NumPy, trained by SGD on the job's dataset.
 
+A job without a dataset trains on a few sentences of its own, so that a machine can be tried before there is data.
+
 It reads `context` characters, embeds them, and guesses the next one through one hidden layer (Bengio et al., 2003).
 The weights are drawn from the seed, the rows of a step from the seed and the step's number, and nothing else is random:
 a training that was interrupted ends with the same bits as one that was not, on one kind of processor.
@@ -30,6 +32,11 @@ Weights = dict[str, "np.ndarray[Any, np.dtype[np.float32]]"]
 FORMAT = 1
 STATE = "state.npz"
 FACTS = "facts.json"
+SAMPLE = (
+    b"A goblin keeps count of every coin. It lends none that it does not have, and it writes down what it lends before "
+    b"the coin leaves its hand. When the road is closed it waits at the last stone that it has marked, and when the "
+    b"road is open again it goes on from there, and never walks the same stretch twice.\n"
+)
 DATASET_BYTES_MAX = 256 * 1024 * 1024
 MOMENTUM = 0.9
 
@@ -119,8 +126,8 @@ def load(folder: Path, model: Model, expected: dict[str, Any]) -> int:
 
 def _read(place: Place) -> bytes:
     files = sorted(place.inputs.iterdir())
-    if len(files) != 1:
-        refuse("char-lm trains on a dataset: give the job a dataset_uri")
+    if not files:
+        return SAMPLE
     if files[0].stat().st_size > DATASET_BYTES_MAX:
         refuse(f"the dataset has over {DATASET_BYTES_MAX} bytes")
     return files[0].read_bytes()
