@@ -6,6 +6,7 @@ from itertools import islice
 
 import jinja2
 import pytest
+
 from goblin_tiny import batches, corpus, exam, words
 from goblin_tiny.conversations import TOOL_PROMPT
 from goblin_tiny.gguf_export import chat_template

@@ -5,6 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+
 from goblin_tiny import __main__ as command
 from goblin_tiny import evaluate, exam, words
 

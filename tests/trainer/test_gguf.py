@@ -5,12 +5,13 @@ import json
 import llama_cpp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from goblin_tiny import gguf_file
 from goblin_tiny.gguf_export import chat_template, export
 from goblin_tiny.gguf_file import TensorType, quantize_q8_0
 from goblin_tiny.recipe import Recipe, Shape
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 
 def random_weights(shape, seed=0):

@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 
 import pytest
+
 from goblin_tiny.recipe import Recipe, Shape
 
 MODELS = Path(__file__).parents[2] / "containers/llamacpp/goblin_llamacpp/models"

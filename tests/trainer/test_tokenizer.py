@@ -1,7 +1,8 @@
 import pytest
-from goblin_tiny.tokenizer import BYTES, CONTROL_WORDS, Tokenizer, learn, split
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from goblin_tiny.tokenizer import BYTES, CONTROL_WORDS, Tokenizer, learn, split
 
 WORDS = st.text(max_size=60)
 

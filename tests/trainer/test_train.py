@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="PyTorch is the trainer's dependency, not the runtime's")
 
 import llama_cpp
+
 from goblin_tiny import __main__ as command
 from goblin_tiny import train
 from goblin_tiny.gguf_export import export
