@@ -273,6 +273,7 @@ def test_show_says_why_nowhere_and_what_it_would_take(goblin: Callable[..., Resu
     assert "why nowhere  all are above the cap" in said
     assert "it could run for $0.9000 an hour: --max-cost" in said
     assert "above the price cap of $0.80" in said
+    assert "all are above the cap" in goblin("list").stdout
 
 
 def test_a_hosts_words_do_not_reach_the_terminals_ear(goblin: Callable[..., Result], fake: FakeGoblin) -> None:

@@ -36,7 +36,7 @@ def listed(found: Sequence[Told]) -> Table | str:
         "spent": lambda job: usd(job["spent_usd_micros"]),
         "attempt": (lambda job: str(job["attempt"])) if room >= NARROW else None,
         "requested": (lambda job: screen.when(job["requested_at"])) if room >= WIDE else None,
-        "reason": (lambda job: marked(job["reason"])) if room >= NARROW else None,
+        "reason": (lambda job: marked(why(job))) if room >= NARROW else None,
     }
     shown = {title: cell for title, cell in columns.items() if cell is not None}
     table = Table(box=None, padding=(0, 2, 0, 0))
@@ -84,6 +84,8 @@ def _facts(told: Told) -> Iterator[tuple[str, str]]:
     if told["lies"]:
         yield "lies", f"{told['lies']}: what its hosts said or uploaded was not so"
     yield "money", money(told)
+    if told["price_usd_micros_per_hour_max"] is not None:
+        yield "price cap", f"{usd(told['price_usd_micros_per_hour_max'])}/h"
     if told["deadline"]:
         yield "deadline", f"{screen.when(told['deadline'])}, {screen.ahead(told['deadline'])}"
     if needs["gpu_types"] or needs["gpu_count"]:
@@ -135,6 +137,13 @@ def pace(told: Told) -> str:
     if told["state"] == "running" and left_s is not None:
         said.append(f"{span(left_s)} left")
     return "".join(f", {one}" for one in said)
+
+
+def why(told: Told) -> str:
+    """Why it is where it is; of a job that waits for a machine, why there is none for it."""
+    if told["state"] == "queued" and told["no_placement"]:
+        return str(told["no_placement"]["reason"])
+    return str(told["reason"])
 
 
 def speed(steps_per_s: float) -> str:

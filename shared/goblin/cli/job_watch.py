@@ -16,7 +16,7 @@ from rich.table import Table
 
 from goblin.cli import screen
 from goblin.cli.api import Api, NoAnswer
-from goblin.cli.job_show import ENDED, Told, done, money, pace
+from goblin.cli.job_show import ENDED, Told, done, money, pace, why
 from goblin.cli.main import fail
 from goblin.cli.screen import marked
 
@@ -108,7 +108,7 @@ def _waits(job: Told) -> str:
     """Why it does not run, or will not for long."""
     if job["stop"]:
         return f"asked to stop: {job['stop']['reason']}"
-    return "" if job["state"] in ("running", *ENDED) else str(job["reason"])
+    return "" if job["state"] in ("running", *ENDED) else why(job)
 
 
 def _on_terminal(api: Api, job_id: str) -> Told:

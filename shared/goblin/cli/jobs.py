@@ -109,7 +109,11 @@ def submit(
     if as_json:
         click.echo(json.dumps(job))
     else:
-        click.echo(f"{job_id} is {job['state']}: {job['reason']}\nFollow it: goblin jobs watch {job_id}")
+        from goblin.cli import job_show, screen
+
+        click.echo(f"{job_id} is {job['state']}: {screen.plain(job_show.why(job))}")
+        if job["state"] != "refused":
+            click.echo(f"Follow it: goblin jobs watch {job_id}")
     if job["state"] == "refused":
         raise SystemExit(1)
 
