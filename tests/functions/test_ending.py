@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,61 +18,16 @@ import pytest
 
 from localcloud.google import free_port
 from tests.functions.conftest import API_KEY, Fakes
+from tests.functions.far_store import far_away
 from tests.functions.test_budget_exceeded import CONFIG, HELLO
 
 ROOT = Path(__file__).parents[2]
-AWAY_S = 0.04
-"""One way to a region on the other side of an ocean."""
 START_S_MAX, END_S_MAX = 30.0, 9.0
 HOSTS = {
     "ours": ["-m", "goblin.cli.host"],
     "google's": ["-m", "functions_framework", "--asgi", "--target=gateway", "--source=functions/gateway.py",
                  "--host=127.0.0.1"],
 }  # fmt: skip
-
-
-@contextmanager
-def far_away(address: str) -> Iterator[str]:
-    """The same server, further away."""
-    host, port = address.rsplit(":", 1)
-
-    async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        async def later(data: bytes) -> None:
-            await asyncio.sleep(AWAY_S)
-            writer.write(data)
-
-        pending: set[asyncio.Task[None]] = set()
-        while data := await reader.read(65536):
-            pending.add(task := asyncio.create_task(later(data)))
-            task.add_done_callback(pending.discard)
-        await asyncio.gather(*pending, return_exceptions=True)
-        writer.close()
-
-    async def connected(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there = await asyncio.open_connection(host, int(port))
-        await asyncio.gather(carry(reader, there[1]), carry(there[0], writer), return_exceptions=True)
-
-    loop, ready, sockets = asyncio.new_event_loop(), threading.Event(), []
-
-    async def serve() -> None:
-        server = await asyncio.start_server(connected, "127.0.0.1", 0)
-        sockets.append(server.sockets[0].getsockname()[1])
-        ready.set()
-
-    def run() -> None:
-        asyncio.set_event_loop(loop)
-        loop.run_until_complete(serve())
-        loop.run_forever()
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop.run_until_complete(loop.shutdown_asyncgens())
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    assert ready.wait(10)
-    yield f"127.0.0.1:{sockets[0]}"
-    loop.call_soon_threadsafe(loop.stop)
-    thread.join(10)
 
 
 class Gateway:
@@ -126,7 +79,7 @@ def gateway(
     config.write_text(CONFIG)
     fakes.openai.models = ["big"]
     with ExitStack() as stack:
-        firestore = stack.enter_context(far_away(environ["FIRESTORE_EMULATOR_HOST"]))
+        firestore = stack.enter_context(far_away(environ["FIRESTORE_EMULATOR_HOST"])).address
         variables = {**environ, **served_fakes[1], "GOBLIN_CONFIG": str(config), "FIRESTORE_EMULATOR_HOST": firestore}
         started = Gateway(request.param, variables, tmp_path)
         stack.callback(started.close)
