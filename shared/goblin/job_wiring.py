@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
+from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
 from goblin import wiring
@@ -23,6 +25,9 @@ from goblin.settings import BadConfiguration
 
 LIMITS: Mapping[str, int] = {Kind.BATCH: 2, Kind.TRAINING: 2, Kind.INFERENCE: 2}
 """Jobs of one kind at once."""
+LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
+
+log = logging.getLogger(__name__)
 
 _kept: WeakKeyDictionary[asyncio.AbstractEventLoop, JobDeps] = WeakKeyDictionary()
 
@@ -91,18 +96,30 @@ def _compute() -> dict[str, ComputeProvider]:
     if key := settings.variables.get("RUNPOD_API_KEY"):
         from goblin.adapters.compute import runpod
 
-        providers[runpod.NAME] = runpod.connect(
-            api_key=wiring.account_key(key), namespace=settings.project, client=wiring.http(),
-            url=settings.variables.get("RUNPOD_API_BASE_URL") or runpod.URL,
-        )  # fmt: skip
+        url = settings.variables.get("RUNPOD_API_BASE_URL") or runpod.URL
+        if _reaches_us(runpod.NAME, url):
+            providers[runpod.NAME] = runpod.connect(
+                api_key=wiring.account_key(key), namespace=settings.project, client=wiring.http(), url=url
+            )
     if key := settings.variables.get("VASTAI_API_KEY"):
         from goblin.adapters.compute import vastai
 
-        providers[vastai.NAME] = vastai.connect(
-            api_key=wiring.account_key(key), namespace=settings.project, client=wiring.http(),
-            url=settings.variables.get("VAST_API_URL") or vastai.URL,
-        )  # fmt: skip
+        url = settings.variables.get("VAST_API_URL") or vastai.URL
+        if _reaches_us(vastai.NAME, url):
+            providers[vastai.NAME] = vastai.connect(
+                api_key=wiring.account_key(key), namespace=settings.project, client=wiring.http(), url=url
+            )
     return providers
+
+
+def _reaches_us(name: str, api_url: str) -> bool:
+    """Whether a machine that is rented there could call this Goblin; one that could not would only cost."""
+    ours = _needed("GOBLIN_URL", "where rented instances reach this Goblin")
+    here = [urlsplit(url).hostname in LOOPBACK for url in (ours, api_url)]
+    if here == [True, False]:
+        log.warning("nothing is rented from %s: its machines could not reach %s", name, ours)
+        return False
+    return True
 
 
 def _caps() -> dict[str, int]:
