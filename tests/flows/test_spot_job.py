@@ -173,7 +173,7 @@ def test_a_spot_job_is_outbid_twice_and_its_money_is_what_the_market_billed(mark
     assert files(market_up, "spot") == files(market_up, "whole") != {}
     shown = goblin(market_up, "jobs", "show", "spot").stdout
     assert "why here" in shown
-    assert "2 times preempted" in shown
+    assert "twice preempted" in shown
     until(market_up, "spot", lambda job: not job["rents"] and not rented(market_up, "spot"))
     report = settle_as_if_the_day_were_over(market_up)
     assert booked_usd_micros(market_up, "spot") == billed_usd_micros(market_up, "spot") > 0, report

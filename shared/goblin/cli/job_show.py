@@ -109,7 +109,7 @@ def _attempt(told: Told) -> str:
 
 
 def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count} times"
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def _needs(needs: Told) -> str:
