@@ -323,3 +323,28 @@ async def test_each_change_of_state_is_announced_once_and_in_order() -> None:
     assert [event.state for event in ours] == ["queued", "placing", "starting", "running"]
     assert [event.seq for event in ours] == [1, 2, 3, 4]
     assert [event for topic, event in world.bus.told if topic == "my-app"] == ours
+
+
+async def test_a_provider_whose_budget_is_used_up_keeps_no_job_from_another_that_has_money() -> None:
+    world = market(SPOT)
+    other = MemoryCompute(world.faults)
+    other.name, other.kinds = "other", world.compute.kinds  # type: ignore[misc]
+    other.listing = Listing(offers=(replace(ON_DEMAND, provider="other", machine_id="m2"),))
+    deps = replace(world.deps, compute={"fake": world.compute, "other": other})
+    month = (Limit(period=Period.MONTH, limit_usd_micros=1_000),)
+    world.ledger.declared = {**world.ledger.declared, "fake": month}
+    await jobs.request(training(), deps)
+    await reconcile(deps)
+    assert [*other.running] == [world.job().lease.label if world.job().lease else ""], world.job().reason
+    assert world.job().state is State.STARTING
+
+
+async def test_who_waits_for_a_budget_is_not_asked_for_again_by_every_job_in_every_run() -> None:
+    world = market(SPOT)
+    world.ledger.declared = {**world.ledger.declared, "fake": (Limit(period=Period.MONTH, limit_usd_micros=1_000),)}
+    for job_id in ("a", "b", "c"):
+        await jobs.request(training(job_id=job_id), world.deps)
+    await reconcile(world.deps)
+    assert sum(world.job(job_id).attempt for job_id in ("a", "b", "c")) == 1
+    waiting = [world.job(job_id).no_placement for job_id in ("b", "c")]
+    assert all(why is not None and "the month budget of fake" in why.reason for why in waiting), waiting

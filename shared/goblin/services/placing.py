@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
 from goblin.domain.compute import Inventory, Known, Lease, Order, Unknown, attempt_label
-from goblin.domain.jobs import Job, Kind, Rent, Stop
+from goblin.domain.jobs import Job, Kind, Rent, State, Stop
 from goblin.domain.market import Listing, NoPlacement, Placement, Wanted
 from goblin.domain.money import TOTAL
 from goblin.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
@@ -52,6 +52,8 @@ class Survey:
     """Which of `total` and the providers have a limit."""
     taken: set[str | None] = field(default_factory=set)
     """Machines that were asked for in this run."""
+    short: dict[str, str] = field(default_factory=dict)
+    """Providers whose budget did not cover a start in this run, each with what was said: no other job asks again."""
     notes: list[Note] = field(default_factory=list)
     seen: dict[Wanted, dict[str, Listing | Unknown]] = field(default_factory=dict)
 
@@ -94,6 +96,7 @@ class Survey:
         reasons = {}
         for name in providers:
             reasons[name] = renting.why_halted(renting.accounts_of(name, job.job_id), self.frozen.starts)
+            reasons[name] = reasons[name] or self.short.get(name, "")
             if not reasons[name] and job.spec.budget_usd is None and not self.budgeted & {TOTAL, name}:
                 reasons[name] = renting.unbudgeted(name)
         return {name: reason for name, reason in reasons.items() if reason}
@@ -179,7 +182,16 @@ async def _place(stored: Stored, market: Survey, deps: JobDeps) -> bool:
         return False
     if found.offer.machine is not None:
         market.taken.add(found.offer.machine)
-    return await _rent(stored, found, deps)
+    if await _rent(stored, found, market, deps):
+        return True
+    if found.offer.provider not in market.short:
+        return False
+    market.taken.discard(found.offer.machine)
+    after = await deps.jobs.get(stored.job.job_id)
+    if after is None or after.job.state is not State.QUEUED or after.job.stop is not None:
+        return False
+    # Another provider may be dearer and have money.
+    return await _place(after, market, deps)
 
 
 async def _wait(stored: Stored, why: NoPlacement, deps: JobDeps) -> None:
@@ -189,7 +201,7 @@ async def _wait(stored: Stored, why: NoPlacement, deps: JobDeps) -> None:
         await deps.jobs.replace(replace(job, no_placement=why, updated_at=deps.clock.now()), stored.version)
 
 
-async def _rent(stored: Stored, placement: Placement, deps: JobDeps) -> bool:
+async def _rent(stored: Stored, placement: Placement, market: Survey, deps: JobDeps) -> bool:
     """Write, put aside, write, rent: only who wrote the lease rents, once, so no attempt has two instances."""
     job, now = stored.job, deps.clock.now()
     provider = deps.compute[placement.offer.provider]
@@ -213,7 +225,7 @@ async def _rent(stored: Stored, placement: Placement, deps: JobDeps) -> bool:
     if written is None:
         return False
     await announce(written.job, deps)
-    if plan is not None and not await _put_aside(job.job_id, plan, deps):
+    if plan is not None and not await _put_aside(job.job_id, plan, market, deps):
         return False
     order = Order(
         label=label, kind=job.spec.kind, environment={"GOBLIN_URL": deps.url, "GOBLIN_ATTEMPT_TOKEN": token},
@@ -244,7 +256,7 @@ async def _rent(stored: Stored, placement: Placement, deps: JobDeps) -> bool:
     return True
 
 
-async def _put_aside(job_id: str, plan: Rent, deps: JobDeps) -> bool:
+async def _put_aside(job_id: str, plan: Rent, market: Survey, deps: JobDeps) -> bool:
     """Put the first slice aside and write it down; without it nothing is rented."""
     try:
         found = await rents.reserve(plan, deps.money, now=deps.clock.now())
@@ -252,6 +264,9 @@ async def _put_aside(job_id: str, plan: Rent, deps: JobDeps) -> bool:
         await _no_instance(job_id, plan.label, f"{error.message} Without the ledger nothing is rented.", deps)
         return False
     if isinstance(found, Shortage):
+        if found.account in (TOTAL, plan.provider):
+            concerned = deps.compute if found.account == TOTAL else (plan.provider,)
+            market.short |= dict.fromkeys(concerned, renting.said(found))
         await _no_instance(job_id, plan.label, renting.said(found), deps, ends_job=renting.is_used_up(found))
         return False
 
