@@ -15,9 +15,9 @@ SAFETY = timedelta(seconds=30)
 RENEW_AFTER = LEASE_LIFE / 3
 BATCH_MAX = 100
 """Entries in one commit."""
-FIRST_AHEAD = 16
+FIRST_AHEAD = 32
 """Requests like the first one that a new lease is to cover besides it."""
-LOW_PART = 4
+LOW_PART = 2
 """Renewed ahead of time when less than this part of the spare money is left."""
 
 

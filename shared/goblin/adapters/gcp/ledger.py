@@ -44,6 +44,8 @@ WRITTEN_BEFORE = (AlreadyExists, NotFound)
 PAUSES_MAX, PAUSE_S_MAX = 16, 1.0
 """The longest pause between tries, in times that the last one took: the more there are who want the same documents,
 and the longer each of them takes, the further apart they must come."""
+YIELDS = 4
+"""How many times longer than whom a request waits for anybody else pauses at first."""
 PARTS = 16
 """Of a balance: 64 busy instances write to each about four times a second."""
 Decide = Callable[[Lease | None, Sequence[Account]], Step]
@@ -98,7 +100,10 @@ class FirestoreLedger:
     async def exchange(self, ask: Ask, *, now: datetime) -> Step:
         accounts = (*lineage(ask.account), *ask.also)
         return await self._step(
-            ask.lease_id, accounts, lambda lease, found: spending.exchange(ask, lease, found, now=now)
+            ask.lease_id,
+            accounts,
+            lambda lease, found: spending.exchange(ask, lease, found, now=now),
+            eager=ask.need_usd_micros > 0,
         )
 
     async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
@@ -141,7 +146,13 @@ class FirestoreLedger:
         )
 
     async def _step(
-        self, lease_id: str | None, names: Sequence[str], decide: Decide, *, unless: Entry | None = None
+        self,
+        lease_id: str | None,
+        names: Sequence[str],
+        decide: Decide,
+        *,
+        unless: Entry | None = None,
+        eager: bool = False,
     ) -> Step:
         """Read, decide, and write if nothing has changed in between; until it works or time is over.
 
@@ -150,10 +161,11 @@ class FirestoreLedger:
             names: The accounts to read and write.
             decide: The policy.
             unless: Nothing is done when this entry is there.
+            eager: A request waits for it; others make way.
         """
         try:
             async with asyncio.timeout(DEADLINE_S), self._turn:
-                clock, pauses = asyncio.get_running_loop().time, 1
+                clock, pauses = asyncio.get_running_loop().time, 1 if eager else YIELDS
                 while True:
                     started = clock()
                     step = await self._try_step(lease_id, names, decide, unless)
