@@ -141,6 +141,33 @@ def test_who_was_asked_to_stop_or_got_no_instance_has_not_failed() -> None:
     assert unrented.job.not_before == NOW + timedelta(seconds=4 * policy.NO_CAPACITY_S)
 
 
+def test_who_works_on_a_machine_that_is_being_taken_away_is_asked_once_to_save() -> None:
+    asked = policy.asked_to_leave(job(), LEAVING, now=NOW)
+    assert asked == Stop(
+        reason="instance i-1 of fake is outbid or taken back (outbid)", by=NOW + policy.LEAVES_WITHIN, leaving=True
+    )
+    assert policy.asked_to_leave(job(stop=asked), LEAVING, now=NOW) is None
+    for other in (job(state=State.STARTING), job(lease=None)):
+        assert policy.asked_to_leave(other, LEAVING, now=NOW) is None
+    for seen in (SEEN, EMPTY, UNKNOWN, Known(instances=frozenset({STOPPED}))):
+        assert policy.asked_to_leave(job(), seen, now=NOW) is None
+    ending = policy.asked_to_leave(job(stop=Stop(reason="r", by=LATE, ends_job=True)), LEAVING, now=NOW)
+    assert ending is not None
+    assert ending.ends_job
+
+
+def test_a_machine_that_is_taken_away_is_one_loss_whenever_it_is_noticed() -> None:
+    working, leaving = job(), job(stop=Stop(reason="r", by=LATE, leaving=True))
+    gone = [apply(one, Fact.STOPPED, now=NOW) for one in (working, leaving)]
+    at_once, in_the_end = (one.job for one in gone if one is not None)
+    assert policy.is_loss(working, at_once)
+    assert policy.is_loss(working, leaving)
+    assert not policy.is_loss(leaving, in_the_end)
+    assert not policy.is_loss(working, replace(working, step=9))
+    assert (at_once.failures, in_the_end.failures) == (1, 1), "nothing was saved"
+    assert in_the_end.stop is None
+
+
 def test_a_stop_that_ends_the_job_outlives_the_attempt() -> None:
     stop = Stop(reason="the budget is used up", by=NOW, ends_job=True)
     stopped = apply(job(stop=stop), Fact.WITHDRAWN, now=NOW)
@@ -182,6 +209,7 @@ UNKNOWN = Unknown(reason="410")
 LATE = NOW + timedelta(seconds=31)
 STALLED = NOW + timedelta(seconds=max(policy.STALL_S, 3 * 60 * SPEC.checkpoint_minutes) + 1)
 STOPPED = Instance(provider="fake", instance_id="i-1", label=LABEL, state=InstanceState.STOPPED)
+LEAVING = Known(instances=frozenset({replace(STOPPED, state=InstanceState.LEAVING, detail="outbid")}))
 SLOW_START = lease(until=STALLED + timedelta(hours=1), progressed_at=NOW)
 RENT = Rent(
     label=LABEL, provider="fake", spot=True, price_usd_micros_per_hour=1, start_usd_micros=0, since=NOW, until=LATE,
@@ -214,6 +242,11 @@ RENT = Rent(
         (job(state=State.FAILED, rents=(RENT,)), EMPTY, NOW, None),
         (job(), Known(instances=frozenset({STOPPED})), NOW, Fact.STOPPED),
         (job(state=State.STARTING), Known(instances=frozenset({STOPPED})), NOW, Fact.STOPPED),
+        (job(), LEAVING, NOW, None),
+        (job(stop=Stop(reason="r", by=LATE, leaving=True)), LEAVING, NOW, None),
+        (job(stop=Stop(reason="r", by=NOW, leaving=True)), LEAVING, NOW, Fact.TAKEN),
+        (job(stop=Stop(reason="r", by=LATE, leaving=True)), Known(instances=frozenset({STOPPED})), NOW, Fact.STOPPED),
+        (job(state=State.STARTING), LEAVING, NOW, Fact.STOPPED),
         (job(), Known(instances=frozenset({replace(STOPPED, state=InstanceState.ENDED)})), NOW, Fact.GONE),
         (job(), Known(instances=frozenset({replace(STOPPED, state=InstanceState.UNCLEAR)})), NOW, None),
         (job(progress=Progress(at=NOW, step=1, gpu_errors=2)), SEEN, NOW, Fact.FAULTY),

@@ -10,7 +10,8 @@ from goblin.domain.compute import Instance, InstanceState
 from goblin.domain.hints import Hint
 from goblin.domain.jobs import State
 from goblin.errors import StoreUnavailable
-from goblin.services import hints
+from goblin.services import hints, leases
+from goblin.services.reconcile import reconcile
 from tests.fakes.jobs import START, World
 from tests.services.test_placing import market, requested
 
@@ -57,6 +58,35 @@ async def test_an_outbid_instance_is_replaced_before_the_minutes_tick() -> None:
     assert wait.waited == [hints.OUTBID_SEEN_S]
     assert world.job().attempt == 2
     assert store.taken[OUTBID] - START >= hints.KEPT
+
+
+async def test_an_attempt_that_still_works_on_an_outbid_instance_saves_before_it_is_replaced() -> None:
+    world, store = market(), MemoryHints()
+    await requested(world)
+    await leases.claim("j", world.token(), world.deps)
+    stop(world, InstanceState.LEAVING)
+    assert await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert (world.job().attempt, world.job().state) == (1, State.RUNNING)
+    told = await leases.heartbeat("j", world.token(), 1, world.deps)
+    assert told.stop is not None
+    assert "outbid or taken back" in told.stop
+    assert world.market.watched.pools["fake/RTX_4090"].rates.losses > 0.9, "it counts from when it is known"
+    losses = world.market.watched.pools["fake/RTX_4090"].rates.losses
+    await leases.withdraw("j", world.token(), told.stop, world.deps)
+    await reconcile(world.deps)
+    assert (world.job().attempt, world.job().preemptions) == (2, 1)
+    assert world.market.watched.pools["fake/RTX_4090"].rates.losses <= losses, "and counts once"
+
+
+async def test_one_that_cannot_save_any_more_is_replaced_when_its_instance_has_stopped() -> None:
+    world = market()
+    await requested(world)
+    await leases.claim("j", world.token(), world.deps)
+    for state in (InstanceState.LEAVING, InstanceState.STOPPED):
+        stop(world, state)
+        await reconcile(world.deps)
+    assert (world.job().attempt, world.job().preemptions) == (2, 1)
+    assert world.market.watched.pools["fake/RTX_4090"].rates.losses < 1.1, "one loss"
 
 
 async def test_a_word_that_the_list_does_not_bear_out_changes_nothing() -> None:

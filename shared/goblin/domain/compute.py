@@ -36,6 +36,8 @@ class InstanceState(StrEnum):
 
     STARTING = "starting"
     RUNNING = "running"
+    LEAVING = "leaving"
+    """Outbid, or being taken back by its host, and at work for some seconds more: what it saves now is not lost."""
     STOPPED = "stopped"
     """Outbid, or taken back by its host; its disk is billed, its work is lost."""
     ENDED = "ended"

@@ -136,6 +136,8 @@ class Stop:
     """Then it is taken away."""
     ends_job: bool = False
     """The job fails then: its budget is used up."""
+    leaving: bool = False
+    """Its instance is being taken away whatever we wish: a loss like any other, which is counted by now."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

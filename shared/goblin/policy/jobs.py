@@ -22,6 +22,8 @@ from goblin.domain.jobs import ENDED, LEASED, REASONS_MAX, Job, Reason, State, S
 LEASE_S = 45.0
 """How long a running attempt may be silent; a worker speaks every `HEARTBEAT_S`."""
 HEARTBEAT_S = 10.0
+LEAVES_WITHIN = timedelta(seconds=30)
+"""Who is outbid at Vast.ai works for 10 to 30 s more."""
 DOWNLOAD_BYTES_PER_S_MIN = 5e6
 """Before its first step an attempt fetches its input, which may take so long."""
 STALL_S = 30 * 60.0
@@ -204,7 +206,8 @@ def _after_loss(job: Job, now: datetime) -> Job:
     An attempt that was asked to stop has not failed.
     """
     progressed = job.lease is not None and job.saved_step > job.lease.resumed_step
-    failures = 0 if progressed else job.failures + (0 if job.stop else 1)
+    wanted = job.stop is not None and not job.stop.leaving
+    failures = 0 if progressed else job.failures + (0 if wanted else 1)
     wait_s = 0.0 if failures < 2 else min(BACKOFF_S_MAX, 5.0 * 2 ** (failures - 1))
     stop = job.stop if job.stop and job.stop.ends_job else None
     gpu = job.placement.offer.gpu if job.placement else ""
@@ -250,7 +253,8 @@ def _observe_attempt(
         return Fact.SILENT, f"attempt {job.attempt} was not heard of in time"
     if job.stop is not None and now >= job.stop.by:
         return Fact.TAKEN, f"taken away: {job.stop.reason}"
-    if found is not None and found.state is InstanceState.STOPPED:
+    last_words = found is not None and found.state is InstanceState.LEAVING and job.state is State.RUNNING
+    if found is not None and found.state in (InstanceState.STOPPED, InstanceState.LEAVING) and not last_words:
         told = f" ({found.detail})" if found.detail else ""
         return Fact.STOPPED, f"instance {found.instance_id} {where} was outbid or taken back{told}"
     if found is not None and found.state is InstanceState.ENDED and job.state is not State.PLACING:
@@ -271,6 +275,17 @@ def _observe_attempt(
     return None
 
 
+def asked_to_leave(job: Job, inventory: Inventory | None, *, now: datetime) -> Stop | None:
+    """What a working attempt is asked, once, whose instance is being taken away; None: it is not."""
+    if job.state is not State.RUNNING or job.lease is None or not isinstance(inventory, Known):
+        return None
+    found = inventory.by_label().get(job.lease.label)
+    if found is None or found.state is not InstanceState.LEAVING or (job.stop is not None and job.stop.leaving):
+        return None
+    reason = f"instance {found.instance_id} of {job.lease.provider} is outbid or taken back ({found.detail})"
+    return Stop(reason=reason, by=now + LEAVES_WITHIN, ends_job=job.stop.ends_job if job.stop else False, leaving=True)
+
+
 def _slowness(job: Job, lease: Lease, now: datetime) -> str | None:
     """Why its machine is too slow to stay on: one of the same GPU did the same work far faster."""
     told, best = job.progress, job.speeds.get(job.placement.offer.gpu) if job.placement else None
@@ -279,6 +294,14 @@ def _slowness(job: Job, lease: Lease, now: datetime) -> str | None:
     if told.steps_per_s >= best * SLOW_SHARE:
         return None
     return f"attempt {job.attempt} does {told.steps_per_s:.3g} steps a second where another machine did {best:.3g}"
+
+
+def is_loss(before: Job, after: Job) -> bool:
+    """Whether an attempt was lost between the two, or is known from now on to be lost."""
+    leaving = before.stop is not None and before.stop.leaving
+    lost = after.state is State.PREEMPTED and before.state is not State.PREEMPTED
+    leaves = after.stop is not None and after.stop.leaving
+    return not leaving and (lost or leaves)
 
 
 def wants(job: Job | None, label: str) -> bool:

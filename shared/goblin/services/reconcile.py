@@ -110,7 +110,7 @@ async def _advance(stored: Stored, inventories: Mapping[str, Inventory], market:
         if transition.job.state is not stored.job.state:
             log.info("job %s: %s: %s", written.job.job_id, written.job.state, written.job.reason)
         await act(transition, deps)
-        if written.job.state is State.PREEMPTED and stored.job.state is not State.PREEMPTED:
+        if policy.is_loss(stored.job, written.job):
             market.remember(stored.job, fact)
         stored = written
     return STEPS_MAX
@@ -132,7 +132,8 @@ async def _next(
     inventory = inventories.get(job.lease.provider) if job.lease else None
     observed = policy.observe(job, inventory, now=now)
     if observed is None:
-        return None
+        leave = policy.asked_to_leave(job, inventory, now=now)
+        return None if leave is None else (Fact.STOPPED, policy.ask_to_stop(job, leave, now=now))
     fact, reason = observed
     if fact is Fact.SETTLED:
         await rents.unlimit_job(job, deps.money.ledger)

@@ -190,14 +190,14 @@ async def test_only_attempts_of_our_own_deployment_are_ours(provider: ComputePro
     assert len(STAGE.town.market.state.contracts) == 7
 
 
-async def test_an_outbid_instance_is_stopped_before_its_container_knows(provider: ComputeProvider) -> None:
+async def test_an_outbid_instance_leaves_before_it_is_stopped(provider: ComputeProvider) -> None:
     await provider.rent(await order(provider))
     STAGE.town.later(12.0)
     assert listed(await provider.inventory())[LABEL].state is InstanceState.RUNNING
     control.outbid(STAGE.town.market, LABEL)
     STAGE.town.later(2.0)
     assert next(iter(STAGE.town.market.state.contracts.values())).actual == "running"
-    assert listed(await provider.inventory())[LABEL].state is InstanceState.STOPPED
+    assert listed(await provider.inventory())[LABEL].state is InstanceState.LEAVING
     STAGE.town.later(60.0)
     assert listed(await provider.inventory())[LABEL].state is InstanceState.STOPPED
 
@@ -210,7 +210,8 @@ async def test_an_outbid_instance_is_stopped_before_its_container_knows(provider
         ("created", "running", "Error: OCI runtime create failed: no", InstanceState.ENDED),
         ("loading", "running", "manifest for agent:9 not found", InstanceState.ENDED),
         ("running", "running", "success", InstanceState.RUNNING),
-        ("running", "stopped", "success", InstanceState.STOPPED),
+        ("running", "stopped", "success", InstanceState.LEAVING),
+        ("loading", "stopped", "success", InstanceState.STOPPED),
         ("exited", "running", "success", InstanceState.ENDED),
         ("exited", "stopped", "success", InstanceState.STOPPED),
         ("offline", "running", None, InstanceState.UNCLEAR),

@@ -279,7 +279,7 @@ class VastAI:
         if row.is_bid is not None and row.is_bid != order.offer.spot:
             await self._destroy(number)
             raise ProviderUnavailable(f"{NAME} rented {order.label} {'at a bid' if row.is_bid else 'on demand'}.")
-        if parse_state(row) is InstanceState.STOPPED:
+        if parse_state(row) in (InstanceState.STOPPED, InstanceState.LEAVING):
             # Made without its GPUs, to wait for them: somebody was quicker.
             await self._destroy(number)
             raise ProviderUnavailable(f"{NAME}: the offer of {order.label} is taken.", fault=Fault.CAPACITY)
