@@ -4,6 +4,11 @@ import re
 from collections import defaultdict
 
 import pytest
+from hypothesis import settings
+
+# A loaded machine is slow, which is no property of the code.
+settings.register_profile("goblin", deadline=None)
+settings.load_profile("goblin")
 
 _PARAMETER = re.compile(r"\[(?P<before>.*-)?(?P<cloud>localcloud|google)(?P<after>-.*)?\]$")
 _CLOUDS = ("localcloud", "google")
