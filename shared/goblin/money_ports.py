@@ -50,8 +50,8 @@ class Ledger(Protocol):
     async def accounts(self) -> Sequence[Account]:
         """Every account that was ever lent from or has a limit, by name, with the limits that are configured."""
 
-    async def limited(self, accounts: Sequence[str]) -> frozenset[str]:
-        """Which of some accounts have a limit, configured or set."""
+    async def limited(self, accounts: Sequence[str]) -> Sequence[Account]:
+        """Those of some accounts that have a limit, configured or set, in their order, as they stand."""
 
     async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
         """Replace the limit of an account for a period; None: there is none. What is configured holds beside it."""

@@ -136,9 +136,9 @@ class MemoryLedger:
         self._check()
         return self._accounts(sorted({*self.kept, *self.declared}))
 
-    async def limited(self, accounts: Sequence[str]) -> frozenset[str]:
+    async def limited(self, accounts: Sequence[str]) -> Sequence[Account]:
         self._check()
-        return frozenset(account.name for account in self._accounts(accounts) if account.limits)
+        return [account for account in self._accounts(accounts) if account.limits]
 
     async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
         self._check()

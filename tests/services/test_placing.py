@@ -348,3 +348,19 @@ async def test_who_waits_for_a_budget_is_not_asked_for_again_by_every_job_in_eve
     assert sum(world.job(job_id).attempt for job_id in ("a", "b", "c")) == 1
     waiting = [world.job(job_id).no_placement for job_id in ("b", "c")]
     assert all(why is not None and "the month budget of fake" in why.reason for why in waiting), waiting
+
+
+async def test_a_job_that_was_refused_money_once_waits_without_an_attempt_until_there_is_some() -> None:
+    world = market(SPOT)
+    world.ledger.declared = {**world.ledger.declared, "fake": (Limit(period=Period.MONTH, limit_usd_micros=1_000),)}
+    await requested(world)
+    for _ in range(60):
+        await tick(world)
+    job = world.job()
+    assert (job.state, job.attempt) == (State.QUEUED, 1)
+    assert job.no_placement is not None
+    assert "the month budget of fake" in job.no_placement.reason
+    assert len(world.bus.told) < 10
+    world.ledger.declared = {**world.ledger.declared, "fake": (Limit(period=Period.MONTH, limit_usd_micros=10**7),)}
+    await tick(world)
+    assert world.job().state is State.STARTING

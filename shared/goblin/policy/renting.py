@@ -14,11 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
-from goblin.domain.accounts import Limit, Period
+from goblin.domain.accounts import Account, Limit, Period
 from goblin.domain.compute import job_of_label
 from goblin.domain.jobs import Job, Rent
 from goblin.domain.market import Placement
-from goblin.domain.money import RENT, TOTAL, USD_MICROS, Action, Entry, EntryKind, Freeze, day_of, show_usd
+from goblin.domain.money import RENT, TOTAL, USD_MICROS, Action, Entry, EntryKind, Freeze, day_of, lineage, show_usd
+from goblin.policy import spending
 from goblin.policy.pricing import rent_bound_usd_micros
 from goblin.policy.spending import Ask, Shortage
 from goblin.policy.spot.offers import MONTH_H, Needs
@@ -234,6 +235,21 @@ def ask(rent: Rent, *, seq: int, need_usd_micros: int = 0, paid_usd_micros: int 
         expires_at=rent.until + HEARD_WITHIN,
         budgeted=True,
     )
+
+
+def uncovered(plan: Rent, budgets: Mapping[str, Account], now: datetime) -> Shortage | None:
+    """Which budget does not even cover the shortest slice of a plan, as they stand; the ledger has the last word.
+
+    Args:
+        plan: From `first`.
+        budgets: Accounts by name; one that is missing sets no limit.
+        now: Aware UTC.
+    """
+    shortest = slices(plan)[-1]
+    asked = replace(ask(shortest, seq=1, need_usd_micros=worst_usd_micros(shortest)), budgeted=False)
+    names = (*lineage(asked.account), *asked.also)
+    accounts = [budgets.get(name, Account(name=name)) for name in names]
+    return spending.exchange(asked, None, accounts, now=now).shortage
 
 
 def settlement(rent: Rent) -> tuple[Entry, ...]:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 
+from goblin.domain.accounts import Account
 from goblin.domain.compute import Inventory, Known, Lease, Order, Unknown, attempt_label
 from goblin.domain.jobs import Job, Kind, Rent, State, Stop
 from goblin.domain.market import Listing, NoPlacement, Placement, Wanted
@@ -48,12 +49,12 @@ class Survey:
     loaded: Watched
     version: str | None
     frozen: Halted
-    budgeted: frozenset[str]
-    """Which of `total` and the providers have a limit."""
+    budgets: Mapping[str, Account]
+    """Of `total` and the providers those that have a limit, by name."""
     taken: set[str | None] = field(default_factory=set)
     """Machines that were asked for in this run."""
     short: dict[str, str] = field(default_factory=dict)
-    """Providers whose budget did not cover a start in this run, each with what was said: no other job asks again."""
+    """Providers whose budget does not cover a start in this run, each with what was said: no other job asks again."""
     notes: list[Note] = field(default_factory=list)
     seen: dict[Wanted, dict[str, Listing | Unknown]] = field(default_factory=dict)
 
@@ -97,7 +98,7 @@ class Survey:
         for name in providers:
             reasons[name] = renting.why_halted(renting.accounts_of(name, job.job_id), self.frozen.starts)
             reasons[name] = reasons[name] or self.short.get(name, "")
-            if not reasons[name] and job.spec.budget_usd is None and not self.budgeted & {TOTAL, name}:
+            if not reasons[name] and job.spec.budget_usd is None and not self.budgets.keys() & {TOTAL, name}:
                 reasons[name] = renting.unbudgeted(name)
         return {name: reason for name, reason in reasons.items() if reason}
 
@@ -141,12 +142,12 @@ BLAMED = {Fact.SILENT: "died", Fact.GONE: "died", Fact.STALLED: "speed", Fact.FA
 
 async def survey(inventories: Mapping[str, Inventory], deps: JobDeps) -> Survey:
     """Begin a run. Raises `StoreUnavailable`: without the freezes nothing is rented."""
-    (watched, version), frozen, budgeted = await asyncio.gather(
+    (watched, version), frozen, limited = await asyncio.gather(
         deps.market.load(), rents.halted(deps.money.ledger), deps.money.ledger.limited([TOTAL, *sorted(deps.compute)])
     )
     return Survey(
         deps=deps, inventories=inventories, watched=watched, loaded=watched, version=version, frozen=frozen,
-        budgeted=budgeted,
+        budgets={account.name: account for account in limited},
     )  # fmt: skip
 
 
@@ -180,9 +181,15 @@ async def _place(stored: Stored, market: Survey, deps: JobDeps) -> bool:
     if isinstance(found, NoPlacement):
         await _wait(stored, found, deps)
         return False
+    plan = _plan(stored.job, found, deps)
+    short = renting.uncovered(plan, market.budgets, deps.clock.now()) if plan and stored.job.refusals else None
+    if short is not None:
+        # The first time the ledger itself refuses, and makes known that the budget is used up.
+        market.short[found.offer.provider] = renting.said(short)
+        return await _place(stored, market, deps)
     if found.offer.machine is not None:
         market.taken.add(found.offer.machine)
-    if await _rent(stored, found, market, deps):
+    if await _rent(stored, found, plan, market, deps):
         return True
     if found.offer.provider not in market.short:
         return False
@@ -201,14 +208,20 @@ async def _wait(stored: Stored, why: NoPlacement, deps: JobDeps) -> None:
         await deps.jobs.replace(replace(job, no_placement=why, updated_at=deps.clock.now()), stored.version)
 
 
-async def _rent(stored: Stored, placement: Placement, market: Survey, deps: JobDeps) -> bool:
+def _plan(job: Job, placement: Placement, deps: JobDeps) -> Rent | None:
+    """What the next attempt may cost there; None where nothing costs anything."""
+    now, label = deps.clock.now(), attempt_label(job.job_id, job.attempt + 1)
+    start_s_max = deps.compute[placement.offer.provider].start_s_max
+    return renting.first(label, placement, placing.needs_of(job, now), start_s_max=start_s_max, now=now)
+
+
+async def _rent(stored: Stored, placement: Placement, plan: Rent | None, market: Survey, deps: JobDeps) -> bool:
     """Write, put aside, write, rent: only who wrote the lease rents, once, so no attempt has two instances."""
     job, now = stored.job, deps.clock.now()
     provider = deps.compute[placement.offer.provider]
     attempt = job.attempt + 1
     token = leases.new_token(job.job_id, attempt, deps.new_secret())
     label = attempt_label(job.job_id, attempt)
-    plan = renting.first(label, placement, placing.needs_of(job, now), start_s_max=provider.start_s_max, now=now)
     lease = Lease(
         provider=provider.name, label=label, token_sha256=leases.digest(token), placed_at=now,
         until=now + timedelta(seconds=provider.start_s_max), resumed_step=job.saved_step,

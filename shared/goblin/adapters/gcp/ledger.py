@@ -286,13 +286,12 @@ class FirestoreLedger:
         names = sorted({*kept, *self._declared})
         return [self._limited(kept.get(name, Account(name=name))) for name in names]
 
-    async def limited(self, accounts: Sequence[str]) -> frozenset[str]:
+    async def limited(self, accounts: Sequence[str]) -> Sequence[Account]:
         documents = [self._accounts.document(_named(name)) for name in accounts]
         found = await in_time(self._all(documents), "read of limits")
-        kept = (self._limited(read(Account, one.to_dict())) for one in found if one.exists)
-        return frozenset(name for name in accounts if self._declared.get(name)) | {
-            account.name for account in kept if account.limits
-        }
+        kept = {account.name: account for account in (read(Account, one.to_dict()) for one in found if one.exists)}
+        every = (self._limited(kept.get(name, Account(name=name))) for name in accounts)
+        return [account for account in every if account.limits]
 
     async def _all(self, documents: list[Any]) -> list[Any]:
         return [one async for one in self._client.get_all(documents, **CALL)]
