@@ -149,7 +149,7 @@ def settle_as_if_the_day_were_over(running: Running) -> str:
 @pytest.fixture(scope="module")
 def market_up(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """One `goblin up --fakes`, and in it the output of a training that nobody disturbed."""
-    running = Running(tmp_path_factory.mktemp("market") / "data", "--fakes")
+    running = Running(tmp_path_factory.mktemp("market") / "data", "--fakes", "--pace=4")
     try:
         running.start()
         submit(running, "whole", text(tmp_path_factory.mktemp("text")))

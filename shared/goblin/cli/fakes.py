@@ -16,8 +16,6 @@ from goblin.cli.ports import HOST
 RECONCILE_S = 5
 """Between two looks at what is rented: nobody who watches waits for the minute."""
 MONTHLY_BUDGET_USD = "200"
-PACE = 4
-"""Machines boot, and are taken away, so many times faster than life; prices stay those of an hour."""
 URL = "GOBLIN_MARKET_URL"
 
 
@@ -26,6 +24,8 @@ class Fakes:
     """The markets' port, and keys that open nothing else and live as long as this run."""
 
     port: int
+    pace: float = 1.0
+    """Machines boot, and are taken away, so many times faster than life; prices stay those of an hour."""
     vast_key: str = field(default_factory=lambda: f"local-{secrets.token_urlsafe(24)}", repr=False)
     runpod_key: str = field(default_factory=lambda: f"local-{secrets.token_urlsafe(24)}", repr=False)
     webhook_secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
@@ -38,7 +38,7 @@ class Fakes:
     def words(self, folder: Path) -> Sequence[str]:
         """What `python -m localgpus` is told; every image is the agent."""
         agent = (sys.executable, "-u", "-m", "goblin.cli.child", "goblin_agent")
-        return (f"--port={self.port}", f"--data={folder}", f"--pace={PACE}", "--", *agent)
+        return (f"--port={self.port}", f"--data={folder}", f"--pace={self.pace:g}", "--", *agent)
 
     def keys(self) -> Mapping[str, str]:
         """What the markets let in."""

@@ -101,7 +101,13 @@ def fail(message: str) -> NoReturn:
     help="A GGUF file to serve. Default: goblin-tiny, which comes along.",
 )  # fmt: skip
 @click.option("--fakes", is_flag=True, help="With markets of rented GPUs on this machine, for jobs on spot.")
-def up(port: int, data: Path | None, cloud: Literal["embedded", "emulators"], model: Path | None, fakes: bool) -> None:
+@click.option(
+    "--pace", type=click.FloatRange(0.1, 1000), default=2.0, show_default=True,
+    help="With --fakes: how many times faster than life their machines boot and are taken away.",
+)  # fmt: skip
+def up(
+    port: int, data: Path | None, cloud: Literal["embedded", "emulators"], model: Path | None, fakes: bool, pace: float
+) -> None:  # fmt: skip
     """Run the whole of Goblin on this machine until Ctrl-C."""
     from goblin.cli import up as running
 
@@ -114,7 +120,7 @@ def up(port: int, data: Path | None, cloud: Literal["embedded", "emulators"], mo
     folder = places.data_folder(data)
     say(f"starting; data in {folder}")
     try:
-        choice = running.Choice(port=port, data=folder, cloud=cloud, model=model, fakes=fakes)
+        choice = running.Choice(port=port, data=folder, cloud=cloud, model=model, fakes=fakes, pace=pace)
         code = running.main(choice, say, ready)
     except (running.Refusal, OSError) as reason:
         fail(str(reason))

@@ -46,6 +46,8 @@ class Choice:
     model: Path | None
     fakes: bool = False
     """With markets of rented GPUs on this machine."""
+    pace: float = 1.0
+    """Of their machines, in times of life."""
 
 
 class Up:
@@ -58,7 +60,7 @@ class Up:
         self._lock = -1
         self._turn = ports.take_turn()
         self._ports = ports.choose(choice.port)
-        self._fakes = Fakes(port=self._ports.market) if choice.fakes else None
+        self._fakes = Fakes(port=self._ports.market, pace=choice.pace) if choice.fakes else None
         self.variables = self._variables("")
 
     def _variables(self, key: str) -> dict[str, str]:
