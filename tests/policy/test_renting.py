@@ -35,7 +35,7 @@ def offer(**changes: Any) -> Offer:
     return Offer(**{**facts, **changes})
 
 
-def placement(one: Offer, bid: int | None = None, interval_s: float = 890.0) -> Placement:
+def placement(one: Offer, bid: int | None = None, interval_s: float = 900.0) -> Placement:
     run = Run(
         price_usd_micros_per_hour=bid or one.price_usd_micros_per_hour, cost_usd_micros=1, duration_s=1.0,
         interval_s=interval_s, losses=0.0,

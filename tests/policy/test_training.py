@@ -90,6 +90,16 @@ def test_the_young_daly_interval_of_a_minutes_save_and_an_hours_life_is_about_te
     assert found == pytest.approx(620, abs=20)
 
 
+def test_where_uploads_cost_something_it_saves_no_more_often_than_is_paid_for() -> None:
+    free = placement()
+    dear = replace(free, offer=replace(free.offer, upload_usd_micros_per_gib=3_000))
+    quick = told(1.0)
+    assert checkpoint_s(job(placement=dear, progress=quick)) == free.run.interval_s
+    found = checkpoint_s(job(placement=free, progress=quick))
+    assert found is not None
+    assert found < free.run.interval_s
+
+
 def saved(step: int, loss: float | None = None, attempt: int = 1) -> Saved:
     return Saved(uri=f"{step}a{attempt}", step=step, attempt=attempt, loss=loss)
 

@@ -56,7 +56,8 @@ def first(label: str, placement: Placement, needs: Needs, *, start_s_max: float,
     offer = placement.offer
     bid = placement.bid_usd_micros_per_hour
     save = needs.checkpoint_gib * offer.upload_usd_micros_per_gib
-    saves_per_hour = 3600 / max(1.0, placement.run.interval_s + needs.save_s)
+    # As many as there can be, however quick a save turns out to be.
+    saves_per_hour = 3600 / max(1.0, placement.run.interval_s)
     standing = needs.disk_gib * offer.storage_usd_micros_per_gib_month / MONTH_H
     hourly = (offer.price_usd_micros_per_hour if bid is None else bid) + math.ceil(standing + saves_per_hour * save)
     # The save that it is asked for at the end comes out of turn.

@@ -43,14 +43,18 @@ def checkpoint_s(job: Job) -> float | None:
     """How much work is done between two checkpoints, in seconds; None: the job counts items.
 
     What a save takes is the attempt's own measure; how long the instance will live is what its placement expects.
+    Where uploads cost something it is never less than what the placement counted with: that is what is paid for.
     """
     if job.spec.kind != Kind.TRAINING:
         return None
     most_s = job.spec.checkpoint_minutes * 60.0
-    run = job.placement.run if job.placement else None
+    placement = job.placement
+    run = placement.run if placement else None
     save_s = job.progress.save_s if job.progress else None
-    if run is None or run.losses <= 0 or run.duration_s <= 0:
+    if placement is None or run is None or run.losses <= 0 or run.duration_s <= 0:
         return most_s
+    planned_s = min(most_s, run.interval_s) if run.interval_s > 0 else most_s
     if save_s is None:
-        return min(most_s, run.interval_s) if run.interval_s > 0 else most_s
-    return choose_interval(save_s=save_s, life_s=run.duration_s / run.losses, interval_s_max=most_s).interval_s
+        return planned_s
+    chosen = choose_interval(save_s=save_s, life_s=run.duration_s / run.losses, interval_s_max=most_s)
+    return max(chosen.interval_s, planned_s) if placement.offer.upload_usd_micros_per_gib else chosen.interval_s
