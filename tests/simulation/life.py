@@ -12,7 +12,7 @@ import itertools
 import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,9 +20,9 @@ import msgspec
 
 from goblin import events
 from goblin.domain.accounts import Limit, Period
+from goblin.domain.compute import job_of_label
 from goblin.domain.jobs import ENDED, LEASED, Job, Kind, State
 from goblin.domain.money import USD_MICROS, Action
-from goblin.errors import GoblinError
 from goblin.events import BudgetExceeded, CheckpointSaved, JobRequested
 from goblin.job_ports import Stored
 from goblin.policy.budget import crossed
@@ -52,6 +52,8 @@ from tests.simulation.truths import Truth
 
 TICK_S = 60.0
 BEAT_S = 10.0
+ORDERS_LOST = 0.06
+"""Share of the orders whose answer is lost on any day."""
 QUIET_TICKS = 1
 LULL_S_MAX = 480.0
 """Shorter than the gap after which nobody knows what the market did meanwhile."""
@@ -135,10 +137,21 @@ class Weather:
     """Chance that several calls run at once."""
     trouble_s: float
     """Mean time between troubles."""
+    move_s: float = 1800.0
+    """Mean time between two moves of a price."""
+    deadlines: float = 0.2
+    """Share of jobs with one."""
+    hours: float = 1.8
+    """Work of a job in the middle."""
 
 
 STORM = Weather(promise=False, days=0.7, jobs=14, crash=0.02, overlap=0.08, trouble_s=1500)
 FAIR = Weather(promise=True, days=0.5, jobs=8, crash=0.0, overlap=0.0, trouble_s=1e9)
+LONG = Weather(
+    promise=False, days=8, jobs=60, crash=0.01, overlap=0.03, trouble_s=15_000, move_s=4 * 3600, hours=14, deadlines=0.0
+)  # fmt: skip
+
+WEATHERS = (STORM, STORM, LONG, FAIR)
 
 
 class Life:
@@ -146,7 +159,7 @@ class Life:
 
     def __init__(self, seed: int, weather: Weather | None = None) -> None:
         self.dice = dice = random.Random(seed)
-        self.weather = weather or (FAIR if seed % 4 == 3 else STORM)
+        self.weather = weather or WEATHERS[seed % len(WEATHERS)]
         self.clock = FakeClock(at=START + timedelta(hours=dice.uniform(0, 24 * 6)))
         self.seed, self._lines = seed, deque[str](maxlen=200)
         self._heap: list[tuple[float, int, Act]] = []
@@ -165,7 +178,7 @@ class Life:
         self.post = Post(dice, self.later, self._handle)
         self.ledger = SimulatedLedger(declared=self._budgets())
         self.ledger.booked = self.promises.booked  # type: ignore[method-assign]
-        many = 100 if self.weather.promise else dice.choice([2, 4])
+        many = 100 if self.weather.promise else dice.choice([2, 5])
         self.limits = {Kind.BATCH.value: many, Kind.TRAINING.value: many, Kind.INFERENCE.value: 1}
         self.providers = {name: self._cloud(name) for name in ("runpod", "vastai")}
         self.bills = [Bills(cloud, self.clock, tells=dice.random() < 0.7) for cloud in self.providers.values()]
@@ -179,7 +192,7 @@ class Life:
         instance = self.dice.randrange(10**6)
         ledger = Reached(
             self.ledger, net, "ledger",
-            reads=("balances", "entries", "rented", "actions", "freezes", "accounts", "leases"),
+            reads=("balances", "entries", "rented", "actions", "freezes", "accounts", "leases", "limited"),
         )  # fmt: skip
         bus: Any = Reached(self.post, net, "bus")
         clock = SimulatedClock(self.clock, ahead_s)
@@ -240,7 +253,13 @@ class Life:
             kinds=frozenset({Kind.BATCH.value, Kind.TRAINING.value}),
         )  # fmt: skip
         cloud.on_rent, cloud.on_release, cloud.on_gone = self._rented, self.promises.released, self._gone
+        cloud.on_lost = self._order_lost
         return cloud
+
+    @property
+    def exists(self) -> set[str]:
+        """The labels of all instances that there are."""
+        return {rented.label for provider in self.providers.values() for rented in provider.listed}
 
     # The clock.
 
@@ -319,6 +338,8 @@ class Life:
     def _begin(self) -> None:
         weather = self.weather
         self._plan_tick(self.dice.uniform(0, 60))
+        for cloud in self.providers.values():
+            cloud.lost_orders = 0.0 if weather.promise else ORDERS_LOST
         self.later(3600, self._settle)
         for number in range(weather.jobs):
             self.later(self.dice.uniform(0, weather.days * 86400 * 0.8), lambda n=number: self._ask_for(f"j{n}"))
@@ -341,7 +362,7 @@ class Life:
                 self.later(out_s, lambda: self._free(machine))
             self._plan_moves(provider, machine)
 
-        mean_s = 1800 if machine.floor is not None else 4 * 3600
+        mean_s = self.weather.move_s if machine.floor is not None else 4 * 3600
         self.later(self.dice.expovariate(1 / mean_s), move)
 
     def _free(self, machine: Machine) -> None:
@@ -375,6 +396,11 @@ class Life:
         self._tokens.setdefault(host.job_id, []).append(host.token)
         self.log(f"{rented.label} begins at {rented.provider}: {manner}")
         host.boot()
+
+    def _order_lost(self, label: str) -> None:
+        """Sometimes its owner has enough just then."""
+        if not self.calm and self.dice.random() < 0.2:
+            self.later(self.dice.uniform(0, 40), lambda: self._cancel(job_of_label(label)))
 
     def _gone(self, rented: Rented) -> None:
         self.hurry()
@@ -469,18 +495,17 @@ class Life:
         if any(not self._is_steady(job) for job in open_jobs):
             return TICK_S
         # Money is prolonged in time, and taken over by the next day.
-        dues = [(rent.until - self.now).total_seconds() - RENEWED_S for job in open_jobs for rent in job.rents]
+        waits = [job.not_before for job in open_jobs if job.not_before is not None and job.not_before > self.now]
+        dues = [(until - self.now).total_seconds() + self.dice.uniform(0, TICK_S) for until in waits]
+        dues += [(rent.until - self.now).total_seconds() - RENEWED_S for job in open_jobs for rent in job.rents]
         midnight_s = (timedelta(days=1) - (self.now - self.now.replace(hour=0, minute=0, second=0))).total_seconds()
-        lull_s = min(LULL_S_MAX, midnight_s + 10, *dues) if dues else min(LULL_S_MAX, midnight_s + 10)
-        return max(TICK_S, lull_s)
+        return max(TICK_S, min(LULL_S_MAX, midnight_s + 10, *dues))
 
     def _is_steady(self, job: Job) -> bool:
         """Whether only events can change it."""
         if job.spec.deadline is not None or job.stop is not None:
             return False
-        if job.state is State.QUEUED:
-            return job.not_before is None or job.not_before <= self.now
-        return job.state is State.RUNNING
+        return job.state in (State.QUEUED, State.RUNNING)
 
     def hurry(self) -> None:
         """Something has happened that the next tick, at most a minute away, will see."""
@@ -545,7 +570,7 @@ class Life:
                 self.later(minutes, lambda: self._answers(cloud))
             case "lost orders":
                 cloud.lost_orders = 0.6
-                self.later(20 * minutes, lambda: setattr(cloud, "lost_orders", 0.0))
+                self.later(20 * minutes, lambda: setattr(cloud, "lost_orders", ORDERS_LOST))
             case "lost answers":
                 self.network.answers_lost = 0.05
                 self.later(minutes, lambda: setattr(self.network, "answers_lost", 0.0))
@@ -638,6 +663,3 @@ class Life:
             self.clock.advance(6 * 3600)
             await self._settle_once()
         self.promises.billed()
-
-
-__all__ = ["ENDED", "FAIR", "STORM", "GoblinError", "Life", "Weather", "replace"]

@@ -122,6 +122,8 @@ class Provider:
         self.asked_known: dict[int, bool] = {}
         self.on_rent: Callable[[Rented], None] = lambda rented: None
         self.on_release: Callable[[str, str], None] = lambda name, label: None
+        self.on_lost: Callable[[str], None] = lambda label: None
+        """Nobody will be told what became of an order."""
         self.on_gone: Callable[[Rented], None] = lambda rented: None
         self._ids = itertools.count(1)
 
@@ -186,6 +188,8 @@ class Provider:
         if not machine.free:
             raise ProviderUnavailable("the offer is gone")
         lost = self._dice.random() < self.lost_orders
+        if lost:
+            self.on_lost(order.label)
         if lost and self._dice.random() < 0.5:
             if self._dice.random() < 0.5:
                 self._later(self._dice.uniform(1, 60), lambda: self._begin(order, machine))

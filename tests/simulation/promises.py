@@ -65,6 +65,8 @@ class Promises:
             self._life.hurry()
         for rent in after.rents:
             self.rents[rent.label] = rent
+        if before is not None:
+            self._check_gone(before, after)
         assert after.state not in LEASED or after.lease is not None
         if after.state is State.PLACING:
             taken = Counter(one.job.spec.kind for one in self._life.jobs.stored.values() if one.job.state in LEASED)
@@ -75,6 +77,16 @@ class Promises:
         if before is None or before.state is not after.state:
             self._life.log(f"{name}: {after.state} {after.reason}")
             self._life.figures.moved(before, after, now)
+
+    def _check_gone(self, before: Job, after: Job) -> None:
+        """An instance that exists is never taken for gone, neither by its job nor by its bill."""
+        label = before.lease.label if before.lease is not None else ""
+        if after.state is State.PREEMPTED and before.state in LEASED and after.reason.endswith("is gone"):
+            assert label not in self._life.exists, f"{label} is there: {after.reason}"
+        ended = {rent.label for rent in after.rents if rent.ended_at is not None and rent.ended_at > rent.since}
+        ended -= {rent.label for rent in after.rents if rent.ended_at is None}
+        for one in ended - {rent.label for rent in before.rents if rent.ended_at is not None}:
+            assert one not in self._life.exists, f"{one} is there, and its rent has ended"
 
     def _check_checkpoint(self, before: Job, after: Job) -> None:
         name = after.job_id
@@ -188,7 +200,7 @@ class Promises:
             return
         rent = self.rents.get(label)
         until = rent.until if rent is not None else rented.born_at
-        if self._whole(rented.provider, until - IDLE, now) < TICKS_MAX:
+        if now >= until and self._whole(rented.provider, until - IDLE, now) < TICKS_MAX:
             self.excused.add(label)
             self._life.log(f"{label} could not be ended in time")
             return
@@ -254,7 +266,6 @@ class Promises:
                     assert any(word in job.reason for word in said), f"{name} failed: {job.reason}"
                 case State.REFUSED:
                     assert truth.may_be_refused, f"{name} was refused: {job.reason}"
-
 
     def _check_deadline(self, job: Job) -> None:
         """A deadline that was promised, in a world that lets it be kept, is kept."""

@@ -6,17 +6,20 @@ import pytest
 
 from goblin.domain.jobs import State
 from tests.simulation.figures import Figures
-from tests.simulation.life import Life
+from tests.simulation.life import WEATHERS, Life
 
-LIVES = int(os.environ.get("GOBLIN_LIVES", "24"))
+LIVES = int(os.environ.get("GOBLIN_LIVES", "16"))
 SEEDS = [int(os.environ["GOBLIN_SEED"])] if "GOBLIN_SEED" in os.environ else range(LIVES)
-GROUPS = 6
+GROUPS = 4
 
 
+@pytest.mark.timeout(0 if LIVES > 100 else 120)
 @pytest.mark.parametrize("group", range(GROUPS))
 async def test_every_promise_is_kept_in_every_life(group: int) -> None:
     figures = Figures()
-    for seed in SEEDS[group::GROUPS]:
+    for seed in SEEDS:
+        if seed // len(WEATHERS) % GROUPS != group:
+            continue
         life = Life(seed)
         try:
             await life.run()
@@ -25,13 +28,13 @@ async def test_every_promise_is_kept_in_every_life(group: int) -> None:
         figures.add(life.figures)
     print(f"\n{figures}")
     assert figures.late == 0
-    if figures.lives >= 4:
+    if figures.lives >= len(WEATHERS):
         # A storm that nobody survives proves as little as no storm.
         assert figures.ends[State.SUCCEEDED] > 0.4 * sum(figures.ends.values()), figures.ends
 
 
 async def test_a_life_replays_exactly() -> None:
-    first, second = Life(7), Life(7)
+    first, second = Life(5), Life(5)
     await first.run()
     await second.run()
     assert first.story == second.story

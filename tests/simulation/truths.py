@@ -52,7 +52,7 @@ class Truth:
 def job(dice: random.Random, name: str, now: datetime, life: Life, *, promise: bool) -> Truth:
     """A job as people ask for them; what it reads lies in the bucket."""
     kind = dice.choices([Kind.TRAINING, Kind.BATCH, Kind.INFERENCE], [50, 45, 0 if promise else 5])[0]
-    hours = min(12.0, dice.lognormvariate(0.6, 0.8))
+    hours = min(60.0, life.weather.hours * dice.lognormvariate(0, 0.8))
     training = kind is Kind.TRAINING
     total = dice.randint(20, 400) if training else dice.randint(1, 40)
     total = max(total, math.ceil(hours * 3600 / STEP_S_MAX))
@@ -60,7 +60,7 @@ def job(dice: random.Random, name: str, now: datetime, life: Life, *, promise: b
     fields: dict[str, Any] = {}
     if dice.random() < (1.0 if promise else 0.6):
         fields["est_hours"] = hours * (1.0 if promise else dice.choice([0.8, 1.0, 1.0, 1.3]))
-    if promise or (dice.random() < 0.2 and "est_hours" in fields):
+    if promise or (dice.random() < life.weather.deadlines and "est_hours" in fields):
         time = hours * dice.choice([0.9, 1.1, 1.5, 2.0, 4.0]) + dice.uniform(0.3, 1.5)
         fields["deadline"] = now + timedelta(hours=time)
     if not promise and dice.random() < 0.25:
