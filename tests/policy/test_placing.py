@@ -138,6 +138,7 @@ def test_spot_alone_promises_no_deadline() -> None:
     denied = admit(job(deadline=NOW + 80 * HOUR), facts(SPOT))
     assert denied is not None
     assert "spot alone cannot promise" in denied.reason
+    assert "the nearest" not in denied.reason, "no time would do"
 
 
 def test_a_deadline_under_a_cap_or_a_budget_that_on_demand_exceeds_is_refused_with_the_price() -> None:

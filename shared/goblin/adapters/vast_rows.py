@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from goblin.domain.compute import Instance, InstanceState, gpu_name
+from goblin.domain.compute import Instance, InstanceState, gpu_name, is_gpu
 from goblin.domain.market import Market, Offer, Wanted
 from goblin.domain.money import to_micros
 
@@ -134,7 +134,7 @@ def parse_offer(found: Any, *, spot: bool) -> Offer | None:
 
 def _fits(offer: Offer, wanted: Wanted) -> bool:
     return (
-        (not wanted.gpus or offer.gpu in wanted.gpus)
+        is_gpu(offer.gpu, wanted.gpus)
         and offer.gpu_count == max(1, wanted.gpu_count)
         and offer.gpu_memory_mib >= wanted.gpu_memory_mib_min
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 import httpx
 
 from goblin.cli.ports import HOST
+from goblin.settings import MONTHLY_BUDGETS
 
 RECONCILE_S = 5
 """Between two looks at what is rented: nobody who watches waits for the minute."""
@@ -44,6 +44,10 @@ class Fakes:
         """What the markets let in."""
         return {"VASTAI_API_KEY": self.vast_key, "RUNPOD_API_KEY": self.runpod_key}
 
+    def budgets(self, said: Mapping[str, str]) -> Mapping[str, str]:
+        """A budget, unless there is one: nothing is rented without, and this money is as real as the machines."""
+        return {} if MONTHLY_BUDGETS.keys() & said.keys() else {"GOBLIN_MONTHLY_BUDGET": MONTHLY_BUDGET_USD}
+
     def variables(self) -> Mapping[str, str]:
         """What points the functions here, and away from where a person's own variables point."""
         return {
@@ -55,8 +59,6 @@ class Fakes:
             "RUNPOD_BILLING_URL": self.url,
             # Every image is the agent there; one must be named.
             "GOBLIN_AGENT_IMAGE": "goblin/agent",
-            # Nothing is rented without a budget; this money is as real as the machines.
-            "GOBLIN_MONTHLY_BUDGET": os.environ.get("GOBLIN_MONTHLY_BUDGET") or MONTHLY_BUDGET_USD,
             # It serves models with the same key: it must not get the made-up one.
             "RUNPOD_ENDPOINT_URL": "",
         }

@@ -20,6 +20,7 @@ from goblin.cli import fakes, places, ports, provision
 from goblin.cli.fakes import Fakes
 from goblin.cli.ports import HOST, listens
 from goblin.cli.supervisor import Child, Failed, keep, python_child, wait_ready
+from goblin.settings import MONTHLY_BUDGETS
 from localcloud import google
 
 PROJECT = "goblin-local"
@@ -77,7 +78,9 @@ class Up:
             "STORAGE_EMULATOR_HOST": f"http://{HOST}:{at.storage}",
             "SECRET_MANAGER_EMULATOR_HOST": f"http://{HOST}:{at.storage}",
         }
-        return said | ({fakes.URL: self._fakes.url} if self._fakes else {})
+        # Budgets are read by everything that shows money, also from another terminal.
+        said |= {name: os.environ[name] for name in MONTHLY_BUDGETS if os.environ.get(name)}
+        return said | ({fakes.URL: self._fakes.url, **self._fakes.budgets(said)} if self._fakes else {})
 
     async def run(self, ready: Callable[[dict[str, str], float], None]) -> None:
         """Start everything, call `ready`, then keep it running until a signal.

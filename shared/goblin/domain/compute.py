@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -125,6 +126,16 @@ def job_of_label(label: str) -> str:
     """Whose instance it is; of a label that is not an attempt's, a job that does not exist."""
     found = _LABEL.match(label)
     return found["job_id"] if found else "-"
+
+
+def is_gpu(name: str, wanted: Collection[str]) -> bool:
+    """Whether a GPU is any of those wanted; `H100` is every H100, `H100_SXM` only that. None wanted: any will do.
+
+    Args:
+        name: As `gpu_name` has it.
+        wanted: Likewise.
+    """
+    return not wanted or any(name == one or name.startswith(f"{one}_") for one in wanted)
 
 
 def gpu_name(text: str) -> str:

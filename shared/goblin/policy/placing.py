@@ -269,7 +269,7 @@ def _told(found: Placement | NoPlacement, barred: Sequence[Candidate], facts: Fa
 
 def _nearest(found: Infeasible, now: datetime) -> str:
     said = [f"the deadline cannot be promised: {found.reason}"]
-    if found.time_s_min is not None:
+    if found.time_s_min is not None and found.price_usd_micros_per_hour_min is not None:
         said.append(f"the nearest that could is {now + timedelta(seconds=found.time_s_min):%Y-%m-%dT%H:%M:%SZ}")
     if found.price_usd_micros_per_hour_min is not None:
         said.append(f"at {show_usd(found.price_usd_micros_per_hour_min)} an hour")

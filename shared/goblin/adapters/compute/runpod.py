@@ -28,7 +28,17 @@ from typing import TypeGuard
 import httpx
 
 from goblin.adapters.runpod_api import Answer, GpuRow, Gpus, PodRow, Pods, RunPodApi, Sleep, is_full
-from goblin.domain.compute import Instance, InstanceState, Inventory, Known, Order, Unknown, gpu_name, is_attempt_label
+from goblin.domain.compute import (
+    Instance,
+    InstanceState,
+    Inventory,
+    Known,
+    Order,
+    Unknown,
+    gpu_name,
+    is_attempt_label,
+    is_gpu,
+)
 from goblin.domain.market import Listing, Offer, Wanted
 from goblin.domain.models import KeySource
 from goblin.domain.money import to_micros
@@ -339,7 +349,7 @@ def parse_instance(pod: PodRow, label: str) -> Instance:
 def _fits(offer: Offer, wanted: Wanted) -> bool:
     """Somebody may ask by the type's full name, too."""
     names = {offer.gpu, gpu_name(parse_offer_id(offer.offer_id)[1])}
-    return (not wanted.gpus or bool(names & set(wanted.gpus))) and offer.gpu_memory_mib >= wanted.gpu_memory_mib_min
+    return any(is_gpu(name, wanted.gpus) for name in names) and offer.gpu_memory_mib >= wanted.gpu_memory_mib_min
 
 
 def _refusal(answer: Answer, order: Order, api: RunPodApi) -> GoblinError:

@@ -37,7 +37,7 @@ from goblin.adapters.vast_rows import (
     parse_state,
     spellings,
 )
-from goblin.domain.compute import InstanceState, Inventory, Known, Order, Unknown, gpu_name, is_attempt_label
+from goblin.domain.compute import InstanceState, Inventory, Known, Order, Unknown, gpu_name, is_attempt_label, is_gpu
 from goblin.domain.market import Listing, Offer, Wanted
 from goblin.domain.models import KeySource
 from goblin.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
@@ -168,7 +168,7 @@ class VastAI:
             return self._found[wanted][1]
         gpus = await self._gpu_rows()
         names = {name for gpu in wanted.gpus for name in spellings(gpu)}
-        names |= {row.gpu_name for row in gpus if gpu_name(row.gpu_name) in wanted.gpus}
+        names |= {row.gpu_name for row in gpus if wanted.gpus and is_gpu(gpu_name(row.gpu_name), wanted.gpus)}
         searches = (self._search(wanted, names, spot=spot) for spot in (True, False))
         spot, on_demand = await asyncio.gather(*searches)
         count = max(1, wanted.gpu_count)

@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
+from goblin.domain.compute import is_gpu
 from goblin.domain.market import Listing, Offer, Wanted
 from goblin.policy.spot.learning import Rates, observe
 from goblin.policy.spot.reputation import Reputation, note_failure
@@ -95,7 +96,7 @@ def _covers(wanted: Wanted, listings: Collection[str], pool: Pool) -> bool:
 
 
 def _fits(wanted: Wanted, pool: Pool) -> bool:
-    return (not wanted.gpus or pool.gpu in wanted.gpus) and pool.gpu_count == max(1, wanted.gpu_count)
+    return is_gpu(pool.gpu, wanted.gpus) and pool.gpu_count == max(1, wanted.gpu_count)
 
 
 def _seen(pool: Pool | None, offer: Offer | None, now: datetime) -> Pool:
