@@ -171,6 +171,42 @@ def test_the_command_line_submits_follows_lists_and_refuses(up: Running, tmp_pat
         assert len(refused.stderr.splitlines()) == 1
 
 
+# An app that wants to know what becomes of its job.
+LISTEN = """
+import json, os, sys
+from google.cloud import pubsub_v1
+subscriber, project = pubsub_v1.SubscriberClient(), os.environ["GOOGLE_CLOUD_PROJECT"]
+topic = f"projects/{project}/topics/job-status-changed"
+name = f"projects/{project}/subscriptions/an-app"
+subscriber.create_subscription(name=name, topic=topic)
+print("listening", flush=True)
+heard = []
+while not heard or heard[-1]["state"] not in ("succeeded", "failed"):
+    got = subscriber.pull(subscription=name, max_messages=50, timeout=60).received_messages
+    subscriber.acknowledge(subscription=name, ack_ids=[one.ack_id for one in got])
+    heard += [event for one in got if (event := json.loads(one.message.data))["job_id"] == sys.argv[1]]
+    heard.sort(key=lambda event: event["seq"])
+print(json.dumps(heard))
+"""
+
+
+def test_an_app_hears_of_every_state_of_its_job(up: Running) -> None:
+    command = [sys.executable, "-c", LISTEN, "heard"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=up.env()) as listener:
+        try:
+            assert listener.stdout
+            assert listener.stdout.readline() == "listening\n"
+            app(up, SUBMIT, "heard", "5", "2")
+            heard = json.loads(listener.communicate(timeout=END_S_MAX)[0])
+        finally:
+            listener.kill()
+    states = list(dict.fromkeys(event["state"] for event in heard))
+    assert states[-1] == "succeeded"
+    assert {"running", "succeeded"} <= set(states)
+    assert heard[-1]["output_uri"].endswith("/outputs/heard.jsonl")
+    assert (heard[-1]["step"], heard[-1]["total"]) == (5, 5)
+
+
 def test_a_cancelled_job_ends_and_its_process_with_it(up: Running) -> None:
     app(up, SUBMIT, "unwanted", "5000", "1000")
     until(up, "unwanted", lambda job: job.get("state") == "running" and job["step"] >= 0)

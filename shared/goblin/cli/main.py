@@ -102,7 +102,7 @@ def fail(message: str) -> NoReturn:
 )  # fmt: skip
 @click.option("--fakes", is_flag=True, help="With markets of rented GPUs on this machine, for jobs on spot.")
 @click.option(
-    "--pace", type=click.FloatRange(0.1, 1000), default=2.0, show_default=True,
+    "--pace", type=click.FloatRange(0.1, 1000), default=1.0, show_default=True,
     help="With --fakes: how many times faster than life their machines boot and are taken away.",
 )  # fmt: skip
 def up(
