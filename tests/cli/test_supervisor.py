@@ -98,3 +98,19 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         watched = psutil.Process(pid)
         parent.kill()
         assert watched.wait(10) is None or not watched.is_running()
+
+
+async def test_one_that_has_fallen_is_waited_for_only_if_somebody_starts_it_again(tmp_path: Path, lock: int) -> None:
+    it = child(tmp_path, lock, "false")
+    await it.start()
+    assert it.process is not None
+    await it.process.wait()
+    looks = iter([False, True])
+
+    async def ready() -> bool:
+        return next(looks)
+
+    with pytest.raises(Failed, match="ended with 1 at its start"):
+        await wait_ready(it, ready, 10)
+    await wait_ready(it, ready, 10, kept=True)
+    assert not it.runs

@@ -17,12 +17,15 @@ from localcloud.google import free_port
 
 READY_S_MAX = 90
 STOP_S_MAX = 30
-GOOGLES = ("GOOGLE_", "GCS_", "PUBSUB_", "FIRESTORE_", "STORAGE_", "GOBLIN_", "OPENAI_", "OLLAMA_", "LLAMACPP_")
+OTHERS = (
+    "GOOGLE_", "GCS_", "PUBSUB_", "FIRESTORE_", "STORAGE_", "GOBLIN_", "OPENAI_", "OLLAMA_", "LLAMACPP_", "VASTAI_", "VAST_",
+    "RUNPOD_",
+)  # fmt: skip
 
 
 def clean_environment() -> dict[str, str]:
     """This process's environment without anything that would point a client or Goblin elsewhere."""
-    return {name: value for name, value in os.environ.items() if not name.startswith(GOOGLES)}
+    return {name: value for name, value in os.environ.items() if not name.startswith(OTHERS)}
 
 
 class Running:
