@@ -112,6 +112,8 @@ def test_with_a_deadline_it_runs_where_it_cannot_be_missed(
 ) -> None:
     found = place(job(deadline=NOW + hours * HOUR), facts(*offers))
     assert chosen(found) == expected
+    assert {candidate.offer_id for candidate in found.candidates} == {offer.offer_id for offer in offers}
+    assert [candidate.offer_id for candidate in found.candidates if not candidate.rejected] == [expected]
 
 
 def test_spot_that_was_there_lately_is_waited_for_while_there_is_slack() -> None:

@@ -103,7 +103,7 @@ def _place_in_time(job: Job, offers: Sequence[Offer], facts: Facts) -> Placement
         dearer = spot is not None and on_demand.run.cost_usd_micros > spot.run.cost_usd_micros
         hoped = spot is None and may_come(facts.watched, wanted(job.spec), now=facts.now)
         if not dearer and not hoped:
-            return on_demand
+            return _beside(on_demand, spot, "on demand costs no more, and stays")
     decision = choose_mode(
         _situation(needs, running=Mode.WAIT, spot_available=spot is not None),
         _terms(spot, on_demand, needs), _rates(spot, facts),
@@ -114,7 +114,17 @@ def _place_in_time(job: Job, offers: Sequence[Offer], facts: Facts) -> Placement
         return NoPlacement(
             reason=decision.reason, candidates=tuple(candidate for one in known for candidate in one.candidates)
         )
-    return replace(chosen, reason=f"{decision.reason}; {chosen.reason}")
+    other = on_demand if chosen is spot else spot
+    return replace(_beside(chosen, other, decision.reason), reason=f"{decision.reason}; {chosen.reason}")
+
+
+def _beside(chosen: Placement, other: Placement | None, reason: str) -> Placement:
+    """The placement with the candidates of the other mode too, the best of which was not taken for a reason."""
+    if other is None:
+        return chosen
+    half = CANDIDATES_MAX // 2
+    best, *rest = other.candidates[:half]
+    return replace(chosen, candidates=(*chosen.candidates[:half], replace(best, rejected=reason), *rest))
 
 
 def move(job: Job, facts: Facts) -> Stop | None:
