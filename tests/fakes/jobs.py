@@ -16,6 +16,7 @@ import msgspec
 
 from goblin.domain.accounts import Limit, Period
 from goblin.domain.compute import Instance, Inventory, Known, Order, Unknown
+from goblin.domain.hints import Hint
 from goblin.domain.jobs import LEASED, Job, Kind
 from goblin.domain.market import Listing, Offer, Wanted
 from goblin.domain.work import Grant
@@ -275,6 +276,21 @@ class MemoryAttemptKeys:
     async def close(self, digest: str) -> None:
         self._faults.point("close key")
         self.keys.pop(digest, None)
+
+
+class MemoryHints:
+    """The port `HintStore`."""
+
+    def __init__(self) -> None:
+        self.taken: dict[Hint, datetime] = {}
+
+    async def take(self, hint: Hint, *, until: datetime) -> bool:
+        fresh = hint not in self.taken
+        self.taken.setdefault(hint, until)
+        return fresh
+
+    async def give_back(self, hint: Hint) -> None:
+        self.taken.pop(hint, None)
 
 
 FREE = Offer(

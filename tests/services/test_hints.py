@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import datetime
-
 import pytest
 
 from goblin.domain.compute import Instance, InstanceState
@@ -12,25 +10,10 @@ from goblin.domain.jobs import State
 from goblin.errors import StoreUnavailable
 from goblin.services import hints, leases
 from goblin.services.reconcile import reconcile
-from tests.fakes.jobs import START, World
+from tests.fakes.jobs import START, MemoryHints, World
 from tests.services.test_placing import market, requested
 
 OUTBID = Hint(provider="vastai", event_id="e1", kind="outbid")
-
-
-class MemoryHints:
-    """The port `HintStore`."""
-
-    def __init__(self) -> None:
-        self.taken: dict[Hint, datetime] = {}
-
-    async def take(self, hint: Hint, *, until: datetime) -> bool:
-        fresh = hint not in self.taken
-        self.taken.setdefault(hint, until)
-        return fresh
-
-    async def give_back(self, hint: Hint) -> None:
-        self.taken.pop(hint, None)
 
 
 class Waiting:

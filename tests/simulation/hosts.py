@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 IMAGE_GIB = 4.0
 STATE_GIB = 0.5
 RETRY_S = 5.0
+BEAT_S = 10.0
 
 
 class Manner(StrEnum):
@@ -43,6 +44,7 @@ class Manner(StrEnum):
     FORGETS = "starts again without its memory"
     DIES = "dies, and is listed on"
     LEAVES = "is taken away with a warning"
+    CRAWLS = "works far slower than it should"
     LIES = "lies"
     STEALS = "tries what is not its own"
 
@@ -88,6 +90,7 @@ class Host:
         self.worked_s = 0.0
         self.working_since: datetime | None = None
         self.step_s = self.save_s = 1.0
+        self.slowness = 4.0 if manner is Manner.CRAWLS else 1.0
         self.process = 1
         """Counts its starts: what an earlier one had in mind is forgotten."""
         self.exited = False
@@ -201,8 +204,13 @@ class Host:
         self._life.hurry()
         self._pause()
         self.exited = True
-        if self.rented.works:
+        if self.rented.works and self.rented.taken_at is None:
             self.rented.state = InstanceState.ENDED
+
+    def stop(self) -> None:
+        """The machine is no more."""
+        self._pause()
+        self.exited = True
 
     async def _started(self) -> None:
         if self.rented.state is InstanceState.STARTING:
@@ -217,7 +225,7 @@ class Host:
             return
         self.work = answer
         truth = self._life.truths[self.job_id]
-        self.step_s, self.save_s, self.total = truth.step_s, truth.save_s, truth.total
+        self.step_s, self.save_s, self.total = truth.step_s * self.slowness, truth.save_s, truth.total
         self.start = self.saved = answer.step
         self.worked_s = 0.0
         self._life.promises.resumed(self, answer)
@@ -237,6 +245,11 @@ class Host:
         else:
             ahead_s = (min(self.work.checkpoint_every, self.total - self.step)) * self.step_s
         self._later(max(1.0, ahead_s + 0.01), self._save)
+
+    async def freshen(self) -> None:
+        """Its last sign of life is never older than this, though not each one is simulated."""
+        if (self._life.now - self.beaten_at).total_seconds() > BEAT_S:
+            await self.beat()
 
     async def beat(self) -> None:
         """A sign of life."""

@@ -21,13 +21,14 @@ import msgspec
 from goblin import events
 from goblin.domain.accounts import Limit, Period
 from goblin.domain.compute import job_of_label
+from goblin.domain.hints import Hint
 from goblin.domain.jobs import ENDED, LEASED, Job, Kind, State
 from goblin.domain.money import USD_MICROS, Action
 from goblin.events import BudgetExceeded, CheckpointSaved, JobRequested
 from goblin.job_ports import Stored
 from goblin.policy.budget import crossed
 from goblin.policy.spending import Crossing, Step
-from goblin.services import budget, checkpoints, jobs, rents, settling
+from goblin.services import budget, checkpoints, hints, jobs, rents, settling
 from goblin.services.jobs import JobDeps
 from goblin.services.reconcile import reconcile
 from tests.fakes.jobs import (
@@ -36,6 +37,7 @@ from tests.fakes.jobs import (
     FakeClock,
     Faults,
     MemoryAttemptKeys,
+    MemoryHints,
     MemoryJobs,
     MemoryMarket,
     MemoryObjects,
@@ -43,7 +45,7 @@ from tests.fakes.jobs import (
 from tests.fakes.ledger import MemoryLedger
 from tests.simulation import truths
 from tests.simulation.figures import Figures
-from tests.simulation.hosts import Host, Manner
+from tests.simulation.hosts import BEAT_S, Host, Manner
 from tests.simulation.market import Bills, Machine, Provider, Rented
 from tests.simulation.network import Network, Reached
 from tests.simulation.post import Message, Post
@@ -51,7 +53,6 @@ from tests.simulation.promises import Promises
 from tests.simulation.truths import Truth
 
 TICK_S = 60.0
-BEAT_S = 10.0
 ORDERS_LOST = 0.06
 """Share of the orders whose answer is lost on any day."""
 QUIET_TICKS = 1
@@ -60,7 +61,7 @@ LULL_S_MAX = 480.0
 RENEWED_S = 720.0
 """Before the end of what is paid a renewal is asked for."""
 PORTS = ("jobs", "ledger", "objects", "market", "keys", "bus")
-CALM_DAYS_MAX = 6
+CALM_DAYS_MAX = 40
 RICH = {
     name: (Limit(period=Period.MONTH, limit_usd_micros=10_000 * USD_MICROS),) for name in ("total", "runpod", "vastai")
 }
@@ -181,7 +182,10 @@ class Life:
         many = 100 if self.weather.promise else dice.choice([2, 5])
         self.limits = {Kind.BATCH.value: many, Kind.TRAINING.value: many, Kind.INFERENCE.value: 1}
         self.providers = {name: self._cloud(name) for name in ("runpod", "vastai")}
+        if not self.weather.promise and dice.random() < 0.2:
+            self.providers["local"] = self._own()
         self.bills = [Bills(cloud, self.clock, tells=dice.random() < 0.7) for cloud in self.providers.values()]
+        self._hints: Any = Reached(MemoryHints(), self.network, "hints")
         self._functions = [self._function(dice.uniform(-5, 5)) for _ in range(3)]
         self._began = self._t
 
@@ -248,13 +252,23 @@ class Life:
                     storage=dice.choice([0, 100_000, 200_000]), download=dice.choice([0, 0, 3_000]) if spot else 0,
                     upload=dice.choice([0, 0, 3_000]) if spot else 0,
                 ))  # fmt: skip
+        return self._opened(name, machines, frozenset({Kind.BATCH.value, Kind.TRAINING.value}))
+
+    def _opened(self, name: str, machines: list[Machine], kinds: frozenset[str]) -> Provider:
         cloud = Provider(
-            name, machines, network=self.network, clock=self.clock, dice=dice, later=self.later,
-            kinds=frozenset({Kind.BATCH.value, Kind.TRAINING.value}),
+            name, machines, network=self.network, clock=self.clock, dice=self.dice, later=self.later, kinds=kinds
         )  # fmt: skip
         cloud.on_rent, cloud.on_release, cloud.on_gone = self._rented, self.promises.released, self._gone
-        cloud.on_lost = self._order_lost
+        cloud.on_lost, cloud.on_taken, cloud.on_stopped = self._order_lost, self._taken, self._stopped
         return cloud
+
+    def _own(self) -> Provider:
+        """A machine of ours, which costs nothing."""
+        machine = Machine(
+            machine_id="own", gpu="", gpu_memory_mib=0, on_demand=0, floor=None, boot_s=1.0, mib_per_s=500.0,
+            reliability=1.0, storage=0, download=0, upload=0,
+        )  # fmt: skip
+        return self._opened("local", [machine], frozenset({Kind.BATCH.value}))
 
     @property
     def exists(self) -> set[str]:
@@ -355,9 +369,9 @@ class Life:
                 return
             self.hurry()
             if machine.floor is not None and self.dice.random() < 0.85:
-                self._seeing_stops(machine, lambda: provider.move(machine))
+                provider.move(machine)
             elif not machine.taken:
-                self._seeing_stops(machine, lambda: provider.take(machine))
+                provider.take(machine)
                 out_s = self.dice.uniform(60, 300) if machine.floor is None else self.dice.expovariate(1 / 7200)
                 self.later(out_s, lambda: self._free(machine))
             self._plan_moves(provider, machine)
@@ -369,21 +383,32 @@ class Life:
         machine.taken = False
         self.hurry()
 
-    def _seeing_stops(self, machine: Machine, act: Callable[[], None]) -> None:
-        before = {rented: rented.works for rented in machine.mine}
-        act()
-        for rented, worked in before.items():
-            if worked and not rented.works:
-                self._lost(rented)
-
-    def _lost(self, rented: Rented) -> None:
+    def _taken(self, rented: Rented) -> None:
+        """An instance is outbid or taken back; its provider may tell, once, twice, late or never."""
         self.hurry()
+        self.log(f"{rented.label} is {rented.detail}")
         host = rented.host
-        self.log(f"{rented.label} is {rented.detail or 'gone'}")
         if host is not None and not host.exited and self.job(host.job_id).attempt == host.attempt:
-            self.figures.lost_s.append(host.lost_s)
             self.figures.stopped(host.job_id, self.now)
-            host.exited = True
+        kind = "outbid" if rented.detail == "outbid" else "instance_stopped"
+        hint = Hint(provider=rented.provider, event_id=f"{rented.instance_id}-{kind}", kind=kind)
+        for _ in range(self.dice.choice([0, 1, 1, 2])):
+            late = self.dice.random() < 0.1
+            self.later(self.dice.uniform(300, 1200) if late else 1 + self.dice.expovariate(1), lambda: self._hint(hint))
+
+    async def _hint(self, hint: Hint) -> None:
+        async def sleep(seconds: float) -> None:
+            """It passes without us."""
+
+        for host in list(self.hosts.values()):
+            await host.freshen()
+        await hints.follow(hint, self.function(), self._hints, sleep=sleep)
+
+    def _stopped(self, rented: Rented) -> None:
+        """Its process is no more."""
+        self.hurry()
+        if rented.host is not None:
+            rented.host.stop()
 
     def _rented(self, rented: Rented) -> None:
         self.figures.rented += 1
@@ -405,7 +430,11 @@ class Life:
     def _gone(self, rented: Rented) -> None:
         self.hurry()
         self.promises.gone(rented)
-        self.hosts.pop(rented.label, None)
+        host = self.hosts.pop(rented.label, None)
+        if host is not None:
+            host.stop()
+            if rented.detail:
+                self.figures.lost_s.append(host.lost_s)
         self.log(f"{rented.label} is gone")
 
     def old_tokens(self, job_id: str, mine: str) -> list[str]:
@@ -446,8 +475,9 @@ class Life:
         match message.topic:
             case "job-requested":
                 spec = events.decode(JobRequested, message.data)
-                if (stored := self.jobs.stored.get(spec.job_id)) and stored.job.lease:
-                    await self._beat(stored.job.lease.label)
+                stored = self.jobs.stored.get(spec.job_id)
+                if stored and stored.job.lease and (host := self.hosts.get(stored.job.lease.label)):
+                    await host.beat()
                 job = await jobs.request(spec, deps)
                 await reconcile(deps, only=job.job_id)
             case "checkpoint-saved":
@@ -475,10 +505,6 @@ class Life:
             if not cloud.unknown and not cloud.deaf:
                 self.promises.whole[name].append((begin, self.now))
         self.promises.ticked()
-        for label, host in list(self.hosts.items()):
-            stored = self.jobs.stored.get(host.job_id)
-            if stored and stored.job.stop and stored.job.lease and stored.job.lease.label == label:
-                self.later(self.dice.uniform(0, BEAT_S), host.beat)
 
     def _plan_tick(self, seconds: float) -> None:
         self._ticks += 1
@@ -507,6 +533,11 @@ class Life:
             return False
         return job.state in (State.QUEUED, State.RUNNING)
 
+    def asked_to_stop(self, label: str) -> None:
+        """Its machine hears of it with its next sign of life."""
+        if (host := self.hosts.get(label)) is not None:
+            self.later(self.dice.uniform(0, BEAT_S), host.beat)
+
     def hurry(self) -> None:
         """Something has happened that the next tick, at most a minute away, will see."""
         self._quiet = 0
@@ -515,8 +546,7 @@ class Life:
 
     async def _reconcile(self, deps: JobDeps) -> None:
         for host in list(self.hosts.values()):
-            if (self.now - host.beaten_at).total_seconds() > BEAT_S:
-                await host.beat()
+            await host.freshen()
         report = await reconcile(deps)
         for line in report.errors:
             self.log(f"reconcile: {line}")
@@ -527,10 +557,6 @@ class Life:
             return
         for host in self.hosts.values():
             self.later(self.dice.uniform(0, BEAT_S - 0.1), host.beat)
-
-    async def _beat(self, label: str) -> None:
-        if (host := self.hosts.get(label)) is not None:
-            await host.beat()
 
     async def _settle(self) -> None:
         self.later(3600, self._settle)
@@ -577,7 +603,8 @@ class Life:
             case "vanish":
                 if cloud.listed:
                     rented = dice.choice(cloud.listed)
-                    self._lost(rented)
+                    rented.detail = "gone without a word"
+                    self._taken(rented)
                     cloud.remove(rented)
             case "freeze":
                 self.later(dice.expovariate(1 / 3600), self._thaw)

@@ -45,6 +45,8 @@ class Rented:
     host: Host | None = None
     leaving_at: datetime | None = None
     """When it was asked to end."""
+    taken_at: datetime | None = None
+    """When it was outbid, or taken back."""
 
     @property
     def label(self) -> str:
@@ -57,7 +59,7 @@ class Rented:
     @property
     def works(self) -> bool:
         """Whether a process can run on it."""
-        return self.alive and self.state in (InstanceState.STARTING, InstanceState.RUNNING, InstanceState.UNCLEAR)
+        return self.alive and self.state not in (InstanceState.STOPPED, InstanceState.ENDED)
 
     def cost(self, now: datetime, since: datetime | None = None) -> float:
         """Millionths of a dollar that it took until now, from an instant on."""
@@ -122,6 +124,8 @@ class Provider:
         self.asked_known: dict[int, bool] = {}
         self.on_rent: Callable[[Rented], None] = lambda rented: None
         self.on_release: Callable[[str, str], None] = lambda name, label: None
+        self.on_taken: Callable[[Rented], None] = lambda rented: None
+        self.on_stopped: Callable[[Rented], None] = lambda rented: None
         self.on_lost: Callable[[str], None] = lambda label: None
         """Nobody will be told what became of an order."""
         self.on_gone: Callable[[Rented], None] = lambda rented: None
@@ -235,11 +239,19 @@ class Provider:
                 self._later(self._dice.uniform(0, 20), lambda rented=rented: self.remove(rented))
         self._network.point(f"{self.name} released")
 
+    def outbid(self, rented: Rented, why: str) -> None:
+        """It works for some seconds more."""
+        if rented.works and rented.taken_at is None:
+            rented.state, rented.detail, rented.taken_at = InstanceState.LEAVING, why, self._clock.now()
+            self.on_taken(rented)
+            self._later(self._dice.uniform(10, 30), lambda: self.stop(rented, why))
+
     def stop(self, rented: Rented, why: str) -> None:
         """Its process ends; its disk is billed on."""
-        if rented.works:
+        if rented.alive and rented.state is not InstanceState.STOPPED:
             rented.state, rented.detail = InstanceState.STOPPED, why
             rented.rates.append((self._clock.now(), self._standing(rented)))
+            self.on_stopped(rented)
 
     def remove(self, rented: Rented) -> None:
         """It is gone, its bill too."""
@@ -258,14 +270,14 @@ class Provider:
         for rented in list(machine.mine):
             bid = rented.order.bid_usd_micros_per_hour
             if bid is not None and bid < machine.floor:
-                self.stop(rented, "outbid")
+                self.outbid(rented, "outbid")
 
     def take(self, machine: Machine) -> None:
         """Somebody rents it on demand; spot makes room."""
         machine.taken = True
         for rented in list(machine.mine):
             if rented.order.offer.spot:
-                self.stop(rented, "taken on demand")
+                self.outbid(rented, "taken on demand")
 
 
 class Bills:

@@ -72,6 +72,8 @@ class Promises:
             taken = Counter(one.job.spec.kind for one in self._life.jobs.stored.values() if one.job.state in LEASED)
             limit = self._life.limits.get(after.spec.kind, 0)
             assert taken[after.spec.kind] <= limit, f"{taken} at once, {limit} are allowed"
+        if after.stop is not None and after.lease is not None and (before is None or before.stop != after.stop):
+            self._life.asked_to_stop(after.lease.label)
         if after.state is State.FINISHING:
             self.done_at.setdefault(name, now)
         if before is None or before.state is not after.state:
