@@ -18,8 +18,8 @@ from localcloud.google import free_port
 READY_S_MAX = 90
 STOP_S_MAX = 30
 OTHERS = (
-    "GOOGLE_", "GCS_", "PUBSUB_", "FIRESTORE_", "STORAGE_", "GOBLIN_", "OPENAI_", "OLLAMA_", "LLAMACPP_", "VASTAI_", "VAST_",
-    "RUNPOD_",
+    "GOOGLE_", "GCS_", "PUBSUB_", "FIRESTORE_", "STORAGE_", "GOBLIN_", "OPENAI_", "OLLAMA_", "LLAMACPP_",
+    "VASTAI_", "VAST_", "RUNPOD_",
 )  # fmt: skip
 
 
