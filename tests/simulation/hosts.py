@@ -6,22 +6,22 @@ come back as if nothing had been, forget everything, stand still, and lie.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from goblin.domain.checkpoints import STEP_MAX, Artifact, manifest_uri
+from goblin.domain.checkpoints import Artifact
 from goblin.domain.compute import InstanceState, job_of_label
 from goblin.domain.work import Assignment, Told
 from goblin.errors import Conflict, GoblinError, Transient
-from goblin.services import checkpoints, leases
+from goblin.services import leases
 from goblin.services.jobs import JobDeps
 from goblin.services.reconcile import reconcile
 from tests.fakes.batch_host import announce, results
-from tests.fakes.jobs import BUCKET, Crash, crc32c
+from tests.fakes.jobs import Crash
+from tests.simulation import lies
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life
@@ -76,8 +76,8 @@ class Host:
     """One machine's process, from its boot to its end."""
 
     def __init__(self, life: Life, rented: Rented, manner: Manner) -> None:
-        self._life, self.rented, self.manner = life, rented, manner
-        self._dice = life.dice
+        self.life, self.rented, self.manner = life, rented, manner
+        self.dice = life.dice
         environment = rented.order.environment
         # All that a machine is ever told: no key of an account, nothing of another attempt.
         assert set(environment) == {"GOBLIN_URL", "GOBLIN_ATTEMPT_TOKEN"}, sorted(environment)
@@ -105,7 +105,7 @@ class Host:
     def boot(self) -> None:
         """Begin: the machine was just rented."""
         machine = self.rented.machine
-        boot_s = machine.boot_s * self._dice.uniform(0.8, 1.2) + IMAGE_GIB * 1024 / machine.mib_per_s
+        boot_s = machine.boot_s * self.dice.uniform(0.8, 1.2) + IMAGE_GIB * 1024 / machine.mib_per_s
         if self.manner is Manner.DEAD:
             return
         if self.manner is Manner.SLOW:
@@ -116,7 +116,7 @@ class Host:
             Manner.HANGS: self._hang, Manner.DIES: self._die, Manner.LEAVES: self._leave, Manner.FORGETS: self._forget,
         }.get(self.manner)  # fmt: skip
         if trouble is not None:
-            self._later(boot_s + self._dice.expovariate(1 / 2400), trouble)
+            self._later(boot_s + self.dice.expovariate(1 / 2400), trouble)
 
     def _later(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         process = self.process
@@ -124,31 +124,31 @@ class Host:
         async def if_alive() -> None:
             if self.exited or not self.rented.works or process != self.process:
                 return
-            if self.silent_until is not None and self._life.now < self.silent_until:
-                self._later((self.silent_until - self._life.now).total_seconds() + 1, act)
+            if self.silent_until is not None and self.life.now < self.silent_until:
+                self._later((self.silent_until - self.life.now).total_seconds() + 1, act)
                 return
             await act()
 
-        self._life.later(seconds, if_alive)
+        self.life.later(seconds, if_alive)
 
     def _bill(self, gib: float, usd_micros_per_gib: int) -> None:
         if usd_micros_per_gib:
-            self.rented.traffic.append((self._life.now, gib * usd_micros_per_gib))
+            self.rented.traffic.append((self.life.now, gib * usd_micros_per_gib))
 
     async def _hang(self) -> None:
-        self._life.hurry()
-        self.silent_until = self._life.now + timedelta(seconds=self._dice.uniform(20, 900))
+        self.life.hurry()
+        self.silent_until = self.life.now + timedelta(seconds=self.dice.uniform(20, 900))
         self._pause()
         self._later(0, self._resume)
 
     async def _resume(self) -> None:
-        self.working_since = self._life.now if self.ready else None
+        self.working_since = self.life.now if self.ready else None
 
     async def _die(self) -> None:
-        self._life.hurry()
+        self.life.hurry()
         self.exited = True
         self._pause()
-        if self._dice.random() < 0.5:
+        if self.dice.random() < 0.5:
             self.rented.state = InstanceState.UNCLEAR
 
     async def _leave(self) -> None:
@@ -165,7 +165,7 @@ class Host:
         """Where the work is."""
         worked_s = self.worked_s
         if self.working_since is not None:
-            worked_s += max(0.0, (self._life.now - self.working_since).total_seconds())
+            worked_s += max(0.0, (self.life.now - self.working_since).total_seconds())
         if self.manner is Manner.STALLS:
             worked_s = min(worked_s, 60.0)
         return min(self.total, self.start + int(worked_s / self.step_s + 1e-6))
@@ -177,14 +177,14 @@ class Host:
 
     def _pause(self) -> None:
         if self.working_since is not None:
-            self.worked_s += max(0.0, (self._life.now - self.working_since).total_seconds())
+            self.worked_s += max(0.0, (self.life.now - self.working_since).total_seconds())
             self.working_since = None
 
     # Words.
 
-    async def _ask(self, say: Callable[[JobDeps], Awaitable[Any]]) -> Any:
+    async def ask(self, say: Callable[[JobDeps], Awaitable[Any]]) -> Any:
         """The answer, a `Refusal`, or `SILENCE`; what is answered must be the current attempt's."""
-        deps, current, process = self._life.function(), self._life.job(self.job_id).attempt, self.process
+        deps, current, process = self.life.function(), self.life.job(self.job_id).attempt, self.process
         answer: Any
         try:
             answer = await say(deps)
@@ -201,7 +201,7 @@ class Host:
 
     def _exit(self) -> None:
         """The process comes to its end."""
-        self._life.hurry()
+        self.life.hurry()
         self._pause()
         self.exited = True
         if self.rented.works and self.rented.taken_at is None:
@@ -215,8 +215,8 @@ class Host:
     async def _started(self) -> None:
         if self.rented.state is InstanceState.STARTING:
             self.rented.state = InstanceState.RUNNING
-        self.beaten_at = self._life.now
-        answer = await self._ask(lambda deps: leases.claim(self.job_id, self.token, deps))
+        self.beaten_at = self.life.now
+        answer = await self.ask(lambda deps: leases.claim(self.job_id, self.token, deps))
         if answer is SILENCE:
             self._later(RETRY_S, self._started)
             return
@@ -224,17 +224,17 @@ class Host:
             self._exit()
             return
         self.work = answer
-        truth = self._life.truths[self.job_id]
+        truth = self.life.truths[self.job_id]
         self.step_s, self.save_s, self.total = truth.step_s * self.slowness, truth.save_s, truth.total
         self.start = self.saved = answer.step
         self.worked_s = 0.0
-        self._life.promises.resumed(self, answer)
+        self.life.promises.resumed(self, answer)
         self._later(STATE_GIB * 1024 / self.rented.machine.mib_per_s, self._loaded)
 
     async def _loaded(self) -> None:
         if self.work is not None and not self.ready:
-            self.ready, self.working_since = True, self._life.now
-            self._life.figures.worked(self.job_id, self._life.now)
+            self.ready, self.working_since = True, self.life.now
+            self.life.figures.worked(self.job_id, self.life.now)
             self._plan()
 
     def _plan(self) -> None:
@@ -248,21 +248,21 @@ class Host:
 
     async def freshen(self) -> None:
         """Its last sign of life is never older than this, though not each one is simulated."""
-        if (self._life.now - self.beaten_at).total_seconds() > BEAT_S:
+        if (self.life.now - self.beaten_at).total_seconds() > BEAT_S:
             await self.beat()
 
     async def beat(self) -> None:
         """A sign of life."""
         if self.exited or not self.rented.works or self.work is None:
             return
-        if self.silent_until is not None and self._life.now < self.silent_until:
+        if self.silent_until is not None and self.life.now < self.silent_until:
             return
-        self.beaten_at = self._life.now
+        self.beaten_at = self.life.now
         told = Told()
         if self.work.checkpoint_s is not None:
             told = Told(total=self.total, loss=1.0, steps_per_s=1 / self.step_s, save_s=self.save_s)
         step = self.step
-        answer = await self._ask(lambda deps: leases.heartbeat(self.job_id, self.token, step, deps, told=told))
+        answer = await self.ask(lambda deps: leases.heartbeat(self.job_id, self.token, step, deps, told=told))
         if isinstance(answer, Refusal):
             self._exit()
         elif answer is not SILENCE:
@@ -283,7 +283,7 @@ class Host:
             await leases.withdraw(self.job_id, self.token, self.stopping or "", deps, step=self.saved)
             await reconcile(deps, only=self.job_id)
 
-        if await self._ask(say) is SILENCE:
+        if await self.ask(say) is SILENCE:
             self._later(RETRY_S, self._withdraw)
         else:
             self._exit()
@@ -293,10 +293,10 @@ class Host:
     async def _save(self) -> None:
         if self.saving or not self.ready:
             return
-        if self.manner is Manner.LIES and self._dice.random() < 0.6:
-            await self._lie()
+        if self.manner is Manner.LIES and self.dice.random() < 0.6:
+            await lies.lie(self)
         if self.manner is Manner.STEALS:
-            await self._steal()
+            await lies.steal(self)
         step = self.step
         if step <= self.saved:
             await self._next()
@@ -305,31 +305,32 @@ class Host:
         self._pause()
         await self._begin(step)
 
-    def _data(self, step: int) -> bytes:
+    def data(self, step: int) -> bytes:
+        """What there is to save at a step."""
         if self.work is not None and self.work.checkpoint_s is not None:
             return saved_state(self.job_id, step, self.attempt)
         return results(self.saved, step, self.attempt)
 
     async def _begin(self, step: int) -> None:
-        data = self._data(step)
+        data = self.data(step)
         files = [announce(data, "part.jsonl")]
-        self._life.promises.computed(self, step, data)
-        answer = await self._ask(lambda deps: leases.begin_checkpoint(self.job_id, self.token, step, files, deps))
+        self.life.promises.computed(self, step, data)
+        answer = await self.ask(lambda deps: leases.begin_checkpoint(self.job_id, self.token, step, files, deps))
         if answer is SILENCE:
             self._later(RETRY_S, lambda: self._begin(step))
         elif isinstance(answer, Refusal):
             await self._rejected(answer)
         else:
             upload_id, grants = answer
-            self._life.promises.granted(self, step, grants)
-            status = self._life.objects.put(grants["part.jsonl"], data)
+            self.life.promises.granted(self, step, grants)
+            status = self.life.objects.put(grants["part.jsonl"], data)
             assert status == 200, status
             if self.work is not None and self.work.checkpoint_s is not None:
                 self._bill(STATE_GIB, self.rented.machine.upload)
             self._later(self.save_s, lambda: self._commit(step, upload_id, files))
 
     async def _commit(self, step: int, upload_id: str, files: list[Artifact]) -> None:
-        answer = await self._ask(
+        answer = await self.ask(
             lambda deps: leases.commit_checkpoint(
                 self.job_id, self.token, step, self.saved, upload_id, files, deps, loss=1.0
             )
@@ -358,7 +359,7 @@ class Host:
             await self._withdraw()
         else:
             if self.working_since is None:
-                self.working_since = self._life.now
+                self.working_since = self.life.now
             self._plan()
 
     async def _finish(self) -> None:
@@ -366,80 +367,10 @@ class Host:
             await leases.finish(self.job_id, self.token, deps, step=self.saved)
             await reconcile(deps, only=self.job_id)
 
-        answer = await self._ask(say)
+        answer = await self.ask(say)
         if answer is SILENCE:
             self._later(RETRY_S, self._finish)
         else:
             if isinstance(answer, Refusal) and not answer.over and isinstance(answer.error, Conflict):
-                self._life.log(f"{self.rented.label} may not finish: {answer.error}")
+                self.life.log(f"{self.rented.label} may not finish: {answer.error}")
             self._exit()
-
-    # Lies.
-
-    async def _refused(self, say: Callable[[JobDeps], Awaitable[Any]], what: str) -> None:
-        """Whatever else goes wrong: it is not believed."""
-        try:
-            await say(self._life.function())
-        except (GoblinError, Crash):
-            return
-        raise AssertionError(f"{self.rented.label}: {what} was believed")
-
-    async def _lie(self) -> None:
-        step = min(self.total, self.saved + 1)
-        if step <= self.saved:
-            return
-        kind = self._dice.choice(["absent", "torn", "forged", "huge", "beyond"])
-        data = self._data(step)
-        if kind == "huge":
-            huge = Artifact(name="part.jsonl", size=6 * 1024**3, crc32c=crc32c(data), sha256="0" * 64)
-            say = lambda deps: leases.begin_checkpoint(self.job_id, self.token, step, [huge], deps)  # noqa: E731
-            await self._refused(say, kind)
-            return
-        if kind == "beyond":
-            said = Told(total=max(1, self.total)) if self.work and self.work.checkpoint_s is not None else Told()
-            far = STEP_MAX + 1
-            say = lambda deps: leases.heartbeat(self.job_id, self.token, far, deps, told=said)  # noqa: E731
-            await self._refused(say, kind)
-            return
-        shown = hashlib.sha256(b"another").hexdigest()
-        file = announce(data, "part.jsonl")
-        file = replace(file, sha256=shown) if kind == "forged" else file
-        answer = await self._ask(lambda deps: leases.begin_checkpoint(self.job_id, self.token, step, [file], deps))
-        if answer is SILENCE or isinstance(answer, Refusal):
-            return
-        upload_id, grants = answer
-        if kind == "torn":
-            assert self._life.objects.put(grants["part.jsonl"], data[:-1]) == 400
-        if kind == "forged":
-            assert self._life.objects.put(grants["part.jsonl"], data) == 200
-
-        async def commit(deps: JobDeps) -> None:
-            await leases.commit_checkpoint(self.job_id, self.token, step, self.saved, upload_id, [file], deps)
-            made = await checkpoints.read_manifest(manifest_uri(BUCKET, self.job_id, step, self.attempt), deps)
-            # The step may have been saved before; then that is what the host is told.
-            if made is not None and upload_id not in made[0].files[0].uri:
-                raise Conflict("it was saved before")
-
-        await self._refused(commit, kind)
-
-    async def _steal(self) -> None:
-        """Old tokens, and its own at another's door."""
-        tries = [(self.job_id, token) for token in self._life.old_tokens(self.job_id, self.token)]
-        tries += [(other, self.token) for other in sorted(self._life.truths) if other != self.job_id][:3]
-        for job_id, token in tries[-4:]:
-            for name, say in _doors(job_id, token).items():
-                await self._refused(say, f"{name} of {job_id} with a foreign token")
-
-
-def _doors(job_id: str, token: str) -> Mapping[str, Callable[[JobDeps], Awaitable[Any]]]:
-    file = announce(b"mine\n")
-    return {
-        "claim": lambda deps: leases.claim(job_id, token, deps),
-        "inputs": lambda deps: leases.inputs(job_id, token, deps),
-        "heartbeat": lambda deps: leases.heartbeat(job_id, token, 1, deps),
-        "upload": lambda deps: leases.begin_checkpoint(job_id, token, 1, [file], deps),
-        "commit": lambda deps: leases.commit_checkpoint(job_id, token, 1, 0, "secret-0000", [file], deps),
-        "finish": lambda deps: leases.finish(job_id, token, deps),
-        "withdraw": lambda deps: leases.withdraw(job_id, token, "mine", deps),
-        "fail": lambda deps: leases.fail(job_id, token, "mine", deps),
-    }

@@ -45,6 +45,8 @@ class Rented:
     host: Host | None = None
     leaving_at: datetime | None = None
     """When it was asked to end."""
+    zombie: bool = False
+    """Its cloud knows it no more, and its process goes on."""
     taken_at: datetime | None = None
     """When it was outbid, or taken back."""
 
@@ -59,7 +61,7 @@ class Rented:
     @property
     def works(self) -> bool:
         """Whether a process can run on it."""
-        return self.alive and self.state not in (InstanceState.STOPPED, InstanceState.ENDED)
+        return self.zombie or (self.alive and self.state not in (InstanceState.STOPPED, InstanceState.ENDED))
 
     def cost(self, now: datetime, since: datetime | None = None) -> float:
         """Millionths of a dollar that it took until now, from an instant on."""

@@ -6,7 +6,8 @@ import pytest
 
 from goblin.domain.jobs import State
 from tests.simulation.figures import Figures
-from tests.simulation.life import WEATHERS, Life
+from tests.simulation.life import Life
+from tests.simulation.weather import WEATHERS
 
 LIVES = int(os.environ.get("GOBLIN_LIVES", "16"))
 SEEDS = [int(os.environ["GOBLIN_SEED"])] if "GOBLIN_SEED" in os.environ else range(LIVES)

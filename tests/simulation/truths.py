@@ -46,7 +46,7 @@ class Truth:
             assert found == [f"item-{number}" for number in range(self.total)], f"{job.job_id}: {found}"
             return
         data = life.objects.objects[f"{self.spec.output_uri}/part.jsonl"].data
-        assert data == saved_state(job.job_id, self.total, job.attempt), data
+        assert data == saved_state(job.job_id, self.total, job.checkpoint.attempt), data
 
 
 def job(dice: random.Random, name: str, now: datetime, life: Life, *, promise: bool) -> Truth:
