@@ -164,7 +164,7 @@ class Life:
         weather = self.weather
         self.ticks.plan(self.dice.uniform(0, TICK_S))
         self.clouds.begin()
-        self.later(3600, self._settle)
+        self.later(self.weather.settle_s, self._settle)
         for number in range(weather.jobs):
             self.later(self.dice.uniform(0, weather.days * 86400 * 0.8), lambda n=number: self._ask_for(f"j{n}"))
 
@@ -224,7 +224,7 @@ class Life:
                 raise AssertionError(f"nobody hears {other}")
 
     async def _settle(self) -> None:
-        self.later(3600, self._settle)
+        self.later(self.weather.settle_s, self._settle)
         await self._settle_once()
 
     async def _settle_once(self) -> None:

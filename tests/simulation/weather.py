@@ -32,6 +32,8 @@ class Weather:
     """Mean time between two moves of a price."""
     deadlines: float = 0.2
     """Share of jobs with one."""
+    settle_s: float = 3600.0
+    """Between two looks at the bills."""
     hours: float = 1.8
     """Work of a job in the middle."""
 
@@ -39,7 +41,8 @@ class Weather:
 STORM = Weather(promise=False, days=0.7, jobs=14, crash=0.02, overlap=0.08, trouble_s=1500)
 FAIR = Weather(promise=True, days=0.5, jobs=8, crash=0.0, overlap=0.0, trouble_s=1e9)
 LONG = Weather(
-    promise=False, days=8, jobs=60, crash=0.01, overlap=0.03, trouble_s=15_000, move_s=4 * 3600, hours=14, deadlines=0.0
+    promise=False, days=8, jobs=60, crash=0.01, overlap=0.03, trouble_s=15_000, move_s=4 * 3600, hours=14,
+    deadlines=0.0, settle_s=3 * 3600,
 )  # fmt: skip
 WEATHERS = (STORM, STORM, LONG, FAIR)
 
