@@ -26,7 +26,7 @@ from tests.fakes.inference import KEY, World, world
 from tests.fakes.openai_like import FakeOpenAI, Script
 from tests.fakes.serving import closed_port, serve
 
-SILENCE_S = 0.4
+SILENCE_S = 1.0
 """After which somebody is taken for silent; only where somebody is, or a slow machine would decide the test."""
 PATIENCE_S = 20.0
 PROMPT_TOKENS = 2
