@@ -155,7 +155,9 @@ class Promises:
             seconds = (self._life.now - since).total_seconds()
             whole = self._whole(rented.provider, since, rented.leaving_at or self._life.now)
             assert whole <= TICKS_MAX, f"{rented.label} outlived its lease by {whole} reconciles, {seconds:.0f} s"
-            self._life.figures.orphaned(rented, since, self._life.now)
+            cloud = self._life.providers[rented.provider]
+            if not cloud.unknown and not cloud.deaf:
+                self._life.figures.orphaned(rented, since, self._life.now)
 
     def ticked(self) -> None:
         """A whole reconcile is over."""
