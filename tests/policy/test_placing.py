@@ -231,3 +231,9 @@ def test_the_work_that_is_left_is_the_longer_of_told_and_measured(changes: dict[
     told = Progress(at=NOW, step=step, steps_per_s=speed)
     left = work_left_s(job(**changes, checkpoint=saved, progress=told))
     assert left == (None if hours is None else pytest.approx(hours * 3600))
+
+
+@pytest.mark.parametrize(("size", "gib"), [(0, 0.5), (2**20, 0.5), (6 * 2**30, 6.0)])
+def test_a_large_checkpoint_counts_with_its_size(size: int, gib: float) -> None:
+    saved = Checkpoint(step=1, attempt=1, manifest_uri="gs://b/m", generation=1, size=size)
+    assert placing.needs_of(job(checkpoint=saved), NOW).checkpoint_gib == gib

@@ -51,3 +51,10 @@ def test_a_kind_has_as_many_places_as_its_limit_and_without_one_none() -> None:
     assert has_place("batch", taken, {"batch": 2})
     assert not has_place("batch", taken, {"batch": 1})
     assert not has_place("training", taken, {"batch": 2})
+
+
+def test_a_promised_job_goes_first_and_keeps_its_place_while_it_waits() -> None:
+    promised = replace(queued("p", "low"), spec=JobRequested(job_id="p", kind="batch", priority="low", deadline=NOW))
+    assert names(queued("urgent", "high"), promised) == ["p", "urgent"]
+    for state, places in ((State.QUEUED, 1), (State.PREEMPTED, 1), (State.REQUESTED, 0), (State.SUCCEEDED, 0)):
+        assert places_taken([replace(promised, state=state)])["batch"] == places

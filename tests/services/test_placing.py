@@ -12,7 +12,7 @@ from goblin.domain.compute import Instance, InstanceState
 from goblin.domain.jobs import State
 from goblin.domain.market import Listing, Offer
 from goblin.domain.money import Action, Entry, EntryKind
-from goblin.errors import ProviderUnavailable
+from goblin.errors import ProviderUnavailable, StoreUnavailable
 from goblin.events import JobRequested
 from goblin.policy import renting
 from goblin.policy.jobs import BACKOFF_S_MAX
@@ -264,6 +264,41 @@ async def test_a_deadline_nobody_could_keep_is_refused_before_anything_is_rented
     assert world.job().state is State.REFUSED
     assert "the nearest that could is" in world.job().reason
     assert not world.compute.rented
+
+
+async def test_a_deadline_is_promised_only_with_a_place_and_the_place_is_kept() -> None:
+    world = market()
+    world.deps = replace(world.deps, limits={"training": 1})
+    await requested(world)
+    promised = training(job_id="p", deadline=START + timedelta(hours=40), priority="low")
+    await jobs.request(promised, world.deps)
+    await tick(world, 0.4)
+    waits = world.job("p")
+    assert waits.state is State.REQUESTED
+    assert waits.no_placement is not None
+    assert "once one of the 1 places of kind training is free" in waits.no_placement.reason
+
+    world.compute.full = True
+    await jobs.cancel("j", world.deps, by="somebody")
+    await tick(world, 0.4)
+    assert world.job("p").state is State.QUEUED
+    world.compute.full = False
+    await jobs.request(training(job_id="k", priority="high"), world.deps)
+    await tick(world)
+    assert (world.job("p").state, world.job("k").state) == (State.STARTING, State.QUEUED)
+
+
+async def test_what_nobody_wants_is_released_though_the_ledger_is_silent() -> None:
+    world = market()
+    await requested(world)
+    world.compute.unknown = "timeout"
+    await jobs.cancel("j", world.deps, by="somebody")
+    world.compute.unknown = ""
+    assert world.compute.running
+    world.ledger.down = True
+    with pytest.raises(StoreUnavailable):
+        await reconcile(world.deps)
+    assert not world.compute.running
 
 
 async def test_why_a_job_waits_is_written_once_for_each_reason() -> None:

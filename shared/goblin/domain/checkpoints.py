@@ -25,6 +25,8 @@ class Checkpoint:
     """The manifest's own: another object under the same name is another checkpoint."""
     dataset_offset: int = 0
     """Bytes of the dataset that the job is done with, so that a resume reads only the rest."""
+    size: int = 0
+    """Bytes of all its files; 0: not told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -35,7 +35,7 @@ ON_DEMAND_DELAY_S = 600.0
 IMAGE_GIB = 4.0
 """What a rented host downloads before it can start, beside the job's own data."""
 CHECKPOINT_GIB = 0.5
-"""Until one was saved."""
+"""At least; more once a larger one was saved."""
 SAVE_S = 10.0
 STOP_WITHIN = timedelta(minutes=3)
 """For saving, uploading and giving the job back."""
@@ -171,7 +171,7 @@ def needs_of(job: Job, now: datetime) -> Needs:
         gpu_memory_mib_min=spec.gpu_memory_mib_min,
         disk_gib=spec.disk_gib,
         download_gib=IMAGE_GIB + (job.dataset.size / _GIB if job.dataset else 0.0),
-        checkpoint_gib=CHECKPOINT_GIB,
+        checkpoint_gib=max(CHECKPOINT_GIB, job.checkpoint.size / _GIB if job.checkpoint else 0.0),
         save_s=job.progress.save_s if job.progress and job.progress.save_s else SAVE_S,
         interval_s_max=spec.checkpoint_minutes * 60,
         price_usd_micros_per_hour_max=None if spec.max_price_per_hour is None else to_micros(spec.max_price_per_hour),

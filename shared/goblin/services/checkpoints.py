@@ -217,7 +217,7 @@ async def read_manifest(uri: str, deps: JobDeps) -> tuple[Manifest, ObjectFacts]
 def _checkpoint(manifest: Manifest, facts: ObjectFacts) -> Checkpoint:
     return Checkpoint(
         step=manifest.step, attempt=manifest.attempt, manifest_uri=facts.uri, generation=facts.generation,
-        dataset_offset=manifest.dataset_offset,
+        dataset_offset=manifest.dataset_offset, size=sum(file.size for file in manifest.files),
     )  # fmt: skip
 
 

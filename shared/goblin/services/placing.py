@@ -162,11 +162,12 @@ async def place_all(open_jobs: Sequence[Stored], market: Survey, deps: JobDeps) 
     taken: Counter[str] = queues.places_taken(jobs)
     placed, errors = 0, []
     for job in queues.order_queue(jobs, now=deps.clock.now()):
-        if not queues.has_place(job.spec.kind, taken, deps.limits):
+        kept = queues.keeps_place(job)
+        if not kept and not queues.has_place(job.spec.kind, taken, deps.limits):
             continue
         try:
             if await _place(stored[job.job_id], market, deps):
-                taken[job.spec.kind] += 1
+                taken[job.spec.kind] += 0 if kept else 1
                 placed += 1
         except GoblinError as error:
             errors.append(f"job {job.job_id} is not placed: {error}")

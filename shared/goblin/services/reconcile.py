@@ -13,15 +13,16 @@ from dataclasses import dataclass, replace
 
 from goblin.domain.compute import Inventory, Known, job_of_label
 from goblin.domain.jobs import Job, Kind, State
-from goblin.errors import Broken, GoblinError, NotFound, Refused, Transient
+from goblin.domain.market import NoPlacement
+from goblin.errors import Broken, GoblinError, NotFound, Refused, StoreUnavailable, Transient
 from goblin.job_ports import ComputeProvider, Stored
 from goblin.policy import jobs as policy
 from goblin.policy import placing as places
-from goblin.policy import renting
+from goblin.policy import queues, renting
 from goblin.policy.jobs import Fact, Transition
 from goblin.services import batch, checkpoints, placing, rents, training, upkeep
 from goblin.services.batch import Rejected
-from goblin.services.jobs import JobDeps, act, announce
+from goblin.services.jobs import JobDeps, act, announce, change
 from goblin.services.placing import Survey
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,13 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
     before = await deps.jobs.list_open(OPEN_MAX)
     # After the jobs: an instance that a job names was there to be seen.
     inventories = await _inventories(deps.compute)
-    market = await placing.survey(inventories, deps)
+    try:
+        market = await placing.survey(inventories, deps)
+    except StoreUnavailable:
+        # Without the ledger nothing is rented; what nobody wants must go all the same.
+        if only is None:
+            await _sweep(inventories, deps)
+        raise
     errors = [f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, Known)]
     moved = placed = released = 0
     for stored in before:
@@ -163,9 +170,24 @@ async def _admit(job: Job, market: Survey, deps: JobDeps, follow: Follow) -> tup
             return None
         if denied is not None:
             return follow(Fact.REJECTED, denied.reason)
+        if not await _has_place(job, deps):
+            return None
     await rents.limit_job(job, deps.money.ledger)
     items = f"{found.items} items; " if found is not None and found.items else ""
     return follow(Fact.ACCEPTED, f"{items}waits for a free place", dataset=found)
+
+
+async def _has_place(job: Job, deps: JobDeps) -> bool:
+    """Whether a place is free for a job with a deadline; else it waits for one, unpromised, and says so."""
+    others = [one.job for one in await deps.jobs.list_open(OPEN_MAX) if one.job.job_id != job.job_id]
+    if queues.has_place(job.spec.kind, queues.places_taken(others), deps.limits):
+        return True
+    why = NoPlacement(
+        reason=f"its deadline can be promised once one of the {deps.limits.get(job.spec.kind, 0)} places of kind "
+        f"{job.spec.kind} is free", candidates=(),
+    )  # fmt: skip
+    await change(deps, job.job_id, lambda job: policy.note(job, no_placement=why) if job.no_placement != why else None)
+    return False
 
 
 async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Fact, Transition] | None:
