@@ -14,7 +14,7 @@ SEEDS = [int(os.environ["GOBLIN_SEED"])] if "GOBLIN_SEED" in os.environ else ran
 GROUPS = 4
 
 
-@pytest.mark.timeout(0 if LIVES > 100 else 120)
+@pytest.mark.timeout(0 if LIVES > 100 else 240)
 @pytest.mark.parametrize("group", range(GROUPS))
 async def test_every_promise_is_kept_in_every_life(group: int) -> None:
     figures = Figures()

@@ -52,7 +52,7 @@ class Truth:
 def job(dice: random.Random, name: str, now: datetime, life: Life, *, promise: bool) -> Truth:
     """A job as people ask for them; what it reads lies in the bucket."""
     kind = dice.choices([Kind.TRAINING, Kind.BATCH, Kind.INFERENCE], [50, 45, 0 if promise else 5])[0]
-    hours = min(60.0, life.weather.hours * dice.lognormvariate(0, 0.8))
+    hours = min(120.0, life.weather.hours * dice.lognormvariate(0, 0.8))
     training = kind is Kind.TRAINING
     total = dice.randint(20, 400) if training else dice.randint(1, 40)
     total = max(total, math.ceil(hours * 3600 / STEP_S_MAX))

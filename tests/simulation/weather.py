@@ -41,8 +41,8 @@ class Weather:
 STORM = Weather(promise=False, days=0.7, jobs=14, crash=0.02, overlap=0.08, trouble_s=1500)
 FAIR = Weather(promise=True, days=0.5, jobs=8, crash=0.0, overlap=0.0, trouble_s=1e9)
 LONG = Weather(
-    promise=False, days=8, jobs=60, crash=0.01, overlap=0.03, trouble_s=15_000, move_s=4 * 3600, hours=14,
-    deadlines=0.0, settle_s=3 * 3600,
+    promise=False, days=16, jobs=60, crash=0.01, overlap=0.03, trouble_s=30_000, move_s=8 * 3600, hours=30,
+    deadlines=0.0, settle_s=6 * 3600,
 )  # fmt: skip
 WEATHERS = (STORM, STORM, LONG, FAIR)
 
