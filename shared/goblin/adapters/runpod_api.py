@@ -12,21 +12,19 @@ import httpx
 import msgspec
 from msgspec import Meta
 
-from goblin import __version__
+from goblin.adapters import rental_wire
 from goblin.adapters.refusals import error_detail, retry_after_s, says_no_capacity
-from goblin.adapters.upstream import pieces
+from goblin.adapters.rental_wire import CONNECT_S
 from goblin.domain.models import KeySource
 from goblin.errors import Fault, ProviderUnavailable, Transient
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 
-CONNECT_S = 5.0
 READ_S = 15.0
 """For all of an answer to a GET."""
 WRITE_S = 60.0
 """For all of an answer to anything else: a machine is looked for while we wait."""
-BYTES_MAX = 16 * 1024 * 1024
 TRIES = 3
 """Of a GET."""
 WAIT_S_MAX = 10.0
@@ -161,10 +159,7 @@ class RunPodApi:
 
     def parse(self, answer: Answer, kind: type[T]) -> T:
         """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
-        try:
-            return msgspec.json.decode(answer.data, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ProviderUnavailable(f"{self._name} sent an answer that cannot be read.") from error
+        return rental_wire.parse(self._name, answer.data, kind)
 
     def refused(self, answer: Answer, path: str) -> ProviderUnavailable:
         """A status that was not hoped for, without the words that came with it: they may quote a key."""
@@ -197,21 +192,10 @@ class RunPodApi:
     ) -> Answer:
         self._sent = key
         within_s = READ_S if method == "GET" else WRITE_S
-        headers = {"authorization": f"Bearer {key}", "accept": "application/json", "accept-encoding": "identity"}
-        headers["user-agent"] = f"goblin/{__version__}"
-        content = None if body is None else msgspec.json.encode(body)
-        if content is not None:
-            headers["content-type"] = "application/json"
-        waits = {"connect": CONNECT_S, "read": within_s, "write": within_s, "pool": CONNECT_S}
-        url = httpx.URL(self._url + path, params=params) if params else httpx.URL(self._url + path)
-        request = httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": waits})
+        request = rental_wire.build(method, self._url + path, key, within_s=within_s, params=params, body=body)
         try:
             async with asyncio.timeout(within_s + CONNECT_S):
-                response = await self._client.send(request, stream=True)
-                try:
-                    data = await _whole(response)
-                finally:
-                    await response.aclose()
+                response, data = await rental_wire.exchange(self._client, request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ProviderUnavailable(f"{self._name} cannot be reached: {type(error).__name__}.") from error
         except (httpx.HTTPError, TimeoutError) as error:
@@ -227,13 +211,3 @@ def is_full(answer: Answer) -> bool:
     detail = error_detail(answer.data)
     said = f"{detail.message} {detail.code}"
     return says_no_capacity(detail) or "does not have the resources" in said or "not enough free GPUs" in said
-
-
-async def _whole(response: httpx.Response) -> bytes:
-    """The body, up to a limit; what was cut does not parse."""
-    held = bytearray()
-    async for piece in pieces(response):
-        held += piece
-        if len(held) > BYTES_MAX:
-            return b""
-    return bytes(held)

@@ -100,7 +100,7 @@ class Upstream:
         response = await self._send(_Ask("POST", path, content, ANSWER_TIMEOUT_S))
         try:
             if response.status_code != 200:
-                raise self._refusal(response, await _read(response, ERROR_BYTES_MAX))
+                raise self._refusal(response, await read_up_to(response, ERROR_BYTES_MAX))
             yield response
         except httpx.HTTPError as error:
             raise self._broken(error) from error
@@ -127,7 +127,7 @@ class Upstream:
         response = await self._send(_Ask(method, path, content, timeout_s, again))
         try:
             good = response.status_code == 200
-            data = await _read(response, JSON_BYTES_MAX if good else ERROR_BYTES_MAX)
+            data = await read_up_to(response, JSON_BYTES_MAX if good else ERROR_BYTES_MAX)
         except httpx.HTTPError as error:
             raise self._broken(error) from error
         finally:
@@ -228,7 +228,7 @@ def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
     return aiter(response.stream)
 
 
-async def _read(response: httpx.Response, limit: int) -> bytes:
+async def read_up_to(response: httpx.Response, limit: int) -> bytes:
     """The body, up to a limit: a provider's answer is not to be trusted either."""
     held = bytearray()
     async for piece in pieces(response):

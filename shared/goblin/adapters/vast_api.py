@@ -17,11 +17,10 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, NamedTuple, TypeVar
 
 import httpx
-import msgspec
 
-from goblin import __version__
+from goblin.adapters import rental_wire
 from goblin.adapters.refusals import ErrorDetail, error_detail, retry_after_s
-from goblin.adapters.upstream import pieces
+from goblin.adapters.rental_wire import CONNECT_S
 from goblin.domain.models import KeySource
 from goblin.errors import Fault, ProviderUnavailable, Transient
 
@@ -29,10 +28,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
 
-CONNECT_S = 5.0
 ANSWER_S = 30.0
 """For all of an answer."""
-BYTES_MAX = 16 * 1024 * 1024
 WAIT_S_MAX = 20.0
 """The longest stand in line; whoever would stand longer is told so at once."""
 INTERVALS_S: Mapping[str, float] = {
@@ -157,10 +154,7 @@ class VastApi:
         """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
         if answer.status != httpx.codes.OK:
             raise self.refused(answer)
-        try:
-            return msgspec.json.decode(answer.data, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise ProviderUnavailable(f"{self._name} sent an answer that cannot be read.") from error
+        return rental_wire.parse(self._name, answer.data, kind)
 
     def refused(self, answer: Answer) -> ProviderUnavailable:
         """A status that was not hoped for, without the words that came with it: they may quote a key."""
@@ -172,24 +166,17 @@ class VastApi:
     async def _send(
         self, key: str, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
     ) -> Answer:
-        headers = {"authorization": f"Bearer {key}", "accept": "application/json", "accept-encoding": "identity"}
-        headers["user-agent"] = f"goblin/{__version__}"
-        content = None if body is None else msgspec.json.encode(body)
-        if content is not None:
-            headers["content-type"] = "application/json"
-        waits = {"connect": CONNECT_S, "read": ANSWER_S, "write": ANSWER_S, "pool": CONNECT_S}
-        url = httpx.URL(self._url + path, params=params) if params else httpx.URL(self._url + path)
-        request = httpx.Request(method, url, headers=headers, content=content, extensions={"timeout": waits})
+        request = rental_wire.build(method, self._url + path, key, within_s=ANSWER_S, params=params, body=body)
         creates = path.startswith("/api/v0/asks/")
         try:
             async with asyncio.timeout(ANSWER_S + CONNECT_S):
                 try:
-                    response, data = await self._exchange(request)
+                    response, data = await rental_wire.exchange(self._client, request)
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                     if creates:
                         raise
                     # A kept connection may have been closed at the other end while it lay idle.
-                    response, data = await self._exchange(request)
+                    response, data = await rental_wire.exchange(self._client, request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ProviderUnavailable(f"{self._name} cannot be reached: {type(error).__name__}.") from error
         except (httpx.HTTPError, TimeoutError) as error:
@@ -198,13 +185,6 @@ class VastApi:
         if response.status_code >= 300:
             log.warning("%s answered %d to %s %s", self._name, response.status_code, method, path)
         return Answer(response.status_code, data, retry_after_s(response.headers), _resets_at(response))
-
-    async def _exchange(self, request: httpx.Request) -> tuple[httpx.Response, bytes]:
-        response = await self._client.send(request, stream=True)
-        try:
-            return response, await _whole(response)
-        finally:
-            await response.aclose()
 
 
 def fault_of(answer: Answer) -> Fault:
@@ -232,13 +212,3 @@ def _resets_at(response: httpx.Response) -> float | None:
     except (KeyError, ValueError):
         return None
     return found if 0 < found < 1e11 else None
-
-
-async def _whole(response: httpx.Response) -> bytes:
-    """The body, up to a limit; what was cut does not parse."""
-    held = bytearray()
-    async for piece in pieces(response):
-        held += piece
-        if len(held) > BYTES_MAX:
-            return b""
-    return bytes(held)
