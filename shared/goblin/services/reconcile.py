@@ -70,10 +70,12 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
             except GoblinError as error:
                 errors.append(f"job {stored.job.job_id}: {error}")
     try:
-        placed, unplaced = await placing.place_all(await deps.jobs.list_open(OPEN_MAX), market, deps)
+        now_open = await deps.jobs.list_open(OPEN_MAX)
+        placed, unplaced = await placing.place_all(now_open, market, deps)
         errors += unplaced
         if only is None:
-            errors += await _each(await deps.jobs.list_open(OPEN_MAX), lambda job: upkeep.keep(job, market, deps))
+            # Those that were placed just now have their first slice.
+            errors += await _each(now_open, lambda job: upkeep.keep(job, market, deps))
             # Rents of what was gone when the inventories were listed; what was rented since is not among them.
             errors += await _each(before, lambda job: upkeep.settle_ended(job, inventories, deps))
     except GoblinError as error:
