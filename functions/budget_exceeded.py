@@ -6,9 +6,11 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin import events, model_wiring, wiring
-from goblin.adapters import asgi
-from goblin.services import budget
+from goblin.billing import budgets as budget
+from goblin.core import events
+from goblin.web import asgi
+from goblin.wiring import models as model_wiring
+from goblin.wiring import process as wiring
 
 
 @functions_framework.aio.http

@@ -6,11 +6,12 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin import model_wiring, wiring
-from goblin.adapters import asgi
-from goblin.errors import MethodNotAllowed, NotFound
-from goblin.ports import Scope
-from goblin.services import budget
+from goblin.billing import budgets as budget
+from goblin.core.errors import MethodNotAllowed, NotFound
+from goblin.gateway.ports import Scope
+from goblin.web import asgi
+from goblin.wiring import models as model_wiring
+from goblin.wiring import process as wiring
 
 
 @functions_framework.aio.http

@@ -6,9 +6,9 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin import wiring
-from goblin.adapters import asgi
-from goblin.services import health
+from goblin.gateway import health
+from goblin.web import asgi
+from goblin.wiring import process as wiring
 
 
 @functions_framework.aio.http

@@ -6,9 +6,11 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin import events, job_wiring, wiring
-from goblin.adapters import asgi
-from goblin.services import checkpoints
+from goblin.core import events
+from goblin.jobs import checkpoints
+from goblin.web import asgi
+from goblin.wiring import jobs as job_wiring
+from goblin.wiring import process as wiring
 
 
 @functions_framework.aio.http

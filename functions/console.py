@@ -8,9 +8,9 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, Response
 
-from goblin import wiring
-from goblin.adapters import asgi, pages
-from goblin.errors import MethodNotAllowed, NotFound
+from goblin.core.errors import MethodNotAllowed, NotFound
+from goblin.web import asgi, pages
+from goblin.wiring import process as wiring
 
 
 @functions_framework.aio.http

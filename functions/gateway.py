@@ -14,13 +14,19 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from goblin import __version__, wiring
-from goblin.adapters import anthropic_asks, anthropic_face, asgi, openai_face, prometheus
-from goblin.domain import requests
-from goblin.domain.money import plain_usd
-from goblin.ports import ApiKey, Scope
-from goblin.services import chat, receipts
-from goblin.services.keys import check_model, may_ask
+from goblin import __version__
+from goblin.billing.domain.ledger import plain_usd
+from goblin.gateway import inference as chat
+from goblin.gateway import receipts
+from goblin.gateway.domain import requests
+from goblin.gateway.keys import check_model, may_ask
+from goblin.gateway.ports import ApiKey, Scope
+from goblin.web import anthropic_requests as anthropic_asks
+from goblin.web import anthropic_responses as anthropic_face
+from goblin.web import asgi
+from goblin.web import metrics as prometheus
+from goblin.web import openai_responses as openai_face
+from goblin.wiring import process as wiring
 
 Work = Callable[[chat.Call, bytes, str | None], Awaitable[asgi.Answer]]
 Refuse = Callable[[Exception], asgi.Answer]

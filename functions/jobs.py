@@ -11,13 +11,18 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from goblin import events, job_wiring, wiring
-from goblin.adapters import asgi, jobs_face
-from goblin.errors import Forbidden, InvalidRequest, Unauthenticated
-from goblin.ports import Scope
-from goblin.services import jobs as service
-from goblin.services import leases, logs, reconcile
-from goblin.services.jobs import JobDeps
+from goblin.core import events
+from goblin.core.errors import Forbidden, InvalidRequest, Unauthenticated
+from goblin.gateway.ports import Scope
+from goblin.jobs import attempt_logs as logs
+from goblin.jobs import lifecycle as service
+from goblin.jobs import reconcile
+from goblin.jobs import worker_api as leases
+from goblin.jobs.lifecycle import JobDeps
+from goblin.web import asgi
+from goblin.web import jobs_schema as jobs_face
+from goblin.wiring import jobs as job_wiring
+from goblin.wiring import process as wiring
 
 LISTED_MAX = 200
 

@@ -6,9 +6,10 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin import model_wiring, wiring
-from goblin.adapters import asgi
-from goblin.services import settling
+from goblin.billing import settlement as settling
+from goblin.web import asgi
+from goblin.wiring import models as model_wiring
+from goblin.wiring import process as wiring
 
 
 @functions_framework.aio.http

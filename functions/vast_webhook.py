@@ -8,10 +8,11 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin import job_wiring
-from goblin.adapters import asgi, vast_hints
-from goblin.errors import MethodNotAllowed
-from goblin.services import hints
+from goblin.core.errors import MethodNotAllowed
+from goblin.jobs import webhooks as hints
+from goblin.providers.vastai import webhooks as vast_hints
+from goblin.web import asgi
+from goblin.wiring import jobs as job_wiring
 
 
 @functions_framework.aio.http

@@ -29,7 +29,7 @@ from localgpus.vast.api import Api
 from localgpus.vast.faults import Fault, Faults
 from localgpus.vast.limits import Limits
 from localgpus.vast.market import Market as Vast
-from localgpus.vast.weather import Weather
+from localgpus.vast.market_simulation import Weather
 
 log = logging.getLogger(__name__)
 

@@ -18,16 +18,17 @@ import psutil
 import pytest
 from google.oauth2 import service_account
 
-from goblin import job_wiring
-from goblin.adapters.gcp.gcs import GcsObjects
 from goblin.cli.loading import load
-from goblin.domain.checkpoints import Manifest
-from goblin.domain.compute import Lease, attempt_label
-from goblin.domain.jobs import Dataset, Job, State, spec_digest
-from goblin.events import CheckpointSaved, JobRequested
-from goblin.services import checkpoints, leases
-from goblin.services.jobs import JobDeps
-from goblin.services.training import check_inputs
+from goblin.core.events import CheckpointSaved, JobRequested
+from goblin.gcp.storage import GcsObjects
+from goblin.jobs import checkpoints
+from goblin.jobs import worker_api as leases
+from goblin.jobs.domain.checkpoints import Manifest
+from goblin.jobs.domain.instances import Lease, attempt_label
+from goblin.jobs.domain.job import Dataset, Job, State, spec_digest
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.training import check_inputs
+from goblin.wiring import jobs as job_wiring
 from tests.clouds import RunningCloud, environment
 from tests.fakes.jobs import MemoryBus, World
 from tests.fakes.serving import serve

@@ -15,8 +15,8 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from goblin.domain.jobs import State, Stop
-from goblin.policy import jobs as policy
+from goblin.jobs.domain.job import State, Stop
+from goblin.jobs.policy import state_machine as policy
 from tests.agent.conftest import Agent, Controller
 from tests.fakes.serving import serve
 

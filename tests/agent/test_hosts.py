@@ -8,7 +8,7 @@ import google_crc32c
 import httpx
 import pytest
 
-from goblin.domain.jobs import State
+from goblin.jobs.domain.job import State
 from tests.agent.conftest import TEXT, Controller
 
 

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin.policy import attempt_logs
+from goblin.jobs.policy import attempt_logs
 from goblin_agent import logs
 from goblin_agent.logs import Log, room, ship_once
 from goblin_worker.controller import Grant, Over, Rejected

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblin.domain.work import Told
-from goblin.policy.training import impossible
+from goblin.jobs.domain.worker import Told
+from goblin.jobs.policy.training import impossible
 from goblin_agent import gpu, task
 from goblin_agent.task import Progress, Said
-from tests.policy.test_training import job
+from tests.jobs.policy.test_training import job
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.none(), st.booleans(), st.text(max_size=3), st.just([1]))
 NAMES = ("step", "total", "loss", "steps_per_s", "save_s")

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from goblin.domain.health import EndpointHealth, Status
-from goblin.domain.models import Capability, Catalog, Endpoint, Price, Routing, Strategy
-from goblin.errors import Fault, ProviderUnavailable
-from goblin.policy.route import Demand, NoRoute, Route
-from goblin.services.live import Attempt, Live
-from goblin.services.routes import decide
+from goblin.core.endpoints import Capability, Catalog, Endpoint, Price, Routing, Strategy
+from goblin.core.errors import Fault, ProviderUnavailable
+from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
+from goblin.gateway.endpoint_stats import Attempt, Live
+from goblin.gateway.policy.route import Demand, NoRoute, Route
+from goblin.gateway.router import decide
 from tests.bench._routing_world import Asked, Plan, Sent, Truth, World
 
 EPOCH = datetime(2026, 11, 23, 12, tzinfo=UTC)

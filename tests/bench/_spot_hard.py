@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from itertools import groupby, product
 from typing import Any
 
-from goblin.policy.spot.deadline import Feasible, check_deadline
+from goblin.jobs.policy.spot.deadline import Feasible, check_deadline
 from tests.bench import _spot_rules as rules
 from tests.bench._spot_ours import ON_DEMAND_USD_MICROS, micros, ours, terms_of
 from tests.bench._spot_pools import run_pools

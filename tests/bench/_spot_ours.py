@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from goblin.policy.spot.deadline import Decision, Mode, Situation, Terms, choose_mode
-from goblin.policy.spot.learning import Rates, observe
+from goblin.jobs.policy.spot.deadline import Decision, Mode, Situation, Terms, choose_mode
+from goblin.jobs.policy.spot.preemption_rates import Rates, observe
 from tests.bench._spot_simulator import IDLE, ON_DEMAND, SPOT, Rule, View
 
 MODES = {IDLE: Mode.WAIT, SPOT: Mode.SPOT, ON_DEMAND: Mode.ON_DEMAND}

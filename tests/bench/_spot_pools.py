@@ -3,9 +3,9 @@
 import math
 from collections.abc import Sequence
 
-from goblin.policy.spot.deadline import Mode, Situation, Terms, choose_mode
-from goblin.policy.spot.learning import Rates, observe
-from goblin.policy.spot.pools import Pool, choose_pool
+from goblin.jobs.policy.spot.deadline import Mode, Situation, Terms, choose_mode
+from goblin.jobs.policy.spot.pools import Pool, choose_pool
+from goblin.jobs.policy.spot.preemption_rates import Rates, observe
 from tests.bench._spot_ours import ON_DEMAND_USD_MICROS
 from tests.bench._spot_simulator import Outcome
 from tests.bench._spot_traces import Window

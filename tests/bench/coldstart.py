@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-from goblin.cli import places
+from goblin.cli import paths as places
 from tests.bench._show import text_table
 
 RUNS = 5

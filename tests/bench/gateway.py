@@ -19,7 +19,7 @@ from unittest import mock
 
 import psutil
 
-from goblin.cli import places
+from goblin.cli import paths as places
 from localcloud.google import HOST, free_port
 from tests.bench._gateway import clients
 from tests.bench._show import text_table

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from goblin.adapters.gcp.ledger import FirestoreLedger
-from goblin.domain.accounts import Limit, Period
-from goblin.errors import StoreUnavailable
-from goblin.policy.spending import Ask, Crossing
-from goblin.services.spending import REFUSED_S, Reservation, Spender, spent_entry
+from goblin.billing.budget_client import REFUSED_S, Reservation, Spender, spent_entry
+from goblin.billing.domain.accounts import Limit, Period
+from goblin.billing.policy.allocation import Ask, Crossing
+from goblin.core.errors import StoreUnavailable
+from goblin.gcp.firestore.ledger import FirestoreLedger
 from tests.bench._show import text_table
 from tests.clouds import CloudProcess, environment
 

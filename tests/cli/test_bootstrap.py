@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from goblin.cli import bootstrap, places
+from goblin.cli import bootstrap
+from goblin.cli import paths as places
 
 LOCK = """\
 click==8.5.1 \\

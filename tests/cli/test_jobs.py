@@ -18,13 +18,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from goblin import events
-from goblin.adapters import jobs_face
 from goblin.cli import job_logs, job_show, job_watch
 from goblin.cli.main import main
-from goblin.domain.jobs import Job, Progress, Reason, State
-from goblin.domain.market import Candidate, NoPlacement, Offer, Placement, Run
-from goblin.events import JobRequested
+from goblin.core import events
+from goblin.core.events import JobRequested
+from goblin.jobs.domain.job import Job, Progress, Reason, State
+from goblin.jobs.domain.market import Candidate, NoPlacement, Offer, Placement, Run
+from goblin.web import jobs_schema as jobs_face
 from tests.fakes.serving import closed_port, serve
 
 NOW = datetime.now(UTC)
@@ -340,7 +340,7 @@ def test_the_picture_fits_a_terminal_of_any_width(columns: int, total: int | Non
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_the_list_fits_a_terminal_of_any_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(width=columns, file=io.StringIO(), force_terminal=True, color_system=None)
-    monkeypatch.setattr("goblin.cli.screen.console", lambda: console)
+    monkeypatch.setattr("goblin.cli.output.console", lambda: console)
     console.print(job_show.listed([told(job(job_id="a-rather-long-name-of-a-job"))]))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from goblin import wiring
 from goblin.cli.main import main
+from goblin.wiring import process as wiring
 from tests.clouds import RunningCloud, environment
 
 Goblin = Callable[..., Result]

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from goblin.cli import places, provision
+from goblin.cli import paths as places
+from goblin.cli import provision
 from tests.clouds import RunningCloud, environment
 
 

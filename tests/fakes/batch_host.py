@@ -6,10 +6,10 @@ import hashlib
 import json
 from typing import Any
 
-from goblin.domain.checkpoints import Artifact
-from goblin.events import JobRequested
-from goblin.services import leases
-from goblin.services.jobs import JobDeps
+from goblin.core.events import JobRequested
+from goblin.jobs import worker_api as leases
+from goblin.jobs.domain.checkpoints import Artifact
+from goblin.jobs.lifecycle import JobDeps
 from tests.fakes.jobs import BUCKET, World, crc32c
 
 

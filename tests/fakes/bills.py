@@ -11,8 +11,8 @@ from typing import Any
 
 import httpx
 
-from goblin.domain.money import Bill, Charge
-from goblin.errors import ProviderUnavailable
+from goblin.billing.domain.ledger import Bill, Charge
+from goblin.core.errors import ProviderUnavailable
 
 PAGE = 2
 

@@ -10,22 +10,24 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from goblin.domain.chat import ChatChunk, ChunkChoice, Delta, Embedding, Embeddings, Usage
-from goblin.domain.health import Finding, Probe
-from goblin.domain.models import Catalog, Endpoint, Price, Routing, Strategy
-from goblin.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
-from goblin.policy.limits import Limits
-from goblin.policy.spending import Crossing
-from goblin.ports import ApiKey
-from goblin.services import budget, chat, health
-from goblin.services.cache import AnswerCache
-from goblin.services.idempotency import Once
-from goblin.services.keys import Keys, digest_of
-from goblin.services.limits import Door
-from goblin.services.live import Live
-from goblin.services.routes import Router
-from goblin.services.spending import Spender
-from goblin.services.waking import Wakes
+from goblin.billing import budgets as budget
+from goblin.billing.budget_client import Spender
+from goblin.billing.policy.allocation import Crossing
+from goblin.core.endpoints import Catalog, Endpoint, Price, Routing, Strategy
+from goblin.gateway import health
+from goblin.gateway import inference as chat
+from goblin.gateway.admission import Door
+from goblin.gateway.cache import AnswerCache
+from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Embedding, Embeddings, Usage
+from goblin.gateway.domain.endpoint_health import Finding, Probe
+from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.gateway.endpoint_stats import Live
+from goblin.gateway.idempotency import Once
+from goblin.gateway.keys import Keys, digest_of
+from goblin.gateway.policy.admission import Limits
+from goblin.gateway.ports import ApiKey
+from goblin.gateway.router import Router
+from goblin.gateway.warm_up import Wakes
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
 

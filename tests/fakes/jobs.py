@@ -14,19 +14,19 @@ from datetime import UTC, datetime, timedelta
 import google_crc32c
 import msgspec
 
-from goblin.domain.accounts import Limit, Period
-from goblin.domain.compute import Instance, Inventory, Known, Order, Unknown
-from goblin.domain.hints import Hint
-from goblin.domain.jobs import LEASED, Job, Kind
-from goblin.domain.market import Listing, Offer, Wanted
-from goblin.domain.work import Grant
-from goblin.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable, Transient
-from goblin.events import JobStatusChanged
-from goblin.job_ports import ObjectFacts, Stored
-from goblin.policy.spending import Crossing
-from goblin.policy.spot.watching import Watched
-from goblin.services import rents
-from goblin.services.jobs import JobDeps
+from goblin.billing.domain.accounts import Limit, Period
+from goblin.billing.policy.allocation import Crossing
+from goblin.core.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable, Transient
+from goblin.core.events import JobStatusChanged
+from goblin.jobs import reservations as rents
+from goblin.jobs.domain.instances import Instance, Inventory, Known, Order, Unknown
+from goblin.jobs.domain.job import LEASED, Job, Kind
+from goblin.jobs.domain.market import Listing, Offer, Wanted
+from goblin.jobs.domain.webhooks import Hint
+from goblin.jobs.domain.worker import Grant
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.policy.spot.market_history import Watched
+from goblin.jobs.ports import ObjectFacts, Stored
 from tests.fakes.ledger import MemoryLedger
 
 BUCKET = "bucket"

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from goblin.domain.accounts import Account, Lease, Limit, Period
-from goblin.domain.money import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, is_rent, month_of
-from goblin.errors import Conflict, StoreUnavailable
-from goblin.policy import spending
-from goblin.policy.spending import Ask, Step
+from goblin.billing.domain.accounts import Account, Lease, Limit, Period
+from goblin.billing.domain.ledger import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, is_rent, month_of
+from goblin.billing.policy import allocation as spending
+from goblin.billing.policy.allocation import Ask, Step
+from goblin.core.errors import Conflict, StoreUnavailable
 
 
 @dataclass

@@ -12,9 +12,9 @@ from pathlib import Path
 import google_crc32c
 import msgspec
 
-from goblin.domain.registry import Artifact, Loaded, ModelName, Pointer, Promotion, Serving, Version
-from goblin.errors import Conflict, NotFound, StoreUnavailable
-from goblin.job_ports import Grant
+from goblin.core.errors import Conflict, NotFound, StoreUnavailable
+from goblin.jobs.ports import Grant
+from goblin.registry.domain.versions import Artifact, Loaded, ModelName, Pointer, Promotion, Serving, Version
 
 DEFAULT = Loaded(alias="goblin-tiny", sha256=None)
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from goblin.domain.health import EndpointHealth, Pause
-from goblin.errors import StoreUnavailable
-from goblin.ports import ApiKey, Claim, RequestRecord, StoredAnswer, StoredReply
+from goblin.core.errors import StoreUnavailable
+from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause
+from goblin.gateway.ports import ApiKey, Claim, RequestRecord, StoredAnswer, StoredReply
 
 
 class _Failing:

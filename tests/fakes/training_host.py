@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from goblin.domain.checkpoints import Artifact, Checkpoint
-from goblin.domain.market import Offer, Placement, Run
-from goblin.domain.work import Assignment
-from goblin.events import JobRequested
-from goblin.services import checkpoints, jobs, leases
-from goblin.services.reconcile import reconcile
+from goblin.core.events import JobRequested
+from goblin.jobs import checkpoints
+from goblin.jobs import lifecycle as jobs
+from goblin.jobs import worker_api as leases
+from goblin.jobs.domain.checkpoints import Artifact, Checkpoint
+from goblin.jobs.domain.market import Offer, Placement, Run
+from goblin.jobs.domain.worker import Assignment
+from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import announce
 from tests.fakes.jobs import BUCKET, World
 

@@ -12,7 +12,7 @@ from typing import Self
 import psutil
 import pytest
 
-from goblin.cli.places import DataFolder
+from goblin.cli.paths import DataFolder
 from localcloud.google import free_port
 
 READY_S_MAX = 90

@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from goblin.cli import places
+from goblin.cli import paths as places
 from tests.flows.conftest import Running
 
 STREAMS = 50

@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from goblin.cli import places
+from goblin.cli import paths as places
 from tests.flows.conftest import Running
 
 pytestmark = pytest.mark.xdist_group("flows")

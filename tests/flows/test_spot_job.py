@@ -37,8 +37,8 @@ SETTLE = """
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from goblin import model_wiring
-from goblin.services import settling
+from goblin.wiring import models as model_wiring
+from goblin.billing import settlement as settling
 class Later:
     def now(self):
         return datetime.now(UTC) + timedelta(days=1, hours=3)

@@ -10,11 +10,11 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from goblin import wiring
-from goblin.adapters import openai_face
-from goblin.domain import requests
-from goblin.domain.models import ORDINARY, Capability, Routing, Strategy
-from goblin.services import chat
+from goblin.core.endpoints import ORDINARY, Capability, Routing, Strategy
+from goblin.gateway import inference as chat
+from goblin.gateway.domain import requests
+from goblin.web import openai_responses as openai_face
+from goblin.wiring import process as wiring
 from tests.fakes.inference import KEY, World, world
 from tests.llamacpp.conftest import Running, running
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from goblin.cli import places
-from goblin.cli.places import DataFolder
+from goblin.cli import paths as places
+from goblin.cli.paths import DataFolder
 from localcloud.google import free_port
 from tests.flows.conftest import clean_environment
 

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from goblin import wiring
-from goblin.cli import places
+from goblin.cli import paths as places
 from goblin.cli.loading import load
-from goblin.services.keys import digest_of
+from goblin.gateway.keys import digest_of
+from goblin.wiring import process as wiring
 from tests.clouds import RunningCloud, environment
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.openai_like import FakeOpenAI

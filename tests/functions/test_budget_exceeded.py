@@ -14,8 +14,8 @@ import openai
 import pytest
 from click.testing import CliRunner
 
+from goblin.billing.domain.ledger import month_of
 from goblin.cli.main import main
-from goblin.domain.money import month_of
 from tests.clouds import RunningCloud
 from tests.fakes.cloud_run import FakeCloudRun
 from tests.fakes.serving import serve

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin.services import reloading
+from goblin.gateway import config_reload as reloading
 from tests.functions.conftest import API_KEY, Fakes
 
 AUTHORIZED = {"authorization": f"Bearer {API_KEY}"}

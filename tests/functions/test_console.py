@@ -2,8 +2,8 @@
 
 from datetime import UTC, datetime, timedelta
 
-from goblin.adapters import pages
-from goblin.domain.health import EndpointHealth, Status
+from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
+from goblin.web import pages
 
 NOW = datetime(2026, 11, 25, 12, 0, tzinfo=UTC)
 

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from goblin import wiring
+from goblin.wiring import process as wiring
 from tests.clouds import RunningCloud
 from tests.fakes import every
 from tests.fakes.openai_like import Call, FakeOpenAI, Script
@@ -164,7 +164,7 @@ class TestKeysInSecretManager:
     def secrets(self, cloud: RunningCloud, environ: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> Any:
         """The local cloud's Secret Manager, where `up` says it is; one key is in it."""
         monkeypatch.setenv("SECRET_MANAGER_EMULATOR_HOST", cloud.storage_url)
-        monkeypatch.setattr("goblin.adapters.gcp.secrets.LOOK_AGAIN_S", 0.0)
+        monkeypatch.setattr("goblin.gcp.secret_manager.LOOK_AGAIN_S", 0.0)
         client = cloud.secrets_client()
         parent, secret = f"projects/{environ['GOOGLE_CLOUD_PROJECT']}", {"replication": {"automatic": {}}}
         created = client.create_secret(request={"parent": parent, "secret_id": "groq", "secret": secret})

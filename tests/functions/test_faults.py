@@ -16,12 +16,13 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin import wiring
-from goblin.adapters import asgi, openai_face
-from goblin.domain import requests
-from goblin.domain.models import ORDINARY, Capability, Price, Routing, Strategy
-from goblin.errors import GoblinError
-from goblin.services import chat
+from goblin.core.endpoints import ORDINARY, Capability, Price, Routing, Strategy
+from goblin.core.errors import GoblinError
+from goblin.gateway import inference as chat
+from goblin.gateway.domain import requests
+from goblin.web import asgi
+from goblin.web import openai_responses as openai_face
+from goblin.wiring import process as wiring
 from tests.fakes.inference import KEY, World, world
 from tests.fakes.openai_like import FakeOpenAI, Script
 from tests.fakes.serving import closed_port, serve

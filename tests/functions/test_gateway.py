@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 
-from goblin.services.keys import digest_of
+from goblin.gateway.keys import digest_of
 from tests.fakes.openai_like import Script
 from tests.functions.conftest import API_KEY, OTHER_KEY, Fakes
 

@@ -14,11 +14,11 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin.adapters.gcp.jobs import FirestoreAttemptKeys, FirestoreJobs
-from goblin.domain.compute import Lease
-from goblin.domain.jobs import Dataset, Job, State, spec_digest
-from goblin.events import JobRequested
-from goblin.services import leases
+from goblin.core.events import JobRequested
+from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs
+from goblin.jobs import worker_api as leases
+from goblin.jobs.domain.instances import Lease
+from goblin.jobs.domain.job import Dataset, Job, State, spec_digest
 from tests.clouds import RunningCloud
 from tests.fakes.batch_host import dataset, results
 from tests.fakes.jobs import crc32c

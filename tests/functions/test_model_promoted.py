@@ -15,11 +15,11 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin.adapters.gcp.registry import GcsRegistry
-from goblin.domain.registry import ModelName
-from goblin.events import ModelPromoted
-from goblin.policy.promotion import Request
-from goblin.services import models
+from goblin.core.events import ModelPromoted
+from goblin.gcp.model_registry import GcsRegistry
+from goblin.registry import promotion as models
+from goblin.registry.domain.versions import ModelName
+from goblin.registry.policy.promotion import Request
 from tests.clouds import RunningCloud
 from tests.fakes.model_server import FakeModelServer
 from tests.fakes.registry import FakeBus, FixedClock

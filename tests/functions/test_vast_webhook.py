@@ -44,8 +44,8 @@ def send(doors: Doorways, monkeypatch: pytest.MonkeyPatch) -> Sender:
 
 def waiting(doors: Doorways, job_id: str) -> None:
     """A job that the next look brings on."""
-    from goblin.domain.jobs import Job, State, spec_digest
-    from goblin.events import JobRequested
+    from goblin.core.events import JobRequested
+    from goblin.jobs.domain.job import Job, State, spec_digest
 
     doors.upload(job_id, 3)
     spec = JobRequested(**doors.spec(job_id))

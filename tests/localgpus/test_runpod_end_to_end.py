@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 
-from goblin.adapters.bills import runpod as bills
-from goblin.adapters.compute import runpod as compute
-from goblin.adapters.kept_connections import KeptConnections, PlainClient
-from goblin.domain.compute import InstanceState, Known, Order, attempt_label
-from goblin.domain.market import Listing, Wanted
-from goblin.job_ports import ComputeProvider
+from goblin.jobs.domain.instances import InstanceState, Known, Order, attempt_label
+from goblin.jobs.domain.market import Listing, Wanted
+from goblin.jobs.ports import ComputeProvider
+from goblin.providers.common.kept_connections import KeptConnections, PlainClient
+from goblin.providers.runpod import billing as bills
+from goblin.providers.runpod import compute
 from localgpus.machines import Processes
 from localgpus.runpod import Market, Terms, routes
 from tests.fakes.runpod_pods import KEYS, Stage, Switch

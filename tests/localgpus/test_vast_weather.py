@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 
 from localgpus.vast import auction
+from localgpus.vast.market_simulation import FLOOR_MAX, FLOOR_MIN, Weather
 from localgpus.vast.state import Contract
-from localgpus.vast.weather import FLOOR_MAX, FLOOR_MIN, Weather
 from tests.localgpus.vast import Town, machine
 
 DAY_S = 86_400

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from goblin.domain.compute import job_of_label
-from goblin.domain.hints import Hint
-from goblin.domain.jobs import Kind
-from goblin.services import hints
+from goblin.jobs import webhooks as hints
+from goblin.jobs.domain.instances import job_of_label
+from goblin.jobs.domain.job import Kind
+from goblin.jobs.domain.webhooks import Hint
 from tests.fakes.jobs import MemoryHints
 from tests.simulation.hosts import Host, Manner
 from tests.simulation.market import Machine, Provider, Rented

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
 
-from goblin.domain.jobs import ENDED, Job
+from goblin.jobs.domain.job import ENDED, Job
 
 if TYPE_CHECKING:
     from tests.simulation.market import Rented

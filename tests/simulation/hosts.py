@@ -12,16 +12,16 @@ from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
-from goblin.domain.checkpoints import Artifact
-from goblin.domain.compute import InstanceState, job_of_label
-from goblin.domain.work import Assignment, Told
-from goblin.errors import Conflict, GoblinError, Transient
-from goblin.services import leases
-from goblin.services.jobs import JobDeps
-from goblin.services.reconcile import reconcile
+from goblin.core.errors import Conflict, GoblinError, Transient
+from goblin.jobs import worker_api as leases
+from goblin.jobs.domain.checkpoints import Artifact
+from goblin.jobs.domain.instances import InstanceState, job_of_label
+from goblin.jobs.domain.worker import Assignment, Told
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import announce, results
 from tests.fakes.jobs import Crash
-from tests.simulation import lies
+from tests.simulation import invalid_reports as lies
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life

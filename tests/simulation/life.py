@@ -14,25 +14,28 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 
-from goblin import events
-from goblin.domain.jobs import ENDED, LEASED, Job, Kind, State
-from goblin.events import BudgetExceeded, CheckpointSaved, JobRequested
-from goblin.services import budget, checkpoints, jobs, settling
-from goblin.services.jobs import JobDeps
-from goblin.services.reconcile import reconcile
+from goblin.billing import budgets as budget
+from goblin.billing import settlement as settling
+from goblin.core import events
+from goblin.core.events import BudgetExceeded, CheckpointSaved, JobRequested
+from goblin.jobs import checkpoints
+from goblin.jobs import lifecycle as jobs
+from goblin.jobs.domain.job import ENDED, LEASED, Job, Kind, State
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import START, FakeClock, Faults, MemoryMarket, MemoryObjects
 from tests.simulation import truths
 from tests.simulation.clouds import Clouds
 from tests.simulation.figures import Figures
 from tests.simulation.hosts import Host
 from tests.simulation.market import Bills
+from tests.simulation.market_weather import RICH, WEATHERS, Weather, budgets
 from tests.simulation.network import Network
 from tests.simulation.post import Message, Post
 from tests.simulation.promises import Promises
 from tests.simulation.stores import Jobs, SimulatedLedger, function
 from tests.simulation.ticks import TICK_S, Ticks
 from tests.simulation.truths import Truth
-from tests.simulation.weather import RICH, WEATHERS, Weather, budgets
 
 CALM_DAYS_MAX = 40
 Act = Callable[[], Awaitable[None] | None]

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, time, timedelta
 from typing import TYPE_CHECKING
 
-from goblin.domain.compute import Instance, InstanceState, Inventory, Known, Order, Unknown
-from goblin.domain.market import Listing, Market, Offer, Wanted
-from goblin.domain.money import Bill, Charge, day_of
-from goblin.errors import ProviderUnavailable, Refused, Transient
-from goblin.policy.spot.offers import MONTH_H
+from goblin.billing.domain.ledger import Bill, Charge, day_of
+from goblin.core.errors import ProviderUnavailable, Refused, Transient
+from goblin.jobs.domain.instances import Instance, InstanceState, Inventory, Known, Order, Unknown
+from goblin.jobs.domain.market import Listing, Market, Offer, Wanted
+from goblin.jobs.policy.spot.offers import MONTH_H
 from tests.fakes.jobs import FakeClock
 from tests.simulation.network import HANDLER, Network
 

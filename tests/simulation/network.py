@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-from goblin.errors import GoblinError, StoreUnavailable
+from goblin.core.errors import GoblinError, StoreUnavailable
 from tests.fakes.jobs import Crash
 
 HANDLER: ContextVar[int] = ContextVar("handler", default=0)

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 import msgspec
 
-from goblin import events
-from goblin.events import JobStatusChanged
+from goblin.core import events
+from goblin.core.events import JobStatusChanged
 
 DELIVERIES_MAX = 5
 

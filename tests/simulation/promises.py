@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from goblin.domain.accounts import Account, window_of
-from goblin.domain.checkpoints import folder
-from goblin.domain.compute import job_of_label
-from goblin.domain.jobs import ENDED, LEASED, Job, Kind, Rent, State
-from goblin.domain.money import Entry, EntryKind, is_rent
-from goblin.domain.work import Assignment, Grant
-from goblin.policy import jobs as policy
+from goblin.billing.domain.accounts import Account, window_of
+from goblin.billing.domain.ledger import Entry, EntryKind, is_rent
+from goblin.jobs.domain.checkpoints import folder
+from goblin.jobs.domain.instances import job_of_label
+from goblin.jobs.domain.job import ENDED, LEASED, Job, Kind, Rent, State
+from goblin.jobs.domain.worker import Assignment, Grant
+from goblin.jobs.policy import state_machine as policy
 from tests.simulation.hosts import Host, saved_state
 
 if TYPE_CHECKING:

@@ -15,15 +15,16 @@ from datetime import UTC, datetime, timedelta
 from types import coroutine
 from typing import Any, TypeVar
 
-from goblin.domain.accounts import Lease, Limit, Period
-from goblin.domain.compute import attempt_label, job_of_label
-from goblin.domain.jobs import Rent
-from goblin.domain.money import RENT, Balance, Bill, Charge, Entry, EntryKind, Freeze
-from goblin.errors import StoreUnavailable
-from goblin.money_ports import BillSource
-from goblin.policy import renting
-from goblin.policy.spending import Ask, Crossing, Shortage, Step
-from goblin.services import rents, settling
+from goblin.billing import settlement as settling
+from goblin.billing.domain.accounts import Lease, Limit, Period
+from goblin.billing.domain.ledger import RENT, Balance, Bill, Charge, Entry, EntryKind, Freeze
+from goblin.billing.policy.allocation import Ask, Crossing, Shortage, Step
+from goblin.billing.ports import BillSource
+from goblin.core.errors import StoreUnavailable
+from goblin.jobs import reservations as rents
+from goblin.jobs.domain.instances import attempt_label, job_of_label
+from goblin.jobs.domain.job import Rent
+from goblin.jobs.policy import reservations as renting
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FixedClock
 

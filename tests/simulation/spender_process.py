@@ -15,11 +15,11 @@ import sys
 import time
 from datetime import datetime, timedelta
 
-from goblin.adapters.gcp.ledger import FirestoreLedger
-from goblin.domain.accounts import Limit, Period
-from goblin.errors import StoreUnavailable
-from goblin.policy.spending import Crossing
-from goblin.services.spending import Reservation, Spender, spent_entry
+from goblin.billing.budget_client import Reservation, Spender, spent_entry
+from goblin.billing.domain.accounts import Limit, Period
+from goblin.billing.policy.allocation import Crossing
+from goblin.core.errors import StoreUnavailable
+from goblin.gcp.firestore.ledger import FirestoreLedger
 
 LIMITS = {
     "total": (Limit(period=Period.MONTH, limit_usd_micros=60_000),),

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from goblin.domain.jobs import Job
-from goblin.job_ports import Stored
-from goblin.policy.budget import crossed
-from goblin.policy.spending import Crossing, Step
-from goblin.services import rents
-from goblin.services.jobs import JobDeps
+from goblin.billing.policy.allocation import Crossing, Step
+from goblin.billing.policy.budgets import crossed
+from goblin.jobs import reservations as rents
+from goblin.jobs.domain.job import Job
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.ports import Stored
 from tests.fakes.jobs import BUCKET, FakeClock, MemoryAttemptKeys, MemoryJobs, MemoryMarket
 from tests.fakes.ledger import MemoryLedger
 from tests.simulation.network import Reached

@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from goblin.domain.jobs import State
+from goblin.jobs.domain.job import State
 from tests.simulation.figures import Figures
 from tests.simulation.life import Life
-from tests.simulation.weather import WEATHERS
+from tests.simulation.market_weather import WEATHERS
 
 LIVES = int(os.environ.get("GOBLIN_LIVES", "16"))
 SEEDS = [int(os.environ["GOBLIN_SEED"])] if "GOBLIN_SEED" in os.environ else range(LIVES)

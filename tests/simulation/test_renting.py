@@ -14,7 +14,7 @@ from datetime import timedelta
 
 import pytest
 
-from goblin.domain.accounts import Period
+from goblin.billing.domain.accounts import Period
 from tests.simulation.renting_world import JOBS, PROVIDERS, START, World, adjusted_upwards
 
 EXAMPLES = int(os.environ.get("GOBLIN_SIMULATION_EXAMPLES", "150")) // 4

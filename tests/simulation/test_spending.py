@@ -27,11 +27,11 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from goblin.domain.accounts import Limit, Period, windows_of
-from goblin.domain.money import Entry, EntryKind, lineage
-from goblin.errors import StoreUnavailable
-from goblin.policy.purse import Purse
-from goblin.policy.spending import LEASE_LIFE, Ask, Step
+from goblin.billing.domain.accounts import Limit, Period, windows_of
+from goblin.billing.domain.ledger import Entry, EntryKind, lineage
+from goblin.billing.policy.allocation import LEASE_LIFE, Ask, Step
+from goblin.billing.policy.local_allocation import Purse
+from goblin.core.errors import StoreUnavailable
 from tests.fakes.ledger import MemoryLedger
 
 START = datetime(2026, 11, 30, 23, 50, tzinfo=UTC)  # Close to the end of a day and a month.

@@ -18,10 +18,10 @@ from unittest import mock
 
 import pytest
 
-from goblin.adapters.gcp.ledger import FirestoreLedger
-from goblin.cli import places
-from goblin.domain.accounts import windows_of
-from goblin.services import settling
+from goblin.billing import settlement as settling
+from goblin.billing.domain.accounts import windows_of
+from goblin.cli import paths as places
+from goblin.gcp.firestore.ledger import FirestoreLedger
 from localcloud import google
 from tests.clouds import RunningCloud
 from tests.fakes.bills import Charges, FakeBill

@@ -8,9 +8,9 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from goblin.domain.jobs import Job, State
-from goblin.services.jobs import JobDeps
-from goblin.services.reconcile import reconcile
+from goblin.jobs.domain.job import Job, State
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.reconcile import reconcile
 from tests.simulation.hosts import BEAT_S
 
 if TYPE_CHECKING:

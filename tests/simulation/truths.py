@@ -10,8 +10,8 @@ from datetime import datetime, timedelta
 from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
-from goblin.domain.jobs import Kind
-from goblin.events import JobRequested
+from goblin.core.events import JobRequested
+from goblin.jobs.domain.job import Kind
 from tests.fakes.batch_host import dataset
 from tests.fakes.jobs import BUCKET
 from tests.simulation.hosts import saved_state

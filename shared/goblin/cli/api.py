@@ -8,8 +8,8 @@ from typing import Any
 
 import httpx
 
+from goblin.cli.deployment import reach
 from goblin.cli.main import fail
-from goblin.cli.reach import reach
 
 TIMEOUT_S = 120.0
 """A submit reads the whole dataset once before it answers."""

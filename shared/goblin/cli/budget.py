@@ -12,11 +12,11 @@ from pathlib import Path
 import click
 import msgspec
 
+from goblin.billing import budgets as service
+from goblin.billing.domain.accounts import Limit, Period, Unreachable
+from goblin.billing.domain.ledger import USD_MICROS, Action, Balance, Entry, Freeze, month_of, show_usd
+from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
-from goblin.cli.reach import person, reach, run
-from goblin.domain.accounts import Limit, Period, Unreachable
-from goblin.domain.money import USD_MICROS, Action, Balance, Entry, Freeze, month_of, show_usd
-from goblin.services import budget as service
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 ACTIONS_SHOWN = 20
@@ -68,7 +68,8 @@ def set_limit(
     reach(data)
 
     async def work() -> bool:
-        from goblin import model_wiring, wiring
+        from goblin.wiring import models as model_wiring
+        from goblin.wiring import process as wiring
 
         await service.limit(account, period, chosen, model_wiring.budgets())
         return account.split("/")[0] in {*APART, *wiring.provider_names(), *RENTED}
@@ -105,7 +106,7 @@ def show(month: str | None, as_json: bool, data: Path | None) -> None:
     window = month or month_of(datetime.now(UTC))
 
     async def work() -> _Shown:
-        from goblin import model_wiring
+        from goblin.wiring import models as model_wiring
 
         deps = model_wiring.budgets()
         ledger = deps.ledger
@@ -163,7 +164,7 @@ def thaw(account: str, as_json: bool, data: Path | None) -> None:
     reach(data)
 
     async def work() -> list[Freeze]:
-        from goblin import model_wiring
+        from goblin.wiring import models as model_wiring
 
         return await service.thaw(account, actor=person(), wish_id=uuid.uuid4().hex, deps=model_wiring.budgets())
 

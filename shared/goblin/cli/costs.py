@@ -10,12 +10,12 @@ from pathlib import Path
 import click
 import msgspec
 
+from goblin.billing.domain.accounts import Lease
+from goblin.billing.domain.ledger import Balance, month_of, show_usd
+from goblin.billing.policy.cost_report import By
+from goblin.billing.policy.cost_report import costs as split
+from goblin.cli.deployment import reach, run
 from goblin.cli.main import DATA, fail
-from goblin.cli.reach import reach, run
-from goblin.domain.accounts import Lease
-from goblin.domain.money import Balance, month_of, show_usd
-from goblin.policy.costs import By
-from goblin.policy.costs import costs as split
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
@@ -32,7 +32,7 @@ def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
     window = month or month_of(now)
 
     async def work() -> tuple[Sequence[Balance], Sequence[Lease]]:
-        from goblin import wiring
+        from goblin.wiring import process as wiring
 
         ledger = wiring.ledger()
         return await ledger.balances(window), await ledger.leases()

@@ -12,9 +12,9 @@ from typing import Any
 import click
 
 from goblin.cli.api import needed
+from goblin.cli.deployment import reach
 from goblin.cli.main import DATA, fail
-from goblin.cli.reach import reach
-from goblin.events import TOPICS
+from goblin.core.events import TOPICS
 
 PULL_S = 2.0
 CALL_S = 10.0

@@ -11,7 +11,7 @@ from pathlib import Path
 import httpx
 
 from goblin.cli.ports import HOST
-from goblin.settings import MONTHLY_BUDGETS
+from goblin.wiring.settings import MONTHLY_BUDGETS
 
 RECONCILE_S = 5
 """Between two looks at what is rented: nobody who watches waits for the minute."""

@@ -16,7 +16,7 @@ import uvicorn
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from goblin.cli import places
+from goblin.cli import paths as places
 from goblin.cli.loading import load_all
 
 DRAIN_S = 9

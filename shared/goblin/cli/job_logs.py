@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from goblin.cli import screen
+from goblin.cli import output as screen
 from goblin.cli.api import Api, NoAnswer
 from goblin.cli.job_show import ENDED
 from goblin.cli.main import fail

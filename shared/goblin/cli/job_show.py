@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from goblin.cli import screen
-from goblin.cli.screen import marked, span, usd
+from goblin.cli import output as screen
+from goblin.cli.output import marked, span, usd
 
 if TYPE_CHECKING:
     from rich.table import Table

@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from goblin.cli import screen
+from goblin.cli import output as screen
 from goblin.cli.api import Api, NoAnswer
 from goblin.cli.job_show import ENDED, Told, done, money, pace, why
 from goblin.cli.main import fail
-from goblin.cli.screen import marked
+from goblin.cli.output import marked
 
 LOOK_S = 0.5
 LINE_S = 5.0

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import click
 
 from goblin.cli.api import Api, needed
-from goblin.cli.job_words import HOURS_MAX, Deadline, Dollars, Gpu, Parameter, memory_mib
+from goblin.cli.job_options import HOURS_MAX, Deadline, Dollars, Gpu, Parameter, memory_mib
 from goblin.cli.main import DATA, fail
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
@@ -109,7 +109,8 @@ def submit(
     if as_json:
         click.echo(json.dumps(job))
     else:
-        from goblin.cli import job_show, screen
+        from goblin.cli import job_show
+        from goblin.cli import output as screen
 
         click.echo(f"{job_id} is {job['state']}: {screen.plain(job_show.why(job))}")
         if job["state"] != "refused":
@@ -176,7 +177,8 @@ def list_jobs(limit: int, as_json: bool, data: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    from goblin.cli import job_show, screen
+    from goblin.cli import job_show
+    from goblin.cli import output as screen
 
     screen.write(job_show.listed(found))
 
@@ -191,7 +193,8 @@ def show(job_id: str, as_json: bool, data: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(job))
         return
-    from goblin.cli import job_show, screen
+    from goblin.cli import job_show
+    from goblin.cli import output as screen
 
     screen.write(*job_show.job(job))
 

@@ -11,11 +11,11 @@ from pathlib import Path
 import click
 import msgspec
 
+from goblin.cli.deployment import reach, run
 from goblin.cli.main import DATA, fail
-from goblin.cli.reach import reach, run
-from goblin.errors import NotFound
-from goblin.ports import ApiKey, Scope
-from goblin.services.keys import digest_of
+from goblin.core.errors import NotFound
+from goblin.gateway.keys import digest_of
+from goblin.gateway.ports import ApiKey, Scope
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 SHOWN = 12
@@ -82,7 +82,7 @@ def create(
     )
 
     async def work() -> None:
-        from goblin import wiring
+        from goblin.wiring import process as wiring
 
         await wiring.key_store().put(key)
 
@@ -119,7 +119,7 @@ def revoke(which: str, as_json: bool, data: Path | None) -> None:
     reach(data)
 
     async def work() -> ApiKey:
-        from goblin import wiring
+        from goblin.wiring import process as wiring
 
         key = _only([key for key in await _all() if not key.disabled], which)
         if not await wiring.key_store().disable(key.digest):
@@ -134,7 +134,7 @@ def revoke(which: str, as_json: bool, data: Path | None) -> None:
 
 
 async def _all() -> Sequence[ApiKey]:
-    from goblin import wiring
+    from goblin.wiring import process as wiring
 
     return await wiring.key_store().all()
 

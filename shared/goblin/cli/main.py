@@ -16,7 +16,7 @@ from typing import IO, Any, ClassVar, Literal, NoReturn
 import click
 
 from goblin import __version__
-from goblin.cli import places
+from goblin.cli import paths as places
 
 DATA = click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), envvar="GOBLIN_DATA",

@@ -12,9 +12,9 @@ from typing import Any
 import click
 import httpx
 
+from goblin.cli.deployment import reach
 from goblin.cli.fakes import URL
 from goblin.cli.main import DATA, fail
-from goblin.cli.reach import reach
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
 INSTANCE = click.argument("instance")
@@ -35,7 +35,7 @@ def market(context: click.Context, as_json: bool, data: Path | None) -> None:
         if as_json:
             click.echo(json.dumps(seen))
             return
-        from goblin.cli import screen
+        from goblin.cli import output as screen
 
         screen.write(*_shown(seen))
 
@@ -162,7 +162,7 @@ def _shown(seen: Mapping[str, Any]) -> Iterator[Any]:
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich.table import Table
 
-    from goblin.cli import screen
+    from goblin.cli import output as screen
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in titles:

@@ -10,13 +10,13 @@ from typing import Any
 import click
 import msgspec
 
+from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
-from goblin.cli.reach import person, reach, run
-from goblin.domain.registry import ModelName, Promotion, Version, parse_version
-from goblin.errors import InvalidRequest, NotFound
-from goblin.policy.promotion import NONE, Request
-from goblin.services import models as service
-from goblin.services import serving
+from goblin.core.errors import InvalidRequest, NotFound
+from goblin.registry import promotion as service
+from goblin.registry import rollout as serving
+from goblin.registry.domain.versions import ModelName, Promotion, Version, parse_version
+from goblin.registry.policy.promotion import NONE, Request
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 REASON = click.option("--reason", default="", help="For the history.")
@@ -77,7 +77,7 @@ async def _register(name: ModelName, version: str, file: Path) -> Version:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from goblin import model_wiring
+    from goblin.wiring import models as model_wiring
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     size = file.stat().st_size  # noqa: ASYNC240 - nothing else runs here
@@ -104,7 +104,7 @@ def promote(name: ModelName, version: str, expect: str | None, reason: str, as_j
     reach(data)
 
     async def work() -> service.Moved:
-        from goblin import model_wiring
+        from goblin.wiring import models as model_wiring
 
         deps = model_wiring.registry()
         return await service.promote(name, version, expected=expect, request=_request(reason), deps=deps)
@@ -123,7 +123,7 @@ def rollback(name: ModelName, expect: str | None, reason: str, as_json: bool, da
     reach(data)
 
     async def work() -> service.Moved:
-        from goblin import model_wiring
+        from goblin.wiring import models as model_wiring
 
         deps = model_wiring.registry()
         return await service.rollback(name, expected=expect, request=_request(reason), deps=deps)
@@ -139,7 +139,7 @@ def list_models(as_json: bool, data: Path | None) -> None:
     reach(data)
 
     async def work() -> list[serving.Overview]:
-        from goblin import model_wiring
+        from goblin.wiring import models as model_wiring
 
         return await serving.overview(model_wiring.serve())
 
@@ -171,7 +171,7 @@ def show(name: ModelName, as_json: bool, data: Path | None) -> None:
     reach(data)
 
     async def work() -> tuple[serving.Overview, list[Promotion]]:
-        from goblin import model_wiring
+        from goblin.wiring import models as model_wiring
 
         deps = model_wiring.serve()
         found = next((one for one in await serving.overview(deps) if one.name == name), None)

@@ -15,12 +15,13 @@ from typing import Any, Literal
 
 import httpx
 
-from goblin.adapters.compute import local
-from goblin.cli import fakes, places, ports, provision
+from goblin.cli import fakes, ports, provision
+from goblin.cli import paths as places
 from goblin.cli.fakes import Fakes
 from goblin.cli.ports import HOST, listens
 from goblin.cli.supervisor import Child, Failed, keep, python_child, wait_ready
-from goblin.settings import MONTHLY_BUDGETS
+from goblin.providers.local import compute as local
+from goblin.wiring.settings import MONTHLY_BUDGETS
 from localcloud import google
 
 PROJECT = "goblin-local"

@@ -18,8 +18,8 @@ import msgspec
 from localgpus.clock import Clock
 from localgpus.machines import Machines, NoRoom
 from localgpus.vast import auction, billing, stock
+from localgpus.vast.market_simulation import Weather
 from localgpus.vast.state import Actual, Contract, Machine, Notice, State, Step
-from localgpus.vast.weather import Weather
 
 NAME = "vastai"
 CREATE_S, PULL_S, RESUME_S, HALT_S = 1.0, 2.0, 5.0, 1.4

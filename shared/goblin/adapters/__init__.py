@@ -1,1 +1,0 @@
-"""Each file translates one outside API into our nouns."""

@@ -1,1 +1,0 @@
-"""Who rents out instances: one file is one provider."""

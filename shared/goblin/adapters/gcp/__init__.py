@@ -1,1 +1,0 @@
-"""Google's services: Firestore, Pub/Sub, Cloud Storage, Secret Manager."""

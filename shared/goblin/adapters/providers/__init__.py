@@ -1,1 +1,0 @@
-"""Who serves tokens or rents GPUs: one file is one provider, found by its name."""

@@ -1,0 +1,151 @@
+"""What follows when a budget is crossed, and which endpoints a freeze concerns."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from goblin.billing.domain.accounts import Limit
+from goblin.billing.domain.ledger import (
+    ACCOUNT,
+    ENTRY_ID,
+    TOTAL,
+    WINDOW,
+    Action,
+    Entry,
+    EntryKind,
+    Freeze,
+    is_over,
+    show_usd,
+    to_micros,
+)
+from goblin.billing.policy.allocation import Crossing
+from goblin.billing.policy.settlement import action_id
+from goblin.core.endpoints import Endpoint
+from goblin.core.events import BudgetExceeded, CloudBudget
+from goblin.gateway.policy import worst_case as pricing
+
+SEVERITY = (Action.ALERT, Action.FREEZE, Action.STOP_JOBS, Action.SCALE_TO_ZERO)
+FREEZES_FROM = 1.0
+"""The share of a budget from which on spending stops; below it people are told."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoAction:
+    """Why nothing is recorded."""
+
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Nonsense:
+    """Why no sense can be made of it; a person must look."""
+
+    reason: str
+
+
+def crossed(crossing: Crossing) -> BudgetExceeded:
+    """What is published of a threshold that our own ledger saw passed."""
+    return BudgetExceeded(
+        account=crossing.account,
+        window=crossing.window,
+        spent_usd_micros=max(0, crossing.spent_usd_micros),
+        reserved_usd_micros=crossing.reserved_usd_micros,
+        limit_usd_micros=crossing.limit_usd_micros,
+        threshold=crossing.percent / 100,
+        action=crossing.action,
+    )
+
+
+def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
+    """Decide what a crossing in our own ledger leads to.
+
+    The entry's id is made of account, window and threshold, so one crossing acts once however often it is told, and
+    a thaw is not undone by an old message.
+    """
+    if not ACCOUNT.fullmatch(event.account):
+        return Nonsense(reason=f"{event.account[:80]!r} is no account")
+    if not WINDOW.fullmatch(event.window):
+        return Nonsense(reason=f"{event.window[:80]!r} is no window")
+    if event.action not in list(Action):
+        return Nonsense(reason=f"{event.action[:80]!r} is no action")
+    action = Action(event.action)
+    if event.limit_usd_micros and event.spent_usd_micros + event.reserved_usd_micros < (
+        event.threshold * event.limit_usd_micros
+    ):
+        return Nonsense(reason="it says a threshold was crossed, and its own figures say it was not")
+    said = (
+        f"{event.account} spent {show_usd(event.spent_usd_micros)} of {show_usd(event.limit_usd_micros)} "
+        f"in {event.window}"
+    )
+    if event.threshold < FREEZES_FROM:
+        said += f", past {event.threshold:.0%}"
+    over = is_over(event.window, now)
+    freezes = event.threshold >= FREEZES_FROM and action is not Action.ALERT and not over
+    return Entry(
+        entry_id=action_id(event.account, event.window, event.threshold),
+        kind=EntryKind.FREEZE if freezes else EntryKind.ALERT,
+        account=event.account,
+        amount_usd_micros=0,
+        at=now,
+        reaction=action if freezes else None,
+        note=f"{said}, which is over" if over else said,
+    )
+
+
+def react_to_billing(
+    event: CloudBudget, *, budget_id: str, limits: Sequence[Limit] = (), now: datetime
+) -> Entry | NoAction | Nonsense:
+    """Decide what Cloud Billing's own notification leads to.
+
+    It comes several times a day whether or not anything was crossed; without a threshold nothing was. It knows
+    only the project, so it concerns `total`, hours late: the second guard, not the first.
+
+    Args:
+        event: What it says.
+        budget_id: Of its attributes.
+        limits: Of `total`: what is to follow when they are used up follows from this too, and a freeze at the least.
+        now: Aware UTC.
+    """
+    threshold, forecast = event.alert_threshold_exceeded, event.forecast_threshold_exceeded
+    crossed = threshold if threshold is not None else forecast
+    if crossed is None:
+        return NoAction(reason="no threshold was crossed")
+    entry_id = f"billing:{budget_id}:{event.cost_interval_start:%Y-%m-%dT%H:%M:%SZ}:{crossed:g}"
+    if threshold is None:
+        entry_id += ":forecast"
+    if not budget_id or not ENTRY_ID.fullmatch(entry_id):
+        return Nonsense(reason="it has no budgetId that could be one")
+    freezes = threshold is not None and threshold >= FREEZES_FROM
+    spent = f"{event.cost_amount} of {event.budget_amount} {event.currency_code}"
+    if event.currency_code == "USD":
+        spent = f"{show_usd(to_micros(event.cost_amount))} of {show_usd(to_micros(event.budget_amount))}"
+    return Entry(
+        entry_id=entry_id,
+        kind=EntryKind.FREEZE if freezes else EntryKind.ALERT,
+        account=TOTAL,
+        amount_usd_micros=0,
+        at=now,
+        reaction=max((Action.FREEZE, *(limit.action for limit in limits)), key=SEVERITY.index) if freezes else None,
+        note=f"Cloud Billing: {event.budget_display_name[:200]!r} {'is at' if threshold else 'is forecast to reach'} "
+        f"{crossed:.0%}, {spent}",
+    )
+
+
+def is_paid(endpoint: Endpoint) -> bool:
+    """Whether a request to it may cost something; an unknown price is not zero."""
+    return not pricing.is_free(endpoint)
+
+
+def why_frozen(endpoint: Endpoint, freezes: Sequence[Freeze]) -> str:
+    """The reason nothing may be spent on an endpoint; empty when it may, or when it costs nothing.
+
+    Args:
+        endpoint: Frozen by its own name, by its provider's, or by `total`.
+        freezes: The first that concerns it is the reason.
+    """
+    if not is_paid(endpoint):
+        return ""
+    concerning = (freeze for freeze in freezes if freeze.account in (endpoint.name, endpoint.provider, TOTAL))
+    return next((freeze.reason or f"{freeze.account} is frozen" for freeze in concerning), "")

@@ -1,0 +1,99 @@
+"""Spending as a person asks for it: by what, and what it comes to by the end of the month."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+
+from goblin.billing.domain.accounts import Lease, Period
+from goblin.billing.domain.ledger import RENT, TOTAL, Balance
+from goblin.billing.policy.settlement import forecast
+
+
+class By(StrEnum):
+    """What costs are split by."""
+
+    PROVIDER = "provider"
+    MODEL = "model"
+    JOB = "job"
+    KEY = "key"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Line:
+    """One share of the costs."""
+
+    name: str
+    spent_usd_micros: int
+    entries: int
+    running_usd_micros: int = 0
+    """Put aside for instances whose cost is not written yet: the most that it will be, so far."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Costs:
+    """A month."""
+
+    month: str
+    by: By
+    lines: tuple[Line, ...]
+    """The dearest first."""
+    total_usd_micros: int
+    unattributed_usd_micros: int
+    """Of the total, what has no such thing: corrections by a bill have no model, machines have no key."""
+    forecast_usd_micros: int
+    """At the end of the month, at the average rate of the month so far, with what runs counted as spent."""
+    running_usd_micros: int = 0
+    """Put aside for instances whose cost is not written yet."""
+
+
+def costs(balances: Sequence[Balance], *, month: str, by: By, now: datetime, leases: Sequence[Lease] = ()) -> Costs:
+    """Split a month's balances.
+
+    Args:
+        balances: The month's.
+        month: As `2026-11`.
+        by: What to split by.
+        now: Aware UTC.
+        leases: All; those of rents of the month are what runs.
+    """
+    running: dict[str, int] = {}
+    for lease in leases:
+        if lease.lease_id.startswith(RENT) and lease.windows[Period.MONTH] == month:
+            left = max(0, lease.granted_usd_micros - lease.settled_usd_micros)
+            running |= {account: running.get(account, 0) + left for account in lease.accounts}
+    spent = {balance.account: balance for balance in balances}
+    lines = []
+    for account in spent.keys() | running.keys():
+        if name := _name(account, by):
+            balance = spent.get(account)
+            lines.append(
+                Line(
+                    name=name,
+                    spent_usd_micros=balance.spent_usd_micros if balance else 0,
+                    entries=balance.entries if balance else 0,
+                    running_usd_micros=running.get(account, 0),
+                )
+            )
+    total = spent[TOTAL].spent_usd_micros if TOTAL in spent else 0
+    runs = running.get(TOTAL, 0)
+    return Costs(
+        month=month,
+        by=by,
+        lines=tuple(sorted(lines, key=lambda line: (-line.spent_usd_micros - line.running_usd_micros, line.name))),
+        total_usd_micros=total,
+        unattributed_usd_micros=total - sum(line.spent_usd_micros for line in lines),
+        forecast_usd_micros=forecast(total + runs, month, now),
+        running_usd_micros=runs,
+    )
+
+
+def _name(account: str, by: By) -> str:
+    """What an account is called among those that costs are split by; empty: it is not one of them."""
+    first, _, rest = account.partition("/")
+    if by is not By.PROVIDER:
+        return rest if first == by else ""
+    others = {kind.value for kind in By} - {By.PROVIDER}
+    return first if not rest and first != TOTAL and first not in others else ""

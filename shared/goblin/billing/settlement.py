@@ -1,0 +1,164 @@
+"""The hourly settlement: leases of the dead, each provider's own bill, crossings nobody heard of, old prices, and
+what freezes turned off."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from goblin.billing import scale_to_zero as scaling
+from goblin.billing.domain.accounts import Lease, Period
+from goblin.billing.domain.ledger import RENT, TOTAL, Entry, EntryKind
+from goblin.billing.policy import settlement as policy
+from goblin.billing.policy.allocation import Crossing
+from goblin.billing.policy.settlement import Settlement
+from goblin.billing.ports import BillSource, Ledger, Lender
+from goblin.core.endpoints import Price
+from goblin.core.errors import Conflict, GoblinError, Transient
+from goblin.gateway.policy import worst_case as pricing
+from goblin.gateway.ports import Clock
+
+log = logging.getLogger(__name__)
+
+ACTIONS_READ = 1000
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deps:
+    ledger: Ledger
+    lender: Lender
+    bills: Sequence[BillSource]
+    announce: Callable[[Crossing], Awaitable[None]]
+    prices: Mapping[tuple[str, str], Price]
+    clock: Clock
+    scaling: scaling.Deps | None = None
+    """For the Cloud Run services that a freeze may turn off."""
+
+
+@dataclass(slots=True)
+class Report:
+    """What one run did, for the log and for whoever started it."""
+
+    expired: list[str] = field(default_factory=list)
+    resolved: list[str] = field(default_factory=list)
+    corrected: dict[str, int] = field(default_factory=dict)
+    """By account and day, in millionths of a dollar."""
+    alarms: list[str] = field(default_factory=list)
+    unknown: dict[str, str] = field(default_factory=dict)
+    """Providers whose bill could not be read, and why."""
+    announced: list[str] = field(default_factory=list)
+    stale_prices: list[str] = field(default_factory=list)
+    scaled: list[str] = field(default_factory=list)
+    """Cloud Run services that were not in line with the freezes, and are now."""
+
+
+async def settle(deps: Deps) -> Report:
+    """Do all of it. Every part may be repeated, and a provider that does not answer holds up no other.
+
+    Raises:
+        StoreUnavailable: The ledger does not answer.
+    """
+    now, report = deps.clock.now(), Report()
+    for lease in await deps.lender.leases():
+        if not lease.expired and now >= lease.expires_at + policy.GRACE:
+            step = await deps.lender.expire(lease.lease_id, now=now)
+            if step.writes:
+                report.expired.append(lease.lease_id)
+    for source in deps.bills:
+        try:
+            await _settle_provider(source, deps, report, now)
+        except Transient as error:
+            report.unknown[source.provider] = error.message
+            log.warning("the bill of %s is unknown: %s", source.provider, error.message)
+    await _believe_the_billless(deps, report, now)
+    await _announce(deps, report)
+    await _scale(deps, report)
+    await _look_at_prices(deps, report, now)
+    return report
+
+
+async def _settle_provider(source: BillSource, deps: Deps, report: Report, now: datetime) -> None:
+    for day in policy.days_to_read(now):
+        bill = await source.bill(day)
+        leases = await deps.lender.leases()
+        balances = {balance.account: balance for balance in await deps.ledger.balances(day)}
+        parts = policy.split(
+            source.provider,
+            day,
+            bill,
+            balances=balances,
+            leases=[lease for lease in leases if lease.windows[Period.DAY] == day],
+            earlier=[lease for lease in leases if lease.windows[Period.DAY] < day and lease.lease_id.startswith(RENT)],
+            rented=await deps.ledger.rented(day),
+            final=policy.is_over(day, now, source.final_after),
+        )
+        settlements = [policy.settle_day(facts) for facts in parts]
+        # What is added goes before what is taken back: what moves from one part to another is never counted nowhere.
+        for settlement in sorted(settlements, key=lambda one: -one.adds_usd_micros):
+            await _apply(settlement, deps, report, now)
+
+
+async def _apply(settlement: Settlement, deps: Deps, report: Report, now: datetime) -> None:
+    for lease, spent in settlement.found:
+        await _resolve(lease, spent, deps, report, now)
+    for entry in settlement.corrections:
+        try:
+            written = await deps.ledger.record(entry)
+        except Conflict as error:
+            log.error("%s", error.message)  # Two runs saw different facts; the next one sees the same.
+            continue
+        if entry.amount_usd_micros:
+            report.corrected[f"{entry.account} {entry.at:%Y-%m-%d}"] = entry.amount_usd_micros
+        elif written:
+            report.alarms.append(entry.note)
+            log.error("%s: %s", entry.account, entry.note)
+
+
+async def _believe_the_billless(deps: Deps, report: Report, now: datetime) -> None:
+    """Take what the dead may have spent for spent, where no bill will ever say."""
+    for lease in await deps.lender.leases():
+        if lease.expired and policy.is_over(lease.windows[Period.DAY], now, policy.BELIEVED_AFTER):
+            await _resolve(lease, lease.lost_usd_micros, deps, report, now)
+
+
+async def _resolve(lease: Lease, spent: int, deps: Deps, report: Report, now: datetime) -> None:
+    step = await deps.lender.resolve(lease.lease_id, spent_usd_micros=spent, now=now)
+    if step.writes:
+        report.resolved.append(lease.lease_id)
+
+
+async def _look_at_prices(deps: Deps, report: Report, now: datetime) -> None:
+    """Say once of each set of old prices that they are to be read again."""
+    report.stale_prices = pricing.stale(deps.prices, now)
+    if not report.stale_prices:
+        return
+    note = f"prices older than {pricing.STALE_AFTER.days} days, to be read again: {', '.join(report.stale_prices)}"
+    said = hashlib.sha256(note.encode()).hexdigest()[:16]
+    alert = Entry(
+        entry_id=f"prices:{said}", kind=EntryKind.ALERT, account=TOTAL, amount_usd_micros=0, at=now, note=note[:1000]
+    )
+    if await deps.ledger.record(alert):
+        log.warning("%s", note)
+
+
+async def _scale(deps: Deps, report: Report) -> None:
+    if deps.scaling is None:
+        return
+    try:
+        report.scaled = await scaling.bring_in_line(deps.scaling)
+    except GoblinError as error:
+        report.unknown["cloudrun"] = error.message
+
+
+async def _announce(deps: Deps, report: Report) -> None:
+    acted = frozenset(entry.entry_id for entry in await deps.ledger.actions(limit=ACTIONS_READ))
+    for crossing in policy.untold(await deps.ledger.accounts(), acted):
+        try:
+            await deps.announce(crossing)
+        except GoblinError as error:
+            log.warning("nobody was told of %s: %s", crossing.account, error.message)
+            continue
+        report.announced.append(f"{crossing.account} {crossing.window} {crossing.percent} %")

@@ -1,0 +1,370 @@
+"""Every event: one frozen class per topic, and the one parser for every shape an event arrives in.
+
+Fields are added, never renamed: a publisher deployed a year ago must still be understood.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from collections.abc import Mapping
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+
+from goblin.core.errors import MalformedEvent
+
+EVENT_BYTES_MAX = 10 * 1024 * 1024
+"""Pub/Sub's own limit for one message."""
+PUSH_BYTES_MAX = EVENT_BYTES_MAX * 4 // 3 + 64 * 1024
+"""A push carries the message in base64, with its attributes around it."""
+
+# `\Z` and not `$`, which lets a newline follow.
+JOB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+JobId = Annotated[str, msgspec.Meta(pattern=JOB_ID)]
+GcsUri = Annotated[str, msgspec.Meta(pattern=r"^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/[^\r\n]{1,1024}\Z")]
+Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
+Micros = Annotated[int, msgspec.Meta(ge=0)]
+Gpu = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}\Z")]
+
+
+class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic `job-requested`: somebody wants a job run."""
+
+    job_id: JobId
+    """Chosen by the caller; the same id twice is the same job."""
+    kind: str
+    """`training`, `batch` or `inference`."""
+    dataset_uri: GcsUri | None = None
+    output_uri: GcsUri | None = None
+    model: str | None = None
+    checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
+    """A batch: items between checkpoints. A training saves by time, see `checkpoint_minutes`."""
+    priority: str = "default"
+    """`high`, `default` or `low`."""
+    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The task's own: for a batch `parallel`, for training what its task takes."""
+    image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
+    """A container image whose entry point is the agent; None: ours."""
+    task: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
+    """Training: which of the tasks in the image; None: its first."""
+    gpu_types: Annotated[tuple[Gpu, ...], msgspec.Meta(max_length=16)] = ()
+    """Any of these, as in `RTX_4090`; empty: any."""
+    gpu_count: Annotated[int, msgspec.Meta(ge=0, le=16)] | None = None
+    """None: one if `gpu_types` or `gpu_memory_mib_min` is given, else none is needed."""
+    gpu_memory_mib_min: Annotated[int, msgspec.Meta(ge=0, le=1024 * 1024)] = 0
+    """Of each GPU."""
+    disk_gib: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 20
+    est_hours: Annotated[float, msgspec.Meta(gt=0, le=10_000)] | None = None
+    """Work on any fitting GPU, without interruptions; needed with a deadline."""
+    deadline: datetime | None = None
+    """With its time zone. A deadline that cannot be promised is refused at once."""
+    budget_usd: Decimal | None = None
+    """The most that it may cost over all its attempts."""
+    max_price_per_hour: Decimal | None = None
+    """Dollars an hour that no instance may exceed."""
+    checkpoint_minutes: Annotated[float, msgspec.Meta(ge=0.5, le=24 * 60)] = 15
+    """Training: the most work between two checkpoints; fewer where losses are frequent."""
+    retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 4
+    """Attempts in a row without a new checkpoint, beyond the first, before it fails; after progress they are free."""
+    callback_topic: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,254}\Z")] | None = None
+    """A topic of this project that hears of its changes of state too, beside `job-status-changed`."""
+
+
+class JobStatusChanged(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic `job-status-changed`: a job is in another state, or on another attempt; for apps, at least once."""
+
+    job_id: JobId
+    kind: str
+    state: str
+    reason: str
+    at: datetime
+    seq: Annotated[int, msgspec.Meta(ge=1)]
+    """Counts this job's announcements; a lower number arriving later is old news."""
+    attempt: int
+    step: int
+    total: int | None = None
+    spent_usd_micros: int = 0
+    output_uri: str | None = None
+
+
+class CheckpointSaved(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic `checkpoint-saved`: an attempt wrote a manifest; the checkpoint is whole if it verifies."""
+
+    job_id: JobId
+    attempt: Annotated[int, msgspec.Meta(ge=1)]
+    step: Annotated[int, msgspec.Meta(ge=0)]
+    manifest_uri: GcsUri
+    manifest_generation: Annotated[int, msgspec.Meta(ge=1)] | None = None
+
+
+class ModelPromoted(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic `model-promoted`: the production pointer of a model moved."""
+
+    org: str
+    model: str
+    version: str
+    artifact_uri: GcsUri
+    sha256: Sha256
+    seq: Annotated[int, msgspec.Meta(ge=1)]
+    """Counts this model's promotions; a lower number arriving later is old news."""
+    previous: str | None = None
+    event_id: str | None = None
+    actor: str | None = None
+
+
+class BudgetExceeded(msgspec.Struct, frozen=True, kw_only=True):
+    """Topic `budget-exceeded`: an account crossed a threshold of its budget."""
+
+    account: str
+    """`total` or a provider's name."""
+    window: str
+    """The month or day, as `2026-11` or `2026-11-25`."""
+    spent_usd_micros: Micros
+    limit_usd_micros: Micros
+    reserved_usd_micros: Micros = 0
+    threshold: Annotated[float, msgspec.Meta(gt=0)] = 1.0
+    action: str = "freeze"
+    """What follows at the limit: `alert`, `freeze`, `stop_jobs` or `scale_to_zero`; a budget of ours says its own."""
+
+
+class CloudBudget(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """Cloud Billing's own notification, which comes to `budget-exceeded` too; attributes name the budget.
+
+    Source: cloud.google.com/billing/docs/how-to/budgets-programmatic-notifications, schema 1.0, read 2026-11-23.
+    """
+
+    budget_display_name: str
+    cost_amount: Decimal
+    cost_interval_start: datetime
+    budget_amount: Decimal
+    currency_code: str
+    budget_amount_type: str = ""
+    alert_threshold_exceeded: float | None = None
+    """A share, as in 0.5; absent in the notifications that come regardless."""
+    forecast_threshold_exceeded: float | None = None
+
+
+TOPICS: Mapping[str, type[msgspec.Struct]] = {
+    "job-requested": JobRequested,
+    "checkpoint-saved": CheckpointSaved,
+    "model-promoted": ModelPromoted,
+    "budget-exceeded": BudgetExceeded,
+}
+"""What our functions subscribe to."""
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """One delivery of one message, whatever shape it arrived in."""
+
+    event_id: str
+    """The message id: the same fact delivered twice has it twice, a fact published twice does not."""
+    data: bytes
+    attributes: dict[str, str] = msgspec.field(default_factory=dict)
+    source: str = ""
+    """The topic's or subscription's full name, where the delivery says it."""
+    type: str = "google.cloud.pubsub.topic.v1.messagePublished"
+    published_at: datetime | None = None
+    ordering_key: str | None = None
+    delivery_attempt: int | None = None
+    """Counts from 1 where the subscription has a dead letter policy."""
+
+
+def decode(schema: type[T], data: bytes) -> T:
+    """Read an event's payload strictly; unknown fields are for newer readers and pass.
+
+    Raises:
+        MalformedEvent: Not JSON, or a field is missing, of another type or out of range; the message names it.
+    """
+    try:
+        return msgspec.json.decode(data, type=schema)
+    except msgspec.DecodeError as error:
+        raise MalformedEvent(f"{schema.__name__}: {error}") from error
+
+
+def encode(event: msgspec.Struct) -> bytes:
+    """Write an event's payload as JSON."""
+    return msgspec.json.encode(event)
+
+
+class _Message(msgspec.Struct, rename="camel"):
+    """Pub/Sub's message in JSON; Google sends camel and snake case side by side, camel is the documented one."""
+
+    data: str = ""
+    attributes: dict[str, str] | None = None
+    message_id: str = ""
+    publish_time: datetime | None = None
+    ordering_key: str | None = None
+
+
+class _Push(msgspec.Struct, rename="camel"):
+    message: _Message
+    subscription: str = ""
+    delivery_attempt: int | None = None
+
+
+class _CloudEvent(msgspec.Struct):
+    """CloudEvents 1.0, structured mode."""
+
+    id: str
+    source: str
+    type: str
+    specversion: str
+    time: datetime | None = None
+    data: Any = None
+    data_base64: str | None = None
+
+
+def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
+    """Understand every shape Google delivers a message in.
+
+    Binary CloudEvents (Eventarc), structured CloudEvents, a raw push, a raw push of attributes only, a raw push whose
+    attributes are a CloudEvent (`ce-*`, Eventarc's binding mode), and an unwrapped push with or without metadata.
+    Source: functions-framework 3.10.2 and Pub/Sub's push documentation, tried 2026-11-23.
+
+    Args:
+        headers: Request headers; names are compared without case.
+        body: The whole request body.
+
+    Raises:
+        MalformedEvent: No known shape, or bytes that are not what the shape promises.
+    """
+    if len(body) > PUSH_BYTES_MAX:
+        raise MalformedEvent(f"event of {len(body)} bytes; the limit is {PUSH_BYTES_MAX}")
+    known = {name.lower(): value for name, value in headers.items()}
+    content_type = known.get("content-type", "").split(";")[0].strip().lower()
+    if content_type == "application/cloudevents+json":
+        return _structured(body)
+    if "ce-id" in known and "ce-type" in known:
+        return _binary(known, content_type, body)
+    if "x-goog-pubsub-message-id" in known:
+        return _unwrapped(known, body)
+    if content_type in ("application/json", ""):
+        push = _try(_Push, body)
+        if push is not None:
+            return _from_push(push, {})
+    raise MalformedEvent(f"no event shape fits a body of type {content_type or 'none'!r}")
+
+
+def _try(schema: type[T], body: bytes) -> T | None:
+    try:
+        return msgspec.json.decode(body, type=schema)
+    except msgspec.DecodeError:
+        return None
+
+
+def _unbase64(text: str, what: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedEvent(f"{what} is not base64: {error}") from error
+
+
+def _from_push(push: _Push, context: Mapping[str, Any]) -> Event:
+    """Turn a push body into an event; `context` is what an envelope around it already said."""
+    message = push.message
+    attributes = dict(message.attributes or {})
+    fields: dict[str, Any] = {
+        "event_id": message.message_id,
+        "source": push.subscription,
+        "published_at": message.publish_time,
+        **context,
+    }
+    if "ce-id" in attributes and "ce-type" in attributes:
+        # Eventarc's binding mode: the event travels in the attributes because headers could not hold it.
+        fields |= {
+            "event_id": attributes["ce-id"],
+            "type": attributes["ce-type"],
+            "source": attributes.get("ce-source", push.subscription),
+        }
+        attributes = {name: value for name, value in attributes.items() if not name.startswith("ce-")}
+    if not fields["event_id"]:
+        raise MalformedEvent("message has no messageId")
+    return Event(
+        data=_unbase64(message.data, "message.data"),
+        attributes=attributes,
+        ordering_key=message.ordering_key or None,
+        delivery_attempt=push.delivery_attempt,
+        **fields,
+    )
+
+
+def _binary(headers: Mapping[str, str], content_type: str, body: bytes) -> Event:
+    context: dict[str, Any] = {
+        # Header values are percent-encoded outside ASCII; see the CloudEvents HTTP binding 1.0.2, 3.1.3.2.
+        "event_id": unquote(headers["ce-id"]),
+        "type": unquote(headers["ce-type"]),
+        "source": unquote(headers.get("ce-source", "")),
+    }
+    if "ce-time" in headers:
+        context["published_at"] = _instant(headers["ce-time"])
+    push = _try(_Push, body) if content_type in ("application/json", "") else None
+    if push is not None:
+        return _from_push(push, context)
+    extensions = {
+        name.removeprefix("ce-"): unquote(value)
+        for name, value in headers.items()
+        if name.startswith("ce-") and name not in ("ce-id", "ce-type", "ce-source", "ce-time", "ce-specversion")
+    }
+    return Event(data=body, attributes=extensions, **context)
+
+
+def _structured(body: bytes) -> Event:
+    try:
+        event = msgspec.json.decode(body, type=_CloudEvent)
+    except msgspec.DecodeError as error:
+        raise MalformedEvent(f"structured CloudEvent: {error}") from error
+    context: dict[str, Any] = {
+        "event_id": event.id,
+        "type": event.type,
+        "source": event.source,
+        "published_at": event.time,
+    }
+    if event.data_base64 is not None:
+        return Event(data=_unbase64(event.data_base64, "data_base64"), **context)
+    if isinstance(event.data, dict) and "message" in event.data:
+        try:
+            push = msgspec.convert(event.data, _Push)
+        except msgspec.ValidationError as error:
+            raise MalformedEvent(f"structured CloudEvent: {error}") from error
+        return _from_push(push, context)
+    return Event(data=msgspec.json.encode(event.data), **context)
+
+
+def _unwrapped(headers: Mapping[str, str], body: bytes) -> Event:
+    """With `no_wrapper` and `write_metadata` attributes are plain headers beside everyone else's."""
+    prefix = "x-goog-pubsub-"
+    return Event(
+        event_id=headers[f"{prefix}message-id"],
+        data=body,
+        attributes={
+            name: value for name, value in headers.items() if not name.startswith(prefix) and name not in _TRANSPORT
+        },
+        source=headers.get(f"{prefix}subscription-name", ""),
+        published_at=_instant(headers[f"{prefix}publish-time"]) if f"{prefix}publish-time" in headers else None,
+        ordering_key=headers.get(f"{prefix}ordering-key"),
+        delivery_attempt=int(headers[f"{prefix}delivery-attempt"])
+        if headers.get(f"{prefix}delivery-attempt", "").isdigit()
+        else None,
+    )
+
+
+_TRANSPORT = frozenset(
+    {
+        "accept", "accept-encoding", "authorization", "connection", "content-encoding", "content-length",
+        "content-type", "forwarded", "from", "function-execution-id", "host", "traceparent", "transfer-encoding",
+        "user-agent", "via", "x-cloud-trace-context", "x-forwarded-for", "x-forwarded-proto",
+    }
+)  # fmt: skip
+
+
+def _instant(text: str) -> datetime:
+    try:
+        return msgspec.convert(text, datetime)
+    except msgspec.ValidationError as error:
+        raise MalformedEvent(f"not a time: {text!r}") from error

@@ -1,1 +1,0 @@
-"""Frozen nouns with their units; nothing here touches the outside."""

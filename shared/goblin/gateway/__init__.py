@@ -1,0 +1,1 @@
+"""One OpenAI-compatible endpoint: routing, failover, streams, cache, idempotency, keys, admission, receipts."""

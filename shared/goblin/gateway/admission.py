@@ -1,0 +1,94 @@
+"""The door to this process: counts who is inside, lets some wait, and sends the rest away before their body is read."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict, deque
+
+from goblin.core.errors import RateLimited
+from goblin.gateway.policy import admission as policy
+from goblin.gateway.policy.admission import Admission, Bucket, Limits, Refusal
+from goblin.gateway.ports import ApiKey, Clock
+
+BUCKETS_MAX = 4096
+
+
+class Door:
+    """First come, first served."""
+
+    def __init__(self, limits: Limits, clock: Clock) -> None:
+        self.limits = limits
+        self._clock = clock
+        self._running = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._of_key: Counter[str] = Counter()
+        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+
+    async def enter(self, key: ApiKey) -> None:
+        """Come in, now or when somebody leaves; who came in must `leave`.
+
+        Raises:
+            RateLimited: too many requests, of this key or of all.
+        """
+        decision = policy.admit(
+            running=self._running,
+            waiting=len(self._waiting),
+            of_key=self._of_key[key.digest],
+            key_max=key.parallel_max,
+            limits=self.limits,
+        )
+        if isinstance(decision, Refusal):
+            self._forget(key.digest)
+            raise RateLimited(decision.reason, retry_after_s=decision.retry_after_s)
+        if key.rate_per_minute is not None:
+            self._take(key.digest, key.rate_per_minute)
+        self._of_key[key.digest] += 1
+        if decision is Admission.RUN:
+            self._running += 1
+            return
+        await self._wait(key)
+
+    def leave(self, key: ApiKey) -> None:
+        """Go, and let the next one in."""
+        self._running -= 1
+        self._of_key[key.digest] -= 1
+        self._forget(key.digest)
+        self._let_in()
+
+    async def _wait(self, key: ApiKey) -> None:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            async with asyncio.timeout(self.limits.wait_s_max):
+                await turn
+        except BaseException as error:
+            if turn.done() and not turn.cancelled():
+                self._running -= 1  # It was its turn just now.
+                self._let_in()
+            elif turn in self._waiting:
+                self._waiting.remove(turn)
+            self._of_key[key.digest] -= 1
+            self._forget(key.digest)
+            if isinstance(error, TimeoutError):
+                raise RateLimited("Too many requests are under way.", retry_after_s=2.0) from error
+            raise
+
+    def _let_in(self) -> None:
+        while self._waiting and self._running < self.limits.running_max:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                self._running += 1
+                turn.set_result(None)
+
+    def _take(self, digest: str, per_minute: int) -> None:
+        bucket, wait_s = policy.take(self._buckets.get(digest), per_minute=per_minute, now_s=self._clock.monotonic())
+        self._buckets[digest] = bucket
+        self._buckets.move_to_end(digest)
+        while len(self._buckets) > BUCKETS_MAX:
+            self._buckets.popitem(last=False)
+        if wait_s:
+            raise RateLimited(f"This key may send {per_minute} requests a minute.", retry_after_s=wait_s)
+
+    def _forget(self, digest: str) -> None:
+        if not self._of_key[digest]:
+            del self._of_key[digest]

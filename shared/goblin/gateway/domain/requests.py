@@ -1,0 +1,290 @@
+"""What a caller asks for: OpenAI's request bodies, checked, with fields we do not know kept for the provider."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+from msgspec import Meta, Struct
+
+from goblin.core.endpoints import Capability, Strategy
+from goblin.core.errors import InvalidRequest
+
+Share = Annotated[float, Meta(ge=0, le=1)]
+Penalty = Annotated[float, Meta(ge=-2, le=2)]
+Count = Annotated[int, Meta(ge=1)]
+
+
+class ImageURL(Struct, frozen=True):
+    """A link, which is passed on and never fetched here, or a `data:` URL."""
+
+    url: str
+    detail: str | None = None
+
+
+class TextPart(Struct, frozen=True, tag_field="type", tag="text"):
+    text: str
+
+
+class ImagePart(Struct, frozen=True, tag_field="type", tag="image_url"):
+    image_url: ImageURL
+
+
+class AudioPart(Struct, frozen=True, tag_field="type", tag="input_audio"):
+    input_audio: dict[str, Any]
+
+
+class FilePart(Struct, frozen=True, tag_field="type", tag="file"):
+    file: dict[str, Any]
+
+
+class RefusalPart(Struct, frozen=True, tag_field="type", tag="refusal"):
+    refusal: str
+
+
+class FunctionCall(Struct, frozen=True):
+    name: str
+    arguments: str
+    """JSON as text, as the model wrote it; it may not parse."""
+
+
+class ToolCall(Struct, frozen=True):
+    id: str
+    function: FunctionCall
+    type: str = "function"
+
+
+class Message(Struct, frozen=True, kw_only=True):
+    """One turn of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
+    content: str | tuple[TextPart | ImagePart | AudioPart | FilePart | RefusalPart, ...] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] | None = None
+    tool_call_id: str | None = None
+
+    @property
+    def text(self) -> str:
+        """Its words, without images and sounds."""
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(
+            part.text if isinstance(part, TextPart) else part.refusal
+            for part in self.content
+            if isinstance(part, TextPart | RefusalPart)
+        )
+
+
+class StreamOptions(Struct, frozen=True, kw_only=True):
+    include_usage: bool = False
+
+
+class JSONSchema(Struct, frozen=True, kw_only=True):
+    name: str = "answer"
+    schema: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class ResponseFormat(Struct, frozen=True, kw_only=True):
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    json_schema: JSONSchema | None = None
+
+
+class Preferences(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The caller's word on routing: `extra_body={"goblin": {…}}` of the SDK."""
+
+    strategy: Strategy | None = None
+    provider: str | None = None
+    """An endpoint's name, or a provider's."""
+    max_cost_usd: Annotated[float, Meta(ge=0, le=1e6)] | None = None
+    """The most that the request may cost; who cannot say what it costs is not asked."""
+    deadline_ms: Annotated[int, Meta(ge=1)] | None = None
+    """Until the first token of a stream, or until all of another answer is there."""
+    allow_external: bool | None = None
+    """False keeps the request among our own machines."""
+    cache: bool | None = None
+    """True: an answer given before will do. False: it will not. None: only if no other was to be expected."""
+
+
+class ChatRequest(Struct, frozen=True, kw_only=True):
+    """`POST /v1/chat/completions`."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    messages: Annotated[tuple[Message, ...], Meta(min_length=1)]
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Count | None = None
+    max_completion_tokens: Count | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    tools: list[dict[str, Any]] | None = None
+    tool_choice: str | dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
+    goblin: Preferences | None = None
+    body: dict[str, Any] = msgspec.field(default_factory=dict)
+    """The whole request as it came: what a provider that speaks OpenAI's language gets, with our changes."""
+
+    @property
+    def output_tokens_max(self) -> int | None:
+        return self.max_completion_tokens or self.max_tokens
+
+    def needs(self) -> frozenset[Capability]:
+        """What an endpoint must be able to do to serve this."""
+        needs = {Capability.CHAT}
+        if self.tools and self.tool_choice != "none":
+            needs.add(Capability.TOOLS)
+        if self.response_format is not None and self.response_format.type != "text":
+            needs.add(Capability(self.response_format.type))
+        if self.logprobs:
+            needs.add(Capability.LOGPROBS)
+        if (self.n or 1) > 1:
+            needs.add(Capability.CHOICES)
+        parts = [part for m in self.messages if isinstance(m.content, tuple) for part in m.content]
+        if any(isinstance(part, ImagePart | FilePart) for part in parts):
+            needs.add(Capability.VISION)
+        if any(isinstance(part, AudioPart) for part in parts):
+            needs.add(Capability.AUDIO)
+        return frozenset(needs)
+
+    def prompt_bytes(self) -> int:
+        """Length of all that the model will read as text, in UTF-8."""
+        total = sum(len(message.text.encode("utf-8", "surrogatepass")) for message in self.messages)
+        return total + (len(msgspec.json.encode(self.tools)) if self.tools else 0)
+
+
+class CompletionRequest(Struct, frozen=True, kw_only=True):
+    """`POST /v1/completions`: a text to continue."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    prompt: str | list[Any]
+    """Text, texts, token ids, or lists of token ids."""
+    suffix: str | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: Annotated[int, Meta(ge=0)] | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Share | None = None
+    presence_penalty: Penalty | None = None
+    frequency_penalty: Penalty | None = None
+    n: Annotated[int, Meta(ge=1, le=128)] | None = None
+    stop: str | list[str] | None = None
+    seed: int | None = None
+    logprobs: Annotated[int, Meta(ge=0, le=5)] | None = None
+    goblin: Preferences | None = None
+    body: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def output_tokens_max(self) -> int | None:
+        return self.max_tokens
+
+    def needs(self) -> frozenset[Capability]:
+        needs = {Capability.COMPLETIONS}
+        if self.logprobs is not None:
+            needs.add(Capability.LOGPROBS)
+        if (self.n or 1) > 1 or _count(self.prompt) > 1:
+            needs.add(Capability.CHOICES)
+        return frozenset(needs)
+
+    def prompt_bytes(self) -> int:
+        return _text_bytes(self.prompt)
+
+
+class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
+    """`POST /v1/embeddings`."""
+
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    input: str | Annotated[list[Any], Meta(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = None
+    goblin: Preferences | None = None
+    body: dict[str, Any] = msgspec.field(default_factory=dict)
+
+    @property
+    def output_tokens_max(self) -> int | None:
+        return 0
+
+    def needs(self) -> frozenset[Capability]:
+        return frozenset({Capability.EMBEDDINGS})
+
+    def prompt_bytes(self) -> int:
+        return _text_bytes(self.input)
+
+
+InferenceRequest = ChatRequest | CompletionRequest | EmbeddingsRequest
+_R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest)
+
+
+def parse(kind: type[_R], data: bytes) -> _R:
+    """Read a body.
+
+    Raises:
+        InvalidRequest: with the field in `param`, written as OpenAI does: `messages[0].role`.
+    """
+    try:
+        body = msgspec.json.decode(data)
+        if not isinstance(body, dict):
+            raise InvalidRequest("The body must be a JSON object.")
+        request = msgspec.convert({**body, "body": body}, kind)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from error
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise InvalidRequest(f"The body is not JSON: {error}.") from error
+    except RecursionError as error:
+        raise InvalidRequest("The body is nested too deeply.") from error
+    if isinstance(request, CompletionRequest):
+        _check_texts(request.prompt, "prompt")
+    if isinstance(request, EmbeddingsRequest):
+        _check_texts(request.input, "input")
+    return request
+
+
+def invalid(message: str) -> InvalidRequest:
+    """msgspec's `Expected … - at `$.messages[0].role`` in OpenAI's terms."""
+    if missing := re.search(r"missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message):
+        field, where = missing.groups()
+        param = f"{where}.{field}" if where else field
+        return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
+    what, _, where = message.partition(" - at `$.")
+    param = where.rstrip("`").replace("[...]", "[]")
+    code = "invalid_type" if what.startswith("Expected") else "invalid_value"
+    prefix = f"Invalid '{param}': " if param else ""
+    return InvalidRequest(f"{prefix}{what}.", param=param or None, code=code)
+
+
+def _check_texts(value: str | list[Any], param: str) -> None:
+    """Text, a list of texts, a list of token ids, or a list of such lists; nothing mixed, nothing empty."""
+    if isinstance(value, str):
+        return
+    if value and (_all(value, str) or _all(value, int)):
+        return
+    if value and all(isinstance(inner, list) and inner and _all(inner, int) for inner in value):
+        return
+    raise InvalidRequest(
+        f"Invalid '{param}': expected a string, a list of strings, a list of token ids, or a list of such lists.",
+        param=param,
+        code="invalid_type",
+    )
+
+
+def _all(values: list[Any], kind: type) -> bool:
+    return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
+
+
+def _count(value: str | list[Any]) -> int:
+    """How many prompts there are; a list of token ids is one."""
+    return len(value) if isinstance(value, list) and not _all(value, int) else 1
+
+
+def _text_bytes(value: str | list[Any]) -> int:
+    """UTF-8 bytes; a token id stands for four."""
+    if isinstance(value, str):
+        return len(value.encode("utf-8", "surrogatepass"))
+    return sum(4 if isinstance(inner, int) else _text_bytes(inner) for inner in value)

@@ -1,0 +1,181 @@
+"""What one request pays: each attempt's worst case is put aside before it is sent, and what it cost is settled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from goblin.billing.budget_client import Reservation, Spender, spent_entry
+from goblin.billing.domain.ledger import named, show_usd
+from goblin.billing.policy.allocation import Shortage
+from goblin.core.endpoints import Endpoint, Price
+from goblin.core.errors import BudgetExhausted, GoblinError, StoreUnavailable
+from goblin.gateway.domain.chat import Usage
+from goblin.gateway.domain.requests import InferenceRequest
+from goblin.gateway.policy import worst_case as pricing
+from goblin.gateway.policy.uptime import Ride
+from goblin.gateway.policy.worst_case import Unpriced
+
+JOB = "job:"
+"""How the keys of attempts are called, before the job's id."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoMoney:
+    """Why an endpoint is not asked."""
+
+    endpoint: Endpoint
+    error: GoblinError
+
+
+@dataclass(slots=True)
+class Payment:
+    """The money for one attempt."""
+
+    spender: Spender
+    endpoint: Endpoint
+    request: InferenceRequest
+    """As it may be sent: with the limit that bounds it."""
+    reservation: Reservation | None
+    """None where nothing costs anything."""
+    ride: Ride | None = None
+    """Where the time of a machine is billed."""
+
+    def left_s(self) -> float:
+        """How long it may take at the most: no longer than what was put aside covers."""
+        return math.inf if self.ride is None else self.ride.left_s(self.spender.rides.now_s())
+
+    def leave(self, *, woke: bool) -> None:
+        """The machine is done with it, whenever it is settled; only the first time counts."""
+        if self.ride is not None:
+            self.ride.end(self.spender.rides.now_s(), woke=woke)
+
+    def cost_usd_micros(self, usage: Usage | None) -> int:
+        """What it comes to; None: nothing was used."""
+        price, cost = self.endpoint.price, 0
+        if self.ride is not None:
+            cost = self.ride.cost_usd_micros(self.ride.charged_s or 0.0)
+        if usage is None or price is None:
+            return cost
+        return cost + price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+
+    async def settle(self, usage: Usage | None, *, estimated: bool = False) -> None:
+        """Replace the worst case by what it cost; a second time does nothing. Never raises."""
+        if self.reservation is None:
+            return
+        self.leave(woke=usage is not None)
+        cost, said = self.cost_usd_micros(usage), []
+        if usage is not None:
+            counted = "about " if estimated else ""
+            said.append(f"{counted}{usage.prompt_tokens} tokens in, {usage.completion_tokens} out")
+        if self.ride is not None and self.ride.charged_s:
+            said.append(f"{self.ride.charged_s:.1f} s awake")
+        entry = None
+        if usage is not None or cost:
+            model = named("model", self.request.model)
+            entry = spent_entry(self.reservation, cost, model=model, note=f"{self.endpoint.name}: {', '.join(said)}")
+        await self.spender.settle(self.reservation, entry)
+
+
+class Payer:
+    """One request, over all its attempts."""
+
+    def __init__(
+        self,
+        spender: Spender,
+        prices: Mapping[tuple[str, str], Price],
+        *,
+        request_id: str,
+        key_name: str,
+        why_frozen: Callable[[Sequence[str]], str] = lambda _: "",
+    ) -> None:
+        self._spender = spender
+        self._prices = prices
+        self._request_id = request_id
+        self._key_name = key_name
+        self._why_frozen = why_frozen
+        self._attempts = 0
+        self.refusals: list[NoMoney] = []
+        """Every endpoint that was not asked for want of money."""
+
+    async def pay(self, endpoint: Endpoint, request: InferenceRequest) -> Payment | None:
+        """Put the worst case of an attempt aside; None when that cannot be, and why is among the refusals."""
+        model = endpoint.upstream_model or request.model
+        endpoint = replace(endpoint, price=pricing.price_of(self._prices, endpoint, model))
+        if pricing.is_free(endpoint):
+            return Payment(self._spender, endpoint, request, None)
+        found = await self._reserve(endpoint, request)
+        if isinstance(found, Payment):
+            return found
+        self.refusals.append(NoMoney(endpoint=endpoint, error=found))
+        return None
+
+    async def _reserve(self, endpoint: Endpoint, request: InferenceRequest) -> Payment | GoblinError:
+        bound = pricing.worst_case(request, endpoint)
+        if isinstance(bound, Unpriced):
+            return BudgetExhausted(f"{endpoint.name} is not asked: {bound.reason}.", code="price_unknown")
+        self._attempts += 1
+        key, *others = _payers(self._key_name)
+        if reason := self._why_frozen((key, *others, f"{endpoint.provider}/{key.removeprefix('key/')}")):
+            return BudgetExhausted(f"{endpoint.name} is not asked: {reason}.")
+        ride, most = self._spender.rides.board(endpoint), bound.cost_usd_micros
+        if ride is not None:
+            most += ride.cost_usd_micros(ride.worst_s())
+        reserved: Reservation | Shortage | None = None
+        try:
+            reserved = await self._spender.reserve(
+                f"{endpoint.provider}/{key.removeprefix('key/')}",
+                (key, *others),
+                self._request_id if self._attempts == 1 else f"{self._request_id}:{self._attempts}",
+                most,
+            )
+        except StoreUnavailable as error:
+            return error
+        finally:
+            if ride is not None and not isinstance(reserved, Reservation):
+                ride.end(ride.began_s, woke=False)
+        if isinstance(reserved, Shortage):
+            return BudgetExhausted(_said(reserved))
+        return Payment(self._spender, endpoint, pricing.limited(request, bound), reserved, ride)
+
+
+def _payers(key_name: str) -> tuple[str, ...]:
+    """Whose budgets a request counts in beside its provider's: its key's, and of an attempt's key its job's."""
+    key = named("key", key_name)
+    return (key, named("job", key_name.removeprefix(JOB))) if key_name.startswith(JOB) else (key,)
+
+
+def why_nobody_is_paid(refusals: Sequence[NoMoney]) -> GoblinError | None:
+    """What to tell a caller for whom nobody was asked; None when money was not the reason.
+
+    That nobody knows what is left may mend itself and is said first.
+    """
+
+    def order(refusal: NoMoney) -> int:
+        if isinstance(refusal.error, StoreUnavailable):
+            return 0
+        return 1 if refusal.error.code == BudgetExhausted.code else 2
+
+    return min(refusals, key=order).error if refusals else None
+
+
+def rejected(refusals: Sequence[NoMoney]) -> dict[str, str]:
+    """For the receipt: endpoints and why they were not asked."""
+    return {refusal.endpoint.name: refusal.error.message for refusal in refusals}
+
+
+def _said(short: Shortage) -> str:
+    again = f" It starts anew at {short.resets_at:%Y-%m-%dT%H:%M:%SZ}." if short.resets_at else ""
+    return (
+        f"The {short.period} budget of {short.account}, {show_usd(short.limit_usd_micros)}, has "
+        f"{show_usd(short.left_usd_micros)} left, and this request may cost up to {show_usd(short.need_usd_micros)}."
+        f"{again}"
+    )
+
+
+def spent_of(underway: Any) -> tuple[Usage | None, bool]:
+    """What an attempt used, and whether that is an estimate."""
+    spent = underway.spent()
+    return (None, False) if spent is None else (spent.usage, spent.estimated)

@@ -1,0 +1,1 @@
+"""Decisions of this room: arguments in, a decision with its reasons out. No I/O, no clock."""

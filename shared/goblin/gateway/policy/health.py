@@ -1,0 +1,78 @@
+"""From probes to a judgement, slow to condemn and slow to trust again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta
+
+from goblin.core.endpoints import Endpoint
+from goblin.gateway.domain.endpoint_health import EndpointHealth, Finding, Probe, Status, Warmth
+
+FAILURES_TO_CONDEMN = 2
+SLOW_MS = 2000
+STALE_AFTER = timedelta(minutes=5)
+
+
+def judge(endpoint: Endpoint, before: EndpointHealth | None, probe: Probe, *, now: datetime) -> EndpointHealth:
+    """What to believe after one more probe.
+
+    One failure of an endpoint that was well makes it degraded, the second unhealthy; the first success after
+    that makes it degraded, the second healthy. What the endpoint says of itself, that it loads or refuses our
+    key, needs no second opinion.
+    """
+    if before is None:
+        before = unseen(endpoint)
+    well = probe.finding is Finding.OK
+    wrong = probe.finding in (Finding.FAILED, Finding.REFUSED)
+    seen = replace(
+        before,
+        provider=endpoint.provider,
+        latency_ms=probe.latency_ms,
+        checked_at=now,
+        models=before.models if probe.models is None else probe.models,
+        loaded=probe.loaded,
+        warmth=probe.warmth,
+        failures=before.failures + 1 if wrong else 0,
+        successes=before.successes + 1 if well else 0,
+    )
+    status, reason = _status(before, seen, probe)
+    return replace(seen, status=status, reason=reason)
+
+
+def _status(before: EndpointHealth, seen: EndpointHealth, probe: Probe) -> tuple[Status, str]:
+    match probe.finding:
+        case Finding.LOADING | Finding.REFUSED:
+            return Status.UNHEALTHY, probe.reason
+        case Finding.UNCLEAR:
+            return Status.UNKNOWN, probe.reason
+        case Finding.FAILED:
+            trusted = before.status in (Status.HEALTHY, Status.DEGRADED)
+            if trusted and seen.failures < FAILURES_TO_CONDEMN:
+                return Status.DEGRADED, f"{probe.reason}; once, so far"
+            return Status.UNHEALTHY, probe.reason
+        case Finding.OK:
+            # Loading ends by itself; only what failed has to prove that it is back.
+            if before.status is Status.UNHEALTHY and before.failures:
+                return Status.DEGRADED, "just came back"
+            if probe.warmth is Warmth.FULL:
+                return Status.DEGRADED, probe.reason or "the provider has no machine free"
+            if probe.latency_ms is not None and probe.latency_ms >= SLOW_MS:
+                return Status.DEGRADED, f"slow: a probe took {probe.latency_ms} ms"
+            return Status.HEALTHY, ""
+
+
+def unseen(endpoint: Endpoint) -> EndpointHealth:
+    """An endpoint nobody has looked at."""
+    return EndpointHealth(
+        endpoint=endpoint.name, provider=endpoint.provider, status=Status.UNKNOWN, reason="not checked yet"
+    )
+
+
+def believe(endpoint: Endpoint, health: EndpointHealth | None, *, now: datetime) -> EndpointHealth:
+    """What a stored judgement is worth now: old ones are hearsay, and hearsay condemns nobody."""
+    if health is None:
+        return unseen(endpoint)
+    if health.checked_at is None or now - health.checked_at <= STALE_AFTER:
+        return health
+    minutes = int((now - health.checked_at).total_seconds() // 60)
+    return replace(health, status=Status.UNKNOWN, warmth=Warmth.UNKNOWN, reason=f"last checked {minutes} minutes ago")

@@ -1,0 +1,242 @@
+"""How fast one endpoint serves one model: estimates that start from a prior, learn at once and forget in time.
+
+Two memories lie on each other. The long one fits a line, base + prompt tokens * prefill, and remembers for an hour;
+while little was seen it is drawn towards the file's prior, so a newcomer is never at zero. The short one scales that
+line by how the last answers compared with it, and is forgotten within half a minute: what was slow is tried again.
+"""
+
+from __future__ import annotations
+
+import math
+
+from msgspec import Struct
+from msgspec.structs import replace
+
+from goblin.core.endpoints import Endpoint
+
+LONG_HALF_LIFE_S = 1800.0
+LONG_KEEP = 0.98
+"""Share of the old sums that each new observation leaves: about the last fifty count."""
+SHORT_HALF_LIFE_S = 10.0
+SHORT_KEEP = 0.8
+"""About the last five count."""
+SHORT_INERTIA = 3.0
+"""How many observations of the short memory it takes to outweigh the long one."""
+CLIP = 4.0
+"""An outlier moves the long memory no further than this many times what was expected; the short one sees it whole."""
+RELIEF_MAX = 3.0
+TYPICAL_PROMPT_TOKENS = 500.0
+LEVEL_INERTIA = 0.5
+"""The prior's weight against observations of the level; the more there are, the less it is believed."""
+SLOPE_INERTIA = 1e6
+"""The same against the spread of the prompts, in tokens squared."""
+FIRST_TOKEN_MS_MIN = 1.0
+
+FAILED_SHARE_PRIOR = 0.01
+FAILED_WEIGHT_PRIOR = 4.0
+FAILED_HALF_LIFE_S = 300.0
+FAILED_KEEP = 0.98
+
+LATE_SHARE = 0.05
+LATE_PRIOR = 3.0
+"""How many times the prediction the slowest twentieth takes, before it was seen."""
+LATE_STEP = 0.12
+LATE_MIN, LATE_MAX = 1.2, 20.0
+
+
+class Prior(Struct, frozen=True, kw_only=True, gc=False):
+    """What the file says, in the units that are predicted in; every figure is positive."""
+
+    first_token_ms: float = 1000.0
+    """To the first token of a short prompt, awake and alone; the network is in it."""
+    prefill_ms: float = 0.5
+    """Per prompt token."""
+    decode_ms: float = 33.0
+    """Per output token."""
+    cold_start_ms: float = 30_000.0
+
+
+class Pace(Struct, frozen=True, kw_only=True, gc=False):
+    """What was observed. Sums are weighted, and the weights decay from `at_s` on."""
+
+    prior: Prior = Prior()
+    answers: int = 0
+    """First tokens seen, ever."""
+    at_s: float = 0.0
+    """Of the last observation, on whatever steady clock the caller keeps to."""
+    base_ms: float = 0.0
+    """The fitted line; meaningless until `answers`."""
+    prefill_ms: float = 0.0
+    # The long memory: Σw, Σw·p, Σw·p², Σw·y, Σw·p·y with p prompt tokens and y milliseconds.
+    n: float = 0.0
+    p: float = 0.0
+    pp: float = 0.0
+    y: float = 0.0
+    py: float = 0.0
+    # The short one.
+    short_n: float = 0.0
+    short_p: float = 0.0
+    short_y: float = 0.0
+    late: float = LATE_PRIOR
+    """The ratio of actual to predicted that all but `LATE_SHARE` stay below."""
+    decode_n: float = 0.0
+    decode_ms: float = 0.0
+    cold_n: float = 0.0
+    cold_ms: float = 0.0
+    outcomes: float = 0.0
+    failures: float = 0.0
+    outcome_at_s: float = 0.0
+
+
+def prior_of(endpoint: Endpoint) -> Prior:
+    """The prior of an endpoint, as its file declares it."""
+    return Prior(
+        first_token_ms=float(endpoint.first_token_prior_ms),
+        prefill_ms=1000.0 / endpoint.prefill_prior_tokens_per_s,
+        decode_ms=1000.0 / endpoint.decode_prior_tokens_per_s,
+        cold_start_ms=float(endpoint.cold_start_prior_ms),
+    )
+
+
+def first_token_ms(pace: Pace, prompt_tokens: float, now_s: float) -> float:
+    """To the first token, when it is awake and nobody waits before us. Always positive."""
+    if not pace.answers:
+        return pace.prior.first_token_ms + prompt_tokens * pace.prior.prefill_ms
+    keep = _keep(now_s - pace.at_s, SHORT_HALF_LIFE_S)
+    line = pace.base_ms * pace.short_n + pace.prefill_ms * pace.short_p
+    # Some observations that the line is right, which never age: noise moves little, and old news fades back to it.
+    still = SHORT_INERTIA * pace.base_ms
+    scale = (pace.short_y * keep + still) / (line * keep + still)
+    found = (pace.base_ms + prompt_tokens * pace.prefill_ms) * scale
+    return max(FIRST_TOKEN_MS_MIN, found)
+
+
+def decode_ms(pace: Pace) -> float:
+    """Per output token."""
+    return (pace.prior.decode_ms + pace.decode_ms) / (1.0 + pace.decode_n)
+
+
+def cold_start_ms(pace: Pace) -> float:
+    """From asleep to awake."""
+    return (pace.prior.cold_start_ms + pace.cold_ms) / (1.0 + pace.cold_n)
+
+
+def failed_share(pace: Pace, now_s: float) -> float:
+    """How much of what is sent there fails."""
+    keep = _keep(now_s - pace.outcome_at_s, FAILED_HALF_LIFE_S) if pace.outcomes else 1.0
+    return (FAILED_SHARE_PRIOR * FAILED_WEIGHT_PRIOR + pace.failures * keep) / (
+        FAILED_WEIGHT_PRIOR + pace.outcomes * keep
+    )
+
+
+def observe_first_token(
+    pace: Pace, sample_ms: float, *, prompt_tokens: float, expected_ms: float, weight: float, now_s: float
+) -> Pace:
+    """A first token has come.
+
+    Args:
+        pace: Before.
+        sample_ms: How long it took, without what was waited for a start or a turn.
+        prompt_tokens: Of that request.
+        expected_ms: What was predicted, of the same part.
+        weight: From 0 to 1: less where waiting was most of it, since then little was learned.
+        now_s: Not before `pace.at_s`.
+    """
+    sample_ms = max(sample_ms, FIRST_TOKEN_MS_MIN)
+    age_s = now_s - pace.at_s if pace.answers else 0.0
+    keep = _keep(age_s, LONG_HALF_LIFE_S) * LONG_KEEP
+    short = _keep(age_s, SHORT_HALF_LIFE_S) * SHORT_KEEP
+    line_ms = _line(pace, prompt_tokens)
+    # The first answers may be anything; only a line that was seen can call them outliers.
+    clipped = min(max(sample_ms, line_ms / CLIP), line_ms * CLIP) if pace.answers >= 3 else sample_ms
+    # Long answers to wait for scatter more, in proportion: they count less, or one long prompt would set the line.
+    typical_ms = _line(pace, TYPICAL_PROMPT_TOKENS)
+    p, w = prompt_tokens, weight * min(typical_ms / line_ms, RELIEF_MAX) ** 2
+    v = weight * min(typical_ms / line_ms, RELIEF_MAX)
+    n, sum_p, pp = pace.n * keep + w, pace.p * keep + w * p, pace.pp * keep + w * p * p
+    y, py = pace.y * keep + w * clipped, pace.py * keep + w * p * clipped
+    base, prefill = _fit(pace.prior, n, sum_p, pp, y, py)
+    ratio = sample_ms / max(expected_ms, FIRST_TOKEN_MS_MIN)
+    return replace(
+        pace,
+        answers=pace.answers + 1,
+        at_s=now_s,
+        base_ms=base,
+        prefill_ms=prefill,
+        n=n,
+        p=sum_p,
+        pp=pp,
+        y=y,
+        py=py,
+        short_n=pace.short_n * short + v,
+        short_p=pace.short_p * short + v * p,
+        short_y=pace.short_y * short + v * sample_ms,
+        late=_move_late(pace.late, ratio),
+    )
+
+
+def observe_silence(pace: Pace, waited_ms: float, *, prompt_tokens: float, expected_ms: float, now_s: float) -> Pace:
+    """No first token came for so long: an observation too, or what hangs would keep its good name."""
+    if waited_ms <= expected_ms:
+        return pace
+    return observe_first_token(
+        pace, waited_ms, prompt_tokens=prompt_tokens, expected_ms=expected_ms, weight=1.0, now_s=now_s
+    )
+
+
+def observe_decode(pace: Pace, *, output_tokens: int, decode_ms: float) -> Pace:
+    """An answer ended, so long after its first token."""
+    if output_tokens < 2:
+        return pace
+    each = decode_ms / (output_tokens - 1)
+    return replace(
+        pace,
+        decode_n=pace.decode_n * 0.9 + 1.0,
+        decode_ms=pace.decode_ms * 0.9 + each,
+    )
+
+
+def observe_cold_start(pace: Pace, sample_ms: float) -> Pace:
+    """It was asleep and has woken up."""
+    return replace(pace, cold_n=pace.cold_n * 0.7 + 1.0, cold_ms=pace.cold_ms * 0.7 + max(sample_ms, 1.0))
+
+
+def observe_outcome(pace: Pace, *, failed: bool, now_s: float) -> Pace:
+    """A request there has ended, well or not."""
+    keep = FAILED_KEEP * (_keep(now_s - pace.outcome_at_s, FAILED_HALF_LIFE_S) if pace.outcomes else 1.0)
+    return replace(
+        pace,
+        outcomes=pace.outcomes * keep + 1.0,
+        failures=pace.failures * keep + (1.0 if failed else 0.0),
+        outcome_at_s=now_s,
+    )
+
+
+def _line(pace: Pace, prompt_tokens: float) -> float:
+    if not pace.answers:
+        return pace.prior.first_token_ms + prompt_tokens * pace.prior.prefill_ms
+    return pace.base_ms + prompt_tokens * pace.prefill_ms
+
+
+def _fit(prior: Prior, n: float, p: float, pp: float, y: float, py: float) -> tuple[float, float]:
+    """Base and slope by least squares, drawn towards the prior: the level little, the slope until many have come."""
+    mean_p = p / n
+    spread, together = pp - p * mean_p, py - p * y / n
+    slope = max((together + SLOPE_INERTIA * prior.prefill_ms) / (spread + SLOPE_INERTIA), 0.0)
+    belief = LEVEL_INERTIA / (1.0 + n)
+    level = (y + belief * (prior.first_token_ms + mean_p * prior.prefill_ms)) / (n + belief)
+    base = level - slope * mean_p
+    if base < FIRST_TOKEN_MS_MIN:
+        # Noise alone can tilt the line below zero at no prompt; then all of it is prefill.
+        return FIRST_TOKEN_MS_MIN, max(level - FIRST_TOKEN_MS_MIN, 0.0) / mean_p
+    return base, slope
+
+
+def _move_late(late: float, ratio: float) -> float:
+    """One step of a running quantile, in logarithms: up by much and seldom, down by little and often."""
+    step = LATE_STEP * (1.0 - LATE_SHARE) if ratio > late else -LATE_STEP * LATE_SHARE
+    return min(max(late * math.exp(step), LATE_MIN), LATE_MAX)
+
+
+def _keep(age_s: float, half_life_s: float) -> float:
+    return float(0.5 ** (age_s / half_life_s)) if age_s > 0.0 else 1.0

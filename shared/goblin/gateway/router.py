@@ -1,0 +1,286 @@
+"""What is served, and by whom a request should be: facts are gathered here, the choice is policy's."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime
+
+from msgspec.structs import replace
+
+from goblin.billing.budgets import FreezeView
+from goblin.billing.domain.ledger import USD_MICROS
+from goblin.core.endpoints import Capability, Catalog, Endpoint, Price, Strategy
+from goblin.core.errors import (
+    BudgetExhausted,
+    InvalidRequest,
+    NotFound,
+    ProviderUnavailable,
+    StoreUnavailable,
+    UnknownModel,
+)
+from goblin.gateway.config_reload import Reloader
+from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
+from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest, Preferences
+from goblin.gateway.endpoint_stats import Live, Outlook
+from goblin.gateway.health import LOOK_AGAIN_S, HealthView
+from goblin.gateway.policy import tokens
+from goblin.gateway.policy.marginal_cost import marginal_cost
+from goblin.gateway.policy.route import Demand, EndpointFacts, NoRoute, Obstacle, Route
+from goblin.gateway.policy.routing import choose_route
+from goblin.gateway.policy.traffic import arrivals_per_s, expect_output
+from goblin.gateway.policy.worst_case import price_of
+
+OUTPUT_TOKENS_MAX_GUESS = 4096
+"""How long an answer may become, for a limit on its cost, when the caller sets none on its length."""
+
+
+KINDS = (Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Model:
+    """A model somebody serves."""
+
+    id: str
+    endpoints: tuple[str, ...]
+
+
+@dataclass(kw_only=True, slots=True)
+class Router:
+    """The endpoints, what is known of them, and the choice among them."""
+
+    catalog: Catalog
+    """Replaced as a whole when the file has changed."""
+    live: Live
+    health: HealthView
+    freezes: FreezeView
+    dice: Callable[[], float]
+    """From 0 up to 1."""
+    turns: Iterator[int]
+    reloader: Reloader | None = None
+
+    async def choose(self, request: InferenceRequest, header: str | None) -> Route | NoRoute:
+        """Whom to try for a request.
+
+        When nobody is known to have the model, or those who have it cannot serve this and others have not said
+        yet what they have, the endpoints are asked: right after a start the schedule has not come by yet.
+
+        Args:
+            request: What is asked for, with the caller's word on routing.
+            header: The caller's strategy, if it came beside the body.
+        """
+        if self.reloader is not None:
+            self.reloader.poke()
+        strategy, demand = _strategy(request, header), demand_of(request)
+        turn, dice = next(self.turns), self.dice()
+        await self.freezes.current()
+        found = self._decide(demand, await self.health.current(), strategy, turn, dice)
+        if isinstance(found, NoRoute) and (not found.model_known or found.silent):
+            found = self._decide(demand, await self.health.look(), strategy, turn, dice)
+        if isinstance(found, Route):
+            self.live.arrived(demand.model)
+        return found
+
+    def _decide(
+        self, demand: Demand, health: Mapping[str, EndpointHealth], strategy: Strategy | None, turn: int, dice: float
+    ) -> Route | NoRoute:
+        return decide(
+            demand,
+            self.catalog,
+            live=self.live,
+            health=health,
+            why_frozen=self.freezes.why_frozen,
+            strategy=strategy,
+            turn=turn,
+            dice=dice,
+        )
+
+    def must(self, found: Route | NoRoute) -> Route:
+        """The route, or the error that says why there is none."""
+        if isinstance(found, Route):
+            return found
+        match found.obstacle:
+            case Obstacle.UNKNOWN_MODEL:
+                raise UnknownModel(found.reason, param="model")
+            case Obstacle.SILENT:
+                raise ProviderUnavailable(found.reason, retry_after_s=LOOK_AGAIN_S)
+            case Obstacle.FROZEN if self.freezes.blind:
+                raise StoreUnavailable(found.reason)
+            case Obstacle.FROZEN:
+                raise BudgetExhausted(found.reason)
+            case Obstacle.UNABLE:
+                raise InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
+
+    async def models(self) -> list[Model]:
+        """Every model, by id; the endpoints are asked when none is known."""
+        return self._served(await self.health.current()) or self._served(await self.health.look())
+
+    async def model(self, model_id: str) -> Model:
+        """One model. Raises `NotFound`."""
+        for health in (self.health.current, self.health.look):
+            for model in self._served(await health()):
+                if model.id == model_id:
+                    return model
+        raise NotFound(f"The model `{model_id}` does not exist.", param="model", code="model_not_found")
+
+    def _served(self, health: Mapping[str, EndpointHealth]) -> list[Model]:
+        """Discovered models count while their endpoint's health remembers them."""
+        found: dict[str, list[str]] = {}
+        for model in self.catalog.models:
+            serving = [
+                endpoint.name
+                for endpoint in self.catalog.endpoints_of(model)
+                if _serves(endpoint, health[endpoint.name], endpoint.upstream_model or model)
+            ]
+            if serving:
+                found[model] = serving
+        for endpoint in self.catalog.endpoints:
+            known = health[endpoint.name].models if endpoint.models is None else endpoint.models
+            for model in known:
+                if model not in self.catalog.models:
+                    found.setdefault(model, []).append(endpoint.name)
+        return [Model(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
+
+
+def decide(
+    demand: Demand,
+    catalog: Catalog,
+    *,
+    live: Live,
+    health: Mapping[str, EndpointHealth],
+    why_frozen: Callable[[Endpoint], str],
+    strategy: Strategy | None,
+    turn: int,
+    dice: float,
+) -> Route | NoRoute:
+    """Gather what is known, and let policy choose.
+
+    Args:
+        demand: As the caller put it; what the file and the last answers say of the model is filled in here.
+        catalog: The file.
+        live: What this process has seen.
+        health: One judgement per endpoint; who has none is unknown.
+        why_frozen: Of an endpoint; empty when it may be used.
+        strategy: The caller's; None: the model's.
+        turn: As in `choose_route`.
+        dice: As in `choose_route`.
+    """
+    routing, traffic = catalog.routing_of(demand.model), live.traffic(demand.model)
+    at = live.clock.now(), live.clock.monotonic()
+    demand = replace(
+        demand,
+        output_tokens_expected=expect_output(traffic, output_tokens_max=demand.output_tokens_max),
+        arrivals_per_s=arrivals_per_s(traffic, now_s=at[1]),
+        deadline_ms=routing.deadline_ms if demand.deadline_ms is None else demand.deadline_ms,
+    )
+    facts = [
+        _fact(demand, endpoint, live, health.get(endpoint.name), why_frozen, catalog.prices, at)
+        for endpoint in catalog.endpoints_of(demand.model)
+    ]
+    return choose_route(
+        demand,
+        facts,
+        strategy=strategy or routing.strategy,
+        turn=turn,
+        dice=dice,
+        explore_share=routing.explore_share,
+        may_wake=routing.wake,
+    )
+
+
+def _fact(
+    demand: Demand,
+    endpoint: Endpoint,
+    live: Live,
+    health: EndpointHealth | None,
+    why_frozen: Callable[[Endpoint], str],
+    prices: Mapping[tuple[str, str], Price],
+    at: tuple[datetime, float],
+) -> EndpointFacts:
+    upstream = endpoint.upstream_model or demand.model
+    serves = _serves(endpoint, health, upstream)
+    status, reason = (Status.UNKNOWN, "not checked yet") if health is None else (health.status, health.reason)
+    if not serves:
+        return EndpointFacts(endpoint=endpoint, serves=serves, status=status, status_reason=reason)
+    outlook = live.outlook(endpoint, demand.model, demand, health, at)
+    price = price_of(prices, endpoint, upstream)
+    expected = _cost(endpoint, price, outlook, demand, demand.output_tokens_expected)
+    most = expected
+    if demand.max_cost_usd_micros is not None:
+        longest = demand.output_tokens_max
+        if longest is None:  # Then this limit is sent with it.
+            longest = OUTPUT_TOKENS_MAX_GUESS if price is None else price.output_tokens_default
+        most = _cost(endpoint, price, outlook, demand, longest)
+    return EndpointFacts(
+        endpoint=endpoint,
+        serves=True,
+        status=status,
+        status_reason=reason,
+        open_until=outlook.open_until,
+        open_reason=outlook.open_reason,
+        frozen=why_frozen(endpoint),
+        forecast=outlook.forecast,
+        cost_usd_micros=expected,
+        cost_usd_micros_max=most,
+    )
+
+
+def _cost(
+    endpoint: Endpoint, price: Price | None, outlook: Outlook, demand: Demand, output_tokens: float
+) -> int | None:
+    return marginal_cost(
+        endpoint,
+        price,
+        outlook.forecast,
+        prompt_tokens=demand.prompt_tokens,
+        output_tokens=output_tokens,
+        in_flight=outlook.in_flight,
+        cold_ms=outlook.cold_ms,
+    )
+
+
+def _serves(endpoint: Endpoint, health: EndpointHealth | None, model: str) -> bool | None:
+    """None when the endpoint never said what it has and cannot be asked now."""
+    if endpoint.models is not None:
+        return model in endpoint.models
+    if health is None:
+        return None
+    said = health.models or health.status in (Status.HEALTHY, Status.DEGRADED)
+    return model in health.models if said else None
+
+
+def demand_of(request: InferenceRequest) -> Demand:
+    """What a request asks for, in the router's terms."""
+    prompt_bytes = request.prompt_bytes()
+    wish = request.goblin or Preferences()
+    needs = request.needs()
+    return Demand(
+        model=request.model,
+        kind=next(kind for kind in KINDS if kind in needs),
+        needs=needs,
+        prompt_tokens=tokens.estimate_tokens(prompt_bytes),
+        prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
+        output_tokens_max=request.output_tokens_max,
+        stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
+        provider=wish.provider,
+        # Rounded down: a limit is a limit.
+        max_cost_usd_micros=None if wish.max_cost_usd is None else math.floor(wish.max_cost_usd * USD_MICROS),
+        deadline_ms=wish.deadline_ms,
+        allow_external=wish.allow_external is not False,
+    )
+
+
+def _strategy(request: InferenceRequest, header: str | None) -> Strategy | None:
+    """What the caller asked for; the body is closer to the request than a header."""
+    if request.goblin is not None and request.goblin.strategy is not None:
+        return request.goblin.strategy
+    if header is None:
+        return None
+    try:
+        return Strategy(header.strip())
+    except ValueError:
+        raise InvalidRequest(
+            f"Unknown strategy `{header[:64]}`; there are {', '.join(Strategy)}.", param="x-goblin-strategy"
+        ) from None

@@ -1,0 +1,73 @@
+"""What one attempt has said so far: enough to bill it, to count it, and to go on where it broke off."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.gateway.policy import tokens
+
+KEPT_CHARS_MAX = 1 << 20
+"""An answer beyond this is still counted, and can neither be continued nor cached."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Grows with every chunk, so it does as little as it can with each."""
+
+    told: Usage | None = None
+    """The provider's own count."""
+    heard: bool = False
+    """Anything came at all: from here on it may cost."""
+    pieces: list[str] = field(default_factory=list)
+    """The text of the one choice, while it is plain."""
+    plain: bool = True
+    """Nothing came but text of one choice: no tool call, no reasoning, no refusal, no sound."""
+    finish_reason: str | None = None
+    fingerprint: str | None = None
+    _steps: int = 0
+    _chars: int = 0
+    _other_bytes: int = 0
+
+    def add(self, item: ChatChunk | Embeddings) -> None:
+        self.heard = True
+        if item.usage:
+            self.told = item.usage
+        if isinstance(item, Embeddings):
+            return
+        for choice in item.choices:
+            delta = choice.delta
+            if choice.finish_reason:
+                self.finish_reason = choice.finish_reason
+            if delta.beyond_text or choice.index:
+                self.plain = False
+                self._other_bytes += len(delta.text.encode("utf-8", "surrogatepass"))
+                self._steps += 1
+            elif delta.content:
+                self.pieces.append(delta.content)
+                self._chars += len(delta.content)
+                self._steps += 1
+        if item.system_fingerprint:
+            self.fingerprint = item.system_fingerprint
+        if self._chars > KEPT_CHARS_MAX:
+            self._let_go()
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def completion_tokens(self) -> int:
+        """About how many tokens were written: no chunk has less than one."""
+        written = self._other_bytes + sum(len(piece.encode("utf-8", "surrogatepass")) for piece in self.pieces)
+        return max(tokens.estimate_tokens(written), self._steps)
+
+    def estimate(self, prompt_bytes: int) -> Usage:
+        """Usage by our own count."""
+        asked, answered = tokens.estimate_tokens(prompt_bytes), self.completion_tokens()
+        return Usage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered)
+
+    def _let_go(self) -> None:
+        self.plain = False
+        self._other_bytes += sum(len(piece.encode("utf-8", "surrogatepass")) for piece in self.pieces)
+        self.pieces.clear()
+        self._chars = 0

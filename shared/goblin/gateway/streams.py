@@ -1,0 +1,193 @@
+"""One answer as its caller sees it, whoever wrote which part of it.
+
+a: "The cap"  ──breaks off──▶  b is asked to continue "The cap"  ──▶  "ital is Rome."  ──▶  usage
+                                └─ nobody can, or it would not be sound ──▶  `StreamCut`
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncGenerator, Callable
+from typing import Any
+
+from msgspec import UNSET
+from msgspec.structs import replace
+
+from goblin.core.endpoints import Endpoint
+from goblin.core.errors import GoblinError, ProviderUnavailable, StreamCut
+from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Usage
+from goblin.gateway.failover import Asking, Silence, Underway, next_item
+from goblin.gateway.policy import continuation
+from goblin.gateway.policy.continuation import AnyRequest
+from goblin.gateway.policy.routing import Choice, Route
+
+log = logging.getLogger(__name__)
+
+CONTINUATIONS_MAX = 3
+
+
+class Answering:
+    """The chunks of one answer, under one id, and what it took to get them."""
+
+    def __init__(
+        self,
+        request: AnyRequest,
+        route: Route,
+        underway: Underway[ChatChunk],
+        ask: Callable[[AnyRequest], Asking[ChatChunk]],
+        *,
+        answer_id: str,
+        created: int,
+    ) -> None:
+        self._request = request
+        self._route = route
+        self._underway = underway
+        self._ask = ask
+        self._asking = ask(request)
+        self._id = answer_id
+        self._created = created
+        self._before = ""
+        """What endpoints that broke off had written."""
+        self._tokens_before = 0
+        self._held = ""
+        self._seam: continuation.Seam | None = None
+        self._continuations = 0
+        self.outcome = "left"
+        """`ok` once all of it was passed on, `cut` once it broke off."""
+
+    @property
+    def underway(self) -> Underway[ChatChunk]:
+        """Who writes now, or wrote last."""
+        return self._underway
+
+    @property
+    def text(self) -> str | None:
+        """All that was written, if that was text and nothing else."""
+        return self._before + self._written() if self._underway.tally.plain else None
+
+    @property
+    def unbroken(self) -> bool:
+        """One endpoint wrote all of it."""
+        return self._continuations == 0
+
+    async def chunks(self) -> AsyncGenerator[ChatChunk, None]:
+        """The answer; the last chunk has the usage and no choices, and only a whole answer has it.
+
+        Raises:
+            StreamCut: it broke off, and nobody can go on.
+        """
+        timeout_s = self._asking.routing.between_tokens_timeout_s
+        while True:
+            here = self._underway
+            try:
+                for item in here.head:
+                    if item.choices and (ours := self._ours(item)) is not None:
+                        yield ours
+                while (more := await next_item(here, timeout_s)) is not None:
+                    if more.choices and (ours := self._ours(more)) is not None:
+                        yield ours
+                break
+            except ProviderUnavailable as error:
+                await self._go_on(error)
+        told = here.tally.told
+        here.attempt.succeed(output_tokens=here.tally.completion_tokens() if told is None else told.completion_tokens)
+        self.outcome = "ok"
+        yield ChatChunk(
+            id=self._id, created=self._created, model=self._request.model, choices=(), usage=self.usage()[0]
+        )
+
+    def usage(self) -> tuple[Usage, bool]:
+        """The caller's tokens, and whether we had to count them ourselves.
+
+        A continuation is told what was written before as a part of its prompt; for the caller it is a part of
+        the answer.
+        """
+        tally = self._underway.tally
+        told = tally.told
+        if told is None:
+            asked = tally.estimate(self._request.prompt_bytes())
+            answered = self._tokens_before + asked.completion_tokens
+            return _usage(asked.prompt_tokens, answered), True
+        if not self._tokens_before:
+            return told, False
+        asked_tokens = max(told.prompt_tokens - self._tokens_before, 1)
+        return _usage(asked_tokens, self._tokens_before + told.completion_tokens), True
+
+    def _ours(self, item: ChatChunk) -> ChatChunk | None:
+        """A provider's chunk under our own name; None when nothing of it is new."""
+        choices = item.choices if self._seam is None else self._trimmed(item.choices, self._seam)
+        if not choices:
+            return None
+        return ChatChunk(
+            id=self._id,
+            created=self._created,
+            model=self._request.model,
+            choices=choices,
+            system_fingerprint=item.system_fingerprint,
+        )
+
+    def _trimmed(self, choices: tuple[ChunkChoice, ...], seam: continuation.Seam) -> tuple[ChunkChoice, ...]:
+        """Without a second beginning, and without the white space that the caller has."""
+        kept = []
+        for choice in choices:
+            changes: dict[str, Any] = {"role": UNSET}
+            if choice.delta.content and not seam.closed:
+                changes["content"] = seam.trim(choice.delta.content)
+            delta = replace(choice.delta, **changes)
+            if choice.finish_reason or delta.says_something:
+                kept.append(replace(choice, delta=delta))
+        return tuple(kept)
+
+    def _written(self) -> str:
+        """What the present endpoint has added to the answer."""
+        return continuation.Seam(self._held).trim(self._underway.tally.text)
+
+    async def _go_on(self, error: ProviderUnavailable) -> None:
+        """Have the answer continued. Raises `StreamCut`."""
+        here = self._underway
+        here.attempt.fail(error, cut=True)
+        await here.stream.aclose()
+        candidates = self._who_can(here, error)
+        if (why := self._why_not(here, candidates)) is not None:
+            log.warning("an answer of %s is cut: %s", self._request.model, why)
+            self.outcome = "cut"
+            raise StreamCut(f"The answer broke off. {error.message}", fault=error.fault) from error
+        before = self._before + self._written()
+        tokens_before = self._tokens_before + here.tally.completion_tokens()
+        kept, held = continuation.seam(before)
+        rest = continuation.continued(self._request, kept, tokens_written=tokens_before)
+        try:
+            self._underway = await self._ask(rest).begin(candidates)
+        except GoblinError as failure:
+            self.outcome = "cut"
+            raise StreamCut(f"The answer broke off. {error.message} {failure.message}", fault=error.fault) from failure
+        self._before, self._tokens_before = before, tokens_before
+        self._held, self._seam = held, continuation.Seam(held)
+        self._continuations += 1
+
+    def _why_not(self, here: Underway[ChatChunk], candidates: list[Choice]) -> str | None:
+        if not here.tally.plain:
+            return "what came so far is more than text"
+        if (why := continuation.why_not(self._request)) is not None:
+            return why
+        if self._continuations >= CONTINUATIONS_MAX:
+            return "it broke off too often"
+        return None if candidates else "no other endpoint continues answers"
+
+    def _who_can(self, here: Underway[ChatChunk], error: ProviderUnavailable) -> list[Choice]:
+        """Who was not asked yet, in the order of the route; then the one that broke, if it did not just hang."""
+        need = continuation.needed(self._request)
+
+        def able(endpoint: Endpoint) -> bool:
+            return need in endpoint.capabilities and need not in endpoint.lacks
+
+        tried = {underway.attempt.endpoint.name for underway in self._asking.made}
+        fresh = [c for c in self._route.candidates if c.endpoint.name not in tried and able(c.endpoint)]
+        back = here.attempt.endpoint
+        if able(back) and not isinstance(error, Silence):
+            fresh.append(Choice(endpoint=back, reason="it broke off"))
+        return [Choice(endpoint=c.endpoint, reason=f"continues the answer; {c.reason}") for c in fresh]
+
+
+def _usage(asked: int, answered: int) -> Usage:
+    return Usage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered)

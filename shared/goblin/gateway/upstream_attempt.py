@@ -1,0 +1,184 @@
+"""One request at one endpoint, and what it teaches about that endpoint while it runs and when it ends."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from goblin.core.endpoints import Endpoint
+from goblin.core.errors import Fault, ProviderUnavailable
+from goblin.gateway.policy import breaker
+from goblin.gateway.policy import latency as paces
+from goblin.gateway.policy.breaker import Breaker
+from goblin.gateway.policy.latency import Pace
+from goblin.gateway.policy.route import Forecast
+from goblin.gateway.ports import AttemptRecord
+
+if TYPE_CHECKING:
+    from goblin.gateway.endpoint_stats import Live
+
+COLD_SEEN = 0.25
+"""The share of an expected start that an answer must be late by, to have waited for one."""
+
+
+@dataclass(slots=True)
+class Life:
+    """Whether one model of one endpoint is awake, as far as we noticed."""
+
+    heard_s: float | None = None
+    """Last sign of life."""
+    waking_s: float | None = None
+    """When a start began that has not ended."""
+
+
+@dataclass(slots=True)
+class Target:
+    """One class of requests to one model of one endpoint."""
+
+    life: Life
+    pace: Pace
+    breaker: Breaker = field(default_factory=Breaker)
+    in_flight: int = 0
+    waiting: dict[Attempt, None] = field(default_factory=dict)
+    """Those without a first token, the oldest first."""
+    answered_s: float = 0.0
+    """Of the last first token."""
+    well_at: datetime | None = None
+    """Of the last answer; what others said before it is old."""
+
+
+class Attempt:
+    """One request to one endpoint. Ends once; whatever is said after that is ignored."""
+
+    def __init__(
+        self,
+        live: Live,
+        target: Target,
+        endpoint: Endpoint,
+        model: str,
+        forecast: Forecast,
+        reason: str,
+    ) -> None:
+        self.endpoint = endpoint
+        self.forecast = forecast
+        self.started_s = live.clock.monotonic()
+        self._live = live
+        self._target = target
+        self._model = model
+        self._reason = reason
+        self._first_token_ms: float | None = None
+        self._ended_ms: float | None = None
+        self._outcome = ""
+        self._error = ""
+
+    @property
+    def first_token_ms(self) -> float | None:
+        return self._first_token_ms
+
+    @property
+    def abandoned(self) -> bool:
+        """Whether it was let go while it was well."""
+        return self._outcome in ("left", "lost")
+
+    def first_token(self) -> None:
+        """The first thing a caller would notice has come."""
+        if self._first_token_ms is not None:
+            return
+        self._first_token_ms = took_ms = self._elapsed_ms()
+        self._target.waiting.pop(self, None)
+        self._learn(took_ms)
+
+    def succeed(self, *, output_tokens: int | None = None) -> None:
+        """The answer is whole, or the endpoint has shown in another way that it is well."""
+        if not self._end("ok"):
+            return
+        target, ended_ms = self._target, self._ended_ms
+        target.pace = paces.observe_outcome(target.pace, failed=False, now_s=self._live.clock.monotonic())
+        if output_tokens and self._first_token_ms is not None and ended_ms is not None:
+            target.pace = paces.observe_decode(
+                target.pace, output_tokens=output_tokens, decode_ms=ended_ms - self._first_token_ms
+            )
+            self._live.answered(self._model, output_tokens)
+        self._live.well(self.endpoint, self._model, self.forecast.demand.kind, target)
+
+    def fail(self, error: ProviderUnavailable, *, cut: bool = False) -> None:
+        """The endpoint is to blame."""
+        if not self._end("cut" if cut else str(error.fault)):
+            return
+        self._error = error.message
+        if self._target.life.waking_s == self.started_s and error.fault is not Fault.LOADING:
+            self._target.life.waking_s = None
+        self._live.failed(self.endpoint, self._model, self.forecast.demand.kind, self._target, error)
+
+    def abandon(self, outcome: str = "left") -> None:
+        """It ended through no doing of the endpoint's: the caller left, or another was quicker (`lost`)."""
+        if not self._end(outcome):
+            return
+        self._target.breaker = breaker.abandon(self._target.breaker)
+        if self._first_token_ms is None:
+            self._learn_silence()
+
+    def timed_out(self) -> None:
+        """Silence is an observation too: without it a hanging endpoint would keep its good name."""
+        self._learn_silence()
+
+    def record(self) -> AttemptRecord:
+        return AttemptRecord(
+            endpoint=self.endpoint.name,
+            reason=self._reason,
+            outcome=self._outcome,
+            error=self._error,
+            first_token_ms=_whole(self._first_token_ms),
+            duration_ms=_whole(self._ended_ms),
+            predicted_first_token_ms=_whole(self.forecast.first_token_ms),
+        )
+
+    def _end(self, outcome: str) -> bool:
+        if self._ended_ms is not None:
+            return False
+        self._ended_ms = self._elapsed_ms()
+        self._outcome = outcome
+        self._target.in_flight -= 1
+        self._target.waiting.pop(self, None)
+        return True
+
+    def _learn(self, took_ms: float) -> None:
+        """Tell the parts of a first token's time from each other, and remember each where it belongs."""
+        target, forecast, now_s = self._target, self.forecast, self._live.clock.monotonic()
+        started_by_us = target.life.waking_s == self.started_s
+        target.life.heard_s = target.answered_s = now_s
+        target.life.waking_s = None
+        beyond_ms = took_ms - forecast.awake_ms - forecast.queue_ms
+        if (forecast.asleep or forecast.waking) and beyond_ms > COLD_SEEN * paces.cold_start_ms(target.pace):
+            if started_by_us:
+                target.pace = paces.observe_cold_start(target.pace, beyond_ms)
+            return  # How quick it is when awake cannot be told apart from the start.
+        alone_ms = max(took_ms - forecast.queue_ms, min(took_ms, forecast.awake_ms * 0.5))
+        target.pace = paces.observe_first_token(
+            target.pace,
+            alone_ms,
+            prompt_tokens=float(forecast.demand.prompt_tokens),
+            expected_ms=forecast.awake_ms,
+            weight=forecast.awake_ms / (forecast.awake_ms + forecast.queue_ms),
+            now_s=now_s,
+        )
+
+    def _learn_silence(self) -> None:
+        target, forecast = self._target, self.forecast
+        if self._first_token_ms is not None or forecast.asleep or forecast.waking:
+            return  # It has answered; or it may be starting, which is no slowness.
+        target.pace = paces.observe_silence(
+            target.pace,
+            self._elapsed_ms() - forecast.queue_ms,
+            prompt_tokens=float(forecast.demand.prompt_tokens),
+            expected_ms=forecast.awake_ms,
+            now_s=self._live.clock.monotonic(),
+        )
+
+    def _elapsed_ms(self) -> float:
+        return (self._live.clock.monotonic() - self.started_s) * 1000
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None else round(value)

@@ -1,0 +1,31 @@
+"""Which requests of this process keep which machines awake."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from goblin.core.endpoints import Endpoint
+from goblin.gateway.drains import DRAIN_S_MAX
+from goblin.gateway.policy.uptime import Fleet, Ride, bills_time
+from goblin.gateway.ports import Clock
+
+ENDING_S = 10.0
+"""From hanging up, or asking for an end, until a machine has surely noticed."""
+
+
+class Rides:
+    """The machines of all endpoints that bill time, as this process has seen them."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._fleets: dict[str, Fleet] = defaultdict(Fleet)
+
+    def board(self, endpoint: Endpoint) -> Ride | None:
+        """A request begins; None where time costs nothing."""
+        if not bills_time(endpoint):
+            return None
+        ending_s = ENDING_S if endpoint.cancel_stops_bill else ENDING_S + DRAIN_S_MAX
+        return self._fleets[endpoint.name].board(endpoint, self.now_s(), ending_s=ending_s)
+
+    def now_s(self) -> float:
+        return self._clock.monotonic()

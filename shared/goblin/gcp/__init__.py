@@ -1,0 +1,1 @@
+"""Google's services: Firestore, Pub/Sub, Cloud Storage, Cloud Run, Secret Manager, OIDC."""

@@ -1,0 +1,1 @@
+"""Firestore: one file for each group of documents."""

@@ -1,0 +1,73 @@
+"""Firestore: `cache/{sha256}`, answers given before, and `idempotency/{sha256}`, requests that are answered once.
+
+Both are forgotten by their TTL field `expires_at`. They hold words of callers, as receipts do not: who may read
+these collections reads what was said.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from google.api_core.exceptions import AlreadyExists, FailedPrecondition, NotFound
+from google.cloud.firestore import AsyncClient
+
+from goblin.core.errors import StoreUnavailable
+from goblin.gateway.ports import Claim, StoredAnswer, StoredReply
+from goblin.gcp.firestore.documents import CALL, in_time, plain, read
+
+
+class FirestoreAnswers:
+    """The port `AnswerStore`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._answers = client.collection("cache")
+
+    async def get(self, key: str) -> StoredAnswer | None:
+        found = await in_time(self._answers.document(key).get(**CALL), "read of a cached answer")
+        return read(StoredAnswer, found.to_dict()) if found.exists else None
+
+    async def put(self, key: str, answer: StoredAnswer) -> None:
+        await in_time(self._answers.document(key).set(plain(answer), **CALL), "write of a cached answer")
+
+
+class FirestoreReplies:
+    """The port `ReplyStore`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._client = client
+        self._claims = client.collection("idempotency")
+
+    async def claim(self, entry: str, claim: Claim, *, now: datetime) -> Claim | None:
+        document = self._claims.document(entry)
+        try:
+            await in_time(document.create(plain(claim), **CALL), "claim of a request")
+        except AlreadyExists:
+            pass
+        else:
+            return None
+        found = await in_time(document.get(**CALL), "read of a claimed request")
+        if found.exists:
+            there = read(Claim, found.to_dict())
+            dead = there.expires_at <= now or (there.reply is None and there.until <= now)
+            if not dead:
+                return there
+            try:
+                # Only if it is still the dead one.
+                option = self._client.write_option(last_update_time=found.update_time)
+                await in_time(document.delete(option, **CALL), "end of a dead claim")
+            except StoreUnavailable as error:
+                if not isinstance(error.__cause__, FailedPrecondition | NotFound):
+                    raise
+        try:
+            await in_time(document.create(plain(claim), **CALL), "claim of a request")
+        except AlreadyExists as error:
+            raise StoreUnavailable("Somebody else claims the request at this moment.") from error
+        return None
+
+    async def finish(self, entry: str, reply: StoredReply) -> None:
+        # The body stays bytes: base64 would make it a third longer, and a document holds 1 MiB.
+        fields = {"reply": {**plain(reply), "body": reply.body}}
+        await in_time(self._claims.document(entry).update(fields, **CALL), "write of an idempotent answer")
+
+    async def release(self, entry: str) -> None:
+        await in_time(self._claims.document(entry).delete(**CALL), "release of a claim")

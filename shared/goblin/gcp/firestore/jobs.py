@@ -1,0 +1,178 @@
+"""Firestore: `jobs/{job_id}`, changed only at the update time that was read, and the keys of attempts.
+
+A commit that was written and whose answer was lost looks like somebody else's write: the caller reads again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import msgspec
+from google.api_core.datetime_helpers import DatetimeWithNanoseconds
+from google.api_core.exceptions import AlreadyExists, FailedPrecondition, GoogleAPICallError, NotFound, RetryError
+from google.auth.exceptions import GoogleAuthError
+from google.cloud.firestore import AsyncClient, AsyncTransaction, Query, async_transactional
+from google.cloud.firestore_v1.base_query import FieldFilter
+
+from goblin.core.errors import StoreUnavailable
+from goblin.gcp.firestore.instants import plain_instants
+from goblin.jobs.domain.job import LEASED, Job
+from goblin.jobs.policy.spot.market_history import Watched
+from goblin.jobs.ports import Stored
+
+DEADLINE_S = 5.0
+PLACE_TRIES = 3
+T = TypeVar("T")
+
+
+async def _in_time(call: Awaitable[T], what: str) -> T:
+    try:
+        async with asyncio.timeout(DEADLINE_S + 0.5):
+            return await call
+    except (AlreadyExists, FailedPrecondition, NotFound):
+        raise  # An answer, and the caller's to read.
+    except (GoogleAPICallError, GoogleAuthError, RetryError, TimeoutError) as error:
+        raise StoreUnavailable(f"Firestore did not answer ({what})") from error
+
+
+class FirestoreJobs:
+    """The port `JobStore`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._jobs = client.collection("jobs")
+        self._client = client
+
+    async def create(self, job: Job) -> Stored | None:
+        call = self._jobs.document(job.job_id).create(_fields(job), timeout=DEADLINE_S, retry=None)
+        try:
+            written = await _in_time(call, "create of a job")
+        except AlreadyExists:
+            return None
+        return Stored(job=job, version=_version(written))
+
+    async def get(self, job_id: str) -> Stored | None:
+        call = self._jobs.document(job_id).get(timeout=DEADLINE_S, retry=None)
+        found = await _in_time(call, "read of a job")
+        return _stored(found) if found.exists else None
+
+    async def replace(self, job: Job, version: str) -> Stored | None:
+        option = self._client.write_option(last_update_time=_timestamp(version))
+        # `set` takes no precondition; an update of every field is the same write.
+        call = self._jobs.document(job.job_id).update(_fields(job), option=option, timeout=DEADLINE_S, retry=None)
+        try:
+            written = await _in_time(call, "write of a job")
+        except (FailedPrecondition, NotFound):
+            return None
+        return Stored(job=job, version=_version(written))
+
+    async def place(self, job: Job, version: str, *, limit: int) -> Stored | None:
+        written = self._jobs.document(job.job_id)
+        query = self._jobs.where(filter=FieldFilter("open", "==", True)).where(
+            filter=FieldFilter("state", "in", sorted(LEASED))
+        )
+
+        @async_transactional
+        async def attempt(transaction: AsyncTransaction) -> bool:
+            now = await written.get(transaction=transaction, timeout=DEADLINE_S, retry=None)
+            if not now.exists or _version(now) != version:
+                return False
+            placed = [one async for one in query.stream(transaction=transaction, timeout=DEADLINE_S, retry=None)]
+            # Counted here: what is compared in the query would need an index of its own.
+            if sum(one.get("spec.kind") == job.spec.kind for one in placed if one.id != job.job_id) >= limit:
+                return False
+            transaction.update(written, _fields(job))
+            return True
+
+        try:
+            if not await _in_time(attempt(self._client.transaction(max_attempts=PLACE_TRIES)), "placing of a job"):
+                return None
+        except ValueError as error:
+            # The client's word for a transaction that others kept aborting.
+            raise StoreUnavailable("others are placing jobs") from error
+        stored = await self.get(job.job_id)
+        return stored if stored is not None and stored.job == job else None
+
+    async def list_open(self, limit: int) -> Sequence[Stored]:
+        query = self._jobs.where(filter=FieldFilter("open", "==", True)).order_by("requested_at").limit(limit)
+        found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of open jobs")
+        return [_stored(document) for document in found]
+
+    async def list_recent(self, limit: int) -> Sequence[Job]:
+        query = self._jobs.order_by("requested_at", direction=Query.DESCENDING).limit(limit)
+        found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of jobs")
+        return [_stored(document).job for document in found]
+
+
+class FirestoreMarket:
+    """The port `MarketStore`: one document, as JSON; thousands of its fields would be thousands of index entries."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._document = client.collection("market").document("watched")
+        self._client = client
+
+    async def load(self) -> tuple[Watched, str | None]:
+        found = await _in_time(self._document.get(timeout=DEADLINE_S, retry=None), "read of the market")
+        if not found.exists:
+            return Watched(), None
+        try:
+            return msgspec.json.decode(found.get("json"), type=Watched), _version(found)
+        except (msgspec.DecodeError, KeyError):
+            # Written by another version of us: statistics are learned again.
+            return Watched(), _version(found)
+
+    async def save(self, watched: Watched, version: str | None) -> bool:
+        fields = {"json": msgspec.json.encode(watched).decode()}
+        if version is None:
+            call = self._document.create(fields, timeout=DEADLINE_S, retry=None)
+        else:
+            option = self._client.write_option(last_update_time=_timestamp(version))
+            call = self._document.update(fields, option=option, timeout=DEADLINE_S, retry=None)
+        try:
+            await _in_time(call, "write of the market")
+        except (AlreadyExists, FailedPrecondition, NotFound):
+            return False
+        return True
+
+
+class FirestoreAttemptKeys:
+    """The port `AttemptKeys`: documents in `keys`, where the gateway looks."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._keys = client.collection("keys")
+
+    async def open(self, digest: str, *, name: str, until: datetime) -> None:
+        fields = {"name": name, "disabled": False, "created_at": datetime.now(UTC), "expires_at": until}
+        # A rented host may ask models, and nothing else that keys are for.
+        fields["scopes"] = ["inference"]
+        await _in_time(self._keys.document(digest).set(fields, timeout=DEADLINE_S, retry=None), "write of a key")
+
+    async def close(self, digest: str) -> None:
+        await _in_time(self._keys.document(digest).delete(timeout=DEADLINE_S, retry=None), "delete of a key")
+
+
+def _fields(job: Job) -> dict[str, Any]:
+    """A document that a person can read in the console.
+
+    Parameters are the caller's own and go as JSON: Firestore has no lists of lists and no integers over 64 bits.
+    """
+    fields: dict[str, Any] = msgspec.to_builtins(job, builtin_types=(datetime,))
+    fields["spec"]["parameters"] = msgspec.json.encode(job.spec.parameters).decode()
+    return fields
+
+
+def _stored(document: Any) -> Stored:
+    fields = plain_instants(document.to_dict())
+    fields["spec"]["parameters"] = msgspec.json.decode(fields["spec"]["parameters"])
+    return Stored(job=msgspec.convert(fields, Job), version=_version(document))
+
+
+def _version(written: Any) -> str:
+    """The update time, to the nanosecond."""
+    return str(written.update_time.rfc3339())
+
+
+def _timestamp(version: str) -> Any:
+    return DatetimeWithNanoseconds.from_rfc3339(version).timestamp_pb()

@@ -1,0 +1,346 @@
+"""The spend ledger in Firestore.
+
+    ledger/{entry_id}            created once, never changed
+    balances/{window}:{account}:{part}  a part of the sum of its entries in a month or a day, moved in their commit
+    accounts/{account}           limits, and what is spent and lent in the present windows
+    leases/{lease_id}            what one borrower was lent
+    freezes/{entry_id}           made in the commit that creates a freeze, gone with the one of its thaw
+
+A step of lending reads its lease and accounts, decides, and writes them on condition that none has changed; otherwise
+it is decided anew. What is spent from a lease is written without reading: entries, balances and the lease's own
+document, so that requests contend for nothing; a lease has a part of the balances, that instances may not meet in one
+document more often than Firestore likes. A `/` of an account is written `~` in a document's name.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import zlib
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+from google.api_core.exceptions import Aborted, AlreadyExists, FailedPrecondition, NotFound, ServiceUnavailable
+from google.api_core.retry import AsyncRetry, if_exception_type
+from google.cloud.firestore import AsyncClient, Increment, Query
+from google.cloud.firestore_v1.base_query import FieldFilter
+
+from goblin.billing.domain.accounts import Account, Lease, Limit, Period
+from goblin.billing.domain.ledger import (
+    ACTIONS,
+    LENDING,
+    Balance,
+    Entry,
+    EntryKind,
+    Freeze,
+    day_of,
+    is_rent,
+    lineage,
+    month_of,
+)
+from goblin.billing.policy import allocation as spending
+from goblin.billing.policy.allocation import Ask, Step
+from goblin.core.errors import Conflict, StoreUnavailable
+from goblin.gcp.firestore.documents import CALL, DEADLINE_S, in_time, plain, read
+
+LISTED_MAX = 10_000
+AGAIN = AsyncRetry(if_exception_type(Aborted, ServiceUnavailable), initial=0.02, maximum=0.5, timeout=DEADLINE_S)
+"""Balances are shared by all writers, so a commit may meet another; its create makes a second try harmless."""
+CONTENDED = (Aborted, AlreadyExists, FailedPrecondition, NotFound)
+"""Somebody else was quicker: read again."""
+WRITTEN_BEFORE = (AlreadyExists, NotFound)
+PAUSES_MAX, PAUSE_S_MAX = 16, 1.0
+"""The longest pause between tries, in times that the last one took: the more there are who want the same documents,
+and the longer each of them takes, the further apart they must come."""
+YIELDS = 4
+"""How many times longer than whom a request waits for anybody else pauses at first."""
+PARTS = 16
+"""Of a balance: 64 busy instances write to each about four times a second."""
+Decide = Callable[[Lease | None, Sequence[Account]], Step]
+
+
+class FirestoreLedger:
+    """The ports `Ledger` and `Lender`."""
+
+    def __init__(self, client: AsyncClient, *, declared: Mapping[str, Sequence[Limit]] | None = None) -> None:
+        """Take a client of this event loop.
+
+        Args:
+            client: Firestore's.
+            declared: Limits by account that hold beside those that are stored.
+        """
+        self._client = client
+        self._declared = declared or {}
+        self._entries = client.collection("ledger")
+        self._balances = client.collection("balances")
+        self._accounts = client.collection("accounts")
+        self._leases = client.collection("leases")
+        self._freezes = client.collection("freezes")
+        # Steps of one process wait for each other here instead of failing on each other's commits.
+        self._turn = asyncio.Lock()
+
+    async def record(self, entry: Entry) -> bool:
+        if entry.kind in ACTIONS:
+            return await self._act(entry)
+        step = await self._step(
+            None, entry.accounts, lambda _, accounts: spending.book(entry, accounts, now=entry.at), unless=entry
+        )
+        return step.writes
+
+    async def _act(self, entry: Entry) -> bool:
+        batch = self._client.batch()
+        written = self._entries.document(entry.entry_id)
+        batch.create(written, _document(entry))
+        if entry.kind is EntryKind.FREEZE:
+            freeze = Freeze(
+                entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at, action=entry.reaction
+            )
+            batch.set(self._freezes.document(entry.entry_id), plain(freeze))
+        for lifted in entry.lifts:
+            batch.delete(self._freezes.document(lifted))
+        try:
+            await in_time(batch.commit(timeout=DEADLINE_S, retry=AGAIN), "write of a budget action")
+        except AlreadyExists:
+            _check_same(entry, read(Entry, (await in_time(written.get(**CALL), "read of an entry")).to_dict()))
+            return False
+        return True
+
+    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
+        accounts = (*lineage(ask.account), *ask.also)
+        return await self._step(
+            ask.lease_id,
+            accounts,
+            lambda lease, found: spending.exchange(ask, lease, found, now=now),
+            eager=ask.need_usd_micros > 0,
+        )
+
+    async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
+        batch = self._client.batch()
+        for entry in entries:
+            batch.create(self._entries.document(entry.entry_id), _document(entry))
+        self._count(batch, entries, lease_id)
+        spent = sum(entry.spent_usd_micros for entry in entries)
+        batch.update(self._leases.document(lease_id), {"settled_usd_micros": Increment(spent)})
+        try:
+            await in_time(
+                batch.commit(timeout=DEADLINE_S, retry=AGAIN), "write of what was spent", answers=WRITTEN_BEFORE
+            )
+        except AlreadyExists:
+            return True  # This very batch, earlier: its answer was lost.
+        except NotFound:
+            return False
+        return True
+
+    async def leases(self) -> Sequence[Lease]:
+        found = await in_time(self._leases.limit(LISTED_MAX).get(**CALL), "list of leases")
+        return [read(Lease, document.to_dict()) for document in sorted(found, key=lambda document: document.id)]
+
+    async def expire(self, lease_id: str, *, now: datetime) -> Step:
+        return await self._lease_step(lease_id, lambda lease, found: spending.expire(lease, found, now=now))
+
+    async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
+        return await self._lease_step(
+            lease_id,
+            lambda lease, found: spending.resolve(lease, found, spent_usd_micros=spent_usd_micros, now=now),
+        )
+
+    async def _lease_step(self, lease_id: str, decide: Callable[[Lease, Sequence[Account]], Step]) -> Step:
+        fields = (await in_time(self._leases.document(lease_id).get(**CALL), "read of a lease")).to_dict()
+        if fields is None:
+            return Step(writes=False)
+        names = read(Lease, fields).accounts
+        return await self._step(
+            lease_id, names, lambda lease, found: Step(writes=False) if lease is None else decide(lease, found)
+        )
+
+    async def _step(
+        self,
+        lease_id: str | None,
+        names: Sequence[str],
+        decide: Decide,
+        *,
+        unless: Entry | None = None,
+        eager: bool = False,
+    ) -> Step:
+        """Read, decide, and write if nothing has changed in between; until it works or time is over.
+
+        Args:
+            lease_id: The lease to read and write.
+            names: The accounts to read and write.
+            decide: The policy.
+            unless: Nothing is done when this entry is there.
+            eager: A request waits for it; others make way.
+        """
+        try:
+            async with asyncio.timeout(DEADLINE_S), self._turn:
+                clock, pauses = asyncio.get_running_loop().time, 1 if eager else YIELDS
+                while True:
+                    started = clock()
+                    step = await self._try_step(lease_id, names, decide, unless)
+                    if step is not None:
+                        return step
+                    pauses = min(2 * pauses, PAUSES_MAX)
+                    await asyncio.sleep(random.uniform(0, min(pauses * (clock() - started), PAUSE_S_MAX)))
+        except TimeoutError as error:
+            raise StoreUnavailable("The ledger is too busy, or does not answer.") from error
+
+    async def _try_step(
+        self, lease_id: str | None, names: Sequence[str], decide: Decide, unless: Entry | None
+    ) -> Step | None:
+        """None: somebody else was quicker."""
+        wanted = [self._accounts.document(_named(name)) for name in names]
+        if lease_id is not None:
+            wanted.append(self._leases.document(lease_id))
+        if unless is not None:
+            wanted.append(self._entries.document(unless.entry_id))
+        found = await in_time(self._read(wanted), "read of accounts")
+        if unless is not None and (there := found[f"ledger/{unless.entry_id}"]).exists:
+            _check_same(unless, read(Entry, there.to_dict()))
+            return Step(writes=False)
+        documents = [found[f"accounts/{_named(name)}"] for name in names]
+        kept = [_account(name, document) for name, document in zip(names, documents, strict=True)]
+        there = found.get(f"leases/{lease_id}")
+        lease = read(Lease, there.to_dict()) if there is not None and there.exists else None
+        step = decide(lease, [self._limited(account) for account in kept])
+        if not step.writes:
+            return step
+
+        batch = self._client.batch()
+        for account, before, document in zip(step.accounts, kept, documents, strict=True):
+            # Configured limits are not stored: they are what the configuration says.
+            self._write(batch, document, plain(replace(account, limits=before.limits)))
+        if there is not None:
+            self._write(batch, there, plain(step.lease) if step.lease is not None else None)
+        for entry in step.entries:
+            batch.create(self._entries.document(entry.entry_id), _document(entry))
+        self._count(batch, step.entries, lease_id or step.entries[0].entry_id)
+        try:
+            await in_time(batch.commit(**CALL), "write of accounts", answers=CONTENDED)
+        except CONTENDED:
+            return None
+        return step
+
+    async def _read(self, wanted: list[Any]) -> dict[str, Any]:
+        """Documents of one instant, by collection and id."""
+        return {
+            "/".join(document.reference.path.split("/")[-2:]): document
+            async for document in self._client.get_all(wanted, **CALL)
+        }
+
+    def _write(self, batch: Any, before: Any, fields: Mapping[str, Any] | None) -> None:
+        """Write a document as long as it is what was read."""
+        if not before.exists:
+            if fields is not None:
+                batch.create(before.reference, fields)
+            return
+        unchanged = self._client.write_option(last_update_time=before.update_time)
+        if fields is None:
+            batch.delete(before.reference, option=unchanged)
+        else:
+            batch.update(before.reference, fields, option=unchanged)
+
+    def _count(self, batch: Any, entries: Sequence[Entry], writer: str) -> None:
+        """Move the writer's part of the balances of all accounts, once for each."""
+        part = zlib.crc32(writer.encode()) % PARTS
+        sums: dict[tuple[str, str], list[int]] = defaultdict(list)
+        for entry in entries:
+            if entry.kind in LENDING:
+                continue
+            for window in (month_of(entry.at), day_of(entry.at)):
+                for account in entry.accounts:
+                    sums[window, account].append(entry.spent_usd_micros)
+        for (window, account), amounts in sums.items():
+            change = {
+                "account": account,
+                "window": window,
+                "spent_usd_micros": Increment(sum(amounts)),
+                "entries": Increment(len(amounts)),
+            }
+            batch.set(self._balances.document(f"{window}:{_named(account)}:{part}"), change, merge=True)
+
+    async def balances(self, window: str) -> Sequence[Balance]:
+        query = self._balances.where(filter=FieldFilter("window", "==", window)).limit(LISTED_MAX * PARTS)
+        found = await in_time(query.get(**CALL), "list of balances")
+        sums: dict[str, Balance] = {}
+        for part in (read(Balance, document.to_dict()) for document in found):
+            sums[part.account] = sums[part.account] + part if part.account in sums else part
+        return [sums[account] for account in sorted(sums)]
+
+    async def entries(self, *, limit: int) -> Sequence[Entry]:
+        query = self._entries.order_by("at", direction=Query.DESCENDING).limit(limit)
+        return [
+            read(Entry, document.to_dict()) for document in await in_time(query.get(**CALL), "list of ledger entries")
+        ]
+
+    async def rented(self, day: str) -> Sequence[Entry]:
+        query = self._entries.where(filter=FieldFilter("rented_on", "==", day)).limit(LISTED_MAX)
+        found = await in_time(query.get(**CALL), "list of what was rented")
+        return [read(Entry, document.to_dict()) for document in sorted(found, key=lambda document: document.id)]
+
+    async def actions(self, *, limit: int) -> Sequence[Entry]:
+        query = self._entries.where(filter=FieldFilter("action", "==", True))
+        query = query.order_by("at", direction=Query.DESCENDING).limit(limit)
+        return [
+            read(Entry, document.to_dict()) for document in await in_time(query.get(**CALL), "list of budget actions")
+        ]
+
+    async def freezes(self) -> Sequence[Freeze]:
+        found = await in_time(self._freezes.limit(LISTED_MAX).get(**CALL), "read of freezes")
+        return sorted((read(Freeze, document.to_dict()) for document in found), key=lambda freeze: freeze.since)
+
+    async def accounts(self) -> Sequence[Account]:
+        found = await in_time(self._accounts.limit(LISTED_MAX).get(**CALL), "list of accounts")
+        kept = {account.name: account for account in (read(Account, document.to_dict()) for document in found)}
+        names = sorted({*kept, *self._declared})
+        return [self._limited(kept.get(name, Account(name=name))) for name in names]
+
+    async def limited(self, accounts: Sequence[str]) -> Sequence[Account]:
+        documents = [self._accounts.document(_named(name)) for name in accounts]
+        found = await in_time(self._all(documents), "read of limits")
+        kept = {account.name: account for account in (read(Account, one.to_dict()) for one in found if one.exists)}
+        every = (self._limited(kept.get(name, Account(name=name))) for name in accounts)
+        return [account for account in every if account.limits]
+
+    async def _all(self, documents: list[Any]) -> list[Any]:
+        return [one async for one in self._client.get_all(documents, **CALL)]
+
+    async def limit(self, account: str, period: Period, limit: Limit | None) -> None:
+        document = self._accounts.document(_named(account))
+        async with asyncio.timeout(DEADLINE_S):
+            while True:
+                before = await in_time(document.get(**CALL), "read of a limit")
+                kept = [one for one in _account(account, before).limits if one.period is not period]
+                limits = [plain(one) for one in (*kept, *([limit] if limit is not None else []))]
+                batch = self._client.batch()
+                # Tallies are none of our business, so only the limits are written.
+                self._write(batch, before, {"limits": limits} if before.exists else {"name": account, "limits": limits})
+                try:
+                    await in_time(batch.commit(**CALL), "write of a limit", answers=CONTENDED)
+                except CONTENDED:
+                    continue
+                return
+
+    def _limited(self, account: Account) -> Account:
+        return replace(account, limits=(*account.limits, *self._declared.get(account.name, ())))
+
+
+def _named(account: str) -> str:
+    return account.replace("/", "~")
+
+
+def _account(name: str, document: Any) -> Account:
+    return read(Account, {"name": name, **(document.to_dict() or {})})
+
+
+def _document(entry: Entry) -> dict[str, Any]:
+    # The marks make the list of actions one query over one field and an order, and that of a day's rents one over one.
+    rented = {"rented_on": day_of(entry.at)} if is_rent(entry) else {}
+    return {**plain(entry), "action": entry.kind in ACTIONS, **rented}
+
+
+def _check_same(entry: Entry, there: Entry) -> None:
+    if (entry.accounts, entry.spent_usd_micros) != (there.accounts, there.spent_usd_micros):
+        raise Conflict(f"The ledger has another entry {entry.entry_id}.")

@@ -1,0 +1,32 @@
+"""Firestore: `serving/{endpoint}`, what each model server was made to serve and what it refused."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from google.cloud.firestore import AsyncClient
+
+from goblin.gcp.firestore.documents import CALL, in_time, plain, read
+from goblin.registry.domain.versions import Serving
+
+ENDPOINTS_MAX = 1000
+
+
+class FirestoreServing:
+    """The port `ServingStore`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._serving = client.collection("serving")
+
+    async def get(self, endpoint: str) -> Serving:
+        found = await in_time(self._serving.document(endpoint).get(**CALL), "read of a model server")
+        return read(Serving, found.to_dict()) if found.exists else Serving(endpoint=endpoint)
+
+    async def all(self) -> Sequence[Serving]:
+        query = self._serving.order_by("endpoint").limit(ENDPOINTS_MAX)
+        found = await in_time(query.get(**CALL), "list of model servers")
+        return [read(Serving, document.to_dict()) for document in found]
+
+    async def put(self, serving: Serving) -> None:
+        document = self._serving.document(serving.endpoint)
+        await in_time(document.set(plain(serving), **CALL), "write of a model server")

@@ -1,0 +1,35 @@
+"""Firestore: `hints/{digest}`, one document for each hint that was followed, forgotten by its TTL."""
+
+from __future__ import annotations
+
+import hashlib
+from datetime import datetime
+
+from google.api_core.exceptions import AlreadyExists
+from google.cloud.firestore import AsyncClient
+
+from goblin.gcp.firestore.documents import CALL, in_time
+from goblin.jobs.domain.webhooks import Hint
+
+
+class FirestoreHints:
+    """The port `HintStore`."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        self._hints = client.collection("hints")
+
+    async def take(self, hint: Hint, *, until: datetime) -> bool:
+        fields = {"provider": hint.provider, "kind": hint.kind, "expires_at": until}
+        try:
+            await in_time(self._hints.document(_name(hint)).create(fields, **CALL), "note of a hint")
+        except AlreadyExists:
+            return False
+        return True
+
+    async def give_back(self, hint: Hint) -> None:
+        await in_time(self._hints.document(_name(hint)).delete(**CALL), "delete of a hint")
+
+
+def _name(hint: Hint) -> str:
+    """Their word is no document's name."""
+    return hashlib.sha256(f"{hint.provider}/{hint.event_id}".encode()).hexdigest()

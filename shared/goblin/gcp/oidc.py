@@ -1,0 +1,99 @@
+"""Who calls a private function: Google's OIDC tokens, as Cloud Scheduler and Pub/Sub send them.
+
+Source: cloud.google.com/pubsub/docs/authenticate-push-subscriptions, read 2026-11-23. Signature, audience and
+time are checked by google-auth; issuer and the account are ours to check.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import re
+import time
+from collections.abc import Collection, Mapping
+
+import httpx
+import msgspec
+from google.auth import exceptions, jwt
+
+from goblin.core.errors import Forbidden, Transient, Unauthenticated
+
+log = logging.getLogger(__name__)
+
+ISSUERS = frozenset({"https://accounts.google.com", "accounts.google.com"})
+TOKEN_BYTES_MAX = 8192
+FETCH_TIMEOUT_S = 5.0
+REFETCH_AFTER_S = 30.0
+"""An unknown key id may be a fresh one, or nonsense from a stranger: look again, but not for every stranger."""
+CERTS_LIFE_S = (60.0, 86400.0)
+
+
+class Callers:
+    """Tells whether a caller is one of the accounts we invite; with nobody invited, nobody is."""
+
+    def __init__(self, client: httpx.AsyncClient, *, audience: str, emails: Collection[str], certs_url: str) -> None:
+        self._client = client
+        self._audience = audience
+        self._emails = frozenset(emails)
+        self._certs_url = certs_url
+        self._certs: dict[str, str] = {}
+        self._fetched_at = 0.0
+        self._fresh_until = 0.0
+        self._fetching = asyncio.Lock()
+
+    async def verify(self, authorization: str | None) -> str:
+        """The account that signed in.
+
+        Raises:
+            Unauthenticated: no token, or not a good one.
+            Forbidden: a good token of somebody else.
+            Transient: Google's certificates could not be read.
+        """
+        if not self._audience or not self._emails:
+            raise Forbidden("No caller is configured: set GOBLIN_PUSH_AUDIENCE and GOBLIN_INVOKER_EMAIL.")
+        scheme, _, token = (authorization or "").partition(" ")
+        if scheme.lower() != "bearer" or not token or len(token) > TOKEN_BYTES_MAX:
+            raise Unauthenticated("An OIDC token is needed.", code="missing_token")
+        claims = await self._claims(token)
+        email = str(claims.get("email", ""))
+        if claims.get("iss") not in ISSUERS or claims.get("email_verified") is not True:
+            raise Unauthenticated("The token is not one of Google's.", code="invalid_token")
+        if email not in self._emails:
+            raise Forbidden(f"{email} may not call this function.")
+        return email
+
+    async def _claims(self, token: str) -> Mapping[str, object]:
+        try:
+            key_id = jwt.decode_header(token).get("kid")
+            certs = await self._certificates(str(key_id))
+            claims: Mapping[str, object] = jwt.decode(token, certs=certs, audience=self._audience)
+        except (exceptions.GoogleAuthError, ValueError) as error:
+            # The reason helps an attacker more than a caller; the log has it.
+            log.warning("an OIDC token was refused: %.200s", error)
+            raise Unauthenticated("The token is not valid.", code="invalid_token") from error
+        return claims
+
+    async def _certificates(self, key_id: str) -> Mapping[str, str]:
+        async with self._fetching:
+            now = time.monotonic()
+            stale = now >= self._fresh_until
+            unknown = key_id not in self._certs and now - self._fetched_at > REFETCH_AFTER_S
+            if stale or unknown or not self._certs:
+                await self._fetch(now)
+        return self._certs
+
+    async def _fetch(self, now: float) -> None:
+        try:
+            response = await self._client.get(self._certs_url, timeout=FETCH_TIMEOUT_S)
+            response.raise_for_status()
+            self._certs = msgspec.json.decode(response.content, type=dict[str, str])
+        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+            raise Transient("The certificates of OIDC tokens could not be read.") from error
+        self._fetched_at = now
+        self._fresh_until = now + _life_s(response.headers.get("cache-control", ""))
+
+
+def _life_s(cache_control: str) -> float:
+    found = re.search(r"max-age=(\d+)", cache_control)
+    low, high = CERTS_LIFE_S
+    return min(max(float(found[1]) if found else low, low), high)

@@ -1,0 +1,1 @@
+"""Training and batch jobs on rented GPUs: life cycle, placement, worker API, checkpoints, batch output."""

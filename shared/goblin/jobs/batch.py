@@ -1,0 +1,176 @@
+"""A batch job's data: the dataset before, the parts meanwhile, the output at the end."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import msgspec
+
+from goblin.core.errors import Conflict, NotFound
+from goblin.jobs.domain import batch
+from goblin.jobs.domain.batch import BatchResult, Lines, Malformed
+from goblin.jobs.domain.checkpoints import Checkpoint, Manifest, StoredArtifact, folder
+from goblin.jobs.domain.job import Dataset, Job
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.ports import ObjectFacts
+
+SOURCES_MAX = 32
+"""Cloud Storage composes at most so many objects at once."""
+OWNER = "goblin-job"
+"""Metadata of an output: which job wrote it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rejected:
+    """Why a job's data cannot be used."""
+
+    reason: str
+
+
+async def check_dataset(job: Job, deps: JobDeps) -> Dataset | Rejected:
+    """Read the dataset once, whole, before anything is rented for it."""
+    uri, output_uri = job.spec.dataset_uri, job.spec.output_uri
+    if uri is None or output_uri is None:
+        return Rejected(reason="a batch job needs dataset_uri and output_uri")
+    if await deps.objects.stat(output_uri) is not None:
+        return Rejected(reason=f"{output_uri} exists; an output is never overwritten")
+    facts = await deps.objects.stat(uri)
+    if facts is None:
+        return Rejected(reason=f"there is no {uri}")
+    if facts.size > batch.DATASET_BYTES_MAX:
+        return Rejected(reason=f"{uri} has {facts.size} bytes; the limit is {batch.DATASET_BYTES_MAX}")
+    check = batch.DatasetCheck()
+    try:
+        async with aclosing(deps.objects.read(uri, generation=facts.generation)) as chunks:
+            async for chunk in chunks:
+                check.feed(chunk)
+        check.close()
+    except Malformed as error:
+        return Rejected(reason=f"{uri}: {error}")
+    except NotFound:
+        return Rejected(reason=f"{uri} changed while it was read")
+    return Dataset(uri=uri, generation=facts.generation, size=facts.size, items=check.items)
+
+
+async def verify_part(
+    job: Job, part: ObjectFacts, sha256: str, previous: Checkpoint | None, step: int, deps: JobDeps
+) -> int:
+    """Read a part of the output and hold it against the dataset: one result for each item, in order.
+
+    Returns:
+        The dataset's offset after the part's last item.
+
+    Raises:
+        Conflict: It is not what its digest says, or not the results of these items.
+    """
+    dataset = job.dataset
+    if dataset is None:
+        raise Conflict("the job has no dataset yet")
+    done, offset = (previous.step, previous.dataset_offset) if previous else (0, 0)
+    digest = hashlib.sha256()
+    end = 0
+    part_chunks = _hashed(deps.objects.read(part.uri, generation=part.generation), digest)
+    rest = deps.objects.read(dataset.uri, generation=dataset.generation, start=offset)
+    async with (
+        aclosing(_lines(part_chunks, batch.RESULT_BYTES_MAX, terminated=True)) as results,
+        aclosing(_lines(rest, batch.LINE_BYTES_MAX)) as items,
+    ):
+        async for number, _, line in results:
+            result = _parse_result(line, number)
+            item = await anext(items, None)
+            if item is None:
+                raise Conflict(f"{part.uri} has more results than the dataset has items")
+            _, end, request = item
+            wanted = batch.parse_item(request, done + 1).custom_id
+            if result.custom_id != wanted:
+                raise Conflict(f"{part.uri} line {number}: custom_id {result.custom_id!r}, not {wanted!r}")
+            done += 1
+    if done != step:
+        raise Conflict(f"{part.uri} ends at item {done}, not {step}")
+    if digest.hexdigest() != sha256:
+        raise Conflict(f"{part.uri} does not have the announced sha256")
+    return offset + end
+
+
+def _parse_result(line: bytes, number: int) -> BatchResult:
+    try:
+        result = msgspec.json.decode(line, type=BatchResult)
+    except msgspec.DecodeError as error:
+        raise Conflict(f"result line {number}: {error}") from error
+    if (result.response is None) == (result.error is None):
+        raise Conflict(f"result line {number}: it wants either a response or an error")
+    return result
+
+
+async def _hashed(chunks: AsyncGenerator[bytes, None], digest: hashlib._Hash) -> AsyncGenerator[bytes, None]:
+    async with aclosing(chunks):
+        async for chunk in chunks:
+            digest.update(chunk)
+            yield chunk
+
+
+async def _lines(
+    chunks: AsyncGenerator[bytes, None], limit: int, *, terminated: bool = False
+) -> AsyncGenerator[tuple[int, int, bytes], None]:
+    """Lines with their number and the offset after each; `terminated` wants a newline after the last one too."""
+    lines = Lines(limit=limit)
+    try:
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                for line in lines.feed(chunk):
+                    yield line
+            for line in lines.close():
+                if terminated:
+                    raise Malformed(f"line {line[0]} does not end with a newline")
+                yield line
+    except Malformed as error:
+        raise Conflict(str(error)) from error
+
+
+async def write_output(job: Job, manifests: Sequence[Manifest], deps: JobDeps) -> Rejected | None:
+    """Join all parts into the output, create-only; done already is done.
+
+    Args:
+        job: All its items are checkpointed.
+        manifests: Every checkpoint's, the first one first.
+        deps: Where the parts are.
+
+    Returns:
+        Why there can be no output; None when it lies there, whole.
+    """
+    last, output_uri = job.checkpoint, job.spec.output_uri
+    if last is None or output_uri is None:
+        return Rejected(reason="there is nothing to put together")
+    parts = [_facts(file) for manifest in manifests for file in manifest.files]
+    owner = {OWNER: job.job_id, "goblin-manifest-generation": str(last.generation)}
+    between: list[ObjectFacts] = []
+    level = 0
+    try:
+        while len(parts) > SOURCES_MAX:
+            base = f"{folder(deps.bucket, job.job_id, last.step, last.attempt)}/compose/{level}"
+            groups = [parts[i : i + SOURCES_MAX] for i in range(0, len(parts), SOURCES_MAX)]
+            parts = [await _join(group, f"{base}-{i:06d}", owner, deps) for i, group in enumerate(groups)]
+            between += parts
+            level += 1
+        await _join(parts, output_uri, owner, deps)
+    except Conflict as error:
+        return Rejected(reason=error.message)
+    for facts in between:
+        await deps.objects.delete(facts)
+    return None
+
+
+def _facts(file: StoredArtifact) -> ObjectFacts:
+    return ObjectFacts(uri=file.uri, generation=file.generation, size=file.size, crc32c=file.crc32c)
+
+
+async def _join(sources: Sequence[ObjectFacts], uri: str, owner: dict[str, str], deps: JobDeps) -> ObjectFacts:
+    """Compose, or take what an earlier, interrupted try has composed."""
+    size = sum(source.size for source in sources)
+    made = await deps.objects.compose(sources, uri, metadata=owner) or await deps.objects.stat(uri)
+    if made is None or made.size != size or any(made.metadata.get(key) != value for key, value in owner.items()):
+        raise Conflict(f"{uri} exists and is not this job's output")
+    return made

@@ -1,0 +1,104 @@
+"""A training's checkpoints over time: which one is resumed from, and which ones are deleted."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Sequence
+
+from goblin.core.errors import Broken, StoreUnavailable
+from goblin.core.events import CheckpointSaved
+from goblin.jobs import checkpoints
+from goblin.jobs.domain.checkpoints import MANIFEST, Checkpoint, Manifest, jobs_folder
+from goblin.jobs.domain.job import Job
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.policy.checkpoint_retention import Saved, choose_kept
+
+log = logging.getLogger(__name__)
+
+DELETED_MAX = 500
+"""Objects in one go; the rest goes after the next checkpoint."""
+LOOKED_AT_MAX = 50
+_MANIFEST = re.compile(rf"/(?P<step>[0-9]{{8}})/a(?P<attempt>[1-9][0-9]*)/{re.escape(MANIFEST)}\Z")
+
+
+async def resume_from(job: Job, deps: JobDeps) -> tuple[Checkpoint, Manifest] | None:
+    """The checkpoint that a training starts from, its files looked at again; None: from the start.
+
+    It is the job's; where that one is torn by now, the newest before it that verifies.
+    """
+    if job.checkpoint is None:
+        return None
+    known = job.checkpoint
+    event = CheckpointSaved(
+        job_id=job.job_id, attempt=known.attempt, step=known.step, manifest_uri=known.manifest_uri,
+        manifest_generation=known.generation,
+    )  # fmt: skip
+    events = [event, *(older for older in _events(job, await _uris(job, deps)) if older.step < known.step)]
+    for candidate in events[:LOOKED_AT_MAX]:
+        try:
+            checkpoint = await checkpoints.reverify(candidate, deps)
+            made = await checkpoints.read_manifest(checkpoint.manifest_uri, deps)
+        except Broken as error:
+            log.warning("job %s: %s is passed over: %s", job.job_id, candidate.manifest_uri, error)
+            continue
+        if made is not None:
+            return checkpoint, made[0]
+    return None
+
+
+async def prune(job: Job, step: int, deps: JobDeps) -> None:
+    """Delete what no resume needs. Never raises: what is left is deleted after the next checkpoint.
+
+    Args:
+        job: As it was read before its newest checkpoint was committed.
+        step: That checkpoint's. Later ones are left alone: of an attempt that was fenced off, or under way.
+        deps: Lists and deletes.
+    """
+    try:
+        await _prune(job, step, deps)
+    except (StoreUnavailable, Broken) as error:
+        log.warning("job %s: old checkpoints are not deleted yet: %s", job.job_id, error)
+
+
+async def _prune(job: Job, step: int, deps: JobDeps) -> None:
+    uris = [uri for uri in await _uris(job, deps) if _step(job, uri, deps) <= step]
+    found = {}
+    for event in _events(job, uris)[:LOOKED_AT_MAX]:
+        if (made := await checkpoints.read_manifest(event.manifest_uri, deps)) is not None:
+            found[event.manifest_uri] = made[0]
+    saved = [Saved(uri=uri, step=one.step, attempt=one.attempt, loss=one.loss) for uri, one in found.items()]
+    kept = choose_kept(saved, in_use=_in_use(job))
+    if not kept:
+        return
+    needed = set(kept).union(file.uri for uri in kept for file in found[uri].files)
+    old = [uri for uri in uris if uri not in needed]
+    # Manifests first: what has none is no checkpoint, whatever of its files is left.
+    for uri in sorted(old, key=lambda one: (not one.endswith(f"/{MANIFEST}"), one))[:DELETED_MAX]:
+        if (facts := await deps.objects.stat(uri)) is not None:
+            await deps.objects.delete(facts)
+
+
+def _in_use(job: Job) -> set[str]:
+    """What the job points to; its attempt started from there or from an older one, which it has read by now."""
+    return {job.checkpoint.manifest_uri} if job.checkpoint else set()
+
+
+async def _uris(job: Job, deps: JobDeps) -> Sequence[str]:
+    where = f"{jobs_folder(deps.bucket, job.job_id)}/"
+    return await deps.objects.list_from(where, where)
+
+
+def _events(job: Job, uris: Sequence[str]) -> list[CheckpointSaved]:
+    """A manifest each, the newest first."""
+    found = [(match, uri) for uri in uris if (match := _MANIFEST.search(uri))]
+    events = [
+        CheckpointSaved(job_id=job.job_id, attempt=int(match["attempt"]), step=int(match["step"]), manifest_uri=uri)
+        for match, uri in found
+    ]
+    return sorted(events, key=lambda event: (event.step, event.attempt), reverse=True)
+
+
+def _step(job: Job, uri: str, deps: JobDeps) -> int:
+    name = uri.removeprefix(f"{jobs_folder(deps.bucket, job.job_id)}/").partition("/")[0]
+    return int(name) if name.isdigit() else 0

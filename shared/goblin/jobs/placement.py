@@ -1,0 +1,315 @@
+"""Placing: the market looked at, one instance rented for each job that can have one, the others told why they wait.
+
+The order is what makes a crash harmless: the lease and the plan of its rent are written into the job, then money is put
+aside, then that is written, then the instance is asked for. Whatever is cut off leaves a lease that runs out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
+
+from goblin.billing.domain.accounts import Account
+from goblin.billing.domain.ledger import TOTAL
+from goblin.billing.policy.allocation import Shortage
+from goblin.core.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
+from goblin.jobs import reservations as rents
+from goblin.jobs import worker_api as leases
+from goblin.jobs.domain.instances import Inventory, Known, Lease, Order, Unknown, attempt_label
+from goblin.jobs.domain.job import Job, Kind, Rent, State, Stop
+from goblin.jobs.domain.market import Listing, NoPlacement, Placement, Wanted
+from goblin.jobs.lifecycle import JobDeps, act, announce, change
+from goblin.jobs.policy import placement as placing
+from goblin.jobs.policy import queue as queues
+from goblin.jobs.policy import reservations as renting
+from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy.job_spec import wanted
+from goblin.jobs.policy.placement import Facts
+from goblin.jobs.policy.reservations import Halted
+from goblin.jobs.policy.spot import market_history as watching
+from goblin.jobs.policy.spot.market_history import Watched
+from goblin.jobs.policy.state_machine import Fact, Transition
+from goblin.jobs.ports import Stored
+
+log = logging.getLogger(__name__)
+
+Note = Callable[[Watched], Watched]
+QUESTIONS_MAX = 12
+"""Different needs that the market is asked for in one run; the rest waits for the next."""
+
+
+@dataclass(slots=True)
+class Survey:
+    """The market in one run: each need is asked for once, whoever has it."""
+
+    deps: JobDeps
+    inventories: Mapping[str, Inventory]
+    watched: Watched
+    loaded: Watched
+    version: str | None
+    frozen: Halted
+    budgets: Mapping[str, Account]
+    """Of `total` and the providers those that have a limit, by name."""
+    taken: set[str | None] = field(default_factory=set)
+    """Machines that were asked for in this run."""
+    short: dict[str, str] = field(default_factory=dict)
+    """Providers whose budget does not cover a start in this run, each with what was said: no other job asks again."""
+    notes: list[Note] = field(default_factory=list)
+    seen: dict[Wanted, dict[str, Listing | Unknown]] = field(default_factory=dict)
+
+    async def facts(self, job: Job) -> Facts | None:
+        """What is known for a job's decision; None: enough was asked in this run."""
+        want, now = wanted(job.spec), self.deps.clock.now()
+        if want not in self.seen:
+            if len(self.seen) >= QUESTIONS_MAX:
+                return None
+            self.seen[want] = await self._ask(want)
+            listings = {name: one for name, one in self.seen[want].items() if isinstance(one, Listing)}
+            self.watched = watching.look(self.watched, want, listings, now=now)
+        answers = self.seen[want]
+        return Facts(
+            listings={name: self._untaken(one) for name, one in answers.items() if isinstance(one, Listing)},
+            unknown={name: one.reason for name, one in answers.items() if isinstance(one, Unknown)},
+            watched=self.watched, halted=self._halted(job, answers), caps=self.deps.caps, now=now,
+        )  # fmt: skip
+
+    async def _ask(self, want: Wanted) -> dict[str, Listing | Unknown]:
+        """Every provider of the kind at once. Where the inventory is unknown nothing is launched, so none is asked."""
+        answers: dict[str, Listing | Unknown] = {}
+        asked = []
+        for name, provider in sorted(self.deps.compute.items()):
+            inventory = self.inventories.get(name, Unknown(reason="not asked"))
+            if want.kind not in provider.kinds:
+                continue
+            if isinstance(inventory, Known):
+                asked.append(name)
+            else:
+                answers[name] = inventory
+        found = await asyncio.gather(*(self.deps.compute[name].offers(want) for name in asked))
+        return answers | dict(zip(asked, found, strict=True))
+
+    def _untaken(self, listing: Listing) -> Listing:
+        """Without the machines that this very run has asked for: each can be had once."""
+        return replace(listing, offers=tuple(one for one in listing.offers if one.machine not in self.taken))
+
+    def _halted(self, job: Job, providers: Collection[str]) -> dict[str, str]:
+        reasons = {}
+        for name in providers:
+            reasons[name] = renting.why_halted(renting.accounts_of(name, job.job_id), self.frozen.starts)
+            reasons[name] = reasons[name] or self.short.get(name, "")
+            if not reasons[name] and job.spec.budget_usd is None and not self.budgets.keys() & {TOTAL, name}:
+                reasons[name] = renting.unbudgeted(name)
+        return {name: reason for name, reason in reasons.items() if reason}
+
+    def remember(self, job: Job, fact: Fact) -> None:
+        """Take to heart what an attempt's end says about its pool and its machine."""
+        if job.placement is None:
+            return
+        offer, now = job.placement.offer, self.deps.clock.now()
+        kind = BLAMED.get(fact)
+        if kind == "died" and (job.lease is None or job.lease.progressed_at is None):
+            kind = "boot"
+        if offer.spot and fact in LOST:
+            self._note(lambda watched: watching.lost(watched, offer.pool, now=now))
+        if kind is not None and (machine := offer.machine) is not None:
+            self._note(lambda watched: watching.blame(watched, machine, kind=kind, now=now))
+
+    def _note(self, note: Note) -> None:
+        self.watched = note(self.watched)
+        self.notes.append(note)
+
+    async def close(self) -> None:
+        """Keep what was seen. Never raises: these are statistics."""
+        if self.watched == self.loaded:
+            return
+        try:
+            if not await self.deps.market.save(self.watched, self.version) and self.notes:
+                # Somebody else looked in the same minute, which will do as well; what only we know is added to it.
+                watched, version = await self.deps.market.load()
+                for note in self.notes:
+                    watched = note(watched)
+                await self.deps.market.save(watched, version)
+        except StoreUnavailable as error:
+            log.warning("what was seen of the market is not kept: %s", error)
+
+
+LOST = frozenset({Fact.STOPPED, Fact.GONE, Fact.SILENT})
+"""How a spot instance is seen to be taken away."""
+BLAMED = {Fact.SILENT: "died", Fact.GONE: "died", Fact.STALLED: "speed", Fact.FAULTY: "ecc"}
+"""What its machine is blamed for."""
+
+
+async def survey(inventories: Mapping[str, Inventory], deps: JobDeps) -> Survey:
+    """Begin a run. Raises `StoreUnavailable`: without the freezes nothing is rented."""
+    (watched, version), frozen, limited = await asyncio.gather(
+        deps.market.load(), rents.halted(deps.money.ledger), deps.money.ledger.limited([TOTAL, *sorted(deps.compute)])
+    )
+    return Survey(
+        deps=deps, inventories=inventories, watched=watched, loaded=watched, version=version, frozen=frozen,
+        budgets={account.name: account for account in limited},
+    )  # fmt: skip
+
+
+async def place_all(open_jobs: Sequence[Stored], market: Survey, deps: JobDeps) -> tuple[int, list[str]]:
+    """Offer the free places to the queued jobs, in order; one that nothing fits keeps nobody else from its place.
+
+    Returns:
+        How many were placed, and what went wrong with others.
+    """
+    stored = {one.job.job_id: one for one in open_jobs}
+    jobs = [one.job for one in open_jobs]
+    taken: Counter[str] = queues.places_taken(jobs)
+    placed, errors = 0, []
+    for job in queues.order_queue(jobs, now=deps.clock.now()):
+        kept = queues.keeps_place(job)
+        if not kept and not queues.has_place(job.spec.kind, taken, deps.limits):
+            continue
+        try:
+            if await _place(stored[job.job_id], market, deps):
+                taken[job.spec.kind] += 0 if kept else 1
+                placed += 1
+        except GoblinError as error:
+            errors.append(f"job {job.job_id} is not placed: {error}")
+    return placed, errors
+
+
+async def _place(stored: Stored, market: Survey, deps: JobDeps) -> bool:
+    facts = await market.facts(stored.job)
+    if facts is None:
+        return False
+    found = placing.place(stored.job, facts)
+    if isinstance(found, NoPlacement):
+        await _wait(stored, found, deps)
+        return False
+    plan = _plan(stored.job, found, deps)
+    short = renting.uncovered(plan, market.budgets, deps.clock.now()) if plan and stored.job.refusals else None
+    if short is not None:
+        # The first time the ledger itself refuses, and makes known that the budget is used up.
+        market.short[found.offer.provider] = renting.said(short)
+        return await _place(stored, market, deps)
+    if found.offer.machine is not None:
+        market.taken.add(found.offer.machine)
+    if await _rent(stored, found, plan, market, deps):
+        return True
+    if found.offer.provider not in market.short:
+        return False
+    market.taken.discard(found.offer.machine)
+    after = await deps.jobs.get(stored.job.job_id)
+    if after is None or after.job.state is not State.QUEUED or after.job.stop is not None:
+        return False
+    # Another provider may be dearer and have money.
+    return await _place(after, market, deps)
+
+
+async def _wait(stored: Stored, why: NoPlacement, deps: JobDeps) -> None:
+    """Say why a job waits, once for each reason."""
+    job = stored.job
+    if job.no_placement is None or job.no_placement.reason != why.reason:
+        await deps.jobs.replace(replace(job, no_placement=why, updated_at=deps.clock.now()), stored.version)
+
+
+def _plan(job: Job, placement: Placement, deps: JobDeps) -> Rent | None:
+    """What the next attempt may cost there; None where nothing costs anything."""
+    now, label = deps.clock.now(), attempt_label(job.job_id, job.attempt + 1)
+    start_s_max = deps.compute[placement.offer.provider].start_s_max
+    return renting.first(label, placement, placing.needs_of(job, now), start_s_max=start_s_max, now=now)
+
+
+async def _rent(stored: Stored, placement: Placement, plan: Rent | None, market: Survey, deps: JobDeps) -> bool:
+    """Write, put aside, write, rent: only who wrote the lease rents, once, so no attempt has two instances."""
+    job, now = stored.job, deps.clock.now()
+    provider = deps.compute[placement.offer.provider]
+    attempt = job.attempt + 1
+    token = leases.new_token(job.job_id, attempt, deps.new_secret())
+    label = attempt_label(job.job_id, attempt)
+    lease = Lease(
+        provider=provider.name, label=label, token_sha256=leases.digest(token), placed_at=now,
+        until=now + timedelta(seconds=provider.start_s_max), resumed_step=job.saved_step,
+        key_until=now + leases.KEY_LIFE if job.spec.kind == Kind.BATCH else None,
+    )  # fmt: skip
+    transition = policy.apply(
+        job, Fact.PLACED, now=now, reason=f"attempt {attempt} on {provider.name} from step {job.saved_step}: "
+        f"{placement.reason}", attempt=attempt, lease=lease, placement=placement, no_placement=None,
+        rents=(*job.rents, plan) if plan else job.rents,
+    )  # fmt: skip
+    if transition is None:
+        return False
+    written = await deps.jobs.place(transition.job, stored.version, limit=deps.limits.get(job.spec.kind, 0))
+    if written is None:
+        return False
+    await announce(written.job, deps)
+    if plan is not None and not await _put_aside(job.job_id, plan, market, deps):
+        return False
+    order = Order(
+        label=label, kind=job.spec.kind, environment={"GOBLIN_URL": deps.url, "GOBLIN_ATTEMPT_TOKEN": token},
+        offer=placement.offer, bid_usd_micros_per_hour=placement.bid_usd_micros_per_hour,
+        image=job.spec.image or deps.image, disk_gib=job.spec.disk_gib,
+    )  # fmt: skip
+    try:
+        if job.spec.kind == Kind.BATCH:
+            # Its items are asked of the gateway with the attempt's own token.
+            await deps.keys.open(lease.token_sha256, name=f"job:{job.job_id}", until=now + leases.KEY_LIFE)
+        instance_id = await provider.rent(order)
+    except (ProviderUnavailable, Refused) as error:
+        await _no_instance(job.job_id, label, str(error), deps)
+        return False
+    except Transient as error:
+        log.warning("job %s: nobody knows whether %s was rented: %s", job.job_id, label, error)
+        return True
+    rented = f"instance {instance_id} of {provider.name}"
+
+    def name(job: Job) -> Transition | None:
+        if job.lease is None or job.lease.label != label:
+            return None
+        lease = replace(job.lease, instance_id=instance_id)
+        named = renting.named(job.rents, label, instance_id)
+        return policy.apply(job, Fact.RENTED, now=deps.clock.now(), reason=rented, lease=lease, rents=named)
+
+    await change(deps, job.job_id, name)
+    return True
+
+
+async def _put_aside(job_id: str, plan: Rent, market: Survey, deps: JobDeps) -> bool:
+    """Put the first slice aside and write it down; without it nothing is rented."""
+    try:
+        found = await rents.reserve(plan, deps.money, now=deps.clock.now())
+    except StoreUnavailable as error:
+        await _no_instance(job_id, plan.label, f"{error.message} Without the ledger nothing is rented.", deps)
+        return False
+    if isinstance(found, Shortage):
+        if found.account in (TOTAL, plan.provider):
+            concerned = deps.compute if found.account == TOTAL else (plan.provider,)
+            market.short |= dict.fromkeys(concerned, renting.said(found))
+        await _no_instance(job_id, plan.label, renting.said(found), deps, ends_job=renting.is_used_up(found))
+        return False
+
+    def write(job: Job) -> Transition | None:
+        if job.lease is None or job.lease.label != plan.label or plan not in job.rents:
+            return None
+        return policy.note(job, rents=tuple(found if rent == plan else rent for rent in job.rents))
+
+    if await change(deps, job_id, write) is not None:
+        return True
+    # The attempt was over before its money was there: nothing is rented on it.
+    await rents.settle(renting.ended(found, found.since), deps.money, now=deps.clock.now())
+    return False
+
+
+async def _no_instance(job_id: str, label: str, reason: str, deps: JobDeps, *, ends_job: bool = False) -> None:
+    """Nothing was rented and nothing will be under this label: what was put aside ends where it began."""
+
+    def decide(job: Job) -> Transition | None:
+        if job.lease is None or job.lease.label != label:
+            return None
+        now = deps.clock.now()
+        unspent = tuple(renting.ended(rent, rent.since) if rent.label == label else rent for rent in job.rents)
+        stop = Stop(reason=reason, by=now, ends_job=True) if ends_job else job.stop
+        return policy.apply(job, Fact.NOT_RENTED, now=now, reason=reason, rents=unspent, stop=stop)
+
+    transition = await change(deps, job_id, decide)
+    if transition is not None:
+        await act(transition, deps)

@@ -1,0 +1,356 @@
+"""What an attempt's instance may cost, put aside slice by slice before it runs on.
+
+    since ── start ── work ─────────────────┬── idle tail ── until
+                                            └ leave_at: without a renewal it is released from here on
+
+A slice is so long that not every tick needs another one, and so short that a crash or a small budget strands little.
+Slices of one UTC day are one lease of the ledger; at midnight the next day's takes over, as providers bill by the day.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+from goblin.billing.domain.accounts import Account, Limit, Period
+from goblin.billing.domain.ledger import (
+    RENT,
+    TOTAL,
+    USD_MICROS,
+    Action,
+    Entry,
+    EntryKind,
+    Freeze,
+    day_of,
+    lineage,
+    show_usd,
+)
+from goblin.billing.policy import allocation as spending
+from goblin.billing.policy.allocation import Ask, Shortage
+from goblin.gateway.policy.worst_case import rent_bound_usd_micros
+from goblin.jobs.domain.instances import job_of_label
+from goblin.jobs.domain.job import Job, Rent
+from goblin.jobs.domain.market import Placement
+from goblin.jobs.policy.spot.offers import MONTH_H, Needs
+
+SLICE_S = 3600
+"""Of work."""
+SLICE_S_MIN = 300
+"""Less is not worth an exchange."""
+IDLE_S = 120
+"""From being asked to go until it is surely gone: two ticks."""
+RENEW_S = 600
+"""A renewal is asked for when less than so much is paid, so that a refusal leaves time for a last checkpoint."""
+STOP_S_MIN = 180
+HEARD_S = 90
+"""An attempt hears of it with its next heartbeat, and a tick is up to a minute late."""
+COMES_WITHIN = timedelta(minutes=5)
+"""From the plan on; whoever has not asked for the instance by then has been killed."""
+PAID_MAX = timedelta(days=1)
+"""However little an hour costs."""
+HEARD_WITHIN = timedelta(minutes=10)
+"""So long after its time the ledger counts all of a rent as spent, unless its end was written."""
+
+
+def first(label: str, placement: Placement, needs: Needs, *, start_s_max: float, now: datetime) -> Rent | None:
+    """The plan of an attempt's rent; None where nothing costs anything.
+
+    Args:
+        label: The attempt's.
+        placement: What it is placed on; of a bid all of it is counted.
+        needs: What it downloads at its start, keeps on disk, and uploads with each save.
+        start_s_max: From being asked for to its first word, billed or not.
+        now: Aware UTC.
+    """
+    offer = placement.offer
+    bid = placement.bid_usd_micros_per_hour
+    save = needs.checkpoint_gib * offer.upload_usd_micros_per_gib
+    # As many as there can be, however quick a save turns out to be.
+    saves_per_hour = 3600 / max(1.0, placement.run.interval_s)
+    standing = needs.disk_gib * offer.storage_usd_micros_per_gib_month / MONTH_H
+    hourly = (offer.price_usd_micros_per_hour if bid is None else bid) + math.ceil(standing + saves_per_hour * save)
+    # The save that it is asked for at the end comes out of turn.
+    start = math.ceil((needs.download_gib + needs.checkpoint_gib) * offer.download_usd_micros_per_gib + save)
+    if not hourly and not start:
+        return None
+    around_s = math.ceil(start_s_max) + IDLE_S
+    work_s = min(SLICE_S, max(SLICE_S_MIN, math.ceil(needs.work_s)))
+    return Rent(
+        label=label,
+        provider=offer.provider,
+        spot=offer.spot,
+        price_usd_micros_per_hour=max(1, hourly),
+        start_usd_micros=start,
+        since=now,
+        until=now + timedelta(seconds=around_s + work_s),
+        reserved_usd_micros=0,
+        shortest_s=around_s + SLICE_S_MIN,
+    )
+
+
+def slices(plan: Rent) -> Sequence[Rent]:
+    """First slices for a plan, the longest first: half the work, and again, down to what is still worth a start."""
+    return _halved(plan, shortest=plan.since + timedelta(seconds=plan.shortest_s), longest=plan.until)
+
+
+def renewals(rent: Rent, now: datetime) -> Sequence[Rent]:
+    """How the rent could be prolonged now, the longest first; empty: it is not time, or too late."""
+    if not is_live(rent, now) or leave_at(rent) > now + timedelta(seconds=RENEW_S):
+        return ()
+    shortest, longest = (rent.until + timedelta(seconds=s) for s in (SLICE_S_MIN, SLICE_S))
+    return _halved(rent, shortest=shortest, longest=longest)
+
+
+def turns(rent: Rent, now: datetime) -> Sequence[Rent]:
+    """Plans by which the day that has begun takes the rent over, the longest first; empty: it is still its day.
+
+    The shortest may end sooner than what yesterday paid: it has to fit beside it until that is settled.
+    """
+    if not is_live(rent, now) or day_of(now) <= day_of(rent.since):
+        return ()
+    after = replace(rent, since=_midnight(now), start_usd_micros=0, reserved_usd_micros=0, seq=0, part=rent.part + 1)
+    renewed = renewals(rent, now)
+    longest = renewed[0].until if renewed else rent.until
+    return _halved(after, shortest=min(rent.until, now + timedelta(seconds=IDLE_S + SLICE_S_MIN)), longest=longest)
+
+
+def _halved(rent: Rent, *, shortest: datetime, longest: datetime) -> Sequence[Rent]:
+    found, beyond = [], longest - shortest + timedelta(seconds=SLICE_S_MIN)
+    while beyond > timedelta(seconds=SLICE_S_MIN):
+        found.append(replace(rent, until=shortest + beyond - timedelta(seconds=SLICE_S_MIN)))
+        beyond /= 2
+    return (*found, replace(rent, until=shortest))
+
+
+def fitting(wishes: Sequence[Rent], *, paid_usd_micros: int, left_usd_micros: int) -> Rent | None:
+    """The longest that the budgets cover; None: none.
+
+    Args:
+        wishes: Longest first.
+        paid_usd_micros: What is put aside for it already.
+        left_usd_micros: In the tightest budget.
+    """
+    return next((wish for wish in wishes if worst_usd_micros(wish) - paid_usd_micros <= left_usd_micros), None)
+
+
+def worst_usd_micros(rent: Rent) -> int:
+    """What it costs if its instance lives until the end of what is paid."""
+    return _bound(rent, rent.until)
+
+
+def cost_usd_micros(rent: Rent) -> int:
+    """What a rent that has ended cost, by its price; 0 for a plan, and when it ended at its beginning.
+
+    Never more than was put aside: when it was missed long after its time, it was gone by then, or the bill says so.
+
+    Raises:
+        ValueError: Its end is not known, and nothing may be guessed.
+    """
+    if rent.ended_at is None:
+        raise ValueError(f"the end of {rent.label} is not known")
+    was = rent.reserved_usd_micros > 0 and rent.ended_at > rent.since
+    return min(_bound(rent, rent.ended_at), rent.reserved_usd_micros) if was else 0
+
+
+def _bound(rent: Rent, end: datetime) -> int:
+    return rent_bound_usd_micros(
+        price_usd_micros_per_hour=rent.price_usd_micros_per_hour,
+        seconds=max(0, math.ceil((end - rent.since).total_seconds())),
+        start_s_max=0,  # Part of the time, as is the idle tail.
+        idle_s_max=0,
+        traffic_usd_micros=rent.start_usd_micros,
+    )
+
+
+def lent(rent: Rent, granted_usd_micros: int, seq: int) -> Rent:
+    """The rent as the ledger lent for it: what is put aside says until when it is paid, and nothing else does."""
+    paid_s = max(0, granted_usd_micros - rent.start_usd_micros) * 3600 // rent.price_usd_micros_per_hour
+    paid_until = rent.since + min(timedelta(seconds=paid_s), PAID_MAX)
+    return replace(
+        rent,
+        reserved_usd_micros=granted_usd_micros,
+        seq=seq,
+        until=rent.until if worst_usd_micros(rent) == granted_usd_micros else paid_until,
+    )
+
+
+def leave_at(rent: Rent) -> datetime:
+    """From here on its instance is released: it takes the rest of the time to be surely gone."""
+    return rent.until - timedelta(seconds=IDLE_S)
+
+
+def last_call(rent: Rent, *, save_s: float) -> datetime:
+    """When an instance whose rent is not prolonged must be asked to save and stop, so that it can.
+
+    Args:
+        save_s: How long a save takes, with its upload.
+    """
+    return leave_at(rent) - timedelta(seconds=max(STOP_S_MIN, 2 * save_s + HEARD_S))
+
+
+def is_live(rent: Rent, now: datetime) -> bool:
+    """Whether something is put aside for now, and its end is not known."""
+    return rent.ended_at is None and rent.reserved_usd_micros > 0 and now < rent.until
+
+
+def ended(rent: Rent, ended_at: datetime) -> Rent:
+    """The rent with its end; one that is known already stays."""
+    return rent if rent.ended_at is not None else replace(rent, ended_at=max(rent.since, ended_at))
+
+
+def named(rents: Sequence[Rent], label: str, instance_id: str) -> tuple[Rent, ...]:
+    """A job's rents once an attempt's instance is known: its bill is found by that where no label is told."""
+    return tuple(replace(rent, instance_id=instance_id) if rent.label == label else rent for rent in rents)
+
+
+def may_come(rent: Rent, now: datetime) -> bool:
+    """Whether its instance was never seen and somebody may still be asking for it: that it is not there says nothing.
+
+    One whose provider said no has ended.
+    """
+    return rent.instance_id is None and rent.ended_at is None and now < rent.since + COMES_WITHIN
+
+
+def unwritten(rent: Rent) -> Rent | None:
+    """The next day's part, which may have been put aside and never written down; None: it is, it took this one over."""
+    taken_over = rent.ended_at == _midnight(rent.since + timedelta(days=1))
+    return None if taken_over else replace(rent, part=rent.part + 1, seq=0)
+
+
+def lease_id(rent: Rent) -> str:
+    """The ledger's lease: one for each attempt and day."""
+    return f"{RENT}{rent.label}:{rent.part}"
+
+
+def accounts_of(provider: str, job_id: str) -> tuple[str, ...]:
+    """Whose budgets, and whose freezes, an instance of a job at a provider concerns."""
+    return TOTAL, provider, f"{provider}/{job_id}", f"job/{job_id}"
+
+
+def ask(rent: Rent, *, seq: int, need_usd_micros: int = 0, paid_usd_micros: int = 0, close: bool = False) -> Ask:
+    """One exchange about a rent: `need` more than what is put aside already, or the end of it.
+
+    What it has is said as a sum, so that an exchange whose answer was lost is made up for by the next one.
+    """
+    job_id = job_of_label(rent.label)
+    return Ask(
+        lease_id=lease_id(rent),
+        account=f"{rent.provider}/{job_id}",
+        also=(f"job/{job_id}",),
+        seq=seq,
+        used_usd_micros=paid_usd_micros,
+        need_usd_micros=need_usd_micros,
+        still=close,
+        close=close,
+        expires_at=rent.until + HEARD_WITHIN,
+        budgeted=True,
+    )
+
+
+def uncovered(plan: Rent, budgets: Mapping[str, Account], now: datetime) -> Shortage | None:
+    """Which budget does not even cover the shortest slice of a plan, as they stand; the ledger has the last word.
+
+    Args:
+        plan: From `first`.
+        budgets: Accounts by name; one that is missing sets no limit.
+        now: Aware UTC.
+    """
+    shortest = slices(plan)[-1]
+    asked = replace(ask(shortest, seq=1, need_usd_micros=worst_usd_micros(shortest)), budgeted=False)
+    names = (*lineage(asked.account), *asked.also)
+    accounts = [budgets.get(name, Account(name=name)) for name in names]
+    return spending.exchange(asked, None, accounts, now=now).shortage
+
+
+def settlement(rent: Rent) -> tuple[Entry, ...]:
+    """What it cost, as the entries that say so; empty: nothing. The same for the same end, however often it is made.
+
+    Where midnight could not part it, as there was no money for the new day, each day has its own entry all the same:
+    the bill has.
+    """
+    cost = cost_usd_micros(rent)
+    if not cost or rent.ended_at is None:
+        return ()
+    midnight = _midnight(rent.since + timedelta(days=1))
+    before = cost if rent.ended_at <= midnight else min(cost, _bound(rent, midnight))
+    entries = [_entry(rent, f"{lease_id(rent)}:settled", before, rent.since)]
+    if cost > before:
+        entries.append(_entry(rent, f"{lease_id(rent)}:settled:after", cost - before, midnight))
+    return tuple(entries)
+
+
+def _entry(rent: Rent, entry_id: str, amount_usd_micros: int, at: datetime) -> Entry:
+    asked, kind = ask(rent, seq=0), "spot" if rent.spot else "on demand"
+    return Entry(
+        entry_id=entry_id,
+        kind=EntryKind.SETTLE,
+        account=asked.account,
+        also=asked.also,
+        amount_usd_micros=amount_usd_micros,
+        at=at,
+        instance_id=rent.instance_id or "",
+        note=f"{rent.label}: {rent.provider}, {kind}, until {rent.ended_at:%Y-%m-%dT%H:%M:%SZ}",
+    )
+
+
+def _midnight(at: datetime) -> datetime:
+    return at.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def limit_of(job: Job) -> tuple[str, Limit] | None:
+    """The budget that a job was requested with, over all its attempts, and its account; None: it has none.
+
+    Nothing but a record follows from its end: the ledger lends no more, so the job saves and stops.
+    """
+    if job.spec.budget_usd is None:
+        return None
+    micros = max(0, math.floor(job.spec.budget_usd * USD_MICROS))
+    return f"job/{job.job_id}", Limit(period=Period.LIFETIME, limit_usd_micros=micros)
+
+
+def is_used_up(shortage: Shortage) -> bool:
+    """Whether it is a budget that never starts anew, as a job's own: no waiting helps."""
+    return shortage.resets_at is None and not shortage.unset
+
+
+def said(shortage: Shortage) -> str:
+    """Why there is no money, for a person."""
+    if shortage.unset:
+        return unbudgeted(shortage.account.partition("/")[0])
+    again = f"; it starts anew at {shortage.resets_at:%Y-%m-%d %H:%M}" if shortage.resets_at else ""
+    return (
+        f"the {shortage.period} budget of {shortage.account}, {show_usd(shortage.limit_usd_micros)}, has "
+        f"{show_usd(shortage.left_usd_micros)} left, and {show_usd(shortage.need_usd_micros)} are needed{again}"
+    )
+
+
+def unbudgeted(provider: str) -> str:
+    """Why nothing is rented where no budget says how much may be spent."""
+    return f"nothing is rented without a budget: `goblin budget set {provider} 50`, or a budget of the job's own"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Halted:
+    """What freezes mean for jobs: accounts, each with the reason."""
+
+    starts: Mapping[str, str]
+    """Nothing is rented under it, and no rent prolonged: what runs goes on to the end of what is paid."""
+    stops: Mapping[str, str]
+    """And what runs is asked at once to save and stop."""
+
+
+def halted(freezes: Sequence[Freeze]) -> Halted:
+    """Read freezes as jobs must; the oldest gives the reason."""
+    reasons = [(freeze, f"{freeze.account} is frozen: {freeze.reason or freeze.entry_id}") for freeze in freezes]
+    newest_first = list(reversed(reasons))
+    return Halted(
+        starts={freeze.account: reason for freeze, reason in newest_first},
+        stops={freeze.account: reason for freeze, reason in newest_first if freeze.action is Action.STOP_JOBS},
+    )
+
+
+def why_halted(accounts: Sequence[str], reasons: Mapping[str, str]) -> str:
+    """The reason that concerns any of some accounts, as `accounts_of` names them; empty: none does."""
+    return next((reasons[account] for account in accounts if account in reasons), "")

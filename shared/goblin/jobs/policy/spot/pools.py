@@ -1,0 +1,61 @@
+"""Several pools at once: where the next spot instance should be launched.
+
+An hour in a pool is worth the share of it that is work: of a life of L, a changeover d does nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from goblin.jobs.policy.spot.preemption_rates import HOUR_S, Rates, remaining_life_s
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pool:
+    """One pool, now."""
+
+    price_usd_micros_per_hour: int
+    available: bool
+    rates: Rates
+    move_usd_micros: int = 0
+    """Traffic of getting the checkpoint there."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Choice:
+    """The pool, and what an hour of work is expected to cost there."""
+
+    pool: str
+    usd_micros_per_hour_of_work: int
+    reason: str
+
+
+def choose_pool(pools: Mapping[str, Pool], *, changeover_s: float, work_left_s: float) -> Choice | None:
+    """The pool whose hour of work is expected to cost least; None when none is there.
+
+    Ties go to the name, so that a repeated question has the same answer.
+    """
+    prices = {
+        name: _per_hour_of_work(pool, changeover_s, work_left_s) for name, pool in pools.items() if pool.available
+    }
+    if not prices:
+        return None
+    name = min(prices, key=lambda one: (prices[one], one))
+    life_s = remaining_life_s(pools[name].rates, age_s=pools[name].rates.age_s, horizon_s=work_left_s + changeover_s)
+    least = math.ceil(prices[name]) if math.isfinite(prices[name]) else pools[name].price_usd_micros_per_hour
+    return Choice(
+        pool=name,
+        usd_micros_per_hour_of_work=least,
+        reason=f"{name} should stay for {life_s / HOUR_S:.1f} h: the least per hour of work of {len(prices)} pools",
+    )
+
+
+def _per_hour_of_work(pool: Pool, changeover_s: float, work_left_s: float) -> float:
+    life_s = remaining_life_s(pool.rates, age_s=pool.rates.age_s, horizon_s=work_left_s + changeover_s)
+    worked_s = life_s - changeover_s
+    if worked_s <= 0:
+        # No work is expected at all: still better than nothing, and the dearer the worse.
+        return math.inf if pool.price_usd_micros_per_hour <= 0 else 1e12 + pool.price_usd_micros_per_hour
+    return (pool.price_usd_micros_per_hour * life_s + pool.move_usd_micros * HOUR_S) / worked_s

@@ -1,0 +1,232 @@
+"""Desired against actual: each job brought on as far as it goes, each instance without a lease ended.
+
+Level-triggered: everything is found out again from documents and inventories, so that a crash anywhere before, an
+event that never came or one that came twice changes nothing about where it ends.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from goblin.core.errors import Broken, GoblinError, NotFound, Refused, StoreUnavailable, Transient
+from goblin.jobs import batch, checkpoints, training
+from goblin.jobs import placement as placing
+from goblin.jobs import renewals as upkeep
+from goblin.jobs import reservations as rents
+from goblin.jobs.batch import Rejected
+from goblin.jobs.domain.instances import Inventory, Known, job_of_label
+from goblin.jobs.domain.job import Job, Kind, State
+from goblin.jobs.domain.market import NoPlacement
+from goblin.jobs.lifecycle import JobDeps, act, announce, change
+from goblin.jobs.placement import Survey
+from goblin.jobs.policy import placement as places
+from goblin.jobs.policy import queue as queues
+from goblin.jobs.policy import reservations as renting
+from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy.state_machine import Fact, Transition
+from goblin.jobs.ports import ComputeProvider, Stored
+
+log = logging.getLogger(__name__)
+
+OPEN_MAX = 1000
+"""Open jobs looked at in one run, the oldest first."""
+STEPS_MAX = 8
+"""Transitions of one job in one run; more than the longest way without waiting."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Report:
+    """What a run did."""
+
+    moved: int
+    placed: int
+    released: int
+    errors: tuple[str, ...]
+
+
+async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
+    """One run over all open jobs, or over one of them right after an event.
+
+    Errors of one job or provider do not keep the others waiting: they are in the report.
+
+    Raises:
+        StoreUnavailable: The jobs or the freezes cannot be read.
+    """
+    before = await deps.jobs.list_open(OPEN_MAX)
+    # After the jobs: an instance that a job names was there to be seen.
+    inventories = await _inventories(deps.compute)
+    try:
+        market = await placing.survey(inventories, deps)
+    except StoreUnavailable:
+        # Without the ledger nothing is rented; what nobody wants must go all the same.
+        if only is None:
+            await _sweep(inventories, deps)
+        raise
+    errors = [f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, Known)]
+    moved = placed = released = 0
+    for stored in before:
+        if only in (None, stored.job.job_id):
+            try:
+                moved += await _advance(stored, inventories, market, deps)
+            except GoblinError as error:
+                errors.append(f"job {stored.job.job_id}: {error}")
+    try:
+        now_open = await deps.jobs.list_open(OPEN_MAX)
+        placed, unplaced = await placing.place_all(now_open, market, deps)
+        errors += unplaced
+        if only is None:
+            # Those that were placed just now have their first slice.
+            errors += await _each(now_open, lambda job: upkeep.keep(job, market, deps))
+            # Rents of what was gone when the inventories were listed; what was rented since is not among them.
+            errors += await _each(before, lambda job: upkeep.settle_ended(job, inventories, deps))
+    except GoblinError as error:
+        errors.append(f"placing: {error}")
+    await market.close()
+    if only is None:
+        released, unreleased = await _sweep(inventories, deps)
+        errors += unreleased
+    for line in errors:
+        log.warning("reconcile: %s", line)
+    return Report(moved=moved, placed=placed, released=released, errors=tuple(errors))
+
+
+async def _each(jobs: Sequence[Stored], work: Callable[[Job], Awaitable[None]]) -> list[str]:
+    errors = []
+    for stored in jobs:
+        try:
+            await work(stored.job)
+        except GoblinError as error:
+            errors.append(f"job {stored.job.job_id}: {error}")
+    return errors
+
+
+async def _inventories(compute: Mapping[str, ComputeProvider]) -> dict[str, Inventory]:
+    """Each provider's, listed once and at the same time."""
+    seen = await asyncio.gather(*(provider.inventory() for provider in compute.values()))
+    return dict(zip(compute, seen, strict=True))
+
+
+async def _advance(stored: Stored, inventories: Mapping[str, Inventory], market: Survey, deps: JobDeps) -> int:
+    """Bring one job on until nothing more follows now; whoever writes it meanwhile takes over."""
+    for moved in range(STEPS_MAX):
+        followed = await _next(stored.job, inventories, market, deps)
+        if followed is None:
+            await announce(stored.job, deps)
+            return moved
+        fact, transition = followed
+        written = await deps.jobs.replace(transition.job, stored.version)
+        if written is None:
+            return moved
+        if transition.job.state is not stored.job.state:
+            log.info("job %s: %s: %s", written.job.job_id, written.job.state, written.job.reason)
+        await act(transition, deps)
+        if policy.is_loss(stored.job, written.job):
+            market.remember(stored.job, fact)
+        stored = written
+    return STEPS_MAX
+
+
+async def _next(
+    job: Job, inventories: Mapping[str, Inventory], market: Survey, deps: JobDeps
+) -> tuple[Fact, Transition] | None:
+    now = deps.clock.now()
+
+    def follow(fact: Fact, reason: str, **changes: object) -> tuple[Fact, Transition] | None:
+        transition = policy.apply(job, fact, now=now, reason=reason, **changes)
+        return None if transition is None else (fact, transition)
+
+    if job.state is State.REQUESTED:
+        return await _admit(job, market, deps, follow)
+    if job.state is State.FINISHING:
+        return await _compose(job, deps, follow)
+    inventory = inventories.get(job.lease.provider) if job.lease else None
+    observed = policy.observe(job, inventory, now=now)
+    if observed is None:
+        leave = policy.asked_to_leave(job, inventory, now=now)
+        return None if leave is None else (Fact.STOPPED, policy.ask_to_stop(job, leave, now=now))
+    fact, reason = observed
+    if fact is Fact.SETTLED:
+        await rents.unlimit_job(job, deps.money.ledger)
+    if job.state is State.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
+        # Before the next attempt: once it is placed, the last one's checkpoints come too late.
+        return follow(Fact.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
+    if fact is Fact.RENTED and job.lease and isinstance(inventory, Known):
+        instance = inventory.by_label()[job.lease.label]
+        named = renting.named(job.rents, job.lease.label, instance.instance_id)
+        return follow(fact, reason, lease=replace(job.lease, instance_id=instance.instance_id), rents=named)
+    return follow(fact, reason)
+
+
+Follow = Callable[..., tuple[Fact, Transition] | None]
+
+
+async def _admit(job: Job, market: Survey, deps: JobDeps, follow: Follow) -> tuple[Fact, Transition] | None:
+    """Look at what it reads and at what it is promised, before it may wait for a place."""
+    check = training.check_inputs if job.spec.kind == Kind.TRAINING else batch.check_dataset
+    found = await check(job, deps)
+    if isinstance(found, Rejected):
+        return follow(Fact.REJECTED, found.reason)
+    if job.spec.deadline is not None:
+        facts = await market.facts(replace(job, dataset=found))
+        denied = places.admit(replace(job, dataset=found), facts) if facts is not None else None
+        if facts is None or (denied is not None and not denied.final):
+            return None
+        if denied is not None:
+            return follow(Fact.REJECTED, denied.reason)
+        if not await _has_place(job, deps):
+            return None
+    await rents.limit_job(job, deps.money.ledger)
+    items = f"{found.items} items; " if found is not None and found.items else ""
+    return follow(Fact.ACCEPTED, f"{items}waits for a free place", dataset=found)
+
+
+async def _has_place(job: Job, deps: JobDeps) -> bool:
+    """Whether a place is free for a job with a deadline; else it waits for one, unpromised, and says so."""
+    others = [one.job for one in await deps.jobs.list_open(OPEN_MAX) if one.job.job_id != job.job_id]
+    if queues.has_place(job.spec.kind, queues.places_taken(others), deps.limits):
+        return True
+    why = NoPlacement(
+        reason=f"its deadline can be promised once one of the {deps.limits.get(job.spec.kind, 0)} places of kind "
+        f"{job.spec.kind} is free", candidates=(),
+    )  # fmt: skip
+    await change(deps, job.job_id, lambda job: policy.note(job, no_placement=why) if job.no_placement != why else None)
+    return False
+
+
+async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Fact, Transition] | None:
+    try:
+        manifests = await checkpoints.chain(job.checkpoint, deps) if job.checkpoint else []
+        if job.spec.kind == Kind.TRAINING:
+            refused = await training.write_output(job, manifests[-1], deps) if manifests else NOTHING
+        else:
+            refused = await batch.write_output(job, manifests, deps)
+    except (Broken, NotFound) as error:
+        refused = Rejected(reason=str(error))
+    if refused is not None:
+        return follow(Fact.BROKEN, refused.reason)
+    where = job.spec.output_uri or (job.checkpoint.manifest_uri if job.checkpoint else "nowhere")
+    return follow(Fact.COMPOSED, f"output in {where}")
+
+
+NOTHING = Rejected(reason="there is nothing to put together")
+
+
+async def _sweep(inventories: Mapping[str, Inventory], deps: JobDeps) -> tuple[int, list[str]]:
+    """End every instance that has no live lease, whoever lost sight of it and how."""
+    released, errors = 0, []
+    for name, inventory in inventories.items():
+        for instance in sorted(inventory.instances if isinstance(inventory, Known) else (), key=lambda i: i.label):
+            try:
+                # Read now, after the inventory: a lease is written before its instance exists.
+                stored = await deps.jobs.get(job_of_label(instance.label))
+                if policy.wants(stored.job if stored else None, instance.label):
+                    continue
+                log.info("%s: instance %s (%s) has no live lease", name, instance.instance_id, instance.label)
+                await deps.compute[name].release(instance.label)
+                released += 1
+            except (Transient, Refused) as error:
+                errors.append(f"{name}: {instance.label} is not released: {error}")
+    return released, errors

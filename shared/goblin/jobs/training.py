@@ -1,0 +1,61 @@
+"""A training job's data: the input before, the result at the end."""
+
+from __future__ import annotations
+
+import re
+
+from goblin.jobs.batch import OWNER, Rejected
+from goblin.jobs.domain.checkpoints import FILE_NAME, Manifest
+from goblin.jobs.domain.job import Dataset, Job
+from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.ports import ObjectFacts
+
+INPUT_BYTES_MAX = 200 * 1024**3
+DISK_SHARE_MAX = 0.9
+"""Of the instance's disk: a checkpoint must fit beside the input."""
+_NAME = re.compile(FILE_NAME)
+
+
+async def check_inputs(job: Job, deps: JobDeps) -> Dataset | Rejected | None:
+    """Look at the input as it is now: another object under its name is not read. None: the job has none."""
+    uri, output_uri = job.spec.dataset_uri, job.spec.output_uri
+    if output_uri is not None and await deps.objects.list_from(f"{output_uri}/", f"{output_uri}/"):
+        return Rejected(reason=f"there is something in {output_uri}/; an output is never overwritten")
+    if uri is None:
+        return None
+    facts = await deps.objects.stat(uri)
+    if facts is None:
+        return Rejected(reason=f"there is no {uri}")
+    most = min(INPUT_BYTES_MAX, int(job.spec.disk_gib * 1024**3 * DISK_SHARE_MAX))
+    if not 0 < facts.size <= most:
+        return Rejected(
+            reason=f"{uri} has {facts.size} bytes; with {job.spec.disk_gib} GiB of disk 1 to {most} will do"
+        )
+    return Dataset(uri=uri, generation=facts.generation, size=facts.size, items=0)
+
+
+def input_name(uri: str) -> str:
+    """What the input is called on the host: the end of its name in the bucket, if a file may be called so."""
+    name = re.sub(r"[^A-Za-z0-9._-]", "_", uri.rpartition("/")[2])[-100:]
+    return name if _NAME.match(name) else "dataset"
+
+
+async def write_output(job: Job, manifest: Manifest, deps: JobDeps) -> Rejected | None:
+    """Copy the last checkpoint's files below the output, create-only; done already is done.
+
+    Without an output the checkpoint is the result.
+    """
+    if job.spec.output_uri is None:
+        return None
+    owner = {OWNER: job.job_id}
+    for file in manifest.files:
+        source = ObjectFacts(uri=file.uri, generation=file.generation, size=file.size, crc32c=file.crc32c)
+        uri = f"{job.spec.output_uri}/{file.name}"
+        made = await deps.objects.compose([source], uri, metadata=owner) or await deps.objects.stat(uri)
+        if (
+            made is None
+            or (made.size, made.crc32c) != (file.size, file.crc32c)
+            or made.metadata.get(OWNER) != job.job_id
+        ):
+            return Rejected(reason=f"{uri} exists and is not this job's output")
+    return None

@@ -1,0 +1,347 @@
+"""What the host of an attempt may ask for, with its token: work, a longer lease, uploads, an end.
+
+The host is not trusted: it proves with the token that it is the current attempt, and everything it says is checked
+or only its own loss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+from goblin.core.errors import Conflict, Forbidden, InvalidRequest, LeaseHeld, Untrue
+from goblin.core.events import CheckpointSaved
+from goblin.jobs import attempt_logs as logs
+from goblin.jobs import checkpoint_retention as keeping
+from goblin.jobs import checkpoints, training
+from goblin.jobs import invalid_reports as lies
+from goblin.jobs.domain.checkpoints import Artifact, Checkpoint, Manifest, manifest_uri
+from goblin.jobs.domain.instances import Lease
+from goblin.jobs.domain.job import ENDED, Job, Kind, Progress, State
+from goblin.jobs.domain.worker import Assignment, Grant, InputFile, Inputs, Standing, Told
+from goblin.jobs.lifecycle import JobDeps, act, change, load
+from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import training as training_policy
+from goblin.jobs.policy.state_machine import Fact, Transition
+
+TOKEN_PREFIX = "gob-attempt-"  # noqa: S105 - what a token starts with, for whoever finds one in a log
+KEY_LIFE = timedelta(hours=1)
+SAID_MAX = 500
+"""Characters of a host's words that go into a job's history."""
+
+
+def new_token(job_id: str, attempt: int, secret: str) -> str:
+    """A fencing token; its holder reads from it which job it is for."""
+    return f"{TOKEN_PREFIX}{secret}.{attempt}.{job_id}"
+
+
+def is_token(key: str) -> bool:
+    """Whether a key is an attempt's: it may infer, and speak for its own job."""
+    return key.startswith(TOKEN_PREFIX)
+
+
+def digest(token: str) -> str:
+    """What is kept of a token."""
+    return hashlib.sha256(token.encode()).hexdigest()
+
+
+def authorise(job: Job, token: str) -> Lease:
+    """The lease that the token proves.
+
+    Raises:
+        Forbidden: It is an older attempt's, or nobody's.
+    """
+    expected = job.lease.token_sha256 if job.lease else ""
+    if not hmac.compare_digest(digest(token), expected) or job.lease is None:
+        raise Forbidden(f"the token is not of the current attempt of job {job.job_id}", code="attempt_over")
+    return job.lease
+
+
+def _live(job: Job, transition: Transition | None) -> Transition:
+    if transition is None:
+        raise Conflict(f"the attempt is over: the job is {job.state}", code="attempt_over")
+    return transition
+
+
+async def _attempt(job_id: str, token: str, deps: JobDeps) -> Job:
+    """The job, its caller known to be the current attempt.
+
+    Raises:
+        Forbidden: An older attempt, or nobody; the job's history says so.
+    """
+    job = (await load(deps, job_id)).job
+    try:
+        authorise(job, token)
+    except Forbidden:
+        if is_token(token) and token.endswith(f".{job_id}"):
+            await lies.strange(job, deps)
+        raise
+    return job
+
+
+@asynccontextmanager
+async def _believing(job: Job, deps: JobDeps) -> AsyncGenerator[None, None]:
+    """Write down what turns out to be untrue, then refuse it."""
+    try:
+        yield
+    except Untrue as lie:
+        await lies.caught(job, lie.message, deps)
+        raise
+
+
+async def claim(job_id: str, token: str, deps: JobDeps) -> Assignment:
+    """Begin, or begin again after a restart of the host's own.
+
+    Raises:
+        Forbidden: Not the current attempt.
+        Conflict: The attempt is over.
+        LeaseHeld: The job changed meanwhile: ask again.
+    """
+    seen = await _attempt(job_id, token, deps)
+    if seen.spec.kind == Kind.TRAINING:
+        return await _claim_training(seen, token, deps)
+    job = await _claim(seen, token, seen.checkpoint, deps)
+    return Assignment(
+        job_id=job_id, attempt=job.attempt, kind=job.spec.kind, step=job.saved_step, total=job.total,
+        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=policy.HEARTBEAT_S,
+        dataset=await _dataset(job, deps),
+        dataset_offset=job.checkpoint.dataset_offset if job.checkpoint else 0,
+        model=job.spec.model, parameters=job.spec.parameters,
+    )  # fmt: skip
+
+
+async def _claim_training(seen: Job, token: str, deps: JobDeps) -> Assignment:
+    resume = await keeping.resume_from(seen, deps)
+    checkpoint, manifest = resume or (None, None)
+    job = await _claim(seen, token, checkpoint, deps)
+    return Assignment(
+        job_id=job.job_id, attempt=job.attempt, kind=job.spec.kind, step=job.saved_step, total=job.total,
+        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=policy.HEARTBEAT_S, dataset=None, dataset_offset=0,
+        model=job.spec.model, parameters=job.spec.parameters, task=job.spec.task,
+        inputs=await _inputs(job, token, manifest, deps), checkpoint_s=training_policy.checkpoint_s(job),
+    )  # fmt: skip
+
+
+async def _claim(seen: Job, token: str, checkpoint: Checkpoint | None, deps: JobDeps) -> Job:
+    """Write that the attempt works from this checkpoint on: the job's own, or an older one where that is torn."""
+
+    def decide(job: Job) -> Transition:
+        now = deps.clock.now()
+        lease = replace(authorise(job, token), until=now + timedelta(seconds=policy.LEASE_S))
+        reason, changes = "", dict[str, Any]()
+        if job.spec.kind == Kind.TRAINING and job.checkpoint != seen.checkpoint:
+            raise LeaseHeld(f"job {job.job_id} has another checkpoint by now", retry_after_s=1)
+        if checkpoint != seen.checkpoint:
+            step = checkpoint.step if checkpoint else 0
+            reason = f"checkpoint {job.saved_step} is torn; attempt {job.attempt} begins at step {step}"
+            lease, changes = replace(lease, resumed_step=step), {"checkpoint": checkpoint, "step": step}
+        elif job.state is not State.RUNNING:
+            reason = f"attempt {job.attempt} begins at step {job.saved_step}"
+        changes = {"step": job.saved_step, **changes}
+        return _live(job, policy.apply(job, Fact.CLAIMED, now=now, reason=reason, lease=lease, **changes))
+
+    transition = await change(deps, seen.job_id, decide)
+    if transition is None:
+        raise AssertionError("a claim is decided or refused")
+    return transition.job
+
+
+async def inputs(job_id: str, token: str, deps: JobDeps) -> Grant | Inputs:
+    """What the attempt reads, again, when the first grants have expired: a batch's dataset, a training's inputs."""
+    job = await _attempt(job_id, token, deps)
+    if job.spec.kind != Kind.TRAINING:
+        return await _dataset(job, deps)
+    made = await checkpoints.read_manifest(job.checkpoint.manifest_uri, deps) if job.checkpoint else None
+    return await _inputs(job, token, made[0] if made else None, deps)
+
+
+async def _dataset(job: Job, deps: JobDeps) -> Grant:
+    if job.dataset is None:
+        raise Conflict("the job has no dataset")
+    return await deps.objects.grant_get(job.dataset.uri, generation=job.dataset.generation)
+
+
+async def _inputs(job: Job, token: str, manifest: Manifest | None, deps: JobDeps) -> Inputs:
+    """Grants for the input as it was when the job was accepted, and for the checkpoint's files."""
+    files = []
+    if job.dataset is not None:
+        dataset = job.dataset
+        facts = await deps.objects.stat(dataset.uri)
+        if facts is None or facts.generation != dataset.generation:
+            reason = f"{dataset.uri} is gone or was replaced since the job was accepted"
+            await _end(job.job_id, token, Fact.BROKEN, reason, deps)
+            raise Conflict(reason, code="attempt_over")
+        grant = await deps.objects.grant_get(dataset.uri, generation=dataset.generation)
+        name = training.input_name(dataset.uri)
+        files.append(InputFile(name=name, size=facts.size, crc32c=facts.crc32c, sha256=None, grant=grant))
+    saved = [
+        InputFile(
+            name=file.name, size=file.size, crc32c=file.crc32c, sha256=file.sha256 or None,
+            grant=await deps.objects.grant_get(file.uri, generation=file.generation),
+        )
+        for file in (manifest.files if manifest else ())
+    ]  # fmt: skip
+    return Inputs(files=tuple(files), checkpoint=tuple(saved))
+
+
+async def heartbeat(job_id: str, token: str, step: int, deps: JobDeps, *, told: Told | None = None) -> Standing:
+    """Prolong the lease, and keep what the attempt says of itself.
+
+    Raises:
+        Forbidden: Not the current attempt.
+        Conflict: The attempt is over: stop.
+        Untrue: The numbers cannot be.
+    """
+    seen, told = await _attempt(job_id, token, deps), told or Told()
+    renewed = False
+
+    def decide(job: Job) -> Transition:
+        nonlocal renewed
+        now = deps.clock.now()
+        lease = authorise(job, token)
+        until = now + timedelta(seconds=policy.LEASE_S)
+        changes: dict[str, Any] = {"step": max(job.step, step)}
+        if job.spec.kind == Kind.BATCH:
+            renewed = lease.key_until is None or lease.key_until - now < KEY_LIFE / 2
+            lease = replace(lease, until=until, key_until=now + KEY_LIFE if renewed else lease.key_until)
+            changes["step"] = min(changes["step"], job.dataset.items if job.dataset else step)
+        else:
+            lease = replace(lease, until=until)
+            changes["told_total"] = told.total or job.told_total
+            changes["progress"] = Progress(
+                at=now, step=step, loss=told.loss, steps_per_s=told.steps_per_s, gpu_share=told.gpu_share,
+                gpu_errors=told.gpu_errors, save_s=told.save_s,
+            )  # fmt: skip
+        transition = _live(job, policy.apply(job, Fact.BEAT, now=now, lease=lease, **changes))
+        if (lie := training_policy.impossible(job, step, told)) is not None:
+            raise Untrue(lie)
+        return transition
+
+    async with _believing(seen, deps):
+        transition = await change(deps, job_id, decide)
+    if transition is None:
+        raise AssertionError("a heartbeat is decided or refused")
+    job = transition.job
+    if renewed and job.lease and job.lease.key_until:
+        await deps.keys.open(job.lease.token_sha256, name=f"job:{job_id}", until=job.lease.key_until)
+    return Standing(
+        state=job.state, stop=job.stop.reason if job.stop else None, checkpoint_s=training_policy.checkpoint_s(job)
+    )
+
+
+async def begin_checkpoint(
+    job_id: str, token: str, step: int, files: Sequence[Artifact], deps: JobDeps
+) -> tuple[str, Mapping[str, Grant]]:
+    """Grants for the files of a step; see `checkpoints.begin`."""
+    job = await _attempt(job_id, token, deps)
+    async with _believing(job, deps):
+        return await checkpoints.begin(job, step, files, deps)
+
+
+async def commit_checkpoint(
+    job_id: str, token: str, step: int, previous_step: int, upload_id: str, files: Sequence[Artifact], deps: JobDeps,
+    *, loss: float | None = None,
+) -> Checkpoint:  # fmt: skip
+    """Verify and publish a step; see `checkpoints.commit`. A training's old ones are deleted then."""
+    job = await _attempt(job_id, token, deps)
+    async with _believing(job, deps):
+        saved = await checkpoints.commit(job, step, previous_step, upload_id, files, deps, loss=loss)
+    if job.spec.kind == Kind.TRAINING:
+        await keeping.prune(job, step, deps)
+    return saved
+
+
+async def log_piece(job_id: str, token: str, number: int, *, size: int, crc32c: str, deps: JobDeps) -> Grant:
+    """A grant for one piece of the attempt's log; see `logs.grant`."""
+    job = await _attempt(job_id, token, deps)
+    if job.state is not State.RUNNING:
+        raise Conflict(f"the attempt is over: the job is {job.state}", code="attempt_over")
+    return await logs.grant(job_id, job.attempt, number, size=size, crc32c=crc32c, deps=deps)
+
+
+async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Job:
+    """All work is done and checkpointed. Repeating it is no error.
+
+    Args:
+        job_id: Whose attempt.
+        token: The attempt's.
+        deps: Everything.
+        step: A training's last, which must be its last checkpoint; a batch's is its dataset's last item.
+
+    Raises:
+        Forbidden: Not the current attempt.
+        Conflict: The attempt is over, or not everything is checkpointed.
+    """
+    job = await _attempt(job_id, token, deps)
+    if job.state in (State.FINISHING, State.SUCCEEDED):
+        return job
+    batch = job.spec.kind == Kind.BATCH
+    total = (job.dataset.items if job.dataset else 0) if batch else max(step, job.saved_step, 1)
+    await _catch_up(job, total, deps)
+
+    def decide(job: Job) -> Transition:
+        authorise(job, token)
+        if job.saved_step < total:
+            raise Conflict(f"step {total} is not checkpointed; the last one is {job.saved_step}")
+        reason = f"all {total} items are done" if batch else f"the training is done at step {total}"
+        changes: dict[str, Any] = {} if batch else {"told_total": total, "step": total}
+        return _live(job, policy.apply(job, Fact.FINISHED, now=deps.clock.now(), reason=reason, **changes))
+
+    transition = await change(deps, job_id, decide)
+    return transition.job if transition else job
+
+
+async def _catch_up(job: Job, step: int, deps: JobDeps) -> None:
+    """Take the checkpoint that the attempt says it saved last: the event about it may still be on its way.
+
+    The manifest is there or it is not: what a host says about it proves nothing and is not needed to.
+    """
+    uri = manifest_uri(deps.bucket, job.job_id, step, job.attempt)
+    if job.saved_step < step and await deps.objects.stat(uri) is not None:
+        event = CheckpointSaved(job_id=job.job_id, attempt=job.attempt, step=step, manifest_uri=uri)
+        await checkpoints.note(event, deps)
+
+
+async def withdraw(job_id: str, token: str, said: str, deps: JobDeps, *, step: int = 0) -> Job:
+    """The host is being taken away: the job goes on elsewhere at once. Repeating it is no error.
+
+    Args:
+        job_id: Whose attempt.
+        token: The attempt's.
+        said: Why, in the host's words.
+        deps: Everything.
+        step: What the host committed last, for the next attempt to start from.
+    """
+    job = await _attempt(job_id, token, deps)
+    await _catch_up(job, step, deps)
+    return await _end(job_id, token, Fact.WITHDRAWN, said or "the host was taken away", deps)
+
+
+async def fail(job_id: str, token: str, said: str, deps: JobDeps) -> Job:
+    """The attempt met what no other attempt can mend. Repeating it is no error."""
+    if not said:
+        raise InvalidRequest("a failure says why", param="reason")
+    await _attempt(job_id, token, deps)
+    return await _end(job_id, token, Fact.BROKEN, said, deps)
+
+
+async def _end(job_id: str, token: str, fact: Fact, said: str, deps: JobDeps) -> Job:
+    ended: list[Job] = []
+
+    def decide(job: Job) -> Transition | None:
+        authorise(job, token)
+        if job.state is State.PREEMPTED or job.state in ENDED:
+            ended.append(job)
+            return None
+        return _live(job, policy.apply(job, fact, now=deps.clock.now(), reason=said[:SAID_MAX]))
+
+    transition = await change(deps, job_id, decide)
+    if transition is None:
+        return ended[-1]
+    await act(transition, deps)
+    return transition.job

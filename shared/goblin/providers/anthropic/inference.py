@@ -1,0 +1,293 @@
+"""Anthropic: the Messages API, as chat.
+
+Source: anthropic-python 2.14 and platform.claude.com/docs, read 2026-11-25. Version `2026-10-21` refuses sampling
+parameters even at their defaults, so they are left out; the option `version = "2023-06-01"` brings them back. Events
+are named, there is no `[DONE]`, unknown events are skipped, and usage is cumulative: the last word counts. What was
+read from or written to a cache is not among `input_tokens`. 529 is a full house; some 429 and 400 are about money.
+`GET /v1/models` costs nothing. Thinking comes out as `reasoning_content`; its signature has no place in OpenAI's
+wire, so that it cannot be sent back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import msgspec
+from msgspec import UNSET
+
+from goblin.core.endpoints import Capability, Endpoint
+from goblin.core.errors import Fault, ProviderUnavailable
+from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings, FunctionDelta, ToolCallDelta, Usage
+from goblin.gateway.domain.endpoint_health import Finding, Probe
+from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.gateway.ports import ChatProvider
+from goblin.providers.anthropic.codec import messages_body, unsupported, version_of, wants_schema
+from goblin.providers.common import probes as probing
+from goblin.providers.common.http import Credential, Upstream, events
+from goblin.providers.common.refusals import ErrorDetail, detail_of, fault_of
+
+NAME = "anthropic"
+UNSUPPORTED = {
+    Capability.AUDIO: "its API takes text, images and PDF",
+    Capability.CHOICES: "it answers once per request",
+    Capability.COMPLETIONS: "its API has turns, not texts to continue",
+    Capability.EMBEDDINGS: "it has no embeddings",
+    Capability.JSON_OBJECT: "it makes sure of JSON only with a schema",
+    Capability.LOGPROBS: "it does not tell probabilities",
+}
+MODELS_MAX = 1000
+"""The longest page of `/v1/models`."""
+
+
+def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
+    """Speak to the API at the endpoint's URL, which has no path: `https://api.anthropic.com`."""
+    return Anthropic(endpoint, client)
+
+
+class Anthropic:
+    """One account."""
+
+    def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
+        self._endpoint = endpoint
+        credentials = (Credential("x-api-key", "", endpoint.api_key),) if endpoint.api_key else ()
+        self._upstream = Upstream(
+            endpoint.name,
+            endpoint.url.rstrip("/").removesuffix("/v1"),
+            None,
+            client,
+            headers={"anthropic-version": version_of(endpoint)},
+            credentials=credentials,
+            judge=judge,
+        )
+
+    async def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        body = messages_body(request, model, self._endpoint)
+        reader = EventReader(self._endpoint.name, answer_is_tool=wants_schema(request))
+        async with self._upstream.stream("/v1/messages", body) as response:
+            try:
+                async with aclosing(events(self._upstream, response)) as found:
+                    async for event in found:
+                        said: Event = self._upstream.decode(event.data, Event)
+                        if (chunk := reader.read(said)) is not None:
+                            yield chunk
+                        if said.type == "message_stop":
+                            break
+            except httpx.HTTPError:
+                # After the stop reason nothing is left to be said.
+                if not reader.finished:
+                    raise
+        if not reader.finished:
+            raise ProviderUnavailable(f"{self._endpoint.name} ended the stream before the answer.")
+
+    async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        raise unsupported(self._endpoint, UNSUPPORTED[Capability.COMPLETIONS])
+        yield  # Makes it a generator.
+
+    async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
+        raise unsupported(self._endpoint, UNSUPPORTED[Capability.EMBEDDINGS])
+
+    async def probe(self) -> Probe:
+        return await probing.look(self._look)
+
+    async def _look(self) -> Probe:
+        path = f"/v1/models?limit={MODELS_MAX}"
+        answer = await self._upstream.json("GET", path, timeout_s=probing.PROBE_TIMEOUT_S)
+        listed = self._upstream.convert(answer, ModelList)
+        return Probe(finding=Finding.OK, models=tuple(row.id for row in listed.data))
+
+
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    data: tuple[ModelRow, ...]
+
+
+class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
+    """Cumulative; what is left out has not changed."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    cache_creation_input_tokens: int | None = None
+    cache_read_input_tokens: int | None = None
+
+
+class StartedMessage(msgspec.Struct, frozen=True, kw_only=True):
+    usage: MessageUsage | None = None
+
+
+class Block(msgspec.Struct, frozen=True, kw_only=True):
+    """What begins: `text`, `tool_use`, `thinking`, or what we do not know."""
+
+    type: str
+    text: str = ""
+    thinking: str = ""
+    id: str = ""
+    name: str = ""
+    input: Any = None
+
+
+class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
+    """What a `content_block_delta` or a `message_delta` adds."""
+
+    type: str = ""
+    text: str = ""
+    partial_json: str = ""
+    thinking: str = ""
+    stop_reason: str | None = None
+
+
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """Any event of the stream."""
+
+    type: str
+    index: int = 0
+    message: StartedMessage | None = None
+    content_block: Block | None = None
+    delta: EventDelta | None = None
+    usage: MessageUsage | None = None
+    error: Any = None
+
+
+_FINISH = {
+    "end_turn": "stop",
+    "stop_sequence": "stop",
+    "pause_turn": "stop",
+    "max_tokens": "length",
+    "model_context_window_exceeded": "length",
+    "tool_use": "tool_calls",
+    "refusal": "content_filter",
+}
+
+
+class EventReader:
+    """Events in, chunks out."""
+
+    def __init__(self, name: str, *, answer_is_tool: bool) -> None:
+        """Begin an answer.
+
+        Args:
+            name: The endpoint's, for messages.
+            answer_is_tool: The one tool's arguments are the text of the answer.
+        """
+        self.finished = False
+        self._name = name
+        self._answer_is_tool = answer_is_tool
+        self._calls: dict[int, int] = {}
+        """Number of the tool call in each block."""
+        self._written: set[int] = set()
+        """Blocks of tool calls whose arguments have begun."""
+        self._usage = MessageUsage()
+
+    def read(self, event: Event) -> ChatChunk | None:
+        """The chunk an event makes, if it says anything. Raises `ProviderUnavailable` for an `error`."""
+        match event.type:
+            case "message_start":
+                self._count(event.message.usage if event.message else None)
+                return _chunk(Delta(role="assistant", content=""))
+            case "content_block_start" if event.content_block is not None:
+                return self._begin(event.index, event.content_block)
+            case "content_block_delta" if event.delta is not None:
+                return self._add(event.index, event.delta)
+            case "content_block_stop" if event.index in self._calls and event.index not in self._written:
+                # OpenAI's clients parse the arguments of a call without any, too.
+                return self._arguments(event.index, "{}")
+            case "message_delta" if event.delta is not None:
+                self._count(event.usage)
+                return self._finish(event.delta.stop_reason)
+            case "error":
+                detail = detail_of({"error": event.error})
+                raise ProviderUnavailable(
+                    f"{self._name} reported an error in the stream.",
+                    fault=_STREAM_FAULTS.get(detail.type, Fault.TRANSIENT),
+                )
+        return None
+
+    def _begin(self, index: int, block: Block) -> ChatChunk | None:
+        match block.type:
+            case "text" if block.text:
+                return _chunk(Delta(content=block.text))
+            case "thinking" if block.thinking:
+                return _chunk(Delta(reasoning_content=block.thinking))
+            case "tool_use":
+                number = self._calls[index] = len(self._calls)
+                if self._answer_is_tool:
+                    return None
+                called = FunctionDelta(name=block.name, arguments="")
+                return _chunk(
+                    Delta(tool_calls=(ToolCallDelta(index=number, id=block.id, type="function", function=called),))
+                )
+        return None
+
+    def _add(self, index: int, delta: EventDelta) -> ChatChunk | None:
+        match delta.type:
+            case "text_delta":
+                # Beside the tool that is the answer, words are no part of it.
+                return None if self._answer_is_tool else _chunk(Delta(content=delta.text))
+            case "thinking_delta":
+                return _chunk(Delta(reasoning_content=delta.thinking))
+            case "input_json_delta" if index in self._calls and delta.partial_json:
+                return self._arguments(index, delta.partial_json)
+        return None
+
+    def _arguments(self, index: int, piece: str) -> ChatChunk:
+        self._written.add(index)
+        if self._answer_is_tool:
+            return _chunk(Delta(content=piece))
+        call = ToolCallDelta(index=self._calls[index], function=FunctionDelta(arguments=piece))
+        return _chunk(Delta(tool_calls=(call,)))
+
+    def _finish(self, reason: str | None) -> ChatChunk | None:
+        if reason is None:
+            return None
+        self.finished = True
+        finish = _FINISH.get(reason, "stop")
+        if self._answer_is_tool and finish == "tool_calls":
+            finish = "stop"
+        choice = ChunkChoice(delta=Delta(), finish_reason=finish)
+        usage = usage_of(self._usage)
+        return ChatChunk(choices=(choice,), usage=UNSET if usage is None else usage)
+
+    def _count(self, said: MessageUsage | None) -> None:
+        if said is not None:
+            news = {name: value for name, value in msgspec.structs.asdict(said).items() if value is not None}
+            self._usage = msgspec.structs.replace(self._usage, **news)
+
+
+def usage_of(said: MessageUsage) -> Usage | None:
+    """In OpenAI's way to count, where the cached are among the prompt's. None when it did not count."""
+    if said.input_tokens is None or said.output_tokens is None:
+        return None
+    read, written = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
+    asked = said.input_tokens + read + written
+    details = {"cached_tokens": read} | ({"cache_creation_tokens": written} if written else {})
+    return Usage(
+        prompt_tokens=asked,
+        completion_tokens=said.output_tokens,
+        total_tokens=asked + said.output_tokens,
+        prompt_tokens_details=details if read or written else UNSET,
+    )
+
+
+def judge(status: int, detail: ErrorDetail) -> Fault | None:
+    """Like everybody's, and: an empty account is told with status 400."""
+    if "credit balance is too low" in detail.message:
+        return Fault.MONEY
+    return fault_of(status, detail)
+
+
+_STREAM_FAULTS = {
+    "overloaded_error": Fault.CAPACITY,
+    "rate_limit_error": Fault.RATE,
+    "billing_error": Fault.MONEY,
+    "authentication_error": Fault.AUTH,
+    "permission_error": Fault.AUTH,
+}
+
+
+def _chunk(delta: Delta) -> ChatChunk:
+    return ChatChunk(choices=(ChunkChoice(delta=delta),))

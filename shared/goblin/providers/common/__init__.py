@@ -1,0 +1,1 @@
+"""What provider folders share: HTTP, OpenAI's wire, error reading, probes, bills."""

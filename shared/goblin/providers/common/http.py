@@ -1,0 +1,266 @@
+"""HTTP to a provider: one place that knows httpx, and turns its errors and statuses into ours."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import httpx
+import msgspec
+
+from goblin import __version__
+from goblin.core.endpoints import KeySource
+from goblin.core.errors import Fault, GoblinError, ProviderUnavailable
+from goblin.providers.common import sse
+from goblin.providers.common.refusals import Judge, fault_of, refusal
+
+T = TypeVar("T")
+
+CONNECT_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 600.0
+"""The longest silence on a connection; the router's own timeouts are far shorter."""
+ADDRESSES_MAX = 16
+ERROR_BYTES_MAX = 64 * 1024
+JSON_BYTES_MAX = 64 * 1024 * 1024
+"""2048 vectors of 3072 floats as text are about 60 MiB."""
+
+
+class Credential(NamedTuple):
+    """A header that says who we are."""
+
+    header: str
+    scheme: str
+    """`Bearer`, or nothing where the header is the key alone."""
+    key: str | KeySource
+
+    def value(self, key: str) -> str:
+        return f"{self.scheme} {key}" if self.scheme else key
+
+
+class _Ask(NamedTuple):
+    """One request."""
+
+    method: str
+    path: str
+    content: bytes | None
+    timeout_s: float
+    again: bool = True
+
+
+class Upstream:
+    """One endpoint's base URL and keys, over a client that many endpoints share."""
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        api_key: str | KeySource | None,
+        client: httpx.AsyncClient,
+        *,
+        headers: Mapping[str, str] | None = None,
+        credentials: tuple[Credential, ...] = (),
+        judge: Judge | None = None,
+    ) -> None:
+        """Keep what every request needs.
+
+        Args:
+            name: The endpoint's, for messages.
+            url: Where paths are appended.
+            api_key: Sent as `Authorization: Bearer`, as most want it.
+            client: Shared; its limits and proxies are its owner's.
+            headers: Sent with every request.
+            credentials: Other ways to say who we are.
+            judge: How this provider's refusals are read, if not like `fault_of`.
+        """
+        self.name = name
+        self._url = url.rstrip("/")
+        self._client = client
+        self.judge = judge or fault_of
+        self._addresses: dict[str, httpx.URL] = {}
+        plain = {"accept": "*/*", "accept-encoding": "identity", "user-agent": f"goblin/{__version__}"}
+        self._headers = {**plain, **(headers or {})}
+        if api_key:
+            credentials = (Credential("authorization", "Bearer", api_key), *credentials)
+        self._changing: list[tuple[Credential, KeySource]] = []
+        for credential in credentials:
+            if isinstance(credential.key, str):
+                self._headers[credential.header] = credential.value(credential.key)
+            else:
+                self._changing.append((credential, credential.key))
+
+    @asynccontextmanager
+    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        """POST, and hold the answer open.
+
+        Raises:
+            ProviderUnavailable, InvalidRequest: as `refusal` decides; also when the connection breaks inside.
+        """
+        content = msgspec.json.encode(body)
+        response = await self._send(_Ask("POST", path, content, ANSWER_TIMEOUT_S))
+        try:
+            if response.status_code != 200:
+                raise self._refusal(response, await read_up_to(response, ERROR_BYTES_MAX))
+            yield response
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+        finally:
+            await response.aclose()
+
+    async def json(self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float) -> Any:
+        """One exchange of JSON. Raises like `stream`."""
+        return self.decode(await self.exchange(method, path, body=body, timeout_s=timeout_s))
+
+    async def exchange(
+        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float, again: bool = True
+    ) -> bytes:
+        """One exchange; gives the body, which may be empty. Raises like `stream`.
+
+        Args:
+            method: Of HTTP.
+            path: After the base URL.
+            body: Sent as JSON.
+            timeout_s: The longest silence.
+            again: A dead kept connection may be replaced; not where asking twice is not the same as asking once.
+        """
+        content = None if body is None else msgspec.json.encode(body)
+        response = await self._send(_Ask(method, path, content, timeout_s, again))
+        try:
+            good = response.status_code == 200
+            data = await read_up_to(response, JSON_BYTES_MAX if good else ERROR_BYTES_MAX)
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+        finally:
+            await response.aclose()
+        if not good:
+            raise self._refusal(response, data)
+        return data
+
+    def decode(self, data: bytes, kind: Any = Any) -> Any:
+        """Parse what the provider sent, which is not to be trusted."""
+        try:
+            return msgspec.json.decode(data, type=kind)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise self.nonsense() from error
+
+    def convert(self, value: Any, kind: type[T]) -> T:
+        """Give parsed JSON its type."""
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise self.nonsense() from error
+
+    def nonsense(self) -> ProviderUnavailable:
+        return ProviderUnavailable(f"{self.name} sent an answer that cannot be read.")
+
+    def _refusal(self, response: httpx.Response, data: bytes) -> GoblinError:
+        return refusal(self.name, response, data, self.judge)
+
+    async def _send(self, ask: _Ask) -> httpx.Response:
+        keys = [await source.key() for _, source in self._changing]
+        response = await self._send_with(keys, ask)
+        if response.status_code not in (401, 403) or not keys:
+            return response
+        try:
+            renewed = [await source.renew(key) for (_, source), key in zip(self._changing, keys, strict=True)]
+            if not any(renewed):
+                return response
+            keys = [await source.key() for _, source in self._changing]
+        except BaseException:
+            await response.aclose()
+            raise
+        await response.aclose()
+        return await self._send_with(keys, ask)
+
+    async def _send_with(self, keys: list[str], ask: _Ask) -> httpx.Response:
+        headers = dict(self._headers)
+        for (credential, _), key in zip(self._changing, keys, strict=True):
+            headers[credential.header] = credential.value(key)
+        if ask.content is not None:
+            headers["content-type"] = "application/json"
+        # Not `build_request`: it merges what the client has, which is nothing, at the price of a parsed chunk or ten.
+        connect_s = min(ask.timeout_s, CONNECT_TIMEOUT_S)
+        waits = {"connect": connect_s, "read": ask.timeout_s, "write": ask.timeout_s, "pool": ask.timeout_s}
+        request = httpx.Request(
+            ask.method,
+            self._address(ask.path),
+            content=ask.content,
+            headers=headers,
+            extensions={"timeout": waits},
+        )
+        try:
+            return await self._client.send(request, stream=True)
+        except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
+            if not ask.again:
+                raise self._broken(error) from error
+            # A kept connection may have been closed at the other end while it lay idle; llama-server does so
+            # even right after a stream. Nothing was answered, so one fresh try is no second answer.
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+        try:
+            return await self._client.send(request, stream=True)
+        except httpx.HTTPError as error:
+            raise self._broken(error) from error
+
+    def _address(self, path: str) -> httpx.URL:
+        """Parsed once, for the paths that come again."""
+        if (found := self._addresses.get(path)) is None:
+            found = httpx.URL(self._url + path)
+            if len(self._addresses) < ADDRESSES_MAX:
+                self._addresses[path] = found
+        return found
+
+    def _broken(self, error: httpx.HTTPError) -> ProviderUnavailable:
+        match error:
+            case httpx.PoolTimeout():
+                return ProviderUnavailable(f"{self.name}: no connection is free.", fault=Fault.CAPACITY)
+            case httpx.ConnectTimeout() | httpx.ConnectError():
+                return ProviderUnavailable(f"{self.name} cannot be reached.")
+            case httpx.TimeoutException():
+                return ProviderUnavailable(f"{self.name} did not answer in time.")
+        return ProviderUnavailable(f"{self.name} broke off the connection.")
+
+
+def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
+    """The body as it comes, which httpx would pass through three more generators."""
+    if "content-encoding" in response.headers or not isinstance(response.stream, httpx.AsyncByteStream):
+        return response.aiter_bytes()
+    return aiter(response.stream)
+
+
+async def read_up_to(response: httpx.Response, limit: int) -> bytes:
+    """The body, up to a limit: a provider's answer is not to be trusted either."""
+    held = bytearray()
+    async for piece in pieces(response):
+        held += piece
+        if len(held) > limit:
+            break
+    return bytes(held[:limit])
+
+
+async def lines(upstream: Upstream, response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:
+    """Lines of a body as they come, without the empty ones."""
+    rest = b""
+    async for piece in pieces(response):
+        *whole, rest = (rest + piece).split(b"\n")
+        if len(rest) > limit:
+            raise upstream.nonsense()
+        for line in whole:
+            if line.strip():
+                yield line
+    if rest.strip():
+        yield rest
+
+
+async def events(upstream: Upstream, response: httpx.Response) -> AsyncGenerator[sse.ServerEvent, None]:
+    """Server-sent events of a body as they come. Raises `ProviderUnavailable` when they are none."""
+    if not response.headers.get("content-type", "").startswith("text/event-stream"):
+        raise upstream.nonsense()
+    parser = sse.EventParser()
+    async for piece in pieces(response):
+        try:
+            found = parser.feed(piece)
+        except sse.EventTooLarge as error:
+            raise upstream.nonsense() from error
+        for event in found:
+            yield event

@@ -1,0 +1,209 @@
+"""What a provider's refusal means: an error body of any shape, and the fault behind a status."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import msgspec
+
+from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable
+
+log = logging.getLogger(__name__)
+
+TEXT_MAX = 2000
+
+
+class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
+    """What a provider's error body says, in OpenAI's words."""
+
+    message: str = ""
+    type: str = ""
+    code: str = ""
+    param: str | None = None
+
+
+Judge = Callable[[int, ErrorDetail], Fault | None]
+"""The fault behind a status and what the body says; None when the request itself is to blame."""
+
+
+def refusal(name: str, response: httpx.Response, data: bytes, judge: Judge) -> GoblinError:
+    """What an answer that is not 200 means for the caller and the router."""
+    detail = error_detail(data)
+    status = response.status_code
+    # Providers quote keys and prompts in their messages; types and codes are enough to find the cause.
+    log.warning("%s answered %d (type %.80r, code %.80r)", name, status, detail.type, detail.code)
+    fault = judge(status, detail)
+    if fault is None:
+        return InvalidRequest(
+            detail.message or f"{name} refused the request with status {status}.",
+            param=detail.param,
+            code=_caller_code(detail),
+        )
+    return ProviderUnavailable(
+        f"{name} answered {status} ({fault}).", fault=fault, retry_after_s=retry_after_s(response.headers)
+    )
+
+
+# They come with 429 and look like a rate limit; no waiting mends them. Source: help.openai.com 5955604, OpenAI's
+# API reference and anthropic-python 2.12, read 2026-11-23.
+_MONEY_CODES = frozenset(
+    {
+        "insufficient_quota",
+        "credit_balance_exhausted",
+        "organization_usage_limit_exceeded",
+        "organization_spend_limit_exceeded",
+        "project_spend_limit_exceeded",
+        "billing_not_active",
+        "billing_hard_limit_reached",
+        "billing_error",
+        "enforced_spend_limit_reached",
+        "contract_spend_limit_reached",
+        "linked_organization_spend_limit_reached",
+    }
+)
+
+
+def fault_of(status: int, detail: ErrorDetail) -> Fault | None:
+    """The fault behind a status, or None when the request itself is to blame."""
+    if status == 402 or detail.code in _MONEY_CODES or detail.type in _MONEY_CODES:
+        return Fault.MONEY
+    match status:
+        case 401 | 403:
+            return Fault.AUTH
+        case 404 | 410:
+            return Fault.MISSING
+        case 405 | 501:
+            return Fault.UNSUPPORTED
+        case 408:
+            return Fault.TRANSIENT
+        case 429:
+            return Fault.RATE
+        case 503 if "loading" in detail.message.lower():
+            return Fault.LOADING
+        case 503 if "busy" in detail.message.lower() or "overloaded" in detail.message.lower():
+            return Fault.CAPACITY
+        case 498 | 529:
+            return Fault.CAPACITY
+    if 400 <= status < 500:
+        return None
+    return Fault.TRANSIENT
+
+
+# How providers say in words that no machine is free, with statuses from 400 to 503. Source: the errors that
+# skypilot 0.14, dstack 0.22 and flyctl look for, read 2026-11-23.
+_CAPACITY_TEXT = re.compile(
+    r"no (longer any )?(instances?|gpus?|capacity|hosts?|machines?|resources)\b.{0,40}\b(available|found)"
+    r"|(not|in)[ -]?(enough|sufficient) (capacity|resources|memory|gpus?)"
+    r"|resources? (are|is) (currently )?unavailable|over the allowed quota|out of (stock|capacity)|no_such_ask"
+    r"|could not reserve|no capacity",
+    re.IGNORECASE,
+)
+
+
+def says_no_capacity(detail: ErrorDetail) -> bool:
+    """Whether the words of a refusal are about capacity, whatever its status says."""
+    return bool(_CAPACITY_TEXT.search(detail.message) or _CAPACITY_TEXT.search(detail.code))
+
+
+def judge_gpu_host(status: int, detail: ErrorDetail) -> Fault | None:
+    """Like `fault_of`, for those who say `no machine is free` with any status, 400 among them."""
+    if status not in (401, 402, 403, 429) and says_no_capacity(detail):
+        return Fault.CAPACITY
+    return fault_of(status, detail)
+
+
+def error_detail(data: bytes) -> ErrorDetail:
+    """Read an error body: the shapes that `detail_of` knows, or a line of text; a page says nothing."""
+    try:
+        body = msgspec.json.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        text = data[:TEXT_MAX].decode("utf-8", "replace").strip()
+        return ErrorDetail() if text[:1] in ("<", "{", "[") else ErrorDetail(message=text)
+    return detail_of(body)
+
+
+def detail_of(body: Any) -> ErrorDetail:
+    """The same from parsed JSON.
+
+    `{"error": {…}}` is OpenAI's and, with `details`, Anthropic's; `{"error": "…"}` Ollama's, Fly's and RunPod's
+    workers'; `{"error": SLUG, "msg": "…"}` Vast's; `{"detail": "…"}` a problem document's, and FastAPI's.
+    """
+    if not isinstance(body, dict):
+        return ErrorDetail()
+    error = body.get("error", body.get("detail"))
+    if isinstance(error, str):
+        said = body.get("msg")
+        return ErrorDetail(message=_text(said), code=error) if isinstance(said, str) else ErrorDetail(message=error)
+    if not isinstance(error, dict):
+        return ErrorDetail()
+    param, details = error.get("param"), error.get("details")
+    finer = details.get("error_code") if isinstance(details, dict) else None
+    return ErrorDetail(
+        message=_text(error.get("message")),
+        type=_text(error.get("type")),
+        code=_text(finer or error.get("code")),
+        param=param if isinstance(param, str) else None,
+    )
+
+
+def retry_after_s(headers: Mapping[str, str]) -> float | None:
+    """How long to stay away, where a provider says it: a date is not worth a clock here.
+
+    `retry-after-ms`, then `Retry-After` in seconds, then what a limit that is used up needs to refill.
+    """
+    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        try:
+            value = float(headers[name]) * scale
+        except (KeyError, ValueError):
+            continue
+        if 0 <= value < float("inf"):
+            return value
+    waits = [*_empty_buckets(headers), *_empty_policies(headers.get("ratelimit", ""))]
+    return max(waits, default=None)
+
+
+def _empty_buckets(headers: Mapping[str, str]) -> list[float]:
+    """OpenAI's and Groq's `x-ratelimit-remaining-tokens: 0` and `x-ratelimit-reset-tokens: 2m59.56s`."""
+    waits = []
+    for what in ("requests", "tokens"):
+        if headers.get(f"x-ratelimit-remaining-{what}") == "0":
+            wait_s = _duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
+            waits += [] if wait_s is None else [wait_s]
+    return waits
+
+
+_POLICY = re.compile(r'"[a-z]+";r=(\d+);t=(\d+)')
+
+
+def _empty_policies(header: str) -> list[float]:
+    """RunPod's `RateLimit: "minute";r=0;t=12, "hour";r=2800;t=1812`: what remains, and seconds until it refills."""
+    return [float(seconds) for left, seconds in _POLICY.findall(header[:TEXT_MAX]) if int(left) == 0]
+
+
+_DURATION = re.compile(
+    r"(?:(\d{1,4})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,6}(?:\.\d{1,9})?)ms)?"
+)
+
+
+def _duration_s(text: str) -> float | None:
+    """Go's way to write a duration: `6m0s`, `2m59.56s`, `250ms`."""
+    found = _DURATION.fullmatch(text)
+    if not text or found is None:
+        return None
+    hours, minutes, seconds, millis = (float(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds + millis / 1000
+
+
+def _caller_code(detail: ErrorDetail) -> str | None:
+    if detail.type == "exceed_context_size_error" or "prompt is too long" in detail.message:
+        return "context_length_exceeded"
+    # llama-server repeats the status as the code.
+    return detail.code if detail.code and not detail.code.isdigit() else None
+
+
+def _text(value: object) -> str:
+    return "" if value is None else str(value)[:TEXT_MAX]

@@ -1,0 +1,1 @@
+"""Fly.io: the app that is always on, and its computed bill."""

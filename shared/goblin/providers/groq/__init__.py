@@ -1,0 +1,1 @@
+"""Groq: OpenAI's wire with a few additions."""

@@ -1,0 +1,1 @@
+"""llama.cpp servers: inference, and loading promoted models."""

@@ -1,0 +1,1 @@
+"""This machine as a provider of instances: each is a process."""

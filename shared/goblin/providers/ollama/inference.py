@@ -1,0 +1,341 @@
+"""Ollama, through its own API, which tells what its OpenAI route hides: which models are in memory.
+
+Source: ollama 0.33 `api/types.go` and `server/routes.go`, read 2026-11-23. Streams are JSON lines; an error after
+the first token is a line `{"error": …}` under status 200. A full queue answers 503 `server busy`. The context
+length depends on the GPU unless `num_ctx` is sent, and a new `num_ctx` loads the model again, so it is always
+sent and always the same. Ollama has no authentication: a key is for the proxy in front of it.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing
+from typing import Any
+
+import httpx
+import msgspec
+
+from goblin.core.endpoints import Capability, Endpoint
+from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
+from goblin.gateway.domain.chat import (
+    ChatChunk,
+    ChunkChoice,
+    Delta,
+    Embedding,
+    Embeddings,
+    FunctionDelta,
+    ToolCallDelta,
+    Usage,
+)
+from goblin.gateway.domain.endpoint_health import Finding, Probe
+from goblin.gateway.domain.requests import (
+    AudioPart,
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    FilePart,
+    ImagePart,
+    Message,
+)
+from goblin.gateway.ports import ChatProvider
+from goblin.providers.common import probes as probing
+from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream, lines
+
+NAME = "ollama"
+UNSUPPORTED = {
+    Capability.AUDIO: "its API takes text and images",
+    Capability.CHOICES: "it answers once per request",
+    Capability.LOGPROBS: "its log probabilities are not mapped",
+}
+LINE_BYTES_MAX = 8 * 1024 * 1024
+
+
+def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
+    """Speak to the server at the endpoint's URL, which has no path: `http://host:11434`."""
+    return Ollama(endpoint, client)
+
+
+class Ollama:
+    """One server with several models, of which some are in memory."""
+
+    def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
+        self._endpoint = endpoint
+        self._upstream = Upstream(endpoint.name, endpoint.url, endpoint.api_key, client)
+
+    async def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        body = chat_body(request, model, self._endpoint)
+        calls = 0
+        async with aclosing(self._lines("/api/chat", body)) as found:
+            async for line in found:
+                chunk = parse_line(line, calls_before=calls)
+                calls += sum(len(choice.delta.tool_calls or ()) for choice in chunk.choices)
+                yield chunk
+
+    async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        body = generate_body(request, model, self._endpoint)
+        async with aclosing(self._lines("/api/generate", body)) as found:
+            async for line in found:
+                yield parse_line(line, calls_before=0)
+
+    async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
+        body = {"model": model, "input": _texts(request.input), **self._keep_alive()}
+        if request.dimensions is not None:
+            body["dimensions"] = request.dimensions
+        answer = await self._upstream.json("POST", "/api/embed", body=body, timeout_s=ANSWER_TIMEOUT_S)
+        found = self._upstream.convert(answer, EmbedAnswer)
+        rows = tuple(Embedding(index=i, embedding=vector) for i, vector in enumerate(found.embeddings))
+        counted = found.prompt_eval_count
+        usage = None if counted is None else Usage(prompt_tokens=counted, total_tokens=counted)
+        return Embeddings(data=rows, usage=usage)
+
+    async def probe(self) -> Probe:
+        return await probing.look(self._look)
+
+    async def _look(self) -> Probe:
+        started = time.monotonic()
+        await self._get("/api/version")
+        latency_ms = probing.elapsed_ms(started)
+        loaded = self._upstream.convert(await self._get("/api/ps"), ModelList)
+        there = self._upstream.convert(await self._get("/api/tags"), ModelList)
+        return Probe(
+            finding=Finding.OK,
+            latency_ms=latency_ms,
+            models=model_names(there),
+            loaded=model_names(loaded),
+        )
+
+    async def _get(self, path: str) -> Any:
+        return await self._upstream.json("GET", path, timeout_s=probing.PROBE_TIMEOUT_S)
+
+    def _keep_alive(self) -> dict[str, Any]:
+        keep = self._endpoint.options.get("keep_alive")
+        return {} if keep is None else {"keep_alive": keep}
+
+    async def _lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Line, None]:
+        """Lines up to the one that says it is done."""
+        async with self._upstream.stream(path, {**body, **self._keep_alive()}) as response:
+            async for data in lines(self._upstream, response, LINE_BYTES_MAX):
+                line: Line = self._upstream.decode(data, Line)
+                if line.error:
+                    raise ProviderUnavailable(
+                        f"{self._endpoint.name} reported an error in the stream.", fault=_fault(line.error)
+                    )
+                yield line
+                if line.done:
+                    return
+        raise ProviderUnavailable(f"{self._endpoint.name} ended the stream before the answer.")
+
+
+class LineFunction(msgspec.Struct, frozen=True, kw_only=True):
+    name: str
+    arguments: dict[str, Any] | str = ""
+
+
+class LineCall(msgspec.Struct, frozen=True, kw_only=True):
+    function: LineFunction
+    id: str = ""
+
+
+class LineMessage(msgspec.Struct, frozen=True, kw_only=True):
+    content: str = ""
+    thinking: str = ""
+    tool_calls: tuple[LineCall, ...] | None = None
+
+
+class Line(msgspec.Struct, frozen=True, kw_only=True):
+    """One line of `/api/chat` (`message`) or `/api/generate` (`response`); durations are nanoseconds."""
+
+    message: LineMessage | None = None
+    response: str = ""
+    thinking: str = ""
+    done: bool = False
+    done_reason: str | None = None
+    prompt_eval_count: int | None = None
+    eval_count: int | None = None
+    error: str = ""
+
+
+class EmbedAnswer(msgspec.Struct, frozen=True, kw_only=True):
+    embeddings: list[list[float]]
+    prompt_eval_count: int | None = None
+
+
+class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+    name: str = ""
+    model: str = ""
+
+
+class ModelList(msgspec.Struct, frozen=True, kw_only=True):
+    models: tuple[ModelRow, ...] | None = None
+
+
+def model_names(listed: ModelList) -> tuple[str, ...]:
+    """Names as requests use them; `llama3` and `llama3:latest` are one model, so both are given."""
+    names: list[str] = []
+    for row in listed.models or ():
+        name = row.model or row.name
+        names.append(name)
+        if name.endswith(":latest"):
+            names.append(name.removesuffix(":latest"))
+    return tuple(name for name in names if name)
+
+
+def parse_line(line: Line, *, calls_before: int) -> ChatChunk:
+    """One line as a chunk; the last line also carries the usage.
+
+    Args:
+        line: As it came.
+        calls_before: Tool calls of earlier lines: each line has whole calls, numbered here.
+    """
+    message = line.message or LineMessage(content=line.response, thinking=line.thinking)
+    calls = tuple(_call(call, calls_before + i) for i, call in enumerate(message.tool_calls or ()))
+    delta = Delta(
+        role="assistant",
+        content=message.content,
+        reasoning_content=message.thinking or msgspec.UNSET,
+        tool_calls=calls or msgspec.UNSET,
+    )
+    finish = _finish_reason(line, called=bool(calls_before or calls)) if line.done else None
+    usage = _usage(line) if line.done else msgspec.UNSET
+    return ChatChunk(choices=(ChunkChoice(delta=delta, finish_reason=finish),), usage=usage)
+
+
+def chat_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[str, Any]:
+    """A request of `/api/chat`.
+
+    Raises:
+        InvalidRequest: a part that cannot be said in Ollama's API.
+        ProviderUnavailable: `UNSUPPORTED`, when another endpoint might take it.
+    """
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [_message(message, request.messages) for message in request.messages],
+        "stream": True,
+        "options": _options(request, endpoint),
+    }
+    if request.tools and request.tool_choice != "none":
+        if request.tool_choice not in (None, "auto"):
+            raise _unsupported(endpoint, "it cannot be made to call a tool")
+        body["tools"] = request.tools
+    wanted = request.response_format
+    if wanted is not None and wanted.type == "json_object":
+        body["format"] = "json"
+    if wanted is not None and wanted.type == "json_schema":
+        schema = wanted.json_schema.schema if wanted.json_schema else None
+        body["format"] = "json" if schema is None else schema
+    return body
+
+
+def generate_body(request: CompletionRequest, model: str, endpoint: Endpoint) -> dict[str, Any]:
+    """A request of `/api/generate`: the text is continued as it is, without the model's chat template."""
+    texts = _texts(request.prompt)
+    text = texts if isinstance(texts, str) else texts[0]
+    body = {"model": model, "prompt": text, "stream": True, "options": _options(request, endpoint)}
+    # The template is what puts a suffix in its place.
+    return body | ({"raw": True} if request.suffix is None else {"suffix": request.suffix})
+
+
+def _options(request: ChatRequest | CompletionRequest, endpoint: Endpoint) -> dict[str, Any]:
+    stop = [request.stop] if isinstance(request.stop, str) else request.stop
+    wanted = {
+        "num_ctx": endpoint.context_tokens,
+        "num_predict": request.output_tokens_max,
+        "temperature": request.temperature,
+        "top_p": request.top_p,
+        "seed": request.seed,
+        "stop": stop,
+        "presence_penalty": request.presence_penalty,
+        "frequency_penalty": request.frequency_penalty,
+    }
+    return {name: value for name, value in wanted.items() if value is not None}
+
+
+def _message(message: Message, conversation: tuple[Message, ...]) -> dict[str, Any]:
+    role = "system" if message.role == "developer" else message.role
+    said: dict[str, Any] = {"role": "tool" if role == "function" else role, "content": message.text}
+    parts = message.content if isinstance(message.content, tuple) else ()
+    if any(isinstance(part, AudioPart | FilePart) for part in parts):
+        raise InvalidRequest("Only text and images can be sent to this model.", param="messages")
+    if images := [_image(part) for part in parts if isinstance(part, ImagePart)]:
+        said["images"] = images
+    if message.tool_calls:
+        said["tool_calls"] = [
+            {"function": {"name": call.function.name, "arguments": _arguments(call.function.arguments)}}
+            for call in message.tool_calls
+        ]
+    if said["role"] == "tool" and (name := _tool_name(message, conversation)):
+        said["tool_name"] = name
+    return said
+
+
+def _image(part: ImagePart) -> str:
+    """Base64 of a `data:` URL. Links are for those who fetch; we do not, and Ollama does not."""
+    head, comma, data = part.image_url.url.partition(",")
+    if not comma or not head.startswith("data:") or not head.endswith(";base64"):
+        raise InvalidRequest(
+            "This model takes images as base64 `data:` URLs only.", param="messages", code="invalid_image_url"
+        )
+    return data
+
+
+def _arguments(text: str) -> Any:
+    """An object, as Ollama wants it; a model may have written what is none."""
+    try:
+        arguments = msgspec.json.decode(text or "{}")
+    except msgspec.DecodeError:
+        return {"_": text}
+    return arguments if isinstance(arguments, dict) else {"_": arguments}
+
+
+def _tool_name(message: Message, conversation: tuple[Message, ...]) -> str | None:
+    """The tool that a result belongs to: OpenAI names the call, Ollama the tool."""
+    if message.name:
+        return message.name
+    for earlier in conversation:
+        for call in earlier.tool_calls or ():
+            if call.id == message.tool_call_id:
+                return call.function.name
+    return None
+
+
+def _call(call: LineCall, index: int) -> ToolCallDelta:
+    arguments = call.function.arguments
+    text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
+    return ToolCallDelta(
+        index=index,
+        id=call.id or f"call_{uuid.uuid4().hex[:24]}",
+        type="function",
+        function=FunctionDelta(name=call.function.name, arguments=text),
+    )
+
+
+def _finish_reason(line: Line, *, called: bool) -> str:
+    if called:
+        return "tool_calls"
+    return "length" if line.done_reason == "length" else "stop"
+
+
+def _usage(line: Line) -> Usage | None:
+    """None when it did not count; a prompt that was in the cache counts as nothing there."""
+    if line.eval_count is None:
+        return None
+    asked = line.prompt_eval_count or 0
+    return Usage(prompt_tokens=asked, completion_tokens=line.eval_count, total_tokens=asked + line.eval_count)
+
+
+def _texts(value: str | list[Any]) -> str | list[str]:
+    if isinstance(value, str) or all(isinstance(inner, str) for inner in value):
+        return value
+    raise InvalidRequest("This model takes text, not token ids.", param="input")
+
+
+def _fault(error: str) -> Fault:
+    if "busy" in error.lower():
+        return Fault.CAPACITY
+    return Fault.TRANSIENT
+
+
+def _unsupported(endpoint: Endpoint, why: str) -> ProviderUnavailable:
+    return ProviderUnavailable(f"{endpoint.name}: {why}.", fault=Fault.UNSUPPORTED)

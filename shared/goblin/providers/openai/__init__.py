@@ -1,0 +1,1 @@
+"""OpenAI, and servers that copy its API; its bill."""

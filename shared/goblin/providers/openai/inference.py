@@ -1,0 +1,64 @@
+"""OpenAI, and whoever copies its API: the base URL is configured.
+
+Source: openai-python 3.54 and OpenAI's API reference, read 2026-11-23. `GET /models` costs nothing. A 429 with a
+quota code is about money, not about rate. Usage in a stream must be asked for. OpenAI's reasoning models refuse
+`max_tokens`, and servers that copy its API may not know `max_completion_tokens`: OpenAI itself is sent the new name,
+others what the option `limit` says, or else what the caller said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from urllib.parse import urlsplit
+
+import httpx
+
+from goblin.core.endpoints import Capability, Endpoint
+from goblin.core.errors import Broken
+from goblin.gateway.domain.chat import ChatChunk, Embeddings
+from goblin.gateway.domain.endpoint_health import Finding, Probe
+from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.gateway.ports import ChatProvider
+from goblin.providers.common import probes as probing
+from goblin.providers.common.http import Upstream
+from goblin.providers.common.openai_codec import LIMITS, OpenAIWire, continues_as_vllm
+
+NAME = "openai"
+UNSUPPORTED: dict[Capability, str] = {}
+HOST = "api.openai.com"
+
+
+def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
+    """Speak to the API at the endpoint's URL, which ends as OpenAI's does: `https://host/v1`."""
+    return OpenAI(endpoint, client)
+
+
+class OpenAI:
+    """One account at one base URL."""
+
+    def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
+        limit = endpoint.options.get("limit") or (LIMITS[1] if urlsplit(endpoint.url).hostname == HOST else None)
+        if limit not in (*LIMITS, None):
+            raise Broken(f"endpoint {endpoint.name}: option `limit` is one of {', '.join(LIMITS)}")
+        self._wire = OpenAIWire(
+            Upstream(endpoint.name, endpoint.url, endpoint.api_key, client),
+            limit=limit,
+            # OpenAI itself never continues; who says so of a copy means a server such as vLLM.
+            continues=continues_as_vllm(endpoint),
+        )
+
+    def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._wire.chat(request, model=model)
+
+    def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._wire.complete(request, model=model)
+
+    async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
+        return await self._wire.embed(request, model=model)
+
+    async def probe(self) -> Probe:
+        return await probing.look(self._look)
+
+    async def _look(self) -> Probe:
+        models = await self._wire.models(timeout_s=probing.PROBE_TIMEOUT_S)
+        return Probe(finding=Finding.OK, models=models)

@@ -1,0 +1,213 @@
+"""RunPod's management API as a client meets it: what may be asked twice, and what it means that nothing came back."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from decimal import Decimal
+from typing import Annotated, Any, NamedTuple, TypeVar
+
+import httpx
+import msgspec
+from msgspec import Meta
+
+from goblin.core.endpoints import KeySource
+from goblin.core.errors import Fault, ProviderUnavailable, Transient
+from goblin.providers.common import rental_http as rental_wire
+from goblin.providers.common.refusals import error_detail, retry_after_s, says_no_capacity
+from goblin.providers.common.rental_http import CONNECT_S
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+READ_S = 15.0
+"""For all of an answer to a GET."""
+WRITE_S = 60.0
+"""For all of an answer to anything else: a machine is looked for while we wait."""
+TRIES = 3
+"""Of a GET."""
+WAIT_S_MAX = 10.0
+"""The longest that a 429 is waited out here; whoever wants longer is told so."""
+BACKOFF_S = 0.5
+WORDS_MAX = 300
+
+Sleep = Callable[[float], Awaitable[None]]
+
+
+class Answer(NamedTuple):
+    """What came back, whatever it says."""
+
+    status: int
+    data: bytes
+    retry_after_s: float | None
+
+
+class PodRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a pod."""
+
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
+    name: str
+    status: str
+    cost: Decimal | None = None
+    runtime: Any = None
+    created_at: str = msgspec.field(default="", name="createdAt")
+
+
+class Pagination(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    has_next_page: bool = False
+    next_cursor: str | None = None
+
+
+class Pods(msgspec.Struct, frozen=True, kw_only=True):
+    pods: tuple[PodRow, ...]
+    pagination: Pagination | None = None
+
+
+class Prices(msgspec.Struct, frozen=True, kw_only=True):
+    """Dollars an hour for one GPU."""
+
+    secure: Decimal | None = None
+    community: Decimal | None = None
+
+
+class Counts(msgspec.Struct, frozen=True, kw_only=True):
+    """How many one pod can have."""
+
+    secure: int = 0
+    community: int = 0
+
+
+class PlaceRow(msgspec.Struct, frozen=True, kw_only=True):
+    id: str
+    availability: str = "NONE"
+
+
+class GpuRow(msgspec.Struct, frozen=True, kw_only=True):
+    """What is read of a GPU type."""
+
+    id: Annotated[str, Meta(min_length=1)]
+    name: str
+    memory: Annotated[int, Meta(ge=0)]
+    secure: bool
+    community: bool
+    price: Prices
+    max_count: Counts = msgspec.field(name="maxCount")
+    availability: str
+    data_centers: tuple[PlaceRow, ...] = msgspec.field(default=(), name="dataCenters")
+
+
+class Gpus(msgspec.Struct, frozen=True, kw_only=True):
+    gpus: tuple[GpuRow, ...]
+
+
+class RunPodApi:
+    """Asks. A GET is tried again when nothing or a 5xx comes back, everything is after a short 429, nothing else is."""
+
+    def __init__(
+        self, name: str, url: str, key: str | KeySource, client: httpx.AsyncClient, *, sleep: Sleep = asyncio.sleep
+    ) -> None:
+        """Keep what every request needs.
+
+        Args:
+            name: The provider's, for messages.
+            url: Up to and with the version: `https://api.runpod.io/v2`.
+            key: Sent in a header and nowhere else.
+            client: Shared; its limits and proxies are its owner's.
+            sleep: Waits seconds.
+        """
+        self._name = name
+        self._url = url.rstrip("/")
+        self._key = key
+        self._client = client
+        self._sleep = sleep
+        self._sent = ""
+
+    async def ask(
+        self, method: str, path: str, *, params: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
+    ) -> Answer:
+        """One exchange.
+
+        Raises:
+            ProviderUnavailable: Nothing was sent, or nothing was to be changed.
+            Transient: It was sent, and nobody knows whether it took effect.
+        """
+        tries = TRIES if method == "GET" else 1
+        for attempt in range(1, TRIES + 1):
+            waited = attempt * BACKOFF_S
+            try:
+                answer = await self._ask_once(method, path, params, body)
+            except Transient:
+                if attempt >= tries:
+                    raise
+            else:
+                if answer.status == 429:
+                    waited = answer.retry_after_s if answer.retry_after_s is not None else BACKOFF_S
+                    if attempt == TRIES or waited > WAIT_S_MAX:
+                        return answer
+                elif answer.status < 500 or attempt >= tries:
+                    return answer
+            await self._sleep(waited)
+        raise AssertionError("the last try returns or raises")
+
+    async def read(self, path: str, kind: type[T], *, params: Mapping[str, str] | None = None) -> T:
+        """What a GET finds, parsed. Raises `ProviderUnavailable`: also for what is no such thing, as a proxy's page."""
+        answer = await self.ask("GET", path, params=params)
+        if answer.status != httpx.codes.OK:
+            raise self.refused(answer, path)
+        return self.parse(answer, kind)
+
+    def parse(self, answer: Answer, kind: type[T]) -> T:
+        """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
+        return rental_wire.parse(self._name, answer.data, kind)
+
+    def refused(self, answer: Answer, path: str) -> ProviderUnavailable:
+        """A status that was not hoped for, without the words that came with it: they may quote a key."""
+        fault = {401: Fault.AUTH, 403: Fault.AUTH, 402: Fault.MONEY, 429: Fault.RATE}.get(answer.status)
+        return ProviderUnavailable(
+            f"{self._name} answered {answer.status} to {path}.",
+            fault=fault or Fault.TRANSIENT,
+            retry_after_s=answer.retry_after_s,
+        )
+
+    def words(self, answer: Answer, secrets: Iterable[str]) -> str:
+        """What a refusal says for a person, unless it repeats our key, or a secret that was sent with it."""
+        detail = error_detail(answer.data)
+        said = " ".join(f"{detail.message} {detail.code}".split())[:WORDS_MAX]
+        if any(secret and secret in said for secret in (self._sent, *secrets)):
+            return "its reason quotes a secret."
+        return said or "it gives no reason."
+
+    async def _ask_once(
+        self, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
+    ) -> Answer:
+        key = self._key if isinstance(self._key, str) else await self._key.key()
+        answer = await self._send(key, method, path, params, body)
+        if answer.status == 401 and not isinstance(self._key, str) and await self._key.renew(key):
+            answer = await self._send(await self._key.key(), method, path, params, body)
+        return answer
+
+    async def _send(
+        self, key: str, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
+    ) -> Answer:
+        self._sent = key
+        within_s = READ_S if method == "GET" else WRITE_S
+        request = rental_wire.build(method, self._url + path, key, within_s=within_s, params=params, body=body)
+        try:
+            async with asyncio.timeout(within_s + CONNECT_S):
+                response, data = await rental_wire.exchange(self._client, request)
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
+            raise ProviderUnavailable(f"{self._name} cannot be reached: {type(error).__name__}.") from error
+        except (httpx.HTTPError, TimeoutError) as error:
+            lost = f"{self._name} gave no answer to {method} {path}: {type(error).__name__}."
+            raise (ProviderUnavailable(lost) if method == "GET" else Transient(lost)) from error
+        if response.status_code >= 300:
+            log.warning("%s answered %d to %s %s", self._name, response.status_code, method, path)
+        return Answer(response.status_code, data, retry_after_s(response.headers))
+
+
+def is_full(answer: Answer) -> bool:
+    """Whether a refusal is about a lack of capacity, which words alone tell, whatever the status."""
+    detail = error_detail(answer.data)
+    said = f"{detail.message} {detail.code}"
+    return says_no_capacity(detail) or "does not have the resources" in said or "not enough free GPUs" in said

@@ -1,0 +1,374 @@
+"""RunPod: pods of its community and of its own data centres, on demand.
+
+Source: RunPod's OpenAPI schema 2.0.0 (runpod/docs at 2026-08-20), its pages on pricing and billing, and answers of
+version 2 recorded by others in August 2026; read 2026-11-25. Not tried against RunPod itself.
+
+- Version 1 has ended: 410. Version 2 has no key for idempotency, so a create is sent once; when its answer is lost the
+  pod is looked for by its name.
+- A lack of capacity is a 400 like a broken rule, told apart by its words alone. 402 is the balance: an hour of the pod
+  must be covered. 403 is a key without the right, or a pool that the account may not have. 422 is a mistake of ours.
+- One GPU type a request, with `gpu.count`: left out, nothing is ever found. The catalogue tells stock of one cloud and
+  one count at a time, and only with `product`; it is no reservation.
+- `status` can read RUNNING, without a `runtime`, before anything runs. A container that has ended leaves a pod that
+  reads EXITED and bills its disk; whether a container that ends is started again first depends on RunPod.
+- Per second; a container's disk $0.10 a GB and month, traffic is free. `cost` of a pod is for its GPUs, an hour.
+- A container also finds `RUNPOD_API_KEY` in its environment, a key that RunPod made for that pod; it is none of ours.
+- The bill knows pods by id (`/billing/pods`) and not by name.
+- Which machine it is is not told, so none can be avoided.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from decimal import ROUND_CEILING, Decimal
+from typing import TypeGuard
+
+import httpx
+
+from goblin.billing.domain.ledger import to_micros
+from goblin.core.endpoints import KeySource
+from goblin.core.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
+from goblin.jobs.domain.instances import (
+    Instance,
+    InstanceState,
+    Inventory,
+    Known,
+    Order,
+    Unknown,
+    gpu_name,
+    is_attempt_label,
+    is_gpu,
+)
+from goblin.jobs.domain.market import Listing, Offer, Wanted
+from goblin.jobs.ports import ComputeProvider
+from goblin.providers.runpod.api import Answer, GpuRow, Gpus, PodRow, Pods, RunPodApi, Sleep, is_full
+
+NAME = "runpod"
+VARIABLE = "RUNPOD_API_KEY"
+URL = "https://api.runpod.io/v2"
+KINDS = frozenset({"training", "batch"})
+UNSUPPORTED = {
+    "spot": "version 2 of its API creates no interruptible pods: no bid, no price of a bid, and nothing is outbid",
+    "multi_node": (
+        "an Instant Cluster is several pods under one id, made and deleted through /clusters, left out of the list of"
+        " pods and billed apart; an order is one instance, and its agent one process. Until both know of ranks, a"
+        " cluster through this port would lie about what runs and what bills"
+    ),
+}
+"""What an order cannot have here, and why."""
+
+START_S_MAX = 900.0
+"""A large image takes minutes on a host that has never seen it."""
+BOOT_S = {"HIGH": 60.0, "MEDIUM": 90.0, "LOW": 180.0}
+"""By stock, from order to container, until attempts have shown better: where little is left, what is left is far."""
+RELIABILITY = {"HIGH": None, "MEDIUM": None, "LOW": 0.9}
+"""Nothing is published; what is nearly sold out was left over by others."""
+DISK_USD_MICROS = 100_000
+"""A GB of a container's disk for a month. Source: docs.runpod.io/pods/pricing, read 2026-11-25."""
+CATALOGUE_S = 60.0
+AVOIDED_S = 120.0
+CENT, NOISE = Decimal("0.01"), Decimal("0.0001")
+"""Prices are floats, of 32 bits by the schema."""
+PAGES_MAX = 100
+CLOUDS = ("COMMUNITY", "SECURE")
+NAMES = {"A100_SXM": "A100_SXM4"}
+"""What is called otherwise elsewhere."""
+PRICE_USD_MAX = 10_000
+"""An hour; beyond that it is a mistake."""
+
+
+def connect(
+    *,
+    api_key: str | KeySource,
+    namespace: str,
+    client: httpx.AsyncClient,
+    url: str = URL,
+    sleep: Sleep = asyncio.sleep,
+    monotonic: Callable[[], float] = time.monotonic,
+) -> ComputeProvider:
+    """Rent from RunPod.
+
+    Args:
+        api_key: Of the account; it may read, and write pods.
+        namespace: Follows each label in a pod's name: what another deployment rents on this account is never touched.
+        client: Shared with others.
+        url: Where the API is, with its version.
+        sleep: Waits seconds.
+        monotonic: Seconds, for the age of the catalogue.
+    """
+    if not namespace or "@" in namespace:
+        raise Broken(f"{namespace!r} cannot be a namespace of {NAME}")
+    # RunPod's own libraries take the host alone from the same variable.
+    base = url if httpx.URL(url).path.strip("/") else f"{url.rstrip('/')}/v2"
+    return RunPod(RunPodApi(NAME, base, api_key, client, sleep=sleep), namespace, monotonic)
+
+
+class RunPod:
+    """The port `ComputeProvider`."""
+
+    name = NAME
+    kinds = KINDS
+    start_s_max = START_S_MAX
+
+    def __init__(self, api: RunPodApi, namespace: str, monotonic: Callable[[], float]) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._monotonic = monotonic
+        self._catalogue: dict[tuple[str, int], tuple[float, tuple[GpuRow, ...]]] = {}
+        """By cloud and count: when it was read, and what it said."""
+        self._avoided: dict[str, float] = {}
+        """Offers that could not be had, and until when they are not offered."""
+        self._reading = asyncio.Lock()
+
+    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+        if wanted.kind not in KINDS:
+            return Listing()
+        count = max(1, wanted.gpu_count)
+        try:
+            async with self._reading:
+                rows = {cloud: await self._rows(cloud, count) for cloud in CLOUDS}
+        except GoblinError as error:
+            return Unknown(reason=error.message)
+        found = (parse_offer(row, cloud, count) for cloud in CLOUDS for row in rows[cloud])
+        now = self._monotonic()
+        return Listing(
+            offers=tuple(
+                offer
+                for offer in found
+                if offer is not None and _fits(offer, wanted) and self._avoided.get(offer.offer_id, now) <= now
+            )
+        )
+
+    async def inventory(self) -> Inventory:
+        try:
+            pods = await self._pods()
+        except GoblinError as error:
+            return Unknown(reason=error.message)
+        labelled = ((self._label(pod), pod) for pod in pods)
+        return Known(
+            instances=frozenset(
+                parse_instance(pod, label) for label, pod in labelled if label and pod.status != "TERMINATED"
+            )
+        )
+
+    async def rent(self, order: Order) -> str:
+        cloud, gpu_id, count = parse_offer_id(order.offer.offer_id)
+        if not order.image:
+            raise Refused(f"{NAME} runs images, and the order of {order.label} names none")
+        body = {
+            "name": self._name(order.label),
+            "image": order.image,
+            "cloud": cloud,
+            "gpu": {"id": gpu_id, "count": count},
+            "disk": order.disk_gib,
+            "env": order.environment,
+            "ports": [],
+            "startSsh": False,
+        }
+        try:
+            answer = await self._api.ask("POST", "/pods", body=body)
+        except ProviderUnavailable:
+            raise  # It was never sent.
+        except Transient as error:
+            return await self._look_for(order, error)
+        if 400 <= answer.status < 500 and answer.status != 408:
+            refusal = _refusal(answer, order, self._api)
+            if isinstance(refusal, ProviderUnavailable) and refusal.fault in (Fault.CAPACITY, Fault.UNSUPPORTED):
+                self._avoid(order.offer)
+            raise refusal
+        try:
+            if answer.status not in (httpx.codes.CREATED, httpx.codes.OK):
+                raise self._api.refused(answer, "/pods")
+            pod = self._api.parse(answer, PodRow)
+        except ProviderUnavailable as error:
+            # What was made, if anything was, is not what it says: only the list knows.
+            says_no = answer.status >= 500 and is_full(answer)
+            return await self._look_for(order, error, says_no=says_no)
+        return await self._checked(order, pod)
+
+    async def release(self, label: str) -> None:
+        if not is_attempt_label(label):
+            return
+        left: Transient | None = None
+        for pod in await self._pods():
+            if pod.name == self._name(label):
+                try:
+                    await self._end(pod)
+                except Transient as error:
+                    left = error
+        if left is not None:
+            raise left
+
+    async def _checked(self, order: Order, pod: PodRow) -> str:
+        """See that what was made is what was ordered: only what has its name is found again, and paid for is the offer.
+
+        Raises:
+            ProviderUnavailable: It cost more, and is deleted.
+            Refused: It has another name, and is deleted.
+            Transient: One of both, and it may still be there.
+        """
+        cost = _micros(pod.cost) if _is_price(pod.cost) else 0
+        if pod.name == self._name(order.label) and cost <= order.offer.price_usd_micros_per_hour:
+            return pod.id
+        try:
+            await self._end(pod)
+        except ProviderUnavailable as error:
+            raise Transient(f"Pod {pod.id} may be left: {error.message}") from error
+        if pod.name != self._name(order.label):
+            raise Refused(f"{NAME} did not keep the name of {order.label}: nobody would find it again.")
+        self._avoid(order.offer)
+        raise ProviderUnavailable(f"{NAME} wants more for {order.offer.offer_id} than it said.")
+
+    def _avoid(self, offer: Offer) -> None:
+        """The catalogue says what was so a minute ago; what was tried knows better, for a while."""
+        now = self._monotonic()
+        self._avoided = {key: until for key, until in self._avoided.items() if now < until}
+        self._avoided[offer.offer_id] = now + AVOIDED_S
+
+    async def _end(self, pod: PodRow) -> None:
+        """Ask for a pod's end. Raises `Transient`."""
+        path = f"/pods/{pod.id}"
+        answer = await self._api.ask("DELETE", path)
+        if answer.status == 409:
+            seen = await self._api.ask("GET", path)
+            if seen.status == 404 or (seen.status == 200 and self._api.parse(seen, PodRow).status == "TERMINATED"):
+                return
+            raise Transient(f"{NAME} does not let pod {pod.id} be deleted now; it may be locked.")
+        # Not 410: it speaks of the API, not of the pod.
+        if answer.status not in (httpx.codes.OK, httpx.codes.NO_CONTENT, httpx.codes.NOT_FOUND):
+            raise self._api.refused(answer, path)
+
+    async def _look_for(self, order: Order, lost: Transient, *, says_no: bool = False) -> str:
+        """The pod that a lost answer may have told of. Raises `ProviderUnavailable`, `Transient`."""
+        try:
+            pods = await self._pods()
+        except GoblinError as error:
+            raise Transient(f"{lost.message} {error.message}") from lost
+        named = (pod for pod in pods if pod.name == self._name(order.label) and pod.status != "TERMINATED")
+        found = sorted(named, key=lambda pod: (pod.created_at, pod.id))
+        if found:
+            return await self._checked(order, found[0])
+        if says_no:
+            self._avoid(order.offer)
+            raise ProviderUnavailable(f"{NAME} has no capacity for {order.offer.offer_id}.", fault=Fault.CAPACITY)
+        raise Transient(f"{lost.message} No pod has its name yet.") from lost
+
+    async def _pods(self) -> Sequence[PodRow]:
+        """All pods of the account. Raises `ProviderUnavailable`: half a list is none."""
+        pods: list[PodRow] = []
+        cursor: str | None = None
+        for _ in range(PAGES_MAX):
+            page = await self._api.read("/pods", Pods, params={"cursor": cursor} if cursor else None)
+            pods += page.pods
+            if page.pagination is None or not page.pagination.has_next_page:
+                return pods
+            if not page.pagination.next_cursor or page.pagination.next_cursor == cursor:
+                break
+            cursor = page.pagination.next_cursor
+        raise ProviderUnavailable(f"{NAME}'s list of pods has no end.")
+
+    async def _rows(self, cloud: str, count: int) -> tuple[GpuRow, ...]:
+        kept = self._catalogue.get((cloud, count))
+        now = self._monotonic()
+        if kept is not None and now - kept[0] < CATALOGUE_S:
+            return kept[1]
+        params = {"include": "AVAILABILITY", "product": "POD", "cloud": cloud, "count": str(count)}
+        rows = (await self._api.read("/catalog/gpus", Gpus, params=params)).gpus
+        self._catalogue = {key: value for key, value in self._catalogue.items() if now - value[0] < CATALOGUE_S}
+        self._catalogue[cloud, count] = (now, rows)
+        return rows
+
+    def _name(self, label: str) -> str:
+        return f"{label}@{self._namespace}"
+
+    def _label(self, pod: PodRow) -> str | None:
+        """Whose it is; None when it is not ours to touch."""
+        label, _, namespace = pod.name.rpartition("@")
+        return label if namespace == self._namespace and is_attempt_label(label) else None
+
+
+def parse_offer(row: GpuRow, cloud: str, count: int) -> Offer | None:
+    """A row of the catalogue for one cloud and so many GPUs; None: it cannot be had, or has no price."""
+    if cloud == "SECURE":
+        there, price, most = row.secure, row.price.secure, row.max_count.secure
+    else:
+        there, price, most = row.community, row.price.community, row.max_count.community
+    if not there or row.availability not in BOOT_S or not _is_price(price) or most < count:
+        return None
+    gpu = gpu_name(row.name)
+    gpu = NAMES.get(gpu, gpu)
+    return Offer(
+        offer_id=f"{cloud}:{row.id}:{count}", provider=NAME, pool=f"{NAME}/{cloud.lower()}/{gpu}", spot=False, gpu=gpu,
+        gpu_count=count, gpu_memory_mib=row.memory * 1024, price_usd_micros_per_hour=_micros(price * count, CENT),
+        storage_usd_micros_per_gib_month=DISK_USD_MICROS, boot_s=BOOT_S[row.availability],
+        reliability=RELIABILITY[row.availability],
+        place=", ".join(place.id for place in row.data_centers if place.availability != "NONE"),
+    )  # fmt: skip
+
+
+def _is_price(usd: Decimal | None) -> TypeGuard[Decimal]:
+    """What nobody told is not free, and neither is what is quoted at zero because it is not sold."""
+    return usd is not None and usd.is_finite() and 0 < usd < PRICE_USD_MAX
+
+
+def _micros(usd: Decimal, step: Decimal = NOISE) -> int:
+    """Without a float's noise. An offer is rounded up to whole cents: `cost` may be, and must not be above it."""
+    return to_micros(usd.quantize(NOISE).quantize(step, ROUND_CEILING))
+
+
+def parse_offer_id(offer_id: str) -> tuple[str, str, int]:
+    """Cloud, GPU type and count, as `parse_offer` put them together. Raises `Broken`."""
+    cloud, _, rest = offer_id.partition(":")
+    gpu_id, _, count = rest.rpartition(":")
+    if cloud not in CLOUDS or not gpu_id or not count.isdecimal() or int(count) < 1:
+        raise Broken(f"{offer_id!r} is no offer of {NAME}")
+    return cloud, gpu_id, int(count)
+
+
+def parse_instance(pod: PodRow, label: str) -> Instance:
+    """A pod of ours. Nobody here stops a pod, so one that has EXITED ended by itself, or the balance did."""
+    match pod.status:
+        case "PROVISIONING" | "STARTING":
+            state = InstanceState.STARTING
+        case "RUNNING":
+            state = InstanceState.RUNNING if pod.runtime else InstanceState.UNCLEAR
+        case "EXITED":
+            state = InstanceState.ENDED
+        case "ERROR":
+            state = InstanceState.STOPPED
+        case _:
+            state = InstanceState.UNCLEAR
+    return Instance(
+        provider=NAME, instance_id=pod.id, label=label, state=state, spot=False, detail=pod.status[:300],
+        price_usd_micros_per_hour=_micros(pod.cost) if _is_price(pod.cost) else None,
+    )  # fmt: skip
+
+
+def _fits(offer: Offer, wanted: Wanted) -> bool:
+    """Somebody may ask by the type's full name, too."""
+    names = {offer.gpu, gpu_name(parse_offer_id(offer.offer_id)[1])}
+    return any(is_gpu(name, wanted.gpus) for name in names) and offer.gpu_memory_mib >= wanted.gpu_memory_mib_min
+
+
+def _refusal(answer: Answer, order: Order, api: RunPodApi) -> GoblinError:
+    """What a no to a create means: nothing was made."""
+    told = api.words(answer, order.environment.values())
+    match answer.status:
+        case 400 if is_full(answer):
+            return ProviderUnavailable(f"{NAME} has no capacity for {order.offer.offer_id}.", fault=Fault.CAPACITY)
+        case 400:
+            # Also the words for a lack of capacity that we do not know yet.
+            return ProviderUnavailable(f"{NAME} cannot place {order.offer.offer_id}: {told}", fault=Fault.UNSUPPORTED)
+        case 401 | 403:
+            return Refused(f"{NAME} refuses our key, or the account may not rent this ({answer.status}).")
+        case 402:
+            return Refused(f"{NAME}: the balance does not cover an hour of {order.offer.offer_id}.")
+        case 422:
+            return Broken(f"{NAME} does not understand what we order: {told}")
+        case 429:
+            return ProviderUnavailable(
+                f"{NAME} is asked too often.", fault=Fault.RATE, retry_after_s=answer.retry_after_s
+            )
+    return Refused(f"{NAME} answered {answer.status} to an order.")

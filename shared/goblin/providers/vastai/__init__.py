@@ -1,0 +1,1 @@
+"""Vast.ai: servers on rented instances, the spot market, bills, webhooks."""

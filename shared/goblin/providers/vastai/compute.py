@@ -1,0 +1,365 @@
+"""Vast.ai: other people's machines, on bids and on demand.
+
+Source: vast-ai/docs at 2026-08-07, vastai 1.9.1, dstack 0.22 and skypilot 0.14, and a third party's measurements of
+2026-08-27; read 2026-11-23. Not tried against Vast.ai itself.
+
+- A create has no key for idempotency: it is sent once, and when its answer is lost the label is looked for.
+- With `price` it is a bid, without one it is on demand, and the answer does not say which: a read does.
+- A bid that is too low is an error, and leaves a stopped contract whose disk is billed. It is destroyed.
+- Outbid: `intended_status` turns to stopped after about a second, the container ends 10 to 30 seconds after, without a
+  signal. `exited` with `running` intended is the end of our own process.
+- The list comes in pages of 25 from version 1; version 0 answers 410. Whatever goes wrong is unknown, never empty.
+- Prices are float dollars: an hour of the whole offer, a GB of disk a month, a GB of traffic. Offers' ids live briefly.
+- Searches are ten a minute, and so many a day that nobody says how many: one answer serves a minute, none is repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import msgspec
+
+from goblin.core.endpoints import KeySource
+from goblin.core.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
+from goblin.jobs.domain.instances import (
+    InstanceState,
+    Inventory,
+    Known,
+    Order,
+    Unknown,
+    gpu_name,
+    is_attempt_label,
+    is_gpu,
+)
+from goblin.jobs.domain.market import Listing, Offer, Wanted
+from goblin.jobs.ports import ComputeProvider
+from goblin.providers.vastai import api as vast_api
+from goblin.providers.vastai.api import Answer, VastApi
+from goblin.providers.vastai.rows import (
+    GpuRow,
+    InstanceRow,
+    filters,
+    parse_instance,
+    parse_market,
+    parse_offers,
+    parse_state,
+    spellings,
+)
+
+NAME = "vastai"
+VARIABLE = "VASTAI_API_KEY"
+URL = "https://console.vast.ai"
+KINDS = frozenset({"training", "batch"})
+UNSUPPORTED = {"multi_node": "hosts share no private network"}
+START_S_MAX = 900.0
+"""A large image takes minutes over a home's line."""
+KEPT_S = 60.0
+"""How old an answer to a search may be."""
+METRICS_KEPT_S = 600.0
+QUESTIONS_MAX = 64
+OFFERS_MAX = 100
+"""Of each kind, the cheapest."""
+PAGE = 25
+PAGES_MAX = 40
+ENV_MAX = 32_768
+"""Characters. Source: Vast.ai's reference of the create call."""
+
+
+def connect(
+    *,
+    api_key: str | KeySource,
+    namespace: str,
+    client: httpx.AsyncClient,
+    url: str = URL,
+    line: vast_api.Line | None = None,
+    monotonic: Callable[[], float] = time.monotonic,
+    now: Callable[[], float] = time.time,
+) -> ComputeProvider:
+    """Rent from Vast.ai.
+
+    Args:
+        api_key: Of the account; it may read instances, create and destroy them, and search.
+        namespace: Follows each label: what another deployment rents on this account is never touched.
+        client: Shared with others.
+        url: Where the API is, without `/api`.
+        line: Where requests wait their turn; None: where all in this process with this key do.
+        monotonic: Seconds, for the age of answers.
+        now: Seconds since 1970, for the quota of searches.
+    """
+    if not namespace or "@" in namespace:
+        raise Broken(f"{namespace!r} cannot be a namespace of {NAME}")
+    api = VastApi(NAME, url, api_key, client, line or vast_api.line_of(url, api_key))
+    return VastAI(api, namespace, monotonic=monotonic, now=now)
+
+
+class VastAI:
+    """The port `ComputeProvider`."""
+
+    name = NAME
+    kinds = KINDS
+    start_s_max = START_S_MAX
+
+    def __init__(
+        self, api: VastApi, namespace: str, *, monotonic: Callable[[], float], now: Callable[[], float]
+    ) -> None:
+        self._api = api
+        self._namespace = namespace
+        self._monotonic = monotonic
+        self._now = now
+        self._found: dict[Wanted, tuple[float, Listing]] = {}
+        self._gpus: tuple[float, tuple[GpuRow, ...]] | None = None
+        self._no_search_until = 0.0
+        self._searching = asyncio.Lock()
+
+    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+        if wanted.kind not in KINDS:
+            return Listing()
+        try:
+            async with self._searching:
+                return await self._listing(wanted)
+        except GoblinError as error:
+            return Unknown(reason=error.message)
+
+    async def inventory(self) -> Inventory:
+        try:
+            instances = await self._instances()
+        except GoblinError as error:
+            return Unknown(reason=error.message)
+        ours = ((self._label(row), row) for row in instances)
+        return Known(instances=frozenset(parse_instance(row, label) for label, row in ours if label))
+
+    async def rent(self, order: Order) -> str:
+        body = self._body(order)
+        try:
+            answer = await self._api.ask("create", "PUT", f"/api/v0/asks/{int(order.offer.offer_id)}/", body=body)
+        except ProviderUnavailable:
+            raise  # It was never sent.
+        except Transient as error:
+            return await self._look_for(order, error)
+        finally:
+            self._forget(order.offer)
+        said = _created(answer)
+        if said.success and said.new_contract:
+            return await self._checked(order, said.new_contract)
+        refused = self._api.refused(answer)
+        if said.new_contract:
+            await self._destroy(said.new_contract)
+            raise refused
+        if refused.fault in (Fault.MONEY, Fault.AUTH):
+            raise Refused(f"{NAME} refuses every order: {refused.fault}.")
+        if answer.detail.code == "invalid_args":
+            raise Refused(f"{NAME} cannot read the order of {order.label}: {answer.detail.code}.")
+        if answer.status == 429 or answer.detail.code in ("no_such_ask", "invalid_price"):
+            raise refused  # Nothing was made.
+        if said.success is False and answer.status < 500 and answer.status != 408:
+            # It says no, and may have made something all the same.
+            await self._end(order.label)
+            raise refused
+        return await self._look_for(order, refused)
+
+    async def release(self, label: str) -> None:
+        if is_attempt_label(label):
+            await self._end(label)
+
+    # Searching.
+
+    async def _listing(self, wanted: Wanted) -> Listing:
+        """What was found within the last minute. Raises `ProviderUnavailable`."""
+        at = self._monotonic()
+        self._found = {key: kept for key, kept in self._found.items() if at - kept[0] < KEPT_S}
+        if wanted in self._found:
+            return self._found[wanted][1]
+        gpus = await self._gpu_rows()
+        names = {name for gpu in wanted.gpus for name in spellings(gpu)}
+        names |= {row.gpu_name for row in gpus if wanted.gpus and is_gpu(gpu_name(row.gpu_name), wanted.gpus)}
+        searches = (self._search(wanted, names, spot=spot) for spot in (True, False))
+        spot, on_demand = await asyncio.gather(*searches)
+        count = max(1, wanted.gpu_count)
+        markets = {gpu_name(row.gpu_name): parse_market(row, gpu_count=count) for row in gpus}
+        offered = {offer.gpu for offer in (*spot, *on_demand)}
+        listing = Listing(
+            offers=(*spot, *on_demand), markets={gpu: markets[gpu] for gpu in sorted(offered & markets.keys())}
+        )
+        if len(self._found) < QUESTIONS_MAX:
+            self._found[wanted] = (at, listing)
+        return listing
+
+    async def _search(self, wanted: Wanted, names: set[str], *, spot: bool) -> list[Offer]:
+        if self._now() < self._no_search_until:
+            raise ProviderUnavailable(f"{NAME}'s quota of searches is used up for today.", fault=Fault.RATE)
+        asked = filters(wanted, names, spot=spot, limit=OFFERS_MAX)
+        answer = await self._api.ask("search", "POST", "/api/v0/bundles/", body=asked)
+        if answer.status == 429 and answer.resets_at is not None:
+            self._no_search_until = answer.resets_at
+        return parse_offers(self._api.parse(answer, Offers).offers, wanted, spot=spot)
+
+    async def _gpu_rows(self) -> tuple[GpuRow, ...]:
+        """What others pay, and how GPUs are called there; nothing when it is not told: offers do without."""
+        at = self._monotonic()
+        if self._gpus is not None and at - self._gpus[0] < METRICS_KEPT_S:
+            return self._gpus[1]
+        params = {"verified": "yes", "hosting_type": "all", "num_gpus": "all"}
+        try:
+            answer = await self._api.ask("metrics", "GET", "/api/v0/metrics/gpu/current/", params=params)
+            found = self._api.parse(answer, Gpus).gpus
+        except ProviderUnavailable:
+            found = self._gpus[1] if self._gpus is not None else ()
+        self._gpus = (at, found)
+        return found
+
+    def _forget(self, offer: Offer) -> None:
+        """The offers of a machine that something was rented on are replaced by others."""
+        for wanted, (at, listing) in self._found.items():
+            left = tuple(other for other in listing.offers if other.machine_id != offer.machine_id)
+            self._found[wanted] = (at, replace(listing, offers=left))
+
+    # Instances.
+
+    async def _instances(self, label: str | None = None) -> Sequence[InstanceRow]:
+        """All of the account, or those with a label of ours. Raises `ProviderUnavailable`: half a list is none."""
+        found: dict[int, InstanceRow] = {}
+        params = {"limit": str(PAGE), "order_by": json.dumps([{"col": "id", "dir": "asc"}])}
+        if label is not None:
+            params["select_filters"] = json.dumps({"label": {"eq": self._name(label)}})
+        for _ in range(PAGES_MAX):
+            page = self._api.parse(await self._api.ask("list", "GET", "/api/v1/instances/", params=params), Page)
+            if not page.success:
+                break
+            found |= {row.id: row for row in page.instances}
+            if not page.next_token:
+                # The filter is theirs; what is destroyed is ours.
+                return [row for row in found.values() if label is None or row.label == self._name(label)]
+            if page.next_token == params.get("after_token"):
+                break
+            params["after_token"] = page.next_token
+        raise ProviderUnavailable(f"{NAME}'s list of instances cannot be read to its end.")
+
+    async def _end(self, label: str) -> None:
+        """Destroy whatever has the label. Raises `Transient`, which says that something may be left."""
+        left: Transient | None = None
+        try:
+            rows = await self._instances(label)
+        except ProviderUnavailable as error:
+            raise Transient(error.message, retry_after_s=error.retry_after_s) from error
+        for row in rows:
+            try:
+                await self._destroy(row.id)
+            except Transient as error:
+                left = error
+        if left is not None:
+            raise left
+
+    async def _destroy(self, number: int) -> None:
+        """Gone already is gone. Raises `Transient`: it may still be there."""
+        try:
+            answer = await self._api.ask("destroy", "DELETE", f"/api/v0/instances/{number}/", body={})
+            if "no_such_instance" in (answer.detail.code, answer.detail.message):
+                return
+            if self._api.parse(answer, Done).success:
+                return
+        except Transient as error:
+            raise Transient(f"Instance {number} may be left: {error.message}") from error
+        raise Transient(f"{NAME} does not destroy instance {number}.")
+
+    async def _checked(self, order: Order, number: int) -> str:
+        """See that what was rented is what was ordered: no bid means the whole price, no label means an orphan.
+
+        Raises:
+            ProviderUnavailable: It was something else, and is destroyed.
+            Refused: The same, and would be with every order.
+            Transient: It was something else, and may still be there.
+        """
+        try:
+            answer = await self._api.ask("one", "GET", f"/api/v0/instances/{number}/", params={"owner": "me"})
+            row = self._api.parse(answer, One).instances
+        except ProviderUnavailable:
+            return str(number)  # The inventory will tell.
+        if row is None:
+            return str(number)
+        if row.label != self._name(order.label):
+            await self._destroy(number)
+            raise Refused(f"{NAME} did not keep the label of {order.label}: nobody would find it again.")
+        if row.is_bid is not None and row.is_bid != order.offer.spot:
+            await self._destroy(number)
+            raise ProviderUnavailable(f"{NAME} rented {order.label} {'at a bid' if row.is_bid else 'on demand'}.")
+        if parse_state(row) in (InstanceState.STOPPED, InstanceState.LEAVING):
+            # Made without its GPUs, to wait for them: somebody was quicker.
+            await self._destroy(number)
+            raise ProviderUnavailable(f"{NAME}: the offer of {order.label} is taken.", fault=Fault.CAPACITY)
+        return str(number)
+
+    async def _look_for(self, order: Order, lost: Transient) -> str:
+        """The instance that a lost answer may have told of. Raises `ProviderUnavailable`, `Transient`."""
+        try:
+            rows = await self._instances(order.label)
+        except GoblinError as error:
+            raise Transient(f"{lost.message} {error.message}") from lost
+        if not rows:
+            raise Transient(f"{lost.message} No instance has its label yet.") from lost
+        return await self._checked(order, min(row.id for row in rows))
+
+    def _body(self, order: Order) -> Mapping[str, Any]:
+        """Raises `Refused`: it could not be meant."""
+        bid = order.bid_usd_micros_per_hour
+        if not order.image:
+            raise Refused(f"{NAME} runs images, and the order of {order.label} names none")
+        if order.offer.spot != (bid is not None):
+            # Without a price it would be rented on demand, and nobody would say so.
+            raise Refused(f"{NAME}: {order.label} has {'no bid' if bid is None else 'a bid'} for its offer")
+        if sum(len(name) + len(value) for name, value in order.environment.items()) > ENV_MAX:
+            raise Refused(f"{NAME}: the environment of {order.label} is over {ENV_MAX} characters")
+        return {
+            "client_id": "me", "image": order.image, "disk": order.disk_gib, "label": self._name(order.label),
+            "env": order.environment, "runtype": "args", "target_state": "running", "cancel_unavail": True,
+            "force": False, **({} if bid is None else {"price": bid / 1_000_000}),
+        }  # fmt: skip
+
+    def _name(self, label: str) -> str:
+        return f"{label}@{self._namespace}"
+
+    def _label(self, row: InstanceRow) -> str | None:
+        """Whose it is; None when it is not ours to touch."""
+        label, _, namespace = (row.label or "").rpartition("@")
+        return label if namespace == self._namespace and is_attempt_label(label) else None
+
+
+class Offers(msgspec.Struct, frozen=True, kw_only=True):
+    offers: list[Any]
+    """Read one by one."""
+
+
+class Gpus(msgspec.Struct, frozen=True, kw_only=True):
+    gpus: tuple[GpuRow, ...]
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    instances: tuple[InstanceRow, ...]
+    success: bool = True
+    next_token: str | None = None
+
+
+class One(msgspec.Struct, frozen=True, kw_only=True):
+    instances: InstanceRow | None = None
+
+
+class Done(msgspec.Struct, frozen=True, kw_only=True):
+    success: bool
+
+
+class Created(msgspec.Struct, frozen=True, kw_only=True):
+    success: bool | None = None
+    new_contract: int | None = None
+
+
+def _created(answer: Answer) -> Created:
+    """What a create says it made; with an error, too."""
+    try:
+        return msgspec.json.decode(answer.data, type=Created)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return Created()

@@ -1,0 +1,131 @@
+"""Vast.ai's list of our instances, and where their servers are reached.
+
+Source: vast-ai/docs at 2026-08-07 and vastai 1.9.1, read 2026-11-23. Version 1 of the list, in pages of 25; version 0
+answers 410, which clients have taken for "nothing is rented". Whatever goes wrong here means that we do not know, never
+that there is nothing. The API wants a second between two lists. Ports are mapped while an instance runs; addresses
+come with stray whitespace.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Sequence
+from enum import StrEnum
+from urllib.parse import quote, urlsplit
+
+import httpx
+import msgspec
+
+from goblin.core.endpoints import Endpoint
+from goblin.core.errors import Fault
+from goblin.providers.common.http import Upstream
+from goblin.providers.common.refusals import ErrorDetail, judge_gpu_host
+
+LIST_TIMEOUT_S = 4.0
+PAGE = 25
+PAGES_MAX = 20
+
+
+class State(StrEnum):
+    """What an instance can do for a request."""
+
+    RUNNING = "running"
+    STARTING = "starting"
+    GONE = "gone"
+    """Stopped, outbid, or not to be reached."""
+
+
+class Port(msgspec.Struct, frozen=True, kw_only=True, rename={"number": "HostPort"}):
+    number: str | int = ""
+
+
+class Instance(msgspec.Struct, frozen=True, kw_only=True):
+    """One row of the list."""
+
+    id: int
+    label: str | None = None
+    actual_status: str | None = None
+    intended_status: str | None = None
+    public_ipaddr: str | None = None
+    ports: dict[str, tuple[Port, ...] | None] | None = None
+
+    @property
+    def state(self) -> State:
+        if self.intended_status in ("stopped", "exited"):
+            return State.GONE  # Asked to stop, or outbid: a second before its container learns of it.
+        if self.actual_status in (None, "created", "loading", "rebooting"):
+            return State.STARTING
+        return State.RUNNING if self.actual_status == "running" else State.GONE
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True):
+    instances: tuple[Instance, ...]
+    success: bool = True
+    next_token: str | None = None
+
+
+class VastInstances:
+    """The instances of one account with one label."""
+
+    def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient, *, label: str) -> None:
+        self._api = Upstream(endpoint.name, endpoint.url, endpoint.account_key, client, judge=judge)
+        self._label = label
+        host = urlsplit(endpoint.url).hostname or ""
+        self._local = host == "localhost" or _is_loopback(host)
+
+    async def all(self) -> Sequence[Instance]:
+        """All of them. Raises `ProviderUnavailable`: nobody knows."""
+        found: list[Instance] = []
+        token: str | None = None
+        for _ in range(PAGES_MAX):
+            answer = await self._api.json("GET", self._path(token), timeout_s=LIST_TIMEOUT_S)
+            page = self._api.convert(answer, Page)
+            if not page.success:
+                raise self._api.nonsense()
+            found += [instance for instance in page.instances if instance.label == self._label]
+            token = page.next_token
+            if not token:
+                return found
+        raise self._api.nonsense()
+
+    def address(self, instance: Instance, port: int, scheme: str) -> str | None:
+        """The base URL of a server on an instance, or None while it has none that may be called.
+
+        The list is somebody else's word: an address inside our own network is none of theirs.
+        """
+        mapped = (instance.ports or {}).get(f"{port}/tcp") or ()
+        number = str(mapped[0].number) if mapped else ""
+        try:
+            host = ipaddress.ip_address((instance.public_ipaddr or "").strip())
+        except ValueError:
+            return None
+        if not number.isdecimal() or not 0 < int(number) < 65536:
+            return None
+        if not host.is_global and not (self._local and host.is_loopback):
+            return None
+        return f"{scheme}://{f'[{host}]' if host.version == 6 else host}:{int(number)}"
+
+    def _path(self, token: str | None) -> str:
+        wanted = msgspec.json.encode({"label": {"eq": self._label}}).decode()
+        order = msgspec.json.encode([{"col": "id", "dir": "asc"}]).decode()
+        query = {"limit": str(PAGE), "select_filters": wanted, "order_by": order}
+        if token:
+            query["after_token"] = token
+        # The slash matters.
+        return "/api/v1/instances/?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
+
+
+def judge(status: int, detail: ErrorDetail) -> Fault | None:
+    """A bad key may be told as 404, an old list as 410, and too little money in words."""
+    if detail.code == "auth_error" or "invalid user key" in detail.message.lower():
+        return Fault.AUTH
+    if "low_credit" in detail.code or "insufficient_credit" in detail.code:
+        return Fault.MONEY
+    return judge_gpu_host(status, detail) or Fault.TRANSIENT
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

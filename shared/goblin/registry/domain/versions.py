@@ -1,0 +1,170 @@
+"""Models in the bucket: names, versions, and the pointer that says which version is in production.
+
+models/{org}/{model}/{version}/{artifact}              create-only
+models/{org}/{model}/{version}/MANIFEST.json           create-only, written last: the version exists once this does
+models/{org}/{model}/_aliases/production.json          the pointer, moved by compare-and-set
+models/{org}/{model}/_aliases/production/{seq}.json    what the pointer said, create-only
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+
+from goblin.core.errors import InvalidRequest
+
+NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}")
+"""No `--`: registries that allow no slash are given `{org}--{model}`. No leading underscore: those names are ours."""
+# Source: semver.org 2.0.0. Build metadata is refused: it does not order versions, so two would be one.
+_SEMVER = re.compile(
+    r"v?(?P<core>(?:0|[1-9]\d{0,8})\.(?:0|[1-9]\d{0,8})\.(?:0|[1-9]\d{0,8}))"
+    r"(?P<pre>-(?:0|[1-9]\d{0,8}|\d*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9]\d{0,8}|\d*[A-Za-z-][0-9A-Za-z-]*))*)?"
+)
+VERSION_LENGTH_MAX = 64
+ARTIFACT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,126}\.gguf")
+MANIFEST = "MANIFEST.json"
+
+
+@dataclass(frozen=True, order=True, slots=True)
+class ModelName:
+    """`{org}/{model}`, which is also the id that requests use."""
+
+    org: str
+    model: str
+
+    def __str__(self) -> str:
+        return f"{self.org}/{self.model}"
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Raises `InvalidRequest`."""
+        org, slash, model = text.partition("/")
+        if not slash or not NAME.fullmatch(org) or not NAME.fullmatch(model):
+            raise InvalidRequest(
+                f"`{text[:200]}` is not ORG/MODEL: each part has up to 63 letters, digits, `.`, `_` and single `-`, "
+                "and begins with a letter or digit.",
+                param="model",
+            )
+        return cls(org, model)
+
+    @property
+    def folder(self) -> str:
+        """Where its objects lie in the bucket."""
+        return f"models/{self.org}/{self.model}"
+
+    @property
+    def pointer_path(self) -> str:
+        return f"{self.folder}/_aliases/production.json"
+
+    def history_path(self, seq: int) -> str:
+        return f"{self.folder}/_aliases/production/{seq:08d}.json"
+
+    def manifest_path(self, version: str) -> str:
+        return f"{self.folder}/{version}/{MANIFEST}"
+
+
+def parse_version(text: str) -> str:
+    """Write a semantic version in its one form, without `v`. Raises `InvalidRequest`."""
+    found = _SEMVER.fullmatch(text)
+    if found is None or len(text) > VERSION_LENGTH_MAX:
+        raise InvalidRequest(
+            f"`{text[:VERSION_LENGTH_MAX]}` is not a semantic version such as 1.2.0 or 1.2.0-rc.1 "
+            "(without build metadata).",
+            param="version",
+        )
+    return found["core"] + (found["pre"] or "")
+
+
+def version_order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
+    """A sort key with semver's precedence: a release comes after its own pre-releases."""
+    core, _, pre = version.partition("-")
+    parts = tuple((not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in pre.split(".")) if pre else ()
+    return tuple(map(int, core.split("."))), not pre, parts
+
+
+def parse_artifact(text: str) -> str:
+    """Check an artifact's file name. Raises `InvalidRequest`."""
+    if not ARTIFACT.fullmatch(text):
+        raise InvalidRequest(
+            f"`{text[:128]}` cannot be an artifact's name: letters, digits, `.`, `_`, `-`, ending in `.gguf`.",
+            param="artifact",
+        )
+    return text
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Artifact:
+    """One file of a version, as the bucket holds it."""
+
+    uri: str
+    """`gs://{bucket}/models/{org}/{model}/{version}/{artifact}`."""
+    generation: int
+    """Another object under the same name is another artifact."""
+    size: int
+    crc32c: str
+    """Base64 of the big-endian checksum, as Cloud Storage writes it."""
+    sha256: str
+    """Of what was meant to be uploaded; whoever loads the file checks it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Version:
+    """What the manifest says; the version exists once its manifest does."""
+
+    name: ModelName
+    version: str
+    artifact: Artifact
+    registered_at: datetime
+    registered_by: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Promotion:
+    """What the production pointer says: one move of it. The newest is the truth about production."""
+
+    name: ModelName
+    version: str
+    artifact: Artifact
+    seq: int
+    """Counts this model's moves from 1, without gaps."""
+    event_id: str
+    """Chosen by who promotes; tells a writer whose answer was lost that the write was its own."""
+    promoted_at: datetime
+    promoted_by: str
+    reason: str = ""
+    previous: str | None = None
+    """The version a rollback goes to."""
+    previous_seq: int | None = None
+    """The move that put `previous` there. A rollback takes over its `previous`: two of them go back twice."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pointer:
+    """The pointer as read: what it says, and the generation that a move must name."""
+
+    promotion: Promotion
+    generation: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Loaded:
+    """What a model server says it serves."""
+
+    alias: str
+    sha256: str | None
+    """None: it was not loaded by digest."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Serving:
+    """What is known of one model server, in Firestore: what it was last made to serve, and what it would not."""
+
+    endpoint: str
+    served: Promotion | None = None
+    """The last that it took; what it is given again after a restart, even when a later one was refused."""
+    refused: Promotion | None = None
+    """The last that it would not take; None once a newer one was taken."""
+    refusal: str = ""
+    updated_at: datetime | None = None

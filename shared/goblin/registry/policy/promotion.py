@@ -1,0 +1,156 @@
+"""What the next production pointer says, and what a model server should serve."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from goblin.registry.domain.versions import Loaded, Pointer, Promotion, Serving, Version
+
+NONE = "none"
+"""What a caller expects in production when nothing is there."""
+ANY_MODEL = "*"
+"""A model server that serves whichever model was promoted last."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """Who wants the pointer moved, and why."""
+
+    event_id: str
+    actor: str
+    reason: str
+    at: datetime
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Move:
+    """Write `promotion` if the pointer's generation still is `generation`; 0: if there is no pointer."""
+
+    promotion: Promotion
+    generation: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Unmoved:
+    """The pointer says already what was asked for."""
+
+    pointer: Pointer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NoMove:
+    """Why the pointer stays."""
+
+    reason: str
+
+
+def choose_promotion(
+    version: Version, current: Pointer | None, *, expected: str | None, request: Request
+) -> Move | Unmoved | NoMove:
+    """Decide what a promotion writes.
+
+    Args:
+        version: What is to be in production.
+        current: The pointer as just read.
+        expected: The version the caller believes to be in production, or `none`; None: whatever is there.
+        request: Who asks.
+    """
+    held = current.promotion.version if current else NONE
+    if expected is not None and expected != held:
+        return NoMove(reason=f"production of {version.name} is {held}, not {expected}")
+    if current is not None and held == version.version:
+        return Unmoved(pointer=current)
+    return _move(
+        version,
+        current,
+        previous=current.promotion.version if current else None,
+        previous_seq=current.promotion.seq if current else None,
+        request=request,
+    )
+
+
+def choose_rollback(
+    current: Pointer | None, back_to: Promotion | None, *, expected: str | None, request: Request
+) -> Move | NoMove:
+    """Decide what a rollback writes: a move like any other, to where production was before.
+
+    Args:
+        current: The pointer as just read.
+        back_to: The move at the pointer's `previous_seq`, from history.
+        expected: As for a promotion.
+        request: Who asks.
+    """
+    if current is None:
+        return NoMove(reason="nothing is in production")
+    now = current.promotion
+    if expected is not None and expected != now.version:
+        return NoMove(reason=f"production of {now.name} is {now.version}, not {expected}")
+    if back_to is None:
+        return NoMove(reason=f"{now.version} is the first version of {now.name} in production")
+    return _move(back_to, current, previous=back_to.previous, previous_seq=back_to.previous_seq, request=request)
+
+
+def _move(
+    to: Version | Promotion,
+    current: Pointer | None,
+    *,
+    previous: str | None,
+    previous_seq: int | None,
+    request: Request,
+) -> Move:
+    promotion = Promotion(
+        name=to.name,
+        version=to.version,
+        artifact=to.artifact,
+        seq=current.promotion.seq + 1 if current else 1,
+        event_id=request.event_id,
+        promoted_at=request.at,
+        promoted_by=request.actor,
+        reason=request.reason,
+        previous=previous,
+        previous_seq=previous_seq,
+    )
+    return Move(promotion=promotion, generation=current.generation if current else 0)
+
+
+def choose_wanted(production: Sequence[Promotion], *, takes: str) -> Promotion | None:
+    """What one model server should serve, of everything in production.
+
+    Args:
+        production: One per model, any order.
+        takes: The model it is for, or `*`: whichever was promoted last.
+    """
+    wanted = [p for p in production if takes in (ANY_MODEL, str(p.name))]
+    return max(wanted, key=lambda p: (p.promoted_at, p.name), default=None)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Load:
+    """Make the server serve this."""
+
+    promotion: Promotion
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Keep:
+    """Leave the server as it is; `confirmed` is what it serves, where that is a promotion."""
+
+    reason: str
+    confirmed: Promotion | None = None
+
+
+def choose_load(wanted: Promotion | None, known: Serving, loaded: Loaded) -> Load | Keep:
+    """Compare what a server should serve with what it serves.
+
+    A promotion that it refused is not tried again, for its bytes will not change: the last one that it took goes
+    on, also after a restart. The next promotion is tried.
+    """
+    refused = wanted is not None and known.refused is not None and known.refused.event_id == wanted.event_id
+    target = known.served if refused else wanted
+    if target is None:
+        return Keep(reason="nothing that it would take is in production")
+    if loaded.sha256 == target.artifact.sha256 and loaded.alias == str(target.name):
+        return Keep(reason=f"it serves {target.name} {target.version}", confirmed=target)
+    return Load(promotion=target)

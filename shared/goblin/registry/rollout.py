@@ -1,0 +1,179 @@
+"""Model servers: bring what they serve in line with the production pointers.
+
+Level-triggered: the event only says "look now", so a lost, late, doubled or forged one does no harm; the pointer is
+read again after every load, so two that race end with the newest.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from goblin.core.errors import GoblinError, InvalidRequest, MalformedEvent, Transient
+from goblin.core.events import ModelPromoted
+from goblin.gateway import health
+from goblin.jobs.ports import ObjectStore
+from goblin.registry import promotion as models
+from goblin.registry.domain.versions import ModelName, Promotion, Serving, Version, version_order
+from goblin.registry.policy import promotion as policy
+from goblin.registry.policy.promotion import Keep, Load
+from goblin.registry.ports import ModelServer, ServingStore
+
+log = logging.getLogger(__name__)
+
+LOADS_MAX = 3
+"""In one go; the next tick goes on."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Server:
+    """A model server of ours and what it is for."""
+
+    takes: str
+    """`ORG/MODEL`, or `*`: whichever was promoted last."""
+    control: ModelServer
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Deps:
+    models: models.Deps
+    objects: ObjectStore
+    """Signs what the servers may read."""
+    servers: Mapping[str, Server]
+    """By endpoint."""
+    store: ServingStore
+    health: health.Deps
+
+
+async def follow(event: ModelPromoted, deps: Deps) -> None:
+    """Act on a promotion that was told of.
+
+    Raises:
+        MalformedEvent: No such promotion was ever made; the pointer is written before the event.
+        Transient: A server did not answer; the tick goes on too.
+    """
+    try:
+        name = ModelName.parse(f"{event.org}/{event.model}")
+    except InvalidRequest as error:
+        raise MalformedEvent(error.message) from error
+    pointer = await deps.models.registry.pointer(name)
+    said = f"{name} seq {event.seq}"
+    if pointer is None or pointer.promotion.seq < event.seq:
+        raise MalformedEvent(f"{said} was announced and never made")
+    if pointer.promotion.seq > event.seq:
+        log.info("%s is old news: production is at seq %d", said, pointer.promotion.seq)
+        return
+    if pointer.promotion.artifact.sha256 != event.sha256:
+        raise MalformedEvent(f"{said} was announced with another digest than it has")
+    await bring_in_line(deps)
+
+
+async def tick(deps: Deps) -> None:
+    """Publish events that are still due, then bring the servers in line: after a restart, after a lost event."""
+    for pointer in await deps.models.registry.pointers():
+        if await models.announce(pointer.promotion, deps.models):
+            log.info("%s seq %d: published late", pointer.promotion.name, pointer.promotion.seq)
+    await bring_in_line(deps)
+
+
+async def bring_in_line(deps: Deps) -> None:
+    """Make every server serve what it should, one after the other; one that fails holds up no other.
+
+    Raises:
+        Transient: A server, or a store, did not answer.
+    """
+    failed: GoblinError | None = None
+    changed = False
+    for endpoint, server in deps.servers.items():
+        try:
+            changed |= await _bring(endpoint, server, deps)
+        except Transient as error:
+            log.warning("%s could not be brought in line: %s", endpoint, error.message)
+            failed = error
+    if changed:
+        # The router knows models by what health has found.
+        await health.check_all(deps.health)
+    if failed is not None:
+        raise failed
+
+
+async def _bring(endpoint: str, server: Server, deps: Deps) -> bool:
+    """Whether the server serves something else now."""
+    changed = False
+    for _ in range(LOADS_MAX):
+        # Load.
+        production = [pointer.promotion for pointer in await deps.models.registry.pointers()]
+        wanted = policy.choose_wanted(production, takes=server.takes)
+        known = await deps.store.get(endpoint)
+        if wanted is None and known.served is None:
+            return changed  # Nothing was ever promoted: what it started with is right, and nobody need ask.
+        # Decide.
+        decision = policy.choose_load(wanted, known, await server.control.loaded())
+        # Apply.
+        match decision:
+            case Keep(confirmed=confirmed):
+                if confirmed is not None and known.served != confirmed:
+                    await _remember_served(confirmed, known, deps)
+                return changed
+            case Load(promotion=promotion):
+                changed |= await _load(promotion, server, known, deps)
+    return changed
+
+
+async def _load(promotion: Promotion, server: Server, known: Serving, deps: Deps) -> bool:
+    what = f"{promotion.name} {promotion.version} (seq {promotion.seq})"
+    artifact = promotion.artifact
+    grant = await deps.objects.grant_get(artifact.uri, generation=artifact.generation)
+    refusal = await server.control.load(grant.url, sha256=artifact.sha256, alias=str(promotion.name))
+    if refusal is None:
+        log.info("%s serves %s", known.endpoint, what)
+        await _remember_served(promotion, known, deps)
+        return True
+    log.error("%s refuses %s: %s", known.endpoint, what, refusal)
+    now = deps.models.clock.now()
+    await deps.store.put(replace(known, refused=promotion, refusal=refusal, updated_at=now))
+    return False
+
+
+async def _remember_served(promotion: Promotion, known: Serving, deps: Deps) -> None:
+    """A refusal is forgotten once something newer is served, not when the old one is served again after it."""
+    newer = known.refused is None or promotion.promoted_at > known.refused.promoted_at
+    now = deps.models.clock.now()
+    kept = replace(known, served=promotion, updated_at=now)
+    await deps.store.put(replace(kept, refused=None, refusal="") if newer else kept)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Overview:
+    """One model, for a person."""
+
+    name: ModelName
+    versions: tuple[Version, ...]
+    """The highest first."""
+    production: Promotion | None
+    served_by: Mapping[str, str]
+    """Model servers that serve some version of it as far as we know, and which."""
+    refused_by: Mapping[str, str]
+    """Model servers that refused the last promotion they were given, and why."""
+
+
+async def overview(deps: Deps) -> list[Overview]:
+    """Every model that has a version or is in production, by name."""
+    versions = await deps.models.registry.versions()
+    production = {pointer.promotion.name: pointer.promotion for pointer in await deps.models.registry.pointers()}
+    servers = await deps.store.all()
+    return [
+        Overview(
+            name=name,
+            versions=tuple(
+                sorted((v for v in versions if v.name == name), key=lambda v: version_order(v.version), reverse=True)
+            ),
+            production=production.get(name),
+            served_by={s.endpoint: s.served.version for s in servers if s.served and s.served.name == name},
+            refused_by={
+                s.endpoint: f"{s.refused.version}: {s.refusal}" for s in servers if s.refused and s.refused.name == name
+            },
+        )
+        for name in sorted({version.name for version in versions} | production.keys())
+    ]

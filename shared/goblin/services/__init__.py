@@ -1,1 +1,0 @@
-"""Load facts, ask policy, apply the answer."""

@@ -1,0 +1,235 @@
+"""What HTTP doorways share: bounded bodies, errors in OpenAI's shape, and answers that stop when nobody listens."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+import math
+import types
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from contextlib import aclosing, suppress
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from goblin.core.errors import Broken, GoblinError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge, Transient
+from goblin.gateway.domain.replies import Answer as Answer  # Doorways say `asgi.Answer`.
+
+log = logging.getLogger(__name__)
+
+BODY_BYTES_MAX = 10 * 1024 * 1024
+SETTLE_TIMEOUT_S = 5.0
+TOGETHER_BYTES_MAX = 64 * 1024
+"""Parts of a stream are sent as one up to here."""
+
+
+class Delivery(Response):
+    """Produces an answer and sends it, unless the caller hangs up first: then the work is cancelled.
+
+    What must be settled is settled before the response ends, because Cloud Run gives CPU only until then; the
+    caller has the whole answer by that time and does not wait for it.
+    """
+
+    def __init__(
+        self, produce: Callable[[], Awaitable[Answer]], settle: Callable[[], Awaitable[None]], *, heard: asyncio.Event
+    ) -> None:
+        """Answer with what `produce` makes and call `settle` however it ends.
+
+        Args:
+            produce: Makes the answer; reads the request's body first.
+            settle: Called once, whatever happened.
+            heard: Set by `produce` once the body is read. Both the body and the news of a hang-up come out of
+                ASGI's one `receive`: whoever asks first would take the other's.
+        """
+        self._produce = produce
+        self._settle = settle
+        self._heard = heard
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        delivering = asyncio.create_task(self._deliver(send))
+        leaving = asyncio.create_task(self._hung_up(receive))
+        try:
+            await asyncio.wait({delivering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            if not delivering.done():
+                delivering.cancel()
+            await asyncio.gather(delivering, leaving, return_exceptions=True)
+            await asyncio.shield(self._settle_in_time())
+        if not delivering.cancelled():
+            delivering.result()
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _hung_up(self, receive: Receive) -> None:
+        await self._heard.wait()
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def _deliver(self, send: Send) -> None:
+        try:
+            answer = await self._produce()
+        except Exception as error:  # noqa: BLE001  Whatever broke, the caller gets an answer it can read.
+            answer = error_answer(error)
+        headers = [(b"content-type", answer.media_type.encode())]
+        if isinstance(answer.content, bytes):
+            headers.append((b"content-length", str(len(answer.content)).encode()))
+        headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
+        if isinstance(answer.content, bytes):
+            await send(start)
+            await send({"type": "http.response.body", "body": answer.content, "more_body": True})
+            return
+        await send(start)
+        await _send_parts(answer.content, send)
+
+    async def _settle_in_time(self) -> None:
+        try:
+            async with asyncio.timeout(SETTLE_TIMEOUT_S):
+                await self._settle()
+        except TimeoutError:
+            log.warning("a request was not settled within %.0f s", SETTLE_TIMEOUT_S)
+
+
+async def _send_parts(parts: AsyncGenerator[bytes, None], send: Send) -> None:
+    """Send what comes, and at once what came together: each call costs as much as making a part."""
+    pending = bytearray()
+
+    async def flush() -> None:
+        if pending:
+            body = bytes(pending)
+            pending.clear()
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+
+    async with aclosing(parts):
+        with suppress(StopAsyncIteration):
+            while True:
+                pending += await _before_waiting(parts.__anext__(), flush)
+                if len(pending) > TOGETHER_BYTES_MAX:
+                    await flush()
+        await flush()
+
+
+@types.coroutine
+def _before_waiting(
+    step: Awaitable[bytes], prepare: Callable[[], Coroutine[Any, Any, None]]
+) -> Generator[Any, Any, bytes]:
+    """Await a step; if it is not ready at once, await `prepare` first."""
+    running = step.__await__()
+    try:
+        wanted = next(running)
+        try:
+            yield from prepare().__await__()
+        except BaseException as error:  # noqa: BLE001  The step must hear that nobody waits for it any more.
+            wanted = running.throw(error)
+        while True:
+            try:
+                told = yield wanted
+            except BaseException as error:  # noqa: BLE001  As above.
+                wanted = running.throw(error)
+            else:
+                wanted = running.send(told)
+    except StopIteration as done:
+        part: bytes = done.value
+        return part
+
+
+class Delegated(Response):
+    """Answers with a whole application: a function must be a function, and one path is not enough."""
+
+    def __init__(self, application: ASGIApp) -> None:
+        self._application = application
+        self.background = None
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._application(scope, receive, send)
+
+
+def with_headers(answer: Answer, headers: Mapping[str, str]) -> Answer:
+    """The same answer, with more headers."""
+    return replace(answer, headers={**answer.headers, **headers})
+
+
+async def read_body(request: Request, limit: int = BODY_BYTES_MAX) -> bytes:
+    """The body. Raises `TooLarge` before more than `limit` is held."""
+    length = request.headers.get("content-length", "")
+    if length.isdigit() and int(length) > limit:
+        raise _too_large(limit)
+    held = bytearray()
+    try:
+        async for piece in request.stream():
+            held += piece
+            if len(held) > limit:
+                raise _too_large(limit)
+    except ClientDisconnect as error:
+        raise InvalidRequest("The body broke off.") from error
+    return bytes(held)
+
+
+def _too_large(limit: int) -> TooLarge:
+    return TooLarge(f"The body is over {limit // (1024 * 1024)} MiB.")
+
+
+def error_answer(error: Exception) -> Answer:
+    """An error as OpenAI's clients read it; one that is not ours says nothing of what broke."""
+    if not isinstance(error, GoblinError):
+        log.error("a request broke", exc_info=error)
+        error = Broken("Something broke on our side.")
+    headers = {}
+    if isinstance(error, Transient) and error.retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if error.status == 401:
+        headers["www-authenticate"] = "Bearer"
+    if isinstance(error, Broken):
+        log.error("broken: %s", error.message)
+    return Answer(status=error.status, headers=headers, content=msgspec.json.encode(error.body()))
+
+
+def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
+    """A value in JSON."""
+    return Response(msgspec.json.encode(value), status, headers=dict(headers or {}), media_type="application/json")
+
+
+def error_response(error: Exception) -> Response:
+    """The same, as a response of its own."""
+    return respond(error_answer(error))
+
+
+def respond(answer: Answer) -> Response:
+    """An answer that is there as a whole, as a response."""
+    assert isinstance(answer.content, bytes)  # noqa: S101  Streams are for Delivery.
+    return Response(answer.content, answer.status, headers=dict(answer.headers), media_type=answer.media_type)
+
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def answers_errors(handler: Handler) -> Handler:
+    """Answer every error in OpenAI's shape."""
+
+    @functools.wraps(handler)
+    async def answering(request: Request) -> Response:
+        try:
+            return await handler(request)
+        except HTTPException:
+            raise  # The router's own.
+        except Exception as error:  # noqa: BLE001  As in Delivery.
+            return error_response(error)
+
+    return answering
+
+
+async def on_http_error(request: Request, error: Exception) -> Response:
+    """404 and 405 of a router, in OpenAI's shape."""
+    assert isinstance(error, HTTPException)  # noqa: S101  Registered for nothing else.
+    if error.status_code == 405:
+        response = error_response(MethodNotAllowed(f"Not allowed to {request.method} on {request.url.path}."))
+        response.headers["allow"] = (error.headers or {}).get("Allow", "")
+        return response
+    return error_response(NotFound(f"Invalid URL ({request.method} {request.url.path})."))

@@ -1,0 +1,265 @@
+"""Jobs on the wire: what callers and hosts post, and what they are told."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from decimal import ROUND_FLOOR, Decimal
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from goblin.billing.domain.ledger import USD_MICROS
+from goblin.core.errors import InvalidRequest
+from goblin.core.events import Sha256
+from goblin.jobs.domain.checkpoints import FILES_MAX, Artifact, Checkpoint
+from goblin.jobs.domain.job import Job
+from goblin.jobs.domain.market import Candidate, NoPlacement, Placement
+from goblin.jobs.domain.worker import Assignment, Grant, Inputs, Standing, Told
+from goblin.jobs.policy.attempt_logs import PIECE_BYTES_MAX
+from goblin.jobs.policy.cost_forecast import forecast
+from goblin.jobs.policy.training import NUMBER_MAX
+
+BODY_BYTES_MAX = 256 * 1024
+USD_MAX = 10**9
+"""More is no sum of money for a job."""
+
+Step = Annotated[int, Meta(ge=0)]
+Crc32c = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{6}==\Z")]
+
+
+class Nothing(msgspec.Struct, frozen=True):
+    """A request that says all in its path."""
+
+
+class Beat(msgspec.Struct, frozen=True):
+    """A sign of life, and what the attempt says of its work."""
+
+    step: Step
+    total: int | None = None
+    loss: float | None = None
+    steps_per_s: float | None = None
+    gpu_share: float | None = None
+    gpu_errors: int | None = None
+    save_s: float | None = None
+
+    def told(self) -> Told:
+        """The noun of it."""
+        return Told(
+            total=self.total, loss=self.loss, steps_per_s=self.steps_per_s, gpu_share=self.gpu_share,
+            gpu_errors=self.gpu_errors, save_s=self.save_s,
+        )  # fmt: skip
+
+
+class Said(msgspec.Struct, frozen=True):
+    """Why an attempt ends."""
+
+    reason: Annotated[str, Meta(max_length=4000)] = ""
+    step: Step = 0
+    """What was committed last."""
+
+
+class File(msgspec.Struct, frozen=True):
+    """One file of a checkpoint that will be uploaded."""
+
+    name: Annotated[str, Meta(max_length=128)]
+    size: Annotated[int, Meta(ge=1)]
+    crc32c: Crc32c
+    sha256: Sha256
+
+    def artifact(self) -> Artifact:
+        """The noun of it."""
+        return Artifact(name=self.name, size=self.size, crc32c=self.crc32c, sha256=self.sha256)
+
+
+Files = Annotated[tuple[File, ...], Meta(min_length=1, max_length=FILES_MAX)]
+
+
+class Begin(msgspec.Struct, frozen=True):
+    """A checkpoint that will be uploaded."""
+
+    step: Annotated[int, Meta(ge=1)]
+    files: Files
+
+
+class Commit(msgspec.Struct, frozen=True):
+    """A checkpoint that was uploaded."""
+
+    previous_step: Step
+    upload_id: Annotated[str, Meta(max_length=64)]
+    files: Files
+    loss: Annotated[float, Meta(ge=-NUMBER_MAX, le=NUMBER_MAX)] | None = None
+
+
+class Piece(msgspec.Struct, frozen=True):
+    """A piece of the log that will be uploaded."""
+
+    number: Step
+    size: Annotated[int, Meta(ge=1, le=PIECE_BYTES_MAX)]
+    crc32c: Crc32c
+
+
+class Done(msgspec.Struct, frozen=True):
+    """All is done."""
+
+    step: Step = 0
+    """A training's last."""
+
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+
+def parse(schema: type[T], body: bytes) -> T:
+    """Read a request's body; nothing is an empty object.
+
+    Raises:
+        InvalidRequest: With the field.
+    """
+    try:
+        return msgspec.json.decode(body or b"{}", type=schema)
+    except msgspec.DecodeError as error:
+        raise InvalidRequest(str(error)) from error
+
+
+def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
+    """A job for those who ask about it: no token, no key, not even their digests."""
+    spec, lease = shown.spec, shown.lease
+    coming = forecast(shown, now=now or datetime.now(UTC))
+    return {
+        "object": "job",
+        "job_id": shown.job_id,
+        "kind": spec.kind,
+        "priority": spec.priority,
+        "model": spec.model,
+        "task": spec.task,
+        "image": spec.image,
+        "state": shown.state,
+        "reason": shown.reason,
+        "step": shown.step,
+        "total": shown.total,
+        "attempt": shown.attempt,
+        "preemptions": shown.preemptions,
+        "retries": spec.retries,
+        "lies": shown.lies,
+        "checkpoint": checkpoint(shown.checkpoint) if shown.checkpoint else None,
+        "checkpoint_every": spec.checkpoint_every,
+        "checkpoint_minutes": spec.checkpoint_minutes,
+        "dataset_uri": spec.dataset_uri,
+        "output_uri": spec.output_uri,
+        "parameters": spec.parameters,
+        "callback_topic": spec.callback_topic,
+        "needs": {
+            "gpu_types": spec.gpu_types,
+            "gpu_count": spec.gpu_count,
+            "gpu_memory_mib_min": spec.gpu_memory_mib_min,
+            "disk_gib": spec.disk_gib,
+        },
+        "est_hours": spec.est_hours,
+        "deadline": spec.deadline,
+        "budget_usd_micros": _micros(spec.budget_usd),
+        "price_usd_micros_per_hour_max": _micros(spec.max_price_per_hour),
+        "provider": lease.provider if lease else None,
+        "instance_id": lease.instance_id if lease else None,
+        "progress": msgspec.to_builtins(shown.progress),
+        "placement": _placement(shown.placement) if shown.placement else None,
+        "no_placement": _no_placement(shown.no_placement) if shown.no_placement else None,
+        "rents": [msgspec.to_builtins(rent) for rent in shown.rents],
+        "spent_usd_micros": coming.spent_usd_micros,
+        "settled_usd_micros": shown.spent_usd_micros,
+        "forecast": {
+            "price_usd_micros_per_hour": coming.price_usd_micros_per_hour,
+            "left_s": coming.left_s,
+            "at_end_usd_micros": coming.at_end_usd_micros,
+        },
+        "stop": msgspec.to_builtins(shown.stop),
+        "requested_at": shown.requested_at,
+        "updated_at": shown.updated_at,
+        "ended_at": shown.ended_at,
+        "history": [{"at": line.at, "state": line.state, "reason": line.text} for line in shown.reasons],
+    }
+
+
+def _micros(dollars: Decimal | None) -> int | None:
+    """Rounded down: a limit is never more than was said. None also for what is no amount: its job was refused."""
+    if dollars is None or not dollars.is_finite() or abs(dollars) > USD_MAX:
+        return None
+    return int((dollars * USD_MICROS).to_integral_value(ROUND_FLOOR))
+
+
+def _placement(chosen: Placement) -> dict[str, Any]:
+    """Where an attempt runs and why there."""
+    offer = chosen.offer
+    return {
+        "offer_id": offer.offer_id,
+        "provider": offer.provider,
+        "machine_id": offer.machine_id,
+        "place": offer.place,
+        "gpu": offer.gpu,
+        "gpu_count": offer.gpu_count,
+        "spot": offer.spot,
+        "price_usd_micros_per_hour": chosen.run.price_usd_micros_per_hour,
+        "on_demand_usd_micros_per_hour": offer.on_demand_usd_micros_per_hour,
+        "checkpoint_s": chosen.run.interval_s,
+        "reason": chosen.reason,
+        "candidates": [_candidate(one) for one in chosen.candidates],
+    }
+
+
+def _no_placement(refused: NoPlacement) -> dict[str, Any]:
+    return {
+        "reason": refused.reason,
+        "price_usd_micros_per_hour_min": refused.price_usd_micros_per_hour_min,
+        "candidates": [_candidate(one) for one in refused.candidates],
+    }
+
+
+def _candidate(one: Candidate) -> dict[str, Any]:
+    return {
+        "offer_id": one.offer_id,
+        "provider": one.provider,
+        "spot": one.spot,
+        "all_in_usd_micros_per_hour": one.all_in_usd_micros_per_hour,
+        "cost_usd_micros": one.run.cost_usd_micros if one.run else None,
+        "duration_s": one.run.duration_s if one.run else None,
+        "losses": one.run.losses if one.run else None,
+        "rejected": one.rejected or None,
+    }
+
+
+def checkpoint(saved: Checkpoint) -> dict[str, Any]:
+    """A checkpoint, by its manifest."""
+    return {
+        "step": saved.step,
+        "attempt": saved.attempt,
+        "manifest_uri": saved.manifest_uri,
+        "generation": saved.generation,
+    }
+
+
+def assignment(work: Assignment) -> dict[str, Any]:
+    """What an attempt has to do, in the words of its worker."""
+    fields: dict[str, Any] = msgspec.to_builtins(work)
+    return fields
+
+
+def grant(given: Grant) -> dict[str, Any]:
+    """One signed request."""
+    return {"method": given.method, "url": given.url, "headers": dict(given.headers)}
+
+
+def inputs(given: Grant | Inputs) -> dict[str, Any]:
+    """What an attempt reads: a batch's dataset, or all that a training starts from."""
+    if isinstance(given, Grant):
+        return grant(given)
+    fields: dict[str, Any] = msgspec.to_builtins(given)
+    return fields
+
+
+def standing(told: Standing) -> dict[str, Any]:
+    """How an attempt stands."""
+    return {"state": told.state, "stop": told.stop, "checkpoint_s": told.checkpoint_s}
+
+
+def log(attempt: int, text: str, *, whole: bool) -> dict[str, Any]:
+    """The end of an attempt's log; `whole` is false when there is more before it."""
+    return {"object": "log", "attempt": attempt, "text": text, "whole": whole}

@@ -1,0 +1,350 @@
+"""Everything that is configured: the environment, read here and nowhere else, and `goblin.toml`."""
+
+from __future__ import annotations
+
+import os
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import date
+from decimal import ROUND_FLOOR, Decimal, InvalidOperation
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from goblin.billing.domain.accounts import Limit, Period
+from goblin.billing.domain.ledger import TOTAL, USD_MICROS
+from goblin.core.endpoints import ORDINARY, Capability, Catalog, Endpoint, ModelSettings, Price, Routing, Strategy
+from goblin.core.errors import Broken
+
+EXTERNAL = frozenset({"openai", "anthropic", "groq"})
+"""Providers that read prompts on machines which are not ours or rented by us; an endpoint may say otherwise."""
+DEFAULT_REGION = "us-east1"
+MONTHLY_BUDGETS = {
+    "GOBLIN_MONTHLY_BUDGET": TOTAL, "VASTAI_MONTHLY_BUDGET": "vastai", "RUNPOD_MONTHLY_BUDGET": "runpod",
+}  # fmt: skip
+"""Dollars a month, and what they are a budget of."""
+GOOGLE_CERTS_URL = "https://www.googleapis.com/oauth2/v1/certs"
+
+
+class BadConfiguration(Broken):
+    """A setting that makes no sense; the message names it."""
+
+    code = "bad_configuration"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Settings:
+    """The environment of this process, as far as it concerns us."""
+
+    project: str
+    region: str = DEFAULT_REGION
+    config_path: Path | None = None
+    """Another `goblin.toml`."""
+    verify_callers: bool = True
+    """Off only beside an emulator."""
+    caller_audience: str = ""
+    caller_emails: tuple[str, ...] = ()
+    """Service accounts that may call private functions: Pub/Sub's and the scheduler's."""
+    certs_url: str = GOOGLE_CERTS_URL
+    secret_manager_emulator: str = ""
+    """`http://host:port` of a local Secret Manager; empty means Google's."""
+    cloud_run_emulator: str = ""
+    """`http://host:port` of a stand-in for Cloud Run's Admin API; empty means Google's."""
+    variables: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The whole environment, for `goblin.toml`; it holds secrets."""
+
+    @classmethod
+    def from_env(cls, env: Mapping[str, str] | None = None) -> Settings:
+        """Read the environment. Raises `BadConfiguration`."""
+        env = dict(os.environ if env is None else env)
+        verify = env.get("GOBLIN_VERIFY_CALLER", "on")
+        if verify not in ("on", "off"):
+            raise BadConfiguration(f"GOBLIN_VERIFY_CALLER is {verify!r}; it is `on` or `off`.")
+        if verify == "off" and not env.get("PUBSUB_EMULATOR_HOST"):
+            raise BadConfiguration("GOBLIN_VERIFY_CALLER=off is for emulators: PUBSUB_EMULATOR_HOST is not set.")
+        emails = (email.strip() for email in env.get("GOBLIN_INVOKER_EMAIL", "").split(","))
+        return cls(
+            project=env.get("GCS_PROJECT_ID") or env.get("GOOGLE_CLOUD_PROJECT") or "",
+            region=env.get("GCS_REGION") or DEFAULT_REGION,
+            config_path=Path(path) if (path := env.get("GOBLIN_CONFIG")) else None,
+            verify_callers=verify == "on",
+            caller_audience=env.get("GOBLIN_PUSH_AUDIENCE", ""),
+            caller_emails=tuple(email for email in emails if email),
+            certs_url=env.get("GOBLIN_OIDC_CERTS_URL") or GOOGLE_CERTS_URL,
+            secret_manager_emulator=env.get("SECRET_MANAGER_EMULATOR_HOST", ""),
+            cloud_run_emulator=env.get("CLOUD_RUN_EMULATOR_HOST", ""),
+            variables=env,
+        )
+
+    def limits(self) -> Mapping[str, tuple[Limit, ...]]:
+        """Monthly budgets that the environment declares, by account. Raises `BadConfiguration`."""
+        return {
+            account: (Limit(period=Period.MONTH, limit_usd_micros=self._micros(name)),)
+            for name, account in MONTHLY_BUDGETS.items()
+            if self.variables.get(name)
+        }
+
+    def _micros(self, name: str) -> int:
+        """A variable's dollars, rounded down: a limit is never more than was said."""
+        try:
+            dollars = Decimal(self.variables[name])
+        except InvalidOperation as error:
+            raise BadConfiguration(f"{name} is no number of dollars.") from error
+        if not dollars.is_finite() or dollars < 0:
+            raise BadConfiguration(f"{name} is no number of dollars.")
+        return int((dollars * USD_MICROS).to_integral_value(ROUND_FLOOR))
+
+    def catalog(self) -> Catalog:
+        """Read `goblin.toml`. Raises `BadConfiguration`."""
+        return self.parse(self.config_text())
+
+    def config_text(self) -> str:
+        """The text of `goblin.toml` as it is now. Raises `BadConfiguration`."""
+        path = self.config_path or _default_config()
+        try:
+            return path.read_text(encoding="utf-8")
+        except OSError as error:
+            raise BadConfiguration(f"{path}: {error.strerror}") from error
+        except UnicodeDecodeError as error:
+            raise BadConfiguration(f"{path}: it is not UTF-8") from error
+
+    def parse(self, text: str) -> Catalog:
+        """What such a text says, with this environment. Raises `BadConfiguration`."""
+        return read_catalog(text, self.variables, name=str(self.config_path or _default_config()))
+
+
+Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
+Positive = Annotated[int, Meta(ge=1)]
+Micros = Annotated[int, Meta(ge=0)]
+Seconds = Annotated[float, Meta(gt=0, le=3600)]
+
+
+class _Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    strategy: Strategy = Strategy.LOWEST_LATENCY
+    attempts_max: Annotated[int, Meta(ge=1, le=10)] = 3
+    first_token_timeout_s: Seconds = 60.0
+    between_tokens_timeout_s: Seconds = 30.0
+    explore_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.02
+    wake: bool = True
+    deadline_ms: Positive | None = None
+
+
+class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    name: Name
+    provider: Name
+    url: Annotated[str, Meta(pattern=r"^https?://[^/?#@\s]+(/[^?#\s]*)?$")]
+    api_key: str = ""
+    account_key: str = ""
+    models: Literal["discover"] | Annotated[tuple[str, ...], Meta(min_length=1)] = "discover"
+    capabilities: tuple[Capability, ...] = tuple(ORDINARY)
+    context_tokens: Positive | None = None
+    cancel_stops_bill: bool = True
+    bills: Literal["yes", "no"] = "yes"
+    price_input_usd_micros_per_mtok: Micros | None = None
+    price_output_usd_micros_per_mtok: Micros | None = None
+    output_tokens_default: Positive = 4096
+    output_tokens_max: Positive | None = None
+    image_tokens_max: Positive = 50_000
+    weight: Micros = 1
+    parallel: Positive = 1
+    first_token_prior_ms: Positive = 1000
+    prefill_prior_tokens_per_s: Positive = 2000
+    decode_prior_tokens_per_s: Positive = 30
+    cold_start_prior_ms: Positive = 30_000
+    sleeps_after_s: Positive | None = None
+    price_usd_micros_per_hour: Micros | None = None
+    request_s_max: Seconds = 300.0
+    external: bool | None = None
+    options: dict[str, str] = {}
+
+
+class _ModelEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What is different for one model at one endpoint; what is left out is as the endpoint says."""
+
+    upstream_model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
+    capabilities: tuple[Capability, ...] | None = None
+    context_tokens: Positive | None = None
+    weight: Micros | None = None
+    parallel: Positive | None = None
+    first_token_prior_ms: Positive | None = None
+    prefill_prior_tokens_per_s: Positive | None = None
+    decode_prior_tokens_per_s: Positive | None = None
+    cold_start_prior_ms: Positive | None = None
+    sleeps_after_s: Positive | None = None
+    price_usd_micros_per_hour: Micros | None = None
+
+
+class _Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One model; what is left out is as `[routing]` says."""
+
+    strategy: Strategy | None = None
+    attempts_max: Annotated[int, Meta(ge=1, le=10)] | None = None
+    first_token_timeout_s: Seconds | None = None
+    between_tokens_timeout_s: Seconds | None = None
+    explore_share: Annotated[float, Meta(ge=0, le=0.5)] | None = None
+    wake: bool | None = None
+    deadline_ms: Positive | None = None
+    endpoints: Annotated[dict[Name, _ModelEndpoint], Meta(min_length=1)] | None = None
+
+
+class _Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    provider: Name
+    model: Annotated[str, Meta(min_length=1, max_length=256)]
+    input_usd_micros_per_mtok: Micros
+    output_usd_micros_per_mtok: Micros
+    source: str
+    read_on: date
+    output_tokens_default: Positive = 4096
+    output_tokens_max: Positive | None = None
+    image_tokens_max: Positive = 50_000
+
+
+class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    routing: _Routing = _Routing()
+    endpoints: tuple[_Endpoint, ...] = ()
+    prices: tuple[_Price, ...] = ()
+    models: dict[Annotated[str, Meta(min_length=1, max_length=256)], _Model] = {}
+
+
+def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin.toml") -> Catalog:
+    """Parse and check the text of a `goblin.toml`.
+
+    Raises:
+        BadConfiguration: with the file's name and the key, as in `$.endpoints[0].weight`; never with a value,
+            which may be a secret.
+    """
+    try:
+        raw = tomllib.loads(text)
+        filled = {**raw, "endpoints": _configured(raw.get("endpoints", []), variables)}
+        parsed = msgspec.convert(filled, _File)
+    except tomllib.TOMLDecodeError as error:
+        raise BadConfiguration(f"{name}: {error}") from error
+    except msgspec.ValidationError as error:
+        raise BadConfiguration(f"{name}: {error}") from error
+    endpoints = tuple(_endpoint(row, name) for row in parsed.endpoints)
+    names = [endpoint.name for endpoint in endpoints]
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise BadConfiguration(f"{name}: two endpoints are named {', '.join(sorted(twice))}")
+    routing = Routing(**msgspec.structs.asdict(parsed.routing))
+    prices = {(row.provider, row.model): _price(row) for row in parsed.prices}
+    if len(prices) != len(parsed.prices):
+        raise BadConfiguration(f"{name}: a model of a provider has two prices")
+    declared = {row["name"] for row in raw.get("endpoints", ())}
+    models = {model: _model(model, row, routing, endpoints, declared, name) for model, row in parsed.models.items()}
+    return Catalog(routing=routing, endpoints=endpoints, prices=prices, models=models)
+
+
+def _model(
+    model: str, row: _Model, routing: Routing, endpoints: Sequence[Endpoint], declared: set[str], file: str
+) -> ModelSettings:
+    """A model's settings, laid over the defaults. Its endpoints keep the order they are named in."""
+    fields = {key: value for key, value in msgspec.structs.asdict(row).items() if value is not None}
+    said = fields.pop("endpoints", None)
+    if said is None:
+        return ModelSettings(routing=replace(routing, **fields))
+    if unknown := sorted(said.keys() - declared):
+        raise BadConfiguration(f"{file}: model {model!r} names endpoints that are not there: {', '.join(unknown)}")
+    configured = {endpoint.name: endpoint for endpoint in endpoints}
+    serving = tuple(_endpoint_at(configured[name], at) for name, at in said.items() if name in configured)
+    return ModelSettings(routing=replace(routing, **fields), endpoints=serving)
+
+
+def _endpoint_at(endpoint: Endpoint, at: _ModelEndpoint) -> Endpoint:
+    fields = {key: value for key, value in msgspec.structs.asdict(at).items() if value is not None}
+    if at.capabilities is not None:
+        fields["capabilities"] = frozenset(at.capabilities)
+    return replace(endpoint, **fields)
+
+
+def _price(row: _Price) -> Price:
+    fields = msgspec.structs.asdict(row)
+    return Price(**{key: value for key, value in fields.items() if key not in ("provider", "model")})
+
+
+def _endpoint(row: _Endpoint, file: str) -> Endpoint:
+    inward, outward = row.price_input_usd_micros_per_mtok, row.price_output_usd_micros_per_mtok
+    price = None
+    if inward is not None and outward is not None:
+        price = Price(
+            input_usd_micros_per_mtok=inward,
+            output_usd_micros_per_mtok=outward,
+            output_tokens_default=row.output_tokens_default,
+            output_tokens_max=row.output_tokens_max,
+            image_tokens_max=row.image_tokens_max,
+        )
+    elif inward is not None or outward is not None:
+        raise BadConfiguration(f"{file}: endpoint {row.name} has one price; it needs both or none")
+    elif row.bills == "no":
+        price = Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0)
+    return Endpoint(
+        name=row.name,
+        provider=row.provider,
+        url=row.url,
+        api_key=row.api_key or None,
+        account_key=row.account_key or None,
+        models=None if row.models == "discover" else tuple(row.models),
+        capabilities=frozenset(row.capabilities),
+        context_tokens=row.context_tokens,
+        cancel_stops_bill=row.cancel_stops_bill,
+        price=price,
+        weight=row.weight,
+        parallel=row.parallel,
+        first_token_prior_ms=row.first_token_prior_ms,
+        prefill_prior_tokens_per_s=row.prefill_prior_tokens_per_s,
+        decode_prior_tokens_per_s=row.decode_prior_tokens_per_s,
+        cold_start_prior_ms=row.cold_start_prior_ms,
+        sleeps_after_s=row.sleeps_after_s,
+        price_usd_micros_per_hour=row.price_usd_micros_per_hour,
+        request_s_max=row.request_s_max,
+        external=row.provider in EXTERNAL if row.external is None else row.external,
+        options=row.options,
+    )
+
+
+_VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
+
+
+class _NotSet(Exception):
+    """A variable without a default."""
+
+
+def _configured(rows: Any, variables: Mapping[str, str]) -> Any:
+    """Rows with their variables filled in, without those that lack one."""
+    if not isinstance(rows, list):
+        return rows  # The parser says what is wrong with it.
+    filled = []
+    for row in rows:
+        try:
+            filled.append(_filled(row, variables))
+        except _NotSet:
+            continue
+    return filled
+
+
+def _filled(value: Any, variables: Mapping[str, str]) -> Any:
+    def lookup(found: re.Match[str]) -> str:
+        name, default = found.groups()
+        value = variables.get(name) or default
+        if value is None:
+            raise _NotSet
+        return value
+
+    match value:
+        case str():
+            return _VARIABLE.sub(lookup, value)
+        case dict():
+            return {key: _filled(inner, variables) for key, inner in value.items()}
+        case list():
+            return [_filled(inner, variables) for inner in value]
+    return value
+
+
+def _default_config() -> Path:
+    """In a wheel the file travels inside the package; in a checkout it lies at the root."""
+    bundled = Path(str(resources.files("goblin"))) / "_bundle" / "goblin.toml"
+    return bundled if bundled.exists() else Path(__file__).parents[3] / "goblin.toml"

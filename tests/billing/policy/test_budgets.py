@@ -1,0 +1,221 @@
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from goblin.billing.domain.accounts import Limit, Period
+from goblin.billing.domain.ledger import (
+    Action,
+    Entry,
+    EntryKind,
+    Freeze,
+    is_over,
+    lineage,
+    month_of,
+    show_usd,
+    to_micros,
+)
+from goblin.billing.policy.budgets import NoAction, Nonsense, react, react_to_billing, why_frozen
+from goblin.core.endpoints import Endpoint, Price
+from goblin.core.events import BudgetExceeded, CloudBudget
+
+NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+def crossing(**changes: Any) -> BudgetExceeded:
+    fields: dict[str, Any] = {
+        "account": "vastai", "window": "2026-11", "spent_usd_micros": 10_000_000, "limit_usd_micros": 10_000_000,
+        **changes,
+    }  # fmt: skip
+    return BudgetExceeded(**fields)
+
+
+@pytest.mark.parametrize(
+    ("event", "kind", "entry_id"),
+    [
+        (crossing(), EntryKind.FREEZE, "budget:vastai:2026-11:1"),
+        (crossing(account="total"), EntryKind.FREEZE, "budget:total:2026-11:1"),
+        (crossing(account="vastai/job-7"), EntryKind.FREEZE, "budget:vastai~job-7:2026-11:1"),
+        (crossing(window="2026-11-25"), EntryKind.FREEZE, "budget:vastai:2026-11-25:1"),
+        (crossing(threshold=1.2, spent_usd_micros=12_000_000), EntryKind.FREEZE, "budget:vastai:2026-11:1.2"),
+        (crossing(threshold=0.8, spent_usd_micros=8_000_000), EntryKind.ALERT, "budget:vastai:2026-11:0.8"),
+        (crossing(spent_usd_micros=7_000_000, reserved_usd_micros=3_000_000), EntryKind.FREEZE, None),
+        # A month that is over has no budget left to protect: the next month's is another.
+        (crossing(window="2026-10"), EntryKind.ALERT, "budget:vastai:2026-10:1"),
+        (crossing(window="2026-11-24"), EntryKind.ALERT, None),
+    ],
+)
+def test_what_a_crossing_leads_to(event: BudgetExceeded, kind: EntryKind, entry_id: str | None) -> None:
+    entry = react(event, now=NOW)
+    assert isinstance(entry, Entry)
+    assert (entry.kind, entry.account, entry.amount_usd_micros) == (kind, event.account, 0)
+    assert entry_id in (None, entry.entry_id)
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        crossing(account="../x"), crossing(account=""), crossing(account="Total"), crossing(window="soon"),
+        crossing(window="2026"), crossing(spent_usd_micros=9_999_999), crossing(threshold=2.0),
+    ],
+)  # fmt: skip
+def test_an_event_that_makes_no_sense_freezes_nothing(event: BudgetExceeded) -> None:
+    assert isinstance(react(event, now=NOW), Nonsense)
+
+
+def test_the_same_crossing_has_the_same_id_whatever_was_spent_since() -> None:
+    later = react(crossing(spent_usd_micros=10_500_000), now=NOW.replace(hour=18))
+    first = react(crossing(), now=NOW)
+    assert isinstance(first, Entry)
+    assert isinstance(later, Entry)
+    assert later.entry_id == first.entry_id
+
+
+def notice(**changes: Any) -> CloudBudget:
+    fields: dict[str, Any] = {
+        "budget_display_name": "all of it", "cost_amount": Decimal("100.01"), "budget_amount": Decimal(100),
+        "cost_interval_start": datetime(2026, 11, 1, 8, tzinfo=UTC), "currency_code": "USD", **changes,
+    }  # fmt: skip
+    return CloudBudget(**fields)
+
+
+@pytest.mark.parametrize(
+    ("event", "kind"),
+    [
+        (notice(alert_threshold_exceeded=1.0), EntryKind.FREEZE),
+        (notice(alert_threshold_exceeded=1.5), EntryKind.FREEZE),
+        (notice(alert_threshold_exceeded=0.9), EntryKind.ALERT),
+        (notice(forecast_threshold_exceeded=1.0), EntryKind.ALERT),
+        (notice(alert_threshold_exceeded=0.5, forecast_threshold_exceeded=1.0), EntryKind.ALERT),
+        (notice(alert_threshold_exceeded=1.0, currency_code="EUR"), EntryKind.FREEZE),
+    ],
+)
+def test_what_cloud_billing_leads_to(event: CloudBudget, kind: EntryKind) -> None:
+    entry = react_to_billing(event, budget_id="b-1", now=NOW)
+    assert isinstance(entry, Entry)
+    assert (entry.kind, entry.account) == (kind, "total")
+
+
+def test_a_threshold_below_the_limit_is_named() -> None:
+    entry = react(crossing(spent_usd_micros=8_000_000, threshold=0.8), now=NOW)
+    assert isinstance(entry, Entry)
+    assert entry.note == "vastai spent $8.00 of $10.00 in 2026-11, past 80%"
+
+
+@pytest.mark.parametrize(
+    ("actions", "reaction"),
+    [
+        ([], Action.FREEZE),
+        ([Action.ALERT], Action.FREEZE),
+        ([Action.STOP_JOBS, Action.ALERT], Action.STOP_JOBS),
+        ([Action.STOP_JOBS, Action.SCALE_TO_ZERO], Action.SCALE_TO_ZERO),
+    ],
+)
+def test_what_follows_from_cloud_billing_is_what_the_total_budget_says(actions: list[Action], reaction: Action) -> None:
+    limits = [Limit(period=Period.MONTH, limit_usd_micros=1, action=action) for action in actions]
+    entry = react_to_billing(notice(alert_threshold_exceeded=1.0), budget_id="b-1", limits=limits, now=NOW)
+    assert isinstance(entry, Entry)
+    assert entry.reaction is reaction
+    told = react_to_billing(notice(alert_threshold_exceeded=0.5), budget_id="b-1", limits=limits, now=NOW)
+    assert isinstance(told, Entry)
+    assert told.reaction is None
+
+
+def test_cloud_billing_is_keyed_on_budget_interval_and_threshold() -> None:
+    def key(budget_id: str = "b-1", **changes: Any) -> str:
+        entry = react_to_billing(notice(**{"alert_threshold_exceeded": 1.0, **changes}), budget_id=budget_id, now=NOW)
+        assert isinstance(entry, Entry)
+        return entry.entry_id
+
+    december = datetime(2026, 12, 1, 8, tzinfo=UTC)
+    assert key() == key(cost_amount=Decimal(120)) == "billing:b-1:2026-11-01T08:00:00Z:1"
+    assert len({key(), key("b-2"), key(cost_interval_start=december), key(alert_threshold_exceeded=1.1)}) == 4
+    forecast = key(alert_threshold_exceeded=None, forecast_threshold_exceeded=1.0)
+    assert forecast != key()
+
+
+def test_without_a_threshold_nothing_was_crossed_and_without_a_budget_nothing_is_known() -> None:
+    assert isinstance(react_to_billing(notice(), budget_id="b-1", now=NOW), NoAction)
+    for budget_id in ("", "b/1", "b\n"):
+        crossed = notice(alert_threshold_exceeded=1.0)
+        assert isinstance(react_to_billing(crossed, budget_id=budget_id, now=NOW), Nonsense)
+
+
+PAID = Price(input_usd_micros_per_mtok=1, output_usd_micros_per_mtok=0)
+FREE = Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0)
+
+
+def freeze(account: str) -> Freeze:
+    return Freeze(entry_id=f"f:{account}", account=account, reason=f"{account} is over", since=NOW)
+
+
+@pytest.mark.parametrize(
+    ("price", "frozen", "reason"),
+    [
+        (PAID, [], ""),
+        (PAID, ["other"], ""),
+        (PAID, ["openai"], "openai is over"),
+        (PAID, ["mine"], "mine is over"),
+        (PAID, ["total"], "total is over"),
+        (PAID, ["total", "openai"], "total is over"),
+        (None, ["total"], "total is over"),  # An unknown price is not zero.
+        (FREE, ["total", "openai", "mine"], ""),
+    ],
+)
+def test_a_freeze_concerns_what_costs_money(price: Price | None, frozen: list[str], reason: str) -> None:
+    endpoint = Endpoint(name="mine", provider="openai", url="http://x", price=price)
+    assert why_frozen(endpoint, [freeze(account) for account in frozen]) == reason
+
+
+def entry(**changes: Any) -> Entry:
+    fields: dict[str, Any] = {
+        "entry_id": "e", "kind": EntryKind.SETTLE, "account": "vastai", "amount_usd_micros": 5, "at": NOW, **changes,
+    }  # fmt: skip
+    return Entry(**fields)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"entry_id": ""}, {"entry_id": "a/b"}, {"account": "a b"}, {"account": "/x"}, {"amount_usd_micros": -1},
+        {"amount_usd_micros": 1.5}, {"amount_usd_micros": True}, {"kind": EntryKind.CREDIT, "amount_usd_micros": -1},
+        {"kind": EntryKind.FREEZE}, {"kind": EntryKind.THAW, "amount_usd_micros": 0}, {"lifts": ("x",)},
+    ],
+)  # fmt: skip
+def test_an_entry_that_is_no_fact_cannot_be_made(changes: dict[str, Any]) -> None:
+    with pytest.raises((ValueError, TypeError)):
+        entry(**changes)
+
+
+def test_what_entries_add_to_spending() -> None:
+    assert entry().spent_usd_micros == 5
+    assert entry(kind=EntryKind.CREDIT).spent_usd_micros == -5
+    assert entry(kind=EntryKind.ADJUST, amount_usd_micros=-3).spent_usd_micros == -3
+
+
+def test_accounts_form_a_tree() -> None:
+    assert lineage("total") == ("total",)
+    assert lineage("vastai") == ("total", "vastai")
+    assert lineage("vastai/job-7") == ("total", "vastai", "vastai/job-7")
+
+
+def test_windows_are_in_utc() -> None:
+    assert month_of(datetime.fromisoformat("2026-12-01T00:30:00+02:00")) == "2026-11"
+    assert is_over("2026-10", NOW)
+    assert is_over("2026-11-24", NOW)
+    assert not any(is_over(window, NOW) for window in ("2026-11", "2026-11-25", "2026-12", "2027-01"))
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_money_is_shown_exactly(micros: int) -> None:
+    shown = show_usd(micros).replace("$", "").replace(",", "")
+    assert Decimal(shown) * 1_000_000 == micros
+
+
+def test_money_is_rounded_up() -> None:
+    assert to_micros(Decimal("0.0000001")) == 1
+    assert show_usd(12_500_000) == "$12.50"
+    assert show_usd(-1) == "-$0.000001"

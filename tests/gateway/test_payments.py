@@ -1,0 +1,197 @@
+"""What a request pays for its attempts: nothing is sent that is not paid for, and what is free goes on."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import pytest
+
+from goblin.billing.domain.accounts import Limit, Period
+from goblin.billing.domain.ledger import Entry, EntryKind, Freeze
+from goblin.billing.policy.budgets import why_frozen
+from goblin.core.endpoints import Price
+from goblin.core.errors import BudgetExhausted, Fault, ProviderUnavailable, StoreUnavailable
+from goblin.gateway.domain.chat import ChatChunk
+from tests.fakes.inference import FakeClock, ScriptedProvider, World, says, world
+from tests.gateway.test_inference import ask, asked, receipt, scripted
+
+PRICE = Price(input_usd_micros_per_mtok=1_000_000, output_usd_micros_per_mtok=1_000_000)
+PAID: dict[str, Any] = {"price": PRICE}
+CENT = {"key/tests": (Limit(period=Period.MONTH, limit_usd_micros=10_000),)}
+
+
+def shop(**providers: ScriptedProvider) -> World:
+    """Endpoints whose names begin with `p` cost something."""
+    return world(endpoints={name: PAID for name in providers if name.startswith("p")}, **providers)
+
+
+async def test_over_budget_the_endpoint_is_skipped_and_the_receipt_says_so() -> None:
+    here = shop(paid=ScriptedProvider(), free=ScriptedProvider())
+    here.ledger.declared = CENT
+    heard = await ask(here, asked(max_tokens=50_000))
+    assert heard.error is None
+    assert here.providers["paid"].requests == 0
+    kept = receipt(here)
+    assert kept.provider == "free"
+    assert "$0.01 left" in kept.rejected["paid"]
+    assert here.ledger.settled() == []
+
+
+async def test_when_nothing_is_left_the_caller_hears_how_much_and_until_when() -> None:
+    here = shop(paid=ScriptedProvider(), plain=ScriptedProvider())
+    here.ledger.declared = CENT
+    heard = await ask(here, asked(max_tokens=50_000))
+    assert isinstance(heard.error, BudgetExhausted)
+    assert heard.refused
+    assert "starts anew at 2026-12-01T00:00:00Z" in heard.error.message
+    assert here.providers["paid"].requests + here.providers["plain"].requests == 0
+
+
+async def test_a_silent_ledger_stops_what_costs_and_not_what_is_free() -> None:
+    here = shop(paid=ScriptedProvider())
+    await ask(here)  # The router has looked, and nothing is frozen.
+    here.ledger.down = True
+    here.clock.forward(30)
+    heard = await ask(here)
+    assert isinstance(heard.error, StoreUnavailable)
+    assert here.providers["paid"].requests == 1
+    both = shop(paid=ScriptedProvider(), free=ScriptedProvider())
+    both.ledger.down = True
+    assert (await ask(both)).error is None
+    assert both.providers["paid"].requests == 0
+
+
+async def test_a_frozen_key_spends_nothing_and_what_is_free_goes_on() -> None:
+    here = shop(paid=ScriptedProvider(), free=ScriptedProvider())
+    note = Entry(
+        entry_id="f", kind=EntryKind.FREEZE, account="key/tests", amount_usd_micros=0, at=here.clock.now(), note="over"
+    )
+    await here.ledger.record(note)
+    assert (await ask(here)).error is None
+    assert receipt(here).rejected["paid"] == "paid is not asked: over."
+    assert here.providers["paid"].requests == 0
+    alone = shop(paid=ScriptedProvider())
+    await alone.ledger.record(note)
+    heard = await ask(alone)
+    assert isinstance(heard.error, BudgetExhausted)
+    assert heard.error.code == "budget_exhausted"
+
+
+async def test_every_attempt_is_paid_and_the_refused_ones_cost_nothing() -> None:
+    failing = scripted(ProviderUnavailable("full", fault=Fault.CAPACITY))
+    here = shop(pfull=failing, paid=ScriptedProvider())
+    assert (await ask(here, asked(max_tokens=10))).error is None
+    await here.deps.spender.close()
+    (entry,) = here.ledger.settled()
+    assert entry.amount_usd_micros == receipt(here).cost_usd_micros == 13
+    assert "paid" in entry.note
+    assert await here.ledger.leases() == []
+
+
+async def test_what_was_put_aside_bounds_what_is_sent() -> None:
+    here = shop(paid=ScriptedProvider())
+    here.ledger.declared = {"total": (Limit(period=Period.DAY, limit_usd_micros=4_096 + 300),)}
+    assert (await ask(here)).error is None  # Our own limit, and the prompt.
+    here.ledger.declared = {"total": (Limit(period=Period.DAY, limit_usd_micros=4_096),)}
+    assert isinstance((await ask(here)).error, BudgetExhausted)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_unknown_price_is_refused(stream: bool) -> None:
+    here = world(endpoints={"dark": {"price": None}}, dark=ScriptedProvider())
+    heard = await ask(here, asked(stream=stream))
+    assert isinstance(heard.error, BudgetExhausted)
+    assert heard.error.code == "price_unknown"
+    assert here.providers["dark"].requests == 0
+
+
+async def test_what_an_attempts_key_asks_for_is_paid_from_its_jobs_budget() -> None:
+    here = shop(paid=ScriptedProvider())
+    digest, key = next(iter(here.keys.keys.items()))
+    here.keys.keys[digest] = replace(key, name="job:j")
+    here.ledger.declared = {"job/j": (Limit(period=Period.LIFETIME, limit_usd_micros=10_000),)}
+    assert (await ask(here, asked(max_tokens=100))).error is None
+    (entry,) = here.ledger.settled()
+    assert entry.accounts == ("total", "openai", "openai/job-j", "key/job-j", "job/j", "model/m")
+    heard = await ask(here, asked(max_tokens=50_000))
+    assert isinstance(heard.error, BudgetExhausted)
+    assert "budget of job/j" in heard.error.message
+    assert here.providers["paid"].requests == 1
+
+
+@dataclass
+class Slow(ScriptedProvider):
+    """Takes its time before each step, by the clock of the world."""
+
+    step_s: float = 8.0
+    clock: FakeClock = field(default_factory=FakeClock)
+
+    async def _play(self) -> AsyncGenerator[ChatChunk, None]:
+        async with aclosing(super()._play()) as steps:
+            async for item in steps:
+                self.clock.forward(self.step_s)
+                yield item
+
+
+BY_THE_SECOND: dict[str, Any] = {"price": None, "price_usd_micros_per_hour": 3_600_000, "sleeps_after_s": 600}
+"""A thousandth of a dollar each."""
+
+
+def garage(limit_usd_micros: int, provider: ScriptedProvider, **more: Any) -> World:
+    here = world(endpoints={"gpu": {**BY_THE_SECOND, **more}}, gpu=provider)
+    here.ledger.declared = {"total": (Limit(period=Period.MONTH, limit_usd_micros=limit_usd_micros),)}
+    if isinstance(provider, Slow):
+        provider.clock = here.clock
+    return here
+
+
+async def test_a_machine_is_paid_for_its_start_its_work_and_its_tail() -> None:
+    here = garage(1_000_000, Slow(steps=says("Hel", "lo")))  # Five steps of eight seconds.
+    assert (await ask(here)).error is None
+    assert receipt(here).cost_usd_micros == (40 + 600) * 1000
+    assert (await ask(here)).error is None  # Its tail is paid already; this makes it end later.
+    assert (await ask(here)).error is None
+    await here.deps.spender.close()
+    first, second, third = here.ledger.settled()
+    assert [entry.amount_usd_micros for entry in (first, second, third)] == [640_000, 40_000, 40_000]
+    assert first.note == "gpu: 11 tokens in, 2 out, 640.0 s awake"
+
+
+async def test_the_longest_that_it_could_take_is_put_aside_first() -> None:
+    here = garage((300 + 10 + 600) * 1000 - 1, Slow())
+    assert isinstance((await ask(here)).error, BudgetExhausted)
+    assert here.providers["gpu"].requests == 0
+    here.ledger.declared = {"total": (Limit(period=Period.MONTH, limit_usd_micros=(300 + 10 + 600) * 1000),)}
+    here.clock.forward(1)
+    assert (await ask(here)).error is None
+
+
+async def test_what_takes_longer_than_was_paid_for_is_cut_off() -> None:
+    here = garage(10_000_000, Slow(steps=says(*"abcdefgh"), step_s=20), request_s_max=100)
+    heard = await ask(here)
+    assert isinstance(heard.error, ProviderUnavailable)
+    assert heard.text == "abcd"
+    assert here.providers["gpu"].closed == 1
+    await here.deps.spender.close()
+    (entry,) = here.ledger.settled()
+    assert entry.amount_usd_micros == (100 + 600) * 1000
+
+
+async def test_who_refuses_at_once_has_woken_nobody() -> None:
+    here = garage(10_000_000, scripted(ProviderUnavailable("full", fault=Fault.MISSING)))
+    assert (await ask(here)).error is not None
+    await here.deps.spender.close()
+    assert here.ledger.settled() == []
+    assert await here.ledger.leases() == []
+
+
+async def test_no_price_for_tokens_makes_a_machine_free() -> None:
+    here = garage(0, ScriptedProvider(), price=Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0))
+    assert isinstance((await ask(here)).error, BudgetExhausted)
+    (endpoint,) = here.deps.router.catalog.endpoints
+    freeze = Freeze(entry_id="f", account="total", reason="over", since=here.clock.now())
+    assert why_frozen(endpoint, [freeze]) == "over"
+    assert why_frozen(replace(endpoint, sleeps_after_s=None), [freeze]) == ""  # Its bill runs anyway.

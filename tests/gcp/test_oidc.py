@@ -1,0 +1,147 @@
+"""Only the accounts we invited, with tokens that Google signed for us, now."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+import pytest
+
+from goblin.core.errors import Forbidden, Transient, Unauthenticated
+from goblin.gcp import oidc
+from goblin.gcp.oidc import Callers
+from localcloud.identity import Identity
+
+AUDIENCE = "https://fn.example"
+EMAIL = "invoker@p.iam.gserviceaccount.com"
+CERTS = "https://certs.example/v1"
+
+
+class Certs:
+    """Serves certificates; may be down, or rotate."""
+
+    def __init__(self, identity: Identity) -> None:
+        self.identities = [identity]
+        self.down = False
+        self.fetches = 0
+        self.max_age_s = 3600
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        assert str(request.url) == CERTS
+        self.fetches += 1
+        if self.down:
+            return httpx.Response(500)
+        certs = {kid: pem for identity in self.identities for kid, pem in identity.certificates().items()}
+        return httpx.Response(200, json=certs, headers={"cache-control": f"public, max-age={self.max_age_s}"})
+
+
+@pytest.fixture(scope="module")
+def identity() -> Identity:
+    return Identity(None)
+
+
+@pytest.fixture(scope="module")
+def stranger() -> Identity:
+    return Identity(None)
+
+
+@pytest.fixture
+def certs(identity: Identity) -> Certs:
+    return Certs(identity)
+
+
+@pytest.fixture
+async def callers(certs: Certs) -> AsyncIterator[Callers]:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(certs)) as client:
+        yield Callers(client, audience=AUDIENCE, emails=[EMAIL], certs_url=CERTS)
+
+
+def bearer(identity: Identity, *, email: str = EMAIL, audience: str = AUDIENCE, **more: Any) -> str:
+    return "Bearer " + identity.mint(email=email, audience=audience, **more)
+
+
+def rewritten(authorization: str, **claims: Any) -> str:
+    """The same signature under other claims."""
+    head, payload, signature = authorization.split(".")
+    old = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    new = base64.urlsafe_b64encode(json.dumps(old | claims).encode()).rstrip(b"=").decode()
+    return f"{head}.{new}.{signature}"
+
+
+async def test_the_invited_pass_and_certificates_are_read_once(
+    callers: Callers, identity: Identity, certs: Certs
+) -> None:
+    assert await callers.verify(bearer(identity)) == EMAIL
+    assert await callers.verify(bearer(identity)) == EMAIL
+    assert certs.fetches == 1
+
+
+async def test_everybody_else_does_not(callers: Callers, identity: Identity, stranger: Identity) -> None:
+    old = Identity(None, clock=lambda: datetime.now(UTC) - timedelta(hours=3))
+    old._token_key = identity._token_key
+    refused = [
+        None,
+        "",
+        "Bearer",
+        "Bearer x",
+        "Bearer a.b.c",
+        "Bearer " + "x" * 9000,
+        "Basic " + bearer(identity).removeprefix("Bearer "),
+        bearer(stranger),
+        bearer(old),
+        bearer(identity, audience="https://other.example"),
+        rewritten(bearer(identity, email="mallory@x"), email=EMAIL),
+        rewritten(bearer(identity), exp=9999999999),
+    ]
+    for header in refused:
+        with pytest.raises(Unauthenticated):
+            await callers.verify(header)
+    with pytest.raises(Forbidden):
+        await callers.verify(bearer(identity, email="mallory@evil.example"))
+
+
+@pytest.mark.parametrize("claims", [{"iss": "https://evil.example"}, {"email_verified": False}])
+async def test_googles_name_and_a_verified_email_are_needed(
+    callers: Callers, identity: Identity, claims: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = oidc.jwt.decode
+    monkeypatch.setattr(oidc.jwt, "decode", lambda *a, **k: {**real(*a, **k), **claims})
+    with pytest.raises(Unauthenticated):
+        await callers.verify(bearer(identity))
+
+
+@pytest.mark.parametrize(("audience", "emails"), [("", [EMAIL]), (AUDIENCE, [])])
+async def test_with_nobody_invited_nobody_comes(
+    identity: Identity, certs: Certs, audience: str, emails: list[str]
+) -> None:
+    async with httpx.AsyncClient(transport=httpx.MockTransport(certs)) as client:
+        callers = Callers(client, audience=audience, emails=emails, certs_url=CERTS)
+        with pytest.raises(Forbidden):
+            await callers.verify(bearer(identity))
+
+
+async def test_without_certificates_nobody_passes_and_the_caller_may_try_again(
+    callers: Callers, identity: Identity, certs: Certs
+) -> None:
+    certs.down = True
+    with pytest.raises(Transient):
+        await callers.verify(bearer(identity))
+    certs.down = False
+    assert await callers.verify(bearer(identity)) == EMAIL
+
+
+async def test_a_new_certificate_is_found_but_strangers_do_not_make_us_look(
+    callers: Callers, identity: Identity, stranger: Identity, certs: Certs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await callers.verify(bearer(identity))
+    for _ in range(5):
+        with pytest.raises(Unauthenticated):
+            await callers.verify(bearer(stranger))
+    assert certs.fetches == 1
+    certs.identities.append(stranger)
+    monkeypatch.setattr(oidc, "REFETCH_AFTER_S", 0.0)
+    assert await callers.verify(bearer(stranger)) == EMAIL

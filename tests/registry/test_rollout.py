@@ -1,0 +1,223 @@
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from goblin.core.endpoints import Catalog
+from goblin.core.errors import MalformedEvent, StoreUnavailable, Transient
+from goblin.gateway import health
+from goblin.registry import promotion as models
+from goblin.registry import rollout as serving
+from goblin.registry.domain.versions import ModelName
+from goblin.registry.policy.promotion import Request
+from tests.fakes.registry import (
+    Crashed,
+    FakeBus,
+    FakeModelServer,
+    FakeObjects,
+    FakeRegistry,
+    FakeServingStore,
+    FixedClock,
+)
+
+NAME = ModelName("acme", "tiny")
+AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
+
+
+class Health:
+    """Counts how often the endpoints were looked at."""
+
+    looks = 0
+
+    async def all(self) -> dict[str, Any]:
+        self.looks += 1
+        return {}
+
+
+class World:
+    """A registry, one model server, and what connects them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.registry, self.bus, self.store = FakeRegistry(), FakeBus(), FakeServingStore()
+        self.server, self.clock, self.health = FakeModelServer(self.registry), FixedClock(AT), Health()
+        self.models = models.Deps(registry=self.registry, bus=self.bus, clock=self.clock)
+        self.deps = serving.Deps(
+            models=self.models,
+            objects=FakeObjects(self.registry),  # type: ignore[arg-type]
+            servers={"llm": serving.Server(takes="*", control=self.server)},
+            store=self.store,
+            health=health.Deps(catalog=Catalog(), providers={}, store=self.health, clock=self.clock),  # type: ignore[arg-type]
+        )
+
+    async def promote(self, version: str, name: ModelName = NAME) -> Any:
+        """Register and promote; the event of it."""
+        self.clock.at += timedelta(minutes=1)
+        file = self.folder / "m.gguf"
+        file.write_bytes(b"GGUF" + f"{name} {version}".encode())
+        await models.register(name, version, file, actor="ann", progress=lambda _: None, deps=self.models)
+        request = Request(event_id=f"{name}-{version}", actor="ann", reason="", at=self.clock.at)
+        await models.promote(name, version, expected=None, request=request, deps=self.models)
+        return self.bus.published[-1][1]
+
+    def tear(self, name: ModelName, version: str) -> None:
+        """Somebody changes the artifact's bytes behind the registry's back."""
+        uri = f"gs://b/{name.folder}/{version}/m.gguf"
+        artifact, data = self.registry.artifacts[uri]
+        self.registry.artifacts[uri] = artifact, data[:-1] + b"!"
+
+    async def serves(self, version: str, name: ModelName = NAME) -> bool:
+        found = await self.registry.version(name, version)
+        loaded = await self.server.loaded()
+        return found is not None and loaded.sha256 == found.artifact.sha256 and loaded.alias == str(name)
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+async def test_a_promotion_is_loaded_and_the_router_learns_of_it(world: World) -> None:
+    await serving.follow(await world.promote("1.0.0"), world.deps)
+    assert await world.serves("1.0.0")
+    assert world.health.looks == 1
+    served = (await world.store.get("llm")).served
+    assert served is not None
+    assert served.version == "1.0.0"
+
+
+async def test_the_same_event_twice_loads_once(world: World) -> None:
+    event = await world.promote("1.0.0")
+    await serving.follow(event, world.deps)
+    await serving.follow(event, world.deps)
+    assert len(world.server.loads) == 1
+
+
+async def test_an_old_event_that_arrives_late_changes_nothing(world: World) -> None:
+    old, new = await world.promote("1.0.0"), await world.promote("1.1.0")
+    await serving.follow(new, world.deps)
+    await serving.follow(old, world.deps)
+    assert await world.serves("1.1.0")
+    assert len(world.server.loads) == 1
+
+
+@pytest.mark.parametrize(
+    "forged", [{"seq": 9}, {"sha256": "f" * 64}, {"model": "other"}, {"org": "../.."}, {"org": ""}, {"model": "a/b"}]
+)
+async def test_a_forged_event_is_for_a_person(world: World, forged: dict[str, Any]) -> None:
+    import msgspec
+
+    event = await world.promote("1.0.0")
+    with pytest.raises(MalformedEvent):
+        await serving.follow(msgspec.structs.replace(event, **forged), world.deps)
+    assert world.server.loads == []
+
+
+async def test_a_torn_artifact_is_refused_and_the_old_model_goes_on(world: World) -> None:
+    await serving.follow(await world.promote("1.0.0"), world.deps)
+    event = await world.promote("1.1.0")
+    world.tear(NAME, "1.1.0")
+    await serving.follow(event, world.deps)
+    await serving.follow(event, world.deps)
+    assert await world.serves("1.0.0")
+    known = await world.store.get("llm")
+    assert known.refused is not None
+    assert known.refused.version == "1.1.0"
+    assert "digest" in known.refusal
+    assert len(world.server.loads) == 2  # What was refused is not tried again.
+
+    world.server.restart()
+    await serving.tick(world.deps)
+    assert await world.serves("1.0.0")
+    assert (await world.store.get("llm")).refusal  # Still visible.
+
+    await serving.follow(await world.promote("1.2.0"), world.deps)
+    assert await world.serves("1.2.0")
+    assert (await world.store.get("llm")).refused is None
+
+
+async def test_after_a_restart_the_promoted_model_is_served_again(world: World) -> None:
+    await serving.follow(await world.promote("1.0.0"), world.deps)
+    world.server.restart()
+    await serving.tick(world.deps)
+    assert await world.serves("1.0.0")
+
+
+async def test_without_promotions_a_server_is_not_even_asked(world: World) -> None:
+    world.server.down = StoreUnavailable("asleep")
+    await serving.tick(world.deps)
+
+
+async def test_the_tick_publishes_what_a_dead_promoter_did_not(world: World) -> None:
+    world.bus.down = True
+    world.clock.at += timedelta(minutes=1)
+    with pytest.raises(IndexError):
+        await world.promote("1.0.0")
+    world.bus.down = False
+    await serving.tick(world.deps)
+    assert [event.seq for _, event in world.bus.published] == [1]  # type: ignore[attr-defined]
+    await serving.tick(world.deps)
+    assert len(world.bus.published) == 1
+    assert await world.serves("1.0.0")
+
+
+async def test_a_promotion_made_during_a_load_is_loaded_next(world: World) -> None:
+    event = await world.promote("1.0.0")
+    second = await world.promote("1.1.0")
+    newest = world.registry.moves[NAME]
+    world.registry.moves[NAME] = replace(newest, promotion=world.registry.past[NAME, 1])
+
+    def meanwhile() -> None:
+        world.registry.moves[NAME] = newest
+
+    world.server.before_swap = meanwhile
+    await serving.follow(event, world.deps)
+    assert await world.serves("1.1.0")
+    await serving.follow(second, world.deps)
+    assert len(world.server.loads) == 2
+
+
+async def test_a_crash_between_the_load_and_its_record_is_made_good(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = await world.promote("1.0.0")
+
+    async def die(_serving: Any) -> None:
+        raise Crashed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(world.store, "put", die)
+        with pytest.raises(Crashed):
+            await serving.follow(event, world.deps)
+    await serving.follow(event, world.deps)
+    assert len(world.server.loads) == 1
+    assert (await world.store.get("llm")).served is not None
+
+
+async def test_a_server_that_is_down_holds_up_no_other(world: World) -> None:
+    down = FakeModelServer(world.registry, down=StoreUnavailable("no answer"))
+    world.deps.servers["down"] = serving.Server(takes="*", control=down)  # type: ignore[index]
+    order = {"down": world.deps.servers["down"], "llm": world.deps.servers["llm"]}
+    deps = replace(world.deps, servers=order)
+    with pytest.raises(Transient):
+        await serving.follow(await world.promote("1.0.0"), deps)
+    assert await world.serves("1.0.0")
+    down.down = None
+    await serving.tick(deps)
+    assert (await down.loaded()).alias == "acme/tiny"
+
+
+async def test_each_server_takes_the_model_it_is_for(world: World) -> None:
+    other = ModelName("acme", "big")
+    second = FakeModelServer(world.registry)
+    servers = {
+        "llm": serving.Server(takes="acme/tiny", control=world.server),
+        "big": serving.Server(takes="acme/big", control=second),
+    }
+    deps = replace(world.deps, servers=servers)
+    await serving.follow(await world.promote("1.0.0"), deps)
+    await serving.follow(await world.promote("7.0.0", other), deps)
+    assert await world.serves("1.0.0")
+    assert (await second.loaded()).alias == "acme/big"

@@ -1,0 +1,60 @@
+"""How rough a life is, and with how much money."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from goblin.billing.domain.accounts import Limit, Period
+from goblin.billing.domain.ledger import USD_MICROS, Action
+
+RICH = {
+    name: (Limit(period=Period.MONTH, limit_usd_micros=10_000 * USD_MICROS),) for name in ("total", "runpod", "vastai")
+}
+
+
+@dataclass(frozen=True)
+class Weather:
+    """How rough a life is."""
+
+    promise: bool
+    """The world keeps what deadlines are promised on: on demand can be had, and nothing of ours fails."""
+    days: float
+    jobs: int
+    crash: float
+    """Chance that a call dies at one of its writes."""
+    overlap: float
+    """Chance that several calls run at once."""
+    trouble_s: float
+    """Mean time between troubles."""
+    move_s: float = 1800.0
+    """Mean time between two moves of a price."""
+    deadlines: float = 0.2
+    """Share of jobs with one."""
+    settle_s: float = 3600.0
+    """Between two looks at the bills."""
+    hours: float = 1.8
+    """Work of a job in the middle."""
+
+
+STORM = Weather(promise=False, days=0.7, jobs=14, crash=0.02, overlap=0.08, trouble_s=1500)
+FAIR = Weather(promise=True, days=0.5, jobs=8, crash=0.0, overlap=0.0, trouble_s=1e9)
+LONG = Weather(
+    promise=False, days=16, jobs=60, crash=0.01, overlap=0.03, trouble_s=30_000, move_s=8 * 3600, hours=30,
+    deadlines=0.0, settle_s=6 * 3600,
+)  # fmt: skip
+WEATHERS = (STORM, STORM, LONG, FAIR)
+
+
+def budgets(dice: random.Random, weather: Weather) -> Mapping[str, Sequence[Limit]]:
+    """Plenty, or some of which are soon used up."""
+    if weather.promise or dice.random() < 0.4:
+        return RICH
+    month = Limit(
+        period=Period.MONTH, limit_usd_micros=dice.choice([10, 50, 200]) * USD_MICROS,
+        action=dice.choice([Action.ALERT, Action.FREEZE]),
+    )  # fmt: skip
+    day = Limit(period=Period.DAY, limit_usd_micros=dice.choice([2, 10, 30]) * USD_MICROS, action=Action.STOP_JOBS)
+    some = {"total": (month,), "vastai": (day,)}
+    return {**RICH, **{name: limits for name, limits in some.items() if dice.random() < 0.7}}
