@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from goblin import __version__
-from goblin.billing.domain.ledger import plain_usd
+from goblin.core.money import plain_usd
 from goblin.gateway import inference as chat
 from goblin.gateway import receipts
 from goblin.gateway.domain import requests

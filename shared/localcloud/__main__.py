@@ -9,7 +9,7 @@ import signal
 import sys
 from pathlib import Path
 
-from localcloud.pubsub import Chaos
+from localcloud.pubsub.chaos import Chaos
 from localcloud.server import SERVICES, LocalCloud, Options
 
 

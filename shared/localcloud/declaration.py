@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcloud.firestore import CompositeIndex, TtlField
+from localcloud.firestore.indexes import CompositeIndex
+from localcloud.firestore.ttl import TtlField
 from localcloud.scheduler import Schedule
 
 

@@ -22,9 +22,10 @@ from starlette.routing import Route
 
 from localcloud import declaration
 from localcloud.clock import utc_now
-from localcloud.firestore import Firestore
+from localcloud.firestore.server import Firestore
 from localcloud.identity import Identity
-from localcloud.pubsub import Chaos, PubSub
+from localcloud.pubsub.chaos import Chaos
+from localcloud.pubsub.server import PubSub
 from localcloud.scheduler import Scheduler
 from localcloud.secrets import SecretManager
 from localcloud.storage import Storage

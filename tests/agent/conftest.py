@@ -20,11 +20,12 @@ from google.oauth2 import service_account
 
 from goblin.cli.loading import load
 from goblin.core.events import CheckpointSaved, JobRequested
+from goblin.core.labels import attempt_label
 from goblin.gcp.storage import GcsObjects
 from goblin.jobs import checkpoints
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.checkpoints import Manifest
-from goblin.jobs.domain.instances import Lease, attempt_label
+from goblin.jobs.domain.instances import Lease
 from goblin.jobs.domain.job import Dataset, Job, State, spec_digest
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.training import check_inputs

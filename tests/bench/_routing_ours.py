@@ -9,12 +9,14 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from goblin.core.endpoints import Capability, Catalog, Endpoint, Price, Routing, Strategy
+from goblin.core.endpoints import Capability, Endpoint, Price
 from goblin.core.errors import Fault, ProviderUnavailable
+from goblin.gateway.domain.catalog import Catalog, Routing, Strategy
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
-from goblin.gateway.endpoint_stats import Attempt, Live
+from goblin.gateway.endpoint_stats import Live
 from goblin.gateway.policy.route import Demand, NoRoute, Route
 from goblin.gateway.router import decide
+from goblin.gateway.upstream_attempt import Attempt
 from tests.bench._routing_world import Asked, Plan, Sent, Truth, World
 
 EPOCH = datetime(2026, 11, 23, 12, tzinfo=UTC)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from goblin.core.endpoints import Strategy
+from goblin.gateway.domain.catalog import Strategy
 from tests.bench._routing_ours import Ours
 from tests.bench._routing_rules import RULES
 from tests.bench._routing_scenarios import SCENARIOS, Scenario

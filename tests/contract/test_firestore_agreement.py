@@ -24,7 +24,8 @@ from google.cloud.firestore_v1.aggregation import AggregationQuery
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from localcloud.firestore import CompositeIndex, Firestore
+from localcloud.firestore.indexes import CompositeIndex
+from localcloud.firestore.server import Firestore
 
 START_S_MAX = 30
 DIRECTIONS = ["ASCENDING", "DESCENDING"]

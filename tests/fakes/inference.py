@@ -13,11 +13,12 @@ from typing import Any
 from goblin.billing import budgets as budget
 from goblin.billing.budget_client import Spender
 from goblin.billing.policy.allocation import Crossing
-from goblin.core.endpoints import Catalog, Endpoint, Price, Routing, Strategy
+from goblin.core.endpoints import Endpoint, Price
 from goblin.gateway import health
 from goblin.gateway import inference as chat
 from goblin.gateway.admission import Door
 from goblin.gateway.cache import AnswerCache
+from goblin.gateway.domain.catalog import Catalog, Routing, Strategy
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Embedding, Embeddings, Usage
 from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
@@ -27,6 +28,7 @@ from goblin.gateway.keys import Keys, digest_of
 from goblin.gateway.policy.admission import Limits
 from goblin.gateway.ports import ApiKey
 from goblin.gateway.router import Router
+from goblin.gateway.uptime import Rides
 from goblin.gateway.warm_up import Wakes
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
@@ -191,6 +193,7 @@ def world(
         providers=providers,
         keys=Keys(keys, clock),
         spender=Spender(ledger, ledger, clock, announce=told),
+        rides=Rides(clock),
         receipts=receipts,
         meter=meter,
         clock=clock,

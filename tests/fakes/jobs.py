@@ -18,15 +18,15 @@ from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.policy.allocation import Crossing
 from goblin.core.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable, Transient
 from goblin.core.events import JobStatusChanged
+from goblin.core.ports import Grant, ObjectFacts
 from goblin.jobs import reservations as rents
 from goblin.jobs.domain.instances import Instance, Inventory, Known, Order, Unknown
 from goblin.jobs.domain.job import LEASED, Job, Kind
 from goblin.jobs.domain.market import Listing, Offer, Wanted
 from goblin.jobs.domain.webhooks import Hint
-from goblin.jobs.domain.worker import Grant
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.policy.spot.market_history import Watched
-from goblin.jobs.ports import ObjectFacts, Stored
+from goblin.jobs.ports import Stored
 from tests.fakes.ledger import MemoryLedger
 
 BUCKET = "bucket"

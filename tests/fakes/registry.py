@@ -13,7 +13,7 @@ import google_crc32c
 import msgspec
 
 from goblin.core.errors import Conflict, NotFound, StoreUnavailable
-from goblin.jobs.ports import Grant
+from goblin.core.ports import Grant
 from goblin.registry.domain.versions import Artifact, Loaded, ModelName, Pointer, Promotion, Serving, Version
 
 DEFAULT = Loaded(alias="goblin-tiny", sha256=None)

@@ -8,8 +8,9 @@ from starlette.applications import Starlette
 
 from localgpus.clock import Hand
 from localgpus.machines import NoMachines
-from localgpus.runpod import Api, Market, Terms
+from localgpus.runpod.market import Market, Terms
 from localgpus.runpod.quota import Quota
+from localgpus.runpod.routes import Api
 
 KEYS = {"rpa_all": "all", "rpa_reads": "reads"}
 NOON = 1_795_608_000.0

@@ -10,9 +10,10 @@ from dataclasses import replace
 import httpx
 import pytest
 
-from goblin.core.endpoints import ORDINARY, Capability, Routing, Strategy
+from goblin.core.endpoints import ORDINARY, Capability
 from goblin.gateway import inference as chat
 from goblin.gateway.domain import requests
+from goblin.gateway.domain.catalog import Routing, Strategy
 from goblin.web import openai_responses as openai_face
 from goblin.wiring import process as wiring
 from tests.fakes.inference import KEY, World, world

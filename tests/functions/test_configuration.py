@@ -65,6 +65,13 @@ def url(
     return serve_function("gateway")
 
 
+def write(file: Path, text: str) -> None:
+    """Replace the file in one step: a reader must not meet half of it."""
+    new = file.with_suffix(".new")
+    new.write_text(text)
+    new.replace(file)
+
+
 def ask(url: str) -> httpx.Response:
     body = {"model": "small", "messages": [{"role": "user", "content": "Hi"}]}
     return httpx.post(f"{url}/v1/chat/completions", json=body, headers=AUTHORIZED, timeout=20)
@@ -92,17 +99,17 @@ def test_each_provider_is_asked_under_the_name_it_knows_and_the_caller_sees_its_
 def test_a_changed_file_is_in_force_without_a_restart_and_a_bad_one_is_not(url: str, file: Path) -> None:
     assert ask(url).headers["x-goblin-provider"] == "first"
 
-    file.write_text(FILE + SECOND)
+    write(file, FILE + SECOND)
     until(url, lambda answer: answer.headers["x-goblin-provider"] == "second")
 
-    file.write_text(FILE + "[models.small.endpoints]\nsecondd = {}\n")
+    write(file, FILE + "[models.small.endpoints]\nsecondd = {}\n")
     until(url, lambda _: state(url) == "old")
     answer = ask(url)
     assert answer.headers["x-goblin-provider"] == "second"
     shown = httpx.get(f"{url}/providers", headers=AUTHORIZED, timeout=20)
     assert "secondd" in shown.headers["x-goblin-configuration"]
 
-    file.write_text(FILE + FIRST)
+    write(file, FILE + FIRST)
     until(url, lambda answer: answer.headers["x-goblin-provider"] == "first")
     assert state(url) == "ok"
 

@@ -16,10 +16,11 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin.core.endpoints import ORDINARY, Capability, Price, Routing, Strategy
+from goblin.core.endpoints import ORDINARY, Capability, Price
 from goblin.core.errors import GoblinError
 from goblin.gateway import inference as chat
 from goblin.gateway.domain import requests
+from goblin.gateway.domain.catalog import Routing, Strategy
 from goblin.web import asgi
 from goblin.web import openai_responses as openai_face
 from goblin.wiring import process as wiring

@@ -12,8 +12,9 @@ import pytest
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Status, Warmth
-from goblin.gateway.endpoint_stats import Attempt, Live
+from goblin.gateway.endpoint_stats import Live
 from goblin.gateway.policy.route import Demand, Forecast
+from goblin.gateway.upstream_attempt import Attempt
 from tests.fakes.inference import FakeClock, ScriptedProvider, world
 
 CHAT, EMBEDDINGS = (Demand(model="m", kind=kind) for kind in (Capability.CHAT, Capability.EMBEDDINGS))

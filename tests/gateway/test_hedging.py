@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from goblin.core.endpoints import Routing, Strategy
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
 from goblin.gateway import inference as chat
+from goblin.gateway.domain.catalog import Routing, Strategy
 from goblin.gateway.failover import Extras, Underway
 from goblin.gateway.policy import retries
 from tests.fakes.inference import HANG, KEY, ScriptedProvider, Step, Words, World, says, world

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from goblin.core.endpoints import Capability, Routing, Strategy
+from goblin.core.endpoints import Capability
 from goblin.core.errors import (
     Fault,
     GoblinError,
@@ -23,6 +23,7 @@ from goblin.core.errors import (
 )
 from goblin.gateway import inference as chat
 from goblin.gateway.domain import requests
+from goblin.gateway.domain.catalog import Routing, Strategy
 from goblin.gateway.domain.chat import ChatChunk, Delta, Usage
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
 from tests.fakes.inference import HANG, KEY, ScriptedProvider, Step, Words, World, chunk, says, world

@@ -13,7 +13,7 @@ from goblin.core.errors import ProviderUnavailable
 from goblin.gateway import warm_up as waking
 from goblin.gateway.domain import requests
 from goblin.gateway.domain.chat import Usage
-from goblin.gateway.policy.routing import NoRoute, Route
+from goblin.gateway.policy.route import NoRoute, Route
 from goblin.gateway.router import Router
 from goblin.gateway.warm_up import Wakes
 from tests.fakes.inference import ScriptedProvider, says, world

@@ -16,6 +16,7 @@ import pytest
 from goblin.cli import paths as places
 from goblin.core.errors import Conflict, NotFound, StoreUnavailable
 from goblin.core.events import CheckpointSaved, JobRequested
+from goblin.core.ports import ObjectStore
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
 from goblin.gcp.pubsub import PubSubBus
 from goblin.gcp.storage import GcsObjects
@@ -25,7 +26,7 @@ from goblin.jobs.domain.job import Dataset, Job, Reason, State
 from goblin.jobs.policy.spot.market_history import Pool, Watched
 from goblin.jobs.policy.spot.preemption_rates import Rates
 from goblin.jobs.policy.spot.reputation import Reputation
-from goblin.jobs.ports import JobStore, MarketStore, ObjectStore, Stored
+from goblin.jobs.ports import JobStore, MarketStore, Stored
 from tests.clouds import RunningCloud, environment
 from tests.fakes.jobs import MemoryJobs, MemoryMarket, MemoryObjects, crc32c
 

@@ -5,8 +5,10 @@ from typing import Any
 
 import pytest
 
-from localcloud.firestore import Firestore, TtlField, protos
+from localcloud.firestore import protos
 from localcloud.firestore.commits import Commits
+from localcloud.firestore.server import Firestore
+from localcloud.firestore.ttl import TtlField
 from tests.localcloud.firestore_room import DATABASE, ROOT, FakeClock
 
 TTL = [TtlField.parse({"collection": "events", "field": "meta.expires_at"})]

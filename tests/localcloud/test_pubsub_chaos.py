@@ -9,7 +9,7 @@ from unittest import mock
 
 from google.cloud import pubsub_v1
 
-from localcloud.pubsub import Chaos
+from localcloud.pubsub.chaos import Chaos
 from tests.clouds import RunningCloud
 
 TOPIC = "projects/p-chaos/topics/topic-a"

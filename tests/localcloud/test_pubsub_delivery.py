@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from localcloud.pubsub import Chaos
 from localcloud.pubsub.backlog import WINDOW
+from localcloud.pubsub.chaos import Chaos
 from localcloud.pubsub.errors import Refused
 from localcloud.pubsub.wire import raw
 from tests.localcloud.pubsub_desk import SUB, TOPIC, Desk, data, opened, retry

@@ -11,7 +11,8 @@ import grpc
 import pytest
 
 from localcloud.identity import Identity
-from localcloud.pubsub import PubSub, Refused
+from localcloud.pubsub.errors import Refused
+from localcloud.pubsub.server import PubSub
 from localcloud.pubsub.wire import Subscription, Topic, raw
 from tests.contract.receiver import receiving
 

@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 from starlette.applications import Starlette
 
-from goblin.jobs.domain.instances import InstanceState, Known, Order, attempt_label
+from goblin.core.labels import attempt_label
+from goblin.jobs.domain.instances import InstanceState, Known, Order
 from goblin.jobs.domain.market import Listing, Wanted
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
 from goblin.providers.runpod import billing as bills
 from goblin.providers.runpod import compute
 from localgpus.machines import Processes
-from localgpus.runpod import Market, Terms, routes
+from localgpus.runpod import routes
+from localgpus.runpod.market import Market, Terms
 from tests.fakes.runpod_pods import KEYS, Stage, Switch
 from tests.fakes.serving import serve
 

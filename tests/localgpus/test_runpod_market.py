@@ -12,8 +12,9 @@ import pytest
 
 from localgpus.clock import Hand
 from localgpus.machines import NoMachines
-from localgpus.runpod import Cloud, Market, Status, charges, checks
-from localgpus.runpod.pods import Pod
+from localgpus.runpod import charges, checks
+from localgpus.runpod.market import Market
+from localgpus.runpod.pods import Cloud, Pod, Status
 from localgpus.runpod.problems import NO_INSTANCES, Problem
 from tests.fakes.runpod_pods import NOON
 

@@ -9,7 +9,10 @@ import httpx
 import pytest
 
 from localgpus.machines import NoMachines
-from localgpus.runpod import Cloud, Fault, Market, routes
+from localgpus.runpod import routes
+from localgpus.runpod.faults import Fault
+from localgpus.runpod.market import Market
+from localgpus.runpod.pods import Cloud
 from localgpus.runpod.quota import Quota
 from tests.fakes import runpod_pods
 from tests.fakes.runpod_pods import KEYS, NOON, Switch

@@ -20,7 +20,7 @@ from goblin.providers.local import compute as local
 from goblin.providers.runpod import compute as runpod
 from goblin.providers.vastai import compute as vastai
 from goblin.providers.vastai.api import Line
-from localgpus.runpod import Fault
+from localgpus.runpod.faults import Fault
 from localgpus.vast.faults import Fault as VastFault
 from tests.fakes.runpod_pods import Stage, Switch
 from tests.fakes.serving import serve

@@ -13,7 +13,8 @@ import pytest
 
 from goblin import providers
 from goblin.core.errors import Transient
-from goblin.jobs.domain.instances import InstanceState, Known, Order, Unknown, attempt_label, gpu_name
+from goblin.core.labels import attempt_label
+from goblin.jobs.domain.instances import InstanceState, Known, Order, Unknown, gpu_name
 from goblin.jobs.domain.job import Kind
 from goblin.jobs.domain.market import Listing
 from tests.providers.compute_stands import STANDS, Stand, labels

@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
-from goblin.core.endpoints import Catalog
 from goblin.core.errors import MalformedEvent, StoreUnavailable, Transient
 from goblin.gateway import health
+from goblin.gateway.domain.catalog import Catalog
 from goblin.registry import promotion as models
 from goblin.registry import rollout as serving
 from goblin.registry.domain.versions import ModelName

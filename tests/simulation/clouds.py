@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from goblin.core.labels import job_of_label
 from goblin.jobs import webhooks as hints
-from goblin.jobs.domain.instances import job_of_label
 from goblin.jobs.domain.job import Kind
 from goblin.jobs.domain.webhooks import Hint
 from tests.fakes.jobs import MemoryHints

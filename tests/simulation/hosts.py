@@ -13,9 +13,10 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 from goblin.core.errors import Conflict, GoblinError, Transient
+from goblin.core.labels import job_of_label
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.checkpoints import Artifact
-from goblin.jobs.domain.instances import InstanceState, job_of_label
+from goblin.jobs.domain.instances import InstanceState
 from goblin.jobs.domain.worker import Assignment, Told
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.reconcile import reconcile

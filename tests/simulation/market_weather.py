@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import USD_MICROS, Action
+from goblin.billing.domain.ledger import Action
+from goblin.core.money import USD_MICROS
 
 RICH = {
     name: (Limit(period=Period.MONTH, limit_usd_micros=10_000 * USD_MICROS),) for name in ("total", "runpod", "vastai")

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING
 
 from goblin.billing.domain.accounts import Account, window_of
 from goblin.billing.domain.ledger import Entry, EntryKind, is_rent
+from goblin.core.labels import job_of_label
+from goblin.core.ports import Grant
 from goblin.jobs.domain.checkpoints import folder
-from goblin.jobs.domain.instances import job_of_label
 from goblin.jobs.domain.job import ENDED, LEASED, Job, Kind, Rent, State
-from goblin.jobs.domain.worker import Assignment, Grant
+from goblin.jobs.domain.worker import Assignment
 from goblin.jobs.policy import state_machine as policy
 from tests.simulation.hosts import Host, saved_state
 

@@ -21,8 +21,8 @@ from goblin.billing.domain.ledger import RENT, Balance, Bill, Charge, Entry, Ent
 from goblin.billing.policy.allocation import Ask, Crossing, Shortage, Step
 from goblin.billing.ports import BillSource
 from goblin.core.errors import StoreUnavailable
+from goblin.core.labels import attempt_label, job_of_label
 from goblin.jobs import reservations as rents
-from goblin.jobs.domain.instances import attempt_label, job_of_label
 from goblin.jobs.domain.job import Rent
 from goblin.jobs.policy import reservations as renting
 from tests.fakes.ledger import MemoryLedger

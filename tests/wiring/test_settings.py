@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from goblin.core.endpoints import Capability, Endpoint, Price, Strategy
+from goblin.core.endpoints import Capability, Endpoint, Price
+from goblin.gateway.domain.catalog import Strategy
 from goblin.wiring import process as wiring
 from goblin.wiring.settings import BadConfiguration, Settings, read_catalog
 

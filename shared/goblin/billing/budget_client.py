@@ -22,8 +22,7 @@ from goblin.billing.policy.local_allocation import RENEW_AFTER, Purse
 from goblin.billing.ports import Ledger, Lender
 from goblin.billing.tills import IDLE, Till
 from goblin.core.errors import Conflict, StoreUnavailable
-from goblin.gateway.ports import Clock
-from goblin.gateway.uptime import Rides
+from goblin.core.ports import Clock
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +87,6 @@ class Spender:
         self._beside: set[asyncio.Task[Any]] = set()
         self._tending: asyncio.Task[None] | None = None
         self._ending = False
-        self.rides = Rides(clock)
 
     async def reserve(
         self, account: str, also: tuple[str, ...], reservation_id: str, amount_usd_micros: int

@@ -17,7 +17,7 @@ from goblin.billing.ports import Ledger
 from goblin.core import events
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
-from goblin.gateway.ports import Clock
+from goblin.core.ports import Clock
 
 log = logging.getLogger(__name__)
 

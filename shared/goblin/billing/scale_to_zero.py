@@ -15,7 +15,7 @@ from goblin.billing.policy import scale_to_zero as policy
 from goblin.billing.ports import Ledger, ServiceScaler
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Conflict, GoblinError, ProviderUnavailable
-from goblin.gateway.ports import Clock
+from goblin.core.ports import Clock
 
 log = logging.getLogger(__name__)
 

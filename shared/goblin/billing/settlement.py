@@ -12,14 +12,14 @@ from datetime import datetime
 from goblin.billing import scale_to_zero as scaling
 from goblin.billing.domain.accounts import Lease, Period
 from goblin.billing.domain.ledger import RENT, TOTAL, Entry, EntryKind
+from goblin.billing.policy import prices
 from goblin.billing.policy import settlement as policy
 from goblin.billing.policy.allocation import Crossing
 from goblin.billing.policy.settlement import Settlement
 from goblin.billing.ports import BillSource, Ledger, Lender
 from goblin.core.endpoints import Price
 from goblin.core.errors import Conflict, GoblinError, Transient
-from goblin.gateway.policy import worst_case as pricing
-from goblin.gateway.ports import Clock
+from goblin.core.ports import Clock
 
 log = logging.getLogger(__name__)
 
@@ -132,10 +132,10 @@ async def _resolve(lease: Lease, spent: int, deps: Deps, report: Report, now: da
 
 async def _look_at_prices(deps: Deps, report: Report, now: datetime) -> None:
     """Say once of each set of old prices that they are to be read again."""
-    report.stale_prices = pricing.stale(deps.prices, now)
+    report.stale_prices = prices.stale(deps.prices, now)
     if not report.stale_prices:
         return
-    note = f"prices older than {pricing.STALE_AFTER.days} days, to be read again: {', '.join(report.stale_prices)}"
+    note = f"prices older than {prices.STALE_AFTER.days} days, to be read again: {', '.join(report.stale_prices)}"
     said = hashlib.sha256(note.encode()).hexdigest()[:16]
     alert = Entry(
         entry_id=f"prices:{said}", kind=EntryKind.ALERT, account=TOTAL, amount_usd_micros=0, at=now, note=note[:1000]

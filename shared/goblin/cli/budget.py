@@ -14,9 +14,10 @@ import msgspec
 
 from goblin.billing import budgets as service
 from goblin.billing.domain.accounts import Limit, Period, Unreachable
-from goblin.billing.domain.ledger import USD_MICROS, Action, Balance, Entry, Freeze, month_of, show_usd
+from goblin.billing.domain.ledger import Action, Balance, Entry, Freeze, month_of
 from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
+from goblin.core.money import USD_MICROS, show_usd
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 ACTIONS_SHOWN = 20

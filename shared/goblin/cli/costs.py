@@ -11,11 +11,12 @@ import click
 import msgspec
 
 from goblin.billing.domain.accounts import Lease
-from goblin.billing.domain.ledger import Balance, month_of, show_usd
+from goblin.billing.domain.ledger import Balance, month_of
 from goblin.billing.policy.cost_report import By
 from goblin.billing.policy.cost_report import costs as split
 from goblin.cli.deployment import reach, run
 from goblin.cli.main import DATA, fail
+from goblin.core.money import show_usd
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from goblin.billing.domain.ledger import USD_MICROS
+from goblin.core.money import USD_MICROS
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -6,9 +6,10 @@ import asyncio
 from collections import Counter, OrderedDict, deque
 
 from goblin.core.errors import RateLimited
+from goblin.core.ports import Clock
 from goblin.gateway.policy import admission as policy
 from goblin.gateway.policy.admission import Admission, Bucket, Limits, Refusal
-from goblin.gateway.ports import ApiKey, Clock
+from goblin.gateway.ports import ApiKey
 
 BUCKETS_MAX = 4096
 

@@ -16,8 +16,9 @@ from datetime import timedelta
 from msgspec import UNSET, UnsetType
 
 from goblin.core.errors import StoreUnavailable
+from goblin.core.ports import Clock
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Usage
-from goblin.gateway.ports import AnswerStore, Clock, StoredAnswer
+from goblin.gateway.ports import AnswerStore, StoredAnswer
 
 log = logging.getLogger(__name__)
 

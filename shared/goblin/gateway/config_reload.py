@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 
 from goblin.core.errors import Broken
-from goblin.gateway.ports import Clock
+from goblin.core.ports import Clock
 
 log = logging.getLogger(__name__)
 

@@ -16,9 +16,10 @@ from goblin.gateway.drains import Drains
 from goblin.gateway.failover import Asking, Extras, Underway
 from goblin.gateway.payments import Payer, spent_of, why_nobody_is_paid
 from goblin.gateway.policy.continuation import AnyRequest
-from goblin.gateway.policy.routing import Choice
+from goblin.gateway.policy.route import Choice
 from goblin.gateway.ports import ChatProvider
 from goblin.gateway.router import Router
+from goblin.gateway.uptime import Rides
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -29,6 +30,7 @@ class Means:
     providers: Mapping[str, ChatProvider]
     """By endpoint name."""
     spender: Spender
+    rides: Rides
     extras: Extras = field(default_factory=Extras)
     drains: Drains = field(default_factory=Drains)
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
@@ -44,6 +46,7 @@ class Asker:
         """Every attempt, in order."""
         self.payer = Payer(
             means.spender,
+            means.rides,
             means.router.catalog.prices,
             request_id=request_id,
             key_name=key_name,

@@ -9,6 +9,7 @@ from msgspec import Struct
 
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
+from goblin.core.ports import Clock
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Warmth
 from goblin.gateway.policy import breaker, prediction
 from goblin.gateway.policy import latency as paces
@@ -16,7 +17,6 @@ from goblin.gateway.policy.breaker import Breaker, Gate
 from goblin.gateway.policy.latency import Pace
 from goblin.gateway.policy.route import Demand, Forecast
 from goblin.gateway.policy.traffic import Traffic, observe_answer, observe_arrival
-from goblin.gateway.ports import Clock
 from goblin.gateway.upstream_attempt import Attempt, Life, Target
 
 __all__ = ["Attempt", "Live", "Outlook"]

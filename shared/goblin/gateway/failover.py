@@ -13,16 +13,18 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
-from goblin.core.endpoints import Endpoint, Routing
+from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable, RateLimited, UnknownModel
+from goblin.gateway.domain.catalog import Routing
 from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.gateway.drains import Drain, Drains
-from goblin.gateway.endpoint_stats import Attempt, Live
+from goblin.gateway.endpoint_stats import Live
 from goblin.gateway.payments import Payment
 from goblin.gateway.policy import retries
-from goblin.gateway.policy.routing import Choice
+from goblin.gateway.policy.route import Choice
 from goblin.gateway.steps import Step
 from goblin.gateway.stream_usage import Tally
+from goblin.gateway.upstream_attempt import Attempt
 
 log = logging.getLogger(__name__)
 

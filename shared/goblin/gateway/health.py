@@ -7,11 +7,13 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from goblin.core.endpoints import Catalog, Endpoint
+from goblin.core.endpoints import Endpoint
 from goblin.core.errors import StoreUnavailable
+from goblin.core.ports import Clock
+from goblin.gateway.domain.catalog import Catalog
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Finding, Pause, Probe
 from goblin.gateway.policy import health as policy
-from goblin.gateway.ports import ChatProvider, Clock, HealthStore
+from goblin.gateway.ports import ChatProvider, HealthStore
 
 log = logging.getLogger(__name__)
 

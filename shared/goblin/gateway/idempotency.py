@@ -21,8 +21,9 @@ from datetime import timedelta
 from typing import Any
 
 from goblin.core.errors import Conflict, InvalidRequest, StoreUnavailable
+from goblin.core.ports import Clock
 from goblin.gateway.domain.replies import Answer
-from goblin.gateway.ports import Claim, Clock, ReplyStore, StoredReply
+from goblin.gateway.ports import Claim, ReplyStore, StoredReply
 
 log = logging.getLogger(__name__)
 

@@ -15,6 +15,7 @@ from functools import partial
 from typing import Any
 
 from goblin.core.errors import GoblinError, InvalidRequest, TooLarge
+from goblin.core.ports import Clock
 from goblin.gateway import payments as paying
 from goblin.gateway import receipts
 from goblin.gateway.admission import Door
@@ -24,15 +25,15 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.gateway.domain.replies import Answer
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest, InferenceRequest
 from goblin.gateway.drains import Drain
-from goblin.gateway.endpoint_stats import Attempt
 from goblin.gateway.failover import Asking, Spent, Underway
 from goblin.gateway.idempotency import Once, Production, Work
 from goblin.gateway.keys import Keys, check_model
 from goblin.gateway.policy import caching
 from goblin.gateway.policy.continuation import AnyRequest
-from goblin.gateway.policy.routing import NoRoute, Route
-from goblin.gateway.ports import ApiKey, Clock, Meter, RequestStore, Scope, StoredAnswer, Tracer
+from goblin.gateway.policy.route import NoRoute, Route
+from goblin.gateway.ports import ApiKey, Meter, RequestStore, Scope, StoredAnswer, Tracer
 from goblin.gateway.streams import Answering
+from goblin.gateway.upstream_attempt import Attempt
 from goblin.gateway.warm_up import Wakes
 
 UNKNOWN_MODEL_LABEL = "unknown"

@@ -8,7 +8,8 @@ import hmac
 from collections import OrderedDict
 
 from goblin.core.errors import Forbidden, RateLimited, Unauthenticated
-from goblin.gateway.ports import ApiKey, Clock, KeyStore, Scope
+from goblin.core.ports import Clock
+from goblin.gateway.ports import ApiKey, KeyStore, Scope
 
 KEY_LENGTH_MAX = 512
 BELIEVED_S = 60.0

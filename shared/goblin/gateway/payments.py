@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from goblin.billing.budget_client import Reservation, Spender, spent_entry
-from goblin.billing.domain.ledger import named, show_usd
+from goblin.billing.domain.ledger import named
+from goblin.billing.policy import prices
 from goblin.billing.policy.allocation import Shortage
 from goblin.core.endpoints import Endpoint, Price
 from goblin.core.errors import BudgetExhausted, GoblinError, StoreUnavailable
+from goblin.core.money import show_usd
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.requests import InferenceRequest
-from goblin.gateway.policy import worst_case as pricing
+from goblin.gateway.policy import worst_case
 from goblin.gateway.policy.uptime import Ride
 from goblin.gateway.policy.worst_case import Unpriced
+from goblin.gateway.uptime import Rides
 
 JOB = "job:"
 """How the keys of attempts are called, before the job's id."""
@@ -35,6 +38,7 @@ class Payment:
     """The money for one attempt."""
 
     spender: Spender
+    rides: Rides
     endpoint: Endpoint
     request: InferenceRequest
     """As it may be sent: with the limit that bounds it."""
@@ -45,12 +49,12 @@ class Payment:
 
     def left_s(self) -> float:
         """How long it may take at the most: no longer than what was put aside covers."""
-        return math.inf if self.ride is None else self.ride.left_s(self.spender.rides.now_s())
+        return math.inf if self.ride is None else self.ride.left_s(self.rides.now_s())
 
     def leave(self, *, woke: bool) -> None:
         """The machine is done with it, whenever it is settled; only the first time counts."""
         if self.ride is not None:
-            self.ride.end(self.spender.rides.now_s(), woke=woke)
+            self.ride.end(self.rides.now_s(), woke=woke)
 
     def cost_usd_micros(self, usage: Usage | None) -> int:
         """What it comes to; None: nothing was used."""
@@ -85,6 +89,7 @@ class Payer:
     def __init__(
         self,
         spender: Spender,
+        rides: Rides,
         prices: Mapping[tuple[str, str], Price],
         *,
         request_id: str,
@@ -92,6 +97,7 @@ class Payer:
         why_frozen: Callable[[Sequence[str]], str] = lambda _: "",
     ) -> None:
         self._spender = spender
+        self._rides = rides
         self._prices = prices
         self._request_id = request_id
         self._key_name = key_name
@@ -103,9 +109,9 @@ class Payer:
     async def pay(self, endpoint: Endpoint, request: InferenceRequest) -> Payment | None:
         """Put the worst case of an attempt aside; None when that cannot be, and why is among the refusals."""
         model = endpoint.upstream_model or request.model
-        endpoint = replace(endpoint, price=pricing.price_of(self._prices, endpoint, model))
-        if pricing.is_free(endpoint):
-            return Payment(self._spender, endpoint, request, None)
+        endpoint = replace(endpoint, price=worst_case.price_of(self._prices, endpoint, model))
+        if prices.is_free(endpoint):
+            return Payment(self._spender, self._rides, endpoint, request, None)
         found = await self._reserve(endpoint, request)
         if isinstance(found, Payment):
             return found
@@ -113,14 +119,14 @@ class Payer:
         return None
 
     async def _reserve(self, endpoint: Endpoint, request: InferenceRequest) -> Payment | GoblinError:
-        bound = pricing.worst_case(request, endpoint)
+        bound = worst_case.worst_case(request, endpoint)
         if isinstance(bound, Unpriced):
             return BudgetExhausted(f"{endpoint.name} is not asked: {bound.reason}.", code="price_unknown")
         self._attempts += 1
         key, *others = _payers(self._key_name)
         if reason := self._why_frozen((key, *others, f"{endpoint.provider}/{key.removeprefix('key/')}")):
             return BudgetExhausted(f"{endpoint.name} is not asked: {reason}.")
-        ride, most = self._spender.rides.board(endpoint), bound.cost_usd_micros
+        ride, most = self._rides.board(endpoint), bound.cost_usd_micros
         if ride is not None:
             most += ride.cost_usd_micros(ride.worst_s())
         reserved: Reservation | Shortage | None = None
@@ -138,7 +144,7 @@ class Payer:
                 ride.end(ride.began_s, woke=False)
         if isinstance(reserved, Shortage):
             return BudgetExhausted(_said(reserved))
-        return Payment(self._spender, endpoint, pricing.limited(request, bound), reserved, ride)
+        return Payment(self._spender, self._rides, endpoint, worst_case.limited(request, bound), reserved, ride)
 
 
 def _payers(key_name: str) -> tuple[str, ...]:

@@ -13,16 +13,6 @@ from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 
 
-class Clock(Protocol):
-    """Time, so that tests can choose it."""
-
-    def now(self) -> datetime:
-        """Aware UTC."""
-
-    def monotonic(self) -> float:
-        """Seconds, for durations."""
-
-
 class ChatProvider(Protocol):
     """One endpoint, spoken to in its own language.
 

@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from itertools import islice
 
 from goblin.core.errors import StoreUnavailable
-from goblin.gateway.ports import Clock, RequestBatchStore, RequestRecord
+from goblin.core.ports import Clock
+from goblin.gateway.ports import RequestBatchStore, RequestRecord
 
 log = logging.getLogger(__name__)
 

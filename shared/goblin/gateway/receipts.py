@@ -10,10 +10,9 @@ from datetime import datetime, timedelta
 from goblin.core.errors import NotFound, StoreUnavailable
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest
-from goblin.gateway.endpoint_stats import Attempt
-from goblin.gateway.policy.route import Choice
-from goblin.gateway.policy.routing import NoRoute, Route
+from goblin.gateway.policy.route import Choice, NoRoute, Route
 from goblin.gateway.ports import ApiKey, AttemptRecord, CandidateRecord, RequestRecord, RequestStore
+from goblin.gateway.upstream_attempt import Attempt
 
 log = logging.getLogger(__name__)
 

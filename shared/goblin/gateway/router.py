@@ -10,8 +10,7 @@ from datetime import datetime
 from msgspec.structs import replace
 
 from goblin.billing.budgets import FreezeView
-from goblin.billing.domain.ledger import USD_MICROS
-from goblin.core.endpoints import Capability, Catalog, Endpoint, Price, Strategy
+from goblin.core.endpoints import Capability, Endpoint, Price
 from goblin.core.errors import (
     BudgetExhausted,
     InvalidRequest,
@@ -20,7 +19,9 @@ from goblin.core.errors import (
     StoreUnavailable,
     UnknownModel,
 )
+from goblin.core.money import USD_MICROS
 from goblin.gateway.config_reload import Reloader
+from goblin.gateway.domain.catalog import Catalog, Strategy
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
 from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest, Preferences
 from goblin.gateway.endpoint_stats import Live, Outlook

@@ -19,7 +19,7 @@ from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Usage
 from goblin.gateway.failover import Asking, Silence, Underway, next_item
 from goblin.gateway.policy import continuation
 from goblin.gateway.policy.continuation import AnyRequest
-from goblin.gateway.policy.routing import Choice, Route
+from goblin.gateway.policy.route import Choice, Route
 
 log = logging.getLogger(__name__)
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
+from goblin.billing.policy.prices import bills_time
 from goblin.core.endpoints import Endpoint
+from goblin.core.ports import Clock
 from goblin.gateway.drains import DRAIN_S_MAX
-from goblin.gateway.policy.uptime import Fleet, Ride, bills_time
-from goblin.gateway.ports import Clock
+from goblin.gateway.policy.uptime import Fleet, Ride
 
 ENDING_S = 10.0
 """From hanging up, or asking for an end, until a machine has surely noticed."""

@@ -16,9 +16,8 @@ from typing import Any
 
 from google.auth.exceptions import GoogleAuthError
 
-from goblin.core.endpoints import Endpoint
+from goblin.core.endpoints import Credential, Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
-from goblin.providers.common.http import Credential
 
 LIFE_LEFT_S = 300.0
 """A token with less life than this is replaced, so that none dies under way."""

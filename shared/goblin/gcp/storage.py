@@ -31,8 +31,7 @@ from google.cloud import storage
 from requests.exceptions import RequestException
 
 from goblin.core.errors import Broken, Conflict, NotFound, StoreUnavailable
-from goblin.jobs.domain.worker import Grant
-from goblin.jobs.ports import ObjectFacts
+from goblin.core.ports import Grant, ObjectFacts
 
 THREADS = 8
 DEADLINE_S = 30.0

@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from goblin.core.errors import InvalidRequest, NotFound
-from goblin.jobs.domain.worker import Grant
+from goblin.core.ports import Grant
 from goblin.jobs.lifecycle import JobDeps, load
 from goblin.jobs.policy.attempt_logs import SHOWN_BYTES_MAX, piece_bytes_max, readable
 

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import msgspec
 
 from goblin.core.errors import Conflict, NotFound
+from goblin.core.ports import ObjectFacts
 from goblin.jobs.domain import batch
 from goblin.jobs.domain.batch import BatchResult, Lines, Malformed
 from goblin.jobs.domain.checkpoints import Checkpoint, Manifest, StoredArtifact, folder
 from goblin.jobs.domain.job import Dataset, Job
 from goblin.jobs.lifecycle import JobDeps
-from goblin.jobs.ports import ObjectFacts
 
 SOURCES_MAX = 32
 """Cloud Storage composes at most so many objects at once."""

@@ -17,6 +17,7 @@ import msgspec
 
 from goblin.core.errors import Broken, Conflict, InvalidRequest, MalformedEvent, StoreUnavailable, Untrue
 from goblin.core.events import CheckpointSaved
+from goblin.core.ports import Grant, ObjectFacts
 from goblin.jobs.batch import verify_part
 from goblin.jobs.domain import batch
 from goblin.jobs.domain.checkpoints import (
@@ -35,11 +36,9 @@ from goblin.jobs.domain.checkpoints import (
     upload_folder,
 )
 from goblin.jobs.domain.job import Job, Kind, State
-from goblin.jobs.domain.worker import Grant
 from goblin.jobs.lifecycle import JobDeps, change, load
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.policy.state_machine import Fact, Transition
-from goblin.jobs.ports import ObjectFacts
 
 log = logging.getLogger(__name__)
 

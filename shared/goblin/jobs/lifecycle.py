@@ -10,14 +10,14 @@ from dataclasses import dataclass, field, replace
 from goblin.core import events
 from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, Refused, Transient, UnknownTopic
 from goblin.core.events import JobRequested, JobStatusChanged
-from goblin.gateway.ports import Clock
+from goblin.core.ports import Bus, Clock, ObjectStore
 from goblin.jobs import reservations as rents
 from goblin.jobs.domain.job import Job, State, spec_digest
 from goblin.jobs.policy import job_spec as admission
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.policy.job_spec import STATUS_TOPIC
 from goblin.jobs.policy.state_machine import Action, Fact, Transition
-from goblin.jobs.ports import AttemptKeys, Bus, ComputeProvider, JobStore, MarketStore, ObjectStore, Stored
+from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketStore, Stored
 
 log = logging.getLogger(__name__)
 

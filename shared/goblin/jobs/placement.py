@@ -17,9 +17,10 @@ from goblin.billing.domain.accounts import Account
 from goblin.billing.domain.ledger import TOTAL
 from goblin.billing.policy.allocation import Shortage
 from goblin.core.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
+from goblin.core.labels import attempt_label
 from goblin.jobs import reservations as rents
 from goblin.jobs import worker_api as leases
-from goblin.jobs.domain.instances import Inventory, Known, Lease, Order, Unknown, attempt_label
+from goblin.jobs.domain.instances import Inventory, Known, Lease, Order, Unknown
 from goblin.jobs.domain.job import Job, Kind, Rent, State, Stop
 from goblin.jobs.domain.market import Listing, NoPlacement, Placement, Wanted
 from goblin.jobs.lifecycle import JobDeps, act, announce, change

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
-
-import msgspec
 
 from goblin.jobs.domain.instances import Inventory, Order, Unknown
 from goblin.jobs.domain.job import Job
 from goblin.jobs.domain.market import Listing, Wanted
 from goblin.jobs.domain.webhooks import Hint
-from goblin.jobs.domain.worker import Grant
 from goblin.jobs.policy.spot.market_history import Watched
 
 
@@ -50,17 +47,6 @@ class JobStore(Protocol):
         """All jobs, the newest first."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ObjectFacts:
-    """An object as the bucket describes it; no data was read."""
-
-    uri: str
-    generation: int
-    size: int
-    crc32c: str
-    metadata: Mapping[str, str] = field(default_factory=dict)
-
-
 class MarketStore(Protocol):
     """What was seen of the market. Every method raises `StoreUnavailable` when the store does not answer."""
 
@@ -69,51 +55,6 @@ class MarketStore(Protocol):
 
     async def save(self, watched: Watched, version: str | None) -> bool:
         """Write it if it is still at the version; False when somebody else wrote it."""
-
-
-class ObjectStore(Protocol):
-    """Objects by `gs://` URI. Every method raises `StoreUnavailable` when the store does not answer."""
-
-    async def stat(self, uri: str) -> ObjectFacts | None:
-        """What lies there now; None when nothing does."""
-
-    async def list_from(self, prefix: str, start: str) -> Sequence[str]:
-        """The URIs that begin with `prefix` and do not sort before `start`, in order; both are URIs of one bucket."""
-
-    def read(self, uri: str, *, generation: int, start: int = 0) -> AsyncGenerator[bytes, None]:
-        """The object's bytes from `start` on, in chunks of about a mebibyte.
-
-        Raises:
-            NotFound: It, or this generation of it, is not there.
-        """
-
-    async def create(self, uri: str, data: bytes, *, content_type: str) -> ObjectFacts | None:
-        """Write a small object; None when one is there already."""
-
-    async def compose(
-        self, sources: Sequence[ObjectFacts], uri: str, *, metadata: Mapping[str, str]
-    ) -> ObjectFacts | None:
-        """Join at most 32 objects of one bucket, in order; None when something lies at `uri` already.
-
-        Raises:
-            Conflict: A source is not what the facts say any more.
-        """
-
-    async def delete(self, facts: ObjectFacts) -> None:
-        """Delete one generation; gone already is no error."""
-
-    async def grant_get(self, uri: str, *, generation: int) -> Grant:
-        """Let somebody read one generation of an object."""
-
-    async def grant_put(self, uri: str, *, size: int, crc32c: str) -> Grant:
-        """Let somebody create an object of exactly this size and checksum."""
-
-
-class Bus(Protocol):
-    """Topics."""
-
-    async def publish(self, topic: str, event: msgspec.Struct) -> None:
-        """Returns once the message is kept. Raises `StoreUnavailable`, `UnknownTopic` among them."""
 
 
 class ComputeProvider(Protocol):

@@ -12,12 +12,13 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from goblin.core.errors import Broken, GoblinError, NotFound, Refused, StoreUnavailable, Transient
+from goblin.core.labels import job_of_label
 from goblin.jobs import batch, checkpoints, training
 from goblin.jobs import placement as placing
 from goblin.jobs import renewals as upkeep
 from goblin.jobs import reservations as rents
 from goblin.jobs.batch import Rejected
-from goblin.jobs.domain.instances import Inventory, Known, job_of_label
+from goblin.jobs.domain.instances import Inventory, Known
 from goblin.jobs.domain.job import Job, Kind, State
 from goblin.jobs.domain.market import NoPlacement
 from goblin.jobs.lifecycle import JobDeps, act, announce, change

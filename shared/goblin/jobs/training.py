@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 
+from goblin.core.ports import ObjectFacts
 from goblin.jobs.batch import OWNER, Rejected
 from goblin.jobs.domain.checkpoints import FILE_NAME, Manifest
 from goblin.jobs.domain.job import Dataset, Job
 from goblin.jobs.lifecycle import JobDeps
-from goblin.jobs.ports import ObjectFacts
 
 INPUT_BYTES_MAX = 200 * 1024**3
 DISK_SHARE_MAX = 0.9

@@ -16,6 +16,7 @@ from typing import Any
 
 from goblin.core.errors import Conflict, Forbidden, InvalidRequest, LeaseHeld, Untrue
 from goblin.core.events import CheckpointSaved
+from goblin.core.ports import Grant
 from goblin.jobs import attempt_logs as logs
 from goblin.jobs import checkpoint_retention as keeping
 from goblin.jobs import checkpoints, training
@@ -23,7 +24,7 @@ from goblin.jobs import invalid_reports as lies
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint, Manifest, manifest_uri
 from goblin.jobs.domain.instances import Lease
 from goblin.jobs.domain.job import ENDED, Job, Kind, Progress, State
-from goblin.jobs.domain.worker import Assignment, Grant, InputFile, Inputs, Standing, Told
+from goblin.jobs.domain.worker import Assignment, InputFile, Inputs, Standing, Told
 from goblin.jobs.lifecycle import JobDeps, act, change, load
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.policy import training as training_policy

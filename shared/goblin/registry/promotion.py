@@ -20,8 +20,7 @@ from pathlib import Path
 
 from goblin.core.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, Transient
 from goblin.core.events import ModelPromoted
-from goblin.gateway.ports import Clock
-from goblin.jobs.ports import Bus
+from goblin.core.ports import Bus, Clock
 from goblin.registry.domain import versions as nouns
 from goblin.registry.domain.versions import ModelName, Promotion, Version
 from goblin.registry.policy import promotion as policy

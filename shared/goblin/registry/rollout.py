@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 
 from goblin.core.errors import GoblinError, InvalidRequest, MalformedEvent, Transient
 from goblin.core.events import ModelPromoted
+from goblin.core.ports import ObjectStore
 from goblin.gateway import health
-from goblin.jobs.ports import ObjectStore
 from goblin.registry import promotion as models
 from goblin.registry.domain.versions import ModelName, Promotion, Serving, Version, version_order
 from goblin.registry.policy import promotion as policy

@@ -9,13 +9,14 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
-from goblin.billing.domain.ledger import USD_MICROS
 from goblin.core.errors import InvalidRequest
 from goblin.core.events import Sha256
+from goblin.core.money import USD_MICROS
+from goblin.core.ports import Grant
 from goblin.jobs.domain.checkpoints import FILES_MAX, Artifact, Checkpoint
 from goblin.jobs.domain.job import Job
 from goblin.jobs.domain.market import Candidate, NoPlacement, Placement
-from goblin.jobs.domain.worker import Assignment, Grant, Inputs, Standing, Told
+from goblin.jobs.domain.worker import Assignment, Inputs, Standing, Told
 from goblin.jobs.policy.attempt_logs import PIECE_BYTES_MAX
 from goblin.jobs.policy.cost_forecast import forecast
 from goblin.jobs.policy.training import NUMBER_MAX

@@ -11,9 +11,9 @@ from pathlib import Path
 from urllib.parse import urlsplit
 from weakref import WeakKeyDictionary
 
-from goblin.billing.domain.ledger import to_micros
 from goblin.core.clock import SystemClock
 from goblin.core.errors import NotFound
+from goblin.core.money import to_micros
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
 from goblin.gcp.firestore.webhooks import FirestoreHints
 from goblin.jobs import reservations as rents

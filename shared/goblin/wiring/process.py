@@ -21,12 +21,13 @@ from goblin.billing.budgets import FreezeView
 from goblin.billing.policy.allocation import Crossing
 from goblin.billing.policy.budgets import crossed
 from goblin.core.clock import SystemClock
-from goblin.core.endpoints import Catalog, Endpoint, KeySource
+from goblin.core.endpoints import Endpoint, KeySource
 from goblin.gateway import health
 from goblin.gateway import inference as chat
 from goblin.gateway.admission import Door
 from goblin.gateway.cache import AnswerCache
 from goblin.gateway.config_reload import Reloader
+from goblin.gateway.domain.catalog import Catalog
 from goblin.gateway.endpoint_stats import Live
 from goblin.gateway.health import HealthView
 from goblin.gateway.idempotency import Once
@@ -35,10 +36,12 @@ from goblin.gateway.policy.admission import Limits
 from goblin.gateway.ports import ChatProvider, KeyStore, Tracer
 from goblin.gateway.receipt_batches import ReceiptBatches
 from goblin.gateway.router import Router
+from goblin.gateway.uptime import Rides
 from goblin.gateway.warm_up import Wakes
 from goblin.gcp.firestore.answers import FirestoreAnswers, FirestoreReplies
 from goblin.gcp.firestore.gateway import FirestoreHealth, FirestoreKeys, FirestoreRequests
 from goblin.gcp.firestore.ledger import FirestoreLedger
+from goblin.gcp.identity_tokens import credentials_for
 from goblin.gcp.oidc import Callers
 from goblin.gcp.secret_manager import PREFIX as SECRET
 from goblin.gcp.secret_manager import Secrets
@@ -162,6 +165,7 @@ def connect(
         lacks=module.UNSUPPORTED,
         api_key=_key(endpoint, endpoint.api_key, secrets),
         account_key=_key(endpoint, endpoint.account_key, secrets),
+        credentials=credentials_for(endpoint),
     )
     return known, module.connect(known, client)
 
@@ -298,6 +302,7 @@ class _Process:
             providers=self.health.providers,
             keys=Keys(FirestoreKeys(self.firestore), clock),
             spender=self.spender,
+            rides=Rides(clock),
             receipts=self.receipts,
             meter=meter(),
             clock=clock,

@@ -17,9 +17,11 @@ import msgspec
 from msgspec import Meta
 
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import TOTAL, USD_MICROS
-from goblin.core.endpoints import ORDINARY, Capability, Catalog, Endpoint, ModelSettings, Price, Routing, Strategy
+from goblin.billing.domain.ledger import TOTAL
+from goblin.core.endpoints import ORDINARY, Capability, Endpoint, Price
 from goblin.core.errors import Broken
+from goblin.core.money import USD_MICROS
+from goblin.gateway.domain.catalog import Catalog, ModelSettings, Routing, Strategy
 
 EXTERNAL = frozenset({"openai", "anthropic", "groq"})
 """Providers that read prompts on machines which are not ours or rented by us; an endpoint may say otherwise."""

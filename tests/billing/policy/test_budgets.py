@@ -7,20 +7,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import (
-    Action,
-    Entry,
-    EntryKind,
-    Freeze,
-    is_over,
-    lineage,
-    month_of,
-    show_usd,
-    to_micros,
-)
+from goblin.billing.domain.ledger import Action, Entry, EntryKind, Freeze, is_over, lineage, month_of
 from goblin.billing.policy.budgets import NoAction, Nonsense, react, react_to_billing, why_frozen
 from goblin.core.endpoints import Endpoint, Price
 from goblin.core.events import BudgetExceeded, CloudBudget
+from goblin.core.money import show_usd, to_micros
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from goblin.core.endpoints import Capability, Endpoint, Strategy
+from goblin.core.endpoints import Capability, Endpoint
+from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.domain.endpoint_health import Status
 from goblin.gateway.policy.route import Demand, EndpointFacts, Forecast, NoRoute, Obstacle, Route
 from goblin.gateway.policy.routing import choose_route

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goblin.billing.policy.prices import bills_time
 from goblin.core.endpoints import Endpoint
-from goblin.gateway.policy.uptime import Fleet, Machine, Ride, bills_time
+from goblin.gateway.policy.uptime import Fleet, Machine, Ride
 
 TAIL, MOST, ENDING = 600, 300.0, 10.0
 GPU = Endpoint(

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
-from goblin.core.endpoints import Endpoint, Strategy
+from goblin.core.endpoints import Endpoint
+from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.policy.ordering import choice
 from goblin.gateway.policy.route import Demand, EndpointFacts, Forecast
 from goblin.gateway.policy.traffic import Traffic, arrivals_per_s, expect_output, observe_answer, observe_arrival

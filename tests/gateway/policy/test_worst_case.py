@@ -1,16 +1,16 @@
 """The most that an attempt can cost, before it is sent."""
 
 import json
-from datetime import UTC, date, datetime
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goblin.billing.policy import prices
 from goblin.core.endpoints import Endpoint, Price
 from goblin.gateway.domain import requests
-from goblin.gateway.policy import worst_case as pricing
+from goblin.gateway.policy import worst_case
 from goblin.gateway.policy.worst_case import Bound, Unpriced
 
 PRICE = Price(input_usd_micros_per_mtok=1_000_000, output_usd_micros_per_mtok=4_000_000)
@@ -23,7 +23,7 @@ def chat(content: Any = "Hi", **more: Any) -> requests.ChatRequest:
 
 
 def bound(request: Any, endpoint: Endpoint = PAID) -> Bound:
-    found = pricing.worst_case(request, endpoint)
+    found = worst_case.worst_case(request, endpoint)
     assert isinstance(found, Bound)
     return found
 
@@ -48,8 +48,8 @@ def test_no_prompt_has_more_tokens_than_it_is_bounded_by(text: str, most: int, c
 def test_what_bounds_a_request_is_sent_with_it(said: dict[str, int], sent: dict[str, int]) -> None:
     price = Price(input_usd_micros_per_mtok=1, output_usd_micros_per_mtok=1, output_tokens_max=8000)
     request = chat(**said)
-    limited = pricing.limited(request, bound(request, Endpoint(name="p", provider="openai", url="u", price=price)))
-    assert {name: limited.body[name] for name in pricing.LIMITS if name in limited.body} == sent
+    limited = worst_case.limited(request, bound(request, Endpoint(name="p", provider="openai", url="u", price=price)))
+    assert {name: limited.body[name] for name in worst_case.LIMITS if name in limited.body} == sent
     assert limited.output_tokens_max == (sent.get("max_completion_tokens") or sent["max_tokens"])
 
 
@@ -85,23 +85,23 @@ def test_writing_into_a_cache_costs_more() -> None:
     ],
 )
 def test_what_no_token_price_covers_is_refused(more: dict[str, Any]) -> None:
-    assert isinstance(pricing.worst_case(chat(**more), PAID), Unpriced)
-    assert isinstance(pricing.worst_case(chat(modalities=["text"], service_tier="auto"), PAID), Bound)
+    assert isinstance(worst_case.worst_case(chat(**more), PAID), Unpriced)
+    assert isinstance(worst_case.worst_case(chat(modalities=["text"], service_tier="auto"), PAID), Bound)
 
 
 def test_sounds_and_files_are_refused() -> None:
     for part in ({"type": "input_audio", "input_audio": {}}, {"type": "file", "file": {"file_id": "f"}}):
-        assert isinstance(pricing.worst_case(chat([part]), PAID), Unpriced)
+        assert isinstance(worst_case.worst_case(chat([part]), PAID), Unpriced)
 
 
 def test_an_unknown_price_is_refused_and_a_model_has_its_own() -> None:
     unknown = Endpoint(name="u", provider="openai", url="http://x")
-    found = pricing.worst_case(chat(), unknown)
+    found = worst_case.worst_case(chat(), unknown)
     assert isinstance(found, Unpriced)
     assert "not free" in found.reason
-    assert not pricing.is_free(unknown)
-    assert pricing.price_of({("openai", "m"): PRICE}, unknown, "m") == PRICE
-    assert pricing.price_of({("openai", "m"): PRICE}, unknown, "n") is None
+    assert not prices.is_free(unknown)
+    assert worst_case.price_of({("openai", "m"): PRICE}, unknown, "m") == PRICE
+    assert worst_case.price_of({("openai", "m"): PRICE}, unknown, "n") is None
 
 
 def test_every_prompt_of_a_completion_is_answered() -> None:
@@ -109,7 +109,7 @@ def test_every_prompt_of_a_completion_is_answered() -> None:
         body = json.dumps({"model": "m", "prompt": prompt, "n": 2}).encode()
         request = requests.parse(requests.CompletionRequest, body)
         found = bound(request)
-        assert pricing.limited(request, found).body["max_tokens"] == 16
+        assert worst_case.limited(request, found).body["max_tokens"] == 16
         return (found.cost_usd_micros - found.input_tokens) // 4
 
     assert [output("a"), output(["a", "b"]), output([1, 2, 3]), output([[1], [2], [3]])] == [32, 64, 32, 96]
@@ -119,18 +119,4 @@ def test_embeddings_have_no_answer_to_pay() -> None:
     request = requests.parse(requests.EmbeddingsRequest, b'{"model": "m", "input": ["a", "b"]}')
     found = bound(request)
     assert (found.output_tokens, found.cost_usd_micros) == (0, found.input_tokens)
-    assert pricing.limited(request, found) is request
-
-
-def test_prices_grow_old() -> None:
-    now = datetime(2026, 11, 25, tzinfo=UTC)
-    assert [pricing.is_stale(on, now) for on in (None, date(2026, 8, 27), date(2026, 8, 26))] == [False, False, True]
-
-
-def test_a_rent_is_bounded_with_its_start_and_its_idle_tail() -> None:
-    found = pricing.rent_bound_usd_micros(
-        price_usd_micros_per_hour=440_001, seconds=3000, start_s_max=480, idle_s_max=120, disk_usd_micros=7,
-        traffic_usd_micros=5,
-    )  # fmt: skip
-    assert found == 440_001 + 12
-    assert pricing.rent_bound_usd_micros(price_usd_micros_per_hour=1, seconds=1, start_s_max=0, idle_s_max=0) == 1
+    assert worst_case.limited(request, found) is request

@@ -2,7 +2,8 @@
 
 import pytest
 
-from goblin.jobs.domain.instances import attempt_label, gpu_name, is_attempt_label, is_gpu, job_of_label
+from goblin.core.labels import attempt_label, is_attempt_label, job_of_label
+from goblin.jobs.domain.instances import gpu_name, is_gpu
 
 
 @pytest.mark.parametrize(

@@ -308,3 +308,12 @@ def test_a_shortage_says_what_there_is_and_whether_waiting_helps(resets_at: date
 def test_a_shorter_first_slice_than_planned_keeps_what_makes_it_worth_a_start() -> None:
     plan = replace(rent(reserved_usd_micros=0), until=NOON + seconds(720))
     assert [one.until for one in renting.slices(plan)] == [plan.until]
+
+
+def test_a_rent_is_bounded_with_its_start_and_its_idle_tail() -> None:
+    found = renting.rent_bound_usd_micros(
+        price_usd_micros_per_hour=440_001, seconds=3000, start_s_max=480, idle_s_max=120, disk_usd_micros=7,
+        traffic_usd_micros=5,
+    )  # fmt: skip
+    assert found == 440_001 + 12
+    assert renting.rent_bound_usd_micros(price_usd_micros_per_hour=1, seconds=1, start_s_max=0, idle_s_max=0) == 1

@@ -16,14 +16,14 @@ from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
 from goblin.core.errors import Broken, Fault, ProviderUnavailable, Refused, Transient
-from goblin.jobs.domain.instances import Instance, InstanceState, Known, Order, Unknown, attempt_label
+from goblin.core.labels import attempt_label
+from goblin.jobs.domain.instances import Instance, InstanceState, Known, Order, Unknown
 from goblin.jobs.domain.market import Listing, Offer, Wanted
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
 from goblin.providers.runpod import compute as runpod
-from localgpus.runpod import Cloud
-from localgpus.runpod import Fault as WireFault
-from localgpus.runpod.pods import Pod
+from localgpus.runpod.faults import Fault as WireFault
+from localgpus.runpod.pods import Cloud, Pod
 from tests.fakes.runpod_pods import Stage, Switch
 from tests.fakes.serving import closed_port, serve
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import ROUND_CEILING, Decimal
 from enum import StrEnum
 
 TOTAL = "total"
@@ -16,7 +15,6 @@ ENTRY_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:~@+-]{0,511}")
 LIFETIME = "lifetime"
 """The one window that never ends."""
 WINDOW = re.compile(r"\d{4}-\d{2}(?:-\d{2})?|lifetime")
-USD_MICROS = 1_000_000
 
 
 class EntryKind(StrEnum):
@@ -202,21 +200,3 @@ class Bill:
     """All of it, rounded up once."""
     charges: tuple[Charge, ...] | None = None
     """The parts of rented instances, together no more than all of it; None: it tells none of them."""
-
-
-def to_micros(amount: Decimal) -> int:
-    """Whole millionths, rounded up: spending is never understated."""
-    return int((amount * USD_MICROS).to_integral_value(ROUND_CEILING))
-
-
-def plain_usd(micros: int) -> str:
-    """For a machine, exact: `12.500000`."""
-    dollars, rest = divmod(abs(micros), USD_MICROS)
-    return f"{'-' if micros < 0 else ''}{dollars}.{rest:06d}"
-
-
-def show_usd(micros: int) -> str:
-    """For a person, exact: `$12.50`, `-$0.000001`."""
-    dollars, rest = divmod(abs(micros), USD_MICROS)
-    digits = f"{rest:06d}"
-    return f"{'-' if micros < 0 else ''}${dollars:,}.{digits[:2]}{digits[2:].rstrip('0')}"

@@ -7,24 +7,13 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from goblin.billing.domain.accounts import Limit
-from goblin.billing.domain.ledger import (
-    ACCOUNT,
-    ENTRY_ID,
-    TOTAL,
-    WINDOW,
-    Action,
-    Entry,
-    EntryKind,
-    Freeze,
-    is_over,
-    show_usd,
-    to_micros,
-)
+from goblin.billing.domain.ledger import ACCOUNT, ENTRY_ID, TOTAL, WINDOW, Action, Entry, EntryKind, Freeze, is_over
+from goblin.billing.policy import prices
 from goblin.billing.policy.allocation import Crossing
 from goblin.billing.policy.settlement import action_id
 from goblin.core.endpoints import Endpoint
 from goblin.core.events import BudgetExceeded, CloudBudget
-from goblin.gateway.policy import worst_case as pricing
+from goblin.core.money import show_usd, to_micros
 
 SEVERITY = (Action.ALERT, Action.FREEZE, Action.STOP_JOBS, Action.SCALE_TO_ZERO)
 FREEZES_FROM = 1.0
@@ -135,7 +124,7 @@ def react_to_billing(
 
 def is_paid(endpoint: Endpoint) -> bool:
     """Whether a request to it may cost something; an unknown price is not zero."""
-    return not pricing.is_free(endpoint)
+    return not prices.is_free(endpoint)
 
 
 def why_frozen(endpoint: Endpoint, freezes: Sequence[Freeze]) -> str:

@@ -8,9 +8,10 @@ from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 
 from goblin.billing.domain.accounts import Account, Lease
-from goblin.billing.domain.ledger import RENT, Balance, Bill, Entry, EntryKind, show_usd
+from goblin.billing.domain.ledger import RENT, Balance, Bill, Entry, EntryKind
 from goblin.billing.policy.allocation import Crossing, crossing
-from goblin.jobs.domain.instances import job_of_label
+from goblin.core.labels import job_of_label
+from goblin.core.money import show_usd
 
 DRIFT_SHARE = Decimal("0.05")
 """Of a bill; a difference beyond that, and beyond a cent, is for a person."""

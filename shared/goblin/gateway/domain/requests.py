@@ -8,8 +8,9 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from goblin.core.endpoints import Capability, Strategy
+from goblin.core.endpoints import Capability
 from goblin.core.errors import InvalidRequest
+from goblin.gateway.domain.catalog import Strategy
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from goblin.core.endpoints import Strategy
+from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.policy.route import Choice, Demand, EndpointFacts, waited_ms
 
 TIE = 1.1

@@ -9,7 +9,8 @@ from enum import StrEnum
 
 from msgspec import Struct
 
-from goblin.core.endpoints import Capability, Endpoint, Strategy
+from goblin.core.endpoints import Capability, Endpoint
+from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.domain.endpoint_health import Status
 
 

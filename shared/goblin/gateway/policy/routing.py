@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from goblin.core.endpoints import Strategy
+from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.domain.endpoint_health import Status
 from goblin.gateway.policy.ordering import choice, order
 from goblin.gateway.policy.route import (

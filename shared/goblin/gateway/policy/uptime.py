@@ -17,11 +17,6 @@ from goblin.core.endpoints import Endpoint
 S_PER_HOUR = 3600
 
 
-def bills_time(endpoint: Endpoint) -> bool:
-    """Whether requests to it are charged for the time that they keep a machine awake."""
-    return bool(endpoint.price_usd_micros_per_hour) and endpoint.sleeps_after_s is not None
-
-
 @dataclass(slots=True)
 class Machine:
     """One that is awake, or about to be."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from goblin.core.endpoints import Strategy
+from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.policy.ordering import choice
 from goblin.gateway.policy.route import Choice, Demand, EndpointFacts
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
 from typing import Any
 
 import msgspec
 
+from goblin.billing.policy.prices import bills_time
 from goblin.core.endpoints import Endpoint, Price
 from goblin.gateway.domain.requests import (
     AudioPart,
@@ -19,9 +19,7 @@ from goblin.gateway.domain.requests import (
     ImagePart,
     InferenceRequest,
 )
-from goblin.gateway.policy.uptime import bills_time
 
-STALE_AFTER = timedelta(days=90)
 TEMPLATE_TOKENS = 64
 """What a chat template adds at most beyond the JSON it stands for; a message's braces and quotes outweigh its marks."""
 OF_UNKNOWN_PRICE = {
@@ -56,14 +54,6 @@ class Unpriced:
     reason: str
 
 
-def is_free(endpoint: Endpoint) -> bool:
-    """Whether requests to it cost nothing; an unknown price is not zero."""
-    price = endpoint.price
-    if bills_time(endpoint):
-        return False
-    return price is not None and not (price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
-
-
 def worst_case(request: InferenceRequest, endpoint: Endpoint) -> Bound | Unpriced:
     """Bound what one attempt costs in tokens, for itself: retries, hedges and continuations are attempts of their own.
 
@@ -92,43 +82,6 @@ def limited(request: InferenceRequest, bound: Bound) -> InferenceRequest:
     names = names or ["max_completion_tokens" if isinstance(request, ChatRequest) else "max_tokens"]
     limits = {name: min(request.body.get(name, bound.output_tokens), bound.output_tokens) for name in names}
     return msgspec.structs.replace(request, **limits, body={**request.body, **limits})
-
-
-def rent_bound_usd_micros(
-    *,
-    price_usd_micros_per_hour: int,
-    seconds: int,
-    start_s_max: int,
-    idle_s_max: int,
-    disk_usd_micros: int = 0,
-    traffic_usd_micros: int = 0,
-) -> int:
-    """The most that renting an instance for so long can cost: a job reserves it before it rents, and per renewal.
-
-    Args:
-        price_usd_micros_per_hour: As offered; a bid is what we bid.
-        seconds: Of work, to the end of the lease.
-        start_s_max: From being asked for to its first word, billed or not.
-        idle_s_max: From its last word until it is surely released: two reconcile ticks.
-        disk_usd_micros: Storage for all of that time.
-        traffic_usd_micros: Image, dataset, checkpoints and outputs, in and out.
-    """
-    billed_s = seconds + start_s_max + idle_s_max
-    return -(-price_usd_micros_per_hour * billed_s // 3600) + disk_usd_micros + traffic_usd_micros
-
-
-def is_stale(read_on: date | None, now: datetime) -> bool:
-    """Whether a price is too old to be believed without a look; one without a date is the operator's own word."""
-    return read_on is not None and now.date() - read_on > STALE_AFTER
-
-
-def stale(prices: Mapping[tuple[str, str], Price], now: datetime) -> list[str]:
-    """Which prices are to be read again, each as a person would say it, with its date."""
-    return [
-        f"{provider}/{model} ({price.read_on})"
-        for (provider, model), price in sorted(prices.items())
-        if is_stale(price.read_on, now)
-    ]
 
 
 def price_of(prices: Mapping[tuple[str, str], Price], endpoint: Endpoint, model: str) -> Price | None:

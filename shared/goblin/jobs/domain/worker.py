@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Grant:
-    """One request that somebody without a key may make for a while."""
-
-    method: str
-    url: str
-    headers: Mapping[str, str]
-    """To be sent word for word: they are part of what was signed."""
+from goblin.core.ports import Grant
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
-from goblin.billing.domain.ledger import show_usd, to_micros
+from goblin.core.money import show_usd, to_micros
 from goblin.jobs.domain.job import Job, State, Stop
 from goblin.jobs.domain.market import Candidate, Listing, Market, NoPlacement, Offer, Placement
 from goblin.jobs.policy.job_spec import wanted

@@ -15,22 +15,11 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from goblin.billing.domain.accounts import Account, Limit, Period
-from goblin.billing.domain.ledger import (
-    RENT,
-    TOTAL,
-    USD_MICROS,
-    Action,
-    Entry,
-    EntryKind,
-    Freeze,
-    day_of,
-    lineage,
-    show_usd,
-)
+from goblin.billing.domain.ledger import RENT, TOTAL, Action, Entry, EntryKind, Freeze, day_of, lineage
 from goblin.billing.policy import allocation as spending
 from goblin.billing.policy.allocation import Ask, Shortage
-from goblin.gateway.policy.worst_case import rent_bound_usd_micros
-from goblin.jobs.domain.instances import job_of_label
+from goblin.core.labels import job_of_label
+from goblin.core.money import USD_MICROS, show_usd
 from goblin.jobs.domain.job import Job, Rent
 from goblin.jobs.domain.market import Placement
 from goblin.jobs.policy.spot.offers import MONTH_H, Needs
@@ -354,3 +343,26 @@ def halted(freezes: Sequence[Freeze]) -> Halted:
 def why_halted(accounts: Sequence[str], reasons: Mapping[str, str]) -> str:
     """The reason that concerns any of some accounts, as `accounts_of` names them; empty: none does."""
     return next((reasons[account] for account in accounts if account in reasons), "")
+
+
+def rent_bound_usd_micros(
+    *,
+    price_usd_micros_per_hour: int,
+    seconds: int,
+    start_s_max: int,
+    idle_s_max: int,
+    disk_usd_micros: int = 0,
+    traffic_usd_micros: int = 0,
+) -> int:
+    """The most that renting an instance for so long can cost: a job reserves it before it rents, and per renewal.
+
+    Args:
+        price_usd_micros_per_hour: As offered; a bid is what we bid.
+        seconds: Of work, to the end of the lease.
+        start_s_max: From being asked for to its first word, billed or not.
+        idle_s_max: From its last word until it is surely released: two reconcile ticks.
+        disk_usd_micros: Storage for all of that time.
+        traffic_usd_micros: Image, dataset, checkpoints and outputs, in and out.
+    """
+    billed_s = seconds + start_s_max + idle_s_max
+    return -(-price_usd_micros_per_hour * billed_s // 3600) + disk_usd_micros + traffic_usd_micros

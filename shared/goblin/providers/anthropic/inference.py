@@ -18,7 +18,7 @@ import httpx
 import msgspec
 from msgspec import UNSET
 
-from goblin.core.endpoints import Capability, Endpoint
+from goblin.core.endpoints import Capability, Credential, Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings, FunctionDelta, ToolCallDelta, Usage
 from goblin.gateway.domain.endpoint_health import Finding, Probe
@@ -26,7 +26,7 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.anthropic.codec import messages_body, unsupported, version_of, wants_schema
 from goblin.providers.common import probes as probing
-from goblin.providers.common.http import Credential, Upstream, events
+from goblin.providers.common.http import Upstream, events
 from goblin.providers.common.refusals import ErrorDetail, detail_of, fault_of
 
 NAME = "anthropic"

@@ -12,9 +12,10 @@ from typing import Any
 
 import httpx
 
-from goblin.billing.domain.ledger import Bill, Charge, to_micros
+from goblin.billing.domain.ledger import Bill, Charge
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import ProviderUnavailable
+from goblin.core.money import to_micros
 
 TIMEOUT_S = 20.0
 PAGES_MAX = 100

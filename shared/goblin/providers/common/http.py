@@ -10,7 +10,7 @@ import httpx
 import msgspec
 
 from goblin import __version__
-from goblin.core.endpoints import KeySource
+from goblin.core.endpoints import Credential, KeySource
 from goblin.core.errors import Fault, GoblinError, ProviderUnavailable
 from goblin.providers.common import sse
 from goblin.providers.common.refusals import Judge, fault_of, refusal
@@ -24,18 +24,6 @@ ADDRESSES_MAX = 16
 ERROR_BYTES_MAX = 64 * 1024
 JSON_BYTES_MAX = 64 * 1024 * 1024
 """2048 vectors of 3072 floats as text are about 60 MiB."""
-
-
-class Credential(NamedTuple):
-    """A header that says who we are."""
-
-    header: str
-    scheme: str
-    """`Bearer`, or nothing where the header is the key alone."""
-    key: str | KeySource
-
-    def value(self, key: str) -> str:
-        return f"{self.scheme} {key}" if self.scheme else key
 
 
 class _Ask(NamedTuple):

@@ -13,7 +13,6 @@ import msgspec
 
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest, ProviderUnavailable
-from goblin.gcp.identity_tokens import credentials_for
 from goblin.providers.common.http import Upstream
 from goblin.registry.domain.versions import Loaded
 
@@ -32,8 +31,7 @@ class LlamaCppControl:
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
-        identity = credentials_for(endpoint)
-        self._server = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=identity)
+        self._server = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=endpoint.credentials)
 
     async def loaded(self) -> Loaded:
         answer = await self._ask("GET", "/props", LOOK_S_MAX)

@@ -21,7 +21,6 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings
 from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
-from goblin.gcp.identity_tokens import credentials_for
 from goblin.providers.common import probes as probing
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAIWire
@@ -40,13 +39,13 @@ class LlamaCpp:
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
-        identity = credentials_for(endpoint)
-        self._root = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=identity)
+        self._root = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=endpoint.credentials)
         self._wire = OpenAIWire(
-            Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client, credentials=identity), limit=LIMITS[0]
+            Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client, credentials=endpoint.credentials),
+            limit=LIMITS[0],
         )
         self._models = endpoint.models
-        self._on_cloud_run = bool(identity)
+        self._on_cloud_run = bool(endpoint.credentials)
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         return self._wire.chat(request, model=model)

@@ -24,7 +24,8 @@ from typing import Any, ParamSpec, TypeVar
 import psutil
 
 from goblin.core.errors import ProviderUnavailable, Transient
-from goblin.jobs.domain.instances import LABEL_PREFIX, Instance, Inventory, Known, Order, Unknown
+from goblin.core.labels import LABEL_PREFIX
+from goblin.jobs.domain.instances import Instance, Inventory, Known, Order, Unknown
 from goblin.jobs.domain.market import Listing, Offer, Wanted
 
 P = ParamSpec("P")

@@ -27,20 +27,11 @@ from typing import TypeGuard
 
 import httpx
 
-from goblin.billing.domain.ledger import to_micros
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
-from goblin.jobs.domain.instances import (
-    Instance,
-    InstanceState,
-    Inventory,
-    Known,
-    Order,
-    Unknown,
-    gpu_name,
-    is_attempt_label,
-    is_gpu,
-)
+from goblin.core.labels import is_attempt_label
+from goblin.core.money import to_micros
+from goblin.jobs.domain.instances import Instance, InstanceState, Inventory, Known, Order, Unknown, gpu_name, is_gpu
 from goblin.jobs.domain.market import Listing, Offer, Wanted
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.runpod.api import Answer, GpuRow, Gpus, PodRow, Pods, RunPodApi, Sleep, is_full

@@ -23,12 +23,12 @@ from typing import Any
 import httpx
 import msgspec
 
+from goblin.billing.policy.prices import bills_time
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import Broken, Fault, ProviderUnavailable
 from goblin.gateway.domain.chat import ChatChunk, Embeddings
 from goblin.gateway.domain.endpoint_health import Finding, Probe, Warmth
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
-from goblin.gateway.policy.uptime import bills_time
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes as probing
 from goblin.providers.common.http import Upstream

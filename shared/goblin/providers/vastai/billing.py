@@ -16,7 +16,7 @@ import httpx
 
 from goblin.billing.domain.ledger import Bill
 from goblin.billing.ports import BillSource
-from goblin.jobs.domain.instances import is_attempt_label
+from goblin.core.labels import is_attempt_label
 from goblin.providers.common import bills
 
 NAME = "vastai"

@@ -27,16 +27,8 @@ import msgspec
 
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
-from goblin.jobs.domain.instances import (
-    InstanceState,
-    Inventory,
-    Known,
-    Order,
-    Unknown,
-    gpu_name,
-    is_attempt_label,
-    is_gpu,
-)
+from goblin.core.labels import is_attempt_label
+from goblin.jobs.domain.instances import InstanceState, Inventory, Known, Order, Unknown, gpu_name, is_gpu
 from goblin.jobs.domain.market import Listing, Offer, Wanted
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.vastai import api as vast_api

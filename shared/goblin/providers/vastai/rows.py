@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from goblin.billing.domain.ledger import to_micros
+from goblin.core.money import to_micros
 from goblin.jobs.domain.instances import Instance, InstanceState, gpu_name, is_gpu
 from goblin.jobs.domain.market import Market, Offer, Wanted
 

@@ -1,0 +1,37 @@
+"""Facts about prices: what costs nothing, and which prices are old."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import date, datetime, timedelta
+
+from goblin.core.endpoints import Endpoint, Price
+
+STALE_AFTER = timedelta(days=90)
+
+
+def is_free(endpoint: Endpoint) -> bool:
+    """Whether requests to it cost nothing; an unknown price is not zero."""
+    price = endpoint.price
+    if bills_time(endpoint):
+        return False
+    return price is not None and not (price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
+
+
+def is_stale(read_on: date | None, now: datetime) -> bool:
+    """Whether a price is too old to be believed without a look; one without a date is the operator's own word."""
+    return read_on is not None and now.date() - read_on > STALE_AFTER
+
+
+def stale(prices: Mapping[tuple[str, str], Price], now: datetime) -> list[str]:
+    """Which prices are to be read again, each as a person would say it, with its date."""
+    return [
+        f"{provider}/{model} ({price.read_on})"
+        for (provider, model), price in sorted(prices.items())
+        if is_stale(price.read_on, now)
+    ]
+
+
+def bills_time(endpoint: Endpoint) -> bool:
+    """Whether requests to it are charged for the time that they keep a machine awake."""
+    return bool(endpoint.price_usd_micros_per_hour) and endpoint.sleeps_after_s is not None
