@@ -20,7 +20,7 @@ from goblin.gateway import inference as chat
 from goblin.gateway import receipts
 from goblin.gateway.domain import requests
 from goblin.gateway.keys import check_model, may_ask
-from goblin.gateway.ports import ApiKey, Scope
+from goblin.gateway.ports import ApiKey, HttpReply, Scope
 from goblin.web import anthropic_requests as anthropic_asks
 from goblin.web import anthropic_responses as anthropic_face
 from goblin.web import asgi
@@ -28,43 +28,43 @@ from goblin.web import metrics as prometheus
 from goblin.web import openai_responses as openai_face
 from goblin.wiring import process as wiring
 
-Work = Callable[[chat.Call, bytes, str | None], Awaitable[asgi.Answer]]
-Refuse = Callable[[Exception], asgi.Answer]
+Work = Callable[[chat.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
+Refuse = Callable[[Exception], HttpReply]
 ANTHROPIC_VERSION = "anthropic-version"
 """Sent by Anthropic's clients with every request, and by nobody else."""
 
 
-async def chat_completions(call: chat.Call, body: bytes, strategy: str | None) -> asgi.Answer:
+async def chat_completions(call: chat.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
     asked = requests.parse(requests.ChatRequest, body)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         return _events(openai_face.chat_events(chunks, include_usage=usage))
-    return asgi.Answer(content=await openai_face.whole_chat(chunks))
+    return HttpReply(content=await openai_face.whole_chat(chunks))
 
 
-async def completions(call: chat.Call, body: bytes, strategy: str | None) -> asgi.Answer:
+async def completions(call: chat.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
     asked = requests.parse(requests.CompletionRequest, body)
     chunks = await call.complete(asked, strategy=strategy)
     if asked.stream:
         usage = asked.stream_options is not None and asked.stream_options.include_usage
         return _events(openai_face.completion_events(chunks, include_usage=usage))
-    return asgi.Answer(content=await openai_face.whole_completion(chunks))
+    return HttpReply(content=await openai_face.whole_completion(chunks))
 
 
-async def embeddings(call: chat.Call, body: bytes, strategy: str | None) -> asgi.Answer:
+async def embeddings(call: chat.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
     asked = requests.parse(requests.EmbeddingsRequest, body)
     vectors = await call.embed(asked, strategy=strategy)
     as_base64 = asked.encoding_format == "base64"
-    return asgi.Answer(content=openai_face.embedding_list(vectors, model=asked.model, as_base64=as_base64))
+    return HttpReply(content=openai_face.embedding_list(vectors, model=asked.model, as_base64=as_base64))
 
 
-async def messages(call: chat.Call, body: bytes, strategy: str | None) -> asgi.Answer:
+async def messages(call: chat.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
     asked = anthropic_asks.parse(body)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
         return _events(anthropic_face.message_events(chunks, asked))
-    return asgi.Answer(content=await anthropic_face.whole_message(chunks, asked))
+    return HttpReply(content=await anthropic_face.whole_message(chunks, asked))
 
 
 def _inference(
@@ -73,10 +73,10 @@ def _inference(
     """A route that is authenticated, metered and settled, and stops when the caller hangs up."""
 
     async def route(request: Request) -> Response:
-        call = chat.Call(wiring.gateway(), operation, traceparent=request.headers.get("traceparent"))
+        call = chat.InferenceCall(wiring.gateway(), operation, traceparent=request.headers.get("traceparent"))
         heard = asyncio.Event()
 
-        async def produce() -> asgi.Answer:
+        async def produce() -> HttpReply:
             try:
                 await call.authenticate(_authorization(request))
                 body = await asgi.read_body(request)
@@ -87,18 +87,18 @@ def _inference(
                 return refused(error)
             return await answer(body)
 
-        async def answer(body: bytes) -> asgi.Answer:
+        async def answer(body: bytes) -> HttpReply:
             try:
                 made = await work(call, body, request.headers.get("x-goblin-strategy"))
             except Exception as error:  # noqa: BLE001  As above.
                 return refused(error)
             return asgi.with_headers(made, _explanation(call))
 
-        def refused(error: Exception) -> asgi.Answer:
+        def refused(error: Exception) -> HttpReply:
             call.failed(error)
             return asgi.with_headers(refuse(error), _explanation(call))
 
-        return asgi.Delivery(produce, call.leave, heard=heard)
+        return asgi.HttpDelivery(produce, call.leave, heard=heard)
 
     return route
 
@@ -109,12 +109,12 @@ def _authorization(request: Request) -> str | None:
     return f"Bearer {key}" if key else request.headers.get("authorization")
 
 
-def _refused_in_anthropics_words(error: Exception) -> asgi.Answer:
+def _refused_in_anthropics_words(error: Exception) -> HttpReply:
     status, content = anthropic_face.refusal(error)
     return replace(asgi.error_answer(error), status=status, content=content)
 
 
-def _explanation(call: chat.Call) -> dict[str, str]:
+def _explanation(call: chat.InferenceCall) -> dict[str, str]:
     """Why this answer: who gave it, after how many attempts, and where the time went."""
     phases = ", ".join(f"{phase};dur={spent_ms:.1f}" for phase, spent_ms in call.timings_ms.items())
     headers = {
@@ -131,10 +131,10 @@ def _explanation(call: chat.Call) -> dict[str, str]:
     return headers
 
 
-def _events(parts: AsyncGenerator[bytes, None]) -> asgi.Answer:
+def _events(parts: AsyncGenerator[bytes, None]) -> HttpReply:
     # Proxies that buffer would turn a stream into one late answer.
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return asgi.Answer(content=parts, media_type="text/event-stream; charset=utf-8", headers=headers)
+    return HttpReply(content=parts, media_type="text/event-stream; charset=utf-8", headers=headers)
 
 
 async def count_message_tokens(request: Request) -> Response:
@@ -199,7 +199,7 @@ async def show_metrics(request: Request) -> Response:
     return Response(wiring.meter().text(), media_type=prometheus.MEDIA_TYPE)
 
 
-async def _authenticated(request: Request, scope: Scope = Scope.INFERENCE) -> tuple[chat.Deps, ApiKey]:
+async def _authenticated(request: Request, scope: Scope = Scope.INFERENCE) -> tuple[chat.InferenceDeps, ApiKey]:
     deps = wiring.gateway()
     return deps, await deps.keys.authenticate(_authorization(request), scope)
 

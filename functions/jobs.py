@@ -109,19 +109,19 @@ async def inputs(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
 
 
 async def heartbeat(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    beat = jobs_face.parse(jobs_face.Beat, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    beat = jobs_face.parse(jobs_face.HeartbeatBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
     return jobs_face.standing(await leases.heartbeat(job_id, token, beat.step, deps, told=beat.told()))
 
 
 async def begin_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.Begin, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    said = jobs_face.parse(jobs_face.BeginCheckpointBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
     files = [file.artifact() for file in said.files]
     upload_id, grants = await leases.begin_checkpoint(job_id, token, said.step, files, deps)
     return {"upload_id": upload_id, "grants": {name: jobs_face.grant(grant) for name, grant in grants.items()}}
 
 
 async def commit_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.Commit, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    said = jobs_face.parse(jobs_face.CommitCheckpointBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
     saved = await leases.commit_checkpoint(
         job_id, token, request.path_params["step"], said.previous_step, said.upload_id,
         [file.artifact() for file in said.files], deps, loss=said.loss,
@@ -130,27 +130,27 @@ async def commit_checkpoint(job_id: str, token: str, request: Request, deps: Job
 
 
 async def log_piece(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.Piece, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    said = jobs_face.parse(jobs_face.LogPieceBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
     given = await leases.log_piece(job_id, token, said.number, size=said.size, crc32c=said.crc32c, deps=deps)
     return jobs_face.grant(given)
 
 
 async def finish(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.Done, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    said = jobs_face.parse(jobs_face.FinishBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
     await leases.finish(job_id, token, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
     return {"state": (await service.show(job_id, deps)).state}
 
 
 async def withdraw(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.Said, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    said = jobs_face.parse(jobs_face.ReasonBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
     job = await leases.withdraw(job_id, token, said.reason, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
     return {"state": job.state}
 
 
 async def fail(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.Said, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    said = jobs_face.parse(jobs_face.ReasonBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
     return {"state": (await leases.fail(job_id, token, said.reason, deps)).state}
 
 

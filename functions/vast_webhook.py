@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from goblin.core.errors import MethodNotAllowed
-from goblin.jobs import webhooks as hints
+from goblin.jobs import webhooks as webhook_events
 from goblin.providers.vastai import webhooks as vast_hints
 from goblin.web import asgi
 from goblin.wiring import jobs as job_wiring
@@ -22,6 +22,6 @@ async def vast_webhook(request: Request) -> Response:
     if request.method != "POST":
         raise MethodNotAllowed("events are posted")
     body = await asgi.read_body(request, vast_hints.BODY_BYTES_MAX)
-    hint = vast_hints.read_hint(request.headers, body, secret=secret, now=time.time())
-    await hints.follow(hint, job_wiring.jobs(), job_wiring.hints())
+    event = vast_hints.read_hint(request.headers, body, secret=secret, now=time.time())
+    await webhook_events.follow(event, job_wiring.jobs(), job_wiring.webhook_events())
     return Response(status_code=204)

@@ -25,8 +25,8 @@ from goblin.gcp.storage import GcsObjects
 from goblin.jobs import checkpoints
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.checkpoints import Manifest
-from goblin.jobs.domain.instances import Lease
-from goblin.jobs.domain.job import Dataset, Job, State, spec_digest
+from goblin.jobs.domain.instances import AttemptLease
+from goblin.jobs.domain.job import Dataset, Job, JobState, spec_digest
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.training import check_inputs
 from goblin.wiring import jobs as job_wiring
@@ -126,7 +126,7 @@ class Controller:
         )  # fmt: skip
         now = datetime.now(UTC)
         job = Job(
-            job_id=job_id, spec=spec, spec_sha256=spec_digest(spec), state=State.QUEUED, requested_at=now,
+            job_id=job_id, spec=spec, spec_sha256=spec_digest(spec), state=JobState.QUEUED, requested_at=now,
             updated_at=now,
         )  # fmt: skip
         found = asyncio.run(check_inputs(job, self.deps))
@@ -138,11 +138,11 @@ class Controller:
         stored = self.world.jobs.stored[job_id]
         job, now = stored.job, datetime.now(UTC)
         token = leases.new_token(job_id, job.attempt + 1, f"secret{next(_numbers)}")
-        lease = Lease(
+        lease = AttemptLease(
             provider="elsewhere", label=attempt_label(job_id, job.attempt + 1), token_sha256=leases.digest(token),
             placed_at=now, until=now + timedelta(minutes=5), instance_id="i", resumed_step=job.saved_step,
         )  # fmt: skip
-        job = replace(job, state=State.STARTING, attempt=job.attempt + 1, lease=lease)
+        job = replace(job, state=JobState.STARTING, attempt=job.attempt + 1, lease=lease)
         assert asyncio.run(self.world.jobs.replace(job, stored.version)) is not None
         return token
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from goblin.jobs.domain.job import State, Stop
+from goblin.jobs.domain.job import JobState, StopRequest
 from goblin.jobs.policy import state_machine as policy
 from tests.agent.conftest import Agent, Controller
 from tests.fakes.serving import serve
@@ -28,8 +28,8 @@ def test_a_training_goes_all_the_way(controller: Controller) -> None:
     controller.submit(parameters=SMALL)
     agent = controller.run(controller.place())
     job = controller.job()
-    assert (agent.process.returncode, job.state) == (0, State.SUCCEEDED), agent.said()
-    assert (job.saved_step, job.step, job.lies) == (60, 60, 0)
+    assert (agent.process.returncode, job.state) == (0, JobState.SUCCEEDED), agent.said()
+    assert (job.saved_step, job.step, job.invalid_reports) == (60, 60, 0)
     assert set(controller.saved()) == {"facts.json", "state.npz"}
     facts = json.loads(controller.saved()["facts.json"])
     assert (facts["step"], controller.manifest().loss) == (60, pytest.approx(facts["loss"]))
@@ -52,7 +52,7 @@ def test_a_host_that_dies_is_followed_by_one_that_ends_with_the_same_bits(contro
     assert 20 <= controller.job().saved_step < 60
     second = controller.run(controller.place())
     assert second.process.returncode == 0, second.said()
-    assert controller.job().state is State.SUCCEEDED
+    assert controller.job().state is JobState.SUCCEEDED
     assert controller.manifest().attempt == 2
     assert controller.saved() == controller.saved("whole")
 
@@ -64,7 +64,7 @@ def test_a_host_that_is_taken_away_saves_and_gives_the_job_back(controller: Cont
     agent.process.send_signal(signal.SIGTERM)
     assert agent.wait() == 0, agent.said()
     job = controller.job()
-    assert (job.state, job.preemptions) == (State.QUEUED, 1)
+    assert (job.state, job.preemptions) == (JobState.QUEUED, 1)
     assert "the host was taken away" in controller.reasons()
     assert 0 < job.saved_step < 100_000, "though no checkpoint was due"
     assert list(agent.folder.iterdir()) == []
@@ -117,7 +117,7 @@ told["agent"] = "goblin_agent.guard" in family[1] and "goblin_agent\\0" in famil
 save(1, told=json.dumps(told))
 """
     agent = run(controller, program, parameters={"a": 1}, model="base", checkpoint_minutes=3)
-    assert controller.job().state is State.SUCCEEDED, agent.said()
+    assert controller.job().state is JobState.SUCCEEDED, agent.said()
     told = json.loads(controller.saved()["told"])
     folder = agent.folder / "attempt"
     assert told["GOBLIN_CHECKPOINTS"] == str(folder / "checkpoints")
@@ -142,14 +142,14 @@ save(4, state=pathlib.Path(resume, "state").read_text(), seen=json.dumps([names,
     assert controller.job().saved_step == 3
     assert any("the task ended with exit code 7" in reason for reason in controller.reasons())
     agent = controller.run(controller.place(), env=tasks(controller, own=program))
-    assert controller.job().state is State.SUCCEEDED, agent.said()
+    assert controller.job().state is JobState.SUCCEEDED, agent.said()
     assert controller.saved() == {"state": b"three", "seen": b'[["other", "state"], []]'}
 
 
 def test_a_crash_gives_the_job_back_with_the_tasks_last_lines(controller: Controller) -> None:
     run(controller, "print('one\\n' * 50); raise SystemError('the GPU fell off')")
     job = controller.job()
-    assert (job.state, job.failures) == (State.QUEUED, 1)
+    assert (job.state, job.failures) == (JobState.QUEUED, 1)
     assert "SystemError: the GPU fell off" in controller.reasons()[-2]
 
 
@@ -163,20 +163,20 @@ def test_a_crash_gives_the_job_back_with_the_tasks_last_lines(controller: Contro
 def test_what_no_other_machine_can_mend_fails_the_job(controller: Controller, program: str, words: str) -> None:
     agent = run(controller, program)
     job = controller.job()
-    assert job.state is State.FAILED, agent.said()
+    assert job.state is JobState.FAILED, agent.said()
     assert words in job.reason
 
 
 def test_an_unknown_task_is_refused_with_those_that_there_are(controller: Controller) -> None:
     run(controller, "pass", task="dance")
-    assert controller.job().state is State.FAILED
+    assert controller.job().state is JobState.FAILED
     assert controller.job().reason == "this image has no task 'dance'; it has own, char-lm"
 
 
 def test_a_child_that_the_task_left_behind_is_killed_and_holds_nothing_up(controller: Controller) -> None:
     program = f"{SAVE}\nimport subprocess\nsave(1, a=str(subprocess.Popen(['sleep', '300']).pid))"
     agent = run(controller, program)
-    assert controller.job().state is State.SUCCEEDED, agent.said()
+    assert controller.job().state is JobState.SUCCEEDED, agent.said()
     controller.until(lambda: not alive(int(controller.saved()["a"])))
 
 
@@ -211,11 +211,11 @@ def test_a_heartbeat_that_answers_stop_ends_the_attempt_with_a_save(
     controller: Controller, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     agent = waiting(controller, monkeypatch)
-    stop = Stop(reason="the budget is used up", by=datetime.now(UTC) + timedelta(minutes=2))
+    stop = StopRequest(reason="the budget is used up", by=datetime.now(UTC) + timedelta(minutes=2))
     controller.change(lambda job: replace(job, stop=stop, spec=msgspec.structs.replace(job.spec, checkpoint_minutes=2)))
     assert agent.wait() == 0, agent.said()
     job = controller.job()
-    assert (job.saved_step, job.state) == (2, State.QUEUED)
+    assert (job.saved_step, job.state) == (2, JobState.QUEUED)
     assert "the budget is used up" in controller.reasons()
     assert controller.saved()["every"] == b"120.0\n", "the controller changed its mind about it, too"
 
@@ -230,7 +230,7 @@ def test_an_attempt_that_is_over_stops_at_once_and_saves_nothing(
     assert not alive(pid)
     assert list(agent.folder.iterdir()) == []
     job = controller.job()
-    assert (job.saved_step, job.attempt, job.state) == (1, 2, State.STARTING)
+    assert (job.saved_step, job.attempt, job.state) == (1, 2, JobState.STARTING)
 
 
 def test_a_task_that_does_not_save_in_time_is_killed_and_its_job_given_back(
@@ -259,7 +259,7 @@ def test_what_a_task_says_of_itself_is_shown_and_its_nonsense_is_not(
     controller.until(lambda: bool(controller.job().progress and controller.job().progress.loss))
     told = controller.job().progress
     assert (told.step, told.loss, told.steps_per_s, told.save_s, told.gpu_share) == (1, 2.5, 4.0, 0.25, None)
-    assert (controller.job().told_total, controller.job().lies) == (9, 0)
+    assert (controller.job().told_total, controller.job().invalid_reports) == (9, 0)
     agent.process.send_signal(signal.SIGTERM)
     agent.wait()
 
@@ -279,7 +279,7 @@ def test_an_agent_that_was_killed_and_starts_again_goes_on_with_its_attempt(cont
     assert left.stat().st_mtime_ns == written, "what was brought is not brought again"
     assert again.wait() == 0, again.said()
     job = controller.job()
-    assert (job.state, job.attempt, job.lies) == (State.SUCCEEDED, 1, 0)
+    assert (job.state, job.attempt, job.invalid_reports) == (JobState.SUCCEEDED, 1, 0)
     assert list(agent.folder.iterdir()) == []
 
 
@@ -296,6 +296,6 @@ def test_the_token_goes_where_it_was_told_to_go_and_nowhere_else(controller: Con
         agent = controller.run(
             controller.place(), env={**proxies, **tasks(controller, own="import sys; sys.exit(65)")}
         )  # fmt: skip
-        assert (controller.job().state, seen) == (State.FAILED, []), agent.said()
+        assert (controller.job().state, seen) == (JobState.FAILED, []), agent.said()
         controller.run("gob-attempt-x.1.j", env={"GOBLIN_URL": url})
         assert [one.removeprefix(url) for one in seen] == ["/jobs/j/claim", "/jobs/j/fail"]

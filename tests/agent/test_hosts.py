@@ -8,7 +8,7 @@ import google_crc32c
 import httpx
 import pytest
 
-from goblin.jobs.domain.job import State
+from goblin.jobs.domain.job import JobState
 from tests.agent.conftest import TEXT, Controller
 
 
@@ -88,7 +88,7 @@ def test_a_commit_of_what_does_not_lie_there_is_a_lie(controller: Controller, ho
     assert put(begun["grants"]["weights"], b"weights").is_success
     refused = host.commit(10, begun["upload_id"], announce(b"weights", **said))
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "untrue")
-    assert (controller.job().lies, controller.job().checkpoint) == (1, None)
+    assert (controller.job().invalid_reports, controller.job().checkpoint) == (1, None)
     assert not [name for name in controller.names("checkpoints/") if name.endswith("MANIFEST.json")]
 
 
@@ -122,7 +122,7 @@ def test_a_replayed_token_opens_nothing_and_is_written_down(controller: Controll
     for what in ("claim", "inputs", *bodies):
         assert controller.say(host.token, what, bodies.get(what)).status_code == 403
     job = controller.job()
-    assert (job.state, job.attempt, job.saved_step, job.lies) == (State.RUNNING, 2, 10, 3)
+    assert (job.state, job.attempt, job.saved_step, job.invalid_reports) == (JobState.RUNNING, 2, 10, 3)
     assert new.save(20).is_success
 
 
@@ -134,7 +134,7 @@ def test_impossible_numbers_are_refused_and_written_down(
 ) -> None:
     refused = controller.say(host.token, "heartbeat", {"step": 10, **numbers})
     assert (refused.status_code, refused.json()["error"]["code"]) == (409, "untrue")
-    assert (controller.job().lies, controller.job().step) == (1, 0)
+    assert (controller.job().invalid_reports, controller.job().step) == (1, 0)
 
 
 @pytest.mark.parametrize("body", ['{"step": 1, "loss": NaN}', '{"step": 1, "loss": 1e999}', '{"step": "x"}', "[]"])
@@ -159,7 +159,7 @@ def test_a_checkpoint_that_rots_in_the_bucket_is_passed_over(controller: Control
 def test_a_file_over_the_disk_of_its_host_is_refused_before_a_byte_of_it(controller: Controller, host: Host) -> None:
     files = [announce(b"x", size=21 * 1024**3)]
     refused = controller.say(host.token, "checkpoints", {"step": 10, "files": files})
-    assert (refused.status_code, controller.job().lies) == (409, 1)
+    assert (refused.status_code, controller.job().invalid_reports) == (409, 1)
 
 
 def test_a_piece_of_the_log_is_bounded_and_its_own(controller: Controller, host: Host) -> None:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblin.jobs.domain.worker import Told
+from goblin.jobs.domain.worker import WorkerReport
 from goblin.jobs.policy.training import impossible
 from goblin_agent import gpu, task
 from goblin_agent.task import Progress, Said
@@ -23,7 +23,7 @@ def test_nothing_that_a_task_says_makes_its_host_a_liar(lines: list[dict[str, ob
     said = Said()
     for line in lines:
         said.hear(json.dumps(line).encode())
-    told = Told(
+    told = WorkerReport(
         total=said.total_from(saved), loss=said.loss, steps_per_s=said.steps_per_s, save_s=said.save_s, gpu_share=None
     )
     assert impossible(job(), max(said.step, saved), told) is None

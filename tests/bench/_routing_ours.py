@@ -13,10 +13,10 @@ from goblin.core.endpoints import Capability, Endpoint, Price
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain.catalog import Catalog, Routing, Strategy
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
-from goblin.gateway.endpoint_stats import Live
+from goblin.gateway.endpoint_stats import EndpointStats
 from goblin.gateway.policy.route import Demand, NoRoute, Route
 from goblin.gateway.router import decide
-from goblin.gateway.upstream_attempt import Attempt
+from goblin.gateway.upstream_attempt import UpstreamAttempt
 from tests.bench._routing_world import Asked, Plan, Sent, Truth, World
 
 EPOCH = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -80,7 +80,7 @@ class Ours:
         """
         self.world = world
         self._clock = _Clock(world)
-        self._live = Live(self._clock)
+        self._stats = EndpointStats(self._clock)
         self._dice = random.Random(seed)
         self._turns = itertools.count(seed)
         self._endpoints = [declared(truth) for truth in truths]
@@ -91,21 +91,21 @@ class Ours:
 
     def plan(self, asked: Asked) -> Plan:
         demand = self._demand(asked)
-        self._live.arrived(MODEL)
+        self._stats.arrived(MODEL)
         known = tuple(self._endpoints[n] for n in self.world.known())
         found = decide(
             demand,
             Catalog(routing=Routing(strategy=self._strategy), endpoints=known),
-            live=self._live,
+            stats=self._stats,
             health=self._check(known),
             why_frozen=lambda _: "",
             strategy=None,
             turn=next(self._turns),
-            dice=self._dice.random(),
+            rng=self._dice.random(),
         )
         assert not isinstance(found, NoRoute), found.reason
         for waking in found.wake:
-            self._live.wake_begun(waking.endpoint, MODEL)
+            self._stats.wake_begun(waking.endpoint, MODEL)
         after_ms = found.hedge_after_ms if self._hedge else None
         return Plan(
             order=lambda tried: self._next(found, tried),
@@ -117,13 +117,13 @@ class Ours:
     def sent(self, endpoint: int, asked: Asked, plan: Plan) -> Sent:
         route: Any = plan.note
         forecast = next(c.forecast for c in route.candidates if self._numbers[c.endpoint.name] == endpoint)
-        attempt = self._live.start(self._endpoints[endpoint], MODEL, reason="", force=True, forecast=forecast)
+        attempt = self._stats.start(self._endpoints[endpoint], MODEL, reason="", force=True, forecast=forecast)
         assert attempt is not None
         return _View(attempt)
 
     def woke(self, endpoint: int) -> None:
         """The engine's wake-up call has come back."""
-        self._live.wake_ended(self._endpoints[endpoint], MODEL, awake=True)
+        self._stats.wake_ended(self._endpoints[endpoint], MODEL, awake=True)
 
     def _next(self, route: Route, tried: frozenset[int]) -> int | None:
         numbers = [self._numbers[c.endpoint.name] for c in route.candidates]
@@ -156,7 +156,7 @@ class Ours:
 
 @dataclass
 class _View:
-    attempt: Attempt
+    attempt: UpstreamAttempt
 
     def first_token(self) -> None:
         self.attempt.first_token()

@@ -42,7 +42,7 @@ class Rule:
 
     def __init__(self, world: World, seed: int) -> None:
         self.world = world
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
         self.seen: dict[int, _Seen] = {}
 
     def of(self, number: int) -> _Seen:
@@ -120,7 +120,7 @@ class RoundRobin(Rule):
 
 class LeastConnections(Rule):
     def pick(self, known: list[int]) -> int:
-        return min(known, key=lambda n: (self.of(n).in_flight, self.dice.random()))
+        return min(known, key=lambda n: (self.of(n).in_flight, self.rng.random()))
 
 
 class PeakEwma(Rule):
@@ -128,7 +128,7 @@ class PeakEwma(Rule):
     UNSEEN_MS = 1000.0
 
     def pick(self, known: list[int]) -> int:
-        drawn = self.dice.sample(known, min(2, len(known)))
+        drawn = self.rng.sample(known, min(2, len(known)))
         return min(drawn, key=self._cost)
 
     def _cost(self, number: int) -> float:
@@ -162,7 +162,7 @@ class LiteLLM(Rule):
         ready = [n for n in known if self.of(n).cool_until_s <= now_s] or known
         means = {n: self._mean(n) for n in ready}
         best = min(means.values())
-        return self.dice.choice([n for n in ready if means[n] <= best])
+        return self.rng.choice([n for n in ready if means[n] <= best])
 
     def _mean(self, number: int) -> float:
         last = self.of(number).last_ms
@@ -190,12 +190,12 @@ class Prequal(Rule):
         bar = counts[min(int(self.HOT * len(counts)), len(counts) - 1)]
         seen = sorted(ms for _, ms in probes.values() if ms is not None)
         if not seen:
-            return self.dice.choice(sane)
+            return self.rng.choice(sane)
         middle = seen[len(seen) // 2]  # Who has no latency to tell counts as one of the others.
         cold = [n for n in sane if probes[n][0] < bar or (counts[0] == bar and probes[n][0] <= bar)]
         if cold:
-            return min(cold, key=lambda n: (middle if probes[n][1] is None else probes[n][1], self.dice.random()))
-        return min(sane, key=lambda n: (probes[n][0], self.dice.random()))
+            return min(cold, key=lambda n: (middle if probes[n][1] is None else probes[n][1], self.rng.random()))
+        return min(sane, key=lambda n: (probes[n][0], self.rng.random()))
 
 
 RULES: dict[str, type[Rule]] = {

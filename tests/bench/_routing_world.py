@@ -377,15 +377,15 @@ class World:
 
 
 def draw(
-    number: int, at_s: float, dice: random.Random, *, prompt: int = 400, output: int = 60, counted: bool = True
+    number: int, at_s: float, rng: random.Random, *, prompt: int = 400, output: int = 60, counted: bool = True
 ) -> Asked:
     """One request: prompts and answers of about those many tokens, with the long tails they have in the wild."""
     return Asked(
         number=number,
         at_s=at_s,
-        prompt_tokens=max(round(prompt * dice.lognormvariate(0.0, 0.8)), 8),
-        output_tokens=max(round(output * dice.lognormvariate(-0.18, 0.6)), 2),
-        luck=tuple(dice.lognormvariate(0.0, 0.25) for _ in range(ATTEMPTS_MAX)),
-        fate=tuple(dice.random() for _ in range(ATTEMPTS_MAX)),
+        prompt_tokens=max(round(prompt * rng.lognormvariate(0.0, 0.8)), 8),
+        output_tokens=max(round(output * rng.lognormvariate(-0.18, 0.6)), 2),
+        luck=tuple(rng.lognormvariate(0.0, 0.25) for _ in range(ATTEMPTS_MAX)),
+        fate=tuple(rng.random() for _ in range(ATTEMPTS_MAX)),
         counted=counted,
     )

@@ -88,8 +88,8 @@ def hostile(job: tuple[Window, float, float], *, fails: float = 0.0, tail: float
     promised = check_deadline(work_s=view.work_s, time_s=view.deadline_s, step_s=view.gap_s, terms=terms)
     if not isinstance(promised, Feasible):
         return None
-    dice = random.Random(f"{SEED} {window.trace} {deadline_h} {changeover_h} {fails} {tail}")
-    hazards = Hazards(dice, launch_fails=fails, changeover_tail=tail, changeover_s_max=longest_s or float("inf"))
+    rng = random.Random(f"{SEED} {window.trace} {deadline_h} {changeover_h} {fails} {tail}")
+    hazards = Hazards(rng, launch_fails=fails, changeover_tail=tail, changeover_s_max=longest_s or float("inf"))
     rule, fallback = ours(view, terms)
     return simulate(rule, window.available, view, hazards, fallback)
 

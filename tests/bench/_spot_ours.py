@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 from goblin.jobs.policy.spot.deadline import Decision, Mode, Situation, Terms, choose_mode
-from goblin.jobs.policy.spot.preemption_rates import Rates, observe
+from goblin.jobs.policy.spot.preemption_rates import PreemptionRates, observe
 from tests.bench._spot_simulator import IDLE, ON_DEMAND, SPOT, Rule, View
 
 MODES = {IDLE: Mode.WAIT, SPOT: Mode.SPOT, ON_DEMAND: Mode.ON_DEMAND}
@@ -26,7 +26,7 @@ def ours(
 ) -> tuple[Rule, Callable[[], int]]:
     """A rule for one run that knows nothing of the pool at its start, and its fallback."""
     terms = terms or terms_of(view)
-    rates = Rates()
+    rates = PreemptionRates()
     decision = Decision(mode=Mode.WAIT, reason="not asked yet")
     changing_s = 0.0
 

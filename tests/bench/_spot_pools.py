@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from goblin.jobs.policy.spot.deadline import Mode, Situation, Terms, choose_mode
 from goblin.jobs.policy.spot.pools import Pool, choose_pool
-from goblin.jobs.policy.spot.preemption_rates import Rates, observe
+from goblin.jobs.policy.spot.preemption_rates import PreemptionRates, observe
 from tests.bench._spot_ours import ON_DEMAND_USD_MICROS
 from tests.bench._spot_simulator import Outcome
 from tests.bench._spot_traces import Window
@@ -14,7 +14,7 @@ from tests.bench._spot_traces import Window
 def run_pools(pools: Sequence[Window], *, work_s: float, deadline_s: float, changeover_s: float) -> Outcome:
     """One job over pools that share the clock. Every pool is looked at in every tick."""
     gap, prices = pools[0].gap_s, [round(ON_DEMAND_USD_MICROS / pool.ratio) for pool in pools]
-    rates = [Rates() for _ in pools]
+    rates = [PreemptionRates() for _ in pools]
     mode, at, pending_s, done_s, spent, launches = Mode.WAIT, -1, 0.0, 0.0, 0.0, 0
     ticks = dict.fromkeys(Mode, 0)
     tick = 0
@@ -43,7 +43,7 @@ def run_pools(pools: Sequence[Window], *, work_s: float, deadline_s: float, chan
             spot_available=at >= 0,
             step_s=gap,
         )
-        chosen = choose_mode(situation, terms, rates[at] if at >= 0 else Rates()).mode
+        chosen = choose_mode(situation, terms, rates[at] if at >= 0 else PreemptionRates()).mode
         if chosen not in (mode, Mode.WAIT):
             pending_s, launches = changeover_s, launches + 1
         if chosen is not Mode.WAIT:

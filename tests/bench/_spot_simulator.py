@@ -55,7 +55,7 @@ Rule = Callable[[View], int]
 class Hazards:
     """What the plain protocol leaves out."""
 
-    dice: random.Random
+    rng: random.Random
     launch_fails: float = 0.0
     """Share of on-demand launches that find none; then there is none for a while."""
     outage_s: tuple[float, float] = (600.0, 3600.0)
@@ -68,8 +68,8 @@ class Hazards:
         """Whether a launch of on demand succeeds now."""
         if now_s < self.sold_out_until_s - 1e-6:
             return False
-        if self.dice.random() < self.launch_fails:
-            self.sold_out_until_s = now_s + self.dice.uniform(*self.outage_s)
+        if self.rng.random() < self.launch_fails:
+            self.sold_out_until_s = now_s + self.rng.uniform(*self.outage_s)
             return False
         return True
 
@@ -78,7 +78,7 @@ class Hazards:
         if not self.changeover_tail:
             return expected_s
         sigma = self.changeover_tail
-        return min(expected_s * self.dice.lognormvariate(-sigma * sigma / 2, sigma), self.changeover_s_max)
+        return min(expected_s * self.rng.lognormvariate(-sigma * sigma / 2, sigma), self.changeover_s_max)
 
 
 @dataclass(frozen=True)

@@ -71,18 +71,18 @@ def synthesize(seed: int, *, count: int = 8, hours: int = 400, gap_s: int = 600)
     """Made-up traces: lives and outages are heavy-tailed (Lomax), every pool with a temper of its own."""
     traces = []
     for number in range(count):
-        dice = random.Random(seed * 1000 + number)
-        up = (dice.uniform(0.6, 1.4), dice.uniform(0.2, 1.0))
-        down = (dice.uniform(0.6, 1.4), dice.uniform(0.1, 0.6))
+        rng = random.Random(seed * 1000 + number)
+        up = (rng.uniform(0.6, 1.4), rng.uniform(0.2, 1.0))
+        down = (rng.uniform(0.6, 1.4), rng.uniform(0.1, 0.6))
         ticks = hours * 3600 // gap_s
         available: list[bool] = []
-        there = dice.random() < 0.5
+        there = rng.random() < 0.5
         while len(available) < ticks:
             shape, scale_h = up if there else down
-            life_h = min(scale_h * ((1.0 - dice.random()) ** (-1.0 / shape) - 1.0), 100.0)
+            life_h = min(scale_h * ((1.0 - rng.random()) ** (-1.0 / shape) - 1.0), 100.0)
             available += [there] * max(1, round(life_h * 3600 / gap_s))
             there = not there
-        ratio = dice.choice((2.0, PRICE_RATIO, 4.5))
+        ratio = rng.choice((2.0, PRICE_RATIO, 4.5))
         traces.append(Trace(f"synthetic/{number}", "synthetic", gap_s, ratio, tuple(available[:ticks])))
     return traces
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from goblin.billing.budget_client import REFUSED_S, Reservation, Spender, spent_entry
+from goblin.billing.budget_client import REFUSED_S, BudgetClient, Reservation, request_settlement
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.policy.allocation import Ask, Crossing
+from goblin.billing.policy.allocation import AllocationRequest, ThresholdEvent
 from goblin.core.errors import StoreUnavailable
 from goblin.gcp.firestore.ledger import FirestoreLedger
 from tests.bench._show import text_table
@@ -46,7 +46,7 @@ class Clock:
         return time.monotonic()
 
 
-async def _nobody(crossing: Crossing) -> None:
+async def _nobody(threshold_event: ThresholdEvent) -> None:
     return
 
 
@@ -68,9 +68,9 @@ class _Firm:
         for client in self._clients:
             await client._firestore_api.transport.close()
 
-    def spender(self) -> Spender:
+    def budget_client(self) -> BudgetClient:
         ledger = self.ledger()
-        return Spender(ledger, ledger, self.clock, announce=_nobody, tend_every_s=1.0)
+        return BudgetClient(ledger, ledger, self.clock, announce=_nobody, maintain_every_s=1.0)
 
 
 async def _drive(instances: int, request: Callable[[int], Awaitable[float | None]]) -> dict[str, float]:
@@ -104,9 +104,9 @@ async def _drive(instances: int, request: Callable[[int], Awaitable[float | None
     }
 
 
-async def _leases(instances: int, project: str) -> dict[str, float]:
+async def _allocations(instances: int, project: str) -> dict[str, float]:
     firm = _Firm(project, PLENTY)
-    spenders = [firm.spender() for _ in range(instances)]
+    spenders = [firm.budget_client() for _ in range(instances)]
     numbers = itertools.count()
 
     async def request(place: int) -> float | None:
@@ -119,11 +119,11 @@ async def _leases(instances: int, project: str) -> dict[str, float]:
         if not isinstance(found, Reservation):
             return None
         await asyncio.sleep(ANSWER_S)
-        await spenders[place].settle(found, spent_entry(found, COST, model="model/m", note=""))
+        await spenders[place].settle(found, request_settlement(found, COST, model="model/m", note=""))
         return waited
 
     found = await _drive(instances, request)
-    await asyncio.gather(*(spender.close() for spender in spenders))
+    await asyncio.gather(*(budget_client.close() for budget_client in spenders))
     await firm.close()
     return found
 
@@ -136,8 +136,14 @@ async def _transactions(instances: int, project: str) -> dict[str, float]:
 
     async def request(place: int) -> float | None:
         name = f"t{next(numbers)}"
-        ask = Ask(
-            lease_id=name, account=PATH[0], also=PATH[1], seq=1, used_usd_micros=0, need_usd_micros=WORST, still=True
+        ask = AllocationRequest(
+            allocation_id=name,
+            account=PATH[0],
+            also=PATH[1],
+            seq=1,
+            used_usd_micros=0,
+            need_usd_micros=WORST,
+            may_shrink=True,
         )
         started = time.perf_counter()
         try:
@@ -161,7 +167,7 @@ async def _last_cent(instances: int, project: str) -> tuple[int, float]:
     """
     limit = (Limit(period=Period.MONTH, limit_usd_micros=LAST_CENT),)
     firm = _Firm(project, limit)
-    spenders = [firm.spender() for _ in range(instances)]
+    spenders = [firm.budget_client() for _ in range(instances)]
     numbers = itertools.count()
     really = over = 0
 
@@ -183,7 +189,7 @@ async def _last_cent(instances: int, project: str) -> tuple[int, float]:
     async def settle(place: int, found: Reservation) -> None:
         nonlocal really
         really += COST - WORST
-        await spenders[place].settle(found, spent_entry(found, COST, model="model/m", note=""))
+        await spenders[place].settle(found, request_settlement(found, COST, model="model/m", note=""))
 
     async def one(n: int) -> tuple[int, Reservation | None]:
         return n % instances, await reserve(n % instances)
@@ -200,7 +206,7 @@ async def _last_cent(instances: int, project: str) -> tuple[int, float]:
         for place, found in answers:
             if found is not None:
                 await settle(place, found)
-    await asyncio.gather(*(spender.close() for spender in spenders))
+    await asyncio.gather(*(budget_client.close() for budget_client in spenders))
     await firm.close()
     return over, max(0, LAST_CENT - really - WORST) / LAST_CENT
 
@@ -220,7 +226,7 @@ def run(words: list[str]) -> dict[str, Any]:
         mock.patch.dict(os.environ, environment(cloud.addresses)),
     ):
         for count in counts:
-            result["lease"][str(count)] = asyncio.run(_leases(count, f"lease-{count}"))
+            result["lease"][str(count)] = asyncio.run(_allocations(count, f"lease-{count}"))
             result["transaction"][str(count)] = asyncio.run(_transactions(count, f"transaction-{count}"))
             beyond, stranded = asyncio.run(_last_cent(count, f"cent-{count}"))
             over = max(over, beyond)
@@ -235,14 +241,14 @@ def table(result: dict[str, Any]) -> str:
     rows = [
         (
             count,
-            lease["per_s"],
-            lease["added_ms_p50"],
+            allocation["per_s"],
+            allocation["added_ms_p50"],
             result["transaction"][count]["per_s"],
             result["transaction"][count]["added_ms_p50"],
             result["transaction"][count]["failed"],
             f"{result['stranded'][count]:.1%}",
         )
-        for count, lease in result["lease"].items()
+        for count, allocation in result["lease"].items()
     ]
     columns = ("instances", "leases/s", "added ms", "transactions/s", "added ms", "gave up", "stranded")
     title = f"Reserving with {PARALLEL} answers of {ANSWER_S:g} s at once on each instance, and the last cent"

@@ -181,8 +181,8 @@ def paired(windows: list[Window], costs: dict[str, np.ndarray]) -> dict[str, lis
     """Ours against each: mean difference and its 95 % interval. Whole traces are resampled: windows hang together."""
     names = sorted({window.trace for window in windows})
     rows = [[row for row, window in enumerate(windows) if window.trace == name] for name in names]
-    dice = np.random.default_rng(1)
-    draws = dice.integers(0, len(names), (4000, len(names)))
+    rng = np.random.default_rng(1)
+    draws = rng.integers(0, len(names), (4000, len(names)))
     found = {}
     for name, cost in costs.items():
         if name != "ours":

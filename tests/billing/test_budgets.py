@@ -7,7 +7,7 @@ import pytest
 
 from goblin.billing import budgets as budget
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import Action, Entry, EntryKind
+from goblin.billing.domain.ledger import BudgetAction, EntryKind, LedgerEntry
 from goblin.core.endpoints import Endpoint, Price
 from goblin.core.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
 from goblin.core.events import Event
@@ -32,8 +32,8 @@ FROM_BILLING = {"billingAccountId": "01-23", "budgetId": "b-1", "schemaVersion":
 
 
 @pytest.fixture
-def deps() -> budget.Deps:
-    return budget.Deps(ledger=MemoryLedger(), clock=FixedClock(NOW))
+def deps() -> budget.BudgetDeps:
+    return budget.BudgetDeps(ledger=MemoryLedger(), clock=FixedClock(NOW))
 
 
 def event(body: Any, **attributes: str) -> Event:
@@ -86,24 +86,24 @@ async def test_thawing_what_is_not_frozen_is_refused(deps: Any) -> None:
 
 
 async def test_budgets_are_shown_as_they_stand(deps: Any) -> None:
-    day = Limit(period=Period.DAY, limit_usd_micros=100, action=Action.STOP_JOBS)
+    day = Limit(period=Period.DAY, limit_usd_micros=100, action=BudgetAction.STOP_JOBS)
     await budget.limit("openai", Period.DAY, day, deps)
     await deps.ledger.record(
-        Entry(entry_id="e", kind=EntryKind.SETTLE, account="openai/ann", amount_usd_micros=30, at=NOW)
+        LedgerEntry(entry_id="e", kind=EntryKind.SETTLE, account="openai/ann", amount_usd_micros=30, at=NOW)
     )
     (shown,) = await budget.overview(deps)
     assert (shown.window, shown.spent_usd_micros, shown.left_usd_micros) == ("2026-11-25", 30, 70)
     assert shown.resets_at == datetime(2026, 11, 26, tzinfo=UTC)
-    crossing = {**OURS, "action": "stop_jobs", "window": "2026-11-25"}
-    await budget.follow(event(crossing), deps)
-    assert await budget.reactions(deps, Action.STOP_JOBS) == {"openai"}
-    assert await budget.reactions(deps, Action.SCALE_TO_ZERO) == frozenset()
+    threshold_event = {**OURS, "action": "stop_jobs", "window": "2026-11-25"}
+    await budget.follow(event(threshold_event), deps)
+    assert await budget.reactions(deps, BudgetAction.STOP_JOBS) == {"openai"}
+    assert await budget.reactions(deps, BudgetAction.SCALE_TO_ZERO) == frozenset()
     (shown,) = await budget.overview(deps)
     assert "openai spent" in shown.frozen
     deps.clock.at += timedelta(days=1)
     assert (await budget.overview(deps))[0].left_usd_micros == 100
     await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
-    assert await budget.reactions(deps, Action.STOP_JOBS) == frozenset()
+    assert await budget.reactions(deps, BudgetAction.STOP_JOBS) == frozenset()
     await budget.limit("openai", Period.DAY, None, deps)
     assert await budget.overview(deps) == []
     with pytest.raises(InvalidRequest):

@@ -14,8 +14,8 @@ from goblin.billing import budgets as budget
 from goblin.billing import scale_to_zero as scaling
 from goblin.billing import settlement as settling
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import Action, EntryKind
-from goblin.billing.domain.run_service import ZERO, RunService, Scaling
+from goblin.billing.domain.ledger import BudgetAction, EntryKind
+from goblin.billing.domain.run_service import ZERO, RunService, ServiceScaling
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable
 from goblin.core.events import Event
@@ -25,7 +25,7 @@ from tests.fakes.registry import FixedClock
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 NAME = "projects/p/locations/us-east4/services/llamacpp"
 OTHER = "projects/p/locations/us-east4/services/other"
-HAD = Scaling(instances_min=1, instances_max=3)
+HAD = ServiceScaling(instances_min=1, instances_max=3)
 GPU = Endpoint(name="cloudrun_llamacpp", provider="llamacpp", url="http://x")
 
 
@@ -72,8 +72,10 @@ class House:
         for name in (NAME, OTHER):
             self.scaler.set(name)
         services = {NAME: [GPU], OTHER: [replace(GPU, name="other", provider="vllm")]}
-        self.scaling = scaling.Deps(ledger=self.ledger, scaler=self.scaler, services=services, clock=self.clock)
-        self.deps = budget.Deps(ledger=self.ledger, clock=self.clock, scaling=self.scaling)
+        self.scaling = scaling.ScaleToZeroDeps(
+            ledger=self.ledger, scaler=self.scaler, services=services, clock=self.clock
+        )
+        self.deps = budget.BudgetDeps(ledger=self.ledger, clock=self.clock, scaling=self.scaling)
 
     async def cross(self, account: str = "total") -> None:
         body = {
@@ -98,13 +100,13 @@ def house() -> House:
 
 
 async def test_a_crossing_turns_services_off_and_a_thaw_turns_them_on_as_they_were(house: House) -> None:
-    house.scaler.set(OTHER, scaling=Scaling(instances_exactly=2))
+    house.scaler.set(OTHER, scaling=ServiceScaling(instances_exactly=2))
     await house.cross()
     assert house.off() == [True, True]
     await house.cross()  # Delivered once more.
     assert house.scaler.writes == 2
     await house.thaw()
-    assert [house.scaler.services[name].scaling for name in (NAME, OTHER)] == [HAD, Scaling(instances_exactly=2)]
+    assert [house.scaler.services[name].scaling for name in (NAME, OTHER)] == [HAD, ServiceScaling(instances_exactly=2)]
     assert house.notes() == [
         "Cloud Run's llamacpp keeps no instance; it had 1 to 3 instances",
         "Cloud Run's other keeps no instance; it had exactly 2 instances",
@@ -169,11 +171,14 @@ async def test_one_that_is_away_holds_up_no_other_and_the_message_comes_again(ho
 
 async def test_a_deployment_in_between_is_seen(house: House) -> None:
     async def deploy() -> None:
-        house.scaler.set(NAME, scaling=Scaling(instances_max=7))
+        house.scaler.set(NAME, scaling=ServiceScaling(instances_max=7))
 
     house.scaler.meanwhile = deploy
     await house.cross()
-    assert (house.scaler.services[NAME].scaling, house.scaler.services[NAME].kept) == (ZERO, Scaling(instances_max=7))
+    assert (house.scaler.services[NAME].scaling, house.scaler.services[NAME].kept) == (
+        ZERO,
+        ServiceScaling(instances_max=7),
+    )
 
 
 async def test_a_freeze_that_comes_during_a_thaw_is_not_undone_by_it(house: House) -> None:
@@ -187,7 +192,7 @@ async def test_a_freeze_that_comes_during_a_thaw_is_not_undone_by_it(house: Hous
 
 
 async def test_cloud_billings_word_turns_off_what_the_total_budget_says(house: House) -> None:
-    limit = Limit(period=Period.MONTH, limit_usd_micros=10**9, action=Action.SCALE_TO_ZERO)
+    limit = Limit(period=Period.MONTH, limit_usd_micros=10**9, action=BudgetAction.SCALE_TO_ZERO)
     await house.ledger.limit("total", Period.MONTH, limit)
     notice = {
         "budgetDisplayName": "b", "costAmount": 10.01, "costIntervalStart": "2026-11-01T08:00:00Z",
@@ -208,11 +213,11 @@ async def test_nothing_is_turned_on_while_nobody_knows_what_is_frozen(house: Hou
     assert house.off() == [True, True]
 
 
-def settled(house: House) -> settling.Deps:
-    async def nobody(crossing: Any) -> None:
+def settled(house: House) -> settling.SettlementDeps:
+    async def nobody(threshold_event: Any) -> None:
         return
 
-    return settling.Deps(
-        ledger=house.ledger, lender=house.ledger, bills=[], announce=nobody, prices={}, clock=house.clock,
+    return settling.SettlementDeps(
+        ledger=house.ledger, allocation_store=house.ledger, bills=[], announce=nobody, prices={}, clock=house.clock,
         scaling=house.scaling,
     )  # fmt: skip

@@ -7,14 +7,15 @@ from typing import Any
 import pytest
 
 from goblin.billing import settlement as settling
-from goblin.billing.budget_client import Reservation, Spender, spent_entry
+from goblin.billing.budget_client import BudgetClient, Reservation, request_settlement
 from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.domain.ledger import EntryKind
-from goblin.billing.policy.allocation import Crossing
+from goblin.billing.policy.allocation import ThresholdEvent
+from goblin.core.clock import SystemClock
 from goblin.core.endpoints import Price
 from goblin.core.errors import StoreUnavailable
-from goblin.jobs import reservations as rents
-from goblin.jobs.domain.job import Rent
+from goblin.jobs import reservations as reservations
+from goblin.jobs.domain.job import InstanceReservation
 from tests.fakes.bills import Charges, FakeBill
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FixedClock
@@ -29,34 +30,36 @@ class Books:
         self.ledger = MemoryLedger(declared={"total": (Limit(period=Period.MONTH, limit_usd_micros=10_000),)})
         self.clock = FixedClock(NOW)
         self.charges = Charges()
-        self.told: list[Crossing] = []
+        self.told: list[ThresholdEvent] = []
         self.numbers = iter(range(10**6))
-        self.deps = settling.Deps(
-            ledger=self.ledger, lender=self.ledger, bills=[FakeBill(self.charges, "openai")], announce=self.tell,
-            prices={}, clock=self.clock,
+        self.deps = settling.SettlementDeps(
+            ledger=self.ledger, allocation_store=self.ledger, bills=[FakeBill(self.charges, "openai")],
+            announce=self.tell, prices={}, clock=self.clock,
         )  # fmt: skip
 
-    async def tell(self, crossing: Crossing) -> None:
-        self.told.append(crossing)
+    async def tell(self, threshold_event: ThresholdEvent) -> None:
+        self.told.append(threshold_event)
 
-    def spender(self) -> Spender:
-        return Spender(
+    def budget_client(self) -> BudgetClient:
+        return BudgetClient(
             self.ledger, self.ledger, self.clock, announce=self.tell, new_id=lambda: f"lease{next(self.numbers)}"
         )
 
-    async def send(self, spender: Spender, account: str, worst: int, cost: int, *, settled: bool = True) -> None:
+    async def send(
+        self, budget_client: BudgetClient, account: str, worst: int, cost: int, *, settled: bool = True
+    ) -> None:
         """A request that the provider bills, whether or not we live to write it down."""
-        found = await spender.reserve(f"{account}/ann", ("key/ann",), f"r{next(self.numbers)}", worst)
+        found = await budget_client.reserve(f"{account}/ann", ("key/ann",), f"r{next(self.numbers)}", worst)
         assert isinstance(found, Reservation)
         self.charges.charge(account, self.clock.at, cost)
         if settled:
-            await spender.settle(found, spent_entry(found, cost, model="model/m", note=""))
+            await budget_client.settle(found, request_settlement(found, cost, model="model/m", note=""))
 
     async def spent(self) -> dict[str, int]:
         return {b.account: b.spent_usd_micros for b in await self.ledger.balances(DAY)}
 
-    def tally(self, account: str) -> int:
-        return self.ledger.kept[account].tallies[Period.MONTH].spent_usd_micros
+    def usage(self, account: str) -> int:
+        return self.ledger.kept[account].usages[Period.MONTH].spent_usd_micros
 
 
 @pytest.fixture
@@ -65,7 +68,7 @@ def books() -> Books:
 
 
 async def test_what_the_dead_spent_is_found_and_the_rest_goes_back(books: Books) -> None:
-    living, dying = books.spender(), books.spender()
+    living, dying = books.budget_client(), books.budget_client()
     await books.send(living, "openai", 300, 250)
     await books.send(dying, "openai", 400, 310)
     await books.send(dying, "openai", 500, 180, settled=False)
@@ -73,12 +76,12 @@ async def test_what_the_dead_spent_is_found_and_the_rest_goes_back(books: Books)
     books.clock.at += timedelta(hours=1)
     report = await settling.settle(books.deps)
     assert len(report.expired) == 1
-    assert books.tally("total") == 250 + 310 + 500  # Until a bill is final.
+    assert books.usage("total") == 250 + 310 + 500  # Until a bill is final.
     assert report.corrected == {}
     books.clock.at = NEXT
     report = await settling.settle(books.deps)
     assert report.resolved
-    assert books.tally("total") == books.tally("openai") == books.tally("key/ann") == 740
+    assert books.usage("total") == books.usage("openai") == books.usage("key/ann") == 740
     assert (
         (await books.spent())["openai"] == (await books.spent())["key/ann"] == 740 == books.charges.total("openai", DAY)
     )
@@ -88,15 +91,15 @@ async def test_what_the_dead_spent_is_found_and_the_rest_goes_back(books: Books)
 
 
 async def test_a_bill_beyond_everything_we_know_counts_at_once(books: Books) -> None:
-    spender = books.spender()
-    await books.send(spender, "openai", 300, 250)
+    budget_client = books.budget_client()
+    await books.send(budget_client, "openai", 300, 250)
     books.charges.charge("openai", NOW, 40_000)
     report = await settling.settle(books.deps)
     assert report.corrected == {f"openai {DAY}": 40_000}
     assert "drift apart" in report.alarms[0]
-    assert books.tally("total") == 40_250
+    assert books.usage("total") == 40_250
     # Nothing more is lent until there is room again.
-    assert not isinstance(await spender.reserve("openai/ann", ("key/ann",), "x", 1), Reservation)
+    assert not isinstance(await budget_client.reserve("openai/ann", ("key/ann",), "x", 1), Reservation)
 
 
 async def test_spending_without_any_entry_is_an_orphan(books: Books) -> None:
@@ -107,7 +110,7 @@ async def test_spending_without_any_entry_is_an_orphan(books: Books) -> None:
 
 
 async def test_a_bill_that_cannot_be_read_changes_nothing(books: Books) -> None:
-    await books.send(books.spender(), "openai", 300, 250)
+    await books.send(books.budget_client(), "openai", 300, 250)
     books.charges.down.add("openai")
     books.clock.at = NEXT
     report = await settling.settle(books.deps)
@@ -116,17 +119,17 @@ async def test_a_bill_that_cannot_be_read_changes_nothing(books: Books) -> None:
 
 
 async def test_where_no_bill_comes_the_dead_are_believed_to_have_spent_it_all(books: Books) -> None:
-    await books.send(books.spender(), "groq", 500, 180, settled=False)
+    await books.send(books.budget_client(), "groq", 500, 180, settled=False)
     books.clock.at += timedelta(hours=1)
     await settling.settle(books.deps)
     books.clock.at += timedelta(days=5)
     report = await settling.settle(books.deps)
     assert len(report.resolved) == 1
     assert (await books.spent())["groq"] == 500
-    assert await books.ledger.leases() == []
+    assert await books.ledger.allocations() == []
 
 
-async def _settled_though_dying(books: Books, deps: settling.Deps, writes: int) -> None:
+async def _settled_though_dying(books: Books, deps: settling.SettlementDeps, writes: int) -> None:
     """Runs that end after so many writes each, and a last one that does not."""
     real, left = books.ledger._write, [writes]
 
@@ -150,27 +153,27 @@ async def _settled_though_dying(books: Books, deps: settling.Deps, writes: int) 
 @pytest.mark.parametrize("writes", range(5))
 async def test_a_crash_between_any_two_writes_is_made_good_by_the_next_run(books: Books, writes: int) -> None:
     for cost in (180, 90):
-        await books.send(books.spender(), "openai", 500, cost, settled=False)
+        await books.send(books.budget_client(), "openai", 500, cost, settled=False)
     books.charges.charge("openai", NOW, 3_000)
     books.clock.at = NEXT
     await _settled_though_dying(books, books.deps, writes)
-    assert (await books.spent())["openai"] == books.tally("openai") == 3_270
-    assert await books.ledger.leases() == []
+    assert (await books.spent())["openai"] == books.usage("openai") == 3_270
+    assert await books.ledger.allocations() == []
 
 
 async def test_lost_announcements_and_old_prices_are_said(books: Books) -> None:
-    spender = books.spender()
-    await books.send(spender, "openai", 9_600, 9_600)
-    await spender.close()
+    budget_client = books.budget_client()
+    await books.send(budget_client, "openai", 9_600, 9_600)
+    await budget_client.close()
     books.told.clear()  # The process died before it could publish.
     price = Price(input_usd_micros_per_mtok=1, output_usd_micros_per_mtok=1, read_on=date(2026, 1, 1))
-    deps = settling.Deps(
-        ledger=books.ledger, lender=books.ledger, bills=[], announce=books.tell, prices={("openai", "m"): price},
-        clock=books.clock,
+    deps = settling.SettlementDeps(
+        ledger=books.ledger, allocation_store=books.ledger, bills=[], announce=books.tell,
+        prices={("openai", "m"): price}, clock=books.clock,
     )  # fmt: skip
     report = await settling.settle(deps)
     assert report.announced == ["total 2026-11 95 %"]
-    assert [crossing.percent for crossing in books.told] == [95]
+    assert [threshold_event.percent for threshold_event in books.told] == [95]
     assert report.stale_prices == ["openai/m (2026-01-01)"]
     said = [entry.note for entry in await books.ledger.actions(limit=9) if "prices" in entry.note]
     assert said == ["prices older than 90 days, to be read again: openai/m (2026-01-01)"]
@@ -181,22 +184,23 @@ async def test_lost_announcements_and_old_prices_are_said(books: Books) -> None:
 async def rented(books: Books, job: str, *, billed: int, hours: float | None, provider: str = "vastai") -> None:
     """An instance of a job that its provider bills; None hours: whoever rented it died and never said it ended."""
     label = f"goblin-{job}-a1"
-    plan = Rent(
+    plan = InstanceReservation(
         label=label, provider=provider, spot=True, price_usd_micros_per_hour=1000, start_usd_micros=0, since=NOW,
         until=NOW + timedelta(hours=1), reserved_usd_micros=0, shortest_s=600,
     )  # fmt: skip
-    deps = rents.Deps(ledger=books.ledger, lender=books.ledger, announce=books.tell)
-    rent = await rents.reserve(plan, deps, now=NOW)
-    assert isinstance(rent, Rent)
-    named = replace(rent, instance_id=f"i-{job}")
+    client = BudgetClient(books.ledger, books.ledger, SystemClock(), announce=books.tell)
+    deps = reservations.ReservationDeps(budget_client=client, ledger=books.ledger)
+    reservation = await reservations.reserve(plan, deps, now=NOW)
+    assert isinstance(reservation, InstanceReservation)
+    named = replace(reservation, instance_id=f"i-{job}")
     books.charges.instance(
         provider, NOW, billed, instance_id=f"i-{job}", label=label if provider == "vastai" else "",
     )  # fmt: skip
     if hours is not None:
-        await rents.settle(replace(named, ended_at=NOW + timedelta(hours=hours)), deps, now=NOW)
+        await reservations.settle(replace(named, ended_at=NOW + timedelta(hours=hours)), deps, now=NOW)
 
 
-def told(books: Books, *providers: str) -> settling.Deps:
+def told(books: Books, *providers: str) -> settling.SettlementDeps:
     return replace(books.deps, bills=[FakeBill(books.charges, provider, tells=True) for provider in providers])
 
 
@@ -208,7 +212,7 @@ async def test_each_job_ends_with_what_its_instances_were_billed(books: Books, p
     report = await settling.settle(told(books, provider))
     spent = await books.spent()
     assert (spent[f"{provider}/a"], spent[f"{provider}/b"]) == (spent["job/a"], spent["job/b"]) == (470, 333)
-    assert spent[provider] == spent["total"] == books.tally("job/a") + books.tally("job/b") == 803
+    assert spent[provider] == spent["total"] == books.usage("job/a") + books.usage("job/b") == 803
     assert report.alarms == []  # That it was less than the most that it could be is no news.
     assert (await settling.settle(told(books, provider))).corrected == {}
 
@@ -243,14 +247,15 @@ async def test_rents_settled_dead_and_orphaned_are_the_bill_whatever_died_betwee
     spent = await books.spent()
     assert {job: spent[f"job/{job}"] for job in ("a", "b", "ghost")} == {"a": 470, "b": 610, "ghost": 90}
     assert spent.get("job/c", 0) == 0
-    assert spent["vastai"] == books.tally("vastai") == books.charges.total("vastai", DAY)
-    assert await books.ledger.leases() == []
+    assert spent["vastai"] == books.usage("vastai") == books.charges.total("vastai", DAY)
+    assert await books.ledger.allocations() == []
     # Whoever comes back and settles what the bill has settled adds nothing.
     label = "goblin-b-a1"
-    rent = Rent(
+    reservation = InstanceReservation(
         label=label, provider="vastai", spot=True, price_usd_micros_per_hour=1000, start_usd_micros=0, since=NOW,
         until=NOW + timedelta(hours=1), reserved_usd_micros=1000, ended_at=NOW + timedelta(hours=1),
     )  # fmt: skip
-    deps = rents.Deps(ledger=books.ledger, lender=books.ledger, announce=books.tell)
-    assert await rents.settle(rent, deps, now=NEXT) == 1000
+    client = BudgetClient(books.ledger, books.ledger, SystemClock(), announce=books.tell)
+    deps = reservations.ReservationDeps(budget_client=client, ledger=books.ledger)
+    assert await reservations.settle(reservation, deps, now=NEXT) == 1000
     assert (await books.spent())["job/b"] == 610

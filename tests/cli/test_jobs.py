@@ -22,8 +22,8 @@ from goblin.cli import job_logs, job_show, job_watch
 from goblin.cli.main import main
 from goblin.core import events
 from goblin.core.events import JobRequested
-from goblin.jobs.domain.job import Job, Progress, Reason, State
-from goblin.jobs.domain.market import Candidate, NoPlacement, Offer, Placement, Run
+from goblin.jobs.domain.job import Job, JobState, Progress, Reason
+from goblin.jobs.domain.market import Candidate, ExpectedRun, NoPlacement, Offer, Placement
 from goblin.web import jobs_schema as jobs_face
 from tests.fakes.serving import closed_port, serve
 
@@ -33,7 +33,9 @@ OFFER = Offer(
     offer_id="31", provider="vastai", pool="RTX_4090", spot=True, gpu="RTX_4090", price_usd_micros_per_hour=240_000,
     gpu_memory_mib=24_564, place="Norway",
 )  # fmt: skip
-RUN = Run(price_usd_micros_per_hour=250_000, cost_usd_micros=2_150_000, duration_s=29_000, interval_s=600, losses=1.5)
+RUN = ExpectedRun(
+    price_usd_micros_per_hour=250_000, cost_usd_micros=2_150_000, duration_s=29_000, interval_s=600, losses=1.5
+)
 CANDIDATES = (
     Candidate(offer_id="31", provider="vastai", spot=True, all_in_usd_micros_per_hour=261_000, run=RUN),
     Candidate(
@@ -50,10 +52,10 @@ PLACED = Placement(
 def job(**changes: Any) -> Job:
     fields: dict[str, Any] = {
         "job_id": "t-1", "spec": JobRequested(job_id="t-1", kind="training", gpu_types=("RTX_4090",)),
-        "spec_sha256": "", "state": State.RUNNING, "requested_at": NOW, "updated_at": NOW, "attempt": 2,
+        "spec_sha256": "", "state": JobState.RUNNING, "requested_at": NOW, "updated_at": NOW, "attempt": 2,
         "told_total": 400, "step": 120, "preemptions": 1, "spent_usd_micros": 12_300, "placement": PLACED,
         "progress": Progress(at=NOW, step=120, loss=0.2345, steps_per_s=2.0),
-        "reasons": (Reason(at=NOW, state=State.RUNNING, text="attempt 2 begins at step 100"),),
+        "reasons": (Reason(at=NOW, state=JobState.RUNNING, text="attempt 2 begins at step 100"),),
     }  # fmt: skip
     return Job(**{**fields, **changes})
 
@@ -95,8 +97,8 @@ class FakeGoblin:
         spec = events.decode(JobRequested, await request.body())
         self.posted.append(spec)
         fresh = Job(
-            job_id=spec.job_id, spec=spec, spec_sha256="", state=State.QUEUED, requested_at=NOW, updated_at=NOW,
-            reasons=(Reason(at=NOW, state=State.QUEUED, text="waits for a free place"),),
+            job_id=spec.job_id, spec=spec, spec_sha256="", state=JobState.QUEUED, requested_at=NOW, updated_at=NOW,
+            reasons=(Reason(at=NOW, state=JobState.QUEUED, text="waits for a free place"),),
         )  # fmt: skip
         return _json(jobs_face.job(fresh), 202)
 
@@ -241,7 +243,7 @@ def test_what_the_controller_refuses_is_its_own_line(goblin: Callable[..., Resul
 
 
 def test_the_list_says_how_far_and_how_dear(goblin: Callable[..., Result], fake: FakeGoblin) -> None:
-    fake.answers = [job(), job(job_id="t-2", state=State.QUEUED, step=0, told_total=None, spent_usd_micros=0)]
+    fake.answers = [job(), job(job_id="t-2", state=JobState.QUEUED, step=0, told_total=None, spent_usd_micros=0)]
     first, second = goblin("list").stdout.splitlines()[1:]
     for word in ("t-1", "training", "running", "120 of 400 (30 %)", "$0.0123"):
         assert word in first
@@ -268,7 +270,7 @@ def test_show_says_why_nowhere_and_what_it_would_take(goblin: Callable[..., Resu
     nothing = NoPlacement(
         reason="all are above the cap", candidates=CANDIDATES[2:], price_usd_micros_per_hour_min=900_000
     )
-    fake.answers = [job(state=State.QUEUED, placement=None, no_placement=nothing, attempt=0, progress=None)]
+    fake.answers = [job(state=JobState.QUEUED, placement=None, no_placement=nothing, attempt=0, progress=None)]
     said = goblin("show", "t-1").stdout
     assert "why nowhere  all are above the cap" in said
     assert "it could run for $0.9000 an hour: --max-cost" in said
@@ -278,7 +280,7 @@ def test_show_says_why_nowhere_and_what_it_would_take(goblin: Callable[..., Resu
 
 def test_a_hosts_words_do_not_reach_the_terminals_ear(goblin: Callable[..., Result], fake: FakeGoblin) -> None:
     nasty = f"{ESCAPE}[2Jgone [bold]loud[/bold]\r\x07"
-    fake.answers = [job(reasons=(Reason(at=NOW, state=State.FAILED, text=nasty),), state=State.FAILED)]
+    fake.answers = [job(reasons=(Reason(at=NOW, state=JobState.FAILED, text=nasty),), state=JobState.FAILED)]
     for words in (("show", "t-1"), ("list",), ("watch", "t-1")):
         said = goblin(*words).stdout
         assert ESCAPE not in said
@@ -289,8 +291,8 @@ def test_a_hosts_words_do_not_reach_the_terminals_ear(goblin: Callable[..., Resu
 def test_watch_in_a_pipe_is_a_line_for_each_change_of_state(goblin: Callable[..., Result], fake: FakeGoblin) -> None:
     fake.answers = [
         job(attempt=1, preemptions=0, step=20), job(attempt=1, preemptions=0, step=21), 503,
-        job(state=State.PREEMPTED, attempt=1, reasons=(Reason(at=NOW, state=State.PREEMPTED, text="outbid"),)),
-        job(), job(state=State.SUCCEEDED, step=400),
+        job(state=JobState.PREEMPTED, attempt=1, reasons=(Reason(at=NOW, state=JobState.PREEMPTED, text="outbid"),)),
+        job(), job(state=JobState.SUCCEEDED, step=400),
     ]  # fmt: skip
     done = goblin("watch", "t-1")
     assert done.exit_code == 0
@@ -303,9 +305,9 @@ def test_watch_in_a_pipe_is_a_line_for_each_change_of_state(goblin: Callable[...
     assert lines[4] == "succeeded: attempt 2 begins at step 100; $0.0123 spent"
 
 
-@pytest.mark.parametrize("state", [State.FAILED, State.CANCELLED, State.REFUSED])
+@pytest.mark.parametrize("state", [JobState.FAILED, JobState.CANCELLED, JobState.REFUSED])
 def test_the_exit_code_of_watch_says_that_it_did_not_succeed(
-    goblin: Callable[..., Result], fake: FakeGoblin, state: State
+    goblin: Callable[..., Result], fake: FakeGoblin, state: JobState
 ) -> None:
     fake.answers = [job(), job(state=state)]
     done = goblin("watch", "t-1", "--json")
@@ -358,7 +360,7 @@ def test_no_colour_where_none_is_wanted(fake: FakeGoblin) -> None:
 
 
 def test_a_cancelled_job_says_so(goblin: Callable[..., Result], fake: FakeGoblin) -> None:
-    fake.answers = [job(state=State.CANCELLED)]
+    fake.answers = [job(state=JobState.CANCELLED)]
     assert goblin("cancel", "t-1").stdout == "t-1 is cancelled\n"
     assert json.loads(goblin("cancel", "t-1", "--json").stdout)["state"] == "cancelled"
 
@@ -376,7 +378,7 @@ def test_a_log_is_shown_with_nothing_that_moves_a_cursor(goblin: Callable[..., R
 def test_a_log_is_followed_over_attempts_and_each_line_is_said_once(
     goblin: Callable[..., Result], fake: FakeGoblin
 ) -> None:
-    fake.answers = [job(attempt=1), job(attempt=1), 503, job(), job(), job(state=State.SUCCEEDED)]
+    fake.answers = [job(attempt=1), job(attempt=1), 503, job(), job(), job(state=JobState.SUCCEEDED)]
     fake.logs = [(1, "a\n"), (1, "a\nb\n"), (2, "c\n"), (2, "c\nd\n"), (2, "c\nd\n")]
     followed = goblin("logs", "t-1", "--follow")
     assert followed.exit_code == 0

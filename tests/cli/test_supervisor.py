@@ -95,9 +95,9 @@ def test_a_child_ends_when_its_parent_is_killed(tmp_path: Path) -> None:
         assert parent.stdout is not None
         lines = {parent.stdout.readline().strip(), parent.stdout.readline().strip()}
         pid = int(next(line for line in lines if line != "up"))
-        watched = psutil.Process(pid)
+        history = psutil.Process(pid)
         parent.kill()
-        assert watched.wait(10) is None or not watched.is_running()
+        assert history.wait(10) is None or not history.is_running()
 
 
 async def test_one_that_has_fallen_is_waited_for_only_if_somebody_starts_it_again(tmp_path: Path, lock: int) -> None:

@@ -11,25 +11,25 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from goblin.billing import budgets as budget
-from goblin.billing.budget_client import Spender
-from goblin.billing.policy.allocation import Crossing
+from goblin.billing.budget_client import BudgetClient
+from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.core.endpoints import Endpoint, Price
 from goblin.gateway import health
 from goblin.gateway import inference as chat
-from goblin.gateway.admission import Door
+from goblin.gateway.admission import AdmissionControl
 from goblin.gateway.cache import AnswerCache
 from goblin.gateway.domain.catalog import Catalog, Routing, Strategy
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Embedding, Embeddings, Usage
 from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
-from goblin.gateway.endpoint_stats import Live
-from goblin.gateway.idempotency import Once
+from goblin.gateway.endpoint_stats import EndpointStats
+from goblin.gateway.idempotency import IdempotentRequests
 from goblin.gateway.keys import Keys, digest_of
-from goblin.gateway.policy.admission import Limits
+from goblin.gateway.policy.admission import AdmissionLimits
 from goblin.gateway.ports import ApiKey
 from goblin.gateway.router import Router
-from goblin.gateway.uptime import Rides
-from goblin.gateway.warm_up import Wakes
+from goblin.gateway.uptime import UptimeSessions
+from goblin.gateway.warm_up import WarmUps
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
 
@@ -146,8 +146,8 @@ class World:
     health: MemoryHealth
     receipts: MemoryRequests
     meter: CountingMeter
-    deps: chat.Deps
-    health_deps: health.Deps
+    deps: chat.InferenceDeps
+    health_deps: health.HealthDeps
     ledger: MemoryLedger
     answers: MemoryAnswers
     replies: MemoryReplies
@@ -159,12 +159,12 @@ def world(
     """Endpoints named like the arguments, in their order, each serving the model `m`."""
     clock, keys, stored, receipts = FakeClock(), MemoryKeys(), MemoryHealth(), MemoryRequests()
     ledger = MemoryLedger()
-    spend = budget.Deps(ledger=ledger, clock=clock)
+    spend = budget.BudgetDeps(ledger=ledger, clock=clock)
 
-    async def told(crossing: Crossing) -> None:
-        crossings.append(crossing)
+    async def told(threshold_event: ThresholdEvent) -> None:
+        threshold_events.append(threshold_event)
 
-    crossings: list[Crossing] = []
+    threshold_events: list[ThresholdEvent] = []
     said = endpoints or {}
     rows = [
         Endpoint(
@@ -175,32 +175,32 @@ def world(
     ]
     quick = Routing(strategy=Strategy.FAILOVER, first_token_timeout_s=0.05, between_tokens_timeout_s=0.05)
     catalog = Catalog(routing=routing or quick, endpoints=tuple(rows))
-    health_deps = health.Deps(catalog=catalog, providers=providers, store=stored, clock=clock)
+    health_deps = health.HealthDeps(catalog=catalog, providers=providers, store=stored, clock=clock)
     meter = CountingMeter()
     answers, replies = MemoryAnswers(), MemoryReplies()
     digest = digest_of(KEY)
     keys.keys[digest] = ApiKey(digest=digest, name="tests", created_at=clock.now())
     router = Router(
         catalog=catalog,
-        live=Live(clock),
+        stats=EndpointStats(clock),
         health=health.HealthView(health_deps),
         freezes=budget.FreezeView(spend),
-        dice=lambda: 0.0,
+        rng=lambda: 0.0,
         turns=itertools.count(),
     )
-    deps = chat.Deps(
+    deps = chat.InferenceDeps(
         router=router,
         providers=providers,
         keys=Keys(keys, clock),
-        spender=Spender(ledger, ledger, clock, announce=told),
-        rides=Rides(clock),
+        budget_client=BudgetClient(ledger, ledger, clock, announce=told),
+        uptime=UptimeSessions(clock),
         receipts=receipts,
         meter=meter,
         clock=clock,
         pause=clock.pause,
-        door=Door(Limits(), clock),
+        admission=AdmissionControl(AdmissionLimits(), clock),
         answers=AnswerCache(answers, clock),
-        once=Once(replies, clock),
-        wakes=Wakes(router.live),
+        once=IdempotentRequests(replies, clock),
+        warm_ups=WarmUps(router.stats),
     )
     return World(providers, clock, keys, stored, receipts, meter, deps, health_deps, ledger, answers, replies)

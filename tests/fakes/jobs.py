@@ -14,19 +14,19 @@ from datetime import UTC, datetime, timedelta
 import google_crc32c
 import msgspec
 
+from goblin.billing.budget_client import BudgetClient
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.policy.allocation import Crossing
+from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.core.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable, Transient
 from goblin.core.events import JobStatusChanged
-from goblin.core.ports import Grant, ObjectFacts
-from goblin.jobs import reservations as rents
-from goblin.jobs.domain.instances import Instance, Inventory, Known, Order, Unknown
-from goblin.jobs.domain.job import LEASED, Job, Kind
-from goblin.jobs.domain.market import Listing, Offer, Wanted
-from goblin.jobs.domain.webhooks import Hint
+from goblin.core.ports import ObjectFacts, SignedRequest
+from goblin.jobs import reservations as reservations
+from goblin.jobs.domain.instances import Instance, Inventory, KnownInventory, RentalOrder, UnknownInventory
+from goblin.jobs.domain.job import LEASED, Job, JobKind
+from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 from goblin.jobs.lifecycle import JobDeps
-from goblin.jobs.policy.spot.market_history import Watched
-from goblin.jobs.ports import Stored
+from goblin.jobs.policy.spot.market_history import MarketHistory
+from goblin.jobs.ports import StoredJob, WebhookEvent
 from tests.fakes.ledger import MemoryLedger
 
 BUCKET = "bucket"
@@ -73,7 +73,7 @@ class MemoryJobs:
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
         self._versions = itertools.count(1)
-        self.stored: dict[str, Stored] = {}
+        self.stored: dict[str, StoredJob] = {}
         self.history: dict[str, list[Job]] = {}
         self.down = False
         self.before_replace: Callable[[], None] = lambda: None
@@ -82,10 +82,10 @@ class MemoryJobs:
         if self.down:
             raise StoreUnavailable("the store is down")
 
-    def _put(self, job: Job) -> Stored:
+    def _put(self, job: Job) -> StoredJob:
         # What a real store gives back is what it can write, not the object that was handed to it.
         job = msgspec.json.decode(msgspec.json.encode(job), type=Job)
-        stored = self.stored[job.job_id] = Stored(job=job, version=str(next(self._versions)))
+        stored = self.stored[job.job_id] = StoredJob(job=job, version=str(next(self._versions)))
         self.history.setdefault(job.job_id, []).append(job)
         return stored
 
@@ -93,7 +93,7 @@ class MemoryJobs:
         """Somebody else writes it."""
         self._put(self.stored[job_id].job)
 
-    async def create(self, job: Job) -> Stored | None:
+    async def create(self, job: Job) -> StoredJob | None:
         self._check()
         if job.job_id in self.stored:
             return None
@@ -102,11 +102,11 @@ class MemoryJobs:
         self._faults.point("created job")
         return stored
 
-    async def get(self, job_id: str) -> Stored | None:
+    async def get(self, job_id: str) -> StoredJob | None:
         self._check()
         return self.stored.get(job_id)
 
-    async def replace(self, job: Job, version: str) -> Stored | None:
+    async def replace(self, job: Job, version: str) -> StoredJob | None:
         self._check()
         self.before_replace()
         if job.job_id not in self.stored or self.stored[job.job_id].version != version:
@@ -116,13 +116,13 @@ class MemoryJobs:
         self._faults.point(f"wrote job {job.state}")
         return stored
 
-    async def place(self, job: Job, version: str, *, limit: int) -> Stored | None:
+    async def place(self, job: Job, version: str, *, limit: int) -> StoredJob | None:
         others = (one.job for one in self.stored.values() if one.job.job_id != job.job_id)
         if sum(other.state in LEASED and other.spec.kind == job.spec.kind for other in others) >= limit:
             return None
         return await self.replace(job, version)
 
-    async def list_open(self, limit: int) -> Sequence[Stored]:
+    async def list_open(self, limit: int) -> Sequence[StoredJob]:
         self._check()
         found = [stored for stored in self.stored.values() if stored.job.open]
         return sorted(found, key=lambda stored: stored.job.requested_at)[:limit]
@@ -137,16 +137,16 @@ class MemoryMarket:
     """The port `MarketStore`."""
 
     def __init__(self) -> None:
-        self.watched = Watched()
+        self.history = MarketHistory()
         self._version = 0
 
-    async def load(self) -> tuple[Watched, str | None]:
-        return self.watched, str(self._version) if self._version else None
+    async def load(self) -> tuple[MarketHistory, str | None]:
+        return self.history, str(self._version) if self._version else None
 
-    async def save(self, watched: Watched, version: str | None) -> bool:
+    async def save(self, history: MarketHistory, version: str | None) -> bool:
         if version != (str(self._version) if self._version else None):
             return False
-        self.watched = msgspec.json.decode(msgspec.json.encode(watched), type=Watched)
+        self.history = msgspec.json.decode(msgspec.json.encode(history), type=MarketHistory)
         self._version += 1
         return True
 
@@ -179,7 +179,7 @@ class MemoryObjects:
         self.objects[uri] = _Object(facts, data)
         return facts
 
-    def put(self, grant: Grant, data: bytes) -> int:
+    def put(self, grant: SignedRequest, data: bytes) -> int:
         """The status that Cloud Storage answers a PUT with."""
         assert grant.method == "PUT"
         if len(data) != int(grant.headers["x-goog-content-length-range"].split(",")[0]):
@@ -234,12 +234,12 @@ class MemoryObjects:
             self._faults.point(f"delete {facts.uri}")
             del self.objects[facts.uri]
 
-    async def grant_get(self, uri: str, *, generation: int) -> Grant:
-        return Grant(method="GET", url=uri, headers={})
+    async def sign_get(self, uri: str, *, generation: int) -> SignedRequest:
+        return SignedRequest(method="GET", url=uri, headers={})
 
-    async def grant_put(self, uri: str, *, size: int, crc32c: str) -> Grant:
+    async def sign_put(self, uri: str, *, size: int, crc32c: str) -> SignedRequest:
         headers = {"x-goog-content-length-range": f"{size},{size}", "x-goog-hash": f"crc32c={crc32c}"}
-        return Grant(method="PUT", url=uri, headers=headers)
+        return SignedRequest(method="PUT", url=uri, headers=headers)
 
 
 class MemoryBus:
@@ -282,15 +282,15 @@ class MemoryHints:
     """The port `HintStore`."""
 
     def __init__(self) -> None:
-        self.taken: dict[Hint, datetime] = {}
+        self.taken: dict[WebhookEvent, datetime] = {}
 
-    async def take(self, hint: Hint, *, until: datetime) -> bool:
-        fresh = hint not in self.taken
-        self.taken.setdefault(hint, until)
+    async def take(self, event: WebhookEvent, *, until: datetime) -> bool:
+        fresh = event not in self.taken
+        self.taken.setdefault(event, until)
         return fresh
 
-    async def give_back(self, hint: Hint) -> None:
-        self.taken.pop(hint, None)
+    async def give_back(self, event: WebhookEvent) -> None:
+        self.taken.pop(event, None)
 
 
 FREE = Offer(
@@ -303,13 +303,13 @@ class MemoryCompute:
     """The port `ComputeProvider`: instances are names; what runs on them is the test's affair."""
 
     name = "fake"
-    kinds = frozenset({Kind.BATCH.value})
+    kinds = frozenset({JobKind.BATCH.value})
     start_s_max = 60.0
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
         self.listing = Listing(offers=(FREE,))
-        self.running: dict[str, Order] = {}
+        self.running: dict[str, RentalOrder] = {}
         self.states: dict[str, Instance] = {}
         """What the inventory says of some, if it is not the usual."""
         self.rented: list[str] = []
@@ -320,21 +320,21 @@ class MemoryCompute:
         self.silent = False
         """Rents, and its answer is lost."""
 
-    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+    async def offers(self, wanted: InstanceRequirements) -> Listing | UnknownInventory:
         if self.unknown:
-            return Unknown(reason=self.unknown)
+            return UnknownInventory(reason=self.unknown)
         return self.listing if wanted.kind in self.kinds else Listing()
 
     async def inventory(self) -> Inventory:
         if self.unknown:
-            return Unknown(reason=self.unknown)
-        return Known(instances=frozenset(self._instance(label) for label in self.running))
+            return UnknownInventory(reason=self.unknown)
+        return KnownInventory(instances=frozenset(self._instance(label) for label in self.running))
 
     def _instance(self, label: str) -> Instance:
         usual = Instance(provider=self.name, instance_id=f"i-{label}", label=label)
         return self.states.get(label, usual)
 
-    async def rent(self, order: Order) -> str:
+    async def rent(self, order: RentalOrder) -> str:
         if self.full:
             raise ProviderUnavailable("no capacity")
         assert not self.unknown, "launched on an unknown inventory"
@@ -369,17 +369,21 @@ class World:
         self.market = MemoryMarket()
         plenty = Limit(period=Period.MONTH, limit_usd_micros=1_000_000_000)
         self.ledger = MemoryLedger(declared={"total": (plenty,)})
-        self.crossings: list[Crossing] = []
+        self.threshold_events: list[ThresholdEvent] = []
         secrets = itertools.count()
         self.deps = JobDeps(
             jobs=self.jobs, objects=self.objects, bus=self.bus, keys=self.keys, compute={"fake": self.compute},
-            clock=self.clock, bucket=BUCKET, url="http://goblin", limits={Kind.BATCH: limit, Kind.TRAINING: limit},
+            clock=self.clock, bucket=BUCKET, url="http://goblin",
+            limits={JobKind.BATCH: limit, JobKind.TRAINING: limit},
             new_secret=lambda: f"secret-{next(secrets):04d}", market=self.market,
-            money=rents.Deps(ledger=self.ledger, lender=self.ledger, announce=self._announce),
+            money=reservations.ReservationDeps(
+                budget_client=BudgetClient(self.ledger, self.ledger, self.clock, announce=self._announce),
+                ledger=self.ledger,
+            ),
         )  # fmt: skip
 
-    async def _announce(self, crossing: Crossing) -> None:
-        self.crossings.append(crossing)
+    async def _announce(self, threshold_event: ThresholdEvent) -> None:
+        self.threshold_events.append(threshold_event)
 
     def job(self, job_id: str = "j") -> Job:
         return self.jobs.stored[job_id].job

@@ -6,20 +6,30 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from goblin.billing.domain.accounts import Account, Lease, Limit, Period
-from goblin.billing.domain.ledger import ACTIONS, LENDING, Balance, Entry, EntryKind, Freeze, day_of, is_rent, month_of
+from goblin.billing.domain.accounts import Account, Allocation, Limit, Period
+from goblin.billing.domain.ledger import (
+    ACTIONS,
+    LENDING,
+    Balance,
+    EntryKind,
+    Freeze,
+    LedgerEntry,
+    day_of,
+    is_rent,
+    month_of,
+)
 from goblin.billing.policy import allocation as spending
-from goblin.billing.policy.allocation import Ask, Step
+from goblin.billing.policy.allocation import AllocationRequest, AllocationResult
 from goblin.core.errors import Conflict, StoreUnavailable
 
 
 @dataclass
 class MemoryLedger:
     declared: Mapping[str, Sequence[Limit]] = field(default_factory=dict)
-    written: dict[str, Entry] = field(default_factory=dict)
+    written: dict[str, LedgerEntry] = field(default_factory=dict)
     frozen: dict[str, Freeze] = field(default_factory=dict)
     kept: dict[str, Account] = field(default_factory=dict)
-    lent: dict[str, Lease] = field(default_factory=dict)
+    lent: dict[str, Allocation] = field(default_factory=dict)
     down: bool = False
     reads: int = 0
     exchanges: int = 0
@@ -40,7 +50,7 @@ class MemoryLedger:
             self.lose_answers -= 1
             raise StoreUnavailable("the answer was lost")
 
-    async def record(self, entry: Entry) -> bool:
+    async def record(self, entry: LedgerEntry) -> bool:
         self._check()
         there = self.written.get(entry.entry_id)
         if there is not None:
@@ -51,11 +61,11 @@ class MemoryLedger:
             self.written[entry.entry_id] = entry
             self._act(entry)
         else:
-            self._write(spending.book(entry, self._accounts(entry.accounts), now=entry.at), None)
+            self._write(spending.record_entry(entry, self._accounts(entry.accounts), now=entry.at), None)
         self._answer()
         return True
 
-    def _act(self, entry: Entry) -> None:
+    def _act(self, entry: LedgerEntry) -> None:
         if entry.kind is EntryKind.FREEZE:
             self.frozen[entry.entry_id] = Freeze(
                 entry_id=entry.entry_id, account=entry.account, reason=entry.note, since=entry.at, action=entry.reaction
@@ -63,64 +73,68 @@ class MemoryLedger:
         for lifted in entry.lifts:
             self.frozen.pop(lifted, None)
 
-    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
+    async def exchange(self, request: AllocationRequest, *, now: datetime) -> AllocationResult:
         self._check()
         self.exchanges += 1
-        entry = Entry(
-            entry_id="x", kind=EntryKind.SETTLE, account=ask.account, also=ask.also, amount_usd_micros=0, at=now
+        entry = LedgerEntry(
+            entry_id="x", kind=EntryKind.SETTLE, account=request.account, also=request.also, amount_usd_micros=0, at=now
         )
-        step = spending.exchange(ask, self.lent.get(ask.lease_id), self._accounts(entry.accounts), now=now)
-        self._write(step, ask.lease_id)
+        step = spending.exchange(request, self.lent.get(request.allocation_id), self._accounts(entry.accounts), now=now)
+        self._write(step, request.allocation_id)
         self._answer()
         return step
 
-    async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
+    async def settle(self, allocation_id: str, entries: Sequence[LedgerEntry]) -> bool:
         self._check()
         if entries[0].entry_id in self.written:
             return True
-        lease = self.lent.get(lease_id)
-        if lease is None:
+        allocation = self.lent.get(allocation_id)
+        if allocation is None:
             return False
         self.commits += 1
         for entry in entries:
             self.written[entry.entry_id] = entry
         spent = sum(entry.spent_usd_micros for entry in entries)
-        self.lent[lease_id] = replace(lease, settled_usd_micros=lease.settled_usd_micros + spent)
+        self.lent[allocation_id] = replace(allocation, settled_usd_micros=allocation.settled_usd_micros + spent)
         self._answer()
         return True
 
-    async def leases(self) -> Sequence[Lease]:
+    async def allocations(self) -> Sequence[Allocation]:
         self._check()
         return [self.lent[name] for name in sorted(self.lent)]
 
-    async def expire(self, lease_id: str, *, now: datetime) -> Step:
-        return self._step(lease_id, lambda lease, accounts: spending.expire(lease, accounts, now=now))
+    async def expire(self, allocation_id: str, *, now: datetime) -> AllocationResult:
+        return self._step(allocation_id, lambda allocation, accounts: spending.expire(allocation, accounts, now=now))
 
-    async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
+    async def resolve(self, allocation_id: str, *, spent_usd_micros: int, now: datetime) -> AllocationResult:
         return self._step(
-            lease_id,
-            lambda lease, accounts: spending.resolve(lease, accounts, spent_usd_micros=spent_usd_micros, now=now),
+            allocation_id,
+            lambda allocation, accounts: spending.resolve(
+                allocation, accounts, spent_usd_micros=spent_usd_micros, now=now
+            ),
         )
 
-    def _step(self, lease_id: str, decide: Callable[[Lease, Sequence[Account]], Step]) -> Step:
+    def _step(
+        self, allocation_id: str, decide: Callable[[Allocation, Sequence[Account]], AllocationResult]
+    ) -> AllocationResult:
         self._check()
-        lease = self.lent.get(lease_id)
-        if lease is None:
-            return Step(writes=False)
-        step = decide(lease, self._accounts(lease.accounts))
-        self._write(step, lease_id)
+        allocation = self.lent.get(allocation_id)
+        if allocation is None:
+            return AllocationResult(writes=False)
+        step = decide(allocation, self._accounts(allocation.accounts))
+        self._write(step, allocation_id)
         self._answer()
         return step
 
-    def _write(self, step: Step, lease_id: str | None) -> None:
+    def _write(self, step: AllocationResult, allocation_id: str | None) -> None:
         if not step.writes:
             return
         for account in step.accounts:
             self.kept[account.name] = replace(account, limits=self._own(account.name))
-        if lease_id is not None and step.lease is not None:
-            self.lent[lease_id] = step.lease
-        elif lease_id is not None:
-            self.lent.pop(lease_id, None)
+        if allocation_id is not None and step.allocation is not None:
+            self.lent[allocation_id] = step.allocation
+        elif allocation_id is not None:
+            self.lent.pop(allocation_id, None)
         for entry in step.entries:
             assert entry.entry_id not in self.written, entry.entry_id
             self.written[entry.entry_id] = entry
@@ -158,20 +172,20 @@ class MemoryLedger:
             for account, parts in sorted(sums.items())
         ]
 
-    def settled(self) -> list[Entry]:
+    def settled(self) -> list[LedgerEntry]:
         """What was spent, in order."""
         return [entry for entry in self.written.values() if entry.kind is EntryKind.SETTLE]
 
-    async def entries(self, *, limit: int) -> Sequence[Entry]:
+    async def entries(self, *, limit: int) -> Sequence[LedgerEntry]:
         self._check()
         return sorted(self.written.values(), key=lambda entry: entry.at, reverse=True)[:limit]
 
-    async def rented(self, day: str) -> Sequence[Entry]:
+    async def rented(self, day: str) -> Sequence[LedgerEntry]:
         self._check()
         found = [entry for entry in self.written.values() if is_rent(entry) and day_of(entry.at) == day]
         return sorted(found, key=lambda entry: entry.entry_id)
 
-    async def actions(self, *, limit: int) -> Sequence[Entry]:
+    async def actions(self, *, limit: int) -> Sequence[LedgerEntry]:
         return [entry for entry in await self.entries(limit=len(self.written)) if entry.kind in ACTIONS][:limit]
 
     async def freezes(self) -> Sequence[Freeze]:

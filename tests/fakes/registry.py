@@ -13,10 +13,18 @@ import google_crc32c
 import msgspec
 
 from goblin.core.errors import Conflict, NotFound, StoreUnavailable
-from goblin.core.ports import Grant
-from goblin.registry.domain.versions import Artifact, Loaded, ModelName, Pointer, Promotion, Serving, Version
+from goblin.core.ports import SignedRequest
+from goblin.registry.domain.versions import (
+    LoadedModel,
+    ModelArtifact,
+    ModelName,
+    Pointer,
+    Promotion,
+    ServingState,
+    Version,
+)
 
-DEFAULT = Loaded(alias="goblin-tiny", sha256=None)
+DEFAULT = LoadedModel(alias="goblin-tiny", sha256=None)
 
 
 class Crashed(BaseException):
@@ -26,7 +34,7 @@ class Crashed(BaseException):
 @dataclass
 class FakeRegistry:
     bucket: str = "b"
-    artifacts: dict[str, tuple[Artifact, bytes]] = field(default_factory=dict)
+    artifacts: dict[str, tuple[ModelArtifact, bytes]] = field(default_factory=dict)
     manifests: dict[tuple[ModelName, str], Version] = field(default_factory=dict)
     moves: dict[ModelName, Pointer] = field(default_factory=dict)
     past: dict[tuple[ModelName, int], Promotion] = field(default_factory=dict)
@@ -36,14 +44,14 @@ class FakeRegistry:
 
     async def upload(
         self, name: ModelName, version: str, artifact: str, file: Path, *, progress: Callable[[int], None]
-    ) -> Artifact:
+    ) -> ModelArtifact:
         data = file.read_bytes()  # noqa: ASYNC240 - small, in memory
         uri = f"gs://{self.bucket}/{name.folder}/{version}/{artifact}"
         progress(2 * len(data))
         crc32c = base64.b64encode(google_crc32c.Checksum(data).digest()).decode()
         if uri not in self.artifacts:
             self.generation += 1
-            made = Artifact(
+            made = ModelArtifact(
                 uri=uri, generation=self.generation, size=len(data), crc32c=crc32c,
                 sha256=hashlib.sha256(data).hexdigest(),
             )  # fmt: skip
@@ -106,8 +114,8 @@ class FakeObjects:
 
     registry: FakeRegistry
 
-    async def grant_get(self, uri: str, *, generation: int) -> Grant:
-        return Grant(method="GET", url=f"https://signed/{uri}#{generation}", headers={})
+    async def sign_get(self, uri: str, *, generation: int) -> SignedRequest:
+        return SignedRequest(method="GET", url=f"https://signed/{uri}#{generation}", headers={})
 
 
 @dataclass
@@ -115,13 +123,13 @@ class FakeModelServer:
     """Checks digests as the real one does, against the bytes in the fake bucket."""
 
     registry: FakeRegistry
-    serves: Loaded = DEFAULT
+    serves: LoadedModel = DEFAULT
     loads: list[str] = field(default_factory=list)
     down: StoreUnavailable | None = None
     before_swap: Callable[[], None] | None = None
     """Called while a model is being loaded."""
 
-    async def loaded(self) -> Loaded:
+    async def loaded(self) -> LoadedModel:
         if self.down is not None:
             raise self.down
         return self.serves
@@ -135,7 +143,7 @@ class FakeModelServer:
             raise NotFound(uri)
         if hashlib.sha256(self.registry.artifacts[uri][1]).hexdigest() != sha256:
             return "the digest is not what was said"
-        self.serves = Loaded(alias=alias, sha256=sha256)
+        self.serves = LoadedModel(alias=alias, sha256=sha256)
         return None
 
     def restart(self) -> None:
@@ -144,15 +152,15 @@ class FakeModelServer:
 
 @dataclass
 class FakeServingStore:
-    known: dict[str, Serving] = field(default_factory=dict)
+    known: dict[str, ServingState] = field(default_factory=dict)
 
-    async def get(self, endpoint: str) -> Serving:
-        return self.known.get(endpoint, Serving(endpoint=endpoint))
+    async def get(self, endpoint: str) -> ServingState:
+        return self.known.get(endpoint, ServingState(endpoint=endpoint))
 
-    async def all(self) -> Sequence[Serving]:
+    async def all(self) -> Sequence[ServingState]:
         return [self.known[name] for name in sorted(self.known)]
 
-    async def put(self, serving: Serving) -> None:
+    async def put(self, serving: ServingState) -> None:
         self.known[serving.endpoint] = serving
 
 

@@ -8,7 +8,7 @@ from datetime import datetime
 
 from goblin.core.errors import StoreUnavailable
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause
-from goblin.gateway.ports import ApiKey, Claim, RequestRecord, StoredAnswer, StoredReply
+from goblin.gateway.ports import ApiKey, CachedAnswer, IdempotencyClaim, Receipt, StoredHttpReply
 
 
 class _Failing:
@@ -68,43 +68,43 @@ class MemoryHealth(_Failing):
 
 class MemoryRequests(_Failing):
     def __init__(self) -> None:
-        self.records: dict[str, RequestRecord] = {}
+        self.records: dict[str, Receipt] = {}
         self.batches: list[int] = []
 
-    async def put_all(self, records: Sequence[RequestRecord]) -> None:
+    async def put_all(self, records: Sequence[Receipt]) -> None:
         self._check()
         self.batches.append(len(records))
         self.records.update({record.request_id: record for record in records})
 
-    async def put(self, record: RequestRecord) -> None:
+    async def put(self, record: Receipt) -> None:
         self._check()
         self.records[record.request_id] = record
 
-    async def get(self, request_id: str) -> RequestRecord | None:
+    async def get(self, request_id: str) -> Receipt | None:
         self._check()
         return self.records.get(request_id)
 
 
 class MemoryAnswers(_Failing):
     def __init__(self) -> None:
-        self.answers: dict[str, StoredAnswer] = {}
+        self.answers: dict[str, CachedAnswer] = {}
         self.reads = 0
 
-    async def get(self, key: str) -> StoredAnswer | None:
+    async def get(self, key: str) -> CachedAnswer | None:
         self.reads += 1
         self._check()
         return self.answers.get(key)
 
-    async def put(self, key: str, answer: StoredAnswer) -> None:
+    async def put(self, key: str, answer: CachedAnswer) -> None:
         self._check()
         self.answers[key] = answer
 
 
 class MemoryReplies(_Failing):
     def __init__(self) -> None:
-        self.claims: dict[str, Claim] = {}
+        self.claims: dict[str, IdempotencyClaim] = {}
 
-    async def claim(self, entry: str, claim: Claim, *, now: datetime) -> Claim | None:
+    async def claim(self, entry: str, claim: IdempotencyClaim, *, now: datetime) -> IdempotencyClaim | None:
         self._check()
         there = self.claims.get(entry)
         if there is None or there.expires_at <= now or (there.reply is None and there.until <= now):
@@ -112,7 +112,7 @@ class MemoryReplies(_Failing):
             return None
         return there
 
-    async def finish(self, entry: str, reply: StoredReply) -> None:
+    async def finish(self, entry: str, reply: StoredHttpReply) -> None:
         self._check()
         self.claims[entry] = replace(self.claims[entry], reply=reply)
 

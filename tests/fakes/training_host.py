@@ -10,7 +10,7 @@ from goblin.jobs import checkpoints
 from goblin.jobs import lifecycle as jobs
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint
-from goblin.jobs.domain.market import Offer, Placement, Run
+from goblin.jobs.domain.market import ExpectedRun, Offer, Placement
 from goblin.jobs.domain.worker import Assignment
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import announce
@@ -35,7 +35,7 @@ def placement(offer: Offer = MACHINE, **run: Any) -> Placement:
         "price_usd_micros_per_hour": 0, "cost_usd_micros": 0, "duration_s": 7200.0, "interval_s": 600.0, "losses": 2.0
     }  # fmt: skip
     return Placement(
-        offer=offer, bid_usd_micros_per_hour=None, run=Run(**{**fields, **run}), reason="", candidates=()
+        offer=offer, bid_usd_micros_per_hour=None, run=ExpectedRun(**{**fields, **run}), reason="", candidates=()
     )  # fmt: skip
 
 

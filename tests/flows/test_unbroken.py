@@ -59,7 +59,7 @@ async def here(servers: tuple[Running, Running]) -> AsyncIterator[World]:
 async def test_a_server_that_goes_in_the_middle_is_not_noticed(
     here: World, servers: tuple[Running, Running], end: signal.Signals
 ) -> None:
-    call = chat.Call(here.deps, "chat")
+    call = chat.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     asked = requests.parse(requests.ChatRequest, json.dumps(BODY).encode())
     events: list[bytes] = []

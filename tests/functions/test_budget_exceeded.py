@@ -47,7 +47,7 @@ BILLING = {
 FROM_BILLING = {"billingAccountId": "01-23", "budgetId": "b-1", "schemaVersion": "1.0"}
 
 
-def crossing(**changes: Any) -> dict[str, Any]:
+def threshold_event(**changes: Any) -> dict[str, Any]:
     now = month_of(datetime.now(UTC))
     return {"account": "openai", "window": now, "spent_usd_micros": 10, "limit_usd_micros": 10, **changes}
 
@@ -67,9 +67,9 @@ def documents(firestore: Any, collection: str) -> list[dict[str, Any]]:
 
 
 def test_the_same_crossing_twice_freezes_once(url: str, invoker: Invoker, firestore: Any) -> None:
-    assert [invoker.push(url, crossing()) for _ in range(2)] == [204, 204]
+    assert [invoker.push(url, threshold_event()) for _ in range(2)] == [204, 204]
     assert [(f["account"], f["entry_id"]) for f in documents(firestore, "freezes")] == [
-        ("openai", f"budget:openai:{crossing()['window']}:1")
+        ("openai", f"budget:openai:{threshold_event()['window']}:1")
     ]
     assert len(documents(firestore, "ledger")) == 1
 
@@ -85,7 +85,9 @@ def settled(firestore: Any) -> list[dict[str, Any]]:
     return [entry for entry in documents(firestore, "ledger") if entry["kind"] == "settle"]
 
 
-@pytest.mark.parametrize("payload", [b"", b"{", {}, crossing(spent_usd_micros=-1), crossing(account="a b")])
+@pytest.mark.parametrize(
+    "payload", [b"", b"{", {}, threshold_event(spent_usd_micros=-1), threshold_event(account="a b")]
+)
 def test_what_cannot_be_read_goes_to_the_dead_letters(url: str, invoker: Invoker, firestore: Any, payload: Any) -> None:
     assert invoker.push(url, payload) == 400
     assert documents(firestore, "ledger") == []
@@ -93,7 +95,7 @@ def test_what_cannot_be_read_goes_to_the_dead_letters(url: str, invoker: Invoker
 
 def test_strangers_freeze_nothing(url: str, invoker: Invoker, firestore: Any) -> None:
     assert httpx.post(url, json={}, timeout=20).status_code == 401
-    assert invoker.push(url, crossing(), email="stranger@example.com") == 403
+    assert invoker.push(url, threshold_event(), email="stranger@example.com") == 403
     assert documents(firestore, "freezes") == []
 
 
@@ -120,7 +122,7 @@ def test_free_providers_go_on_and_paid_ones_answer_402(
         accounts = ("total", "openai", "openai/tests", "key/tests", "model/big")
         assert {b["account"]: b["spent_usd_micros"] for b in balances} == dict.fromkeys(accounts, 62)
 
-        assert invoker.push(budget, crossing()) == 204
+        assert invoker.push(budget, threshold_event()) == 204
         page = httpx.get(f"{gateway}/providers", headers={"authorization": f"Bearer {API_KEY}"}, timeout=20).json()
         assert page["free"]["frozen"] == ""
         assert page["paid"]["frozen"].startswith("openai spent")
@@ -223,7 +225,7 @@ def test_cloud_run_is_scaled_to_zero_and_a_thaw_brings_it_back(
         monkeypatch.setenv("CLOUDRUN_LLAMACPP_SERVICE", service)
         url = serve_function("budget_exceeded")
         fake.fail = [503]
-        said = crossing(account="total", action="scale_to_zero")
+        said = threshold_event(account="total", action="scale_to_zero")
         assert invoker.push(url, said) == 503  # Frozen already, and to be delivered again.
         assert [freeze["account"] for freeze in documents(firestore, "freezes")] == ["total"]
         assert [invoker.push(url, said) for _ in range(2)] == [204, 204]

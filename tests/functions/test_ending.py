@@ -89,8 +89,8 @@ def gateway(
 def leased(firestore: Any) -> int:
     """Of everything, now."""
     total = firestore.collection("accounts").document("total").get().to_dict() or {"tallies": {}}
-    tally = total["tallies"].get("month", {"leased_usd_micros": 0})
-    found: int = tally["leased_usd_micros"]
+    usage = total["tallies"].get("month", {"leased_usd_micros": 0})
+    found: int = usage["leased_usd_micros"]
     return found
 
 

@@ -215,10 +215,10 @@ class Seen:
         )
 
 
-async def ask(here: World, *, stream: bool, strategy: Strategy) -> tuple[Seen, chat.Call]:
+async def ask(here: World, *, stream: bool, strategy: Strategy) -> tuple[Seen, chat.InferenceCall]:
     body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi there"}], "stream": stream}
     asked = requests.parse(requests.ChatRequest, json.dumps(body).encode())
-    call = chat.Call(here.deps, "chat")
+    call = chat.InferenceCall(here.deps, "chat")
     try:
         await call.authenticate(f"Bearer {KEY}")
         chunks = await call.chat(asked, strategy=strategy)
@@ -237,11 +237,11 @@ async def ask(here: World, *, stream: bool, strategy: Strategy) -> tuple[Seen, c
     return seen, call
 
 
-def made(call: chat.Call) -> list[tuple[str, str]]:
+def made(call: chat.InferenceCall) -> list[tuple[str, str]]:
     return [(record.endpoint, record.outcome) for record in (attempt.record() for attempt in call.attempts)]
 
 
-def billed(call: chat.Call) -> list[tuple[str, int, bool]]:
+def billed(call: chat.InferenceCall) -> list[tuple[str, int, bool]]:
     return [(spent.endpoint.name, spent.usage.total_tokens, spent.estimated) for spent in call.spent()]
 
 

@@ -17,8 +17,8 @@ import pytest
 from goblin.core.events import JobRequested
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs
 from goblin.jobs import worker_api as leases
-from goblin.jobs.domain.instances import Lease
-from goblin.jobs.domain.job import Dataset, Job, State, spec_digest
+from goblin.jobs.domain.instances import AttemptLease
+from goblin.jobs.domain.job import Dataset, Job, JobState, spec_digest
 from tests.clouds import RunningCloud
 from tests.fakes.batch_host import dataset, results
 from tests.fakes.jobs import crc32c
@@ -241,7 +241,7 @@ def running(doors: Doorways, count: int = 5) -> str:
     generation = doors.upload("j", count)
     token, now = leases.new_token("j", 1, "secret"), datetime.now(UTC)
     spec = JobRequested(**doors.spec("j"))
-    lease = Lease(
+    lease = AttemptLease(
         provider="elsewhere", label="goblin-j-a1", token_sha256=leases.digest(token), placed_at=now,
         until=now + timedelta(minutes=1), instance_id="i-1",
     )  # fmt: skip
@@ -251,7 +251,7 @@ def running(doors: Doorways, count: int = 5) -> str:
             job_id="j",
             spec=spec,
             spec_sha256=spec_digest(spec),
-            state=State.STARTING,
+            state=JobState.STARTING,
             requested_at=now,
             updated_at=now,
             attempt=1,

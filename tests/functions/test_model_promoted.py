@@ -19,7 +19,7 @@ from goblin.core.events import ModelPromoted
 from goblin.gcp.model_registry import GcsRegistry
 from goblin.registry import promotion as models
 from goblin.registry.domain.versions import ModelName
-from goblin.registry.policy.promotion import Request
+from goblin.registry.policy.promotion import PromotionRequest
 from tests.clouds import RunningCloud
 from tests.fakes.model_server import FakeModelServer
 from tests.fakes.registry import FakeBus, FixedClock
@@ -42,13 +42,13 @@ class World:
 
     def promote(self, version: str) -> Any:
         """Register and promote as `goblin models` does; the event, which is pushed by hand."""
-        deps = models.Deps(registry=self.registry, bus=self.bus, clock=FixedClock(datetime.now(UTC)))
+        deps = models.PromotionDeps(registry=self.registry, bus=self.bus, clock=FixedClock(datetime.now(UTC)))
         file = self.folder / "m.gguf"
         file.write_bytes(b"GGUF" + version.encode() * 100)
 
         async def work() -> None:
             await models.register(NAME, version, file, actor="ann", progress=lambda _: None, deps=deps)
-            asked = Request(event_id=version, actor="ann", reason="", at=datetime.now(UTC))
+            asked = PromotionRequest(event_id=version, actor="ann", reason="", at=datetime.now(UTC))
             await models.promote(NAME, version, expected=None, request=asked, deps=deps)
 
         asyncio.run(work())

@@ -45,14 +45,14 @@ def send(doors: Doorways, monkeypatch: pytest.MonkeyPatch) -> Sender:
 def waiting(doors: Doorways, job_id: str) -> None:
     """A job that the next look brings on."""
     from goblin.core.events import JobRequested
-    from goblin.jobs.domain.job import Job, State, spec_digest
+    from goblin.jobs.domain.job import Job, JobState, spec_digest
 
     doors.upload(job_id, 3)
     spec = JobRequested(**doors.spec(job_id))
     now = datetime.now(UTC) - timedelta(minutes=1)
     doors.write(
         Job(
-            job_id=job_id, spec=spec, spec_sha256=spec_digest(spec), state=State.REQUESTED, requested_at=now,
+            job_id=job_id, spec=spec, spec_sha256=spec_digest(spec), state=JobState.REQUESTED, requested_at=now,
             updated_at=now,
         )
     )  # fmt: skip

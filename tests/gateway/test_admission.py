@@ -7,8 +7,8 @@ import asyncio
 import pytest
 
 from goblin.core.errors import RateLimited
-from goblin.gateway.admission import Door
-from goblin.gateway.policy.admission import Limits
+from goblin.gateway.admission import AdmissionControl
+from goblin.gateway.policy.admission import AdmissionLimits
 from goblin.gateway.ports import ApiKey
 from tests.fakes.inference import FakeClock
 
@@ -21,8 +21,10 @@ def key(name: str, *, rate: int | None = None, parallel: int | None = None) -> A
 A, B = key("a"), key("b")
 
 
-def door(**limits: float) -> Door:
-    return Door(Limits(**{"running_max": 2, "waiting_max": 2, "per_key_max": 9, **limits}), FakeClock())  # type: ignore[arg-type]
+def admission(**limits: float) -> AdmissionControl:
+    return AdmissionControl(
+        AdmissionLimits(**{"running_max": 2, "waiting_max": 2, "per_key_max": 9, **limits}), FakeClock()
+    )  # type: ignore[arg-type]
 
 
 async def settle() -> None:
@@ -31,7 +33,7 @@ async def settle() -> None:
 
 
 async def test_who_waits_comes_in_when_somebody_leaves_in_order() -> None:
-    at, came = door(), []
+    at, came = admission(), []
 
     async def visit(one: ApiKey) -> None:
         await at.enter(one)
@@ -56,7 +58,7 @@ async def test_who_waits_comes_in_when_somebody_leaves_in_order() -> None:
 
 
 async def test_a_key_has_its_own_bound_and_the_others_are_not_concerned() -> None:
-    at = door(running_max=9)
+    at = admission(running_max=9)
     one = key("one", parallel=1)
     await at.enter(one)
     with pytest.raises(RateLimited) as caught:
@@ -69,7 +71,7 @@ async def test_a_key_has_its_own_bound_and_the_others_are_not_concerned() -> Non
 
 
 async def test_a_rate_is_kept_and_told() -> None:
-    at, slow = door(), key("slow", rate=1)
+    at, slow = admission(), key("slow", rate=1)
     await at.enter(slow)
     at.leave(slow)
     with pytest.raises(RateLimited) as caught:
@@ -78,7 +80,7 @@ async def test_a_rate_is_kept_and_told() -> None:
 
 
 async def test_who_waits_too_long_or_leaves_the_queue_is_not_counted_any_more() -> None:
-    at = door(running_max=1, wait_s_max=0.01)
+    at = admission(running_max=1, wait_s_max=0.01)
     await at.enter(A)
     with pytest.raises(RateLimited):
         await at.enter(B)
@@ -93,7 +95,7 @@ async def test_who_waits_too_long_or_leaves_the_queue_is_not_counted_any_more() 
 
 
 async def test_a_turn_that_came_as_its_owner_left_goes_to_the_next() -> None:
-    at = door(running_max=1)
+    at = admission(running_max=1)
     await at.enter(A)
     first, second = asyncio.create_task(at.enter(B)), asyncio.create_task(at.enter(A))
     await settle()

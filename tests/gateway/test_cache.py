@@ -10,7 +10,7 @@ from goblin.core.errors import ProviderUnavailable
 from goblin.gateway.cache import MEMORY_S, AnswerCache
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.keys import digest_of
-from goblin.gateway.ports import ApiKey, StoredAnswer
+from goblin.gateway.ports import ApiKey, CachedAnswer
 from tests.fakes.inference import USAGE, FakeClock, ScriptedProvider, Words, World, says, world
 from tests.fakes.stores import MemoryAnswers
 from tests.gateway.test_inference import Heard, ask, asked, scripted
@@ -54,7 +54,7 @@ async def test_another_key_has_another_cache_and_a_tenants_keys_share_one() -> N
 async def ask_as(here: World, key: str) -> Heard:
     from goblin.gateway import inference as chat
 
-    call, heard = chat.Call(here.deps, "chat"), Heard()
+    call, heard = chat.InferenceCall(here.deps, "chat"), Heard()
     await call.authenticate(f"Bearer {key}")
     heard.chunks = [chunk async for chunk in await call.chat(asked(**COLD))]
     await call.settle()
@@ -127,5 +127,5 @@ async def test_memory_is_bounded_and_the_least_used_goes_first() -> None:
 async def test_what_is_over_in_the_store_is_not_given() -> None:
     clock, store = FakeClock(), MemoryAnswers()
     usage = Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2)
-    store.answers["k"] = StoredAnswer(text="x", finish_reason="stop", usage=usage, expires_at=clock.now())
+    store.answers["k"] = CachedAnswer(text="x", finish_reason="stop", usage=usage, expires_at=clock.now())
     assert await AnswerCache(store, clock).find("k", shared=True) is None

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from goblin.core.errors import Broken
-from goblin.gateway.config_reload import LOOK_EVERY_S, Reloader
+from goblin.gateway.config_reload import LOOK_EVERY_S, ConfigReloader
 from tests.fakes.inference import FakeClock
 
 
@@ -18,7 +18,7 @@ class File:
         self.reads = 0
         self.in_force = ["one"]
         self.clock = FakeClock()
-        self.reloader = Reloader(text="one", read=self.read, apply=self.apply, clock=self.clock)
+        self.reloader = ConfigReloader(text="one", read=self.read, apply=self.apply, clock=self.clock)
 
     def read(self) -> str:
         self.reads += 1

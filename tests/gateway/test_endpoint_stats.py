@@ -12,9 +12,9 @@ import pytest
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Status, Warmth
-from goblin.gateway.endpoint_stats import Live
-from goblin.gateway.policy.route import Demand, Forecast
-from goblin.gateway.upstream_attempt import Attempt
+from goblin.gateway.endpoint_stats import EndpointStats
+from goblin.gateway.policy.route import Demand, LatencyForecast
+from goblin.gateway.upstream_attempt import UpstreamAttempt
 from tests.fakes.inference import FakeClock, ScriptedProvider, world
 
 CHAT, EMBEDDINGS = (Demand(model="m", kind=kind) for kind in (Capability.CHAT, Capability.EMBEDDINGS))
@@ -30,16 +30,16 @@ class Here:
     def __init__(self, **more: Any) -> None:
         self.clock = FakeClock()
         self.told: list[tuple[str, Pause]] = []
-        self.live = Live(self.clock, tell=lambda name, pause: self.told.append((name, pause)))
+        self.stats = EndpointStats(self.clock, tell=lambda name, pause: self.told.append((name, pause)))
         self.endpoint = endpoint(**more)
 
-    def start(self, demand: Demand = CHAT, model: str = "m") -> Attempt:
-        forecast = self.live.outlook(self.endpoint, model, demand).forecast
-        attempt = self.live.start(self.endpoint, model, reason="why", force=True, forecast=forecast)
+    def start(self, demand: Demand = CHAT, model: str = "m") -> UpstreamAttempt:
+        forecast = self.stats.outlook(self.endpoint, model, demand).forecast
+        attempt = self.stats.start(self.endpoint, model, reason="why", force=True, forecast=forecast)
         assert attempt is not None
         return attempt
 
-    def answer(self, after_s: float = 0.2, demand: Demand = CHAT) -> Attempt:
+    def answer(self, after_s: float = 0.2, demand: Demand = CHAT) -> UpstreamAttempt:
         attempt = self.start(demand)
         self.clock.forward(after_s)
         attempt.first_token()
@@ -50,10 +50,10 @@ class Here:
         self.start(demand, model).fail(ProviderUnavailable(f"it is {fault}", fault=fault, **more))
 
     def is_open(self, demand: Demand = CHAT, model: str = "m") -> bool:
-        return self.live.outlook(self.endpoint, model, demand).open_until is not None
+        return self.stats.outlook(self.endpoint, model, demand).open_until is not None
 
-    def expected(self, demand: Demand = CHAT, health: EndpointHealth | None = None) -> Forecast:
-        return self.live.outlook(self.endpoint, "m", demand, health).forecast
+    def expected(self, demand: Demand = CHAT, health: EndpointHealth | None = None) -> LatencyForecast:
+        return self.stats.outlook(self.endpoint, "m", demand, health).forecast
 
     def seen(self, **more: Any) -> EndpointHealth:
         return EndpointHealth(
@@ -78,7 +78,7 @@ def test_a_refused_key_shuts_all_that_it_opens_until_an_answer_comes(fault: Faul
     here.fail(fault)
     assert here.is_open()
     assert here.is_open(EMBEDDINGS, "other")
-    assert here.live.start(here.endpoint, "other", reason="", force=False) is None
+    assert here.stats.start(here.endpoint, "other", reason="", force=False) is None
     here.answer()
     assert not here.is_open(EMBEDDINGS, "other")
 
@@ -87,8 +87,8 @@ def test_half_open_lets_one_through_for_an_account_too() -> None:
     here = Here()
     here.fail(Fault.AUTH)
     here.clock.forward(301)
-    assert here.live.start(here.endpoint, "m", reason="", force=False) is not None
-    assert here.live.start(here.endpoint, "other", reason="", force=False) is None
+    assert here.stats.start(here.endpoint, "m", reason="", force=False) is not None
+    assert here.stats.start(here.endpoint, "other", reason="", force=False) is None
 
 
 def test_openings_and_closings_are_told_and_nothing_else_is() -> None:
@@ -111,8 +111,8 @@ def test_a_fresh_process_believes_what_others_found_out() -> None:
     old, new = Here(), Here()
     old.fail(Fault.RATE, retry_after_s=30)
     old.fail(Fault.AUTH, model="n")
-    new.live.believe(new.endpoint, tuple(pause for _, pause in old.told))
-    outlook = new.live.outlook(new.endpoint, "m", CHAT)
+    new.stats.believe(new.endpoint, tuple(pause for _, pause in old.told))
+    outlook = new.stats.outlook(new.endpoint, "m", CHAT)
     assert (outlook.open_until, outlook.open_reason) == (new.clock.now() + timedelta(seconds=30), "it is rate")
     assert new.is_open(model="n")
     new.clock.forward(31)
@@ -130,12 +130,12 @@ def test_what_was_seen_since_is_newer_and_what_is_over_is_over() -> None:
         told_at=here.clock.now(),
     )
     here.answer()
-    here.live.believe(here.endpoint, (pause,))
+    here.stats.believe(here.endpoint, (pause,))
     assert not here.is_open()
-    here.live.believe(here.endpoint, (replace(pause, told_at=here.clock.now() + timedelta(seconds=1)),))
+    here.stats.believe(here.endpoint, (replace(pause, told_at=here.clock.now() + timedelta(seconds=1)),))
     assert here.is_open()
     fresh = Here()
-    fresh.live.believe(fresh.endpoint, (replace(pause, open_until=fresh.clock.now()),))
+    fresh.stats.believe(fresh.endpoint, (replace(pause, open_until=fresh.clock.now()),))
     assert not fresh.is_open()
 
 
@@ -144,15 +144,15 @@ async def test_a_pause_reaches_another_process_through_the_store() -> None:
     there.health_deps.store = here.health
     endpoint = here.deps.router.catalog.endpoints[0]
     health, other = here.deps.router.health, there.deps.router.health
-    live = Live(here.clock, tell=health.tell)
-    other.believe = there.deps.router.live.believe
+    stats = EndpointStats(here.clock, tell=health.tell)
+    other.believe = there.deps.router.stats.believe
     await here.health.put(EndpointHealth(endpoint="a", provider="openai", status=Status.HEALTHY))
-    attempt = live.start(endpoint, "m", reason="", force=True)
+    attempt = stats.start(endpoint, "m", reason="", force=True)
     assert attempt is not None
     attempt.fail(ProviderUnavailable("full", fault=Fault.RATE, retry_after_s=20))
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))
     await other.current()
-    assert there.deps.router.live.outlook(endpoint, "m").open_reason == "full"
+    assert there.deps.router.stats.outlook(endpoint, "m").open_reason == "full"
 
 
 # Speed.
@@ -224,17 +224,17 @@ def test_an_idle_sleeper_is_expected_asleep_and_the_request_that_wakes_it_is_no_
     assert (awake.asleep, awake.waking) == (0, False)
     assert awake.awake_ms < 1000
     here.clock.forward(300)
-    assert here.live.outlook(here.endpoint, "m").cold_ms == pytest.approx(14_700, rel=0.05)  # 20 s said, 9.4 s seen.
+    assert here.stats.outlook(here.endpoint, "m").cold_ms == pytest.approx(14_700, rel=0.05)  # 20 s said, 9.4 s seen.
 
 
 def test_a_start_without_a_request_is_waited_for_until_it_ends_or_is_lost() -> None:
     here = Here(sleeps_after_s=60)
-    here.live.wake_begun(here.endpoint, "m")
+    here.stats.wake_begun(here.endpoint, "m")
     assert here.expected().waking
-    here.live.wake_ended(here.endpoint, "m", awake=True)
+    here.stats.wake_ended(here.endpoint, "m", awake=True)
     assert (here.expected().waking, here.expected().asleep) == (False, 0)
     here.clock.forward(300)
-    here.live.wake_begun(here.endpoint, "m")
+    here.stats.wake_begun(here.endpoint, "m")
     here.clock.forward(61)
     assert not here.expected().waking
     assert here.expected().asleep > 0.9

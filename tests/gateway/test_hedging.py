@@ -10,7 +10,7 @@ import pytest
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
 from goblin.gateway import inference as chat
 from goblin.gateway.domain.catalog import Routing, Strategy
-from goblin.gateway.failover import Extras, Underway
+from goblin.gateway.failover import ActiveAttempt, RetryBudget
 from goblin.gateway.policy import retries
 from tests.fakes.inference import HANG, KEY, ScriptedProvider, Step, Words, World, says, world
 from tests.gateway.test_inference import asked, scripted
@@ -23,15 +23,17 @@ def slow(**providers: ScriptedProvider) -> World:
     return world(routing=Routing(strategy=Strategy.FAILOVER, first_token_timeout_s=LATE), **providers)
 
 
-async def begin(here: World, hedge_after_s: float, *, stream: bool = True) -> tuple[chat.Call, Underway[Any]]:
-    call = chat.Call(here.deps, "chat")
+async def begin(
+    here: World, hedge_after_s: float, *, stream: bool = True
+) -> tuple[chat.InferenceCall, ActiveAttempt[Any]]:
+    call = chat.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     request = asked(stream=stream)
     route = await call._choose(request, None)
     return call, await call._ask().answer(request).begin(route.candidates, hedge_after_s=hedge_after_s)
 
 
-def outcomes(call: chat.Call) -> list[tuple[str, str]]:
+def outcomes(call: chat.InferenceCall) -> list[tuple[str, str]]:
     return [(record.endpoint, record.outcome) for record in (attempt.record() for attempt in call.attempts)]
 
 
@@ -138,7 +140,7 @@ async def test_a_caller_who_leaves_ends_both() -> None:
 async def test_hedges_are_a_small_share_of_all_requests() -> None:
     steps: list[Step] = [HANG]
     here = world(a=scripted(*steps), b=scripted(Words("x"), *says()))
-    here.deps.extras.hedge = retries.Allowance(share=0.05, saved=1.0)
+    here.deps.retry_budget.hedge = retries.RetryAllowance(share=0.05, saved=1.0)
     _, winner = await begin(here, AT_ONCE)
     assert winner.attempt.endpoint.name == "b"
     call, winner = await begin(here, AT_ONCE)  # No hedge is left: it waits until `a` is given up.
@@ -147,7 +149,9 @@ async def test_hedges_are_a_small_share_of_all_requests() -> None:
 
 
 def test_retries_and_hedges_are_paid_for_apart() -> None:
-    extras = Extras(retry=retries.Allowance(share=0.2, saved=1.0), hedge=retries.Allowance(share=0.05, saved=0.0))
-    assert extras.may_retry()
-    assert not extras.may_retry()
-    assert not extras.may_hedge()
+    retry_budget = RetryBudget(
+        retry=retries.RetryAllowance(share=0.2, saved=1.0), hedge=retries.RetryAllowance(share=0.05, saved=0.0)
+    )
+    assert retry_budget.may_retry()
+    assert not retry_budget.may_retry()
+    assert not retry_budget.may_hedge()

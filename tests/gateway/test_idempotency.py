@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from goblin.core.errors import Conflict, InvalidRequest
-from goblin.gateway.domain.replies import Answer
-from goblin.gateway.idempotency import CLAIM_LIFE, LIFE, Once, Production, Work
+from goblin.gateway.idempotency import CLAIM_LIFE, LIFE, AnswerProduction, AnswerSource, IdempotentRequests
+from goblin.gateway.ports import HttpReply
 from tests.fakes.inference import FakeClock
 from tests.fakes.stores import MemoryReplies
 
@@ -31,12 +31,12 @@ class Kitchen:
         self.books.set()
         self.error: Exception | None = None
 
-    async def _make(self) -> Answer:
+    async def _make(self) -> HttpReply:
         self.made += 1
         if not self.streamed:
             await self.go_on.wait()
-            return Answer(status=self.status, content=b"".join(self.parts), headers={"x-goblin-request-id": "1"})
-        return Answer(status=self.status, content=self._stream(), media_type="text/event-stream")
+            return HttpReply(status=self.status, content=b"".join(self.parts), headers={"x-goblin-request-id": "1"})
+        return HttpReply(status=self.status, content=self._stream(), media_type="text/event-stream")
 
     async def _stream(self) -> AsyncGenerator[bytes, None]:
         for part in self.parts:
@@ -50,20 +50,20 @@ class Kitchen:
         await self.books.wait()
         self.settled += 1
 
-    def _take(self, production: Production) -> None:
+    def _take(self, production: AnswerProduction) -> None:
         self.taken += 1
 
     @property
-    def work(self) -> Work:
-        return Work(make=self._make, settle=self._settle, is_whole=lambda: self.whole, taken=self._take)
+    def work(self) -> AnswerSource:
+        return AnswerSource(make=self._make, settle=self._settle, is_whole=lambda: self.whole, taken=self._take)
 
 
 class House:
     def __init__(self) -> None:
         self.clock, self.store = FakeClock(), MemoryReplies()
-        self.once = Once(self.store, self.clock)
+        self.once = IdempotentRequests(self.store, self.clock)
 
-    async def ask(self, kitchen: Kitchen, *, key: str = "k", body: bytes = b"{}", tenant: str = "t") -> Answer:
+    async def ask(self, kitchen: Kitchen, *, key: str = "k", body: bytes = b"{}", tenant: str = "t") -> HttpReply:
         return await self.once.answer(tenant, "/v1/x", key, body, kitchen.work)
 
 
@@ -72,7 +72,7 @@ def house() -> House:
     return House()
 
 
-async def read(answer: Answer) -> bytes:
+async def read(answer: HttpReply) -> bytes:
     if isinstance(answer.content, bytes):
         return answer.content
     async with aclosing(answer.content) as parts:
@@ -207,7 +207,7 @@ async def test_what_is_no_key_is_refused(house: House, key: str) -> None:
 
 
 async def test_another_instance_gives_the_answer_of_the_first(house: House) -> None:
-    other = Once(house.store, house.clock)
+    other = IdempotentRequests(house.store, house.clock)
     await read(await house.ask(Kitchen(b"data: 1\n\n", b"data: 2\n\n")))
     await settle()
     kitchen = Kitchen(b"never")
@@ -222,7 +222,7 @@ async def test_another_instance_gives_the_answer_of_the_first(house: House) -> N
 async def test_those_who_come_while_the_store_is_asked_get_what_it_has(house: House) -> None:
     await read(await house.ask(Kitchen(b"a")))
     await settle()
-    other, never = Once(house.store, house.clock), Kitchen(b"never")
+    other, never = IdempotentRequests(house.store, house.clock), Kitchen(b"never")
     asked = [other.answer("t", "/v1/x", "k", b"{}", never.work) for _ in range(3)]
     assert [await read(answer) for answer in await asyncio.gather(*asked)] == [b"a"] * 3
     house.store.down = True  # And it is not asked again.
@@ -231,7 +231,7 @@ async def test_those_who_come_while_the_store_is_asked_get_what_it_has(house: Ho
 
 
 async def test_another_instance_does_not_answer_what_the_first_works_on(house: House) -> None:
-    kitchen, other = Kitchen(b"a"), Once(house.store, house.clock)
+    kitchen, other = Kitchen(b"a"), IdempotentRequests(house.store, house.clock)
     kitchen.go_on.clear()
     await house.ask(kitchen)
     with pytest.raises(Conflict) as caught:
@@ -261,7 +261,7 @@ async def test_after_a_day_it_is_a_new_request(house: House) -> None:
 
 
 async def test_memory_is_bounded() -> None:
-    once = Once(MemoryReplies(), FakeClock(), bytes_max=8000)
+    once = IdempotentRequests(MemoryReplies(), FakeClock(), bytes_max=8000)
     for number in range(50):
         await read(await once.answer("t", "/v1/x", str(number), b"{}", Kitchen(b"x" * 900, streamed=False).work))
         await settle()

@@ -61,7 +61,7 @@ class Heard:
 
 
 async def ask(here: World, request: requests.ChatRequest | None = None, strategy: str | None = None) -> Heard:
-    heard, call = Heard(), chat.Call(here.deps, "chat")
+    heard, call = Heard(), chat.InferenceCall(here.deps, "chat")
     try:
         await call.authenticate(f"Bearer {KEY}")
         chunks = await call.chat(request or asked(), strategy=strategy)
@@ -175,7 +175,7 @@ async def test_the_callers_mistake_is_not_tried_elsewhere() -> None:
     assert heard.error.param == "temperature"
     assert here.providers["b"].requests == 0
     assert here.meter.errors == {}
-    outlook = here.deps.router.live.outlook(here.deps.router.catalog.endpoints[0], "m")
+    outlook = here.deps.router.stats.outlook(here.deps.router.catalog.endpoints[0], "m")
     assert outlook.open_until is None
 
 
@@ -225,8 +225,8 @@ async def test_a_404_for_one_model_does_not_close_the_endpoint_for_others() -> N
     here = world(endpoints={"a": {"models": ("m", "other")}}, a=failing(Fault.MISSING))
     await ask(here)
     endpoint = here.deps.router.catalog.endpoints[0]
-    assert here.deps.router.live.outlook(endpoint, "m").open_until is not None
-    assert here.deps.router.live.outlook(endpoint, "other").open_until is None
+    assert here.deps.router.stats.outlook(endpoint, "m").open_until is not None
+    assert here.deps.router.stats.outlook(endpoint, "other").open_until is None
 
 
 async def test_the_last_endpoint_is_tried_even_when_all_are_paused() -> None:
@@ -248,7 +248,7 @@ async def test_only_one_trial_goes_to_an_endpoint_that_may_be_back() -> None:
 
 async def test_a_caller_who_leaves_stops_the_generation_and_is_settled_once() -> None:
     here = world(routing=Routing(between_tokens_timeout_s=60), a=scripted(Words("Hello"), HANG))
-    call = chat.Call(here.deps, "chat")
+    call = chat.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     chunks = await call.chat(asked())
     async with aclosing(chunks):
@@ -263,12 +263,12 @@ async def test_a_caller_who_leaves_stops_the_generation_and_is_settled_once() ->
     written = receipt(here)
     assert (written.outcome, written.attempts[0].outcome, written.completion_tokens) == ("left", "left", 2)
     assert here.meter.requests == {("a", "m", "left"): 1}
-    assert here.deps.router.live.outlook(here.deps.router.catalog.endpoints[0], "m").open_until is None
+    assert here.deps.router.stats.outlook(here.deps.router.catalog.endpoints[0], "m").open_until is None
 
 
 async def test_a_caller_who_leaves_before_the_first_token_stops_it_too() -> None:
     here = world(routing=Routing(first_token_timeout_s=60), a=scripted(HANG))
-    call = chat.Call(here.deps, "chat")
+    call = chat.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     asking = asyncio.ensure_future(call.chat(asked()))
     for _ in range(100):
@@ -284,12 +284,12 @@ async def test_a_caller_who_leaves_before_the_first_token_stops_it_too() -> None
 
 async def test_an_answer_nobody_reads_is_closed_all_the_same() -> None:
     here = world(a=scripted(Words("Hello"), HANG))
-    call = chat.Call(here.deps, "chat")
+    call = chat.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     await call.chat(asked())
     await call.settle()
     assert here.providers["a"].closed == 1
-    assert here.deps.router.live.outlook(here.deps.router.catalog.endpoints[0], "m").first_token_ms < 1000
+    assert here.deps.router.stats.outlook(here.deps.router.catalog.endpoints[0], "m").first_token_ms < 1000
 
 
 async def test_a_store_that_fails_does_not_take_the_answer_back() -> None:
@@ -311,7 +311,7 @@ async def test_without_a_store_a_stranger_is_not_let_in() -> None:
 
 async def test_a_stranger_leaves_no_receipt_and_no_label() -> None:
     here = world(a=ScriptedProvider())
-    call = chat.Call(here.deps, "chat")
+    call = chat.InferenceCall(here.deps, "chat")
     with pytest.raises(Unauthenticated):
         await call.authenticate("Bearer sk-stranger")
     await call.settle()
@@ -374,7 +374,7 @@ async def test_a_model_the_schedule_has_not_seen_yet_is_looked_for_once() -> Non
 
 async def test_vectors_are_routed_and_counted_like_answers() -> None:
     here = world(a=failing(Fault.TRANSIENT), b=ScriptedProvider())
-    call = chat.Call(here.deps, "embeddings")
+    call = chat.InferenceCall(here.deps, "embeddings")
     await call.authenticate(f"Bearer {KEY}")
     request = requests.parse(requests.EmbeddingsRequest, b'{"model":"m","input":["12345678"]}')
     answer = await call.embed(request)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import Entry, EntryKind, Freeze
+from goblin.billing.domain.ledger import EntryKind, Freeze, LedgerEntry
 from goblin.billing.policy.budgets import why_frozen
 from goblin.core.endpoints import Price
 from goblin.core.errors import BudgetExhausted, Fault, ProviderUnavailable, StoreUnavailable
@@ -66,7 +66,7 @@ async def test_a_silent_ledger_stops_what_costs_and_not_what_is_free() -> None:
 
 async def test_a_frozen_key_spends_nothing_and_what_is_free_goes_on() -> None:
     here = shop(paid=ScriptedProvider(), free=ScriptedProvider())
-    note = Entry(
+    note = LedgerEntry(
         entry_id="f", kind=EntryKind.FREEZE, account="key/tests", amount_usd_micros=0, at=here.clock.now(), note="over"
     )
     await here.ledger.record(note)
@@ -84,11 +84,11 @@ async def test_every_attempt_is_paid_and_the_refused_ones_cost_nothing() -> None
     failing = scripted(ProviderUnavailable("full", fault=Fault.CAPACITY))
     here = shop(pfull=failing, paid=ScriptedProvider())
     assert (await ask(here, asked(max_tokens=10))).error is None
-    await here.deps.spender.close()
+    await here.deps.budget_client.close()
     (entry,) = here.ledger.settled()
     assert entry.amount_usd_micros == receipt(here).cost_usd_micros == 13
     assert "paid" in entry.note
-    assert await here.ledger.leases() == []
+    assert await here.ledger.allocations() == []
 
 
 async def test_what_was_put_aside_bounds_what_is_sent() -> None:
@@ -154,7 +154,7 @@ async def test_a_machine_is_paid_for_its_start_its_work_and_its_tail() -> None:
     assert receipt(here).cost_usd_micros == (40 + 600) * 1000
     assert (await ask(here)).error is None  # Its tail is paid already; this makes it end later.
     assert (await ask(here)).error is None
-    await here.deps.spender.close()
+    await here.deps.budget_client.close()
     first, second, third = here.ledger.settled()
     assert [entry.amount_usd_micros for entry in (first, second, third)] == [640_000, 40_000, 40_000]
     assert first.note == "gpu: 11 tokens in, 2 out, 640.0 s awake"
@@ -175,7 +175,7 @@ async def test_what_takes_longer_than_was_paid_for_is_cut_off() -> None:
     assert isinstance(heard.error, ProviderUnavailable)
     assert heard.text == "abcd"
     assert here.providers["gpu"].closed == 1
-    await here.deps.spender.close()
+    await here.deps.budget_client.close()
     (entry,) = here.ledger.settled()
     assert entry.amount_usd_micros == (100 + 600) * 1000
 
@@ -183,9 +183,9 @@ async def test_what_takes_longer_than_was_paid_for_is_cut_off() -> None:
 async def test_who_refuses_at_once_has_woken_nobody() -> None:
     here = garage(10_000_000, scripted(ProviderUnavailable("full", fault=Fault.MISSING)))
     assert (await ask(here)).error is not None
-    await here.deps.spender.close()
+    await here.deps.budget_client.close()
     assert here.ledger.settled() == []
-    assert await here.ledger.leases() == []
+    assert await here.ledger.allocations() == []
 
 
 async def test_no_price_for_tokens_makes_a_machine_free() -> None:

@@ -7,14 +7,14 @@ from datetime import UTC, datetime
 import pytest
 
 from goblin.core.errors import StoreUnavailable
-from goblin.gateway import receipt_batches
-from goblin.gateway.ports import RequestRecord
-from goblin.gateway.receipt_batches import ReceiptBatches
+from goblin.gateway import receipts
+from goblin.gateway.ports import Receipt
+from goblin.gateway.receipts import ReceiptWriter
 from tests.fakes.inference import FakeClock
 from tests.fakes.stores import MemoryRequests
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
-RECORD = RequestRecord(
+RECORD = Receipt(
     request_id="r",
     key_digest="d",
     key_name="k",
@@ -37,7 +37,7 @@ RECORD = RequestRecord(
 )
 
 
-def numbered(number: int) -> RequestRecord:
+def numbered(number: int) -> Receipt:
     return replace(RECORD, request_id=f"r{number}")
 
 
@@ -47,7 +47,7 @@ class Here:
     def __init__(self) -> None:
         self.store, self.clock = MemoryRequests(), FakeClock()
         self._over = asyncio.Semaphore(0)
-        self.batches = ReceiptBatches(self.store, self.clock, pause=self._pause)
+        self.batches = ReceiptWriter(self.store, self.clock, pause=self._pause)
 
     async def _pause(self, seconds: float) -> None:
         await self._over.acquire()
@@ -64,7 +64,7 @@ async def test_one_that_comes_alone_is_written_at_once() -> None:
     for number in range(3):
         await here.batches.put(numbered(number))
         assert here.store.records[f"r{number}"] == numbered(number)
-        here.clock.forward(receipt_batches.EVERY_S)
+        here.clock.forward(receipts.EVERY_S)
 
 
 async def test_many_are_written_together_and_found_before() -> None:
@@ -99,7 +99,7 @@ async def test_what_waits_is_written_before_the_end_in_pieces_that_the_store_tak
 
 
 async def test_what_waits_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(receipt_batches, "HELD_MAX", 2)
+    monkeypatch.setattr(receipts, "HELD_MAX", 2)
     here = Here()
     for number in range(3):
         await here.batches.put(numbered(number))

@@ -5,7 +5,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from goblin.gateway.steps import Step
+from goblin.gateway.failover import EagerAwait
 
 
 async def at_once() -> int:
@@ -13,7 +13,7 @@ async def at_once() -> int:
 
 
 async def test_what_is_there_needs_no_waiting() -> None:
-    step = Step(at_once())
+    step = EagerAwait(at_once())
     assert not step.waits
     assert await step == 7
 
@@ -24,7 +24,7 @@ async def test_what_is_not_there_is_waited_for() -> None:
         await asyncio.sleep(0)
         return 7
 
-    step = Step(later())
+    step = EagerAwait(later())
     assert step.waits
     assert await step == 7
 
@@ -42,11 +42,11 @@ async def test_errors_and_ends_come_through(waits: bool) -> None:
         raise ValueError
 
     stream = items()
-    assert await Step(anext(stream)) == 1
+    assert await EagerAwait(anext(stream)) == 1
     with pytest.raises(StopAsyncIteration):
-        await Step(anext(stream))
+        await EagerAwait(anext(stream))
     with pytest.raises(ValueError):
-        await Step(broken())
+        await EagerAwait(broken())
 
 
 async def test_a_timeout_cancels_it_and_its_stream_can_be_closed() -> None:
@@ -61,7 +61,7 @@ async def test_a_timeout_cancels_it_and_its_stream_can_be_closed() -> None:
             ended.set()
 
     stream = items()
-    step = Step(anext(stream))
+    step = EagerAwait(anext(stream))
     with pytest.raises(TimeoutError):
         async with asyncio.timeout(0.01):
             await step

@@ -98,7 +98,7 @@ async def test_an_endpoint_that_always_breaks_does_not_go_on_for_ever() -> None:
 
 async def test_a_text_goes_on_wherever_texts_are_continued() -> None:
     here = world(a=scripted(Words("upon"), CUT), b=scripted(*says(" a time")))
-    call = chat.Call(here.deps, "completions")
+    call = chat.InferenceCall(here.deps, "completions")
     await call.authenticate(f"Bearer {KEY}")
     body = {"model": "m", "prompt": "Once ", "stream": True, "max_tokens": 9}
     chunks = await call.complete(requests.parse(requests.CompletionRequest, json.dumps(body).encode()))
@@ -152,8 +152,8 @@ class TestHangingUp:
     def world(self, *steps: Step) -> World:
         return world(endpoints={"a": {"cancel_stops_bill": False, "price": PRICE}}, a=scripted(*steps))
 
-    async def begin(self, here: World) -> tuple[chat.Call, Any]:
-        call = chat.Call(here.deps, "chat")
+    async def begin(self, here: World) -> tuple[chat.InferenceCall, Any]:
+        call = chat.InferenceCall(here.deps, "chat")
         await call.authenticate(f"Bearer {KEY}")
         return call, await call.chat(asked())
 

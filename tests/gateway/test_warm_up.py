@@ -15,7 +15,7 @@ from goblin.gateway.domain import requests
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.policy.route import NoRoute, Route
 from goblin.gateway.router import Router
-from goblin.gateway.warm_up import Wakes
+from goblin.gateway.warm_up import WarmUps
 from tests.fakes.inference import ScriptedProvider, says, world
 from tests.gateway.policy.test_continuation import chat, text
 from tests.gateway.test_inference import ask, receipt
@@ -30,7 +30,7 @@ async def settle() -> None:
 async def test_one_start_at_a_time_and_it_ends(fails: bool) -> None:
     here = world(a=ScriptedProvider())
     endpoint = here.deps.router.catalog.endpoints[0]
-    wakes, asked, go_on = Wakes(here.deps.router.live), 0, asyncio.Event()
+    warm_ups, asked, go_on = WarmUps(here.deps.router.stats), 0, asyncio.Event()
 
     async def ask() -> None:
         nonlocal asked
@@ -40,22 +40,22 @@ async def test_one_start_at_a_time_and_it_ends(fails: bool) -> None:
             raise ProviderUnavailable("no machine to be had")
 
     for _ in range(3):
-        wakes.begin(endpoint, "m", ask)
+        warm_ups.begin(endpoint, "m", ask)
     await settle()
     assert asked == 1
-    assert here.deps.router.live._life("a", "m").waking_s is not None
-    wakes.begin(endpoint, "other", ask)
+    assert here.deps.router.stats._warmth_of("a", "m").waking_s is not None
+    warm_ups.begin(endpoint, "other", ask)
     go_on.set()
     await settle()
     assert asked == 2
-    assert wakes._going == {}
-    assert here.deps.router.live._life("a", "m").waking_s is None
-    assert (here.deps.router.live._life("a", "m").heard_s is None) == fails
+    assert warm_ups._going == {}
+    assert here.deps.router.stats._warmth_of("a", "m").waking_s is None
+    assert (here.deps.router.stats._warmth_of("a", "m").heard_s is None) == fails
 
 
 @pytest.mark.parametrize("like", [chat(max_tokens=100), text(max_tokens=100)])
 def test_a_nudge_is_as_small_as_a_request_can_be(like: requests.ChatRequest | requests.CompletionRequest) -> None:
-    small = waking.nudge(like)
+    small = waking.warm_up_request(like)
     assert type(small) is type(like)
     assert (small.model, small.output_tokens_max, small.prompt_bytes()) == ("m", 1, 1)
     again = requests.parse(type(small), requests.msgspec.json.encode(small.body))
@@ -68,7 +68,7 @@ async def test_a_request_wakes_whom_its_route_says_and_does_not_wait() -> None:
         a=ScriptedProvider(),
         b=ScriptedProvider(steps=says("x", usage=Usage(prompt_tokens=1, completion_tokens=1, total_tokens=2))),
     )
-    here.deps.router.live.arrived("m")
+    here.deps.router.stats.arrived("m")
     choose = here.deps.router.choose
 
     async def choosing(request: requests.InferenceRequest, header: str | None) -> Route | NoRoute:

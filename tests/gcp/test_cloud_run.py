@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 
-from goblin.billing.domain.run_service import ZERO, Scaling
+from goblin.billing.domain.run_service import ZERO, ServiceScaling
 from goblin.core.errors import Broken, Conflict, Fault, ProviderUnavailable
 from goblin.gcp.cloud_run import KEPT, CloudRun
 from tests.fakes.cloud_run import AUTOMATIC, MANUAL, FakeCloudRun
@@ -33,14 +33,14 @@ def run(fake: FakeCloudRun) -> CloudRun:
 @pytest.mark.parametrize(
     ("there", "scaling"),
     [
-        ({}, Scaling()),
-        ({"minInstanceCount": 1, "maxInstanceCount": 3}, Scaling(instances_min=1, instances_max=3)),
-        ({"scalingMode": MANUAL, "manualInstanceCount": 2}, Scaling(instances_exactly=2)),
+        ({}, ServiceScaling()),
+        ({"minInstanceCount": 1, "maxInstanceCount": 3}, ServiceScaling(instances_min=1, instances_max=3)),
+        ({"scalingMode": MANUAL, "manualInstanceCount": 2}, ServiceScaling(instances_exactly=2)),
         ({"scalingMode": MANUAL, "manualInstanceCount": 0}, ZERO),
     ],
 )
 async def test_a_service_is_turned_off_and_on_as_it_was(
-    fake: FakeCloudRun, run: CloudRun, there: dict[str, int], scaling: Scaling
+    fake: FakeCloudRun, run: CloudRun, there: dict[str, int], scaling: ServiceScaling
 ) -> None:
     fake.deploy(NAME, there, team="search")
     before = await run.read(NAME)
@@ -58,7 +58,7 @@ async def test_a_service_is_turned_off_and_on_as_it_was(
 async def test_an_update_that_takes_a_moment_is_waited_for(fake: FakeCloudRun, run: CloudRun) -> None:
     fake.deploy(NAME)
     fake.slow = True
-    await run.write(replace(await run.read(NAME), scaling=ZERO, kept=Scaling(), frozen_by="f"))
+    await run.write(replace(await run.read(NAME), scaling=ZERO, kept=ServiceScaling(), frozen_by="f"))
     assert fake.updates == 1
 
 

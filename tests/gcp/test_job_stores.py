@@ -21,12 +21,12 @@ from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, Fires
 from goblin.gcp.pubsub import PubSubBus
 from goblin.gcp.storage import GcsObjects
 from goblin.jobs.domain.checkpoints import Checkpoint
-from goblin.jobs.domain.instances import Lease
-from goblin.jobs.domain.job import Dataset, Job, Reason, State
-from goblin.jobs.policy.spot.market_history import Pool, Watched
-from goblin.jobs.policy.spot.preemption_rates import Rates
+from goblin.jobs.domain.instances import AttemptLease
+from goblin.jobs.domain.job import Dataset, Job, JobState, Reason
+from goblin.jobs.policy.spot.market_history import MarketHistory, PoolHistory
+from goblin.jobs.policy.spot.preemption_rates import PreemptionRates
 from goblin.jobs.policy.spot.reputation import Reputation
-from goblin.jobs.ports import JobStore, MarketStore, Stored
+from goblin.jobs.ports import JobStore, MarketHistoryStore, StoredJob
 from tests.clouds import RunningCloud, environment
 from tests.fakes.jobs import MemoryJobs, MemoryMarket, MemoryObjects, crc32c
 
@@ -64,12 +64,12 @@ def job(name: str = "j", **changes: Any) -> Job:
         # Lists of lists and large integers: what Firestore has no type for.
         "spec": JobRequested(job_id=name, kind="batch", parameters={"a": [[1], [2, [3]]], "big": 2**70, "b.c": None}),
         "spec_sha256": "00",
-        "state": State.RUNNING,
+        "state": JobState.RUNNING,
         "requested_at": NOW,
         "updated_at": NOW,
-        "reasons": (Reason(at=NOW, state=State.QUEUED, text="wörds"),),
+        "reasons": (Reason(at=NOW, state=JobState.QUEUED, text="wörds"),),
         "attempt": 2,
-        "lease": Lease(
+        "lease": AttemptLease(
             provider="p", label="goblin-j-a2", token_sha256="ff", placed_at=NOW, until=NOW + timedelta(seconds=45)
         ),
         "dataset": Dataset(uri="gs://bkt/d", generation=2**53 + 1, size=7, items=3),
@@ -119,14 +119,14 @@ async def test_a_job_that_is_not_there_cannot_be_replaced(jobs: JobStore) -> Non
 
 
 async def test_the_last_place_of_a_kind_goes_to_one(jobs: JobStore) -> None:
-    waiting = [await jobs.create(job(f"p{n}", state=State.QUEUED, lease=None)) for n in range(4)]
-    await jobs.create(job("q", state=State.RUNNING))
-    await jobs.create(job("t", spec=JobRequested(job_id="t", kind="training"), state=State.RUNNING))
+    waiting = [await jobs.create(job(f"p{n}", state=JobState.QUEUED, lease=None)) for n in range(4)]
+    await jobs.create(job("q", state=JobState.RUNNING))
+    await jobs.create(job("t", spec=JobRequested(job_id="t", kind="training"), state=JobState.RUNNING))
 
-    async def place(stored: Stored | None) -> Stored | None:
+    async def place(stored: StoredJob | None) -> StoredJob | None:
         assert stored is not None
         try:
-            return await jobs.place(replace(stored.job, state=State.PLACING), stored.version, limit=3)
+            return await jobs.place(replace(stored.job, state=JobState.PLACING), stored.version, limit=3)
         except StoreUnavailable:
             return None  # Somebody else's turn; the next tick asks again.
 
@@ -134,34 +134,36 @@ async def test_the_last_place_of_a_kind_goes_to_one(jobs: JobStore) -> None:
     later = [await place(stored) for stored in waiting]
     placed = [one for one in (*at_once, *later) if one is not None]
     assert len(placed) == 2
-    assert [one.job.state for one in placed] == [State.PLACING, State.PLACING]
+    assert [one.job.state for one in placed] == [JobState.PLACING, JobState.PLACING]
 
 
 async def test_a_place_is_not_taken_at_another_version(jobs: JobStore) -> None:
-    first = await jobs.create(job(state=State.QUEUED))
+    first = await jobs.create(job(state=JobState.QUEUED))
     assert first is not None
-    assert await jobs.replace(job(state=State.CANCELLED), first.version) is not None
-    assert await jobs.place(job(state=State.PLACING), first.version, limit=9) is None
+    assert await jobs.replace(job(state=JobState.CANCELLED), first.version) is not None
+    assert await jobs.place(job(state=JobState.PLACING), first.version, limit=9) is None
 
 
 @pytest.fixture(params=KINDS)
-async def market(request: pytest.FixtureRequest) -> AsyncIterator[MarketStore]:
+async def market(request: pytest.FixtureRequest) -> AsyncIterator[MarketHistoryStore]:
     if request.param == "memory":
         yield MemoryMarket()
         return
     yield FirestoreMarket(firestore(request.getfixturevalue("cloud")))
 
 
-async def test_what_was_seen_of_the_market_is_written_by_one_at_a_time(market: MarketStore) -> None:
-    assert await market.load() == (Watched(), None)
-    pool = Pool(provider="vastai", gpu="RTX_4090", gpu_count=1, seen_at=NOW, rates=Rates(losses=1.5, age_s=60.0))
+async def test_what_was_seen_of_the_market_is_written_by_one_at_a_time(market: MarketHistoryStore) -> None:
+    assert await market.load() == (MarketHistory(), None)
+    pool = PoolHistory(
+        provider="vastai", gpu="RTX_4090", gpu_count=1, seen_at=NOW, rates=PreemptionRates(losses=1.5, age_s=60.0)
+    )
     machine = Reputation(failures=1, last_at=NOW, last_kind="boot")
-    first = Watched(pools={"vastai/RTX 4090/`x`": pool}, machines={"vastai/1": machine})
+    first = MarketHistory(pools={"vastai/RTX 4090/`x`": pool}, machines={"vastai/1": machine})
     assert await market.save(first, None)
-    assert not await market.save(Watched(), None)
+    assert not await market.save(MarketHistory(), None)
     read, version = await market.load()
     assert read == first
-    assert await market.save(Watched(), version)
+    assert await market.save(MarketHistory(), version)
     assert not await market.save(first, version)
 
 
@@ -333,7 +335,7 @@ def real(cloud: RunningCloud) -> tuple[GcsObjects, str]:
 async def test_a_grant_to_put_fits_the_announced_bytes_once(real: tuple[GcsObjects, str]) -> None:
     store, name = real
     uri, data = f"gs://{name}/checkpoints/j/part.jsonl", b"some results"
-    grant = await store.grant_put(uri, size=len(data), crc32c=crc32c(data))
+    grant = await store.sign_put(uri, size=len(data), crc32c=crc32c(data))
     async with httpx.AsyncClient(trust_env=False) as http:
 
         async def put(body: bytes, headers: Any = grant.headers, url: str = grant.url) -> int:
@@ -355,7 +357,7 @@ async def test_a_grant_to_get_reads_ranges_of_one_object(real: tuple[GcsObjects,
     store, name = real
     made = await store.create(f"gs://{name}/datasets/j.jsonl", b"0123456789", content_type="application/jsonl")
     assert made is not None
-    grant = await store.grant_get(made.uri, generation=made.generation)
+    grant = await store.sign_get(made.uri, generation=made.generation)
     async with httpx.AsyncClient(trust_env=False) as http:
         answer = await http.get(grant.url, headers={**grant.headers, "range": "bytes=4-6"})
         assert (answer.status_code, answer.content) == (206, b"456")

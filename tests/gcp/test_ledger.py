@@ -10,17 +10,19 @@ from unittest import mock
 
 import pytest
 
+from goblin.billing.budget_client import BudgetClient
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import ACTIONS, Action, Entry, EntryKind, lineage
-from goblin.billing.policy.allocation import LEASE_LIFE, Crossing
-from goblin.billing.policy.local_allocation import FIRST_AHEAD, Purse
+from goblin.billing.domain.ledger import ACTIONS, BudgetAction, EntryKind, LedgerEntry, lineage
+from goblin.billing.policy.allocation import ALLOCATION_LIFE, ThresholdEvent
+from goblin.billing.policy.local_allocation import FIRST_AHEAD, LocalAllocation
 from goblin.cli import paths as places
+from goblin.core.clock import SystemClock
 from goblin.core.errors import Conflict, StoreUnavailable
 from goblin.gcp.firestore.ledger import PARTS, FirestoreLedger
 from goblin.gcp.firestore.serving import FirestoreServing
-from goblin.jobs import reservations as rents
-from goblin.jobs.domain.job import Rent
-from goblin.registry.domain.versions import Artifact, ModelName, Promotion, Serving
+from goblin.jobs import reservations as reservations
+from goblin.jobs.domain.job import InstanceReservation
+from goblin.registry.domain.versions import ModelArtifact, ModelName, Promotion, ServingState
 from tests.clouds import RunningCloud
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FakeServingStore
@@ -58,12 +60,12 @@ async def store(request: pytest.FixtureRequest, client: Any) -> Any:
     return FakeServingStore() if request.param == "memory" else FirestoreServing(await client())
 
 
-def entry(entry_id: str, amount: int = 5, kind: EntryKind = EntryKind.SETTLE, **changes: Any) -> Entry:
+def entry(entry_id: str, amount: int = 5, kind: EntryKind = EntryKind.SETTLE, **changes: Any) -> LedgerEntry:
     fields: dict[str, Any] = {"account": "openai", "at": AT, **changes}
-    return Entry(entry_id=entry_id, kind=kind, amount_usd_micros=amount, **fields)
+    return LedgerEntry(entry_id=entry_id, kind=kind, amount_usd_micros=amount, **fields)
 
 
-def settled(entry_id: str, amount: int) -> Entry:
+def settled(entry_id: str, amount: int) -> LedgerEntry:
     return entry(entry_id, amount, account="openai/ann", also=("key/ann",))
 
 
@@ -131,12 +133,12 @@ async def test_what_is_listed_is_what_was_written(ledger: Any) -> None:
 
 
 async def test_many_writers_at_once_lose_nothing_and_count_nothing_twice(ledger: Any) -> None:
-    dice = random.Random(7)
+    rng = random.Random(7)
     facts = [
-        entry(f"e{n}", dice.randrange(100), account=dice.choice(["openai", "groq", "openai/key-1"])) for n in range(40)
+        entry(f"e{n}", rng.randrange(100), account=rng.choice(["openai", "groq", "openai/key-1"])) for n in range(40)
     ]
     deliveries = facts * 2
-    dice.shuffle(deliveries)
+    rng.shuffle(deliveries)
 
     await asyncio.gather(*(ledger.record(fact) for fact in deliveries))
     sums: dict[str, int] = {}
@@ -174,43 +176,47 @@ async def test_many_instances_on_one_budget_never_lend_more_than_it_holds(ledger
     won: list[int] = []
 
     async def instance(number: int) -> None:
-        purse = Purse(lease_id=f"l{number}", account="openai/ann", also=("key/ann",))
+        local = LocalAllocation(allocation_id=f"l{number}", account="openai/ann", also=("key/ann",))
         for n in range(8):
-            if not purse.reserve(f"{number}.{n}", 300, now=AT):
-                purse.accept((await ledger.exchange(purse.ask(now=AT, need_usd_micros=300), now=AT)).lease, now=AT)
-            if purse.reserve(f"{number}.{n}", 300, now=AT):
+            if not local.reserve(f"{number}.{n}", 300, now=AT):
+                local.accept(
+                    (await ledger.exchange(local.next_request(now=AT, need_usd_micros=300), now=AT)).allocation, now=AT
+                )
+            if local.reserve(f"{number}.{n}", 300, now=AT):
                 won.append(300)
-                assert purse.settle(f"{number}.{n}", settled(f"{number}.{n}", 300))
+                assert local.settle(f"{number}.{n}", settled(f"{number}.{n}", 300))
             account = next(a for a in await ledger.accounts() if a.name == "key/ann")
-            tally = account.tallies[Period.MONTH]
-            assert tally.spent_usd_micros + tally.leased_usd_micros <= 10_000
-            if purse.unwritten:
-                assert await ledger.settle(purse.lease_id, purse.batch())
-                purse.wrote()
-        while not purse.retired:
-            purse.accept((await ledger.exchange(purse.ask(now=AT, close=True), now=AT)).lease, now=AT)
+            usage = account.usages[Period.MONTH]
+            assert usage.spent_usd_micros + usage.allocated_usd_micros <= 10_000
+            if local.unwritten:
+                assert await ledger.settle(local.allocation_id, local.batch())
+                local.wrote()
+        while not local.retired:
+            local.accept((await ledger.exchange(local.next_request(now=AT, close=True), now=AT)).allocation, now=AT)
 
     await asyncio.gather(*(instance(n) for n in range(8)))
     assert sum(won) == 9_900  # One more would have been too much.
     assert (await spent(ledger))["key/ann"] == (9_900, 33)
     assert (await spent(ledger, "2026-11-25"))["openai"] == (9_900, 33)
-    assert await ledger.leases() == []
+    assert await ledger.allocations() == []
     (account,) = [a for a in await ledger.accounts() if a.name == "openai"]
-    assert (account.tallies[Period.DAY].spent_usd_micros, account.tallies[Period.DAY].leased_usd_micros) == (9_900, 0)
+    assert (account.usages[Period.DAY].spent_usd_micros, account.usages[Period.DAY].allocated_usd_micros) == (9_900, 0)
 
 
 async def test_a_repeated_step_is_made_once(ledger: Any) -> None:
     lent = 40 * (1 + FIRST_AHEAD)
-    purse = Purse(lease_id="l", account="openai/ann", also=("key/ann",))
-    ask = purse.ask(now=AT, need_usd_micros=40)
+    local = LocalAllocation(allocation_id="l", account="openai/ann", also=("key/ann",))
+    ask = local.next_request(now=AT, need_usd_micros=40)
     first, second = await ledger.exchange(ask, now=AT), await ledger.exchange(ask, now=AT)
-    assert first.lease == second.lease
-    purse.accept(second.lease, now=AT)
-    assert purse.reserve("r", 40, now=AT)
-    assert purse.settle("r", settled("r", 25))
+    assert first.allocation == second.allocation
+    local.accept(second.allocation, now=AT)
+    assert local.reserve("r", 40, now=AT)
+    assert local.settle("r", settled("r", 25))
     for _ in range(2):
-        assert await ledger.settle("l", purse.batch())
-    assert [(lease.granted_usd_micros, lease.settled_usd_micros) for lease in await ledger.leases()] == [(lent, 25)]
+        assert await ledger.settle("l", local.batch())
+    assert [
+        (allocation.granted_usd_micros, allocation.settled_usd_micros) for allocation in await ledger.allocations()
+    ] == [(lent, 25)]
     assert (await spent(ledger))["total"] == (25, 1)
 
 
@@ -218,9 +224,9 @@ async def test_instances_meet_in_few_documents_and_their_parts_add_up(client: An
     connected = await client()
     ledger = FirestoreLedger(connected)
     for number in range(24):
-        purse = Purse(lease_id=f"lease{number}", account="openai/ann", also=("key/ann",))
-        purse.accept((await ledger.exchange(purse.ask(now=AT, need_usd_micros=40), now=AT)).lease, now=AT)
-        assert await ledger.settle(purse.lease_id, [settled(f"e{number}", 10)])
+        local = LocalAllocation(allocation_id=f"lease{number}", account="openai/ann", also=("key/ann",))
+        local.accept((await ledger.exchange(local.next_request(now=AT, need_usd_micros=40), now=AT)).allocation, now=AT)
+        assert await ledger.settle(local.allocation_id, [settled(f"e{number}", 10)])
     assert (await spent(ledger))["total"] == (240, 24)
     assert (await spent(ledger, "2026-11-25"))["key/ann"] == (240, 24)
     documents = [document.to_dict() for document in await connected.collection("balances").get()]
@@ -230,31 +236,33 @@ async def test_instances_meet_in_few_documents_and_their_parts_add_up(client: An
 
 async def test_the_dead_count_as_spent_until_a_bill_is_read(ledger: Any) -> None:
     await ledger.limit("openai", Period.DAY, Limit(period=Period.DAY, limit_usd_micros=100))
-    dead, heir = (Purse(lease_id=name, account="openai/ann", also=("key/ann",)) for name in ("dead", "heir"))
-    dead.accept((await ledger.exchange(dead.ask(now=AT, need_usd_micros=90), now=AT)).lease, now=AT)
+    dead, heir = (
+        LocalAllocation(allocation_id=name, account="openai/ann", also=("key/ann",)) for name in ("dead", "heir")
+    )
+    dead.accept((await ledger.exchange(dead.next_request(now=AT, need_usd_micros=90), now=AT)).allocation, now=AT)
     assert not (await ledger.expire("dead", now=AT + timedelta(seconds=1))).writes
-    later = AT + LEASE_LIFE
+    later = AT + ALLOCATION_LIFE
     assert (await ledger.expire("dead", now=later)).writes
     assert not (await ledger.expire("dead", now=later)).writes
-    refused = await ledger.exchange(heir.ask(now=later, need_usd_micros=20), now=later)
-    assert refused.shortage is not None
-    assert (refused.shortage.account, refused.shortage.left_usd_micros) == ("openai", 10)
-    heir.accept(refused.lease, now=later)
+    refused = await ledger.exchange(heir.next_request(now=later, need_usd_micros=20), now=later)
+    assert refused.insufficient is not None
+    assert (refused.insufficient.account, refused.insufficient.left_usd_micros) == ("openai", 10)
+    heir.accept(refused.allocation, now=later)
     # It was slow, not dead: what it says now comes out of what counts as spent.
     assert await ledger.settle("dead", [settled("late", 30)])
-    (lost,) = [lease for lease in await ledger.leases() if lease.lease_id == "dead"]
+    (lost,) = [allocation for allocation in await ledger.allocations() if allocation.allocation_id == "dead"]
     assert lost.lost_usd_micros == 60
     assert (await ledger.resolve("dead", spent_usd_micros=15, now=later)).writes
     assert not (await ledger.resolve("dead", spent_usd_micros=15, now=later)).writes
     assert not await ledger.settle("dead", [settled("later", 1)])  # It goes to `record`.
     assert (await spent(ledger))["key/ann"] == (45, 2)
-    granted = await ledger.exchange(heir.ask(now=later, need_usd_micros=55), now=later)
-    assert granted.shortage is None
+    granted = await ledger.exchange(heir.next_request(now=later, need_usd_micros=55), now=later)
+    assert granted.insufficient is None
 
 
 async def test_limits_are_kept_with_what_is_spent(ledger: Any) -> None:
     await ledger.record(entry("a", 5))
-    day = Limit(period=Period.DAY, limit_usd_micros=7, action=Action.FREEZE)
+    day = Limit(period=Period.DAY, limit_usd_micros=7, action=BudgetAction.FREEZE)
     month = Limit(period=Period.MONTH, limit_usd_micros=9)
     await ledger.limit("openai", Period.DAY, Limit(period=Period.DAY, limit_usd_micros=1))
     await ledger.limit("openai", Period.MONTH, month)
@@ -262,23 +270,23 @@ async def test_limits_are_kept_with_what_is_spent(ledger: Any) -> None:
     await ledger.limit("groq", Period.DAY, day)
     groq, openai, _ = await ledger.accounts()
     assert (groq.limits, openai.limits) == ((day,), (month, day))
-    assert openai.tallies[Period.LIFETIME].spent_usd_micros == 5
+    assert openai.usages[Period.LIFETIME].spent_usd_micros == 5
     await ledger.limit("openai", Period.DAY, None)
     assert [a.limits for a in await ledger.accounts()] == [(day,), (month,), ()]
 
 
 async def test_what_a_server_serves_and_refused_is_kept(store: Any) -> None:
-    assert await store.get("llm") == Serving(endpoint="llm")
-    artifact = Artifact(uri="gs://b/m", generation=2**60, size=3, crc32c="AAAAAA==", sha256="0" * 64)
+    assert await store.get("llm") == ServingState(endpoint="llm")
+    artifact = ModelArtifact(uri="gs://b/m", generation=2**60, size=3, crc32c="AAAAAA==", sha256="0" * 64)
     promotion = Promotion(
         name=ModelName("acme", "tiny"), version="1.0.0", artifact=artifact, seq=1, event_id="e", promoted_at=AT,
         promoted_by="ann",
     )  # fmt: skip
-    known = Serving(endpoint="llm", served=promotion, refused=promotion, refusal="torn", updated_at=AT)
+    known = ServingState(endpoint="llm", served=promotion, refused=promotion, refusal="torn", updated_at=AT)
     await store.put(known)
-    await store.put(Serving(endpoint="a"))
+    await store.put(ServingState(endpoint="a"))
     assert await store.get("llm") == known
-    assert await store.all() == [Serving(endpoint="a"), known]
+    assert await store.all() == [ServingState(endpoint="a"), known]
 
 
 async def test_what_was_rented_on_a_day_is_listed_by_it(ledger: Any) -> None:
@@ -297,30 +305,31 @@ async def test_what_was_rented_on_a_day_is_listed_by_it(ledger: Any) -> None:
 async def test_a_rent_lives_in_the_ledger_as_it_does_in_memory(ledger: Any) -> None:
     """Reserved, prolonged, settled twice with each answer lost once: one entry, nothing left lent."""
 
-    async def nobody(crossing: Crossing) -> None:
+    async def nobody(threshold_event: ThresholdEvent) -> None:
         pass
 
-    deps = rents.Deps(ledger=ledger, lender=ledger, announce=nobody)
+    client = BudgetClient(ledger, ledger, SystemClock(), announce=nobody)
+    deps = reservations.ReservationDeps(budget_client=client, ledger=ledger)
     await ledger.limit("job/j", Period.LIFETIME, Limit(period=Period.LIFETIME, limit_usd_micros=5_000_000))
-    plan = Rent(
+    plan = InstanceReservation(
         label="goblin-j-a1", provider="vastai", spot=True, price_usd_micros_per_hour=3_600_000, start_usd_micros=0,
         since=AT, until=AT + timedelta(seconds=4020), reserved_usd_micros=0, shortest_s=720,
     )  # fmt: skip
-    rent = await rents.reserve(plan, deps, now=AT)
-    assert isinstance(rent, Rent)
-    assert await rents.reserve(plan, deps, now=AT) == rent
-    kept = (await rents.keep(rent, deps, now=AT + timedelta(seconds=3400))).rent
+    rent = await reservations.reserve(plan, deps, now=AT)
+    assert isinstance(rent, InstanceReservation)
+    assert await reservations.reserve(plan, deps, now=AT) == rent
+    kept = (await reservations.renew(rent, deps, now=AT + timedelta(seconds=3400))).current
     assert kept.until == rent.until + timedelta(seconds=900)
-    refused = await rents.keep(kept, deps, now=kept.until - timedelta(seconds=300))
+    refused = await reservations.renew(kept, deps, now=kept.until - timedelta(seconds=300))
     assert refused.ends_job
     ended = replace(kept, ended_at=AT + timedelta(seconds=4500), instance_id="i")
-    (lease,) = await ledger.leases()
-    assert (lease.expires_at - kept.until) >= timedelta(minutes=10)
+    (allocation,) = await ledger.allocations()
+    assert (allocation.expires_at - kept.until) >= timedelta(minutes=10)
     for _ in range(3):
-        assert await rents.settle(ended, deps, now=AT + timedelta(seconds=4600)) == 4_500_000
-    assert await ledger.leases() == []
-    tallies = {account.name: account.tallies[Period.LIFETIME] for account in await ledger.accounts()}
+        assert await reservations.settle(ended, deps, now=AT + timedelta(seconds=4600)) == 4_500_000
+    assert await ledger.allocations() == []
+    usages = {account.name: account.usages[Period.LIFETIME] for account in await ledger.accounts()}
     for name in ("total", "vastai", "vastai/j", "job/j"):
-        assert (tallies[name].spent_usd_micros, tallies[name].leased_usd_micros) == (4_500_000, 0)
+        assert (usages[name].spent_usd_micros, usages[name].allocated_usd_micros) == (4_500_000, 0)
     (written,) = await ledger.rented(f"{AT:%Y-%m-%d}")
     assert (written.entry_id, written.instance_id) == ("rent:goblin-j-a1:1:settled", "i")

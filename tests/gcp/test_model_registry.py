@@ -14,7 +14,7 @@ import pytest
 
 from goblin.core.errors import Broken, Conflict
 from goblin.gcp.model_registry import GcsRegistry
-from goblin.registry.domain.versions import Artifact, ModelName, Promotion, Version
+from goblin.registry.domain.versions import ModelArtifact, ModelName, Promotion, Version
 from tests.clouds import RunningCloud
 from tests.fakes.registry import FakeRegistry
 
@@ -47,9 +47,9 @@ def root(registry: Any) -> str:
     return registry._root if isinstance(registry, GcsRegistry) else f"gs://{registry.bucket}/"
 
 
-def artifact(registry: Any, version: str = "1.0.0") -> Artifact:
+def artifact(registry: Any, version: str = "1.0.0") -> ModelArtifact:
     uri = f"{root(registry)}{NAME.folder}/{version}/m.gguf"
-    return Artifact(uri=uri, generation=7, size=3, crc32c="AAAAAA==", sha256="0" * 64)
+    return ModelArtifact(uri=uri, generation=7, size=3, crc32c="AAAAAA==", sha256="0" * 64)
 
 
 def move(registry: Any, seq: int = 1, **changes: Any) -> Promotion:

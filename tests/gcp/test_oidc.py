@@ -13,7 +13,7 @@ import pytest
 
 from goblin.core.errors import Forbidden, Transient, Unauthenticated
 from goblin.gcp import oidc
-from goblin.gcp.oidc import Callers
+from goblin.gcp.oidc import CallerVerifier
 from localcloud.identity import Identity
 
 AUDIENCE = "https://fn.example"
@@ -55,9 +55,9 @@ def certs(identity: Identity) -> Certs:
 
 
 @pytest.fixture
-async def callers(certs: Certs) -> AsyncIterator[Callers]:
+async def callers(certs: Certs) -> AsyncIterator[CallerVerifier]:
     async with httpx.AsyncClient(transport=httpx.MockTransport(certs)) as client:
-        yield Callers(client, audience=AUDIENCE, emails=[EMAIL], certs_url=CERTS)
+        yield CallerVerifier(client, audience=AUDIENCE, emails=[EMAIL], certs_url=CERTS)
 
 
 def bearer(identity: Identity, *, email: str = EMAIL, audience: str = AUDIENCE, **more: Any) -> str:
@@ -73,14 +73,14 @@ def rewritten(authorization: str, **claims: Any) -> str:
 
 
 async def test_the_invited_pass_and_certificates_are_read_once(
-    callers: Callers, identity: Identity, certs: Certs
+    callers: CallerVerifier, identity: Identity, certs: Certs
 ) -> None:
     assert await callers.verify(bearer(identity)) == EMAIL
     assert await callers.verify(bearer(identity)) == EMAIL
     assert certs.fetches == 1
 
 
-async def test_everybody_else_does_not(callers: Callers, identity: Identity, stranger: Identity) -> None:
+async def test_everybody_else_does_not(callers: CallerVerifier, identity: Identity, stranger: Identity) -> None:
     old = Identity(None, clock=lambda: datetime.now(UTC) - timedelta(hours=3))
     old._token_key = identity._token_key
     refused = [
@@ -106,7 +106,7 @@ async def test_everybody_else_does_not(callers: Callers, identity: Identity, str
 
 @pytest.mark.parametrize("claims", [{"iss": "https://evil.example"}, {"email_verified": False}])
 async def test_googles_name_and_a_verified_email_are_needed(
-    callers: Callers, identity: Identity, claims: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    callers: CallerVerifier, identity: Identity, claims: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = oidc.jwt.decode
     monkeypatch.setattr(oidc.jwt, "decode", lambda *a, **k: {**real(*a, **k), **claims})
@@ -119,13 +119,13 @@ async def test_with_nobody_invited_nobody_comes(
     identity: Identity, certs: Certs, audience: str, emails: list[str]
 ) -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(certs)) as client:
-        callers = Callers(client, audience=audience, emails=emails, certs_url=CERTS)
+        callers = CallerVerifier(client, audience=audience, emails=emails, certs_url=CERTS)
         with pytest.raises(Forbidden):
             await callers.verify(bearer(identity))
 
 
 async def test_without_certificates_nobody_passes_and_the_caller_may_try_again(
-    callers: Callers, identity: Identity, certs: Certs
+    callers: CallerVerifier, identity: Identity, certs: Certs
 ) -> None:
     certs.down = True
     with pytest.raises(Transient):
@@ -135,7 +135,7 @@ async def test_without_certificates_nobody_passes_and_the_caller_may_try_again(
 
 
 async def test_a_new_certificate_is_found_but_strangers_do_not_make_us_look(
-    callers: Callers, identity: Identity, stranger: Identity, certs: Certs, monkeypatch: pytest.MonkeyPatch
+    callers: CallerVerifier, identity: Identity, stranger: Identity, certs: Certs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await callers.verify(bearer(identity))
     for _ in range(5):

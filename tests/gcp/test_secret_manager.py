@@ -14,7 +14,7 @@ from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain import requests
 from goblin.gateway.ports import ChatProvider
-from goblin.gcp.secret_manager import BELIEVED_S, LOOK_AGAIN_S, SecretKey, Secrets
+from goblin.gcp.secret_manager import CACHE_TTL_S, LOOK_AGAIN_S, SecretKey, SecretManager
 from goblin.wiring import process as wiring
 from goblin.wiring.settings import BadConfiguration
 from tests.clouds import RunningCloud
@@ -34,8 +34,8 @@ def project(cloud: RunningCloud) -> str:
 
 
 @pytest.fixture
-def secrets(cloud: RunningCloud, project: str) -> Secrets:
-    return Secrets(project, emulator=cloud.storage_url)
+def secrets(cloud: RunningCloud, project: str) -> SecretManager:
+    return SecretManager(project, emulator=cloud.storage_url)
 
 
 def rotate(cloud: RunningCloud, project: str, key: bytes, *, first: bool = False) -> None:
@@ -59,7 +59,7 @@ def fake() -> FakeOpenAI:
 
 
 @pytest.fixture
-async def provider(fake: FakeOpenAI, secrets: Secrets) -> AsyncIterator[ChatProvider]:
+async def provider(fake: FakeOpenAI, secrets: SecretManager) -> AsyncIterator[ChatProvider]:
     with serve(fake.app) as base:
         async with httpx.AsyncClient() as client:
             endpoint = Endpoint(name="e", provider="openai", url=f"{base}/v1", api_key="secret:openai")
@@ -94,7 +94,7 @@ async def test_a_secret_that_is_not_there_is_for_a_person(provider: ChatProvider
 
 
 @pytest.mark.parametrize("data", [b"", b"two words", b"a\nb", b"\xff\xfe", b"k" * 9000])
-async def test_what_is_no_key_is_never_sent_nor_shown(secrets: Secrets, data: bytes, monkeypatch: Any) -> None:
+async def test_what_is_no_key_is_never_sent_nor_shown(secrets: SecretManager, data: bytes, monkeypatch: Any) -> None:
     monkeypatch.setattr(secrets, "_access", lambda _: data)
     with pytest.raises(ProviderUnavailable, match="holds no key") as caught:
         await secrets.read("projects/p/secrets/s/versions/1")
@@ -103,7 +103,7 @@ async def test_what_is_no_key_is_never_sent_nor_shown(secrets: Secrets, data: by
 
 async def test_a_store_that_is_away_is_a_passing_fault() -> None:
     with pytest.raises(ProviderUnavailable) as caught:
-        await Secrets("p", emulator=closed_port()).source("s").key()
+        await SecretManager("p", emulator=closed_port()).source("s").key()
     assert caught.value.fault is Fault.TRANSIENT
 
 
@@ -134,7 +134,7 @@ async def test_it_is_read_once_in_five_minutes_and_kept_while_the_store_is_away(
     assert store.reads == 0
     assert [await source.key() for _ in range(3)] == ["sk-one"] * 3
     assert store.reads == 1
-    clock.at = BELIEVED_S
+    clock.at = CACHE_TTL_S
     store.key = "sk-two"
     assert await source.key() == "sk-two"
     clock.at *= 2
@@ -166,7 +166,7 @@ async def test_a_key_that_stays_refused_is_not_looked_up_for_every_request() -> 
     ],
 )
 def test_names_of_secrets(name: str, resource: str) -> None:
-    assert Secrets("p").source(name)._resource == resource
+    assert SecretManager("p").source(name)._resource == resource
 
 
 @pytest.mark.parametrize("key", ["secret:", "secret:a b", "secret:../x", "secret:projects/p/keys/x"])
@@ -174,4 +174,4 @@ async def test_a_name_that_cannot_be_is_refused_at_the_start(key: str) -> None:
     endpoint = Endpoint(name="e", provider="openai", url="http://x", api_key=key)
     async with httpx.AsyncClient() as client:
         with pytest.raises(BadConfiguration, match="endpoint e"):
-            wiring.connect(endpoint, client, Secrets("p"))
+            wiring.connect(endpoint, client, SecretManager("p"))

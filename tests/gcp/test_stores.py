@@ -17,17 +17,17 @@ from goblin.core.errors import StoreUnavailable
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Status
 from goblin.gateway.ports import (
-    AnswerStore,
     ApiKey,
     AttemptRecord,
-    Claim,
+    CachedAnswer,
+    CacheStore,
     HealthStore,
+    IdempotencyClaim,
+    IdempotencyStore,
     KeyStore,
-    ReplyStore,
-    RequestBatchStore,
-    RequestRecord,
-    StoredAnswer,
-    StoredReply,
+    Receipt,
+    ReceiptBatchStore,
+    StoredHttpReply,
 )
 from tests.clouds import RunningCloud
 from tests.fakes.serving import closed_port
@@ -46,7 +46,7 @@ HEALTH = EndpointHealth(
     loaded=None,
     failures=1,
 )
-RECORD = RequestRecord(
+RECORD = Receipt(
     request_id="r1",
     key_digest=KEY.digest,
     key_name="me",
@@ -67,8 +67,8 @@ RECORD = RequestRecord(
     expires_at=NOW + timedelta(days=30),
 )
 USAGE = Usage(prompt_tokens=1, completion_tokens=2, total_tokens=3)
-CLAIM = Claim(body_digest="d", until=NOW + timedelta(minutes=15), expires_at=NOW + timedelta(days=1))
-REPLY = StoredReply(
+CLAIM = IdempotencyClaim(body_digest="d", until=NOW + timedelta(minutes=15), expires_at=NOW + timedelta(days=1))
+REPLY = StoredHttpReply(
     status=200, media_type="text/event-stream", headers={"x-goblin-request-id": "r1"}, body=b"data: \xff\n\n"
 )
 
@@ -77,9 +77,9 @@ REPLY = StoredReply(
 class Stores:
     keys: KeyStore
     health: HealthStore
-    requests: RequestBatchStore
-    answers: AnswerStore
-    replies: ReplyStore
+    requests: ReceiptBatchStore
+    answers: CacheStore
+    replies: IdempotencyStore
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ async def test_keys_are_listed_from_the_oldest_and_revoked(stores: Stores) -> No
 async def test_answers_come_back_and_are_replaced(stores: Stores) -> None:
     assert await stores.answers.get("k") is None
     for text in ("Hello", "Wörld 🌍"):
-        answer = StoredAnswer(text=text, finish_reason="stop", usage=USAGE, expires_at=NOW)
+        answer = CachedAnswer(text=text, finish_reason="stop", usage=USAGE, expires_at=NOW)
         await stores.answers.put("k", answer)
         assert await stores.answers.get("k") == answer
 

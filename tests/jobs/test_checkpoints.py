@@ -12,7 +12,7 @@ from goblin.jobs import checkpoints
 from goblin.jobs import lifecycle as jobs
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.checkpoints import Manifest, manifest_uri
-from goblin.jobs.domain.job import State
+from goblin.jobs.domain.job import JobState
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, announce, given, output_ids, results
@@ -71,7 +71,7 @@ async def test_a_host_that_was_restarted_passes_by_the_steps_that_are_saved() ->
     assert restarted.saved == 0, "the event is still on its way"
     await restarted.run()
     await reconcile(world.deps)
-    assert world.job().state is State.SUCCEEDED
+    assert world.job().state is JobState.SUCCEEDED
     assert output_ids(world) == [f"item-{n}" for n in range(10)]
 
 
@@ -181,11 +181,11 @@ async def test_an_old_attempts_token_opens_nothing() -> None:
         with pytest.raises(Forbidden):
             await call
     after = world.job()
-    assert after.lies == 3, "it is written down, and not for ever"
+    assert after.invalid_reports == 3, "it is written down, and not for ever"
     assert {line.text for line in after.reasons if line not in before.reasons} == {
         "a token that is not the current attempt's was refused"
     }
-    assert replace(after, lies=0, reasons=before.reasons) == before
+    assert replace(after, invalid_reports=0, reasons=before.reasons) == before
 
 
 async def test_a_checkpoint_whose_event_was_lost_is_found_before_the_next_attempt() -> None:
@@ -249,7 +249,7 @@ async def test_a_host_that_is_taken_away_hands_its_last_checkpoint_over_before_t
 async def test_a_host_that_invents_a_checkpoint_hands_nothing_over() -> None:
     world, host = await running()
     await leases.withdraw("j", host.token, "taken away", world.deps, step=9)
-    assert (world.job().state, world.job().checkpoint) == (State.PREEMPTED, None)
+    assert (world.job().state, world.job().checkpoint) == (JobState.PREEMPTED, None)
 
 
 async def test_events_out_of_order_never_move_the_pointer_back() -> None:
@@ -312,7 +312,7 @@ async def test_finishing_before_everything_is_checkpointed_is_refused() -> None:
     await host.checkpoint()
     with pytest.raises(Conflict, match="not checkpointed"):
         await leases.finish("j", host.token, world.deps)
-    assert world.job().state is State.RUNNING
+    assert world.job().state is JobState.RUNNING
 
 
 async def test_a_repeated_finish_is_no_error() -> None:
@@ -320,7 +320,7 @@ async def test_a_repeated_finish_is_no_error() -> None:
     await host.run()
     await leases.finish("j", host.token, world.deps)
     await reconcile(world.deps)
-    assert (await leases.finish("j", host.token, world.deps)).state is State.SUCCEEDED
+    assert (await leases.finish("j", host.token, world.deps)).state is JobState.SUCCEEDED
 
 
 async def test_many_parts_are_joined_in_order_and_what_joined_them_is_gone() -> None:
@@ -330,7 +330,7 @@ async def test_many_parts_are_joined_in_order_and_what_joined_them_is_gone() -> 
     await reconcile(world.deps)
     await Host(world, "j", world.token()).run()
     await reconcile(world.deps)
-    assert world.job().state is State.SUCCEEDED
+    assert world.job().state is JobState.SUCCEEDED
     ids = [
         msgspec.json.decode(line)["custom_id"]
         for line in world.objects.objects[str(wanted.output_uri)].data.splitlines()
@@ -344,7 +344,7 @@ async def test_somebody_elses_object_at_the_output_fails_the_job_and_stays() -> 
     await host.run()
     world.objects.write(f"gs://{BUCKET}/outputs/j.jsonl", b"precious")
     await reconcile(world.deps)
-    assert world.job().state is State.FAILED
+    assert world.job().state is JobState.FAILED
     assert world.objects.objects[f"gs://{BUCKET}/outputs/j.jsonl"].data == b"precious"
 
 
@@ -354,5 +354,5 @@ async def test_a_part_replaced_after_it_was_verified_fails_the_job_instead_of_it
     [part] = [uri for uri in world.objects.objects if uri.endswith("part.jsonl")]
     world.objects.write(part, results(0, 3, 99))
     await reconcile(world.deps)
-    assert world.job().state is State.FAILED
+    assert world.job().state is JobState.FAILED
     assert "replaced" in world.job().reason

@@ -8,7 +8,7 @@ from goblin.core.errors import GoblinError
 from goblin.jobs import checkpoints
 from goblin.jobs import lifecycle as jobs
 from goblin.jobs import worker_api as leases
-from goblin.jobs.domain.job import ENDED, State
+from goblin.jobs.domain.job import ENDED, JobState
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, announce, given, output_ids, results, spec
 from tests.fakes.jobs import Crash, World
@@ -156,9 +156,9 @@ def check(world: World, name: str, crash_at: int) -> None:
     assert not job.open, where
     assert not world.compute.running, where
     assert len(world.compute.rented) == len(set(world.compute.rented)), where
-    wanted = {"fail": State.FAILED, "cancel": State.CANCELLED, "reconcile settles": State.CANCELLED}
-    assert job.state is wanted.get(name, State.SUCCEEDED), where
-    if job.state is State.SUCCEEDED:
+    wanted = {"fail": JobState.FAILED, "cancel": JobState.CANCELLED, "reconcile settles": JobState.CANCELLED}
+    assert job.state is wanted.get(name, JobState.SUCCEEDED), where
+    if job.state is JobState.SUCCEEDED:
         assert output_ids(world) == [f"item-{n}" for n in range(7)], where
     steps = [version.saved_step for version in world.jobs.history["j"]]
     assert steps == sorted(steps), where

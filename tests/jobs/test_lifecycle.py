@@ -11,7 +11,7 @@ from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, St
 from goblin.jobs import checkpoints
 from goblin.jobs import lifecycle as jobs
 from goblin.jobs import worker_api as leases
-from goblin.jobs.domain.job import State
+from goblin.jobs.domain.job import JobState
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, given, item, output_ids, spec
@@ -22,12 +22,12 @@ async def test_a_job_goes_all_the_way() -> None:
     world = World()
     await jobs.request(given(world, 10), world.deps)
     await reconcile(world.deps, only="j")
-    assert world.job().state is State.STARTING
+    assert world.job().state is JobState.STARTING
     await Host(world, "j", world.token()).run()
-    assert world.job().state is State.FINISHING
+    assert world.job().state is JobState.FINISHING
     await reconcile(world.deps)
     done = world.job()
-    assert (done.state, done.step, done.attempt) == (State.SUCCEEDED, 10, 1)
+    assert (done.state, done.step, done.attempt) == (JobState.SUCCEEDED, 10, 1)
     assert output_ids(world) == [f"item-{n}" for n in range(10)]
     await reconcile(world.deps)
     assert not world.job().open
@@ -62,7 +62,7 @@ async def test_another_request_with_the_same_id_is_refused() -> None:
 async def test_what_could_never_run_is_written_as_refused_for_an_event_and_answered_to_a_caller() -> None:
     world = World()
     job = await jobs.request(spec(kind="dance"), world.deps)
-    assert job.state is State.REFUSED
+    assert job.state is JobState.REFUSED
     await reconcile(world.deps)
     assert not world.job().open
     with pytest.raises(InvalidRequest, match="dance"):
@@ -105,7 +105,7 @@ async def test_a_dataset_that_cannot_be_run_refuses_the_job_with_its_line(data: 
         world.objects.write(str(wanted.dataset_uri), data)
     await jobs.request(wanted, world.deps)
     await reconcile(world.deps)
-    assert world.job().state is State.REFUSED
+    assert world.job().state is JobState.REFUSED
     assert words in world.job().reason
     assert not world.compute.rented
 
@@ -116,7 +116,7 @@ async def test_an_output_that_exists_refuses_the_job() -> None:
     world.objects.write(str(wanted.output_uri), b"precious")
     await jobs.request(wanted, world.deps)
     await reconcile(world.deps)
-    assert world.job().state is State.REFUSED
+    assert world.job().state is JobState.REFUSED
     assert "never overwritten" in world.job().reason
 
 
@@ -130,7 +130,7 @@ async def test_cancelling_fences_the_attempt_off_and_ends_its_instance() -> None
     assert not world.compute.running
     with pytest.raises(Conflict, match="over"):
         await leases.heartbeat("j", host.token, 0, world.deps)
-    assert (await jobs.cancel("j", world.deps, by="me")).state is State.CANCELLED, "twice is once"
+    assert (await jobs.cancel("j", world.deps, by="me")).state is JobState.CANCELLED, "twice is once"
     await reconcile(world.deps)
     assert not world.job().open
 
@@ -149,7 +149,7 @@ async def test_on_unknown_nothing_is_launched_and_nothing_destroyed() -> None:
     await jobs.request(given(world), world.deps)
     world.compute.unknown = "410"
     report = await reconcile(world.deps)
-    assert world.job().state is State.QUEUED
+    assert world.job().state is JobState.QUEUED
     assert report.errors == ("fake: 410",)
     world.compute.unknown = ""
     await reconcile(world.deps)
@@ -158,7 +158,7 @@ async def test_on_unknown_nothing_is_launched_and_nothing_destroyed() -> None:
     world.compute.unknown = "read as empty"
     for _ in range(5):
         await reconcile(world.deps)
-    assert (world.job().state, world.job().attempt) == (State.RUNNING, 1)
+    assert (world.job().state, world.job().attempt) == (JobState.RUNNING, 1)
     assert world.compute.released == []
 
 
@@ -196,7 +196,7 @@ async def test_a_heartbeat_keeps_the_lease() -> None:
         world.clock.advance(policy.HEARTBEAT_S)
         await leases.heartbeat("j", host.token, 2, world.deps)
         await reconcile(world.deps)
-    assert (world.job().state, world.job().attempt, world.job().step) == (State.RUNNING, 1, 2)
+    assert (world.job().state, world.job().attempt, world.job().step) == (JobState.RUNNING, 1, 2)
 
 
 async def test_a_heartbeat_prolongs_the_key_before_it_expires() -> None:
@@ -245,7 +245,7 @@ async def test_an_answer_that_was_lost_is_found_in_the_inventory_and_not_rented_
     world.compute.silent = True
     await reconcile(world.deps)
     await reconcile(world.deps)
-    assert (world.job().state, world.job().attempt) == (State.STARTING, 1)
+    assert (world.job().state, world.job().attempt) == (JobState.STARTING, 1)
     assert world.compute.rented == ["goblin-j-a1"]
 
 
@@ -257,7 +257,7 @@ async def test_an_instance_quicker_than_the_providers_answer_is_at_work() -> Non
     await leases.claim("j", world.token(), world.deps)
     await reconcile(world.deps)
     lease = world.job().lease
-    assert world.job().state is State.RUNNING
+    assert world.job().state is JobState.RUNNING
     assert lease is not None
     assert lease.instance_id == "i-goblin-j-a1"
 
@@ -270,14 +270,14 @@ async def test_no_capacity_waits_ever_longer_and_fails_nothing() -> None:
         await reconcile(world.deps)
         world.clock.advance(60)
     job = world.job()
-    assert job.state is State.QUEUED
+    assert job.state is JobState.QUEUED
     assert "no capacity" in job.reason
     assert (job.failures, job.preemptions) == (0, 0)
     assert 10 <= job.attempt <= 20, "an hour of a full provider is no reason to ask each minute"
     world.compute.full = False
     world.clock.advance(policy.BACKOFF_S_MAX)
     await reconcile(world.deps)
-    assert world.job().state is State.STARTING
+    assert world.job().state is JobState.STARTING
 
 
 async def test_places_are_limited_by_kind() -> None:
@@ -286,10 +286,10 @@ async def test_places_are_limited_by_kind() -> None:
         await jobs.request(given(world, 3, name), world.deps)
         world.clock.advance(1)
     await reconcile(world.deps)
-    assert [world.job(name).state for name in ("one", "two")] == [State.STARTING, State.QUEUED]
+    assert [world.job(name).state for name in ("one", "two")] == [JobState.STARTING, JobState.QUEUED]
     await Host(world, "one", world.token("one")).run()
     await reconcile(world.deps)
-    assert [world.job(name).state for name in ("one", "two")] == [State.SUCCEEDED, State.STARTING]
+    assert [world.job(name).state for name in ("one", "two")] == [JobState.SUCCEEDED, JobState.STARTING]
 
 
 async def test_two_reconciles_at_once_rent_one_instance() -> None:
@@ -313,8 +313,8 @@ async def test_one_jobs_trouble_does_not_keep_the_others_waiting() -> None:
 
     world.objects.stat = flaky  # type: ignore[method-assign]
     report = await reconcile(world.deps)
-    assert world.job("good").state is State.STARTING
-    assert world.job("bad").state is State.REQUESTED
+    assert world.job("good").state is JobState.STARTING
+    assert world.job("bad").state is JobState.REQUESTED
     assert report.errors == ("job bad: the bucket hiccups",)
 
 
@@ -332,7 +332,7 @@ async def test_a_change_is_decided_again_when_somebody_else_wrote() -> None:
 
     world.jobs.before_replace = somebody_writes
     await leases.claim("j", token, world.deps)
-    assert world.job().state is State.RUNNING
+    assert world.job().state is JobState.RUNNING
     world.jobs.before_replace = lambda: world.jobs.touch("j")
     with pytest.raises(LeaseHeld):
         await leases.heartbeat("j", token, 0, world.deps)

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import Action, Entry, EntryKind
+from goblin.billing.domain.ledger import BudgetAction, EntryKind, LedgerEntry
 from goblin.core.errors import ProviderUnavailable, StoreUnavailable
 from goblin.core.events import JobRequested
 from goblin.jobs import lifecycle as jobs
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.instances import Instance, InstanceState
-from goblin.jobs.domain.job import State
+from goblin.jobs.domain.job import JobState
 from goblin.jobs.domain.market import Listing, Offer
 from goblin.jobs.policy import reservations as renting
 from goblin.jobs.policy.state_machine import BACKOFF_S_MAX
@@ -62,21 +62,21 @@ async def beat(world: World, minutes: int) -> None:
 
 def total(world: World) -> tuple[int, int]:
     """Spent and lent of everything."""
-    tally = world.ledger.kept["total"].tallies[Period.LIFETIME]
-    return tally.spent_usd_micros, tally.leased_usd_micros
+    usage = world.ledger.kept["total"].usages[Period.LIFETIME]
+    return usage.spent_usd_micros, usage.allocated_usd_micros
 
 
 async def test_a_job_is_placed_on_spot_with_its_money_put_aside_and_the_choice_explained() -> None:
     world = market()
     await requested(world)
     job = world.job()
-    assert job.state is State.STARTING
+    assert job.state is JobState.STARTING
     assert job.placement is not None
     assert job.placement.offer == SPOT
     assert [bool(candidate.rejected) for candidate in job.placement.candidates] == [False, True]
-    [rent] = job.rents
-    assert total(world) == (0, rent.reserved_usd_micros)
-    assert rent.reserved_usd_micros > 300_000, "an hour of work, the start and the tail"
+    [reservation] = job.reservations
+    assert total(world) == (0, reservation.reserved_usd_micros)
+    assert reservation.reserved_usd_micros > 300_000, "an hour of work, the start and the tail"
     [order] = world.compute.running.values()
     assert order.bid_usd_micros_per_hour == job.placement.bid_usd_micros_per_hour
     assert set(order.environment) == {"GOBLIN_URL", "GOBLIN_ATTEMPT_TOKEN"}
@@ -95,26 +95,26 @@ async def test_nothing_is_rented_without_the_ledger() -> None:
     world.ledger.exchange = silent  # type: ignore[method-assign]
     await reconcile(world.deps)
     assert not world.compute.rented
-    assert world.job().state is State.QUEUED
+    assert world.job().state is JobState.QUEUED
     assert "Without the ledger nothing is rented" in world.job().reason
     world.ledger.exchange = original  # type: ignore[method-assign]
     world.ledger.down = False
     await tick(world)
-    assert world.job().state is State.STARTING
+    assert world.job().state is JobState.STARTING
 
 
 async def test_a_budget_that_covers_no_slice_ends_the_job_and_one_that_starts_anew_makes_it_wait() -> None:
     poor = market()
     await requested(poor, budget_usd=Decimal("0.01"), est_hours=None)
     await tick(poor)
-    assert poor.job().state is State.FAILED
+    assert poor.job().state is JobState.FAILED
     assert "budget of job/j" in poor.job().reason
     assert not poor.compute.rented
 
     waiting = market()
     await waiting.ledger.limit("fake", Period.MONTH, Limit(period=Period.MONTH, limit_usd_micros=1000))
     await requested(waiting)
-    assert waiting.job().state is State.QUEUED
+    assert waiting.job().state is JobState.QUEUED
     assert "starts anew at 2026-12-01" in waiting.job().reason
     assert not waiting.compute.rented
     assert total(waiting) == (0, 0)
@@ -125,17 +125,17 @@ async def test_nothing_is_rented_where_no_budget_says_how_much_may_be_spent() ->
     world.ledger.declared = {}
     await requested(world)
     waits = world.job().no_placement
-    assert world.job().state is State.QUEUED
+    assert world.job().state is JobState.QUEUED
     assert waits is not None
     assert "nothing is rented without a budget: `goblin budget set fake 50`" in waits.reason
     await world.ledger.limit("fake", Period.MONTH, Limit(period=Period.MONTH, limit_usd_micros=50_000_000))
     await tick(world)
-    assert world.job().state is State.STARTING
+    assert world.job().state is JobState.STARTING
 
     own = market()
     own.ledger.declared = {}
     await requested(own, budget_usd=Decimal(10))
-    assert own.job().state is State.STARTING
+    assert own.job().state is JobState.STARTING
 
 
 async def test_what_a_provider_refuses_costs_nothing_and_is_asked_for_again() -> None:
@@ -143,13 +143,13 @@ async def test_what_a_provider_refuses_costs_nothing_and_is_asked_for_again() ->
     world.compute.full = True
     await requested(world)
     await tick(world)
-    assert world.job().state is State.QUEUED
+    assert world.job().state is JobState.QUEUED
     world.compute.full = False
     await tick(world, BACKOFF_S_MAX / 60)
-    assert world.job().state is State.STARTING
+    assert world.job().state is JobState.STARTING
     assert world.job().spent_usd_micros == 0
-    assert len(world.job().rents) == 1
-    assert total(world) == (0, world.job().rents[0].reserved_usd_micros)
+    assert len(world.job().reservations) == 1
+    assert total(world) == (0, world.job().reservations[0].reserved_usd_micros)
 
 
 async def test_an_outbid_instance_is_released_paid_for_and_the_job_placed_anew_at_once() -> None:
@@ -162,31 +162,31 @@ async def test_an_outbid_instance_is_released_paid_for_and_the_job_placed_anew_a
     world.compute.states["goblin-j-a1"] = stopped
     await tick(world, 0.5)
     job = world.job()
-    assert (job.state, job.attempt, job.preemptions) == (State.STARTING, 2, 1)
+    assert (job.state, job.attempt, job.preemptions) == (JobState.STARTING, 2, 1)
     assert "goblin-j-a1" not in world.compute.running
     await tick(world, 0.4)
     await tick(world, 0.4)
     job = world.job()
-    assert [rent.label for rent in job.rents] == ["goblin-j-a2"]
+    assert [reservation.label for reservation in job.reservations] == ["goblin-j-a2"]
     assert 2_000 <= job.spent_usd_micros <= 40_000, "a minute or two of 0.30 dollars an hour"
     assert total(world)[0] == job.spent_usd_micros
-    assert world.market.watched.pools["fake/RTX_4090"].rates.losses > 0.9
+    assert world.market.history.pools["fake/RTX_4090"].rates.losses > 0.9
 
 
 async def test_rent_is_prolonged_while_it_works_and_settled_after_the_end() -> None:
     world = market()
     await requested(world)
     await leases.claim("j", world.token(), world.deps)
-    first = world.job().rents[0]
+    first = world.job().reservations[0]
     await beat(world, 90)
     job = world.job()
-    assert job.state is State.RUNNING
-    assert job.rents[0].until > first.until
+    assert job.state is JobState.RUNNING
+    assert job.reservations[0].until > first.until
     await jobs.cancel("j", world.deps, by="somebody")
     await tick(world)
     await tick(world)
     job = world.job()
-    assert (job.rents, job.open) == ((), False)
+    assert (job.reservations, job.open) == ((), False)
     spent = total(world)
     assert spent == (job.spent_usd_micros, 0)
     price = first.price_usd_micros_per_hour
@@ -205,11 +205,11 @@ async def test_a_job_whose_budget_runs_out_is_asked_to_save_and_stop_in_time_and
     assert job.stop is not None
     assert job.stop.ends_job
     assert "budget of job/j" in job.stop.reason
-    assert world.clock.now() < job.stop.by < renting.leave_at(job.rents[0]) + timedelta(seconds=1)
+    assert world.clock.now() < job.stop.by < renting.leave_at(job.reservations[0]) + timedelta(seconds=1)
     assert job.reasons[-1].text.startswith("asked to stop: ")
     await leases.withdraw("j", world.token(), "saved", world.deps)
     await tick(world)
-    assert world.job().state is State.FAILED
+    assert world.job().state is JobState.FAILED
     assert "budget of job/j" in world.job().reason
     assert sum(total(world)) <= 750_000
 
@@ -218,23 +218,25 @@ async def test_who_does_not_heed_a_stop_is_taken_away_before_the_money_ends() ->
     world = market()
     await requested(world, budget_usd=Decimal("0.75"), est_hours=None)
     await leases.claim("j", world.token(), world.deps)
-    until = world.job().rents[0].until
+    until = world.job().reservations[0].until
     for _ in range(400):
-        if world.job().state is not State.RUNNING:
+        if world.job().state is not JobState.RUNNING:
             break
-        until = world.job().rents[0].until
+        until = world.job().reservations[0].until
         await beat(world, 1)
     assert not world.compute.running
     assert world.clock.now() <= until
     assert total(world)[0] + total(world)[1] <= 750_000
 
 
-@pytest.mark.parametrize(("action", "stops"), [(Action.STOP_JOBS, True), (Action.FREEZE, False)])
-async def test_a_freeze_keeps_jobs_from_starting_and_stops_them_if_it_says_so(action: Action, stops: bool) -> None:
+@pytest.mark.parametrize(("action", "stops"), [(BudgetAction.STOP_JOBS, True), (BudgetAction.FREEZE, False)])
+async def test_a_freeze_keeps_jobs_from_starting_and_stops_them_if_it_says_so(
+    action: BudgetAction, stops: bool
+) -> None:
     world = market()
     await requested(world)
     await leases.claim("j", world.token(), world.deps)
-    freeze = Entry(
+    freeze = LedgerEntry(
         entry_id="freeze:1", kind=EntryKind.FREEZE, account="fake", amount_usd_micros=0, at=START, note="enough",
         reaction=action,
     )  # fmt: skip
@@ -243,7 +245,7 @@ async def test_a_freeze_keeps_jobs_from_starting_and_stops_them_if_it_says_so(ac
     await tick(world, 0.5)
     await tick(world, 0.2)
     assert (world.job().stop is not None) is stops
-    assert world.job("k").state is State.QUEUED
+    assert world.job("k").state is JobState.QUEUED
     assert world.job("k").no_placement is not None
     assert "fake is frozen: enough" in world.job("k").no_placement.reason
 
@@ -252,9 +254,9 @@ async def test_a_machine_that_never_boots_is_left_alone_afterwards() -> None:
     world = market(SPOT)
     await requested(world)
     await tick(world, 5)
-    assert world.market.watched.machines["fake/m1"].last_kind == "boot"
+    assert world.market.history.machines["fake/m1"].last_kind == "boot"
     await tick(world)
-    assert world.job().state is State.QUEUED
+    assert world.job().state is JobState.QUEUED
     assert world.job().no_placement is not None
     assert "the machine failed us" in world.job().no_placement.reason
 
@@ -262,7 +264,7 @@ async def test_a_machine_that_never_boots_is_left_alone_afterwards() -> None:
 async def test_a_deadline_nobody_could_keep_is_refused_before_anything_is_rented() -> None:
     world = market()
     await requested(world, deadline=START + timedelta(hours=5))
-    assert world.job().state is State.REFUSED
+    assert world.job().state is JobState.REFUSED
     assert "the nearest that could is" in world.job().reason
     assert not world.compute.rented
 
@@ -275,18 +277,18 @@ async def test_a_deadline_is_promised_only_with_a_place_and_the_place_is_kept() 
     await jobs.request(promised, world.deps)
     await tick(world, 0.4)
     waits = world.job("p")
-    assert waits.state is State.REQUESTED
+    assert waits.state is JobState.REQUESTED
     assert waits.no_placement is not None
     assert "once one of the 1 places of kind training is free" in waits.no_placement.reason
 
     world.compute.full = True
     await jobs.cancel("j", world.deps, by="somebody")
     await tick(world, 0.4)
-    assert world.job("p").state is State.QUEUED
+    assert world.job("p").state is JobState.QUEUED
     world.compute.full = False
     await jobs.request(training(job_id="k", priority="high"), world.deps)
     await tick(world)
-    assert (world.job("p").state, world.job("k").state) == (State.STARTING, State.QUEUED)
+    assert (world.job("p").state, world.job("k").state) == (JobState.STARTING, JobState.QUEUED)
 
 
 async def test_what_nobody_wants_is_released_though_the_ledger_is_silent() -> None:
@@ -318,8 +320,8 @@ async def test_a_job_that_fits_nothing_keeps_nobody_else_from_its_place() -> Non
     await jobs.request(training(job_id="big", max_price_per_hour=Decimal("0.01"), priority="high"), world.deps)
     await jobs.request(training(), world.deps)
     await reconcile(world.deps)
-    assert world.job("big").state is State.QUEUED
-    assert world.job().state is State.STARTING
+    assert world.job("big").state is JobState.QUEUED
+    assert world.job().state is JobState.STARTING
 
 
 async def test_two_jobs_of_one_run_do_not_ask_for_the_same_machine() -> None:
@@ -346,7 +348,7 @@ async def test_on_unknown_offers_nothing_is_launched_and_the_reason_is_told() ->
     mute.unknown = "410 Gone"
     world.deps = replace(world.deps, compute={"mute": mute})
     await requested(world)
-    assert world.job().state is State.QUEUED
+    assert world.job().state is JobState.QUEUED
     assert world.job().no_placement is not None
     assert "mute cannot say: 410 Gone" in world.job().no_placement.reason
 
@@ -372,7 +374,7 @@ async def test_a_provider_whose_budget_is_used_up_keeps_no_job_from_another_that
     await jobs.request(training(), deps)
     await reconcile(deps)
     assert [*other.running] == [world.job().lease.label if world.job().lease else ""], world.job().reason
-    assert world.job().state is State.STARTING
+    assert world.job().state is JobState.STARTING
 
 
 async def test_who_waits_for_a_budget_is_not_asked_for_again_by_every_job_in_every_run() -> None:
@@ -393,10 +395,10 @@ async def test_a_job_that_was_refused_money_once_waits_without_an_attempt_until_
     for _ in range(60):
         await tick(world)
     job = world.job()
-    assert (job.state, job.attempt) == (State.QUEUED, 1)
+    assert (job.state, job.attempt) == (JobState.QUEUED, 1)
     assert job.no_placement is not None
     assert "the month budget of fake" in job.no_placement.reason
     assert len(world.bus.told) < 10
     world.ledger.declared = {**world.ledger.declared, "fake": (Limit(period=Period.MONTH, limit_usd_micros=10**7),)}
     await tick(world)
-    assert world.job().state is State.STARTING
+    assert world.job().state is JobState.STARTING

@@ -7,15 +7,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from goblin.core.errors import Conflict, Forbidden, InvalidRequest, LeaseHeld, StoreUnavailable, Untrue
+from goblin.core.errors import Conflict, Forbidden, InvalidReport, InvalidRequest, LeaseHeld, StoreUnavailable
 from goblin.jobs import attempt_logs as logs
 from goblin.jobs import lifecycle as jobs
 from goblin.jobs import training
 from goblin.jobs import worker_api as leases
-from goblin.jobs.batch import Rejected
+from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.checkpoints import Manifest, manifest_uri
-from goblin.jobs.domain.job import Dataset, State, Stop
-from goblin.jobs.domain.worker import Inputs, Told
+from goblin.jobs.domain.job import Dataset, JobState, StopRequest
+from goblin.jobs.domain.worker import TrainingInputs, WorkerReport
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import BUCKET, World, crc32c
@@ -55,7 +55,7 @@ async def test_a_host_is_given_its_input_its_task_and_how_often_to_save() -> Non
 async def test_a_training_needs_no_dataset() -> None:
     _, host = await begin(dataset_uri=None)
     assert host.work is not None
-    assert host.work.inputs == Inputs()
+    assert host.work.inputs == TrainingInputs()
 
 
 async def test_the_token_of_a_training_opens_no_gateway() -> None:
@@ -73,7 +73,7 @@ async def test_a_dataset_that_was_replaced_fails_the_job_instead_of_changing_its
     with pytest.raises(Conflict) as refused:
         await host.claim()
     assert refused.value.code == "attempt_over"
-    assert (world.job().state, "was replaced" in world.job().reason) == (State.FAILED, True)
+    assert (world.job().state, "was replaced" in world.job().reason) == (JobState.FAILED, True)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_an_inputs_name_is_a_path_nowhere(uri: str, name: str) -> None:
 
 async def test_what_an_attempt_says_of_itself_is_kept_and_the_answer_says_how_it_stands() -> None:
     world, host = await begin()
-    told = Told(total=100, loss=2.5, steps_per_s=4.0, gpu_share=0.5, save_s=1.5)
+    told = WorkerReport(total=100, loss=2.5, steps_per_s=4.0, gpu_share=0.5, save_s=1.5)
     standing = await leases.heartbeat("j", host.token, 7, world.deps, told=told)
     job = world.job()
     assert (standing.state, standing.stop, standing.checkpoint_s) == ("running", None, 900.0)
@@ -106,9 +106,9 @@ async def test_what_an_attempt_says_of_itself_is_kept_and_the_answer_says_how_it
 async def test_an_attempt_that_is_asked_to_stop_hears_it_with_its_next_heartbeat() -> None:
     world, host = await begin()
     stored = world.jobs.stored["j"]
-    stop = Stop(reason="the budget is used up", by=world.clock.now())
+    stop = StopRequest(reason="the budget is used up", by=world.clock.now())
     await world.jobs.replace(replace(stored.job, stop=stop, placement=placement(losses=100.0)), stored.version)
-    standing = await leases.heartbeat("j", host.token, 1, world.deps, told=Told(save_s=1.0))
+    standing = await leases.heartbeat("j", host.token, 1, world.deps, told=WorkerReport(save_s=1.0))
     assert (standing.stop, standing.checkpoint_s) == ("the budget is used up", 30.0)
 
 
@@ -116,11 +116,11 @@ async def test_impossible_numbers_change_nothing_but_the_count_of_lies() -> None
     world, host = await begin()
     before = world.job()
     world.clock.advance(5)
-    with pytest.raises(Untrue, match="gpu_share 2"):
-        await leases.heartbeat("j", host.token, 9, world.deps, told=Told(gpu_share=2.0))
+    with pytest.raises(InvalidReport, match="gpu_share 2"):
+        await leases.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(gpu_share=2.0))
     after = world.job()
-    assert (after.lies, after.reason) == (1, "attempt 1's host lied: gpu_share 2.0")
-    assert replace(after, lies=0, reasons=before.reasons) == before, "nor is its lease any longer"
+    assert (after.invalid_reports, after.reason) == (1, "attempt 1's host lied: gpu_share 2.0")
+    assert replace(after, invalid_reports=0, reasons=before.reasons) == before, "nor is its lease any longer"
 
 
 async def test_a_host_that_lies_three_times_loses_the_job_and_its_machine_its_name() -> None:
@@ -128,15 +128,15 @@ async def test_a_host_that_lies_three_times_loses_the_job_and_its_machine_its_na
     stored = world.jobs.stored["j"]
     await world.jobs.replace(replace(stored.job, placement=placement()), stored.version)
     for _ in range(3):
-        with pytest.raises(Untrue):
-            await leases.heartbeat("j", host.token, 9, world.deps, told=Told(save_s=-1.0))
-    assert (world.job().state, world.job().lies) == (State.PREEMPTED, 3)
+        with pytest.raises(InvalidReport):
+            await leases.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(save_s=-1.0))
+    assert (world.job().state, world.job().invalid_reports) == (JobState.PREEMPTED, 3)
     assert "goblin-j-a1" in world.compute.released
-    [(machine, reputation)] = world.market.watched.machines.items()
+    [(machine, reputation)] = world.market.history.machines.items()
     assert (machine, reputation.failures, reputation.last_kind) == ("fake/m7", 1, "lie")
     with pytest.raises(Conflict):
-        await leases.heartbeat("j", host.token, 9, world.deps, told=Told(save_s=-1.0))
-    assert world.job().lies == 3
+        await leases.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(save_s=-1.0))
+    assert world.job().invalid_reports == 3
 
 
 async def test_a_strangers_token_is_no_blame_for_the_host() -> None:
@@ -148,8 +148,8 @@ async def test_a_strangers_token_is_no_blame_for_the_host() -> None:
             await leases.heartbeat("j", token, 9, world.deps)
     with pytest.raises(Forbidden):
         await leases.heartbeat("j", "sk-whatever", 9, world.deps)
-    assert (world.job().lies, world.job().state) == (3, State.RUNNING)
-    assert world.market.watched.machines == {}
+    assert (world.job().invalid_reports, world.job().state) == (3, JobState.RUNNING)
+    assert world.market.history.machines == {}
     await leases.heartbeat("j", host.token, 1, world.deps)
 
 
@@ -177,9 +177,9 @@ async def test_a_checkpoint_is_whole_by_itself_and_the_next_attempt_starts_from_
 async def test_a_torn_or_forged_file_is_refused_and_written_down(said: dict[str, Any]) -> None:
     world, host = await begin()
     upload_id, announced = await host.upload(10)
-    with pytest.raises(Untrue):
+    with pytest.raises(InvalidReport):
         await host.commit(10, upload_id, announced, **said)
-    assert (manifests(world), world.job().lies, world.bus.waiting) == ([], 1, [])
+    assert (manifests(world), world.job().invalid_reports, world.bus.waiting) == ([], 1, [])
     assert "lied" in world.job().reason
 
 
@@ -187,9 +187,9 @@ async def test_a_checkpoint_larger_than_the_hosts_disk_is_refused_and_written_do
     world, host = await begin(disk_gib=1)
     _, announced = await host.upload(10)
     huge = [replace(one, size=600 * 1024**2) for one in announced]
-    with pytest.raises(Untrue, match="from a disk of 1 GiB"):
+    with pytest.raises(InvalidReport, match="from a disk of 1 GiB"):
         await leases.begin_checkpoint("j", host.token, 20, huge, world.deps)
-    assert world.job().lies == 1
+    assert world.job().invalid_reports == 1
 
 
 async def test_a_digest_that_nobody_could_check_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,13 +304,13 @@ async def test_a_store_that_is_away_keeps_old_checkpoints_and_takes_new_ones(mon
 
 async def test_a_training_is_done_when_its_last_checkpoint_is_verified_and_its_files_are_the_output() -> None:
     world, host = await begin()
-    await leases.heartbeat("j", host.token, 30, world.deps, told=Told(total=40))
+    await leases.heartbeat("j", host.token, 30, world.deps, told=WorkerReport(total=40))
     await host.save(40, heard=False)
     await leases.finish("j", host.token, world.deps, step=40)
     await leases.finish("j", host.token, world.deps, step=40)
     await reconcile(world.deps)
     job = world.job()
-    assert (job.state, job.step, job.saved_step) == (State.SUCCEEDED, 40, 40)
+    assert (job.state, job.step, job.saved_step) == (JobState.SUCCEEDED, 40, 40)
     for name, data in files(40).items():
         assert world.objects.objects[f"gs://{BUCKET}/outputs/j/{name}"].data == data
 
@@ -323,15 +323,15 @@ async def test_a_training_is_not_done_by_saying_so(saved: bool) -> None:
     for step in (50,) if saved else (0, 50):
         with pytest.raises(Conflict, match="not checkpointed"):
             await leases.finish("j", host.token, world.deps, step=step)
-    assert world.job().state is State.RUNNING
+    assert world.job().state is JobState.RUNNING
 
 
 async def test_a_training_may_end_before_it_said_it_would() -> None:
     world, host = await begin()
-    await leases.heartbeat("j", host.token, 10, world.deps, told=Told(total=40))
+    await leases.heartbeat("j", host.token, 10, world.deps, told=WorkerReport(total=40))
     await host.save(20)
     await leases.finish("j", host.token, world.deps, step=20)
-    assert (world.job().state, world.job().total, world.job().step) == (State.FINISHING, 20, 20)
+    assert (world.job().state, world.job().total, world.job().step) == (JobState.FINISHING, 20, 20)
 
 
 async def test_without_an_output_the_checkpoint_is_the_result() -> None:
@@ -339,7 +339,7 @@ async def test_without_an_output_the_checkpoint_is_the_result() -> None:
     await host.save(40)
     await leases.finish("j", host.token, world.deps, step=40)
     await reconcile(world.deps)
-    assert world.job().state is State.SUCCEEDED
+    assert world.job().state is JobState.SUCCEEDED
     assert not [uri for uri in world.objects.objects if "/outputs/" in uri]
 
 
@@ -352,7 +352,7 @@ async def test_an_output_is_written_once_and_never_over_somebody_elses() -> None
     assert await training.write_output(job, manifest, world.deps) is None, "a crash in between repeats it"
     world.objects.write(f"gs://{BUCKET}/outputs/j/weights", b"precious")
     refused = await training.write_output(job, manifest, world.deps)
-    assert isinstance(refused, Rejected)
+    assert isinstance(refused, RejectedInput)
     assert world.objects.objects[f"gs://{BUCKET}/outputs/j/weights"].data == b"precious"
 
 
@@ -383,7 +383,7 @@ async def test_inputs_are_looked_at_before_anything_is_rented(
     match found:
         case Dataset():
             assert (expected, found.size, found.items) == ("dataset", 4, 0)
-        case Rejected():
+        case RejectedInput():
             assert expected in found.reason
         case None:
             assert expected == "none"
@@ -399,7 +399,7 @@ async def test_an_input_must_fit_the_disk(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(world.objects, "stat", large)
     found = await training.check_inputs(job, world.deps)
-    assert isinstance(found, Rejected)
+    assert isinstance(found, RejectedInput)
     assert "with 1 GiB of disk" in found.reason
 
 

@@ -10,7 +10,7 @@ from goblin.jobs import checkpoints
 from goblin.jobs import lifecycle as jobs
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.checkpoints import Manifest
-from goblin.jobs.domain.job import State
+from goblin.jobs.domain.job import JobState
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import BUCKET, Crash, World
@@ -62,7 +62,7 @@ async def calm(world: World) -> None:
         for order in list(world.compute.running.values()):
             with suppress(GoblinError):
                 await go_on(world, TrainingHost(world, order.environment["GOBLIN_ATTEMPT_TOKEN"]), LAST)
-        if world.job().state is State.SUCCEEDED and not world.job().open:
+        if world.job().state is JobState.SUCCEEDED and not world.job().open:
             return
 
 
@@ -86,7 +86,7 @@ async def test_without_a_crash_it_comes_to_its_end() -> None:
 
 def check(world: World) -> None:
     job = world.job()
-    assert (job.state, job.saved_step) == (State.SUCCEEDED, LAST), [line.text for line in job.reasons]
+    assert (job.state, job.saved_step) == (JobState.SUCCEEDED, LAST), [line.text for line in job.reasons]
     assert broken(world) == []
     assert job.checkpoint is not None
     for name in ("weights", "momentum"):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import pytest
 
 from goblin.core.errors import StoreUnavailable
-from goblin.jobs import webhooks as hints
+from goblin.jobs import webhooks as webhook_events
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.instances import Instance, InstanceState
-from goblin.jobs.domain.job import State
-from goblin.jobs.domain.webhooks import Hint
+from goblin.jobs.domain.job import JobState
+from goblin.jobs.ports import WebhookEvent
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import START, MemoryHints, World
 from tests.jobs.test_placement import market, requested
 
-OUTBID = Hint(provider="vastai", event_id="e1", kind="outbid")
+OUTBID = WebhookEvent(provider="vastai", event_id="e1", kind="outbid")
 
 
 class Waiting:
@@ -37,11 +37,11 @@ async def test_an_outbid_instance_is_replaced_before_the_minutes_tick() -> None:
     await requested(world)
     wait = Waiting(world)
     stop(world, InstanceState.STOPPED)
-    assert await hints.follow(OUTBID, world.deps, store, sleep=wait)
+    assert await webhook_events.follow(OUTBID, world.deps, store, sleep=wait)
     # Its list knows a moment after its word.
-    assert wait.waited == [hints.OUTBID_SEEN_S]
+    assert wait.waited == [webhook_events.OUTBID_SEEN_S]
     assert world.job().attempt == 2
-    assert store.taken[OUTBID] - START >= hints.KEPT
+    assert store.taken[OUTBID] - START >= webhook_events.KEPT
 
 
 async def test_an_attempt_that_still_works_on_an_outbid_instance_saves_before_it_is_replaced() -> None:
@@ -49,17 +49,17 @@ async def test_an_attempt_that_still_works_on_an_outbid_instance_saves_before_it
     await requested(world)
     await leases.claim("j", world.token(), world.deps)
     stop(world, InstanceState.LEAVING)
-    assert await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
-    assert (world.job().attempt, world.job().state) == (1, State.RUNNING)
+    assert await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert (world.job().attempt, world.job().state) == (1, JobState.RUNNING)
     told = await leases.heartbeat("j", world.token(), 1, world.deps)
     assert told.stop is not None
     assert "outbid or taken back" in told.stop
-    assert world.market.watched.pools["fake/RTX_4090"].rates.losses > 0.9, "it counts from when it is known"
-    losses = world.market.watched.pools["fake/RTX_4090"].rates.losses
+    assert world.market.history.pools["fake/RTX_4090"].rates.losses > 0.9, "it counts from when it is known"
+    losses = world.market.history.pools["fake/RTX_4090"].rates.losses
     await leases.withdraw("j", world.token(), told.stop, world.deps)
     await reconcile(world.deps)
     assert (world.job().attempt, world.job().preemptions) == (2, 1)
-    assert world.market.watched.pools["fake/RTX_4090"].rates.losses <= losses, "and counts once"
+    assert world.market.history.pools["fake/RTX_4090"].rates.losses <= losses, "and counts once"
 
 
 async def test_one_that_cannot_save_any_more_is_replaced_when_its_instance_has_stopped() -> None:
@@ -70,36 +70,36 @@ async def test_one_that_cannot_save_any_more_is_replaced_when_its_instance_has_s
         stop(world, state)
         await reconcile(world.deps)
     assert (world.job().attempt, world.job().preemptions) == (2, 1)
-    assert world.market.watched.pools["fake/RTX_4090"].rates.losses < 1.1, "one loss"
+    assert world.market.history.pools["fake/RTX_4090"].rates.losses < 1.1, "one loss"
 
 
 async def test_a_word_that_the_list_does_not_bear_out_changes_nothing() -> None:
     world = market()
     await requested(world)
     before = world.job()
-    assert await hints.follow(OUTBID, world.deps, MemoryHints(), sleep=Waiting(world))
+    assert await webhook_events.follow(OUTBID, world.deps, MemoryHints(), sleep=Waiting(world))
     assert (world.job().state, world.job().attempt) == (before.state, 1)
-    assert world.job().state is State.STARTING
+    assert world.job().state is JobState.STARTING
 
 
 async def test_the_same_event_is_followed_once() -> None:
     world, store = market(), MemoryHints()
-    assert await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
-    assert not await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert not await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
 
 
 async def test_one_that_could_not_be_followed_may_come_again() -> None:
     world, store = market(), MemoryHints()
     world.jobs.down = True
     with pytest.raises(StoreUnavailable):
-        await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+        await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
     world.jobs.down = False
-    assert await hints.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
 
 
 @pytest.mark.parametrize("kind", ["webhook_test", "instance_created", "instance_started", "something new"])
 async def test_what_takes_nothing_away_can_wait(kind: str) -> None:
     world, store = market(), MemoryHints()
     world.jobs.down = True
-    assert not await hints.follow(Hint(provider="vastai", event_id="e", kind=kind), world.deps, store)
+    assert not await webhook_events.follow(WebhookEvent(provider="vastai", event_id="e", kind=kind), world.deps, store)
     assert not store.taken

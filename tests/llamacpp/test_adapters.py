@@ -14,10 +14,10 @@ WIDTH, WIDE, RANK = 256, 768, 4
 
 def write_adapter(path, *, seed: int, strength: float) -> None:
     """A random low-rank change of one layer, as llama.cpp's converter lays it out (GGUF 3)."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     tensors = {
-        "blk.3.ffn_down.weight.lora_a": dice.normal(size=(RANK, WIDE)).astype("<f4"),
-        "blk.3.ffn_down.weight.lora_b": (dice.normal(size=(WIDTH, RANK)) * strength).astype("<f4"),
+        "blk.3.ffn_down.weight.lora_a": rng.normal(size=(RANK, WIDE)).astype("<f4"),
+        "blk.3.ffn_down.weight.lora_b": (rng.normal(size=(WIDTH, RANK)) * strength).astype("<f4"),
     }
 
     def text(words: str) -> bytes:

@@ -110,10 +110,10 @@ def test_what_passes_does_not_end_the_process(model, root, other, seed):
         sampler = Sampler(model, Sampling(temperature=1, grammar=grammar, seed=seed % 2**31))
     except (GrammarTooMuch, GrammarRefused):
         return
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     try:
         for _ in range(8):
-            token = sampler.sample_within_grammar(dice.normal(size=model.n_vocab).astype(np.float32) * 3)
+            token = sampler.sample_within_grammar(rng.normal(size=model.n_vocab).astype(np.float32) * 3)
             if token in model.eog_tokens:
                 break
     except NoTokenAllowed:

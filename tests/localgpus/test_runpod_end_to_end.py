@@ -14,8 +14,8 @@ import pytest
 from starlette.applications import Starlette
 
 from goblin.core.labels import attempt_label
-from goblin.jobs.domain.instances import InstanceState, Known, Order
-from goblin.jobs.domain.market import Listing, Wanted
+from goblin.jobs.domain.instances import InstanceState, KnownInventory, RentalOrder
+from goblin.jobs.domain.market import InstanceRequirements, Listing
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
 from goblin.providers.runpod import billing as bills
@@ -53,16 +53,16 @@ async def client() -> AsyncIterator[PlainClient]:
         yield client
 
 
-async def order(provider: ComputeProvider, label: str = LABEL, token: str = "long") -> Order:
-    listing = await provider.offers(Wanted(kind="training", gpus=("RTX_4090",), gpu_count=1))
+async def order(provider: ComputeProvider, label: str = LABEL, token: str = "long") -> RentalOrder:
+    listing = await provider.offers(InstanceRequirements(kind="training", gpus=("RTX_4090",), gpu_count=1))
     assert isinstance(listing, Listing), listing
     environment = {"GOBLIN_URL": "http://g", "GOBLIN_ATTEMPT_TOKEN": token}
-    return Order(label=label, kind="training", environment=environment, offer=listing.offers[0], image="agent:1")
+    return RentalOrder(label=label, kind="training", environment=environment, offer=listing.offers[0], image="agent:1")
 
 
 async def states(provider: ComputeProvider) -> dict[str, InstanceState]:
     inventory = await provider.inventory()
-    assert isinstance(inventory, Known), inventory
+    assert isinstance(inventory, KnownInventory), inventory
     return {instance.label: instance.state for instance in inventory.instances}
 
 

@@ -33,7 +33,7 @@ def machines() -> NoMachines:
 
 @pytest.fixture
 def market(clock: Hand, machines: NoMachines) -> Market:
-    return Market(machines, clock=clock, dice=random.Random(1))
+    return Market(machines, clock=clock, rng=random.Random(1))
 
 
 def wanted(**fields: object) -> checks.Create:

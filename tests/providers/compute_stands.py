@@ -12,14 +12,14 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Protocol
 
-from goblin.jobs.domain.instances import Known
-from goblin.jobs.domain.market import Wanted
+from goblin.jobs.domain.instances import KnownInventory
+from goblin.jobs.domain.market import InstanceRequirements
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
 from goblin.providers.local import compute as local
 from goblin.providers.runpod import compute as runpod
 from goblin.providers.vastai import compute as vastai
-from goblin.providers.vastai.api import Line
+from goblin.providers.vastai.api import RequestLine
 from localgpus.runpod.faults import Fault
 from localgpus.vast.faults import Fault as VastFault
 from tests.fakes.runpod_pods import Stage, Switch
@@ -31,7 +31,7 @@ class Stand(Protocol):
     """One provider, reached as in production."""
 
     provider: ComputeProvider
-    wanted: Wanted
+    wanted: InstanceRequirements
     """Something that it has."""
 
     def again(self) -> ComputeProvider:
@@ -59,7 +59,7 @@ class Stand(Protocol):
 class LocalStand:
     """Processes of this machine that write down their environment, and wait for their end."""
 
-    wanted = Wanted(kind="batch")
+    wanted = InstanceRequirements(kind="batch")
     program = (
         "import json, os, sys, threading\n"
         "open('draft', 'w').write(json.dumps(dict(os.environ)))\n"
@@ -70,7 +70,7 @@ class LocalStand:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.provider: local.Local = local.connect(folder, command=(sys.executable, "-c", self.program))
+        self.provider: local.LocalInstances = local.connect(folder, command=(sys.executable, "-c", self.program))
         self._broken = folder / "goblin-broken-a1" / "record.json"
 
     def again(self) -> ComputeProvider:
@@ -119,7 +119,7 @@ class LocalStand:
 class RunPodStand:
     """RunPod's wire over a market."""
 
-    wanted = Wanted(kind="training", gpus=("RTX_4090",), gpu_count=1)
+    wanted = InstanceRequirements(kind="training", gpus=("RTX_4090",), gpu_count=1)
 
     def __init__(self, base: str, client: PlainClient, stage: Stage) -> None:
         self._base, self._client, self._stage = base, client, stage
@@ -165,11 +165,11 @@ class RunPodStand:
 class VastStand:
     """Vast.ai's wire over a market."""
 
-    wanted = Wanted(kind="training", gpus=("RTX_4090",), gpu_count=1)
+    wanted = InstanceRequirements(kind="training", gpus=("RTX_4090",), gpu_count=1)
 
     def __init__(self, base: str, client: PlainClient, town: Town) -> None:
         self._base, self._client, self._town = base, client, town
-        self._line = Line(monotonic=town.clock, sleep=self._sleep)
+        self._line = RequestLine(monotonic=town.clock, sleep=self._sleep)
         self.provider = self.again()
 
     def again(self) -> ComputeProvider:
@@ -243,7 +243,7 @@ STANDS: dict[str, Callable[[Path], AbstractAsyncContextManager[Stand]]] = {
 async def labels(provider: ComputeProvider) -> set[str]:
     """What a known inventory holds."""
     inventory = await provider.inventory()
-    assert isinstance(inventory, Known), inventory
+    assert isinstance(inventory, KnownInventory), inventory
     return {instance.label for instance in inventory.instances}
 
 

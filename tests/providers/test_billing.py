@@ -115,7 +115,7 @@ async def test_attempts_of_another_deployment_on_the_account_are_not_on_our_bill
 
 @given(st.lists(st.decimals(0, 100, places=9), max_size=8), st.decimals(0, 10, places=9))
 def test_the_parts_of_a_bill_are_whole_and_add_up(parts: list[Decimal], more: Decimal) -> None:
-    rows = [bills.Row(instance_id=str(n), dollars=part) for n, part in enumerate(parts)]
+    rows = [bills.BillRow(instance_id=str(n), dollars=part) for n, part in enumerate(parts)]
     bill = bills.made(sum(parts, more), rows)
     assert bill.charges is not None
     for part, charge in zip(parts, bill.charges, strict=True):
@@ -126,8 +126,8 @@ def test_the_parts_of_a_bill_are_whole_and_add_up(parts: list[Decimal], more: De
 
 def test_a_bill_is_not_negative() -> None:
     with pytest.raises(ValueError, match="negative"):
-        bills.made(Decimal(1), [bills.Row(instance_id="1", dollars=Decimal("-0.1"))])
-    assert bills.made(Decimal(1), [bills.Row(instance_id="1", dollars=Decimal(2))]).usd_micros == 2_000_000
+        bills.made(Decimal(1), [bills.BillRow(instance_id="1", dollars=Decimal("-0.1"))])
+    assert bills.made(Decimal(1), [bills.BillRow(instance_id="1", dollars=Decimal(2))]).usd_micros == 2_000_000
 
 
 async def test_who_asks_too_soon_waits_and_asks_again_but_not_for_ever() -> None:
@@ -140,7 +140,7 @@ async def test_who_asks_too_soon_waits_and_asks_again_but_not_for_ever() -> None
         return httpx.Response(answers.pop(0) if answers else 429, text="{}")
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(answer)) as client:
-        api = bills.Api("vastai", "http://bill", client, sleep)
+        api = bills.BillingApi("vastai", "http://bill", client, sleep)
         assert await api.get("/", headers={}, params={}) == {}
         assert waited == list(bills.WAITS_S[:2])
         with pytest.raises(ProviderUnavailable, match="429"):

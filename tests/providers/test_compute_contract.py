@@ -14,8 +14,8 @@ import pytest
 from goblin import providers
 from goblin.core.errors import Transient
 from goblin.core.labels import attempt_label
-from goblin.jobs.domain.instances import InstanceState, Known, Order, Unknown, gpu_name
-from goblin.jobs.domain.job import Kind
+from goblin.jobs.domain.instances import InstanceState, KnownInventory, RentalOrder, UnknownInventory, gpu_name
+from goblin.jobs.domain.job import JobKind
 from goblin.jobs.domain.market import Listing
 from tests.providers.compute_stands import STANDS, Stand, labels
 
@@ -34,12 +34,12 @@ def test_every_adapter_stands_here() -> None:
     assert set(providers.having("compute")) == set(STANDS)
 
 
-async def order(stand: Stand, label: str = FIRST) -> Order:
+async def order(stand: Stand, label: str = FIRST) -> RentalOrder:
     """For the first that is offered on demand."""
     listing = await stand.provider.offers(stand.wanted)
     assert isinstance(listing, Listing), listing
     offer = next(offer for offer in listing.offers if not offer.spot)
-    return Order(label=label, kind=stand.wanted.kind, environment=dict(ENVIRONMENT), offer=offer, image="agent:1")
+    return RentalOrder(label=label, kind=stand.wanted.kind, environment=dict(ENVIRONMENT), offer=offer, image="agent:1")
 
 
 async def rented(stand: Stand, *wanted: str) -> dict[str, str]:
@@ -59,7 +59,7 @@ async def gone(stand: Stand, label: str) -> None:
 
 async def test_its_kinds_are_jobs_and_its_start_takes_time(stand: Stand) -> None:
     assert stand.provider.kinds
-    assert stand.provider.kinds <= set(Kind)
+    assert stand.provider.kinds <= set(JobKind)
     assert 0 < stand.provider.start_s_max <= 3600
 
 
@@ -87,14 +87,14 @@ async def test_nothing_is_offered_for_a_job_that_it_cannot_run(stand: Stand) -> 
 
 
 async def test_an_account_that_rents_nothing_is_known_to(stand: Stand) -> None:
-    assert await stand.provider.inventory() == Known(instances=frozenset())
+    assert await stand.provider.inventory() == KnownInventory(instances=frozenset())
 
 
 async def test_what_was_rented_is_listed_by_its_label_under_the_id_that_was_given(stand: Stand) -> None:
     ids = await rented(stand, FIRST, SECOND)
     await stand.settle()
     inventory = await stand.provider.inventory()
-    assert isinstance(inventory, Known)
+    assert isinstance(inventory, KnownInventory)
     assert {instance.label: instance.instance_id for instance in inventory.instances} == ids
     assert {instance.provider for instance in inventory.instances} == {stand.provider.name}
     assert {instance.state for instance in inventory.instances} == {InstanceState.RUNNING}
@@ -144,7 +144,7 @@ async def test_an_instance_that_ended_by_itself_does_not_read_as_running(stand: 
     await stand.settle()
     await stand.end(FIRST)
     inventory = await stand.provider.inventory()
-    assert isinstance(inventory, Known)
+    assert isinstance(inventory, KnownInventory)
     assert [instance.state for instance in inventory.instances] in ([], [InstanceState.ENDED])
     await gone(stand, FIRST)
 
@@ -164,7 +164,7 @@ async def test_a_list_that_cannot_be_read_is_unknown_and_ends_nothing(stand: Sta
     await stand.settle()
     stand.break_lists(times=20)
     inventory = await stand.provider.inventory()
-    assert isinstance(inventory, Unknown)
+    assert isinstance(inventory, UnknownInventory)
     assert inventory.reason
     assert await stand.count() == 1
 

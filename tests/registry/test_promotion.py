@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from goblin.core.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
 from goblin.registry import promotion as models
 from goblin.registry.domain.versions import ModelName
-from goblin.registry.policy.promotion import Request
+from goblin.registry.policy.promotion import PromotionRequest
 from tests.fakes.registry import Crashed, FakeBus, FakeRegistry, FixedClock
 
 NAME = ModelName("acme", "tiny")
@@ -24,22 +24,24 @@ def quiet(_done: int) -> None:
     pass
 
 
-def request(event_id: str = "e") -> Request:
-    return Request(event_id=event_id, actor="ann", reason="", at=AT)
+def request(event_id: str = "e") -> PromotionRequest:
+    return PromotionRequest(event_id=event_id, actor="ann", reason="", at=AT)
 
 
 @pytest.fixture
-def deps() -> models.Deps:
-    return models.Deps(registry=FakeRegistry(), bus=FakeBus(), clock=FixedClock(AT))
+def deps() -> models.PromotionDeps:
+    return models.PromotionDeps(registry=FakeRegistry(), bus=FakeBus(), clock=FixedClock(AT))
 
 
-async def register(deps: models.Deps, tmp_path: Path, version: str) -> None:
+async def register(deps: models.PromotionDeps, tmp_path: Path, version: str) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF" + version.encode())
     await models.register(NAME, version, file, actor="ann", progress=quiet, deps=deps)
 
 
-async def promote(deps: models.Deps, version: str, event_id: str = "e", expected: str | None = None) -> models.Moved:
+async def promote(
+    deps: models.PromotionDeps, version: str, event_id: str = "e", expected: str | None = None
+) -> models.PromotionOutcome:
     return await models.promote(NAME, version, expected=expected, request=request(event_id), deps=deps)
 
 
@@ -47,13 +49,13 @@ def seqs(deps: Any) -> list[int]:
     return [event.seq for _, event in deps.bus.published]
 
 
-async def test_registering_twice_is_registering_once(deps: models.Deps, tmp_path: Path) -> None:
+async def test_registering_twice_is_registering_once(deps: models.PromotionDeps, tmp_path: Path) -> None:
     await register(deps, tmp_path, "1.0.0")
     await register(deps, tmp_path, "1.0.0")
     assert len(await deps.registry.versions()) == 1
 
 
-async def test_a_version_never_changes(deps: models.Deps, tmp_path: Path) -> None:
+async def test_a_version_never_changes(deps: models.PromotionDeps, tmp_path: Path) -> None:
     await register(deps, tmp_path, "1.0.0")
     other = tmp_path / "other.gguf"
     other.write_bytes(b"GGUFother")
@@ -64,14 +66,14 @@ async def test_a_version_never_changes(deps: models.Deps, tmp_path: Path) -> Non
         await models.register(NAME, "1.0.0", tmp_path / "m.gguf", actor="ann", progress=quiet, deps=deps)
 
 
-async def test_only_a_gguf_is_registered(deps: models.Deps, tmp_path: Path) -> None:
+async def test_only_a_gguf_is_registered(deps: models.PromotionDeps, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"PK\x03\x04")
     with pytest.raises(InvalidRequest, match="not a GGUF"):
         await models.register(NAME, "1.0.0", file, actor="ann", progress=quiet, deps=deps)
 
 
-async def test_a_version_without_a_manifest_cannot_be_promoted(deps: models.Deps) -> None:
+async def test_a_version_without_a_manifest_cannot_be_promoted(deps: models.PromotionDeps) -> None:
     with pytest.raises(NotFound):
         await promote(deps, "1.0.0")
 
@@ -174,7 +176,7 @@ async def test_a_crash_anywhere_loses_no_event_and_leaves_no_gap(deps: Any, tmp_
         if steps == dies_at:
             raise Crashed
 
-    dying = models.Deps(
+    dying = models.PromotionDeps(
         registry=Interrupted(deps.registry, step), bus=Interrupted(deps.bus, step), clock=deps.clock  # type: ignore[arg-type]
     )  # fmt: skip
     with pytest.raises(Crashed):
@@ -196,7 +198,7 @@ def test_racing_promotions_win_once_per_generation(seed: int, writers: int, wish
     folder = tmp_path_factory.mktemp("race")
 
     async def race() -> None:
-        dice = random.Random(seed)
+        rng = random.Random(seed)
         registry, bus = FakeRegistry(), FakeBus()
 
         class Yielding:
@@ -207,20 +209,20 @@ def test_racing_promotions_win_once_per_generation(seed: int, writers: int, wish
 
             def __getattr__(self, name: str) -> Any:
                 async def later(*words: Any, **named: Any) -> Any:
-                    for _ in range(dice.randrange(3)):
+                    for _ in range(rng.randrange(3)):
                         await asyncio.sleep(0)
                     result = await getattr(self._inner, name)(*words, **named)
-                    for _ in range(dice.randrange(3)):
+                    for _ in range(rng.randrange(3)):
                         await asyncio.sleep(0)
                     return result
 
                 return later
 
-        plain = models.Deps(registry=registry, bus=bus, clock=FixedClock(AT))
+        plain = models.PromotionDeps(registry=registry, bus=bus, clock=FixedClock(AT))
         for n in range(writers * wishes):
             await register(plain, folder, f"1.0.{n}")
-        deps = models.Deps(registry=Yielding(registry), bus=Yielding(bus), clock=FixedClock(AT))  # type: ignore[arg-type]
-        won: list[models.Moved] = []
+        deps = models.PromotionDeps(registry=Yielding(registry), bus=Yielding(bus), clock=FixedClock(AT))  # type: ignore[arg-type]
+        won: list[models.PromotionOutcome] = []
 
         async def writer(number: int) -> None:
             for wish in range(wishes):

@@ -11,7 +11,7 @@ from goblin.gateway.domain.catalog import Catalog
 from goblin.registry import promotion as models
 from goblin.registry import rollout as serving
 from goblin.registry.domain.versions import ModelName
-from goblin.registry.policy.promotion import Request
+from goblin.registry.policy.promotion import PromotionRequest
 from tests.fakes.registry import (
     Crashed,
     FakeBus,
@@ -43,13 +43,13 @@ class World:
         self.folder = folder
         self.registry, self.bus, self.store = FakeRegistry(), FakeBus(), FakeServingStore()
         self.server, self.clock, self.health = FakeModelServer(self.registry), FixedClock(AT), Health()
-        self.models = models.Deps(registry=self.registry, bus=self.bus, clock=self.clock)
-        self.deps = serving.Deps(
+        self.models = models.PromotionDeps(registry=self.registry, bus=self.bus, clock=self.clock)
+        self.deps = serving.RolloutDeps(
             models=self.models,
             objects=FakeObjects(self.registry),  # type: ignore[arg-type]
-            servers={"llm": serving.Server(takes="*", control=self.server)},
+            servers={"llm": serving.ModelServerTarget(takes="*", control=self.server)},
             store=self.store,
-            health=health.Deps(catalog=Catalog(), providers={}, store=self.health, clock=self.clock),  # type: ignore[arg-type]
+            health=health.HealthDeps(catalog=Catalog(), providers={}, store=self.health, clock=self.clock),  # type: ignore[arg-type]
         )
 
     async def promote(self, version: str, name: ModelName = NAME) -> Any:
@@ -58,7 +58,7 @@ class World:
         file = self.folder / "m.gguf"
         file.write_bytes(b"GGUF" + f"{name} {version}".encode())
         await models.register(name, version, file, actor="ann", progress=lambda _: None, deps=self.models)
-        request = Request(event_id=f"{name}-{version}", actor="ann", reason="", at=self.clock.at)
+        request = PromotionRequest(event_id=f"{name}-{version}", actor="ann", reason="", at=self.clock.at)
         await models.promote(name, version, expected=None, request=request, deps=self.models)
         return self.bus.published[-1][1]
 
@@ -198,7 +198,7 @@ async def test_a_crash_between_the_load_and_its_record_is_made_good(
 
 async def test_a_server_that_is_down_holds_up_no_other(world: World) -> None:
     down = FakeModelServer(world.registry, down=StoreUnavailable("no answer"))
-    world.deps.servers["down"] = serving.Server(takes="*", control=down)  # type: ignore[index]
+    world.deps.servers["down"] = serving.ModelServerTarget(takes="*", control=down)  # type: ignore[index]
     order = {"down": world.deps.servers["down"], "llm": world.deps.servers["llm"]}
     deps = replace(world.deps, servers=order)
     with pytest.raises(Transient):
@@ -213,8 +213,8 @@ async def test_each_server_takes_the_model_it_is_for(world: World) -> None:
     other = ModelName("acme", "big")
     second = FakeModelServer(world.registry)
     servers = {
-        "llm": serving.Server(takes="acme/tiny", control=world.server),
-        "big": serving.Server(takes="acme/big", control=second),
+        "llm": serving.ModelServerTarget(takes="acme/tiny", control=world.server),
+        "big": serving.ModelServerTarget(takes="acme/big", control=second),
     }
     deps = replace(world.deps, servers=servers)
     await serving.follow(await world.promote("1.0.0"), deps)

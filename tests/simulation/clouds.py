@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from goblin.core.labels import job_of_label
-from goblin.jobs import webhooks as hints
-from goblin.jobs.domain.job import Kind
-from goblin.jobs.domain.webhooks import Hint
+from goblin.jobs import webhooks as webhook_events
+from goblin.jobs.domain.job import JobKind
+from goblin.jobs.ports import WebhookEvent
 from tests.fakes.jobs import MemoryHints
 from tests.simulation.hosts import Host, Manner
 from tests.simulation.market import Machine, Provider, Rented
@@ -28,7 +28,7 @@ class Clouds:
         self._life = life
         self._hints: Any = Reached(MemoryHints(), life.network, "hints")
         self.providers = {name: self._cloud(name) for name in ("runpod", "vastai")}
-        if not life.weather.promise and life.dice.random() < 0.2:
+        if not life.weather.promise and life.rng.random() < 0.2:
             self.providers["local"] = self._own()
 
     def begin(self) -> None:
@@ -39,7 +39,7 @@ class Clouds:
             for machine in cloud.machines:
                 self._plan_moves(cloud, machine)
         if not weather.promise:
-            self._life.later(self._life.dice.expovariate(1 / weather.trouble_s), self._trouble)
+            self._life.later(self._life.rng.expovariate(1 / weather.trouble_s), self._trouble)
 
     def calm_down(self) -> None:
         """Everybody answers, and everything can be had."""
@@ -50,25 +50,25 @@ class Clouds:
                 machine.taken = False
 
     def _cloud(self, name: str) -> Provider:
-        dice, machines = self._life.dice, list[Machine]()
+        rng, machines = self._life.rng, list[Machine]()
         for gpu, memory, price in (("RTX_4090", 24_000, 400_000), ("A100_PCIE", 80_000, 900_000)):
             for number in range(1 if name == "runpod" else 3):
-                on_demand = int(price * dice.uniform(0.9, 1.2) * (1.3 if name == "runpod" else 1.0))
+                on_demand = int(price * rng.uniform(0.9, 1.2) * (1.3 if name == "runpod" else 1.0))
                 spot = name == "vastai"
                 machines.append(Machine(
                     machine_id=f"{gpu}-{number}" if spot else None, gpu=gpu, gpu_memory_mib=memory,
-                    on_demand=on_demand, floor=int(on_demand * dice.uniform(0.3, 0.7)) if spot else None,
-                    boot_s=dice.uniform(20, 120), mib_per_s=dice.choice([50.0, 200.0]),
-                    reliability=dice.choice([None, 0.9, 0.99]) if spot else 0.999,
-                    storage=dice.choice([0, 100_000, 200_000]), download=dice.choice([0, 0, 3_000]) if spot else 0,
-                    upload=dice.choice([0, 0, 3_000]) if spot else 0,
+                    on_demand=on_demand, floor=int(on_demand * rng.uniform(0.3, 0.7)) if spot else None,
+                    boot_s=rng.uniform(20, 120), mib_per_s=rng.choice([50.0, 200.0]),
+                    reliability=rng.choice([None, 0.9, 0.99]) if spot else 0.999,
+                    storage=rng.choice([0, 100_000, 200_000]), download=rng.choice([0, 0, 3_000]) if spot else 0,
+                    upload=rng.choice([0, 0, 3_000]) if spot else 0,
                 ))  # fmt: skip
-        return self._opened(name, machines, frozenset({Kind.BATCH.value, Kind.TRAINING.value}))
+        return self._opened(name, machines, frozenset({JobKind.BATCH.value, JobKind.TRAINING.value}))
 
     def _opened(self, name: str, machines: list[Machine], kinds: frozenset[str]) -> Provider:
         life = self._life
         cloud = Provider(
-            name, machines, network=life.network, clock=life.clock, dice=life.dice, later=life.later, kinds=kinds
+            name, machines, network=life.network, clock=life.clock, rng=life.rng, later=life.later, kinds=kinds
         )  # fmt: skip
         cloud.on_rent, cloud.on_release, cloud.on_gone = self._rented, self._life.promises.released, self._gone
         cloud.on_lost, cloud.on_taken, cloud.on_stopped = self._order_lost, self._taken, self._stopped
@@ -80,25 +80,25 @@ class Clouds:
             machine_id="own", gpu="", gpu_memory_mib=0, on_demand=0, floor=None, boot_s=1.0, mib_per_s=500.0,
             reliability=1.0, storage=0, download=0, upload=0,
         )  # fmt: skip
-        return self._opened("local", [machine], frozenset({Kind.BATCH.value}))
+        return self._opened("local", [machine], frozenset({JobKind.BATCH.value}))
 
     def _plan_moves(self, provider: Provider, machine: Machine) -> None:
         def move() -> None:
             if self._life.calm:
                 return
             self._life.hurry()
-            if machine.floor is not None and self._life.dice.random() < 0.85:
+            if machine.floor is not None and self._life.rng.random() < 0.85:
                 provider.move(machine)
             elif not machine.taken:
                 provider.take(machine)
                 out_s = (
-                    self._life.dice.uniform(60, 300) if machine.floor is None else self._life.dice.expovariate(1 / 7200)
+                    self._life.rng.uniform(60, 300) if machine.floor is None else self._life.rng.expovariate(1 / 7200)
                 )
                 self._life.later(out_s, lambda: self._free(machine))
             self._plan_moves(provider, machine)
 
         mean_s = self._life.weather.move_s if machine.floor is not None else 4 * 3600
-        self._life.later(self._life.dice.expovariate(1 / mean_s), move)
+        self._life.later(self._life.rng.expovariate(1 / mean_s), move)
 
     def _free(self, machine: Machine) -> None:
         machine.taken = False
@@ -112,19 +112,19 @@ class Clouds:
         if host is not None and not host.exited and self._life.job(host.job_id).attempt == host.attempt:
             self._life.figures.stopped(host.job_id, self._life.now)
         kind = "outbid" if rented.detail == "outbid" else "instance_stopped"
-        hint = Hint(provider=rented.provider, event_id=f"{rented.instance_id}-{kind}", kind=kind)
-        dice = self._life.dice
-        for _ in range(dice.choice([0, 1, 1, 2])):
-            late_s = dice.uniform(300, 1200) if dice.random() < 0.1 else 1 + dice.expovariate(1)
+        hint = WebhookEvent(provider=rented.provider, event_id=f"{rented.instance_id}-{kind}", kind=kind)
+        rng = self._life.rng
+        for _ in range(rng.choice([0, 1, 1, 2])):
+            late_s = rng.uniform(300, 1200) if rng.random() < 0.1 else 1 + rng.expovariate(1)
             self._life.later(late_s, lambda: self._hint(hint))
 
-    async def _hint(self, hint: Hint) -> None:
+    async def _hint(self, hint: WebhookEvent) -> None:
         async def sleep(seconds: float) -> None:
             """It passes without us."""
 
         for host in list(self._life.hosts.values()):
             await host.freshen()
-        await hints.follow(hint, self._life.function(), self._hints, sleep=sleep)
+        await webhook_events.follow(hint, self._life.function(), self._hints, sleep=sleep)
 
     def _stopped(self, rented: Rented) -> None:
         """Its process is no more."""
@@ -138,7 +138,7 @@ class Clouds:
         self._life.promises.rented(rented)
         manners = [Manner.HONEST] if self._life.calm or self._life.weather.promise else list(Manner)
         weights = [60] + [5] * (len(manners) - 1)
-        manner = self._life.dice.choices(manners, weights[: len(manners)])[0]
+        manner = self._life.rng.choices(manners, weights[: len(manners)])[0]
         host = rented.host = self._life.hosts[rented.label] = Host(self._life, rented, manner)
         self._life.tokens.setdefault(host.job_id, []).append(host.token)
         self._life.log(f"{rented.label} begins at {rented.provider}: {manner}")
@@ -146,8 +146,8 @@ class Clouds:
 
     def _order_lost(self, label: str) -> None:
         """Sometimes its owner has enough just then."""
-        if not self._life.calm and self._life.dice.random() < 0.2:
-            self._life.later(self._life.dice.uniform(0, 40), lambda: self._life.cancel(job_of_label(label)))
+        if not self._life.calm and self._life.rng.random() < 0.2:
+            self._life.later(self._life.rng.uniform(0, 40), lambda: self._life.cancel(job_of_label(label)))
 
     def _gone(self, rented: Rented) -> None:
         self._life.hurry()
@@ -165,19 +165,19 @@ class Clouds:
         if self._life.calm:
             return
         self._life.hurry()
-        dice = self._life.dice
-        self._life.later(dice.expovariate(1 / self._life.weather.trouble_s), self._trouble)
-        cloud = dice.choice(list(self.providers.values()))
-        minutes = dice.expovariate(1 / 240)
-        kind = dice.choice(["down", "unknown", "deaf", "lost orders", "lost answers", "vanish", "freeze"])
+        rng = self._life.rng
+        self._life.later(rng.expovariate(1 / self._life.weather.trouble_s), self._trouble)
+        cloud = rng.choice(list(self.providers.values()))
+        minutes = rng.expovariate(1 / 240)
+        kind = rng.choice(["down", "unknown", "deaf", "lost orders", "lost answers", "vanish", "freeze"])
         self._life.log(f"trouble: {kind} at {cloud.name}, {minutes:.0f} s")
         match kind:
             case "down":
-                port = dice.choice(PORTS)
+                port = rng.choice(PORTS)
                 self._life.network.down.add(port)
                 self._life.later(minutes, lambda: self._is_back(port))
             case "unknown":
-                cloud.unknown = dice.choice(["410 Gone", "429 Too Many Requests"])
+                cloud.unknown = rng.choice(["410 Gone", "429 Too Many Requests"])
                 self._life.figures.silent(cloud.name, self._life.now)
                 self._life.later(minutes, lambda: self._answers(cloud))
             case "deaf":
@@ -192,13 +192,13 @@ class Clouds:
                 self._life.later(minutes, lambda: setattr(self._life.network, "answers_lost", 0.0))
             case "vanish":
                 if cloud.listed:
-                    rented = dice.choice(cloud.listed)
+                    rented = rng.choice(cloud.listed)
                     rented.detail = "gone without a word"
-                    rented.zombie = dice.random() < 0.5
+                    rented.zombie = rng.random() < 0.5
                     self._taken(rented)
                     cloud.remove(rented)
             case "freeze":
-                self._life.later(dice.expovariate(1 / 3600), self._life.thaw)
+                self._life.later(rng.expovariate(1 / 3600), self._life.thaw)
 
     def _is_back(self, port: str) -> None:
         self._life.network.down.discard(port)

@@ -17,12 +17,12 @@ from goblin.core.labels import job_of_label
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.checkpoints import Artifact
 from goblin.jobs.domain.instances import InstanceState
-from goblin.jobs.domain.worker import Assignment, Told
+from goblin.jobs.domain.worker import Assignment, WorkerReport
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import announce, results
 from tests.fakes.jobs import Crash
-from tests.simulation import invalid_reports as lies
+from tests.simulation import invalid_reports as invalid_reports
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life
@@ -78,7 +78,7 @@ class Host:
 
     def __init__(self, life: Life, rented: Rented, manner: Manner) -> None:
         self.life, self.rented, self.manner = life, rented, manner
-        self.dice = life.dice
+        self.rng = life.rng
         environment = rented.order.environment
         # All that a machine is ever told: no key of an account, nothing of another attempt.
         assert set(environment) == {"GOBLIN_URL", "GOBLIN_ATTEMPT_TOKEN"}, sorted(environment)
@@ -106,7 +106,7 @@ class Host:
     def boot(self) -> None:
         """Begin: the machine was just rented."""
         machine = self.rented.machine
-        boot_s = machine.boot_s * self.dice.uniform(0.8, 1.2) + IMAGE_GIB * 1024 / machine.mib_per_s
+        boot_s = machine.boot_s * self.rng.uniform(0.8, 1.2) + IMAGE_GIB * 1024 / machine.mib_per_s
         if self.manner is Manner.DEAD:
             return
         if self.manner is Manner.SLOW:
@@ -117,7 +117,7 @@ class Host:
             Manner.HANGS: self._hang, Manner.DIES: self._die, Manner.LEAVES: self._leave, Manner.FORGETS: self._forget,
         }.get(self.manner)  # fmt: skip
         if trouble is not None:
-            self._later(boot_s + self.dice.expovariate(1 / 2400), trouble)
+            self._later(boot_s + self.rng.expovariate(1 / 2400), trouble)
 
     def _later(self, seconds: float, act: Callable[[], Awaitable[None]]) -> None:
         process = self.process
@@ -138,7 +138,7 @@ class Host:
 
     async def _hang(self) -> None:
         self.life.hurry()
-        self.silent_until = self.life.now + timedelta(seconds=self.dice.uniform(20, 900))
+        self.silent_until = self.life.now + timedelta(seconds=self.rng.uniform(20, 900))
         self._pause()
         self._later(0, self._resume)
 
@@ -149,7 +149,7 @@ class Host:
         self.life.hurry()
         self.exited = True
         self._pause()
-        if self.dice.random() < 0.5:
+        if self.rng.random() < 0.5:
             self.rented.state = InstanceState.UNCLEAR
 
     async def _leave(self) -> None:
@@ -259,9 +259,9 @@ class Host:
         if self.silent_until is not None and self.life.now < self.silent_until:
             return
         self.beaten_at = self.life.now
-        told = Told()
+        told = WorkerReport()
         if self.work.checkpoint_s is not None:
-            told = Told(total=self.total, loss=1.0, steps_per_s=1 / self.step_s, save_s=self.save_s)
+            told = WorkerReport(total=self.total, loss=1.0, steps_per_s=1 / self.step_s, save_s=self.save_s)
         step = self.step
         answer = await self.ask(lambda deps: leases.heartbeat(self.job_id, self.token, step, deps, told=told))
         if isinstance(answer, Refusal):
@@ -294,10 +294,10 @@ class Host:
     async def _save(self) -> None:
         if self.saving or not self.ready:
             return
-        if self.manner is Manner.LIES and self.dice.random() < 0.6:
-            await lies.lie(self)
+        if self.manner is Manner.LIES and self.rng.random() < 0.6:
+            await invalid_reports.lie(self)
         if self.manner is Manner.STEALS:
-            await lies.steal(self)
+            await invalid_reports.steal(self)
         step = self.step
         if step <= self.saved:
             await self._next()

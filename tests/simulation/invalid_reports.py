@@ -11,7 +11,7 @@ from goblin.core.errors import Conflict, GoblinError
 from goblin.jobs import checkpoints
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.checkpoints import STEP_MAX, Artifact, manifest_uri
-from goblin.jobs.domain.worker import Told
+from goblin.jobs.domain.worker import WorkerReport
 from goblin.jobs.lifecycle import JobDeps
 from tests.fakes.batch_host import announce
 from tests.fakes.jobs import BUCKET, Crash, crc32c
@@ -33,7 +33,7 @@ async def lie(host: Host) -> None:
     step = min(host.total, host.saved + 1)
     if step <= host.saved:
         return
-    kind = host.dice.choice(["absent", "torn", "forged", "huge", "beyond"])
+    kind = host.rng.choice(["absent", "torn", "forged", "huge", "beyond"])
     data = host.data(step)
     if kind == "huge":
         huge = Artifact(name="part.jsonl", size=6 * 1024**3, crc32c=crc32c(data), sha256="0" * 64)
@@ -41,7 +41,11 @@ async def lie(host: Host) -> None:
         await _refused(host, say, kind)
         return
     if kind == "beyond":
-        said = Told(total=max(1, host.total)) if host.work and host.work.checkpoint_s is not None else Told()
+        said = (
+            WorkerReport(total=max(1, host.total))
+            if host.work and host.work.checkpoint_s is not None
+            else WorkerReport()
+        )
         far = STEP_MAX + 1
         say = lambda deps: leases.heartbeat(host.job_id, host.token, far, deps, told=said)  # noqa: E731
         await _refused(host, say, kind)

@@ -13,6 +13,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
+from typing import Any
 
 from goblin.billing import budgets as budget
 from goblin.billing import settlement as settling
@@ -20,7 +21,7 @@ from goblin.core import events
 from goblin.core.events import BudgetExceeded, CheckpointSaved, JobRequested
 from goblin.jobs import checkpoints
 from goblin.jobs import lifecycle as jobs
-from goblin.jobs.domain.job import ENDED, LEASED, Job, Kind, State
+from goblin.jobs.domain.job import ENDED, LEASED, Job, JobKind, JobState
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import START, FakeClock, Faults, MemoryMarket, MemoryObjects
@@ -33,7 +34,7 @@ from tests.simulation.market_weather import RICH, WEATHERS, Weather, budgets
 from tests.simulation.network import Network
 from tests.simulation.post import Message, Post
 from tests.simulation.promises import Promises
-from tests.simulation.stores import Jobs, SimulatedLedger, function
+from tests.simulation.stores import Jobs, SimulatedLedger, announcer, function
 from tests.simulation.ticks import TICK_S, Ticks
 from tests.simulation.truths import Truth
 
@@ -45,16 +46,16 @@ class Life:
     """A whole system and its world; `run` is deterministic in the seed."""
 
     def __init__(self, seed: int, weather: Weather | None = None) -> None:
-        self.dice = dice = random.Random(seed)
+        self.rng = rng = random.Random(seed)
         self.weather = weather or WEATHERS[seed % len(WEATHERS)]
-        self.clock = FakeClock(at=START + timedelta(hours=dice.uniform(0, 24 * 6)))
+        self.clock = FakeClock(at=START + timedelta(hours=rng.uniform(0, 24 * 6)))
         self.seed, self._lines = seed, deque[str](maxlen=200)
         self._heap: list[tuple[float, int, Act]] = []
         self._order = itertools.count()
         self.calm = False
         self.ticks = Ticks(self)
         self.hurry, self.asked_to_stop = self.ticks.hurry, self.ticks.asked_to_stop
-        self.network = Network(dice, idle=self._pass_time)
+        self.network = Network(rng, idle=self._pass_time)
         self.figures = Figures(lives=1)
         self.promises = Promises(self)
         self.truths: dict[str, Truth] = {}
@@ -63,23 +64,23 @@ class Life:
         self.tokens: dict[str, list[str]] = {}
         self.jobs = Jobs(self.promises.wrote)
         self.objects = MemoryObjects(Faults())
-        self.post = Post(dice, self.later, self._handle)
-        self.ledger = SimulatedLedger(declared=budgets(dice, self.weather))
+        self.post = Post(rng, self.later, self._handle)
+        self.ledger = SimulatedLedger(declared=budgets(rng, self.weather))
         self.ledger.booked = self.promises.booked  # type: ignore[method-assign]
-        many = 100 if self.weather.promise else dice.choice([2, 5])
-        self.limits = {Kind.BATCH.value: many, Kind.TRAINING.value: many, Kind.INFERENCE.value: 1}
+        many = 100 if self.weather.promise else rng.choice([2, 5])
+        self.limits = {JobKind.BATCH.value: many, JobKind.TRAINING.value: many, JobKind.INFERENCE.value: 1}
         self.clouds = Clouds(self)
         self.providers = self.clouds.providers
-        self.bills = [Bills(cloud, self.clock, tells=dice.random() < 0.7) for cloud in self.providers.values()]
-        watched = MemoryMarket()
-        self._functions = [function(self, watched, dice.uniform(-5, 5)) for _ in range(3)]
+        self.bills = [Bills(cloud, self.clock, tells=rng.random() < 0.7) for cloud in self.providers.values()]
+        history = MemoryMarket()
+        self._functions = [function(self, history, rng.uniform(-5, 5)) for _ in range(3)]
         self._began = self.t
 
     # The system.
 
     def function(self) -> JobDeps:
         """Some instance of a function."""
-        return self.dice.choice(self._functions)
+        return self.rng.choice(self._functions)
 
     def job(self, job_id: str) -> Job:
         return self.jobs.stored[job_id].job
@@ -104,8 +105,8 @@ class Life:
         heapq.heappush(self._heap, (self.t + max(0.0, seconds), next(self._order), act))
 
     def _pass_time(self) -> None:
-        if self.dice.random() < 0.05:
-            self.clock.advance(self.dice.uniform(0, 3))
+        if self.rng.random() < 0.05:
+            self.clock.advance(self.rng.uniform(0, 3))
 
     def log(self, line: str) -> None:
         self._lines.append(f"{self.now:%d %H:%M:%S} {line}")
@@ -134,11 +135,11 @@ class Life:
     async def _step(self) -> None:
         """What comes next; sometimes several things at once."""
         acts = [self._pop()]
-        if not self.calm and self.dice.random() < self.weather.overlap:
+        if not self.calm and self.rng.random() < self.weather.overlap:
             while self._heap and len(acts) < 3 and self._heap[0][0] <= self.t + 20:
                 acts.append(self._pop())
-        if not self.calm and self.dice.random() < self.weather.crash:
-            self.network.crash_in = self.dice.randint(0, 12)
+        if not self.calm and self.rng.random() < self.weather.crash:
+            self.network.crash_in = self.rng.randint(0, 12)
         died = self.network.crashed
         await self.network.run(*(self._as_call(act) for act in acts))
         self.network.crash_in = None
@@ -165,11 +166,11 @@ class Life:
 
     def _begin(self) -> None:
         weather = self.weather
-        self.ticks.plan(self.dice.uniform(0, TICK_S))
+        self.ticks.plan(self.rng.uniform(0, TICK_S))
         self.clouds.begin()
         self.later(self.weather.settle_s, self._settle)
         for number in range(weather.jobs):
-            self.later(self.dice.uniform(0, weather.days * 86400 * 0.8), lambda n=number: self._ask_for(f"j{n}"))
+            self.later(self.rng.uniform(0, weather.days * 86400 * 0.8), lambda n=number: self._ask_for(f"j{n}"))
 
     def old_tokens(self, job_id: str, mine: str) -> list[str]:
         """Of the attempts before: what a machine may have found lying about."""
@@ -177,15 +178,15 @@ class Life:
         return known[: known.index(mine)]
 
     async def _ask_for(self, name: str) -> None:
-        truth = truths.job(self.dice, name, self.now, self, promise=self.weather.promise)
+        truth = truths.job(self.rng, name, self.now, self, promise=self.weather.promise)
         self.truths[name] = truth
         await self._submit(truth)
-        if not self.weather.promise and self.dice.random() < 0.08:
-            self.later(self.dice.expovariate(1 / 7200), lambda: self.cancel(name))
+        if not self.weather.promise and self.rng.random() < 0.08:
+            self.later(self.rng.expovariate(1 / 7200), lambda: self.cancel(name))
 
     async def _submit(self, truth: Truth) -> None:
         """By a message; or by hand, and again until somebody answers."""
-        if self.dice.random() < 0.5 or truth.spec.kind == Kind.INFERENCE:
+        if self.rng.random() < 0.5 or truth.spec.kind == JobKind.INFERENCE:
             await self.post.publish("job-requested", truth.spec)
             return
 
@@ -222,7 +223,7 @@ class Life:
             case "budget-exceeded":
                 events.decode(BudgetExceeded, message.data)
                 event = events.Event(event_id=message.message_id, data=message.data)
-                await budget.follow(event, budget.Deps(ledger=deps.money.ledger, clock=deps.clock))
+                await budget.follow(event, budget.BudgetDeps(ledger=deps.money.ledger, clock=deps.clock))
             case other:
                 raise AssertionError(f"nobody hears {other}")
 
@@ -233,8 +234,9 @@ class Life:
     async def _settle_once(self) -> None:
         deps = self.function()
         money = deps.money
-        await settling.settle(settling.Deps(
-            ledger=money.ledger, lender=money.lender, bills=self.bills, announce=money.announce, prices={},
+        ledger: Any = money.ledger
+        await settling.settle(settling.SettlementDeps(
+            ledger=ledger, allocation_store=ledger, bills=self.bills, announce=announcer(deps.bus), prices={},
             clock=deps.clock,
         ))  # fmt: skip
 
@@ -242,9 +244,12 @@ class Life:
         """Somebody lifts every freeze that there is."""
         deps = self.function()
         for account in sorted({freeze.account for freeze in self.ledger.frozen.values()}):
-            wish = f"w{self.dice.randrange(10**9)}"
+            wish = f"w{self.rng.randrange(10**9)}"
             await budget.thaw(
-                account, actor="somebody", wish_id=wish, deps=budget.Deps(ledger=deps.money.ledger, clock=deps.clock)
+                account,
+                actor="somebody",
+                wish_id=wish,
+                deps=budget.BudgetDeps(ledger=deps.money.ledger, clock=deps.clock),
             )
 
     # The end.
@@ -267,7 +272,7 @@ class Life:
     def may_wait(self, job: Job) -> bool:
         """Whether nothing that is offered may be taken, and the job says so."""
         bounded = job.spec.max_price_per_hour is not None or job.spec.budget_usd is not None
-        return job.state is State.QUEUED and bounded and job.no_placement is not None
+        return job.state is JobState.QUEUED and bounded and job.no_placement is not None
 
     def _is_quiet(self) -> bool:
         """Whether nothing is left to do but waiting for ever."""

@@ -15,8 +15,15 @@ from typing import TYPE_CHECKING
 
 from goblin.billing.domain.ledger import Bill, Charge, day_of
 from goblin.core.errors import ProviderUnavailable, Refused, Transient
-from goblin.jobs.domain.instances import Instance, InstanceState, Inventory, Known, Order, Unknown
-from goblin.jobs.domain.market import Listing, Market, Offer, Wanted
+from goblin.jobs.domain.instances import (
+    Instance,
+    InstanceState,
+    Inventory,
+    KnownInventory,
+    RentalOrder,
+    UnknownInventory,
+)
+from goblin.jobs.domain.market import InstanceRequirements, Listing, MarketPrices, Offer
 from goblin.jobs.policy.spot.offers import MONTH_H
 from tests.fakes.jobs import FakeClock
 from tests.simulation.network import HANDLER, Network
@@ -33,7 +40,7 @@ class Rented:
 
     instance_id: str
     provider: str
-    order: Order
+    order: RentalOrder
     machine: Machine
     born_at: datetime
     state: InstanceState = InstanceState.STARTING
@@ -107,11 +114,11 @@ class Provider:
     start_s_max = 900.0
 
     def __init__(
-        self, name: str, machines: list[Machine], *, network: Network, clock: FakeClock, dice: random.Random,
+        self, name: str, machines: list[Machine], *, network: Network, clock: FakeClock, rng: random.Random,
         later: Callable[[float, Callable[[], None]], None], kinds: frozenset[str],
     ) -> None:  # fmt: skip
         self.name, self.kinds, self.machines = name, kinds, machines
-        self._network, self._clock, self._dice, self._later = network, clock, dice, later
+        self._network, self._clock, self._dice, self._later = network, clock, rng, later
         self.instances: list[Rented] = []
         """All that there ever were."""
         self.listed: list[Rented] = []
@@ -133,21 +140,21 @@ class Provider:
         self.on_gone: Callable[[Rented], None] = lambda rented: None
         self._ids = itertools.count(1)
 
-    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+    async def offers(self, wanted: InstanceRequirements) -> Listing | UnknownInventory:
         await self._network.turn()
         self.asked_offers += 1
         if self.unknown:
-            return Unknown(reason=self.unknown)
+            return UnknownInventory(reason=self.unknown)
         found = [offer for machine in self.machines for offer in self._offers(machine, wanted)]
         if self._dice.random() < 0.1:
             found += found[: len(found) // 2]  # The same ones on the next page.
         floors = sorted(machine.floor for machine in self.machines if machine.floor)
-        market = Market(percentiles=((0.1, floors[0]), (0.5, floors[len(floors) // 2]), (0.9, floors[-1]))) \
+        market = MarketPrices(percentiles=((0.1, floors[0]), (0.5, floors[len(floors) // 2]), (0.9, floors[-1]))) \
             if floors else None  # fmt: skip
         gpus = {machine.gpu for machine in self.machines}
         return Listing(offers=tuple(found), markets=dict.fromkeys(sorted(gpus), market) if market else {})
 
-    def _offers(self, machine: Machine, wanted: Wanted) -> list[Offer]:
+    def _offers(self, machine: Machine, wanted: InstanceRequirements) -> list[Offer]:
         if not machine.free or wanted.gpu_count > 1 or machine.gpu_memory_mib < wanted.gpu_memory_mib_min:
             return []
         if wanted.gpus and machine.gpu not in wanted.gpus:
@@ -173,8 +180,8 @@ class Provider:
         await self._network.turn()
         self.asked_known[HANDLER.get()] = not self.unknown
         if self.unknown:
-            return Unknown(reason=self.unknown)
-        return Known(instances=frozenset(self._instance(rented) for rented in self.listed))
+            return UnknownInventory(reason=self.unknown)
+        return KnownInventory(instances=frozenset(self._instance(rented) for rented in self.listed))
 
     def _instance(self, rented: Rented) -> Instance:
         return Instance(
@@ -182,7 +189,7 @@ class Provider:
             detail=rented.detail,
         )  # fmt: skip
 
-    async def rent(self, order: Order) -> str:
+    async def rent(self, order: RentalOrder) -> str:
         await self._network.turn()
         assert self.asked_known.get(HANDLER.get()), f"{order.label}: launched at {self.name}, which could not say"
         self._network.point(f"{self.name} rent")
@@ -212,7 +219,7 @@ class Provider:
             raise Transient("the bid is too low, and the contract that it left is not ended")
         return rented.instance_id
 
-    def _begin(self, order: Order, machine: Machine) -> Rented | None:
+    def _begin(self, order: RentalOrder, machine: Machine) -> Rented | None:
         if not machine.free:
             return None
         now = self._clock.now()

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import Action
+from goblin.billing.domain.ledger import BudgetAction
 from goblin.core.money import USD_MICROS
 
 RICH = {
@@ -48,14 +48,14 @@ LONG = Weather(
 WEATHERS = (STORM, STORM, LONG, FAIR)
 
 
-def budgets(dice: random.Random, weather: Weather) -> Mapping[str, Sequence[Limit]]:
+def budgets(rng: random.Random, weather: Weather) -> Mapping[str, Sequence[Limit]]:
     """Plenty, or some of which are soon used up."""
-    if weather.promise or dice.random() < 0.4:
+    if weather.promise or rng.random() < 0.4:
         return RICH
     month = Limit(
-        period=Period.MONTH, limit_usd_micros=dice.choice([10, 50, 200]) * USD_MICROS,
-        action=dice.choice([Action.ALERT, Action.FREEZE]),
+        period=Period.MONTH, limit_usd_micros=rng.choice([10, 50, 200]) * USD_MICROS,
+        action=rng.choice([BudgetAction.ALERT, BudgetAction.FREEZE]),
     )  # fmt: skip
-    day = Limit(period=Period.DAY, limit_usd_micros=dice.choice([2, 10, 30]) * USD_MICROS, action=Action.STOP_JOBS)
+    day = Limit(period=Period.DAY, limit_usd_micros=rng.choice([2, 10, 30]) * USD_MICROS, action=BudgetAction.STOP_JOBS)
     some = {"total": (month,), "vastai": (day,)}
-    return {**RICH, **{name: limits for name, limits in some.items() if dice.random() < 0.7}}
+    return {**RICH, **{name: limits for name, limits in some.items() if rng.random() < 0.7}}

@@ -25,7 +25,7 @@ HANDLER: ContextVar[int] = ContextVar("handler", default=0)
 class Network:
     """Whose turn it is, and what fails."""
 
-    dice: random.Random
+    rng: random.Random
     down: set[str] = field(default_factory=set)
     """Ports that do not answer."""
     answers_lost: float = 0.0
@@ -57,7 +57,7 @@ class Network:
 
     def lose(self, name: str) -> None:
         """The write is made; whether anybody hears of it."""
-        if self.answers_lost and self.dice.random() < self.answers_lost:
+        if self.answers_lost and self.rng.random() < self.answers_lost:
             raise StoreUnavailable(f"the answer of {name} was lost")
 
     async def run(self, *handlers: Callable[[], Awaitable[Any]]) -> list[Exception | None]:
@@ -73,7 +73,7 @@ class Network:
             await asyncio.sleep(0)
             if self._held:
                 self.idle()
-                held = self._held.pop(self.dice.randrange(len(self._held)))
+                held = self._held.pop(self.rng.randrange(len(self._held)))
                 if not held.done():
                     held.set_result(None)
         self._at_once = 1

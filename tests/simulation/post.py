@@ -29,10 +29,10 @@ class Post:
     """The port `Bus`, and the subscriptions of our functions."""
 
     def __init__(
-        self, dice: random.Random, later: Callable[[float, Callable[[], Awaitable[None]]], None],
+        self, rng: random.Random, later: Callable[[float, Callable[[], Awaitable[None]]], None],
         handle: Callable[[Message], Awaitable[None]],
     ) -> None:  # fmt: skip
-        self._dice, self._later, self._handle = dice, later, handle
+        self._dice, self._later, self._handle = rng, later, handle
         self.told: deque[tuple[str, JobStatusChanged]] = deque()
         """For apps: no function of ours hears it."""
         self.dead: list[Message] = []

@@ -8,11 +8,11 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from goblin.billing.domain.accounts import Account, window_of
-from goblin.billing.domain.ledger import Entry, EntryKind, is_rent
+from goblin.billing.domain.ledger import EntryKind, LedgerEntry, is_rent
 from goblin.core.labels import job_of_label
-from goblin.core.ports import Grant
+from goblin.core.ports import SignedRequest
 from goblin.jobs.domain.checkpoints import folder
-from goblin.jobs.domain.job import ENDED, LEASED, Job, Kind, Rent, State
+from goblin.jobs.domain.job import ENDED, LEASED, InstanceReservation, Job, JobKind, JobState
 from goblin.jobs.domain.worker import Assignment
 from goblin.jobs.policy import state_machine as policy
 from tests.simulation.hosts import Host, saved_state
@@ -34,7 +34,7 @@ class Promises:
 
     def __init__(self, life: Life) -> None:
         self._life = life
-        self.rents: dict[str, Rent] = {}
+        self.reservations: dict[str, InstanceReservation] = {}
         """The last that was written, by label."""
         self.saved_by: dict[tuple[str, int, int], bytes] = {}
         """What honest machines saved: job, step, attempt."""
@@ -56,26 +56,26 @@ class Promises:
         name, now = after.job_id, self._life.now
         if before is not None:
             assert after.attempt in (before.attempt, before.attempt + 1), f"{name}: attempts {before.attempt}…"
-            assert before.attempt == after.attempt or after.state is State.PLACING
+            assert before.attempt == after.attempt or after.state is JobState.PLACING
             assert before.state not in ENDED or after.state is before.state, f"{name} ended as {before.state}"
             self._check_checkpoint(before, after)
             label = before.lease.label if before.lease is not None else ""
-            if policy.wants(before, label) and not policy.wants(after, label):
+            if policy.has_live_lease(before, label) and not policy.has_live_lease(after, label):
                 self.lost_at[label] = now
         if before is None or _standing(before) != _standing(after):
             self._life.hurry()
-        for rent in after.rents:
-            self.rents[rent.label] = rent
+        for reservation in after.reservations:
+            self.reservations[reservation.label] = reservation
         if before is not None:
             self._check_gone(before, after)
         assert after.state not in LEASED or after.lease is not None
-        if after.state is State.PLACING:
+        if after.state is JobState.PLACING:
             taken = Counter(one.job.spec.kind for one in self._life.jobs.stored.values() if one.job.state in LEASED)
             limit = self._life.limits.get(after.spec.kind, 0)
             assert taken[after.spec.kind] <= limit, f"{taken} at once, {limit} are allowed"
         if after.stop is not None and after.lease is not None and (before is None or before.stop != after.stop):
             self._life.asked_to_stop(after.lease.label)
-        if after.state is State.FINISHING:
+        if after.state is JobState.FINISHING:
             self.done_at.setdefault(name, now)
         if before is None or before.state is not after.state:
             self._life.log(f"{name}: {after.state} {after.reason}")
@@ -84,11 +84,17 @@ class Promises:
     def _check_gone(self, before: Job, after: Job) -> None:
         """An instance that exists is never taken for gone, neither by its job nor by its bill."""
         label = before.lease.label if before.lease is not None else ""
-        if after.state is State.PREEMPTED and before.state in LEASED and after.reason.endswith("is gone"):
+        if after.state is JobState.PREEMPTED and before.state in LEASED and after.reason.endswith("is gone"):
             assert label not in self._life.exists, f"{label} is there: {after.reason}"
-        ended = {rent.label for rent in after.rents if rent.ended_at is not None and rent.ended_at > rent.since}
-        ended -= {rent.label for rent in after.rents if rent.ended_at is None}
-        for one in ended - {rent.label for rent in before.rents if rent.ended_at is not None}:
+        ended = {
+            reservation.label
+            for reservation in after.reservations
+            if reservation.ended_at is not None and reservation.ended_at > reservation.since
+        }
+        ended -= {reservation.label for reservation in after.reservations if reservation.ended_at is None}
+        for one in ended - {
+            reservation.label for reservation in before.reservations if reservation.ended_at is not None
+        }:
             assert one not in self._life.exists, f"{one} is there, and its rent has ended"
 
     def _check_checkpoint(self, before: Job, after: Job) -> None:
@@ -103,7 +109,7 @@ class Promises:
 
     # Hosts.
 
-    def granted(self, host: Host, step: int, grants: Mapping[str, Grant]) -> None:
+    def granted(self, host: Host, step: int, grants: Mapping[str, SignedRequest]) -> None:
         """A machine may write: below its own attempt's folder, objects that do not exist, these bytes only."""
         where = folder("bucket", host.job_id, step, host.attempt)
         for grant in grants.values():
@@ -120,7 +126,7 @@ class Promises:
         assert work.step == 0 or any(
             (host.job_id, work.step, attempt) in self.saved_by for attempt in range(1, host.attempt + 1)
         ), f"{host.rented.label} resumes at {work.step}, which nobody saved"
-        if work.kind != Kind.TRAINING:
+        if work.kind != JobKind.TRAINING:
             return
         assert bool(work.inputs.checkpoint) == (work.step > 0)
         for file in work.inputs.checkpoint:
@@ -138,14 +144,14 @@ class Promises:
                   if one.label == label and one is not rented]  # fmt: skip
         assert not others, f"{label} was rented twice"
         stored = self._life.jobs.stored.get(job_of_label(label))
-        if not policy.wants(stored.job if stored else None, label):
+        if not policy.has_live_lease(stored.job if stored else None, label):
             self.lost_at.setdefault(label, self._life.now)
             self._life.log(f"{label} begins, and nobody wants it any more")
 
     def released(self, provider: str, label: str) -> None:
         """Somebody asks for an instance's end."""
         stored = self._life.jobs.stored.get(job_of_label(label))
-        assert not policy.wants(stored.job if stored else None, label), f"{label} is at work and was released"
+        assert not policy.has_live_lease(stored.job if stored else None, label), f"{label} is at work and was released"
 
     def gone(self, rented: Rented) -> None:
         """An instance is no more."""
@@ -179,7 +185,7 @@ class Promises:
             if since >= self._life.now - timedelta(minutes=2):
                 continue
             stored = self._life.jobs.stored[host.job_id]
-            at_work = stored.job.state is State.RUNNING and policy.wants(stored.job, label)
+            at_work = stored.job.state is JobState.RUNNING and policy.has_live_lease(stored.job, label)
             whole = self._whole(host.rented.provider, since, self._life.now)
             assert not at_work or whole <= TICKS_MAX, f"{label} is silent since {host.beaten_at:%H:%M:%S}"
 
@@ -203,15 +209,15 @@ class Promises:
         reserved = self._life.ledger.put_aside(label)
         if cost <= reserved + 1:
             return
-        rent = self.rents.get(label)
-        until = rent.until if rent is not None else rented.born_at
+        reservation = self.reservations.get(label)
+        until = reservation.until if reservation is not None else rented.born_at
         if now >= until and self._whole(rented.provider, until - IDLE, now) < TICKS_MAX:
             self.excused.add(label)
             self._life.log(f"{label} could not be ended in time")
             return
         raise AssertionError(f"{label} took {cost:.0f} by now and {reserved} were put aside, until {until:%H:%M:%S}")
 
-    def booked(self, accounts: tuple[Account, ...], entries: tuple[Entry, ...]) -> None:
+    def booked(self, accounts: tuple[Account, ...], entries: tuple[LedgerEntry, ...]) -> None:
         """The ledger was written."""
         for entry in entries:
             if entry.kind is EntryKind.ADJUST or (is_rent(entry) and job_label(entry) in self.excused):
@@ -219,10 +225,10 @@ class Promises:
                     self.over[account] += max(0, entry.amount_usd_micros)
         for account in accounts:
             for limit in account.limits:
-                tally = account.tallies.get(limit.period)
-                if tally is None or tally.window != window_of(limit.period, self._life.now):
+                usage = account.usages.get(limit.period)
+                if usage is None or usage.window != window_of(limit.period, self._life.now):
                     continue
-                used = tally.spent_usd_micros + tally.leased_usd_micros
+                used = usage.spent_usd_micros + usage.allocated_usd_micros
                 beyond = used - limit.limit_usd_micros
                 assert beyond <= self.over[account.name], (
                     f"{account.name}: {used} of {limit.limit_usd_micros} a {limit.period} are spent or put aside"
@@ -258,23 +264,23 @@ class Promises:
             job = life.job(name)
             assert job.state in ENDED, f"{name} is {job.state}: {job.reason}"
             self._check_deadline(job)
-            assert not job.open, f"{name} is {job.state} and still open: {job.rents}"
+            assert not job.open, f"{name} is {job.state} and still open: {job.reservations}"
             told = [event.seq for _, event in life.post.told if event.job_id == name]
             assert max(told, default=0) >= job.seq, f"{name}: {job.state} was never announced"
             match job.state:
-                case State.SUCCEEDED:
+                case JobState.SUCCEEDED:
                     truth.check_output(life, job)
-                case State.CANCELLED:
+                case JobState.CANCELLED:
                     assert name in life.cancelled
-                case State.FAILED:
+                case JobState.FAILED:
                     said = ("made no progress", "budget", "lied")
                     assert any(word in job.reason for word in said), f"{name} failed: {job.reason}"
-                case State.REFUSED:
+                case JobState.REFUSED:
                     assert truth.may_be_refused, f"{name} was refused: {job.reason}"
 
     def _check_deadline(self, job: Job) -> None:
         """A deadline that was promised, in a world that lets it be kept, is kept."""
-        if job.spec.deadline is None or not self._life.weather.promise or job.state is State.REFUSED:
+        if job.spec.deadline is None or not self._life.weather.promise or job.state is JobState.REFUSED:
             return
         done_at = self.done_at.get(job.job_id)
         self._life.figures.promised += 1
@@ -286,9 +292,9 @@ class Promises:
 
 def _standing(job: Job) -> tuple[object, ...]:
     """What a reconcile acts on, beside signs of life."""
-    return job.state, job.attempt, job.stop, job.rents, job.open, job.not_before, job.no_placement is None
+    return job.state, job.attempt, job.stop, job.reservations, job.open, job.not_before, job.no_placement is None
 
 
-def job_label(entry: Entry) -> str:
+def job_label(entry: LedgerEntry) -> str:
     """Whose rent a settlement is."""
     return entry.entry_id.removeprefix("rent:").rpartition(":settled")[0].rpartition(":")[0]

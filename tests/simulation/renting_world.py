@@ -16,14 +16,15 @@ from types import coroutine
 from typing import Any, TypeVar
 
 from goblin.billing import settlement as settling
-from goblin.billing.domain.accounts import Lease, Limit, Period
-from goblin.billing.domain.ledger import RENT, Balance, Bill, Charge, Entry, EntryKind, Freeze
-from goblin.billing.policy.allocation import Ask, Crossing, Shortage, Step
+from goblin.billing.budget_client import BudgetClient
+from goblin.billing.domain.accounts import Allocation, Limit, Period
+from goblin.billing.domain.ledger import RENT, Balance, Bill, Charge, EntryKind, Freeze, LedgerEntry
+from goblin.billing.policy.allocation import AllocationRequest, AllocationResult, InsufficientBudget, ThresholdEvent
 from goblin.billing.ports import BillSource
 from goblin.core.errors import StoreUnavailable
 from goblin.core.labels import attempt_label, job_of_label
-from goblin.jobs import reservations as rents
-from goblin.jobs.domain.job import Rent
+from goblin.jobs import reservations as reservations
+from goblin.jobs.domain.job import InstanceReservation
 from goblin.jobs.policy import reservations as renting
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FixedClock
@@ -73,40 +74,42 @@ class PausedLedger:
         finally:
             await pause()
 
-    async def record(self, entry: Entry) -> bool:
+    async def record(self, entry: LedgerEntry) -> bool:
         return bool(await self._call(self.inner.record(entry)))
 
-    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
-        step: Step = await self._call(self.inner.exchange(ask, now=now))
+    async def exchange(self, ask: AllocationRequest, *, now: datetime) -> AllocationResult:
+        step: AllocationResult = await self._call(self.inner.exchange(ask, now=now))
         return step
 
-    async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
-        return bool(await self._call(self.inner.settle(lease_id, entries)))
+    async def settle(self, allocation_id: str, entries: Sequence[LedgerEntry]) -> bool:
+        return bool(await self._call(self.inner.settle(allocation_id, entries)))
 
-    async def leases(self) -> Sequence[Lease]:
-        found: Sequence[Lease] = await self._call(self.inner.leases())
+    async def allocations(self) -> Sequence[Allocation]:
+        found: Sequence[Allocation] = await self._call(self.inner.allocations())
         return found
 
-    async def expire(self, lease_id: str, *, now: datetime) -> Step:
-        step: Step = await self._call(self.inner.expire(lease_id, now=now))
+    async def expire(self, allocation_id: str, *, now: datetime) -> AllocationResult:
+        step: AllocationResult = await self._call(self.inner.expire(allocation_id, now=now))
         return step
 
-    async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
-        step: Step = await self._call(self.inner.resolve(lease_id, spent_usd_micros=spent_usd_micros, now=now))
+    async def resolve(self, allocation_id: str, *, spent_usd_micros: int, now: datetime) -> AllocationResult:
+        step: AllocationResult = await self._call(
+            self.inner.resolve(allocation_id, spent_usd_micros=spent_usd_micros, now=now)
+        )
         return step
 
     async def balances(self, window: str) -> Sequence[Balance]:
         found: Sequence[Balance] = await self._call(self.inner.balances(window))
         return found
 
-    async def rented(self, day: str) -> Sequence[Entry]:
-        found: Sequence[Entry] = await self._call(self.inner.rented(day))
+    async def rented(self, day: str) -> Sequence[LedgerEntry]:
+        found: Sequence[LedgerEntry] = await self._call(self.inner.rented(day))
         return found
 
-    async def entries(self, *, limit: int) -> Sequence[Entry]:
+    async def entries(self, *, limit: int) -> Sequence[LedgerEntry]:
         return await self.inner.entries(limit=limit)
 
-    async def actions(self, *, limit: int) -> Sequence[Entry]:
+    async def actions(self, *, limit: int) -> Sequence[LedgerEntry]:
         return await self.inner.actions(limit=limit)
 
     async def freezes(self) -> Sequence[Freeze]:
@@ -127,7 +130,7 @@ class Document:
     attempt: int = 0
     label: str | None = None
     """Of the attempt that may live."""
-    rents: tuple[Rent, ...] = ()
+    reservations: tuple[InstanceReservation, ...] = ()
     spent_usd_micros: int = 0
 
 
@@ -163,7 +166,7 @@ class Task:
 
 @dataclass(slots=True)
 class World:
-    dice: random.Random
+    rng: random.Random
     ledger: MemoryLedger = field(default_factory=lambda: MemoryLedger(declared=LIMITS))
     now: datetime = START
     jobs: dict[str, Document] = field(default_factory=lambda: {job_id: Document() for job_id in JOBS})
@@ -176,9 +179,10 @@ class World:
     turns: int = 0
 
     @property
-    def deps(self) -> rents.Deps:
+    def deps(self) -> reservations.ReservationDeps:
         paused = PausedLedger(self.ledger)
-        return rents.Deps(ledger=paused, lender=paused, announce=nobody)
+        client = BudgetClient(paused, paused, FixedClock(self.now), announce=nobody)
+        return reservations.ReservationDeps(budget_client=client, ledger=paused)
 
     # Time and turns.
 
@@ -192,8 +196,8 @@ class World:
             task.work.close()
         if not self.tasks:
             return
-        task = self.dice.choice(self.tasks)
-        if not self.at_rest and self.dice.random() < 0.01:
+        task = self.rng.choice(self.tasks)
+        if not self.at_rest and self.rng.random() < 0.01:
             self.tasks.remove(task)
             task.work.close()
             return
@@ -218,13 +222,13 @@ class World:
             job_id = job_of_label(machine.label)
             document = self.jobs[job_id]
             if document.label != machine.label:
-                machine.gone_at = self.now + timedelta(seconds=self.dice.uniform(0, min(seconds, GONE_WITHIN_S)))
+                machine.gone_at = self.now + timedelta(seconds=self.rng.uniform(0, min(seconds, GONE_WITHIN_S)))
                 continue
-            leave_at = min(renting.leave_at(rent) for rent in document.rents[-1:])
+            leave_at = min(renting.leave_at(reservation) for reservation in document.reservations[-1:])
             if later >= leave_at:
                 first = max(self.now, leave_at)
-                spare_s = (document.rents[-1].until - first).total_seconds()
-                machine.gone_at = first + timedelta(seconds=self.dice.uniform(0, max(0.0, spare_s)))
+                spare_s = (document.reservations[-1].until - first).total_seconds()
+                machine.gone_at = first + timedelta(seconds=self.rng.uniform(0, max(0.0, spare_s)))
                 self.jobs[job_id] = replace(document, label=None, version=document.version + 1)
         self.now = later
 
@@ -269,54 +273,56 @@ class World:
         now, attempt = self.now, before.attempt + 1
         label = attempt_label(job_id, attempt)
         plan = self.plan(job_id, label, now)
-        planned = replace(before, attempt=attempt, label=label, rents=(*before.rents, plan))
+        planned = replace(before, attempt=attempt, label=label, reservations=(*before.reservations, plan))
         if not await self.write(job_id, planned, before.version):
             return
         try:
-            found = await rents.reserve(plan, self.deps, now=now)
+            found = await reservations.reserve(plan, self.deps, now=now)
         except StoreUnavailable:
             found = None
-        if not isinstance(found, Rent):
-            self.refusals += isinstance(found, Shortage)
+        if not isinstance(found, InstanceReservation):
+            self.refusals += isinstance(found, InsufficientBudget)
             await self.change(job_id, lambda job: self.without_instance(job, label))
             return
-        rent = found
+        reservation = found
 
         def put(job: Document) -> Document | None:
-            if job.label != label or plan not in job.rents:
+            if job.label != label or plan not in job.reservations:
                 return None
-            return replace(job, rents=tuple(rent if one == plan else one for one in job.rents))
+            return replace(job, reservations=tuple(reservation if one == plan else one for one in job.reservations))
 
         if not await self.change(job_id, put):
-            await rents.settle(renting.ended(rent, rent.since), self.deps, now=self.now)
+            await reservations.settle(renting.ended(reservation, reservation.since), self.deps, now=self.now)
             return
-        await self.rent(job_id, rent)
+        await self.rent(job_id, reservation)
 
-    async def rent(self, job_id: str, rent: Rent) -> None:
+    async def rent(self, job_id: str, reservation: InstanceReservation) -> None:
         await pause()
-        if self.dice.random() < 0.2:
-            await self.change(job_id, lambda job: self.without_instance(job, rent.label))
+        if self.rng.random() < 0.2:
+            await self.change(job_id, lambda job: self.without_instance(job, reservation.label))
             return
         machine = Machine(
-            label=rent.label, provider=rent.provider, instance_id=f"i-{rent.label}",
-            usd_micros_per_hour=self.dice.randint(1, rent.price_usd_micros_per_hour),
-            start_usd_micros=self.dice.randint(0, rent.start_usd_micros), born_at=self.now,
+            label=reservation.label, provider=reservation.provider, instance_id=f"i-{reservation.label}",
+            usd_micros_per_hour=self.rng.randint(1, reservation.price_usd_micros_per_hour),
+            start_usd_micros=self.rng.randint(0, reservation.start_usd_micros), born_at=self.now,
         )  # fmt: skip
         self.machines.append(machine)
         await pause()
-        if self.dice.random() < 0.1:
+        if self.rng.random() < 0.1:
             return  # Nobody heard its name.
         await self.change(
             job_id,
-            lambda job: replace(job, rents=renting.named(job.rents, rent.label, machine.instance_id)),
+            lambda job: replace(
+                job, reservations=renting.named(job.reservations, reservation.label, machine.instance_id)
+            ),
         )
 
-    def plan(self, job_id: str, label: str, now: datetime) -> Rent:
-        start_s, work_s = self.dice.choice([30, 300]), self.dice.choice([300, 1800, 3600])
-        return Rent(
+    def plan(self, job_id: str, label: str, now: datetime) -> InstanceReservation:
+        start_s, work_s = self.rng.choice([30, 300]), self.rng.choice([300, 1800, 3600])
+        return InstanceReservation(
             label=label, provider=JOBS[job_id], spot=True, since=now,
-            price_usd_micros_per_hour=self.dice.choice([40_000, 300_000, 1_200_000]),
-            start_usd_micros=self.dice.choice([0, 20_000]),
+            price_usd_micros_per_hour=self.rng.choice([40_000, 300_000, 1_200_000]),
+            start_usd_micros=self.rng.choice([0, 20_000]),
             until=now + timedelta(seconds=start_s + work_s + renting.IDLE_S), reserved_usd_micros=0,
             shortest_s=start_s + renting.SLICE_S_MIN + renting.IDLE_S,
         )  # fmt: skip
@@ -325,29 +331,34 @@ class World:
     def without_instance(job: Document, label: str) -> Document | None:
         if job.label != label:
             return None
-        unspent = tuple(renting.ended(rent, rent.since) if rent.label == label else rent for rent in job.rents)
-        return replace(job, label=None, rents=unspent)
+        unspent = tuple(
+            renting.ended(reservation, reservation.since) if reservation.label == label else reservation
+            for reservation in job.reservations
+        )
+        return replace(job, label=None, reservations=unspent)
 
     async def tick(self, job_id: str) -> None:
         """Prolong, or ask to leave."""
         job = await self.read(job_id)
-        rent = next((one for one in job.rents if one.label == job.label and one.ended_at is None), None)
-        if rent is None:
+        reservation = next((one for one in job.reservations if one.label == job.label and one.ended_at is None), None)
+        if reservation is None:
             return
         try:
-            kept = await rents.keep(rent, self.deps, now=self.now)
+            kept = await reservations.renew(reservation, self.deps, now=self.now)
         except StoreUnavailable:
-            kept = rents.Kept(rents=(rent,), refused="no answer")
+            kept = reservations.Renewal(reservations=(reservation,), refused="no answer")
         self.refusals += bool(kept.refused)
-        if kept.rents != (rent,):
-            self.renewals += len(kept.rents) == 1
-            self.turns += len(kept.rents) == 2
+        if kept.reservations != (reservation,):
+            self.renewals += len(kept.reservations) == 1
+            self.turns += len(kept.reservations) == 2
 
             def put(job: Document) -> Document | None:
-                if rent not in job.rents:
+                if reservation not in job.reservations:
                     return None
-                at = job.rents.index(rent)
-                return replace(job, rents=(*job.rents[:at], *kept.rents, *job.rents[at + 1 :]))
+                at = job.reservations.index(reservation)
+                return replace(
+                    job, reservations=(*job.reservations[:at], *kept.reservations, *job.reservations[at + 1 :])
+                )
 
             await self.change(job_id, put)
 
@@ -362,38 +373,43 @@ class World:
             machine.label for machine in self.machines if machine.gone_at is None or machine.gone_at > self.now
         }
         gone = {
-            rent.label
-            for rent in before.rents
-            if rent.label != before.label and rent.label not in inventory and not renting.may_come(rent, self.now)
+            reservation.label
+            for reservation in before.reservations
+            if reservation.label != before.label
+            and reservation.label not in inventory
+            and not renting.may_come(reservation, self.now)
         }
         await pause()
         now = self.now
 
         def end(job: Document) -> Document | None:
-            after = tuple(renting.ended(rent, now) if rent.label in gone else rent for rent in job.rents)
-            return replace(job, rents=after) if after != job.rents else None
+            after = tuple(
+                renting.ended(reservation, now) if reservation.label in gone else reservation
+                for reservation in job.reservations
+            )
+            return replace(job, reservations=after) if after != job.reservations else None
 
         await self.change(job_id, end)
-        for rent in (await self.read(job_id)).rents:
-            if rent.ended_at is None:
+        for reservation in (await self.read(job_id)).reservations:
+            if reservation.ended_at is None:
                 continue
-            cost = await rents.settle(rent, self.deps, now=self.now)
-            await self.change(job_id, lambda job, rent=rent, cost=cost: self.drop(job, rent, cost))  # type: ignore[misc]
+            cost = await reservations.settle(reservation, self.deps, now=self.now)
+            await self.change(job_id, lambda job, reservation=reservation, cost=cost: self.drop(job, reservation, cost))  # type: ignore[misc]
 
     @staticmethod
-    def drop(job: Document, rent: Rent, cost: int) -> Document | None:
-        if rent not in job.rents:
+    def drop(job: Document, reservation: InstanceReservation, cost: int) -> Document | None:
+        if reservation not in job.reservations:
             return None
-        left = tuple(one for one in job.rents if one != rent)
-        return replace(job, rents=left, spent_usd_micros=job.spent_usd_micros + cost)
+        left = tuple(one for one in job.reservations if one != reservation)
+        return replace(job, reservations=left, spent_usd_micros=job.spent_usd_micros + cost)
 
     async def settle(self) -> None:
         """The hourly settlement."""
         paused = PausedLedger(self.ledger)
         await settling.settle(
-            settling.Deps(
-                ledger=paused, lender=paused, bills=[ProviderBill(self, name) for name in PROVIDERS], announce=nobody,
-                prices={}, clock=FixedClock(self.now),
+            settling.SettlementDeps(
+                ledger=paused, allocation_store=paused, bills=[ProviderBill(self, name) for name in PROVIDERS],
+                announce=nobody, prices={}, clock=FixedClock(self.now),
             )
         )  # fmt: skip
 
@@ -421,7 +437,7 @@ class World:
         return sums
 
 
-async def nobody(crossing: Crossing) -> None:
+async def nobody(threshold_event: ThresholdEvent) -> None:
     """Who is told of thresholds."""
 
 

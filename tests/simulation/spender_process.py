@@ -15,9 +15,9 @@ import sys
 import time
 from datetime import datetime, timedelta
 
-from goblin.billing.budget_client import Reservation, Spender, spent_entry
+from goblin.billing.budget_client import BudgetClient, Reservation, request_settlement
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.policy.allocation import Crossing
+from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.core.errors import StoreUnavailable
 from goblin.gcp.firestore.ledger import FirestoreLedger
 
@@ -51,35 +51,35 @@ async def spend(project: str, charges: str, seed: int, requests: int, clock: Shi
 
     ledger = FirestoreLedger(AsyncClient(project=project), declared=LIMITS)
 
-    async def nobody(crossing: Crossing) -> None:
+    async def nobody(threshold_event: ThresholdEvent) -> None:
         return
 
-    spender = Spender(ledger, ledger, clock, announce=nobody, tend_every_s=0.2)
+    budget_client = BudgetClient(ledger, ledger, clock, announce=nobody, maintain_every_s=0.2)
     file = os.open(charges, os.O_WRONLY | os.O_APPEND)
-    dice, places = random.Random(seed), asyncio.Semaphore(PARALLEL)
+    rng, places = random.Random(seed), asyncio.Semaphore(PARALLEL)
 
     async def request(number: int) -> None:
         async with places:
-            account, also = dice.choice(PATHS)
-            worst = dice.randint(1, WORST)
+            account, also = rng.choice(PATHS)
+            worst = rng.randint(1, WORST)
             for _ in range(PATIENCE):
                 try:
-                    found = await spender.reserve(account, also, f"{os.getpid()}-{seed}-{number}", worst)
+                    found = await budget_client.reserve(account, also, f"{os.getpid()}-{seed}-{number}", worst)
                     break
                 except StoreUnavailable:
-                    await asyncio.sleep(0.2 + 0.4 * dice.random())
+                    await asyncio.sleep(0.2 + 0.4 * rng.random())
             else:
                 return
             if not isinstance(found, Reservation):
                 return
-            cost = dice.randint(0, worst)
+            cost = rng.randint(0, worst)
             os.write(file, f"{account} {cost} {os.getpid()}\n".encode())
-            await asyncio.sleep(dice.random() * 0.02)
-            await spender.settle(found, spent_entry(found, cost, model="model/m", note=""))
+            await asyncio.sleep(rng.random() * 0.02)
+            await budget_client.settle(found, request_settlement(found, cost, model="model/m", note=""))
 
     print("ready", flush=True)
     await asyncio.gather(*(request(n) for n in range(requests)))
-    await spender.close()
+    await budget_client.close()
     print("done", flush=True)
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from goblin.billing.policy.allocation import Crossing, Step
-from goblin.billing.policy.budgets import crossed
-from goblin.jobs import reservations as rents
+from goblin.billing.budget_client import BudgetClient
+from goblin.billing.policy.allocation import AllocationResult, ThresholdEvent
+from goblin.billing.policy.budgets import budget_exceeded_event
+from goblin.jobs import reservations as reservations
 from goblin.jobs.domain.job import Job
 from goblin.jobs.lifecycle import JobDeps
-from goblin.jobs.ports import Stored
+from goblin.jobs.ports import StoredJob
 from tests.fakes.jobs import BUCKET, FakeClock, MemoryAttemptKeys, MemoryJobs, MemoryMarket
 from tests.fakes.ledger import MemoryLedger
 from tests.simulation.network import Reached
@@ -44,12 +45,12 @@ class Jobs(MemoryJobs):
         self._wrote = wrote
         self._writes = 0
 
-    def _put(self, job: Job) -> Stored:
+    def _put(self, job: Job) -> StoredJob:
         before = self.stored.get(job.job_id)
         self._writes += 1
         if self._writes % 16 == 0:  # A store gives back what it can write; to try it each time takes too long.
             job = msgspec.json.decode(msgspec.json.encode(job), type=Job)
-        stored = self.stored[job.job_id] = Stored(job=job, version=str(self._writes))
+        stored = self.stored[job.job_id] = StoredJob(job=job, version=str(self._writes))
         self._wrote(before.job if before else None, job)
         return stored
 
@@ -59,8 +60,8 @@ class SimulatedLedger(MemoryLedger):
 
     booked: Callable[[Any, Any], None] = staticmethod(lambda accounts, entries: None)
 
-    def _write(self, step: Step, lease_id: str | None) -> None:
-        super()._write(step, lease_id)
+    def _write(self, step: AllocationResult, allocation_id: str | None) -> None:
+        super()._write(step, allocation_id)
         if step.writes and step.accounts:
             self.booked(self._accounts([account.name for account in step.accounts]), step.entries)
 
@@ -79,27 +80,36 @@ class SimulatedLedger(MemoryLedger):
         raise AssertionError
 
 
-def function(life: Life, watched: MemoryMarket, ahead_s: float) -> JobDeps:
+def announcer(bus: Any) -> Callable[[ThresholdEvent], Awaitable[None]]:
+    """Publish thresholds that were passed, as the functions do."""
+
+    async def announce(event: ThresholdEvent) -> None:
+        await bus.publish("budget-exceeded", budget_exceeded_event(event))
+
+    return announce
+
+
+def function(life: Life, history: MemoryMarket, ahead_s: float) -> JobDeps:
     """An instance of a function, in a process of its own."""
     net, secrets = life.network, itertools.count(1)
-    instance = life.dice.randrange(10**6)
+    instance = life.rng.randrange(10**6)
     ledger = Reached(
         life.ledger, net, "ledger",
-        reads=("balances", "entries", "rented", "actions", "freezes", "accounts", "leases", "limited"),
+        reads=("balances", "entries", "rented", "actions", "freezes", "accounts", "allocations", "limited"),
     )  # fmt: skip
     bus: Any = Reached(life.post, net, "bus")
     clock = SimulatedClock(life.clock, ahead_s)
 
-    async def announce(crossing: Crossing) -> None:
-        await bus.publish("budget-exceeded", crossed(crossing))
-
     everything: dict[str, Any] = {
         "jobs": Reached(life.jobs, net, "jobs", reads=("get", "list_open", "list_recent")),
-        "objects": Reached(life.objects, net, "objects", reads=("stat", "list_from", "grant_get", "grant_put")),
+        "objects": Reached(life.objects, net, "objects", reads=("stat", "list_from", "sign_get", "sign_put")),
         "bus": bus,
         "keys": Reached(MemoryAttemptKeys(), net, "keys"),
-        "market": Reached(watched, net, "market", reads=("load",)),
-        "money": rents.Deps(ledger=ledger, lender=ledger, announce=announce),  # type: ignore[arg-type]
+        "market": Reached(history, net, "market", reads=("load",)),
+        "money": reservations.ReservationDeps(
+            budget_client=BudgetClient(ledger, ledger, clock, announce=announcer(bus)),  # type: ignore[arg-type]
+            ledger=ledger,  # type: ignore[arg-type]
+        ),
     }
     return JobDeps(
         **everything, compute=life.providers, clock=clock, bucket=BUCKET, url="http://goblin",

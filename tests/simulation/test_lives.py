@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from goblin.jobs.domain.job import State
+from goblin.jobs.domain.job import JobState
 from tests.simulation.figures import Figures
 from tests.simulation.life import Life
 from tests.simulation.market_weather import WEATHERS
@@ -31,7 +31,7 @@ async def test_every_promise_is_kept_in_every_life(group: int) -> None:
     assert figures.late == 0
     if figures.lives >= len(WEATHERS):
         # A storm that nobody survives proves as little as no storm.
-        assert figures.ends[State.SUCCEEDED] > 0.4 * sum(figures.ends.values()), figures.ends
+        assert figures.ends[JobState.SUCCEEDED] > 0.4 * sum(figures.ends.values()), figures.ends
 
 
 async def test_a_life_replays_exactly() -> None:

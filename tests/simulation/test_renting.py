@@ -30,23 +30,23 @@ def check(world: World) -> None:
     late_facts, real, tails = adjusted_upwards(world.ledger), world.really_spent(), world.tails_of_the_dead()
     for account in world.ledger._accounts(sorted({*world.ledger.kept, *world.ledger.declared})):
         for limit in account.limits:
-            if (tally := account.tallies.get(limit.period)) is None:
+            if (usage := account.usages.get(limit.period)) is None:
                 continue
-            held = tally.spent_usd_micros + tally.leased_usd_micros
-            assert tally.leased_usd_micros >= 0, account
+            held = usage.spent_usd_micros + usage.allocated_usd_micros
+            assert usage.allocated_usd_micros >= 0, account
             assert held <= limit.limit_usd_micros + late_facts, (account, limit)
-        ever = account.tallies.get(Period.LIFETIME)
+        ever = account.usages.get(Period.LIFETIME)
         if ever is not None and account.name in EXACT:
-            held = ever.spent_usd_micros + ever.leased_usd_micros
+            held = ever.spent_usd_micros + ever.allocated_usd_micros
             assert real[account.name, ""] - tails[account.name] <= held, (account.name, real[account.name, ""], held)
 
 
 def deeds(world: World) -> Iterator[None]:
     """A random life, one deed after another."""
-    dice = world.dice
+    rng = world.rng
     for _ in range(DEEDS):
-        job_id = dice.choice(sorted(JOBS))
-        deed = dice.choices(
+        job_id = rng.choice(sorted(JOBS))
+        deed = rng.choices(
             ["place", "tick", "end", "leave", "time", "settle", "lost", "down", "again"],
             [8, 14, 10, 4, 14, 2, 2, 1, 3],
         )[0]
@@ -61,19 +61,19 @@ def deeds(world: World) -> Iterator[None]:
             case "leave":
                 world.start(world.leave(job_id))
             case "time":
-                world.pass_time(dice.choice([1, 10, 60, 60, 60, 60, 60, 60, 300, 900, 2400]))
+                world.pass_time(rng.choice([1, 10, 60, 60, 60, 60, 60, 60, 300, 900, 2400]))
             case "settle":
                 world.start(world.settle())
             case "lost":
-                world.ledger.lose_answers = dice.randint(1, 2)
+                world.ledger.lose_answers = rng.randint(1, 2)
             case "down":
-                world.ledger.down = dice.random() < 0.5
+                world.ledger.down = rng.random() < 0.5
             case "again" if world.tasks:
                 # The same event, delivered twice: both at once.
                 world.start(world.tick(job_id))
                 world.start(world.end(job_id))
         yield
-        for _ in range(dice.randint(0, 40)):
+        for _ in range(rng.randint(0, 40)):
             world.turn()
             yield
 
@@ -92,7 +92,7 @@ def come_to_rest(world: World) -> None:
             world.start(world.end(job_id))
         world.finish()
         check(world)
-    assert all(not job.rents for job in world.jobs.values())
+    assert all(not job.reservations for job in world.jobs.values())
     for _ in range(10):
         world.pass_time(6 * 3600)
         world.start(world.settle())
@@ -109,10 +109,10 @@ def is_the_bill(world: World) -> None:
         for name in EXACT:
             assert booked.get(name, 0) == real[name, day], (day, name)
     for name, account in world.ledger.kept.items():
-        tally = account.tallies[Period.LIFETIME]
-        assert tally.leased_usd_micros == 0, account
+        usage = account.usages[Period.LIFETIME]
+        assert usage.allocated_usd_micros == 0, account
         if name in EXACT:
-            assert tally.spent_usd_micros == real[name, ""], account
+            assert usage.spent_usd_micros == real[name, ""], account
 
 
 def live(seed: int) -> World:

@@ -28,9 +28,9 @@ from hypothesis.stateful import (
 )
 
 from goblin.billing.domain.accounts import Limit, Period, windows_of
-from goblin.billing.domain.ledger import Entry, EntryKind, lineage
-from goblin.billing.policy.allocation import LEASE_LIFE, Ask, Step
-from goblin.billing.policy.local_allocation import Purse
+from goblin.billing.domain.ledger import EntryKind, LedgerEntry, lineage
+from goblin.billing.policy.allocation import ALLOCATION_LIFE, AllocationRequest, AllocationResult
+from goblin.billing.policy.local_allocation import LocalAllocation
 from goblin.core.errors import StoreUnavailable
 from tests.fakes.ledger import MemoryLedger
 
@@ -52,7 +52,7 @@ WALKS = EXAMPLES // 5
 class Request:
     """One request under way: sent, so it will cost something up to its worst case."""
 
-    purse: Purse
+    local: LocalAllocation
     request_id: str
     worst: int
     at: datetime
@@ -81,7 +81,7 @@ def run(work: Any) -> Any:
 
 
 class Spending(RuleBasedStateMachine):
-    purses = Bundle("purses")
+    allocations = Bundle("purses")
     requests = Bundle("requests")
     written = Bundle("written")
 
@@ -92,21 +92,21 @@ class Spending(RuleBasedStateMachine):
         self.truth = Truth()
         self.names = 0
         self.open: list[Request] = []
-        self.dead: list[Purse] = []
-        self.live: list[Purse] = []
-        self.answers: dict[str, Step] = {}
-        self.asks: list[Ask] = []
+        self.dead: list[LocalAllocation] = []
+        self.live: list[LocalAllocation] = []
+        self.answers: dict[str, AllocationResult] = {}
+        self.asks: list[AllocationRequest] = []
         """All that were ever sent: the network may bring any of them once more."""
 
     def _name(self, kind: str) -> str:
         self.names += 1
         return f"{kind}{self.names}"
 
-    @rule(target=purses, path=st.sampled_from(PATHS))
-    def an_instance_starts(self, path: Any) -> Purse:
-        purse = Purse(lease_id=self._name("lease"), account=path[0], also=path[1])
-        self.live.append(purse)
-        return purse
+    @rule(target=allocations, path=st.sampled_from(PATHS))
+    def an_instance_starts(self, path: Any) -> LocalAllocation:
+        local = LocalAllocation(allocation_id=self._name("lease"), account=path[0], also=path[1])
+        self.live.append(local)
+        return local
 
     @rule(seconds=st.sampled_from([1, 20, 70, 200, 700]))
     def time_passes(self, seconds: int) -> None:
@@ -120,94 +120,94 @@ class Spending(RuleBasedStateMachine):
     def the_store_is_down(self, down: bool) -> None:
         self.ledger.down = down
 
-    @rule(target=requests, purse=purses, worst=WORST, skew=st.sampled_from([-5, 0, 5]), patient=st.booleans())
-    def a_request_comes(self, purse: Purse, worst: int, skew: int, patient: bool) -> Any:
-        if purse not in self.live:
+    @rule(target=requests, local=allocations, worst=WORST, skew=st.sampled_from([-5, 0, 5]), patient=st.booleans())
+    def a_request_comes(self, local: LocalAllocation, worst: int, skew: int, patient: bool) -> Any:
+        if local not in self.live:
             return multiple()
         request_id = self._name("request")
         now = self.now + timedelta(seconds=skew)
-        if not purse.reserve(request_id, worst, now=now):
-            purse.ask(now=now, need_usd_micros=worst)
+        if not local.reserve(request_id, worst, now=now):
+            local.next_request(now=now, need_usd_micros=worst)
             if patient:
-                self.the_ledger_answers(purse)
-                self.the_answer_is_heard(purse)
-            if not purse.reserve(request_id, worst, now=now):
+                self.the_ledger_answers(local)
+                self.the_answer_is_heard(local)
+            if not local.reserve(request_id, worst, now=now):
                 return multiple()
         # It is sent: from here on its worst case may be spent, whatever happens to the instance.
-        self.truth.add(purse.account, purse.also, worst, purse.windows)
-        request = Request(purse, request_id, worst, now)
+        self.truth.add(local.account, local.also, worst, local.windows)
+        request = Request(local, request_id, worst, now)
         self.open.append(request)
         return request
 
-    @rule(purse=purses, still=st.booleans(), close=st.booleans(), waiting=st.sampled_from([0, 0, 50, 3_000]))
-    def an_instance_asks(self, purse: Purse, still: bool, close: bool, waiting: int) -> None:
-        if purse in self.live and not purse.retired:
-            purse.ask(now=self.now, still=still or close, close=close, waiting_usd_micros=waiting)
+    @rule(local=allocations, may_shrink=st.booleans(), close=st.booleans(), waiting=st.sampled_from([0, 0, 50, 3_000]))
+    def an_instance_asks(self, local: LocalAllocation, may_shrink: bool, close: bool, waiting: int) -> None:
+        if local in self.live and not local.retired:
+            local.next_request(now=self.now, may_shrink=may_shrink or close, close=close, waiting_usd_micros=waiting)
 
-    @rule(purse=purses)
-    def the_ledger_answers(self, purse: Purse) -> None:
+    @rule(local=allocations)
+    def the_ledger_answers(self, local: LocalAllocation) -> None:
         """It has made the step; whether the instance hears of it is another matter."""
-        if purse not in self.live or purse.asked is None:
+        if local not in self.live or local.pending is None:
             return
-        self.asks.append(purse.asked)
+        self.asks.append(local.pending)
         with contextlib.suppress(StoreUnavailable):
-            self.answers[purse.lease_id] = run(self.ledger.exchange(purse.asked, now=self.now))
+            self.answers[local.allocation_id] = run(self.ledger.exchange(local.pending, now=self.now))
 
-    @rule(purse=purses)
-    def the_answer_is_heard(self, purse: Purse) -> None:
-        if purse in self.live and (step := self.answers.pop(purse.lease_id, None)) is not None:
-            purse.accept(step.lease, now=self.now)
+    @rule(local=allocations)
+    def the_answer_is_heard(self, local: LocalAllocation) -> None:
+        if local in self.live and (step := self.answers.pop(local.allocation_id, None)) is not None:
+            local.accept(step.allocation, now=self.now)
 
-    def _exchange(self, purse: Purse, **words: Any) -> None:
+    def _exchange(self, local: LocalAllocation, **words: Any) -> None:
         """To the end."""
         for _ in range(2):
-            if not purse.retired:
-                purse.ask(now=self.now, **words)
-                self.the_ledger_answers(purse)
-                self.the_answer_is_heard(purse)
+            if not local.retired:
+                local.next_request(now=self.now, **words)
+                self.the_ledger_answers(local)
+                self.the_answer_is_heard(local)
 
     @rule(request=consumes(requests), share=st.floats(0, 1), again=st.booleans())
     def a_request_ends(self, request: Request, share: float, again: bool) -> None:
         if request not in self.open or not request.alive:
             return
         self.open.remove(request)
-        purse, cost = request.purse, int(request.worst * share)
-        entry = Entry(
-            entry_id=request.request_id, kind=EntryKind.SETTLE, account=purse.account, also=purse.also,
+        local, cost = request.local, int(request.worst * share)
+        entry = LedgerEntry(
+            entry_id=request.request_id, kind=EntryKind.SETTLE, account=local.account, also=local.also,
             amount_usd_micros=cost, at=request.at,
         )  # fmt: skip
-        self.truth.add(purse.account, purse.also, cost - request.worst, purse.windows)
-        assert purse.settle(request.request_id, entry)
+        self.truth.add(local.account, local.also, cost - request.worst, local.windows)
+        assert local.settle(request.request_id, entry)
         if again:
-            assert not purse.settle(request.request_id, entry)
+            assert not local.settle(request.request_id, entry)
 
-    @rule(purse=purses)
-    def an_instance_writes(self, purse: Purse) -> None:
-        if purse not in self.live or not purse.unwritten:
+    @rule(local=allocations)
+    def an_instance_writes(self, local: LocalAllocation) -> None:
+        if local not in self.live or not local.unwritten:
             return
-        entries = purse.batch()
+        entries = local.batch()
         try:
-            if not run(self.ledger.settle(purse.lease_id, entries)):
+            if not run(self.ledger.settle(local.allocation_id, entries)):
                 for entry in entries:
                     run(self.ledger.record(entry))
         except StoreUnavailable:
             return
-        purse.wrote()
+        local.wrote()
 
-    @rule(purse=consumes(purses))
-    def an_instance_dies(self, purse: Purse) -> None:
-        if purse in self.live:
-            self.live.remove(purse)
-            self.dead.append(purse)
+    @rule(local=consumes(allocations))
+    def an_instance_dies(self, local: LocalAllocation) -> None:
+        if local in self.live:
+            self.live.remove(local)
+            self.dead.append(local)
             for request in self.open:
-                if request.purse is purse:
+                if request.local is local:
                     request.alive = False
 
     @rule()
     def leases_of_the_dead_expire(self) -> None:
         try:
-            for lease in run(self.ledger.leases()):
-                run(self.ledger.expire(lease.lease_id, now=self.now))
+            for allocation in run(self.ledger.allocations()):
+                run(self.ledger.expire(allocation.allocation_id, now=self.now))
         except StoreUnavailable:
             pass
 
@@ -226,20 +226,20 @@ class Spending(RuleBasedStateMachine):
         """By the ledger's own figures, and by what was really sent."""
         for account in self.ledger._accounts(sorted({*self.ledger.kept, *self.ledger.declared})):
             for limit in account.limits:
-                tally = account.tallies.get(limit.period)
-                if tally is None:
+                usage = account.usages.get(limit.period)
+                if usage is None:
                     continue
-                held = tally.spent_usd_micros + tally.leased_usd_micros
-                real = self.truth.sums[account.name, limit.period, tally.window]
-                assert tally.leased_usd_micros >= 0, (account, limit)
-                assert real <= held <= limit.limit_usd_micros, (account.name, limit, tally, real)
+                held = usage.spent_usd_micros + usage.allocated_usd_micros
+                real = self.truth.sums[account.name, limit.period, usage.window]
+                assert usage.allocated_usd_micros >= 0, (account, limit)
+                assert real <= held <= limit.limit_usd_micros, (account.name, limit, usage, real)
 
     @invariant()
     def no_purse_spends_what_it_was_not_lent(self) -> None:
-        for purse in self.live:
-            lease = self.ledger.lent.get(purse.lease_id)
-            if lease is not None and not lease.expired:
-                assert purse.used_usd_micros <= lease.granted_usd_micros, (purse, lease)
+        for local in self.live:
+            allocation = self.ledger.lent.get(local.allocation_id)
+            if allocation is not None and not allocation.expired:
+                assert local.used_usd_micros <= allocation.granted_usd_micros, (local, allocation)
 
     def teardown(self) -> None:
         """Everybody ends; the provider's bill is read; then every tally is what was really spent."""
@@ -247,23 +247,23 @@ class Spending(RuleBasedStateMachine):
         for request in list(self.open):
             if request.alive:
                 self.a_request_ends(request, 0.5, False)
-        for purse in list(self.live):
-            while purse.unwritten:
-                self.an_instance_writes(purse)
-            self._exchange(purse, close=True)
+        for local in list(self.live):
+            while local.unwritten:
+                self.an_instance_writes(local)
+            self._exchange(local, close=True)
             self.no_budget_is_overspent()
-        self.now += LEASE_LIFE * 2
+        self.now += ALLOCATION_LIFE * 2
         self.leases_of_the_dead_expire()
-        for lease in run(self.ledger.leases()):
-            assert lease.expired, lease
-            found = min(lease.lost_usd_micros, self._unseen(lease.lease_id))
-            run(self.ledger.resolve(lease.lease_id, spent_usd_micros=found, now=self.now))
+        for allocation in run(self.ledger.allocations()):
+            assert allocation.expired, allocation
+            found = min(allocation.lost_usd_micros, self._unseen(allocation.allocation_id))
+            run(self.ledger.resolve(allocation.allocation_id, spent_usd_micros=found, now=self.now))
         windows = windows_of(self.now)
         for account in run(self.ledger.accounts()):
-            for period, tally in account.tallies.items():
-                assert tally.leased_usd_micros == 0, account
-                if tally.window == windows[period]:
-                    assert tally.spent_usd_micros == self.truth.sums[account.name, period, tally.window], account
+            for period, usage in account.usages.items():
+                assert usage.allocated_usd_micros == 0, account
+                if usage.window == windows[period]:
+                    assert usage.spent_usd_micros == self.truth.sums[account.name, period, usage.window], account
         self._entries_add_up()
 
     def _entries_add_up(self) -> None:
@@ -273,10 +273,10 @@ class Spending(RuleBasedStateMachine):
             sums[entry.kind] += entry.amount_usd_micros
         assert sums[EntryKind.RESERVE] == sums[EntryKind.SETTLE] + sums[EntryKind.RELEASE]
 
-    def _unseen(self, lease_id: str) -> int:
+    def _unseen(self, allocation_id: str) -> int:
         """What a dead borrower really spent without an entry."""
-        lost = sum(r.worst for r in self.open if r.purse.lease_id == lease_id)
-        unwritten = [e for p in self.dead if p.lease_id == lease_id for e in p.unwritten]
+        lost = sum(r.worst for r in self.open if r.local.allocation_id == allocation_id)
+        unwritten = [e for p in self.dead if p.allocation_id == allocation_id for e in p.unwritten]
         return lost + sum(e.spent_usd_micros for e in unwritten if e.entry_id not in self.ledger.written)
 
 
@@ -293,23 +293,23 @@ def test_no_budget_is_ever_overspent() -> None:
 
 def walk(seed: int, steps: int) -> Spending:
     """A long life from a seed: busier than what a search for short failures makes."""
-    dice, life = random.Random(seed), Spending()
+    rng, life = random.Random(seed), Spending()
     for path in PATHS * 2:
         life.an_instance_starts(path)
 
-    def purse() -> Purse:
-        return dice.choice(life.live)
+    def local() -> LocalAllocation:
+        return rng.choice(life.live)
 
     def comes() -> None:
-        worst = dice.choice([dice.randint(1, 60), dice.randint(1, 4_000), dice.choice([500, 7_000, 7_001, 14_000])])
-        life.a_request_comes(purse(), worst, dice.choice([-5, 0, 5]), dice.random() < 0.7)
+        worst = rng.choice([rng.randint(1, 60), rng.randint(1, 4_000), rng.choice([500, 7_000, 7_001, 14_000])])
+        life.a_request_comes(local(), worst, rng.choice([-5, 0, 5]), rng.random() < 0.7)
 
     def ends() -> None:
         if waiting := [request for request in life.open if request.alive]:
-            life.a_request_ends(dice.choice(waiting), dice.choice([0.0, 0.3, 1.0, dice.random()]), dice.random() < 0.1)
+            life.a_request_ends(rng.choice(waiting), rng.choice([0.0, 0.3, 1.0, rng.random()]), rng.random() < 0.1)
 
     def dies() -> None:
-        one = purse()
+        one = local()
         life.an_instance_dies(one)
         life.an_instance_starts((one.account, one.also))
 
@@ -319,24 +319,24 @@ def walk(seed: int, steps: int) -> Spending:
             life.an_instance_starts((one.account, one.also))
 
     def store() -> None:
-        life.the_store_is_down(dice.random() < 0.3)
+        life.the_store_is_down(rng.random() < 0.3)
 
     def asks() -> None:
-        still = dice.random() < 0.5
-        life.an_instance_asks(purse(), still, dice.random() < 0.1, dice.choice([0, 0, 50, 3_000]))
+        may_shrink = rng.random() < 0.5
+        life.an_instance_asks(local(), may_shrink, rng.random() < 0.1, rng.choice([0, 0, 50, 3_000]))
 
     def again() -> None:
         if life.asks and not life.ledger.down and not life.ledger.lose_answers:
-            run(life.ledger.exchange(dice.choice(life.asks[-20:]), now=life.now))
+            run(life.ledger.exchange(rng.choice(life.asks[-20:]), now=life.now))
 
     deeds: list[tuple[int, Any]] = [
-        (30, comes), (25, ends), (10, asks), (12, lambda: life.the_ledger_answers(purse())),
-        (14, lambda: life.the_answer_is_heard(purse())), (12, lambda: life.an_instance_writes(purse())),
-        (3, lambda: life.time_passes(dice.choice([1, 1, 5, 20, 70, 200]))), (1, dies), (4, retires), (2, store),
+        (30, comes), (25, ends), (10, asks), (12, lambda: life.the_ledger_answers(local())),
+        (14, lambda: life.the_answer_is_heard(local())), (12, lambda: life.an_instance_writes(local())),
+        (3, lambda: life.time_passes(rng.choice([1, 1, 5, 20, 70, 200]))), (1, dies), (4, retires), (2, store),
         (2, lambda: life.answers_get_lost(1)), (1, life.leases_of_the_dead_expire), (1, again),
     ]  # fmt: skip
     for _ in range(steps):
-        dice.choices([deed for _, deed in deeds], [weight for weight, _ in deeds])[0]()
+        rng.choices([deed for _, deed in deeds], [weight for weight, _ in deeds])[0]()
         life.no_budget_is_overspent()
         life.no_purse_spends_what_it_was_not_lent()
     life.teardown()

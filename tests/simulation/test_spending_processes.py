@@ -64,9 +64,9 @@ async def check(ledger: FirestoreLedger) -> int:
     looked = 0
     for account in await ledger.accounts():
         for limit in account.limits:
-            if (tally := account.tallies.get(limit.period)) is not None:
-                assert tally.leased_usd_micros >= 0
-                assert tally.spent_usd_micros + tally.leased_usd_micros <= limit.limit_usd_micros, account
+            if (usage := account.usages.get(limit.period)) is not None:
+                assert usage.allocated_usd_micros >= 0
+                assert usage.spent_usd_micros + usage.allocated_usd_micros <= limit.limit_usd_micros, account
                 looked += 1
     return looked
 
@@ -75,7 +75,7 @@ async def check(ledger: FirestoreLedger) -> int:
 @pytest.mark.xdist_group("processes")
 async def test_killed_processes_overspend_nothing_and_the_bill_settles_it(address: str, tmp_path: Path) -> None:
     seed = int(os.environ.get("GOBLIN_SIMULATION_SEED", str(random.SystemRandom().randrange(10**6))))
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     print("seed", seed)
     project, charges_file = f"spend-{seed}", tmp_path / "charges"
     charges_file.touch()
@@ -96,7 +96,7 @@ async def test_killed_processes_overspend_nothing_and_the_bill_settles_it(addres
             assert await asyncio.wait_for(asyncio.to_thread(process.stdout.readline), START_S_MAX) == "ready\n"
         killed, looked = 0, 0
         # Killed in the middle of it: after so many charges of their own.
-        marks = {victim: dice.randrange(1, 15) for victim in dice.sample(processes, KILLED)}
+        marks = {victim: rng.randrange(1, 15) for victim in rng.sample(processes, KILLED)}
         until = time.monotonic() + LIVE_S_MAX
         while any(process.poll() is None for process in processes) and time.monotonic() < until:
             looked += await check(ledger)
@@ -125,21 +125,21 @@ async def test_killed_processes_overspend_nothing_and_the_bill_settles_it(addres
     assert 0 < openai + groq <= LIMITS["total"][0].limit_usd_micros
     clock = FixedClock(BASE + timedelta(days=1))
 
-    async def nobody(crossing: Any) -> None:
+    async def nobody(threshold_event: Any) -> None:
         return
 
-    deps = settling.Deps(
-        ledger=ledger, lender=ledger, bills=[FakeBill(charges, "openai"), FakeBill(charges, "groq")], announce=nobody,
-        prices={}, clock=clock,
+    deps = settling.SettlementDeps(
+        ledger=ledger, allocation_store=ledger, bills=[FakeBill(charges, "openai"), FakeBill(charges, "groq")],
+        announce=nobody, prices={}, clock=clock,
     )  # fmt: skip
     report = await settling.settle(deps)
     assert report.expired, f"seed {seed}"
     assert (await settling.settle(deps)).corrected == {}
     balances = {b.account: b.spent_usd_micros for b in await ledger.balances("2026-11-25")}
     assert (balances.get("openai", 0), balances.get("groq", 0), balances["total"]) == (openai, groq, openai + groq)
-    assert await ledger.leases() == []
+    assert await ledger.allocations() == []
     for account in await ledger.accounts():
-        for period, tally in account.tallies.items():
-            assert tally.leased_usd_micros == 0
-            if account.name in ("total", "openai", "groq") and tally.window == windows_of(BASE)[period]:
-                assert tally.spent_usd_micros == balances[account.name]
+        for period, usage in account.usages.items():
+            assert usage.allocated_usd_micros == 0
+            if account.name in ("total", "openai", "groq") and usage.window == windows_of(BASE)[period]:
+                assert usage.spent_usd_micros == balances[account.name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
-from goblin.jobs.domain.job import Job, State
+from goblin.jobs.domain.job import Job, JobState
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.reconcile import reconcile
 from tests.simulation.hosts import BEAT_S
@@ -33,13 +33,13 @@ class Ticks:
     async def _tick(self, number: int) -> None:
         if number != self._number:
             return  # It was called for earlier.
-        missed = not self._life.calm and not self._life.weather.promise and self._life.dice.random() < 0.01
+        missed = not self._life.calm and not self._life.weather.promise and self._life.rng.random() < 0.01
         self._quiet += 1
-        self.plan(self._lull_s() + self._life.dice.uniform(-2, 2) + (180 if missed else 0))
+        self.plan(self._lull_s() + self._life.rng.uniform(-2, 2) + (180 if missed else 0))
         begin, deps, doubled = (
             self._life.now,
             self._life.function(),
-            not self._life.calm and self._life.dice.random() < 0.02,
+            not self._life.calm and self._life.rng.random() < 0.02,
         )
         if doubled and self._life.weather.overlap:
             self._life.later(0, lambda: self.reconcile(self._life.function()))
@@ -69,11 +69,15 @@ class Ticks:
             return TICK_S
         # Money is prolonged in time, and taken over by the next day.
         dues = [
-            (job.not_before - now).total_seconds() + self._life.dice.uniform(0, TICK_S)
+            (job.not_before - now).total_seconds() + self._life.rng.uniform(0, TICK_S)
             for job in open_jobs
             if job.not_before is not None and job.not_before > now
         ]
-        dues += [(rent.until - now).total_seconds() - RENEWED_S for job in open_jobs for rent in job.rents]
+        dues += [
+            (reservation.until - now).total_seconds() - RENEWED_S
+            for job in open_jobs
+            for reservation in job.reservations
+        ]
         midnight_s = (timedelta(days=1) - (now - now.replace(hour=0, minute=0, second=0))).total_seconds()
         return max(TICK_S, min(LULL_S_MAX, midnight_s + 10, *dues))
 
@@ -81,18 +85,18 @@ class Ticks:
         """Whether only events can change it."""
         if job.spec.deadline is not None or job.stop is not None:
             return False
-        return job.state in (State.QUEUED, State.RUNNING)
+        return job.state in (JobState.QUEUED, JobState.RUNNING)
 
     def asked_to_stop(self, label: str) -> None:
         """Its machine hears of it with its next sign of life."""
         if (host := self._life.hosts.get(label)) is not None:
-            self._life.later(self._life.dice.uniform(0, BEAT_S), host.beat)
+            self._life.later(self._life.rng.uniform(0, BEAT_S), host.beat)
 
     def hurry(self) -> None:
         """Something has happened that the next tick, at most a minute away, will see."""
         self._quiet = 0
         if self._next_at - self._life.t > TICK_S:
-            self.plan(self._life.dice.uniform(0, TICK_S))
+            self.plan(self._life.rng.uniform(0, TICK_S))
 
     async def reconcile(self, deps: JobDeps) -> None:
         """One run, whose machines were heard of just before."""
@@ -107,4 +111,4 @@ class Ticks:
         if number != self._number:
             return
         for host in self._life.hosts.values():
-            self._life.later(self._life.dice.uniform(0, BEAT_S - 0.1), host.beat)
+            self._life.later(self._life.rng.uniform(0, BEAT_S - 0.1), host.beat)

@@ -11,7 +11,7 @@ from decimal import Decimal
 from typing import TYPE_CHECKING, Any
 
 from goblin.core.events import JobRequested
-from goblin.jobs.domain.job import Kind
+from goblin.jobs.domain.job import JobKind
 from tests.fakes.batch_host import dataset
 from tests.fakes.jobs import BUCKET
 from tests.simulation.hosts import saved_state
@@ -35,12 +35,12 @@ class Truth:
 
     @property
     def may_be_refused(self) -> bool:
-        return self.spec.deadline is not None or self.spec.kind == Kind.INFERENCE
+        return self.spec.deadline is not None or self.spec.kind == JobKind.INFERENCE
 
     def check_output(self, life: Life, job: Any) -> None:
         """The output is whole: every item once and in order; or the last state."""
         assert self.spec.output_uri is not None
-        if self.spec.kind == Kind.BATCH:
+        if self.spec.kind == JobKind.BATCH:
             lines = life.objects.objects[self.spec.output_uri].data.splitlines()
             found = [json.loads(line)["custom_id"] for line in lines]
             assert found == [f"item-{number}" for number in range(self.total)], f"{job.job_id}: {found}"
@@ -49,33 +49,33 @@ class Truth:
         assert data == saved_state(job.job_id, self.total, job.checkpoint.attempt), data
 
 
-def job(dice: random.Random, name: str, now: datetime, life: Life, *, promise: bool) -> Truth:
+def job(rng: random.Random, name: str, now: datetime, life: Life, *, promise: bool) -> Truth:
     """A job as people ask for them; what it reads lies in the bucket."""
-    kind = dice.choices([Kind.TRAINING, Kind.BATCH, Kind.INFERENCE], [50, 45, 0 if promise else 5])[0]
-    hours = min(120.0, life.weather.hours * dice.lognormvariate(0, 0.8))
-    training = kind is Kind.TRAINING
-    total = dice.randint(20, 400) if training else dice.randint(1, 40)
+    kind = rng.choices([JobKind.TRAINING, JobKind.BATCH, JobKind.INFERENCE], [50, 45, 0 if promise else 5])[0]
+    hours = min(120.0, life.weather.hours * rng.lognormvariate(0, 0.8))
+    training = kind is JobKind.TRAINING
+    total = rng.randint(20, 400) if training else rng.randint(1, 40)
     total = max(total, math.ceil(hours * 3600 / STEP_S_MAX))
     step_s = hours * 3600 / total
     fields: dict[str, Any] = {}
-    if dice.random() < (1.0 if promise else 0.6):
-        fields["est_hours"] = hours * (1.0 if promise else dice.choice([0.8, 1.0, 1.0, 1.3]))
-    if promise or (dice.random() < life.weather.deadlines and "est_hours" in fields):
-        time = hours * dice.choice([0.9, 1.1, 1.5, 2.0, 4.0]) + dice.uniform(0.3, 1.5)
+    if rng.random() < (1.0 if promise else 0.6):
+        fields["est_hours"] = hours * (1.0 if promise else rng.choice([0.8, 1.0, 1.0, 1.3]))
+    if promise or (rng.random() < life.weather.deadlines and "est_hours" in fields):
+        time = hours * rng.choice([0.9, 1.1, 1.5, 2.0, 4.0]) + rng.uniform(0.3, 1.5)
         fields["deadline"] = now + timedelta(hours=time)
-    if not promise and dice.random() < 0.25:
-        fields["budget_usd"] = Decimal(dice.choice(["0.05", "0.30", "1.5", "20"]))
-    if not promise and dice.random() < 0.15:
-        fields["max_price_per_hour"] = Decimal(dice.choice(["0.05", "0.25", "0.60"]))
-    if dice.random() < 0.5:
-        fields["gpu_types"] = (dice.choice(GPUS),)
+    if not promise and rng.random() < 0.25:
+        fields["budget_usd"] = Decimal(rng.choice(["0.05", "0.30", "1.5", "20"]))
+    if not promise and rng.random() < 0.15:
+        fields["max_price_per_hour"] = Decimal(rng.choice(["0.05", "0.25", "0.60"]))
+    if rng.random() < 0.5:
+        fields["gpu_types"] = (rng.choice(GPUS),)
     spec = JobRequested(
-        job_id=name, kind=kind, priority=dice.choice(["high", "default", "default", "low"]),
+        job_id=name, kind=kind, priority=rng.choice(["high", "default", "default", "low"]),
         dataset_uri=f"gs://{BUCKET}/datasets/{name}.jsonl", output_uri=f"gs://{BUCKET}/outputs/{name}",
-        checkpoint_every=dice.randint(1, 6), checkpoint_minutes=dice.choice([5, 15, 30]), retries=dice.choice([4, 8]),
+        checkpoint_every=rng.randint(1, 6), checkpoint_minutes=rng.choice([5, 15, 30]), retries=rng.choice([4, 8]),
         **fields,
     )  # fmt: skip
     assert spec.dataset_uri is not None
     life.objects.write(spec.dataset_uri, dataset(1 if training else total))
-    save_s = dice.choice([2.0, 8.0, 10.0, *([] if promise else [40.0])])
+    save_s = rng.choice([2.0, 8.0, 10.0, *([] if promise else [40.0])])
     return Truth(spec=spec, total=total, step_s=step_s, save_s=save_s)

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from starlette.requests import Request
 
+from goblin.gateway.ports import HttpReply
 from goblin.web import asgi
 
 SCOPE: dict[str, Any] = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
@@ -37,18 +38,18 @@ async def test_a_body_read_late_is_not_taken_for_a_hang_up() -> None:
     caller, heard, settled = Caller(b"hello"), asyncio.Event(), asyncio.Event()
     request = Request(SCOPE, caller.receive)
 
-    async def produce() -> asgi.Answer:
+    async def produce() -> HttpReply:
         for _ in range(20):  # Authentication takes its time: everything else has long run.
             await asyncio.sleep(0)
         body = await asgi.read_body(request)
         heard.set()
-        return asgi.Answer(content=body)
+        return HttpReply(content=body)
 
     async def settle() -> None:
         settled.set()
 
     async with asyncio.timeout(5):
-        await asgi.Delivery(produce, settle, heard=heard)(SCOPE, caller.receive, caller.send)
+        await asgi.HttpDelivery(produce, settle, heard=heard)(SCOPE, caller.receive, caller.send)
     assert caller.got == b"hello"
     assert settled.is_set()
 
@@ -58,7 +59,7 @@ async def test_a_caller_that_leaves_cancels_the_work_and_it_is_settled() -> None
     request = Request(SCOPE, caller.receive)
     ended: list[str] = []
 
-    async def produce() -> asgi.Answer:
+    async def produce() -> HttpReply:
         await asgi.read_body(request)
         heard.set()
         working.set()
@@ -67,12 +68,12 @@ async def test_a_caller_that_leaves_cancels_the_work_and_it_is_settled() -> None
         except asyncio.CancelledError:
             ended.append("cancelled")
             raise
-        return asgi.Answer()
+        return HttpReply()
 
     async def settle() -> None:
         ended.append("settled")
 
-    delivered = asyncio.create_task(asgi.Delivery(produce, settle, heard=heard)(SCOPE, caller.receive, caller.send))
+    delivered = asyncio.create_task(asgi.HttpDelivery(produce, settle, heard=heard)(SCOPE, caller.receive, caller.send))
     await working.wait()
     caller.leave()
     async with asyncio.timeout(5):
@@ -104,12 +105,12 @@ async def test_parts_that_come_together_are_sent_together_and_none_waits_for_the
     caller, heard = Caller(b""), asyncio.Event()
     heard.set()
     async with asyncio.timeout(5):
-        await asgi.Delivery(lambda: answer(parts()), nothing, heard=heard)(SCOPE, caller.receive, send)
+        await asgi.HttpDelivery(lambda: answer(parts()), nothing, heard=heard)(SCOPE, caller.receive, send)
     assert sent == [b"ab", b"c", b"d" + b"x" * asgi.TOGETHER_BYTES_MAX, b"e"]
 
 
-async def answer(parts: AsyncGenerator[bytes, None]) -> asgi.Answer:
-    return asgi.Answer(content=parts)
+async def answer(parts: AsyncGenerator[bytes, None]) -> HttpReply:
+    return HttpReply(content=parts)
 
 
 async def nothing() -> None:
@@ -135,7 +136,7 @@ async def test_a_stream_hears_that_its_caller_left(sending: bool) -> None:
             await asyncio.Event().wait()  # It reads no more.
 
     async with asyncio.timeout(5):
-        response = asgi.Delivery(lambda: answer(parts()), nothing, heard=heard)
+        response = asgi.HttpDelivery(lambda: answer(parts()), nothing, heard=heard)
         delivering = asyncio.create_task(response(SCOPE, caller.receive, send))
         await waiting.wait()
         await asyncio.sleep(0)

@@ -13,13 +13,15 @@ import pytest
 
 from goblin.core.events import JobRequested
 from goblin.jobs.domain.checkpoints import Checkpoint
-from goblin.jobs.domain.instances import Lease
-from goblin.jobs.domain.job import Job, Progress, Rent, State, Stop
-from goblin.jobs.domain.market import Candidate, NoPlacement, Offer, Placement, Run
+from goblin.jobs.domain.instances import AttemptLease
+from goblin.jobs.domain.job import InstanceReservation, Job, JobState, Progress, StopRequest
+from goblin.jobs.domain.market import Candidate, ExpectedRun, NoPlacement, Offer, Placement
 from goblin.web import jobs_schema as jobs_face
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
-RUN = Run(price_usd_micros_per_hour=250_000, cost_usd_micros=2_100_000, duration_s=28_900, interval_s=600, losses=1.5)
+RUN = ExpectedRun(
+    price_usd_micros_per_hour=250_000, cost_usd_micros=2_100_000, duration_s=28_900, interval_s=600, losses=1.5
+)
 TAKEN = Candidate(offer_id="7", provider="vastai", spot=True, all_in_usd_micros_per_hour=261_000, run=RUN)
 REJECTED = Candidate(offer_id="9", provider="runpod", spot=False, rejected="above the price cap of $0.80")
 PLACED = Placement(
@@ -36,21 +38,21 @@ SPEC = JobRequested(
     parameters={"epochs": 3}, callback_topic="mine",
 )  # fmt: skip
 JOB = Job(
-    job_id="t", spec=SPEC, spec_sha256="5" * 64, state=State.RUNNING, requested_at=NOW, updated_at=NOW, attempt=2,
-    lease=Lease(
+    job_id="t", spec=SPEC, spec_sha256="5" * 64, state=JobState.RUNNING, requested_at=NOW, updated_at=NOW, attempt=2,
+    lease=AttemptLease(
         provider="vastai", label="goblin-t-a2", token_sha256="7" * 64, placed_at=NOW, until=NOW, instance_id="i-1",
         key_until=NOW,
     ),
-    told_total=1000, step=400, preemptions=1, lies=2, placement=PLACED, spent_usd_micros=100_000,
+    told_total=1000, step=400, preemptions=1, invalid_reports=2, placement=PLACED, spent_usd_micros=100_000,
     checkpoint=Checkpoint(step=300, attempt=1, manifest_uri="gs://bkt/checkpoints/t/m", generation=1),
     progress=Progress(at=NOW, step=400, loss=0.25, steps_per_s=0.5, gpu_share=0.9, save_s=2.5),
-    rents=(
-        Rent(
+    reservations=(
+        InstanceReservation(
             label="goblin-t-a2", provider="vastai", spot=True, price_usd_micros_per_hour=261_000, start_usd_micros=0,
             since=NOW - timedelta(hours=1), until=NOW, reserved_usd_micros=300_000,
         ),
     ),
-    stop=Stop(reason="its budget is used up", by=NOW, ends_job=True),
+    stop=StopRequest(reason="its budget is used up", by=NOW, ends_job=True),
 )  # fmt: skip
 
 
@@ -109,7 +111,7 @@ def test_a_placement_is_told_with_every_candidate_and_why_it_was_not_taken() -> 
 
 def test_a_waiting_job_is_told_with_the_price_at_which_something_could_be_had() -> None:
     nothing = NoPlacement(reason="all are too dear", candidates=(REJECTED,), price_usd_micros_per_hour_min=900_000)
-    said = told(replace(JOB, state=State.QUEUED, placement=None, no_placement=nothing, rents=()))
+    said = told(replace(JOB, state=JobState.QUEUED, placement=None, no_placement=nothing, reservations=()))
     assert said["placement"] is None
     assert said["no_placement"]["price_usd_micros_per_hour_min"] == 900_000
     assert said["no_placement"]["candidates"][0]["rejected"] == "above the price cap of $0.80"
@@ -124,5 +126,5 @@ def test_nothing_that_opens_a_door_is_told() -> None:
 @pytest.mark.parametrize("amount", ["NaN", "Infinity", "1e999999", "-1e20"])
 def test_a_job_that_was_refused_for_its_nonsense_can_be_shown(amount: str) -> None:
     spec = msgspec.structs.replace(SPEC, budget_usd=Decimal(amount), max_price_per_hour=Decimal(amount))
-    said = told(replace(JOB, spec=spec, state=State.REFUSED))
+    said = told(replace(JOB, spec=spec, state=JobState.REFUSED))
     assert (said["budget_usd_micros"], said["price_usd_micros_per_hour_max"]) == (None, None)

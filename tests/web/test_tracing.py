@@ -17,11 +17,11 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from goblin.core.errors import Broken
-from goblin.gateway.ports import AttemptRecord, RequestRecord
+from goblin.gateway.ports import AttemptRecord, Receipt
 from goblin.web import tracing as telemetry
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
-RECORD = RequestRecord(
+RECORD = Receipt(
     request_id="r1",
     key_digest="d",
     key_name="app",
@@ -54,7 +54,7 @@ class Observed:
         tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
         self.telemetry = telemetry.Telemetry(tracers, MeterProvider(metric_readers=[self._reader]))
 
-    def tell(self, record: RequestRecord, traceparent: str | None = None, label: str = "m") -> None:
+    def tell(self, record: Receipt, traceparent: str | None = None, label: str = "m") -> None:
         self.telemetry.request(record, traceparent=traceparent, model_label=label)
 
     @property

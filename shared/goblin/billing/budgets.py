@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from goblin.billing import scale_to_zero as scaling
-from goblin.billing.domain.accounts import Account, Limit, Period, Tally, Unreachable, resets_at, window_of
-from goblin.billing.domain.ledger import ACCOUNT, TOTAL, Action, Entry, EntryKind, Freeze
+from goblin.billing.domain.accounts import Account, BudgetUsage, Limit, Period, WhenUnreachable, resets_at, window_of
+from goblin.billing.domain.ledger import ACCOUNT, TOTAL, BudgetAction, EntryKind, Freeze, LedgerEntry
 from goblin.billing.policy import budgets as policy
-from goblin.billing.policy.budgets import NoAction, Nonsense
+from goblin.billing.policy.budgets import IgnoredNotification, NoAction
 from goblin.billing.ports import Ledger
 from goblin.core import events
 from goblin.core.endpoints import Endpoint
@@ -33,14 +33,14 @@ BLIND = "the spend ledger cannot be read, and without it nothing is spent"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deps:
+class BudgetDeps:
     ledger: Ledger
     clock: Clock
-    scaling: scaling.Deps | None = None
+    scaling: scaling.ScaleToZeroDeps | None = None
     """For the services that a freeze may turn off; None: there are none, or they are no concern here."""
 
 
-async def follow(event: events.Event, deps: Deps) -> None:
+async def follow(event: events.Event, deps: BudgetDeps) -> None:
     """Act on a crossing: ours, or one that Cloud Billing tells of. Once, however often it is delivered.
 
     Raises:
@@ -49,7 +49,7 @@ async def follow(event: events.Event, deps: Deps) -> None:
         GoblinError: It is recorded, and not every Cloud Run service could be turned off: to be delivered again.
     """
     now = deps.clock.now()
-    decision: Entry | NoAction | Nonsense
+    decision: LedgerEntry | NoAction | IgnoredNotification
     if "billingAccountId" in event.attributes or "budgetId" in event.attributes:
         notice = events.decode(events.CloudBudget, event.data)
         (total,) = [one for one in await deps.ledger.accounts() if one.name == TOTAL] or [Account(name=TOTAL)]
@@ -60,9 +60,9 @@ async def follow(event: events.Event, deps: Deps) -> None:
     match decision:
         case NoAction(reason=reason):
             log.info("budget notification: %s", reason)
-        case Nonsense(reason=reason):
+        case IgnoredNotification(reason=reason):
             raise MalformedEvent(f"budget-exceeded: {reason}")
-        case Entry():
+        case LedgerEntry():
             if await deps.ledger.record(decision):
                 log.warning("%s of %s: %s", decision.kind, decision.account, decision.note)
             # The second time too: the first may have died between the two.
@@ -70,7 +70,7 @@ async def follow(event: events.Event, deps: Deps) -> None:
                 await scaling.bring_in_line(deps.scaling)
 
 
-async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> list[Freeze]:
+async def thaw(account: str, *, actor: str, wish_id: str, deps: BudgetDeps) -> list[Freeze]:
     """Lift what is frozen under an account by its own name; what that was.
 
     A freeze made in the meantime is not lifted: nobody has seen it.
@@ -89,7 +89,7 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> list[Fr
     lifted = [freeze for freeze in await deps.ledger.freezes() if freeze.account == account]
     if not lifted:
         raise NotFound(f"{account} is not frozen.", param="account")
-    entry = Entry(
+    entry = LedgerEntry(
         entry_id=f"thaw:{wish_id}",
         kind=EntryKind.THAW,
         account=account,
@@ -105,7 +105,7 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: Deps) -> list[Fr
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Budget:
+class BudgetRow:
     """One limit of one account, as it stands."""
 
     account: str
@@ -117,13 +117,13 @@ class Budget:
     """Lent to instances and jobs: reserved by what is under way, or spare."""
     left_usd_micros: int
     resets_at: datetime | None
-    action: Action
-    unreachable: Unreachable
+    action: BudgetAction
+    unreachable: WhenUnreachable
     frozen: str = ""
     """Why nothing is spent under the account, whatever is left."""
 
 
-async def overview(deps: Deps) -> list[Budget]:
+async def overview(deps: BudgetDeps) -> list[BudgetRow]:
     """Every budget, by account. Raises `StoreUnavailable`."""
     now = deps.clock.now()
     reasons = {freeze.account: freeze.reason for freeze in await deps.ledger.freezes()}
@@ -138,14 +138,14 @@ async def overview(deps: Deps) -> list[Budget]:
     for account in accounts:
         for limit in account.limits:
             window = window_of(limit.period, now)
-            tally = account.tallies.get(limit.period)
-            if tally is None or tally.window != window:
-                tally = Tally(window=window)
-            used = tally.spent_usd_micros + tally.leased_usd_micros
+            usage = account.usages.get(limit.period)
+            if usage is None or usage.window != window:
+                usage = BudgetUsage(window=window)
+            used = usage.spent_usd_micros + usage.allocated_usd_micros
             # Borrowers tell of what they have settled when they next ask; entries know it now.
-            spent = max(tally.spent_usd_micros, balances.get((window, account.name), 0))
+            spent = max(usage.spent_usd_micros, balances.get((window, account.name), 0))
             found.append(
-                Budget(
+                BudgetRow(
                     account=account.name,
                     period=limit.period,
                     window=window,
@@ -162,14 +162,14 @@ async def overview(deps: Deps) -> list[Budget]:
     return found
 
 
-async def limit(account: str, period: Period, limit: Limit | None, deps: Deps) -> None:
+async def limit(account: str, period: Period, limit: Limit | None, deps: BudgetDeps) -> None:
     """Set or remove a budget. Raises `InvalidRequest`."""
     if not ACCOUNT.fullmatch(account):
         raise InvalidRequest(f"{account!r} is no account.", param="account")
     await deps.ledger.limit(account, period, limit)
 
 
-async def reactions(deps: Deps, action: Action) -> frozenset[str]:
+async def reactions(deps: BudgetDeps, action: BudgetAction) -> frozenset[str]:
     """The accounts for which an action holds until a thaw: what jobs and services ask before they go on."""
     return frozenset(freeze.account for freeze in await deps.ledger.freezes() if freeze.action is action)
 
@@ -180,7 +180,7 @@ class FreezeView:
     When the ledger has been silent for too long, everything that costs money counts as frozen.
     """
 
-    def __init__(self, deps: Deps) -> None:
+    def __init__(self, deps: BudgetDeps) -> None:
         self._deps = deps
         self._freezes: Sequence[Freeze] = ()
         self._read_at: float | None = None

@@ -8,10 +8,10 @@ from typing import Protocol
 
 import msgspec
 
-from goblin.billing.domain.accounts import Account, Lease, Limit, Period
-from goblin.billing.domain.ledger import Balance, Bill, Entry, Freeze
+from goblin.billing.domain.accounts import Account, Allocation, Limit, Period
+from goblin.billing.domain.ledger import Balance, Bill, Freeze, LedgerEntry
 from goblin.billing.domain.run_service import RunService
-from goblin.billing.policy.allocation import Ask, Step
+from goblin.billing.policy.allocation import AllocationRequest, AllocationResult
 
 
 class Ledger(Protocol):
@@ -20,12 +20,12 @@ class Ledger(Protocol):
     Every method raises `StoreUnavailable`; after it from `record`, the same entry may be given again.
     """
 
-    async def record(self, entry: Entry) -> bool:
+    async def record(self, entry: LedgerEntry) -> bool:
         """Write an entry, once: True when it was written now, False when it was there.
 
         The balances of all its accounts, in its month and its day, and the tallies of their budgets move with it, and
         a freeze or thaw takes effect with it, or none of that happens. The second time nothing does. A settlement
-        that a lease covers is not given here but to `Lender.settle`.
+        that a lease covers is not given here but to `AllocationStore.settle`.
 
         Raises:
             Conflict: The id belongs to an entry that moves other money. Its instant and note may differ, as those of
@@ -35,13 +35,13 @@ class Ledger(Protocol):
     async def balances(self, window: str) -> Sequence[Balance]:
         """Every account that has entries in the month or day, by name."""
 
-    async def entries(self, *, limit: int) -> Sequence[Entry]:
+    async def entries(self, *, limit: int) -> Sequence[LedgerEntry]:
         """The last entries, the newest first."""
 
-    async def rented(self, day: str) -> Sequence[Entry]:
+    async def rented(self, day: str) -> Sequence[LedgerEntry]:
         """The settlements of rented instances that count in a day, by id."""
 
-    async def actions(self, *, limit: int) -> Sequence[Entry]:
+    async def actions(self, *, limit: int) -> Sequence[LedgerEntry]:
         """The last alerts, freezes and thaws, the newest first."""
 
     async def freezes(self) -> Sequence[Freeze]:
@@ -57,17 +57,17 @@ class Ledger(Protocol):
         """Replace the limit of an account for a period; None: there is none. What is configured holds beside it."""
 
 
-class Lender(Protocol):
+class AllocationStore(Protocol):
     """Leases on budgets. Each method makes one step of `policy.spending` in one commit.
 
     Every method raises `StoreUnavailable`, within its deadline; then nobody knows whether the step was made, and the
     same call may be made again.
     """
 
-    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
+    async def exchange(self, ask: AllocationRequest, *, now: datetime) -> AllocationResult:
         """Open, renew, shrink or close a lease."""
 
-    async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
+    async def settle(self, allocation_id: str, entries: Sequence[LedgerEntry]) -> bool:
         """Write what was spent from a lease: one commit that waits for no exchange.
 
         Args:
@@ -78,13 +78,13 @@ class Lender(Protocol):
             False when there is no such lease any more and nothing was written: then each goes to `Ledger.record`.
         """
 
-    async def leases(self) -> Sequence[Lease]:
+    async def allocations(self) -> Sequence[Allocation]:
         """All that are open or expired, by id."""
 
-    async def expire(self, lease_id: str, *, now: datetime) -> Step:
+    async def expire(self, allocation_id: str, *, now: datetime) -> AllocationResult:
         """Count a lease as spent if its time is over."""
 
-    async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
+    async def resolve(self, allocation_id: str, *, spent_usd_micros: int, now: datetime) -> AllocationResult:
         """Replace what an expired lease may have spent by what a bill says it did."""
 
 

@@ -25,7 +25,7 @@ TRIES_MAX = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deps:
+class ScaleToZeroDeps:
     ledger: Ledger
     scaler: ServiceScaler
     services: Mapping[str, Sequence[Endpoint]]
@@ -33,7 +33,7 @@ class Deps:
     clock: Clock
 
 
-async def bring_in_line(deps: Deps) -> list[str]:
+async def bring_in_line(deps: ScaleToZeroDeps) -> list[str]:
     """Turn off what a freeze turns off, and on what was off by none that is left; what was done.
 
     Raises:
@@ -58,7 +58,7 @@ async def bring_in_line(deps: Deps) -> list[str]:
     return done
 
 
-async def _bring(name: str, freeze: Freeze | None, deps: Deps) -> list[str]:
+async def _bring(name: str, freeze: Freeze | None, deps: ScaleToZeroDeps) -> list[str]:
     for _ in range(TRIES_MAX):
         service = await deps.scaler.read(name)
         wanted = policy.changed(service, freeze)

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from goblin.billing import scale_to_zero as scaling
-from goblin.billing.domain.accounts import Lease, Period
-from goblin.billing.domain.ledger import RENT, TOTAL, Entry, EntryKind
+from goblin.billing.domain.accounts import Allocation, Period
+from goblin.billing.domain.ledger import RENT, TOTAL, EntryKind, LedgerEntry
 from goblin.billing.policy import prices
 from goblin.billing.policy import settlement as policy
-from goblin.billing.policy.allocation import Crossing
+from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.billing.policy.settlement import Settlement
-from goblin.billing.ports import BillSource, Ledger, Lender
+from goblin.billing.ports import AllocationStore, BillSource, Ledger
 from goblin.core.endpoints import Price
 from goblin.core.errors import Conflict, GoblinError, Transient
 from goblin.core.ports import Clock
@@ -27,19 +27,19 @@ ACTIONS_READ = 1000
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deps:
+class SettlementDeps:
     ledger: Ledger
-    lender: Lender
+    allocation_store: AllocationStore
     bills: Sequence[BillSource]
-    announce: Callable[[Crossing], Awaitable[None]]
+    announce: Callable[[ThresholdEvent], Awaitable[None]]
     prices: Mapping[tuple[str, str], Price]
     clock: Clock
-    scaling: scaling.Deps | None = None
+    scaling: scaling.ScaleToZeroDeps | None = None
     """For the Cloud Run services that a freeze may turn off."""
 
 
 @dataclass(slots=True)
-class Report:
+class SettlementReport:
     """What one run did, for the log and for whoever started it."""
 
     expired: list[str] = field(default_factory=list)
@@ -55,18 +55,18 @@ class Report:
     """Cloud Run services that were not in line with the freezes, and are now."""
 
 
-async def settle(deps: Deps) -> Report:
+async def settle(deps: SettlementDeps) -> SettlementReport:
     """Do all of it. Every part may be repeated, and a provider that does not answer holds up no other.
 
     Raises:
         StoreUnavailable: The ledger does not answer.
     """
-    now, report = deps.clock.now(), Report()
-    for lease in await deps.lender.leases():
-        if not lease.expired and now >= lease.expires_at + policy.GRACE:
-            step = await deps.lender.expire(lease.lease_id, now=now)
+    now, report = deps.clock.now(), SettlementReport()
+    for allocation in await deps.allocation_store.allocations():
+        if not allocation.expired and now >= allocation.expires_at + policy.GRACE:
+            step = await deps.allocation_store.expire(allocation.allocation_id, now=now)
             if step.writes:
-                report.expired.append(lease.lease_id)
+                report.expired.append(allocation.allocation_id)
     for source in deps.bills:
         try:
             await _settle_provider(source, deps, report, now)
@@ -80,18 +80,22 @@ async def settle(deps: Deps) -> Report:
     return report
 
 
-async def _settle_provider(source: BillSource, deps: Deps, report: Report, now: datetime) -> None:
+async def _settle_provider(source: BillSource, deps: SettlementDeps, report: SettlementReport, now: datetime) -> None:
     for day in policy.days_to_read(now):
         bill = await source.bill(day)
-        leases = await deps.lender.leases()
+        allocations = await deps.allocation_store.allocations()
         balances = {balance.account: balance for balance in await deps.ledger.balances(day)}
         parts = policy.split(
             source.provider,
             day,
             bill,
             balances=balances,
-            leases=[lease for lease in leases if lease.windows[Period.DAY] == day],
-            earlier=[lease for lease in leases if lease.windows[Period.DAY] < day and lease.lease_id.startswith(RENT)],
+            allocations=[allocation for allocation in allocations if allocation.windows[Period.DAY] == day],
+            earlier=[
+                allocation
+                for allocation in allocations
+                if allocation.windows[Period.DAY] < day and allocation.allocation_id.startswith(RENT)
+            ],
             rented=await deps.ledger.rented(day),
             final=policy.is_over(day, now, source.final_after),
         )
@@ -101,9 +105,9 @@ async def _settle_provider(source: BillSource, deps: Deps, report: Report, now: 
             await _apply(settlement, deps, report, now)
 
 
-async def _apply(settlement: Settlement, deps: Deps, report: Report, now: datetime) -> None:
-    for lease, spent in settlement.found:
-        await _resolve(lease, spent, deps, report, now)
+async def _apply(settlement: Settlement, deps: SettlementDeps, report: SettlementReport, now: datetime) -> None:
+    for allocation, spent in settlement.found:
+        await _resolve(allocation, spent, deps, report, now)
     for entry in settlement.corrections:
         try:
             written = await deps.ledger.record(entry)
@@ -117,34 +121,36 @@ async def _apply(settlement: Settlement, deps: Deps, report: Report, now: dateti
             log.error("%s: %s", entry.account, entry.note)
 
 
-async def _believe_the_billless(deps: Deps, report: Report, now: datetime) -> None:
+async def _believe_the_billless(deps: SettlementDeps, report: SettlementReport, now: datetime) -> None:
     """Take what the dead may have spent for spent, where no bill will ever say."""
-    for lease in await deps.lender.leases():
-        if lease.expired and policy.is_over(lease.windows[Period.DAY], now, policy.BELIEVED_AFTER):
-            await _resolve(lease, lease.lost_usd_micros, deps, report, now)
+    for allocation in await deps.allocation_store.allocations():
+        if allocation.expired and policy.is_over(allocation.windows[Period.DAY], now, policy.BELIEVED_AFTER):
+            await _resolve(allocation, allocation.lost_usd_micros, deps, report, now)
 
 
-async def _resolve(lease: Lease, spent: int, deps: Deps, report: Report, now: datetime) -> None:
-    step = await deps.lender.resolve(lease.lease_id, spent_usd_micros=spent, now=now)
+async def _resolve(
+    allocation: Allocation, spent: int, deps: SettlementDeps, report: SettlementReport, now: datetime
+) -> None:
+    step = await deps.allocation_store.resolve(allocation.allocation_id, spent_usd_micros=spent, now=now)
     if step.writes:
-        report.resolved.append(lease.lease_id)
+        report.resolved.append(allocation.allocation_id)
 
 
-async def _look_at_prices(deps: Deps, report: Report, now: datetime) -> None:
+async def _look_at_prices(deps: SettlementDeps, report: SettlementReport, now: datetime) -> None:
     """Say once of each set of old prices that they are to be read again."""
     report.stale_prices = prices.stale(deps.prices, now)
     if not report.stale_prices:
         return
     note = f"prices older than {prices.STALE_AFTER.days} days, to be read again: {', '.join(report.stale_prices)}"
     said = hashlib.sha256(note.encode()).hexdigest()[:16]
-    alert = Entry(
+    alert = LedgerEntry(
         entry_id=f"prices:{said}", kind=EntryKind.ALERT, account=TOTAL, amount_usd_micros=0, at=now, note=note[:1000]
     )
     if await deps.ledger.record(alert):
         log.warning("%s", note)
 
 
-async def _scale(deps: Deps, report: Report) -> None:
+async def _scale(deps: SettlementDeps, report: SettlementReport) -> None:
     if deps.scaling is None:
         return
     try:
@@ -153,12 +159,12 @@ async def _scale(deps: Deps, report: Report) -> None:
         report.unknown["cloudrun"] = error.message
 
 
-async def _announce(deps: Deps, report: Report) -> None:
+async def _announce(deps: SettlementDeps, report: SettlementReport) -> None:
     acted = frozenset(entry.entry_id for entry in await deps.ledger.actions(limit=ACTIONS_READ))
-    for crossing in policy.untold(await deps.ledger.accounts(), acted):
+    for threshold_event in policy.untold(await deps.ledger.accounts(), acted):
         try:
-            await deps.announce(crossing)
+            await deps.announce(threshold_event)
         except GoblinError as error:
-            log.warning("nobody was told of %s: %s", crossing.account, error.message)
+            log.warning("nobody was told of %s: %s", threshold_event.account, error.message)
             continue
-        report.announced.append(f"{crossing.account} {crossing.window} {crossing.percent} %")
+        report.announced.append(f"{threshold_event.account} {threshold_event.window} {threshold_event.percent} %")

@@ -13,8 +13,8 @@ import click
 import msgspec
 
 from goblin.billing import budgets as service
-from goblin.billing.domain.accounts import Limit, Period, Unreachable
-from goblin.billing.domain.ledger import Action, Balance, Entry, Freeze, month_of
+from goblin.billing.domain.accounts import Limit, Period, WhenUnreachable
+from goblin.billing.domain.ledger import Balance, BudgetAction, Freeze, LedgerEntry, month_of
 from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
 from goblin.core.money import USD_MICROS, show_usd
@@ -40,11 +40,11 @@ def budget() -> None:
     "--per", type=click.Choice([p.value for p in Period]), default=Period.MONTH.value, show_default=True, help="In UTC."
 )
 @click.option(
-    "--action", type=click.Choice([a.value for a in Action]), default=Action.ALERT.value, show_default=True,
+    "--action", type=click.Choice([a.value for a in BudgetAction]), default=BudgetAction.ALERT.value, show_default=True,
     help="What follows when it is used up. The budget itself always refuses what does not fit.",
 )  # fmt: skip
 @click.option(
-    "--when-unreachable", type=click.Choice([u.value for u in Unreachable]), default=Unreachable.REFUSE.value,
+    "--when-unreachable", type=click.Choice([u.value for u in WhenUnreachable]), default=WhenUnreachable.REFUSE.value,
     show_default=True,
     help="What may be spent while the ledger does not answer: nothing, or what an instance was lent before, for a "
     "minute at most. Neither can overspend.",
@@ -63,8 +63,8 @@ def set_limit(
     chosen = None
     if dollars != "none":
         chosen = Limit(
-            period=period, limit_usd_micros=_micros(dollars), action=Action(action),
-            unreachable=Unreachable(when_unreachable),
+            period=period, limit_usd_micros=_micros(dollars), action=BudgetAction(action),
+            unreachable=WhenUnreachable(when_unreachable),
         )  # fmt: skip
     reach(data)
 
@@ -126,10 +126,10 @@ def show(month: str | None, as_json: bool, data: Path | None) -> None:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Shown:
     window: str
-    budgets: Sequence[service.Budget]
+    budgets: Sequence[service.BudgetRow]
     balances: Sequence[Balance]
     freezes: Sequence[Freeze]
-    actions: Sequence[Entry]
+    actions: Sequence[LedgerEntry]
 
 
 def _lines(said: _Shown) -> Iterator[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import click
 import msgspec
 
-from goblin.billing.domain.accounts import Lease
+from goblin.billing.domain.accounts import Allocation
 from goblin.billing.domain.ledger import Balance, month_of
-from goblin.billing.policy.cost_report import By
+from goblin.billing.policy.cost_report import GroupBy
 from goblin.billing.policy.cost_report import costs as split
 from goblin.cli.deployment import reach, run
 from goblin.cli.main import DATA, fail
@@ -21,7 +21,7 @@ from goblin.core.money import show_usd
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--month", metavar="YYYY-MM", help="Default: this one, in UTC.")
-@click.option("--by", type=click.Choice([b.value for b in By]), default=By.PROVIDER.value, show_default=True)
+@click.option("--by", type=click.Choice([b.value for b in GroupBy]), default=GroupBy.PROVIDER.value, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 @DATA
 def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
@@ -32,14 +32,14 @@ def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
     reach(data)
     window = month or month_of(now)
 
-    async def work() -> tuple[Sequence[Balance], Sequence[Lease]]:
+    async def work() -> tuple[Sequence[Balance], Sequence[Allocation]]:
         from goblin.wiring import process as wiring
 
         ledger = wiring.ledger()
-        return await ledger.balances(window), await ledger.leases()
+        return await ledger.balances(window), await ledger.allocations()
 
-    balances, leases = run(work())
-    found = split(balances, month=window, by=By(by), now=now, leases=leases)
+    balances, allocations = run(work())
+    found = split(balances, month=window, by=GroupBy(by), now=now, allocations=allocations)
     if as_json:
         click.echo(msgspec.json.encode(found).decode())
         return

@@ -120,9 +120,9 @@ def up(
     folder = places.data_folder(data)
     say(f"starting; data in {folder}")
     try:
-        choice = running.Choice(port=port, data=folder, cloud=cloud, model=model, fakes=fakes, pace=pace)
+        choice = running.UpOptions(port=port, data=folder, cloud=cloud, model=model, fakes=fakes, pace=pace)
         code = running.main(choice, say, ready)
-    except (running.Refusal, OSError) as reason:
+    except (running.UpRefused, OSError) as reason:
         fail(str(reason))
     else:
         raise SystemExit(code)

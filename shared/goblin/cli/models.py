@@ -16,7 +16,7 @@ from goblin.core.errors import InvalidRequest, NotFound
 from goblin.registry import promotion as service
 from goblin.registry import rollout as serving
 from goblin.registry.domain.versions import ModelName, Promotion, Version, parse_version
-from goblin.registry.policy.promotion import NONE, Request
+from goblin.registry.policy.promotion import NONE, PromotionRequest
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
 REASON = click.option("--reason", default="", help="For the history.")
@@ -103,7 +103,7 @@ def promote(name: ModelName, version: str, expect: str | None, reason: str, as_j
     """Put a registered VERSION of ORG/MODEL into production."""
     reach(data)
 
-    async def work() -> service.Moved:
+    async def work() -> service.PromotionOutcome:
         from goblin.wiring import models as model_wiring
 
         deps = model_wiring.registry()
@@ -122,7 +122,7 @@ def rollback(name: ModelName, expect: str | None, reason: str, as_json: bool, da
     """Put into production what was there before; again: what was before that."""
     reach(data)
 
-    async def work() -> service.Moved:
+    async def work() -> service.PromotionOutcome:
         from goblin.wiring import models as model_wiring
 
         deps = model_wiring.registry()
@@ -138,7 +138,7 @@ def list_models(as_json: bool, data: Path | None) -> None:
     """Every model: what is in production, who serves it, and who refused it."""
     reach(data)
 
-    async def work() -> list[serving.Overview]:
+    async def work() -> list[serving.RolloutOverview]:
         from goblin.wiring import models as model_wiring
 
         return await serving.overview(model_wiring.serve())
@@ -170,7 +170,7 @@ def show(name: ModelName, as_json: bool, data: Path | None) -> None:
     """One model: its versions, and the moves of its production pointer."""
     reach(data)
 
-    async def work() -> tuple[serving.Overview, list[Promotion]]:
+    async def work() -> tuple[serving.RolloutOverview, list[Promotion]]:
         from goblin.wiring import models as model_wiring
 
         deps = model_wiring.serve()
@@ -198,11 +198,11 @@ def show(name: ModelName, as_json: bool, data: Path | None) -> None:
         click.echo(f"{endpoint} refused {why}")
 
 
-def _request(reason: str) -> Request:
-    return Request(event_id=uuid.uuid4().hex, actor=person(), reason=reason, at=datetime.now(UTC))
+def _request(reason: str) -> PromotionRequest:
+    return PromotionRequest(event_id=uuid.uuid4().hex, actor=person(), reason=reason, at=datetime.now(UTC))
 
 
-def _show_move(moved: service.Moved, as_json: bool) -> None:
+def _show_move(moved: service.PromotionOutcome, as_json: bool) -> None:
     if as_json:
         row = {**_move_row(moved.promotion), "changed": moved.changed, "announced": moved.announced}
         click.echo(_json(row))
@@ -217,7 +217,7 @@ def _show_move(moved: service.Moved, as_json: bool) -> None:
         click.echo("its event could not be published yet and follows within a minute", err=True)
 
 
-def _overview_row(one: serving.Overview) -> dict[str, Any]:
+def _overview_row(one: serving.RolloutOverview) -> dict[str, Any]:
     return {
         "model": str(one.name),
         "production": _move_row(one.production) if one.production else None,

@@ -34,12 +34,12 @@ SAVE_S_MAX = 10.0
 """What runs for jobs may take so long to save, before what it saves through is stopped."""
 
 
-class Refusal(Exception):
+class UpRefused(Exception):
     """Why it cannot start, in one line that says what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class UpOptions:
     """What the person asked for."""
 
     port: int
@@ -55,7 +55,7 @@ class Choice:
 class Up:
     """One run: children in the order in which they are stopped."""
 
-    def __init__(self, choice: Choice, say: Callable[[str], None]) -> None:
+    def __init__(self, choice: UpOptions, say: Callable[[str], None]) -> None:
         self._choice = choice
         self._say = say
         self._folder = places.DataFolder(choice.data)
@@ -109,7 +109,7 @@ class Up:
             work.cancel()
             await asyncio.gather(work, waiting, return_exceptions=True)
         except Failed as failure:
-            raise Refusal(str(failure)) from failure
+            raise UpRefused(str(failure)) from failure
         finally:
             self._folder.forget_environment()
             if stop.is_set():
@@ -143,7 +143,7 @@ class Up:
             except places.Held as held:
                 pid = held.holder.get("pid")
                 if time.monotonic() > deadline or not isinstance(pid, int) or _alive(pid):
-                    raise Refusal(str(held)) from held
+                    raise UpRefused(str(held)) from held
                 if not told:
                     self._say("the last run was killed; waiting for its last process to end")
                     told = True
@@ -197,7 +197,7 @@ class Up:
         if emulated:
             found = google.find()
             if found.reason:
-                raise Refusal(found.reason)
+                raise UpRefused(found.reason)
             children.append(self._child("pubsub-emulator", google.pubsub_command(found, at.pubsub)))
             children.append(self._child("firestore-emulator", google.firestore_command(found, at.firestore)))
         if self._fakes:
@@ -235,7 +235,7 @@ class Up:
         # So that the router knows its providers from the first request.
         if failure := await self._run_schedule(http, "check-health"):
             if not again:
-                raise Refusal(f"the first health check failed: {failure}")
+                raise UpRefused(f"the first health check failed: {failure}")
             self._say(f"providers are looked at at the next minute: {failure}")
         if self._fakes and (failure := await self._fakes.tell_events_to(self.variables["GOBLIN_URL"], http)):
             self._say(f"the market tells no events, looking every {fakes.RECONCILE_S} s must do: {failure}")
@@ -323,18 +323,18 @@ def _alive(pid: int) -> bool:
     return True
 
 
-def main(choice: Choice, say: Callable[[str], None], ready: Callable[[dict[str, str], float], None]) -> int:
+def main(choice: UpOptions, say: Callable[[str], None], ready: Callable[[dict[str, str], float], None]) -> int:
     """Run until a signal; the exit code.
 
     Raises:
         Refusal: It cannot start or go on.
     """
     if sys.platform == "win32":
-        raise Refusal("goblin up needs Linux or macOS; on Windows use WSL.")
+        raise UpRefused("goblin up needs Linux or macOS; on Windows use WSL.")
     if choice.model is not None and not choice.model.is_file():
-        raise Refusal(f"no model file at {choice.model}. --model wants the path of a .gguf file.")
+        raise UpRefused(f"no model file at {choice.model}. --model wants the path of a .gguf file.")
     try:
         asyncio.run(Up(choice, say).run(ready))
     except ports.Taken as taken:
-        raise Refusal(str(taken)) from taken
+        raise UpRefused(str(taken)) from taken
     return 0

@@ -173,7 +173,7 @@ class Conflict(Refused):
     code = "conflict"
 
 
-class Untrue(Conflict):
+class InvalidReport(Conflict):
     """What a host said or uploaded is not so."""
 
     code = "untrue"

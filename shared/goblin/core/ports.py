@@ -11,7 +11,7 @@ import msgspec
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Grant:
+class SignedRequest:
     """One request that somebody without a key may make for a while."""
 
     method: str
@@ -72,10 +72,10 @@ class ObjectStore(Protocol):
     async def delete(self, facts: ObjectFacts) -> None:
         """Delete one generation; gone already is no error."""
 
-    async def grant_get(self, uri: str, *, generation: int) -> Grant:
+    async def sign_get(self, uri: str, *, generation: int) -> SignedRequest:
         """Let somebody read one generation of an object."""
 
-    async def grant_put(self, uri: str, *, size: int, crc32c: str) -> Grant:
+    async def sign_put(self, uri: str, *, size: int, crc32c: str) -> SignedRequest:
         """Let somebody create an object of exactly this size and checksum."""
 
 

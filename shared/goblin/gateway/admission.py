@@ -8,22 +8,22 @@ from collections import Counter, OrderedDict, deque
 from goblin.core.errors import RateLimited
 from goblin.core.ports import Clock
 from goblin.gateway.policy import admission as policy
-from goblin.gateway.policy.admission import Admission, Bucket, Limits, Refusal
+from goblin.gateway.policy.admission import AdmissionCounts, AdmissionLimits, AdmissionRefusal, TokenBucket
 from goblin.gateway.ports import ApiKey
 
 BUCKETS_MAX = 4096
 
 
-class Door:
+class AdmissionControl:
     """First come, first served."""
 
-    def __init__(self, limits: Limits, clock: Clock) -> None:
+    def __init__(self, limits: AdmissionLimits, clock: Clock) -> None:
         self.limits = limits
         self._clock = clock
         self._running = 0
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._of_key: Counter[str] = Counter()
-        self._buckets: OrderedDict[str, Bucket] = OrderedDict()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     async def enter(self, key: ApiKey) -> None:
         """Come in, now or when somebody leaves; who came in must `leave`.
@@ -38,13 +38,13 @@ class Door:
             key_max=key.parallel_max,
             limits=self.limits,
         )
-        if isinstance(decision, Refusal):
+        if isinstance(decision, AdmissionRefusal):
             self._forget(key.digest)
             raise RateLimited(decision.reason, retry_after_s=decision.retry_after_s)
         if key.rate_per_minute is not None:
             self._take(key.digest, key.rate_per_minute)
         self._of_key[key.digest] += 1
-        if decision is Admission.RUN:
+        if decision is AdmissionCounts.RUN:
             self._running += 1
             return
         await self._wait(key)

@@ -18,7 +18,7 @@ from msgspec import UNSET, UnsetType
 from goblin.core.errors import StoreUnavailable
 from goblin.core.ports import Clock
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Usage
-from goblin.gateway.ports import AnswerStore, StoredAnswer
+from goblin.gateway.ports import CachedAnswer, CacheStore
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ LOOKUP_S_MAX = 0.25
 
 @dataclass(slots=True)
 class _Kept:
-    answer: StoredAnswer
+    answer: CachedAnswer
     until: float
     size: int
 
@@ -40,14 +40,14 @@ class _Kept:
 class AnswerCache:
     """Bounded by bytes; the least recently used goes first."""
 
-    def __init__(self, store: AnswerStore, clock: Clock, *, bytes_max: int = MEMORY_BYTES_MAX) -> None:
+    def __init__(self, store: CacheStore, clock: Clock, *, bytes_max: int = MEMORY_BYTES_MAX) -> None:
         self._store = store
         self._clock = clock
         self._bytes_max = bytes_max
         self._held = 0
         self._kept: OrderedDict[str, _Kept] = OrderedDict()
 
-    async def find(self, key: str, *, shared: bool) -> StoredAnswer | None:
+    async def find(self, key: str, *, shared: bool) -> CachedAnswer | None:
         """The answer, if it was given before. Never raises."""
         kept = self._kept.get(key)
         if kept is not None:
@@ -70,7 +70,7 @@ class AnswerCache:
 
     async def keep(self, key: str, text: str, finish_reason: str, usage: Usage, *, shared: bool) -> None:
         """Remember an answer. Never raises."""
-        answer = StoredAnswer(
+        answer = CachedAnswer(
             text=text, finish_reason=finish_reason, usage=usage, expires_at=self._clock.now() + SHARED_LIFE
         )
         size = self._remember(key, answer)
@@ -81,7 +81,7 @@ class AnswerCache:
         except StoreUnavailable as error:
             log.warning("an answer is not in the shared cache: %s", error.message)
 
-    def _remember(self, key: str, answer: StoredAnswer) -> int:
+    def _remember(self, key: str, answer: CachedAnswer) -> int:
         size = len(answer.text.encode("utf-8", "surrogatepass")) + 512
         if key in self._kept:
             self._drop(key)
@@ -97,7 +97,7 @@ class AnswerCache:
         self._held -= self._kept.pop(key).size
 
 
-async def replay(answer: StoredAnswer, *, answer_id: str, created: int, model: str) -> AsyncGenerator[ChatChunk, None]:
+async def replay(answer: CachedAnswer, *, answer_id: str, created: int, model: str) -> AsyncGenerator[ChatChunk, None]:
     """The answer as it would come from an endpoint that has it all at once."""
 
     def chunk(*choices: ChunkChoice, usage: Usage | UnsetType = UNSET) -> ChatChunk:

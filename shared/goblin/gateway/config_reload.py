@@ -14,7 +14,7 @@ log = logging.getLogger(__name__)
 LOOK_EVERY_S = 5.0
 
 
-class Reloader:
+class ConfigReloader:
     """Looks at the file when somebody uses what it says, at most every `LOOK_EVERY_S`.
 
     It compares the text and not its time: where files are mounted from a secret or a bucket, times tell little.

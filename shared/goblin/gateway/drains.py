@@ -10,7 +10,7 @@ from contextlib import aclosing
 from typing import Any
 
 from goblin.core.errors import GoblinError
-from goblin.gateway.stream_usage import Tally
+from goblin.gateway.stream_usage import StreamUsage
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +36,9 @@ class Drains:
         self._going: set[asyncio.Task[Any]] = set()
         self._after: set[asyncio.Task[None]] = set()
 
-    def over(self, stream: AsyncGenerator[Any, None], tally: Tally) -> Drain:
+    def over(self, stream: AsyncGenerator[Any, None], stream_usage: StreamUsage) -> Drain:
         """A stream that outlives its reader, if there is room for it."""
-        return Drain(self, stream, tally)
+        return Drain(self, stream, stream_usage)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
         """Do something once such an answer is over."""
@@ -61,10 +61,10 @@ class Drains:
 class Drain:
     """One stream, read by a task of its own."""
 
-    def __init__(self, drains: Drains, stream: AsyncGenerator[Any, None], tally: Tally) -> None:
+    def __init__(self, drains: Drains, stream: AsyncGenerator[Any, None], stream_usage: StreamUsage) -> None:
         self._drains = drains
         self._stream = stream
-        self._tally = tally
+        self._tally = stream_usage
         self._queue: asyncio.Queue[Any] = asyncio.Queue(AHEAD_MAX)
         self._task: asyncio.Task[None] | None = None
         self._left = False

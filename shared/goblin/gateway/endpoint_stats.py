@@ -12,14 +12,12 @@ from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.core.ports import Clock
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Warmth
 from goblin.gateway.policy import breaker, prediction
-from goblin.gateway.policy import latency as paces
+from goblin.gateway.policy import latency as latency
 from goblin.gateway.policy.breaker import Breaker, Gate
-from goblin.gateway.policy.latency import Pace
-from goblin.gateway.policy.route import Demand, Forecast
+from goblin.gateway.policy.latency import LatencyEstimate
+from goblin.gateway.policy.route import Demand, LatencyForecast
 from goblin.gateway.policy.traffic import Traffic, observe_answer, observe_arrival
-from goblin.gateway.upstream_attempt import Attempt, Life, Target
-
-__all__ = ["Attempt", "Live", "Outlook"]
+from goblin.gateway.upstream_attempt import ModelWarmth, TargetStats, UpstreamAttempt
 
 TARGETS_MAX = 4096
 """Endpoints times models times classes; an endpoint that lists models without end must not fill the memory."""
@@ -39,7 +37,7 @@ class Outlook(Struct, frozen=True, kw_only=True):
 
     open_until: datetime | None
     open_reason: str
-    forecast: Forecast
+    forecast: LatencyForecast
     in_flight: int
     cold_ms: float
 
@@ -48,7 +46,7 @@ class Outlook(Struct, frozen=True, kw_only=True):
         return self.forecast.first_token_ms
 
 
-class Live:
+class EndpointStats:
     """Passive signals, kept in memory; each request adds to them while it runs and when it ends."""
 
     def __init__(self, clock: Clock, *, tell: Callable[[str, Pause], None] | None = None) -> None:
@@ -61,8 +59,8 @@ class Live:
         self.clock = clock
         self._tell = tell
         self._born_s = clock.monotonic()
-        self._targets: dict[tuple[str, str, Capability], Target] = {}
-        self._lives: dict[tuple[str, str], Life] = {}
+        self._targets: dict[tuple[str, str, Capability], TargetStats] = {}
+        self._warmths: dict[tuple[str, str], ModelWarmth] = {}
         self._accounts: dict[str, Breaker] = {}
         self._traffic: dict[str, Traffic] = {}
 
@@ -86,8 +84,8 @@ class Live:
         now, now_s = at or (self.clock.now(), self.clock.monotonic())
         target = self._targets.get((endpoint.name, model, demand.kind))
         if target is None:
-            life = self._lives.get((endpoint.name, model)) or Life()
-            target = Target(life, Pace(prior=paces.prior_of(endpoint)))
+            warmth = self._warmths.get((endpoint.name, model)) or ModelWarmth()
+            target = TargetStats(warmth, LatencyEstimate(prior=latency.prior_of(endpoint)))
         shut = target.breaker
         if shut.open_until is None or breaker.gate(shut, now=now) is not Gate.OPEN:
             shut = self._accounts.get(endpoint.name, shut)
@@ -97,26 +95,26 @@ class Live:
             open_reason=shut.reason,
             forecast=self._forecast(endpoint, model, target, demand, health, now, now_s),
             in_flight=target.in_flight,
-            cold_ms=paces.cold_start_ms(target.pace),
+            cold_ms=latency.cold_start_ms(target.estimate),
         )
 
     def _forecast(
         self,
         endpoint: Endpoint,
         model: str,
-        target: Target,
+        target: TargetStats,
         demand: Demand,
         health: EndpointHealth | None,
         now: datetime,
         now_s: float,
-    ) -> Forecast:
-        life, pace = target.life, target.pace
+    ) -> LatencyForecast:
+        warmth, estimate = target.warmth, target.estimate
         waking_for_ms = None
-        if life.waking_s is not None:
-            waking_for_ms = (now_s - life.waking_s) * 1000.0
-            if waking_for_ms > WAKING_MAX * paces.cold_start_ms(pace):
+        if warmth.waking_s is not None:
+            waking_for_ms = (now_s - warmth.waking_s) * 1000.0
+            if waking_for_ms > WAKING_MAX * latency.cold_start_ms(estimate):
                 waking_for_ms = None
-        heard_ago_s = None if life.heard_s is None else now_s - life.heard_s
+        heard_ago_s = None if warmth.heard_s is None else now_s - warmth.heard_s
         told_asleep = None
         told = Warmth.UNKNOWN if health is None else _warmth(health, endpoint.upstream_model or model)
         if told is not Warmth.UNKNOWN and health is not None and health.checked_at is not None:
@@ -136,7 +134,7 @@ class Live:
             silent_ms = (now_s - max(oldest.started_s, target.answered_s)) * 1000.0
             silence_expected_ms = oldest.forecast.first_token_ms
         return prediction.predict(
-            pace,
+            estimate,
             demand,
             in_flight=target.in_flight,
             parallel=endpoint.parallel,
@@ -147,7 +145,7 @@ class Live:
             silent_ms=silent_ms,
             silence_expected_ms=silence_expected_ms,
             network_ms=float(health.latency_ms or 0) if health is not None else 0.0,
-            unheard_s=now_s - (self._born_s if life.heard_s is None else life.heard_s),
+            unheard_s=now_s - (self._born_s if warmth.heard_s is None else warmth.heard_s),
             now_s=now_s,
         )
 
@@ -158,8 +156,8 @@ class Live:
         *,
         reason: str,
         force: bool,
-        forecast: Forecast | None = None,
-    ) -> Attempt | None:
+        forecast: LatencyForecast | None = None,
+    ) -> UpstreamAttempt | None:
         """Count a request in; None when the breaker lets nothing through and `force` is not set.
 
         Args:
@@ -183,9 +181,9 @@ class Live:
         target.breaker = breaker.start(target.breaker, now=now)
         if account is not None:
             self._accounts[endpoint.name] = breaker.start(account, now=now)
-        attempt = Attempt(self, target, endpoint, model, forecast, reason)
+        attempt = UpstreamAttempt(self, target, endpoint, model, forecast, reason)
         if forecast.asleep >= ASLEEP_FROM and not forecast.waking:
-            target.life.waking_s = attempt.started_s
+            target.warmth.waking_s = attempt.started_s
         target.in_flight += 1
         target.waiting[attempt] = None
         return attempt
@@ -203,14 +201,14 @@ class Live:
 
     def wake_begun(self, endpoint: Endpoint, model: str) -> None:
         """Somebody has started to wake it, and no request waits for that."""
-        self._life(endpoint.name, model).waking_s = self.clock.monotonic()
+        self._warmth_of(endpoint.name, model).waking_s = self.clock.monotonic()
 
     def wake_ended(self, endpoint: Endpoint, model: str, *, awake: bool) -> None:
         """It is awake, or it could not be woken."""
-        life = self._life(endpoint.name, model)
+        warmth = self._warmth_of(endpoint.name, model)
         if awake:
-            life.heard_s = self.clock.monotonic()
-        life.waking_s = None
+            warmth.heard_s = self.clock.monotonic()
+        warmth.waking_s = None
 
     def believe(self, endpoint: Endpoint, pauses: tuple[Pause, ...]) -> None:
         """Take over what other processes found out. What we have seen ourselves since is newer."""
@@ -234,7 +232,7 @@ class Live:
         if model in self._traffic:
             self._traffic[model] = observe_answer(self._traffic[model], output_tokens=output_tokens)
 
-    def well(self, endpoint: Endpoint, model: str, kind: Capability, target: Target) -> None:
+    def well(self, endpoint: Endpoint, model: str, kind: Capability, target: TargetStats) -> None:
         """It answered: its breakers close."""
         was_open = target.breaker.open_until is not None
         target.breaker, target.well_at = breaker.succeed(target.breaker), self.clock.now()
@@ -244,7 +242,7 @@ class Live:
             self._share(endpoint.name, "", None, target.breaker)
 
     def failed(
-        self, endpoint: Endpoint, model: str, kind: Capability, target: Target, error: ProviderUnavailable
+        self, endpoint: Endpoint, model: str, kind: Capability, target: TargetStats, error: ProviderUnavailable
     ) -> None:
         """It did not answer: the breaker concerned learns of it, the account's if it is about our key."""
         now, now_s = self.clock.now(), self.clock.monotonic()
@@ -260,9 +258,9 @@ class Live:
             if account is not None:
                 self._accounts[endpoint.name] = breaker.abandon(account)
         if error.fault not in _SAYS_NOTHING:
-            target.pace = paces.observe_outcome(target.pace, failed=True, now_s=now_s)
+            target.estimate = latency.observe_outcome(target.estimate, failed=True, now_s=now_s)
         if error.fault is Fault.LOADING:
-            target.life.waking_s = now_s if target.life.waking_s is None else target.life.waking_s
+            target.warmth.waking_s = now_s if target.warmth.waking_s is None else target.warmth.waking_s
         if after.open_until is not None and after.open_until != before.open_until:
             self._share(endpoint.name, "" if about_account else model, None if about_account else kind, after)
 
@@ -276,24 +274,24 @@ class Live:
             Pause(model=model, kind=kind, open_until=until, reason=state.reason, openings=state.openings, told_at=now),
         )
 
-    def _target(self, endpoint: Endpoint, model: str, kind: Capability) -> Target:
+    def _target(self, endpoint: Endpoint, model: str, kind: Capability) -> TargetStats:
         key = (endpoint.name, model, kind)
         found = self._targets.get(key)
         if found is None:
             idle = [k for k, t in self._targets.items() if not t.in_flight]
             if len(self._targets) >= TARGETS_MAX and idle:
                 del self._targets[idle[0]]
-            life = self._life(endpoint.name, model)
-            found = self._targets[key] = Target(life, Pace(prior=paces.prior_of(endpoint)))
+            warmth = self._warmth_of(endpoint.name, model)
+            found = self._targets[key] = TargetStats(warmth, LatencyEstimate(prior=latency.prior_of(endpoint)))
         return found
 
-    def _life(self, endpoint: str, model: str) -> Life:
+    def _warmth_of(self, endpoint: str, model: str) -> ModelWarmth:
         key = (endpoint, model)
-        if key not in self._lives:
-            if len(self._lives) >= TARGETS_MAX:
-                del self._lives[next(iter(self._lives))]
-            self._lives[key] = Life()
-        return self._lives[key]
+        if key not in self._warmths:
+            if len(self._warmths) >= TARGETS_MAX:
+                del self._warmths[next(iter(self._warmths))]
+            self._warmths[key] = ModelWarmth()
+        return self._warmths[key]
 
 
 def _warmth(health: EndpointHealth, model: str) -> Warmth:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -18,29 +18,28 @@ from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnava
 from goblin.gateway.domain.catalog import Routing
 from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.gateway.drains import Drain, Drains
-from goblin.gateway.endpoint_stats import Live
+from goblin.gateway.endpoint_stats import EndpointStats
 from goblin.gateway.payments import Payment
 from goblin.gateway.policy import retries
-from goblin.gateway.policy.route import Choice
-from goblin.gateway.steps import Step
-from goblin.gateway.stream_usage import Tally
-from goblin.gateway.upstream_attempt import Attempt
+from goblin.gateway.policy.route import RouteChoice
+from goblin.gateway.stream_usage import StreamUsage
+from goblin.gateway.upstream_attempt import UpstreamAttempt
 
 log = logging.getLogger(__name__)
 
 T = TypeVar("T", ChatChunk, Embeddings)
 
 
-class Silence(ProviderUnavailable):
+class EndpointSilent(ProviderUnavailable):
     """It said nothing for as long as we were ready to wait."""
 
 
 @dataclass(slots=True)
-class Extras:
+class RetryBudget:
     """What this process may do beyond one attempt per request; shared by all requests."""
 
-    retry: retries.Allowance = field(default_factory=lambda: retries.Allowance(share=0.2))
-    hedge: retries.Allowance = field(default_factory=lambda: retries.Allowance(share=0.05))
+    retry: retries.RetryAllowance = field(default_factory=lambda: retries.RetryAllowance(share=0.2))
+    hedge: retries.RetryAllowance = field(default_factory=lambda: retries.RetryAllowance(share=0.05))
 
     def earn(self) -> None:
         self.retry, self.hedge = retries.earn(self.retry), retries.earn(self.hedge)
@@ -59,7 +58,7 @@ class Extras:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Spent:
+class AttemptUsage:
     """What one attempt used up, whether or not the caller saw anything of it."""
 
     endpoint: Endpoint
@@ -68,14 +67,14 @@ class Spent:
 
 
 @dataclass(slots=True)
-class Underway(Generic[T]):
+class ActiveAttempt(Generic[T]):
     """One endpoint at work on a request."""
 
-    attempt: Attempt
+    attempt: UpstreamAttempt
     stream: AsyncGenerator[T, None]
     prompt_bytes: Callable[[], int]
     payment: Payment
-    tally: Tally = field(default_factory=Tally)
+    stream_usage: StreamUsage = field(default_factory=StreamUsage)
     head: list[T] = field(default_factory=list)
     """What has come before it was chosen."""
     ended: bool = False
@@ -84,15 +83,15 @@ class Underway(Generic[T]):
     drain: Drain | None = None
     """Set where hanging up does not stop the bill: it reads on when we do not."""
 
-    def spent(self) -> Spent | None:
+    def spent(self) -> AttemptUsage | None:
         """What it has cost so far; None when it refused before it began."""
-        tally = self.tally
-        if tally.told is not None:
-            return Spent(endpoint=self.attempt.endpoint, usage=tally.told, estimated=False)
-        if tally.heard or self.silent or self.attempt.abandoned:
+        stream_usage = self.stream_usage
+        if stream_usage.told is not None:
+            return AttemptUsage(endpoint=self.attempt.endpoint, usage=stream_usage.told, estimated=False)
+        if stream_usage.heard or self.silent or self.attempt.abandoned:
             # It took the request and nobody says what it did with it: the prompt was read at the least.
-            usage = tally.estimate(self.prompt_bytes())
-            return Spent(endpoint=self.attempt.endpoint, usage=usage, estimated=True)
+            usage = stream_usage.estimate(self.prompt_bytes())
+            return AttemptUsage(endpoint=self.attempt.endpoint, usage=usage, estimated=True)
         return None
 
     async def close(self, outcome: str = "left") -> None:
@@ -104,7 +103,7 @@ class Underway(Generic[T]):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Asking(Generic[T]):
+class Failover(Generic[T]):
     """What all attempts at one answer share."""
 
     model: str
@@ -120,18 +119,18 @@ class Asking(Generic[T]):
     """Whether an item is the first thing a caller would notice."""
     whole: bool
     """Wait for the whole answer: while the caller has seen nothing, another endpoint can start over."""
-    live: Live
+    stats: EndpointStats
     routing: Routing
-    extras: Extras
+    retry_budget: RetryBudget
     drains: Drains
     pause: Callable[[float], Awaitable[None]]
-    dice: Callable[[], float]
-    made: list[Underway[T]]
+    rng: Callable[[], float]
+    made: list[ActiveAttempt[T]]
     """Every attempt of the request is added here, also when none answers."""
 
     async def begin(
-        self, candidates: Sequence[Choice], *, last_resort: bool = False, hedge_after_s: float | None = None
-    ) -> Underway[T]:
+        self, candidates: Sequence[RouteChoice], *, last_resort: bool = False, hedge_after_s: float | None = None
+    ) -> ActiveAttempt[T]:
         """Ask until one has sent something the caller would notice.
 
         Args:
@@ -143,45 +142,47 @@ class Asking(Generic[T]):
             InvalidRequest: an endpoint found fault with the request, and the others would too; or none can serve it.
             RateLimited, UnknownModel, ProviderUnavailable: nobody answered.
         """
-        failures: list[tuple[Choice, ProviderUnavailable]] = []
+        failures: list[tuple[RouteChoice, ProviderUnavailable]] = []
         left = list(candidates)
         before = len(self.made)
         while left and len(self.made) - before < self.routing.attempts_max:
             choice = left.pop(0)
             force = last_resort or (not left and len(self.made) == before)
-            underway = await self._start(choice, force=force)
-            if underway is None:
+            active = await self._start(choice, force=force)
+            if active is None:
                 continue
-            winner = await self._first_of(underway, choice, left, hedge_after_s, failures)
+            winner = await self._first_of(active, choice, left, hedge_after_s, failures)
             if winner is not None:
                 return winner
         return await self._again(failures, attempts_left=self.routing.attempts_max - (len(self.made) - before))
 
-    async def _again(self, failures: list[tuple[Choice, ProviderUnavailable]], *, attempts_left: int) -> Underway[T]:
+    async def _again(
+        self, failures: list[tuple[RouteChoice, ProviderUnavailable]], *, attempts_left: int
+    ) -> ActiveAttempt[T]:
         """Everybody was asked: ask again who may be back soonest, or say why nobody answers."""
         everything = [error for _, error in failures]
         for number in range(attempts_left):
-            again: tuple[float, Choice] | None = None
+            again: tuple[float, RouteChoice] | None = None
             for choice, error in failures:
                 wait_s = retries.wait_before_retry(
                     error.fault,
-                    silent=isinstance(error, Silence),
+                    silent=isinstance(error, EndpointSilent),
                     retry_after_s=error.retry_after_s,
                     retries=number,
-                    dice=self.dice(),
+                    rng=self.rng(),
                 )
                 if wait_s is not None and (again is None or wait_s < again[0]):
                     again = wait_s, choice
-            if again is None or not self.extras.may_retry():
+            if again is None or not self.retry_budget.may_retry():
                 break
             await self.pause(again[0])
-            once_more = Choice(endpoint=again[1].endpoint, reason="asked again", forecast=again[1].forecast)
-            underway = await self._start(once_more, force=True)
-            if underway is None:
+            once_more = RouteChoice(endpoint=again[1].endpoint, reason="asked again", forecast=again[1].forecast)
+            active = await self._start(once_more, force=True)
+            if active is None:
                 break  # The money ran out meanwhile.
             failures = [pair for pair in failures if pair[0] is not again[1]]
             seen = len(failures)
-            winner = await self._first_of(underway, again[1], [], None, failures)
+            winner = await self._first_of(active, again[1], [], None, failures)
             if winner is not None:
                 return winner
             everything += [error for _, error in failures[seen:]]
@@ -189,42 +190,42 @@ class Asking(Generic[T]):
             raise unpaid
         raise nobody_answered(self.model, everything)
 
-    async def _start(self, choice: Choice, *, force: bool) -> Underway[T] | None:
+    async def _start(self, choice: RouteChoice, *, force: bool) -> ActiveAttempt[T] | None:
         payment = await self.pay(choice.endpoint)
         if payment is None:
             return None
-        attempt = self.live.start(
+        attempt = self.stats.start(
             choice.endpoint, self.model, reason=choice.reason, force=force, forecast=choice.forecast
         )
         if attempt is None:
             await payment.settle(None)
             return None
-        stream, tally = self.open_stream(choice.endpoint, payment.request), Tally()
-        underway = Underway(attempt, stream, self.prompt_bytes, payment, tally)
+        stream, stream_usage = self.open_stream(choice.endpoint, payment.request), StreamUsage()
+        active = ActiveAttempt(attempt, stream, self.prompt_bytes, payment, stream_usage)
         if not choice.endpoint.cancel_stops_bill:
-            underway.drain = self.drains.over(stream, tally)
-            underway.stream = underway.drain.follow()
-        self.made.append(underway)
-        return underway
+            active.drain = self.drains.over(stream, stream_usage)
+            active.stream = active.drain.follow()
+        self.made.append(active)
+        return active
 
     async def _first_of(
         self,
-        underway: Underway[T],
-        choice: Choice,
-        left: list[Choice],
+        active: ActiveAttempt[T],
+        choice: RouteChoice,
+        left: list[RouteChoice],
         hedge_after_s: float | None,
-        failures: list[tuple[Choice, ProviderUnavailable]],
-    ) -> Underway[T] | None:
+        failures: list[tuple[RouteChoice, ProviderUnavailable]],
+    ) -> ActiveAttempt[T] | None:
         """The attempt, or the one that hedges it, once it has begun; None when neither does."""
         if hedge_after_s is None or not left:
-            return await self._judged(underway, choice, failures, self._await_head(underway))
-        waiting = {asyncio.create_task(self._await_first(underway)): (underway, choice)}
+            return await self._judged(active, choice, failures, self._await_head(active))
+        waiting = {asyncio.create_task(self._await_first(active)): (active, choice)}
         ending = "left"
         try:
             done, _ = await asyncio.wait(waiting, timeout=hedge_after_s)
-            if not done and self.extras.may_hedge():
+            if not done and self.retry_budget.may_hedge():
                 spare = left.pop(0)
-                beside = Choice(endpoint=spare.endpoint, reason=f"hedge; {spare.reason}", forecast=spare.forecast)
+                beside = RouteChoice(endpoint=spare.endpoint, reason=f"hedge; {spare.reason}", forecast=spare.forecast)
                 rival = await self._start(beside, force=False)
                 if rival is not None:
                     waiting[asyncio.create_task(self._await_first(rival))] = (rival, spare)
@@ -246,88 +247,87 @@ class Asking(Generic[T]):
 
     async def _judged(
         self,
-        underway: Underway[T],
-        choice: Choice,
-        failures: list[tuple[Choice, ProviderUnavailable]],
+        active: ActiveAttempt[T],
+        choice: RouteChoice,
+        failures: list[tuple[RouteChoice, ProviderUnavailable]],
         wait: Awaitable[None],
-    ) -> Underway[T] | None:
+    ) -> ActiveAttempt[T] | None:
         """Wait for it; a failure is noted, and whoever does not go on is closed."""
         going_on = False
         try:
             await wait
             going_on = True
         except ProviderUnavailable as error:
-            underway.attempt.fail(error)
+            active.attempt.fail(error)
             failures.append((choice, error))
             log.warning("%s (attempt %d)", error.message, len(self.made))
             return None
         except GoblinError:
             # The endpoint is well; it read the request and found fault with it.
-            underway.attempt.succeed()
+            active.attempt.succeed()
             raise
         finally:
             if not going_on:
-                await underway.close()
-        return underway
+                await active.close()
+        return active
 
-    async def _await_head(self, underway: Underway[T]) -> None:
-        await self._await_first(underway)
-        await self._await_rest(underway)
+    async def _await_head(self, active: ActiveAttempt[T]) -> None:
+        await self._await_first(active)
+        await self._await_rest(active)
 
-    async def _await_first(self, underway: Underway[T]) -> None:
+    async def _await_first(self, active: ActiveAttempt[T]) -> None:
         """Read up to the first thing the caller would notice."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.routing.first_token_timeout_s
-        while (item := await next_item(underway, deadline - loop.time())) is not None:
-            underway.head.append(item)
+        while (item := await next_item(active, deadline - loop.time())) is not None:
+            active.head.append(item)
             if self.starts(item):
-                underway.attempt.first_token()
+                active.attempt.first_token()
                 return
-        raise ProviderUnavailable(f"{underway.attempt.endpoint.name} sent an empty answer.")
+        raise ProviderUnavailable(f"{active.attempt.endpoint.name} sent an empty answer.")
 
-    async def _await_rest(self, underway: Underway[T]) -> None:
+    async def _await_rest(self, active: ActiveAttempt[T]) -> None:
         """Read on to the end, if nothing may be shown before."""
-        while self.whole and (item := await next_item(underway, self.routing.between_tokens_timeout_s)) is not None:
-            underway.head.append(item)
+        while self.whole and (item := await next_item(active, self.routing.between_tokens_timeout_s)) is not None:
+            active.head.append(item)
 
 
-async def next_item(underway: Underway[T], timeout_s: float) -> T | None:
+async def next_item(active: ActiveAttempt[T], timeout_s: float) -> T | None:
     """The next item; None, and `ended`, when there is none.
 
     Raises:
-        ProviderUnavailable: it broke off, said nothing for `timeout_s` (`Silence`), or the time that it was paid for
-            is over.
+        ProviderUnavailable: It broke off, said nothing for `timeout_s` (`EndpointSilent`), or its paid time is over.
     """
-    if underway.ended:
+    if active.ended:
         return None
-    if (left_s := underway.payment.left_s()) <= 0:
-        raise _overtime(underway)
+    if (left_s := active.payment.left_s()) <= 0:
+        raise _overtime(active)
     scope: asyncio.Timeout | None = None
     try:
-        step = Step(anext(underway.stream))
+        step = EagerAwait(anext(active.stream))
         if step.waits:  # Most of a burst does not, and a deadline costs more than reading an item.
             async with asyncio.timeout(min(timeout_s, left_s)) as scope:
                 item = await step
         else:
             item = await step
     except StopAsyncIteration:
-        underway.ended = True
+        active.ended = True
         return None
     except TimeoutError as error:
         if scope is None or not scope.expired():
             raise
-        underway.silent = True
+        active.silent = True
         if left_s <= timeout_s:
-            raise _overtime(underway) from error
-        underway.attempt.timed_out()
-        raise Silence(f"{underway.attempt.endpoint.name} fell silent.") from error
-    underway.tally.add(item)
+            raise _overtime(active) from error
+        active.attempt.timed_out()
+        raise EndpointSilent(f"{active.attempt.endpoint.name} fell silent.") from error
+    active.stream_usage.add(item)
     return item
 
 
-def _overtime(underway: Underway[Any]) -> ProviderUnavailable:
-    name = underway.attempt.endpoint.name
-    return ProviderUnavailable(f"{name} took longer than the {underway.payment.endpoint.request_s_max:g} s it may.")
+def _overtime(active: ActiveAttempt[Any]) -> ProviderUnavailable:
+    name = active.attempt.endpoint.name
+    return ProviderUnavailable(f"{name} took longer than the {active.payment.endpoint.request_s_max:g} s it may.")
 
 
 async def _settled(task: asyncio.Task[None]) -> None:
@@ -349,3 +349,40 @@ def nobody_answered(model: str, failures: Sequence[ProviderUnavailable]) -> Gobl
     if faults == {Fault.RATE}:
         return RateLimited(f"Every endpoint of `{model}` is at its limit. {reasons}", retry_after_s=wait_s)
     return ProviderUnavailable(f"No endpoint of `{model}` answered. {reasons}", retry_after_s=wait_s)
+
+
+A = TypeVar("A")
+
+
+class EagerAwait(Generic[A]):
+    """An awaitable that has been begun: it is over at once, or it waits and must be awaited next."""
+
+    __slots__ = ("_result", "_running", "_wanted", "waits")
+
+    def __init__(self, awaitable: Awaitable[A]) -> None:
+        """Run it up to where it waits. Raises what it raises."""
+        self._running = awaitable.__await__()
+        self.waits = True
+        """It did not end at once."""
+        try:
+            self._wanted = next(self._running)
+        except StopIteration as end:
+            self.waits = False
+            self._result: A = end.value
+
+    def __await__(self) -> Generator[Any, Any, A]:
+        """Wait for its end; once."""
+        if not self.waits:
+            return self._result
+        wanted = self._wanted
+        try:
+            while True:
+                try:
+                    told = yield wanted
+                except BaseException as error:  # noqa: BLE001  It must hear that nobody waits for it any more.
+                    wanted = self._running.throw(error)
+                else:
+                    wanted = self._running.send(told)
+        except StopIteration as end:
+            result: A = end.value
+            return result

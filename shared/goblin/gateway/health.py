@@ -24,7 +24,7 @@ PROBE_DEADLINE_S = 10.0
 
 
 @dataclass(kw_only=True, slots=True)
-class Deps:
+class HealthDeps:
     catalog: Catalog
     """Replaced as a whole when the file has changed."""
     providers: Mapping[str, ChatProvider]
@@ -33,7 +33,7 @@ class Deps:
     clock: Clock
 
 
-async def check_all(deps: Deps) -> list[EndpointHealth]:
+async def check_all(deps: HealthDeps) -> list[EndpointHealth]:
     """Probe every configured endpoint at once, judge and store. One that hangs or breaks holds up no other.
 
     Raises:
@@ -72,7 +72,7 @@ async def _probe(provider: ChatProvider) -> Probe:
 class HealthView:
     """What the router believes: a copy of the store, renewed beside the requests and not in their way."""
 
-    def __init__(self, deps: Deps) -> None:
+    def __init__(self, deps: HealthDeps) -> None:
         self._deps = deps
         self._stored: dict[str, EndpointHealth] = {}
         self._seen: dict[str, EndpointHealth] = {}

@@ -22,8 +22,7 @@ from typing import Any
 
 from goblin.core.errors import Conflict, InvalidRequest, StoreUnavailable
 from goblin.core.ports import Clock
-from goblin.gateway.domain.replies import Answer
-from goblin.gateway.ports import Claim, ReplyStore, StoredReply
+from goblin.gateway.ports import HttpReply, IdempotencyClaim, IdempotencyStore, StoredHttpReply
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +38,12 @@ SHARED_BYTES_MAX = 768 * 1024
 REPLAYED = {"idempotent-replayed": "true"}
 
 
-class Production:
+class AnswerProduction:
     """One answer being made, for any number of readers."""
 
     def __init__(self, body_digest: str) -> None:
         self.body_digest = body_digest
-        self.head: Answer | None = None
+        self.head: HttpReply | None = None
         """Status and headers, once known; its content is not its own."""
         self.parts: list[bytes] = []
         self.made = False
@@ -88,23 +87,23 @@ class Production:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class AnswerSource:
     """How an answer is made."""
 
-    make: Callable[[], Awaitable[Answer]]
+    make: Callable[[], Awaitable[HttpReply]]
     """Never raises."""
     settle: Callable[[], Awaitable[None]]
     """Called once it is made, or will not be."""
     is_whole: Callable[[], bool]
     """Whether what was made is good and complete; asked afterwards."""
-    taken: Callable[[Production], None]
+    taken: Callable[[AnswerProduction], None]
     """Called when it begins: from here on it is ours to settle. Never, if the answer is there already."""
 
 
-class Reader(AsyncGenerator[bytes, None]):
+class AnswerReader(AsyncGenerator[bytes, None]):
     """The parts for one reader, from the first on. A class, so that closing it counts even before it began."""
 
-    def __init__(self, production: Production) -> None:
+    def __init__(self, production: AnswerProduction) -> None:
         self._production = production
         self._position = 0
         self._gone = False
@@ -134,18 +133,18 @@ class Reader(AsyncGenerator[bytes, None]):
             self._production.leave()
 
 
-class Once:
+class IdempotentRequests:
     """Answers by tenant and key: those under way in this process, those it gave lately, and what others gave."""
 
-    def __init__(self, store: ReplyStore, clock: Clock, *, bytes_max: int = MEMORY_BYTES_MAX) -> None:
+    def __init__(self, store: IdempotencyStore, clock: Clock, *, bytes_max: int = MEMORY_BYTES_MAX) -> None:
         self._store = store
         self._clock = clock
         self._bytes_max = bytes_max
-        self._going: dict[str, Production] = {}
-        self._kept: OrderedDict[str, Production] = OrderedDict()
+        self._going: dict[str, AnswerProduction] = {}
+        self._kept: OrderedDict[str, AnswerProduction] = OrderedDict()
         self._held = 0
 
-    async def answer(self, tenant: str, operation: str, key: str, body: bytes, work: Work) -> Answer:
+    async def answer(self, tenant: str, operation: str, key: str, body: bytes, work: AnswerSource) -> HttpReply:
         """The answer to a request, made now or found.
 
         Args:
@@ -166,7 +165,7 @@ class Once:
         production = self._going.get(entry) or self._fresh(entry)
         if production is not None and not production.given_up:
             return await self._joined(production, digest)
-        production = Production(digest)
+        production = AnswerProduction(digest)
         self._going[entry] = production
         try:
             stored = await self._claim(entry, digest)
@@ -182,14 +181,14 @@ class Once:
         work.taken(production)
         return await self._head(production)
 
-    async def _joined(self, production: Production, digest: str) -> Answer:
+    async def _joined(self, production: AnswerProduction, digest: str) -> HttpReply:
         if production.body_digest != digest:
             raise _reused()
         production.readers += 1
         answer = await self._head(production)
         return replace(answer, headers={**answer.headers, **REPLAYED})
 
-    async def _head(self, production: Production) -> Answer:
+    async def _head(self, production: AnswerProduction) -> HttpReply:
         """The answer for one more reader, who is counted already."""
         try:
             while production.head is None and not production.made:
@@ -201,11 +200,11 @@ class Once:
             production.leave()
             raise Conflict("The request with this Idempotency-Key was given up. Send it again.", code=IN_USE)
         if production.streamed:
-            return replace(production.head, content=Reader(production))
+            return replace(production.head, content=AnswerReader(production))
         production.leave()
         return replace(production.head, content=b"".join(production.parts))
 
-    async def _produce(self, entry: str, production: Production, work: Work) -> None:
+    async def _produce(self, entry: str, production: AnswerProduction, work: AnswerSource) -> None:
         try:
             answer = await work.make()
             if isinstance(answer.content, bytes):
@@ -237,14 +236,14 @@ class Once:
                     self._end(entry, production)
                     await self._publish(entry, production)
 
-    def _fresh(self, entry: str) -> Production | None:
+    def _fresh(self, entry: str) -> AnswerProduction | None:
         kept = self._kept.get(entry)
         if kept is not None and kept.until <= self._clock.monotonic():
             self._held -= self._kept.pop(entry).size
             return None
         return kept
 
-    def _end(self, entry: str, production: Production) -> None:
+    def _end(self, entry: str, production: AnswerProduction) -> None:
         """It is made, or will not be; remember the good ones."""
         production.made = True
         production.tell()
@@ -259,10 +258,10 @@ class Once:
             _, oldest = self._kept.popitem(last=False)
             self._held -= oldest.size
 
-    async def _claim(self, entry: str, digest: str) -> StoredReply | None:
+    async def _claim(self, entry: str, digest: str) -> StoredHttpReply | None:
         """Take the request for this instance; what another one has answered, if one has."""
         now = self._clock.now()
-        claim = Claim(body_digest=digest, until=now + CLAIM_LIFE, expires_at=now + LIFE)
+        claim = IdempotencyClaim(body_digest=digest, until=now + CLAIM_LIFE, expires_at=now + LIFE)
         try:
             found = await self._store.claim(entry, claim, now=now)
         except StoreUnavailable as error:
@@ -277,12 +276,12 @@ class Once:
             raise Conflict("The request with this Idempotency-Key is being answered. Ask again soon.", code=IN_USE)
         return found.reply
 
-    async def _publish(self, entry: str, production: Production) -> None:
+    async def _publish(self, entry: str, production: AnswerProduction) -> None:
         """Let other instances know how it ended."""
         try:
             if production.whole and production.head is not None and production.size <= SHARED_BYTES_MAX:
                 head = production.head
-                reply = StoredReply(
+                reply = StoredHttpReply(
                     status=head.status,
                     media_type=head.media_type,
                     headers=dict(head.headers),
@@ -302,5 +301,5 @@ def _reused() -> Conflict:
     return Conflict("This Idempotency-Key was used for another request.", code="idempotency_key_reused")
 
 
-def _reply(stored: StoredReply) -> Answer:
-    return Answer(status=stored.status, media_type=stored.media_type, headers=dict(stored.headers))
+def _reply(stored: StoredHttpReply) -> HttpReply:
+    return HttpReply(status=stored.status, media_type=stored.media_type, headers=dict(stored.headers))

@@ -1,4 +1,4 @@
-"""Inference: authenticate, route, attempt, stream, meter, record. One `Call` per request, whatever the route.
+"""Inference: authenticate, route, attempt, stream, meter, record. One `InferenceCall` per request, whatever the route.
 
 arrive ─ authenticate ─ route ─ attempt(s) ─ first token ─ … ─ last token ─ settle
                                     │                      │
@@ -18,49 +18,48 @@ from goblin.core.errors import GoblinError, InvalidRequest, TooLarge
 from goblin.core.ports import Clock
 from goblin.gateway import payments as paying
 from goblin.gateway import receipts
-from goblin.gateway.admission import Door
+from goblin.gateway.admission import AdmissionControl
 from goblin.gateway.cache import AnswerCache, replay
-from goblin.gateway.dispatch import Asker, Means, settle
+from goblin.gateway.dispatch import DispatchDeps, Dispatcher, settle
 from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
-from goblin.gateway.domain.replies import Answer
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest, InferenceRequest
 from goblin.gateway.drains import Drain
-from goblin.gateway.failover import Asking, Spent, Underway
-from goblin.gateway.idempotency import Once, Production, Work
+from goblin.gateway.failover import ActiveAttempt, AttemptUsage, Failover
+from goblin.gateway.idempotency import AnswerProduction, AnswerSource, IdempotentRequests
 from goblin.gateway.keys import Keys, check_model
 from goblin.gateway.policy import caching
 from goblin.gateway.policy.continuation import AnyRequest
 from goblin.gateway.policy.route import NoRoute, Route
-from goblin.gateway.ports import ApiKey, Meter, RequestStore, Scope, StoredAnswer, Tracer
-from goblin.gateway.streams import Answering
-from goblin.gateway.upstream_attempt import Attempt
-from goblin.gateway.warm_up import Wakes
+from goblin.gateway.ports import ApiKey, CachedAnswer, HttpReply, Meter, ReceiptStore, Scope, Tracer
+from goblin.gateway.streams import AnswerStream
+from goblin.gateway.upstream_attempt import UpstreamAttempt
+from goblin.gateway.warm_up import WarmUps
 
 UNKNOWN_MODEL_LABEL = "unknown"
 """Callers must not be able to make new label values by asking for models that do not exist."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deps(Means):
+class InferenceDeps(DispatchDeps):
     """What it takes to serve, beside what it takes to ask."""
 
     keys: Keys
-    receipts: RequestStore
+    receipts: ReceiptStore
     meter: Meter
     clock: Clock
-    door: Door
+    admission: AdmissionControl
     answers: AnswerCache
-    once: Once
-    wakes: Wakes
+    once: IdempotentRequests
+    warm_ups: WarmUps
     tracer: Tracer | None = None
     """None: nobody traces."""
 
 
 @dataclass(slots=True)
-class Call:
+class InferenceCall:
     """One request, from its arrival until it is settled, which happens exactly once, however it ends."""
 
-    deps: Deps
+    deps: InferenceDeps
     operation: str
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     traceparent: str | None = None
@@ -83,10 +82,10 @@ class Call:
     """Holds unless something better is known at the end."""
     _label: str = ""
     """The outcome in metrics, where it is another."""
-    _answering: Answering | None = None
-    _asker: Asker | None = None
+    _answering: AnswerStream | None = None
+    _asker: Dispatcher | None = None
     _cache_key: str | None = None
-    _production: Production | None = None
+    _production: AnswerProduction | None = None
     """Who makes the answer in its stead."""
     _inside: bool = False
     """Counted in at the door."""
@@ -97,12 +96,12 @@ class Call:
         self._created_at = self.deps.clock.now()
 
     @property
-    def attempts(self) -> list[Attempt]:
+    def attempts(self) -> list[UpstreamAttempt]:
         """Every attempt, in order."""
-        return [underway.attempt for underway in self._made]
+        return [active.attempt for active in self._made]
 
     @property
-    def _made(self) -> list[Underway[Any]]:
+    def _made(self) -> list[ActiveAttempt[Any]]:
         return self._asker.made if self._asker is not None else []
 
     @property
@@ -124,7 +123,7 @@ class Call:
         """
         with self._noting(), self._timing("auth"):
             self._key = await self.deps.keys.authenticate(authorization, Scope.INFERENCE)
-            await self.deps.door.enter(self._key)
+            await self.deps.admission.enter(self._key)
             self._inside = True
 
     async def chat(self, request: ChatRequest, *, strategy: str | None = None) -> AsyncGenerator[ChatChunk, None]:
@@ -150,10 +149,10 @@ class Call:
         with self._noting():
             self._accept(request)
             route = await self._choose(request, strategy)
-            underway = await self._begin(self._ask().vectors(request), route)
-            (answer,) = underway.head
-            underway.attempt.succeed()
-            self.usage = answer.usage or underway.tally.estimate(request.prompt_bytes())
+            active = await self._begin(self._ask().vectors(request), route)
+            (answer,) = active.head
+            active.attempt.succeed()
+            self.usage = answer.usage or active.stream_usage.estimate(request.prompt_bytes())
             self.usage_estimated = answer.usage is None
             self._outcome = "ok"
             return Embeddings(data=answer.data, usage=self.usage)
@@ -167,19 +166,19 @@ class Call:
         # Its code may be a provider's word, and labels must stay few.
         self._label = "invalid_request" if isinstance(error, InvalidRequest) else self._outcome
 
-    async def once(self, operation: str, key: str, body: bytes, make: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def once(self, operation: str, key: str, body: bytes, make: Callable[[], Awaitable[HttpReply]]) -> HttpReply:
         """The answer to a request with an `Idempotency-Key`: made by this call, or by an earlier one.
 
         Raises:
-            Conflict, InvalidRequest: as `Once.answer`.
+            Conflict, InvalidRequest: as `IdempotentRequests.answer`.
         """
-        work = Work(make=make, settle=self.settle, is_whole=lambda: self.whole, taken=self._hand_over)
+        work = AnswerSource(make=make, settle=self.settle, is_whole=lambda: self.whole, taken=self._hand_over)
         answer = await self.deps.once.answer(self.tenant, operation, key, body, work)
         if self._production is None:
             self._outcome = "replayed"
         return answer
 
-    def _hand_over(self, production: Production) -> None:
+    def _hand_over(self, production: AnswerProduction) -> None:
         """From here on it is settled by who makes the answer: others may listen to it, too."""
         self._production = production
 
@@ -196,12 +195,12 @@ class Call:
             return
         self._settled = True
         if self._inside and self._key is not None:
-            self.deps.door.leave(self._key)
-        for underway in self._made:
-            await underway.close()
+            self.deps.admission.leave(self._key)
+        for active in self._made:
+            await active.close()
         if self._answering is not None:
             self._outcome = self._answering.outcome
-            self.provider = self._answering.underway.attempt.endpoint.name
+            self.provider = self._answering.active.attempt.endpoint.name
         duration_s = self.deps.clock.monotonic() - self._started
         model = self._model_label()
         self.deps.meter.request(
@@ -242,13 +241,15 @@ class Call:
                 return replay(found, answer_id=answer_id, created=created, model=request.model)
             route = await self._choose(request, strategy)
             self._wake(route, request)
-            underway = await self._begin(self._ask().answer(request), route)
-        self._answering = Answering(request, route, underway, self._ask().answer, answer_id=answer_id, created=created)
+            active = await self._begin(self._ask().answer(request), route)
+        self._answering = AnswerStream(request, route, active, self._ask().answer, answer_id=answer_id, created=created)
         return self._answering.chunks()
 
-    def _ask(self) -> Asker:
+    def _ask(self) -> Dispatcher:
         if self._asker is None:
-            self._asker = Asker(self.deps, request_id=self.request_id, key_name=self._key.name if self._key else "")
+            self._asker = Dispatcher(
+                self.deps, request_id=self.request_id, key_name=self._key.name if self._key else ""
+            )
         return self._asker
 
     def _accept(self, request: InferenceRequest) -> None:
@@ -256,11 +257,11 @@ class Call:
         self._request = request
         if self._key is not None:
             check_model(self._key, request.model)
-        most = self.deps.door.limits.messages_max
+        most = self.deps.admission.limits.messages_max
         if isinstance(request, ChatRequest) and len(request.messages) > most:
             raise TooLarge(f"There are over {most} messages.", param="messages")
 
-    async def _find(self, request: AnyRequest) -> StoredAnswer | None:
+    async def _find(self, request: AnyRequest) -> CachedAnswer | None:
         """An answer given before, if one will do."""
         if caching.why_skip(request) is not None:
             return None
@@ -276,14 +277,14 @@ class Call:
         answering, request = self._answering, self._request
         if answering is None or self._cache_key is None or self._outcome != "ok" or self.usage is None:
             return
-        tally, text = answering.underway.tally, answering.text
-        if text is None or tally.finish_reason is None or isinstance(request, EmbeddingsRequest | None):
+        stream_usage, text = answering.active.stream_usage, answering.text
+        if text is None or stream_usage.finish_reason is None or isinstance(request, EmbeddingsRequest | None):
             return
         if caching.may_keep(
-            finish_reason=tally.finish_reason, plain=tally.plain, unbroken=answering.unbroken, text=text
+            finish_reason=stream_usage.finish_reason, plain=stream_usage.plain, unbroken=answering.unbroken, text=text
         ):
             await self.deps.answers.keep(
-                self._cache_key, text, tally.finish_reason, self.usage, shared=caching.opted_in(request)
+                self._cache_key, text, stream_usage.finish_reason, self.usage, shared=caching.opted_in(request)
             )
 
     async def _choose(self, request: InferenceRequest, strategy: str | None) -> Route:
@@ -291,22 +292,22 @@ class Call:
             self._route = await self.deps.router.choose(request, strategy)
             return self.deps.router.must(self._route)
 
-    async def _begin(self, asking: Asking[Any], route: Route) -> Underway[Any]:
-        self.deps.extras.earn()
+    async def _begin(self, asking: Failover[Any], route: Route) -> ActiveAttempt[Any]:
+        self.deps.retry_budget.earn()
         hedge_after_ms = route.hedge_after_ms
         with self._timing("first_token"):
-            underway = await asking.begin(
+            active = await asking.begin(
                 route.candidates,
                 last_resort=route.last_resort,
                 hedge_after_s=None if hedge_after_ms is None else hedge_after_ms / 1000,
             )
-        self.provider = underway.attempt.endpoint.name
-        return underway
+        self.provider = active.attempt.endpoint.name
+        return active
 
     def _wake(self, route: Route, request: AnyRequest) -> None:
         """Start who should be awake for the next ones; this one does not wait."""
         for choice in route.wake:
-            self.deps.wakes.begin(choice.endpoint, request.model, partial(self._ask().nudge, choice, request))
+            self.deps.warm_ups.begin(choice.endpoint, request.model, partial(self._ask().nudge, choice, request))
 
     def _model_label(self) -> str:
         if self._request is not None and self.cache == "hit":
@@ -333,9 +334,9 @@ class Call:
         finally:
             self.timings_ms[phase] = (self.deps.clock.monotonic() - started) * 1000
 
-    def spent(self) -> list[Spent]:
+    def spent(self) -> list[AttemptUsage]:
         """What each attempt used up, in order; those that refused are left out."""
-        return [spent for underway in self._made if (spent := underway.spent()) is not None]
+        return [spent for active in self._made if (spent := active.spent()) is not None]
 
     def cost_usd_micros(self) -> int:
         """What all attempts cost so far."""

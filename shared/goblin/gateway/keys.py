@@ -12,9 +12,9 @@ from goblin.core.ports import Clock
 from goblin.gateway.ports import ApiKey, KeyStore, Scope
 
 KEY_LENGTH_MAX = 512
-BELIEVED_S = 60.0
+CACHE_TTL_S = 60.0
 """How long a good key is believed, and so how long a revoked one may live on."""
-DISBELIEVED_S = 5.0
+NEGATIVE_CACHE_TTL_S = 5.0
 """How long a bad key is refused without looking, and so how long a new one may have to wait."""
 CACHED_MAX = 4096
 LOOKUPS_MAX = 256
@@ -89,7 +89,7 @@ class Keys:
         asked_at = self._clock.monotonic()
         found = await self._store.get(digest)
         good = found is not None and not found.disabled
-        until = asked_at + (BELIEVED_S if good else DISBELIEVED_S)
+        until = asked_at + (CACHE_TTL_S if good else NEGATIVE_CACHE_TTL_S)
         self._cache[digest] = (until, found)
         self._cache.move_to_end(digest)
         while len(self._cache) > CACHED_MAX:

@@ -7,26 +7,26 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from goblin.billing.budget_client import Reservation, Spender, spent_entry
+from goblin.billing.budget_client import BudgetClient, Reservation, request_settlement
 from goblin.billing.domain.ledger import named
 from goblin.billing.policy import prices
-from goblin.billing.policy.allocation import Shortage
+from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.core.endpoints import Endpoint, Price
 from goblin.core.errors import BudgetExhausted, GoblinError, StoreUnavailable
 from goblin.core.money import show_usd
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.requests import InferenceRequest
 from goblin.gateway.policy import worst_case
-from goblin.gateway.policy.uptime import Ride
+from goblin.gateway.policy.uptime import UptimeSession
 from goblin.gateway.policy.worst_case import Unpriced
-from goblin.gateway.uptime import Rides
+from goblin.gateway.uptime import UptimeSessions
 
 JOB = "job:"
 """How the keys of attempts are called, before the job's id."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class NoMoney:
+class PaymentRefusal:
     """Why an endpoint is not asked."""
 
     endpoint: Endpoint
@@ -37,30 +37,30 @@ class NoMoney:
 class Payment:
     """The money for one attempt."""
 
-    spender: Spender
-    rides: Rides
+    budget_client: BudgetClient
+    uptime: UptimeSessions
     endpoint: Endpoint
     request: InferenceRequest
     """As it may be sent: with the limit that bounds it."""
     reservation: Reservation | None
     """None where nothing costs anything."""
-    ride: Ride | None = None
+    session: UptimeSession | None = None
     """Where the time of a machine is billed."""
 
     def left_s(self) -> float:
         """How long it may take at the most: no longer than what was put aside covers."""
-        return math.inf if self.ride is None else self.ride.left_s(self.rides.now_s())
+        return math.inf if self.session is None else self.session.left_s(self.uptime.now_s())
 
     def leave(self, *, woke: bool) -> None:
         """The machine is done with it, whenever it is settled; only the first time counts."""
-        if self.ride is not None:
-            self.ride.end(self.rides.now_s(), woke=woke)
+        if self.session is not None:
+            self.session.end(self.uptime.now_s(), woke=woke)
 
     def cost_usd_micros(self, usage: Usage | None) -> int:
         """What it comes to; None: nothing was used."""
         price, cost = self.endpoint.price, 0
-        if self.ride is not None:
-            cost = self.ride.cost_usd_micros(self.ride.charged_s or 0.0)
+        if self.session is not None:
+            cost = self.session.cost_usd_micros(self.session.charged_s or 0.0)
         if usage is None or price is None:
             return cost
         return cost + price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
@@ -74,13 +74,15 @@ class Payment:
         if usage is not None:
             counted = "about " if estimated else ""
             said.append(f"{counted}{usage.prompt_tokens} tokens in, {usage.completion_tokens} out")
-        if self.ride is not None and self.ride.charged_s:
-            said.append(f"{self.ride.charged_s:.1f} s awake")
+        if self.session is not None and self.session.charged_s:
+            said.append(f"{self.session.charged_s:.1f} s awake")
         entry = None
         if usage is not None or cost:
             model = named("model", self.request.model)
-            entry = spent_entry(self.reservation, cost, model=model, note=f"{self.endpoint.name}: {', '.join(said)}")
-        await self.spender.settle(self.reservation, entry)
+            entry = request_settlement(
+                self.reservation, cost, model=model, note=f"{self.endpoint.name}: {', '.join(said)}"
+            )
+        await self.budget_client.settle(self.reservation, entry)
 
 
 class Payer:
@@ -88,22 +90,22 @@ class Payer:
 
     def __init__(
         self,
-        spender: Spender,
-        rides: Rides,
+        budget_client: BudgetClient,
+        uptime: UptimeSessions,
         prices: Mapping[tuple[str, str], Price],
         *,
         request_id: str,
         key_name: str,
         why_frozen: Callable[[Sequence[str]], str] = lambda _: "",
     ) -> None:
-        self._spender = spender
-        self._rides = rides
+        self._budget_client = budget_client
+        self._uptime = uptime
         self._prices = prices
         self._request_id = request_id
         self._key_name = key_name
         self._why_frozen = why_frozen
         self._attempts = 0
-        self.refusals: list[NoMoney] = []
+        self.refusals: list[PaymentRefusal] = []
         """Every endpoint that was not asked for want of money."""
 
     async def pay(self, endpoint: Endpoint, request: InferenceRequest) -> Payment | None:
@@ -111,11 +113,11 @@ class Payer:
         model = endpoint.upstream_model or request.model
         endpoint = replace(endpoint, price=worst_case.price_of(self._prices, endpoint, model))
         if prices.is_free(endpoint):
-            return Payment(self._spender, self._rides, endpoint, request, None)
+            return Payment(self._budget_client, self._uptime, endpoint, request, None)
         found = await self._reserve(endpoint, request)
         if isinstance(found, Payment):
             return found
-        self.refusals.append(NoMoney(endpoint=endpoint, error=found))
+        self.refusals.append(PaymentRefusal(endpoint=endpoint, error=found))
         return None
 
     async def _reserve(self, endpoint: Endpoint, request: InferenceRequest) -> Payment | GoblinError:
@@ -126,12 +128,12 @@ class Payer:
         key, *others = _payers(self._key_name)
         if reason := self._why_frozen((key, *others, f"{endpoint.provider}/{key.removeprefix('key/')}")):
             return BudgetExhausted(f"{endpoint.name} is not asked: {reason}.")
-        ride, most = self._rides.board(endpoint), bound.cost_usd_micros
-        if ride is not None:
-            most += ride.cost_usd_micros(ride.worst_s())
-        reserved: Reservation | Shortage | None = None
+        session, most = self._uptime.begin_session(endpoint), bound.cost_usd_micros
+        if session is not None:
+            most += session.cost_usd_micros(session.worst_s())
+        reserved: Reservation | InsufficientBudget | None = None
         try:
-            reserved = await self._spender.reserve(
+            reserved = await self._budget_client.reserve(
                 f"{endpoint.provider}/{key.removeprefix('key/')}",
                 (key, *others),
                 self._request_id if self._attempts == 1 else f"{self._request_id}:{self._attempts}",
@@ -140,11 +142,13 @@ class Payer:
         except StoreUnavailable as error:
             return error
         finally:
-            if ride is not None and not isinstance(reserved, Reservation):
-                ride.end(ride.began_s, woke=False)
-        if isinstance(reserved, Shortage):
+            if session is not None and not isinstance(reserved, Reservation):
+                session.end(session.began_s, woke=False)
+        if isinstance(reserved, InsufficientBudget):
             return BudgetExhausted(_said(reserved))
-        return Payment(self._spender, self._rides, endpoint, worst_case.limited(request, bound), reserved, ride)
+        return Payment(
+            self._budget_client, self._uptime, endpoint, worst_case.limited(request, bound), reserved, session
+        )
 
 
 def _payers(key_name: str) -> tuple[str, ...]:
@@ -153,13 +157,13 @@ def _payers(key_name: str) -> tuple[str, ...]:
     return (key, named("job", key_name.removeprefix(JOB))) if key_name.startswith(JOB) else (key,)
 
 
-def why_nobody_is_paid(refusals: Sequence[NoMoney]) -> GoblinError | None:
+def payment_error(refusals: Sequence[PaymentRefusal]) -> GoblinError | None:
     """What to tell a caller for whom nobody was asked; None when money was not the reason.
 
     That nobody knows what is left may mend itself and is said first.
     """
 
-    def order(refusal: NoMoney) -> int:
+    def order(refusal: PaymentRefusal) -> int:
         if isinstance(refusal.error, StoreUnavailable):
             return 0
         return 1 if refusal.error.code == BudgetExhausted.code else 2
@@ -167,12 +171,12 @@ def why_nobody_is_paid(refusals: Sequence[NoMoney]) -> GoblinError | None:
     return min(refusals, key=order).error if refusals else None
 
 
-def rejected(refusals: Sequence[NoMoney]) -> dict[str, str]:
+def rejected(refusals: Sequence[PaymentRefusal]) -> dict[str, str]:
     """For the receipt: endpoints and why they were not asked."""
     return {refusal.endpoint.name: refusal.error.message for refusal in refusals}
 
 
-def _said(short: Shortage) -> str:
+def _said(short: InsufficientBudget) -> str:
     again = f" It starts anew at {short.resets_at:%Y-%m-%dT%H:%M:%SZ}." if short.resets_at else ""
     return (
         f"The {short.period} budget of {short.account}, {show_usd(short.limit_usd_micros)}, has "
@@ -181,7 +185,7 @@ def _said(short: Shortage) -> str:
     )
 
 
-def spent_of(underway: Any) -> tuple[Usage | None, bool]:
+def spent_of(active: Any) -> tuple[Usage | None, bool]:
     """What an attempt used, and whether that is an estimate."""
-    spent = underway.spent()
+    spent = active.spent()
     return (None, False) if spent is None else (spent.usage, spent.estimated)

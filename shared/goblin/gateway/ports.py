@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
@@ -111,7 +111,7 @@ class KeyStore(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredAnswer:
+class CachedAnswer:
     """The text of an answer that was given before."""
 
     text: str
@@ -121,18 +121,18 @@ class StoredAnswer:
     expires_at: datetime
 
 
-class AnswerStore(Protocol):
+class CacheStore(Protocol):
     """Answers by the hash of their question. Raises `StoreUnavailable`."""
 
-    async def get(self, key: str) -> StoredAnswer | None:
+    async def get(self, key: str) -> CachedAnswer | None:
         """One, perhaps expired: what is over is deleted late."""
 
-    async def put(self, key: str, answer: StoredAnswer) -> None:
+    async def put(self, key: str, answer: CachedAnswer) -> None:
         """Keep one; the same key again replaces it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class StoredReply:
+class StoredHttpReply:
     """A whole HTTP answer, to be given again."""
 
     status: int
@@ -142,7 +142,7 @@ class StoredReply:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Claim:
+class IdempotencyClaim:
     """Somebody's word that a request is being answered, or was."""
 
     body_digest: str
@@ -150,20 +150,20 @@ class Claim:
     """When whoever works on it is taken for dead."""
     expires_at: datetime
     """When all of it is forgotten."""
-    reply: StoredReply | None = None
+    reply: StoredHttpReply | None = None
 
 
-class ReplyStore(Protocol):
+class IdempotencyStore(Protocol):
     """Idempotent requests by entry, shared by all instances. Raises `StoreUnavailable`."""
 
-    async def claim(self, entry: str, claim: Claim, *, now: datetime) -> Claim | None:
+    async def claim(self, entry: str, claim: IdempotencyClaim, *, now: datetime) -> IdempotencyClaim | None:
         """Write the claim unless there is one; the one that is there, or None if it is ours now.
 
         One that is past `expires_at`, or past `until` without a reply, counts as none. Of two who claim at once
         one gets the other's.
         """
 
-    async def finish(self, entry: str, reply: StoredReply) -> None:
+    async def finish(self, entry: str, reply: StoredHttpReply) -> None:
         """Put the reply into our claim."""
 
     async def release(self, entry: str) -> None:
@@ -201,7 +201,7 @@ class CandidateRecord:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class RequestRecord:
+class Receipt:
     """The receipt of one request."""
 
     request_id: str
@@ -233,27 +233,27 @@ class RequestRecord:
     """The route, in its order."""
 
 
-class RequestStore(Protocol):
+class ReceiptStore(Protocol):
     """Receipts. Raises `StoreUnavailable`."""
 
-    async def put(self, record: RequestRecord) -> None:
+    async def put(self, record: Receipt) -> None:
         """Write one; the same id again replaces it."""
 
-    async def get(self, request_id: str) -> RequestRecord | None:
+    async def get(self, request_id: str) -> Receipt | None:
         """Read one."""
 
 
-class RequestBatchStore(RequestStore, Protocol):
+class ReceiptBatchStore(ReceiptStore, Protocol):
     """Receipts, many in one write."""
 
-    async def put_all(self, records: Sequence[RequestRecord]) -> None:
+    async def put_all(self, records: Sequence[Receipt]) -> None:
         """Write all of them, or none; up to 500."""
 
 
 class Tracer(Protocol):
     """Told of every request when it has ended. Never raises."""
 
-    def request(self, record: RequestRecord, *, traceparent: str | None, model_label: str) -> None:
+    def request(self, record: Receipt, *, traceparent: str | None, model_label: str) -> None:
         """Tell of one.
 
         Args:
@@ -271,3 +271,13 @@ class Meter(Protocol):
 
     def provider_error(self, *, provider: str, model: str, outcome: str) -> None:
         """One attempt has failed; `outcome` is the fault."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HttpReply:
+    """What to send."""
+
+    status: int = 200
+    media_type: str = "application/json"
+    headers: Mapping[str, str] = field(default_factory=dict)
+    content: bytes | AsyncGenerator[bytes, None] = b""

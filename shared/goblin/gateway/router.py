@@ -20,11 +20,11 @@ from goblin.core.errors import (
     UnknownModel,
 )
 from goblin.core.money import USD_MICROS
-from goblin.gateway.config_reload import Reloader
+from goblin.gateway.config_reload import ConfigReloader
 from goblin.gateway.domain.catalog import Catalog, Strategy
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
 from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest, Preferences
-from goblin.gateway.endpoint_stats import Live, Outlook
+from goblin.gateway.endpoint_stats import EndpointStats, Outlook
 from goblin.gateway.health import LOOK_AGAIN_S, HealthView
 from goblin.gateway.policy import tokens
 from goblin.gateway.policy.marginal_cost import marginal_cost
@@ -41,7 +41,7 @@ KINDS = (Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Model:
+class ServedModel:
     """A model somebody serves."""
 
     id: str
@@ -54,13 +54,13 @@ class Router:
 
     catalog: Catalog
     """Replaced as a whole when the file has changed."""
-    live: Live
+    stats: EndpointStats
     health: HealthView
     freezes: FreezeView
-    dice: Callable[[], float]
+    rng: Callable[[], float]
     """From 0 up to 1."""
     turns: Iterator[int]
-    reloader: Reloader | None = None
+    reloader: ConfigReloader | None = None
 
     async def choose(self, request: InferenceRequest, header: str | None) -> Route | NoRoute:
         """Whom to try for a request.
@@ -75,27 +75,27 @@ class Router:
         if self.reloader is not None:
             self.reloader.poke()
         strategy, demand = _strategy(request, header), demand_of(request)
-        turn, dice = next(self.turns), self.dice()
+        turn, rng = next(self.turns), self.rng()
         await self.freezes.current()
-        found = self._decide(demand, await self.health.current(), strategy, turn, dice)
+        found = self._decide(demand, await self.health.current(), strategy, turn, rng)
         if isinstance(found, NoRoute) and (not found.model_known or found.silent):
-            found = self._decide(demand, await self.health.look(), strategy, turn, dice)
+            found = self._decide(demand, await self.health.look(), strategy, turn, rng)
         if isinstance(found, Route):
-            self.live.arrived(demand.model)
+            self.stats.arrived(demand.model)
         return found
 
     def _decide(
-        self, demand: Demand, health: Mapping[str, EndpointHealth], strategy: Strategy | None, turn: int, dice: float
+        self, demand: Demand, health: Mapping[str, EndpointHealth], strategy: Strategy | None, turn: int, rng: float
     ) -> Route | NoRoute:
         return decide(
             demand,
             self.catalog,
-            live=self.live,
+            stats=self.stats,
             health=health,
             why_frozen=self.freezes.why_frozen,
             strategy=strategy,
             turn=turn,
-            dice=dice,
+            rng=rng,
         )
 
     def must(self, found: Route | NoRoute) -> Route:
@@ -114,11 +114,11 @@ class Router:
             case Obstacle.UNABLE:
                 raise InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
 
-    async def models(self) -> list[Model]:
+    async def models(self) -> list[ServedModel]:
         """Every model, by id; the endpoints are asked when none is known."""
         return self._served(await self.health.current()) or self._served(await self.health.look())
 
-    async def model(self, model_id: str) -> Model:
+    async def model(self, model_id: str) -> ServedModel:
         """One model. Raises `NotFound`."""
         for health in (self.health.current, self.health.look):
             for model in self._served(await health()):
@@ -126,7 +126,7 @@ class Router:
                     return model
         raise NotFound(f"The model `{model_id}` does not exist.", param="model", code="model_not_found")
 
-    def _served(self, health: Mapping[str, EndpointHealth]) -> list[Model]:
+    def _served(self, health: Mapping[str, EndpointHealth]) -> list[ServedModel]:
         """Discovered models count while their endpoint's health remembers them."""
         found: dict[str, list[str]] = {}
         for model in self.catalog.models:
@@ -142,19 +142,19 @@ class Router:
             for model in known:
                 if model not in self.catalog.models:
                     found.setdefault(model, []).append(endpoint.name)
-        return [Model(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
+        return [ServedModel(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
 
 
 def decide(
     demand: Demand,
     catalog: Catalog,
     *,
-    live: Live,
+    stats: EndpointStats,
     health: Mapping[str, EndpointHealth],
     why_frozen: Callable[[Endpoint], str],
     strategy: Strategy | None,
     turn: int,
-    dice: float,
+    rng: float,
 ) -> Route | NoRoute:
     """Gather what is known, and let policy choose.
 
@@ -168,8 +168,8 @@ def decide(
         turn: As in `choose_route`.
         dice: As in `choose_route`.
     """
-    routing, traffic = catalog.routing_of(demand.model), live.traffic(demand.model)
-    at = live.clock.now(), live.clock.monotonic()
+    routing, traffic = catalog.routing_of(demand.model), stats.traffic(demand.model)
+    at = stats.clock.now(), stats.clock.monotonic()
     demand = replace(
         demand,
         output_tokens_expected=expect_output(traffic, output_tokens_max=demand.output_tokens_max),
@@ -177,7 +177,7 @@ def decide(
         deadline_ms=routing.deadline_ms if demand.deadline_ms is None else demand.deadline_ms,
     )
     facts = [
-        _fact(demand, endpoint, live, health.get(endpoint.name), why_frozen, catalog.prices, at)
+        _fact(demand, endpoint, stats, health.get(endpoint.name), why_frozen, catalog.prices, at)
         for endpoint in catalog.endpoints_of(demand.model)
     ]
     return choose_route(
@@ -185,7 +185,7 @@ def decide(
         facts,
         strategy=strategy or routing.strategy,
         turn=turn,
-        dice=dice,
+        rng=rng,
         explore_share=routing.explore_share,
         may_wake=routing.wake,
     )
@@ -194,7 +194,7 @@ def decide(
 def _fact(
     demand: Demand,
     endpoint: Endpoint,
-    live: Live,
+    stats: EndpointStats,
     health: EndpointHealth | None,
     why_frozen: Callable[[Endpoint], str],
     prices: Mapping[tuple[str, str], Price],
@@ -205,7 +205,7 @@ def _fact(
     status, reason = (Status.UNKNOWN, "not checked yet") if health is None else (health.status, health.reason)
     if not serves:
         return EndpointFacts(endpoint=endpoint, serves=serves, status=status, status_reason=reason)
-    outlook = live.outlook(endpoint, demand.model, demand, health, at)
+    outlook = stats.outlook(endpoint, demand.model, demand, health, at)
     price = price_of(prices, endpoint, upstream)
     expected = _cost(endpoint, price, outlook, demand, demand.output_tokens_expected)
     most = expected

@@ -12,7 +12,7 @@ KEPT_CHARS_MAX = 1 << 20
 
 
 @dataclass(slots=True)
-class Tally:
+class StreamUsage:
     """Grows with every chunk, so it does as little as it can with each."""
 
     told: Usage | None = None

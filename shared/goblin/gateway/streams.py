@@ -16,32 +16,32 @@ from msgspec.structs import replace
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import GoblinError, ProviderUnavailable, StreamCut
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Usage
-from goblin.gateway.failover import Asking, Silence, Underway, next_item
+from goblin.gateway.failover import ActiveAttempt, EndpointSilent, Failover, next_item
 from goblin.gateway.policy import continuation
 from goblin.gateway.policy.continuation import AnyRequest
-from goblin.gateway.policy.route import Choice, Route
+from goblin.gateway.policy.route import Route, RouteChoice
 
 log = logging.getLogger(__name__)
 
 CONTINUATIONS_MAX = 3
 
 
-class Answering:
+class AnswerStream:
     """The chunks of one answer, under one id, and what it took to get them."""
 
     def __init__(
         self,
         request: AnyRequest,
         route: Route,
-        underway: Underway[ChatChunk],
-        ask: Callable[[AnyRequest], Asking[ChatChunk]],
+        active: ActiveAttempt[ChatChunk],
+        ask: Callable[[AnyRequest], Failover[ChatChunk]],
         *,
         answer_id: str,
         created: int,
     ) -> None:
         self._request = request
         self._route = route
-        self._underway = underway
+        self._active = active
         self._ask = ask
         self._asking = ask(request)
         self._id = answer_id
@@ -56,14 +56,14 @@ class Answering:
         """`ok` once all of it was passed on, `cut` once it broke off."""
 
     @property
-    def underway(self) -> Underway[ChatChunk]:
+    def active(self) -> ActiveAttempt[ChatChunk]:
         """Who writes now, or wrote last."""
-        return self._underway
+        return self._active
 
     @property
     def text(self) -> str | None:
         """All that was written, if that was text and nothing else."""
-        return self._before + self._written() if self._underway.tally.plain else None
+        return self._before + self._written() if self._active.stream_usage.plain else None
 
     @property
     def unbroken(self) -> bool:
@@ -78,7 +78,7 @@ class Answering:
         """
         timeout_s = self._asking.routing.between_tokens_timeout_s
         while True:
-            here = self._underway
+            here = self._active
             try:
                 for item in here.head:
                     if item.choices and (ours := self._ours(item)) is not None:
@@ -89,8 +89,10 @@ class Answering:
                 break
             except ProviderUnavailable as error:
                 await self._go_on(error)
-        told = here.tally.told
-        here.attempt.succeed(output_tokens=here.tally.completion_tokens() if told is None else told.completion_tokens)
+        told = here.stream_usage.told
+        here.attempt.succeed(
+            output_tokens=here.stream_usage.completion_tokens() if told is None else told.completion_tokens
+        )
         self.outcome = "ok"
         yield ChatChunk(
             id=self._id, created=self._created, model=self._request.model, choices=(), usage=self.usage()[0]
@@ -102,10 +104,10 @@ class Answering:
         A continuation is told what was written before as a part of its prompt; for the caller it is a part of
         the answer.
         """
-        tally = self._underway.tally
-        told = tally.told
+        stream_usage = self._active.stream_usage
+        told = stream_usage.told
         if told is None:
-            asked = tally.estimate(self._request.prompt_bytes())
+            asked = stream_usage.estimate(self._request.prompt_bytes())
             answered = self._tokens_before + asked.completion_tokens
             return _usage(asked.prompt_tokens, answered), True
         if not self._tokens_before:
@@ -140,11 +142,11 @@ class Answering:
 
     def _written(self) -> str:
         """What the present endpoint has added to the answer."""
-        return continuation.Seam(self._held).trim(self._underway.tally.text)
+        return continuation.Seam(self._held).trim(self._active.stream_usage.text)
 
     async def _go_on(self, error: ProviderUnavailable) -> None:
         """Have the answer continued. Raises `StreamCut`."""
-        here = self._underway
+        here = self._active
         here.attempt.fail(error, cut=True)
         await here.stream.aclose()
         candidates = self._who_can(here, error)
@@ -153,11 +155,11 @@ class Answering:
             self.outcome = "cut"
             raise StreamCut(f"The answer broke off. {error.message}", fault=error.fault) from error
         before = self._before + self._written()
-        tokens_before = self._tokens_before + here.tally.completion_tokens()
+        tokens_before = self._tokens_before + here.stream_usage.completion_tokens()
         kept, held = continuation.seam(before)
         rest = continuation.continued(self._request, kept, tokens_written=tokens_before)
         try:
-            self._underway = await self._ask(rest).begin(candidates)
+            self._active = await self._ask(rest).begin(candidates)
         except GoblinError as failure:
             self.outcome = "cut"
             raise StreamCut(f"The answer broke off. {error.message} {failure.message}", fault=error.fault) from failure
@@ -165,8 +167,8 @@ class Answering:
         self._held, self._seam = held, continuation.Seam(held)
         self._continuations += 1
 
-    def _why_not(self, here: Underway[ChatChunk], candidates: list[Choice]) -> str | None:
-        if not here.tally.plain:
+    def _why_not(self, here: ActiveAttempt[ChatChunk], candidates: list[RouteChoice]) -> str | None:
+        if not here.stream_usage.plain:
             return "what came so far is more than text"
         if (why := continuation.why_not(self._request)) is not None:
             return why
@@ -174,19 +176,19 @@ class Answering:
             return "it broke off too often"
         return None if candidates else "no other endpoint continues answers"
 
-    def _who_can(self, here: Underway[ChatChunk], error: ProviderUnavailable) -> list[Choice]:
+    def _who_can(self, here: ActiveAttempt[ChatChunk], error: ProviderUnavailable) -> list[RouteChoice]:
         """Who was not asked yet, in the order of the route; then the one that broke, if it did not just hang."""
         need = continuation.needed(self._request)
 
         def able(endpoint: Endpoint) -> bool:
             return need in endpoint.capabilities and need not in endpoint.lacks
 
-        tried = {underway.attempt.endpoint.name for underway in self._asking.made}
+        tried = {active.attempt.endpoint.name for active in self._asking.made}
         fresh = [c for c in self._route.candidates if c.endpoint.name not in tried and able(c.endpoint)]
         back = here.attempt.endpoint
-        if able(back) and not isinstance(error, Silence):
-            fresh.append(Choice(endpoint=back, reason="it broke off"))
-        return [Choice(endpoint=c.endpoint, reason=f"continues the answer; {c.reason}") for c in fresh]
+        if able(back) and not isinstance(error, EndpointSilent):
+            fresh.append(RouteChoice(endpoint=back, reason="it broke off"))
+        return [RouteChoice(endpoint=c.endpoint, reason=f"continues the answer; {c.reason}") for c in fresh]
 
 
 def _usage(asked: int, answered: int) -> Usage:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.policy import breaker
-from goblin.gateway.policy import latency as paces
+from goblin.gateway.policy import latency as latency
 from goblin.gateway.policy.breaker import Breaker
-from goblin.gateway.policy.latency import Pace
-from goblin.gateway.policy.route import Forecast
+from goblin.gateway.policy.latency import LatencyEstimate
+from goblin.gateway.policy.route import LatencyForecast
 from goblin.gateway.ports import AttemptRecord
 
 if TYPE_CHECKING:
-    from goblin.gateway.endpoint_stats import Live
+    from goblin.gateway.endpoint_stats import EndpointStats
 
 COLD_SEEN = 0.25
 """The share of an expected start that an answer must be late by, to have waited for one."""
 
 
 @dataclass(slots=True)
-class Life:
+class ModelWarmth:
     """Whether one model of one endpoint is awake, as far as we noticed."""
 
     heard_s: float | None = None
@@ -33,14 +33,14 @@ class Life:
 
 
 @dataclass(slots=True)
-class Target:
+class TargetStats:
     """One class of requests to one model of one endpoint."""
 
-    life: Life
-    pace: Pace
+    warmth: ModelWarmth
+    estimate: LatencyEstimate
     breaker: Breaker = field(default_factory=Breaker)
     in_flight: int = 0
-    waiting: dict[Attempt, None] = field(default_factory=dict)
+    waiting: dict[UpstreamAttempt, None] = field(default_factory=dict)
     """Those without a first token, the oldest first."""
     answered_s: float = 0.0
     """Of the last first token."""
@@ -48,22 +48,22 @@ class Target:
     """Of the last answer; what others said before it is old."""
 
 
-class Attempt:
+class UpstreamAttempt:
     """One request to one endpoint. Ends once; whatever is said after that is ignored."""
 
     def __init__(
         self,
-        live: Live,
-        target: Target,
+        stats: EndpointStats,
+        target: TargetStats,
         endpoint: Endpoint,
         model: str,
-        forecast: Forecast,
+        forecast: LatencyForecast,
         reason: str,
     ) -> None:
         self.endpoint = endpoint
         self.forecast = forecast
-        self.started_s = live.clock.monotonic()
-        self._live = live
+        self.started_s = stats.clock.monotonic()
+        self._stats = stats
         self._target = target
         self._model = model
         self._reason = reason
@@ -94,22 +94,22 @@ class Attempt:
         if not self._end("ok"):
             return
         target, ended_ms = self._target, self._ended_ms
-        target.pace = paces.observe_outcome(target.pace, failed=False, now_s=self._live.clock.monotonic())
+        target.estimate = latency.observe_outcome(target.estimate, failed=False, now_s=self._stats.clock.monotonic())
         if output_tokens and self._first_token_ms is not None and ended_ms is not None:
-            target.pace = paces.observe_decode(
-                target.pace, output_tokens=output_tokens, decode_ms=ended_ms - self._first_token_ms
+            target.estimate = latency.observe_decode(
+                target.estimate, output_tokens=output_tokens, decode_ms=ended_ms - self._first_token_ms
             )
-            self._live.answered(self._model, output_tokens)
-        self._live.well(self.endpoint, self._model, self.forecast.demand.kind, target)
+            self._stats.answered(self._model, output_tokens)
+        self._stats.well(self.endpoint, self._model, self.forecast.demand.kind, target)
 
     def fail(self, error: ProviderUnavailable, *, cut: bool = False) -> None:
         """The endpoint is to blame."""
         if not self._end("cut" if cut else str(error.fault)):
             return
         self._error = error.message
-        if self._target.life.waking_s == self.started_s and error.fault is not Fault.LOADING:
-            self._target.life.waking_s = None
-        self._live.failed(self.endpoint, self._model, self.forecast.demand.kind, self._target, error)
+        if self._target.warmth.waking_s == self.started_s and error.fault is not Fault.LOADING:
+            self._target.warmth.waking_s = None
+        self._stats.failed(self.endpoint, self._model, self.forecast.demand.kind, self._target, error)
 
     def abandon(self, outcome: str = "left") -> None:
         """It ended through no doing of the endpoint's: the caller left, or another was quicker (`lost`)."""
@@ -145,18 +145,18 @@ class Attempt:
 
     def _learn(self, took_ms: float) -> None:
         """Tell the parts of a first token's time from each other, and remember each where it belongs."""
-        target, forecast, now_s = self._target, self.forecast, self._live.clock.monotonic()
-        started_by_us = target.life.waking_s == self.started_s
-        target.life.heard_s = target.answered_s = now_s
-        target.life.waking_s = None
+        target, forecast, now_s = self._target, self.forecast, self._stats.clock.monotonic()
+        started_by_us = target.warmth.waking_s == self.started_s
+        target.warmth.heard_s = target.answered_s = now_s
+        target.warmth.waking_s = None
         beyond_ms = took_ms - forecast.awake_ms - forecast.queue_ms
-        if (forecast.asleep or forecast.waking) and beyond_ms > COLD_SEEN * paces.cold_start_ms(target.pace):
+        if (forecast.asleep or forecast.waking) and beyond_ms > COLD_SEEN * latency.cold_start_ms(target.estimate):
             if started_by_us:
-                target.pace = paces.observe_cold_start(target.pace, beyond_ms)
+                target.estimate = latency.observe_cold_start(target.estimate, beyond_ms)
             return  # How quick it is when awake cannot be told apart from the start.
         alone_ms = max(took_ms - forecast.queue_ms, min(took_ms, forecast.awake_ms * 0.5))
-        target.pace = paces.observe_first_token(
-            target.pace,
+        target.estimate = latency.observe_first_token(
+            target.estimate,
             alone_ms,
             prompt_tokens=float(forecast.demand.prompt_tokens),
             expected_ms=forecast.awake_ms,
@@ -168,16 +168,16 @@ class Attempt:
         target, forecast = self._target, self.forecast
         if self._first_token_ms is not None or forecast.asleep or forecast.waking:
             return  # It has answered; or it may be starting, which is no slowness.
-        target.pace = paces.observe_silence(
-            target.pace,
+        target.estimate = latency.observe_silence(
+            target.estimate,
             self._elapsed_ms() - forecast.queue_ms,
             prompt_tokens=float(forecast.demand.prompt_tokens),
             expected_ms=forecast.awake_ms,
-            now_s=self._live.clock.monotonic(),
+            now_s=self._stats.clock.monotonic(),
         )
 
     def _elapsed_ms(self) -> float:
-        return (self._live.clock.monotonic() - self.started_s) * 1000
+        return (self._stats.clock.monotonic() - self.started_s) * 1000
 
 
 def _whole(value: float | None) -> int | None:

@@ -8,25 +8,25 @@ from goblin.billing.policy.prices import bills_time
 from goblin.core.endpoints import Endpoint
 from goblin.core.ports import Clock
 from goblin.gateway.drains import DRAIN_S_MAX
-from goblin.gateway.policy.uptime import Fleet, Ride
+from goblin.gateway.policy.uptime import EndpointMachines, UptimeSession
 
 ENDING_S = 10.0
 """From hanging up, or asking for an end, until a machine has surely noticed."""
 
 
-class Rides:
+class UptimeSessions:
     """The machines of all endpoints that bill time, as this process has seen them."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
-        self._fleets: dict[str, Fleet] = defaultdict(Fleet)
+        self._fleets: dict[str, EndpointMachines] = defaultdict(EndpointMachines)
 
-    def board(self, endpoint: Endpoint) -> Ride | None:
+    def begin_session(self, endpoint: Endpoint) -> UptimeSession | None:
         """A request begins; None where time costs nothing."""
         if not bills_time(endpoint):
             return None
         ending_s = ENDING_S if endpoint.cancel_stops_bill else ENDING_S + DRAIN_S_MAX
-        return self._fleets[endpoint.name].board(endpoint, self.now_s(), ending_s=ending_s)
+        return self._fleets[endpoint.name].begin_session(endpoint, self.now_s(), ending_s=ending_s)
 
     def now_s(self) -> float:
         return self._clock.monotonic()

@@ -14,17 +14,17 @@ from typing import Any
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import GoblinError
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Message
-from goblin.gateway.endpoint_stats import Live
+from goblin.gateway.endpoint_stats import EndpointStats
 from goblin.gateway.policy.continuation import AnyRequest
 
 log = logging.getLogger(__name__)
 
-WAKE_S_MAX = 600.0
+WARM_UP_S_MAX = 600.0
 """The longest cold start that is waited for; nobody else waits."""
-WAKES_MAX = 16
+WARM_UPS_MAX = 16
 
 
-def nudge(like: AnyRequest) -> AnyRequest:
+def warm_up_request(like: AnyRequest) -> AnyRequest:
     """A request of the same kind that asks for one token."""
     body: dict[str, Any] = {"model": like.model, "max_tokens": 1, "stream": True}
     if isinstance(like, ChatRequest):
@@ -35,19 +35,19 @@ def nudge(like: AnyRequest) -> AnyRequest:
     return CompletionRequest(model=like.model, max_tokens=1, stream=True, prompt=".", body=body)
 
 
-class Wakes:
+class WarmUps:
     """The starts under way: one for each endpoint and model, and not too many."""
 
-    def __init__(self, live: Live) -> None:
-        self._live = live
+    def __init__(self, stats: EndpointStats) -> None:
+        self._stats = stats
         self._going: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def begin(self, endpoint: Endpoint, model: str, ask: Callable[[], Awaitable[None]]) -> None:
         """Wake an endpoint by asking it something, unless that is being done already. Returns at once."""
         key = (endpoint.name, model)
-        if key in self._going or len(self._going) >= WAKES_MAX:
+        if key in self._going or len(self._going) >= WARM_UPS_MAX:
             return
-        self._live.wake_begun(endpoint, model)
+        self._stats.wake_begun(endpoint, model)
         self._going[key] = asyncio.create_task(self._wake(endpoint, model, ask))
         self._going[key].add_done_callback(lambda _: self._going.pop(key))
 
@@ -59,4 +59,4 @@ class Wakes:
         except GoblinError as error:
             log.warning("%s was not woken: %s", endpoint.name, error.message)
         finally:
-            self._live.wake_ended(endpoint, model, awake=awake)
+            self._stats.wake_ended(endpoint, model, awake=awake)

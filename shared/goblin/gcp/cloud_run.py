@@ -18,7 +18,7 @@ from google.api_core.exceptions import Aborted, Conflict, FailedPrecondition, Go
 from google.api_core.exceptions import Forbidden as PermissionRefused
 from google.auth.exceptions import GoogleAuthError
 
-from goblin.billing.domain.run_service import RunService, Scaling
+from goblin.billing.domain.run_service import RunService, ServiceScaling
 from goblin.core import errors
 from goblin.core.errors import Broken, Fault, ProviderUnavailable
 
@@ -35,7 +35,7 @@ class _Kept(msgspec.Struct, frozen=True, kw_only=True):
     """What the annotation says."""
 
     frozen_by: str
-    had: Scaling
+    had: ServiceScaling
 
 
 class CloudRun:
@@ -116,7 +116,7 @@ def parse_service(said: Any) -> RunService:
         manual = said.scaling.manual_instance_count or 0
     return RunService(
         name=said.name,
-        scaling=Scaling(
+        scaling=ServiceScaling(
             instances_min=said.scaling.min_instance_count,
             instances_max=said.scaling.max_instance_count,
             instances_exactly=manual,

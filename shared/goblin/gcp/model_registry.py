@@ -30,7 +30,7 @@ from google.cloud.storage.exceptions import DataCorruption
 from requests.exceptions import RequestException
 
 from goblin.core.errors import Broken, Conflict, InvalidRequest, StoreUnavailable
-from goblin.registry.domain.versions import MANIFEST, Artifact, ModelName, Pointer, Promotion, Version
+from goblin.registry.domain.versions import MANIFEST, ModelArtifact, ModelName, Pointer, Promotion, Version
 
 log = logging.getLogger(__name__)
 
@@ -56,16 +56,16 @@ class GcsRegistry:
 
     async def upload(
         self, name: ModelName, version: str, artifact: str, file: Path, *, progress: Callable[[int], None]
-    ) -> Artifact:
+    ) -> ModelArtifact:
         blob = self._bucket.blob(f"{name.folder}/{version}/{artifact}", chunk_size=UPLOAD_CHUNK_BYTES)
         sha256, crc32c, size = await _in_thread(_digests, file, progress)
 
         def send() -> None:
             blob.metadata = {"sha256": sha256}
             with file.open("rb") as opened:
-                watched: Any = _Watched(opened, lambda sent: progress(size + sent))
+                history: Any = _Watched(opened, lambda sent: progress(size + sent))
                 blob.upload_from_file(
-                    watched, size=size, content_type="application/octet-stream", if_generation_match=0,
+                    history, size=size, content_type="application/octet-stream", if_generation_match=0,
                     timeout=UPLOAD_CHUNK_S_MAX, checksum="crc32c",
                 )  # fmt: skip
 
@@ -78,7 +78,7 @@ class GcsRegistry:
         await _in_thread(blob.reload, timeout=CALL_S_MAX)
         if blob.size != size or blob.crc32c != crc32c:
             raise Conflict(f"{self._root}{blob.name} is there already, and is another file.")
-        return Artifact(
+        return ModelArtifact(
             uri=f"{self._root}{blob.name}", generation=_generation(blob), size=size, crc32c=crc32c, sha256=sha256
         )
 

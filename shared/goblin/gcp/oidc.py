@@ -28,7 +28,7 @@ REFETCH_AFTER_S = 30.0
 CERTS_LIFE_S = (60.0, 86400.0)
 
 
-class Callers:
+class CallerVerifier:
     """Tells whether a caller is one of the accounts we invite; with nobody invited, nobody is."""
 
     def __init__(self, client: httpx.AsyncClient, *, audience: str, emails: Collection[str], certs_url: str) -> None:

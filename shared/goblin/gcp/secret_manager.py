@@ -31,7 +31,7 @@ log = logging.getLogger(__name__)
 
 PREFIX = "secret:"
 DEADLINE_S = 5.0
-BELIEVED_S = 300.0
+CACHE_TTL_S = 300.0
 LOOK_AGAIN_S = 10.0
 """A key that is refused again and again is not looked up for every request."""
 _NAME = re.compile(r"(?:projects/(?P<project>[^/]{1,128})/secrets/)?(?P<name>[A-Za-z0-9_-]{1,255})"
@@ -39,7 +39,7 @@ _NAME = re.compile(r"(?:projects/(?P<project>[^/]{1,128})/secrets/)?(?P<name>[A-
 _KEY = re.compile(r"[!-~]{1,8192}")
 
 
-class Secrets:
+class SecretManager:
     """Reads versions of secrets. The client is made on first use: importing it costs half a second."""
 
     def __init__(self, project: str, *, emulator: str = "") -> None:
@@ -123,10 +123,10 @@ class SecretKey:
         self._reading = asyncio.Lock()
 
     async def key(self) -> str:
-        if self._key is not None and self._monotonic() - self._read_at < BELIEVED_S:
+        if self._key is not None and self._monotonic() - self._read_at < CACHE_TTL_S:
             return self._key
         async with self._reading:
-            if self._key is None or self._monotonic() - self._read_at >= BELIEVED_S:
+            if self._key is None or self._monotonic() - self._read_at >= CACHE_TTL_S:
                 await self._look()
         assert self._key is not None  # noqa: S101  _look raises where it finds none.
         return self._key

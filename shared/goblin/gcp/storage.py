@@ -31,7 +31,7 @@ from google.cloud import storage
 from requests.exceptions import RequestException
 
 from goblin.core.errors import Broken, Conflict, NotFound, StoreUnavailable
-from goblin.core.ports import Grant, ObjectFacts
+from goblin.core.ports import ObjectFacts, SignedRequest
 
 THREADS = 8
 DEADLINE_S = 30.0
@@ -147,10 +147,10 @@ class GcsObjects:
 
         await self._run(call)
 
-    async def grant_get(self, uri: str, *, generation: int) -> Grant:
+    async def sign_get(self, uri: str, *, generation: int) -> SignedRequest:
         return await self._run(partial(self._sign, "GET", uri, {}, generation))
 
-    async def grant_put(self, uri: str, *, size: int, crc32c: str) -> Grant:
+    async def sign_put(self, uri: str, *, size: int, crc32c: str) -> SignedRequest:
         headers = {
             "x-goog-content-length-range": f"{size},{size}",
             "x-goog-hash": f"crc32c={crc32c}",
@@ -158,12 +158,12 @@ class GcsObjects:
         }
         return await self._run(partial(self._sign, "PUT", uri, headers, None))
 
-    def _sign(self, method: str, uri: str, headers: dict[str, str], generation: int | None) -> Grant:
+    def _sign(self, method: str, uri: str, headers: dict[str, str], generation: int | None) -> SignedRequest:
         url = self._blob(uri).generate_signed_url(
             version="v4", method=method, expiration=GRANT_LIFE, headers=dict(headers), generation=generation,
             **self._signature(),
         )  # fmt: skip
-        return Grant(method=method, url=url, headers=headers)
+        return SignedRequest(method=method, url=url, headers=headers)
 
     def _signature(self) -> dict[str, Any]:
         """Whose signature, in the words of `generate_signed_url`."""

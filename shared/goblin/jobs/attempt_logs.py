@@ -7,7 +7,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 
 from goblin.core.errors import InvalidRequest, NotFound
-from goblin.core.ports import Grant
+from goblin.core.ports import SignedRequest
 from goblin.jobs.lifecycle import JobDeps, load
 from goblin.jobs.policy.attempt_logs import SHOWN_BYTES_MAX, piece_bytes_max, readable
 
@@ -16,7 +16,7 @@ PIECES_SHOWN_MAX = 200
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Log:
+class AttemptLog:
     """The end of an attempt's log."""
 
     attempt: int
@@ -31,7 +31,7 @@ def folder(bucket: str, job_id: str, attempt: int) -> str:
     return f"gs://{bucket}/logs/{job_id}/a{attempt}/"
 
 
-async def grant(job_id: str, attempt: int, number: int, *, size: int, crc32c: str, deps: JobDeps) -> Grant:
+async def grant(job_id: str, attempt: int, number: int, *, size: int, crc32c: str, deps: JobDeps) -> SignedRequest:
     """Let the attempt upload one piece, once.
 
     Raises:
@@ -41,10 +41,10 @@ async def grant(job_id: str, attempt: int, number: int, *, size: int, crc32c: st
     if not 0 < size <= most:
         raise InvalidRequest(f"piece {number} of a log may have 1 to {most} bytes", param="size")
     uri = f"{folder(deps.bucket, job_id, attempt)}{number:06d}"
-    return await deps.objects.grant_put(uri, size=size, crc32c=crc32c)
+    return await deps.objects.sign_put(uri, size=size, crc32c=crc32c)
 
 
-async def read(job_id: str, attempt: int | None, deps: JobDeps) -> Log:
+async def read(job_id: str, attempt: int | None, deps: JobDeps) -> AttemptLog:
     """The end of an attempt's log; None: of the last one.
 
     Raises:
@@ -65,7 +65,7 @@ async def read(job_id: str, attempt: int | None, deps: JobDeps) -> Log:
             size += len(data)
     data = b"".join(reversed(found))
     whole = not pieces and len(data) <= SHOWN_BYTES_MAX
-    return Log(attempt=attempt, text=readable(data[-SHOWN_BYTES_MAX:]), whole=whole)
+    return AttemptLog(attempt=attempt, text=readable(data[-SHOWN_BYTES_MAX:]), whole=whole)
 
 
 async def _read(uri: str, deps: JobDeps) -> bytes:

@@ -12,7 +12,7 @@ import msgspec
 from goblin.core.errors import Conflict, NotFound
 from goblin.core.ports import ObjectFacts
 from goblin.jobs.domain import batch
-from goblin.jobs.domain.batch import BatchResult, Lines, Malformed
+from goblin.jobs.domain.batch import BatchResult, LineSplitter, MalformedItem
 from goblin.jobs.domain.checkpoints import Checkpoint, Manifest, StoredArtifact, folder
 from goblin.jobs.domain.job import Dataset, Job
 from goblin.jobs.lifecycle import JobDeps
@@ -24,34 +24,34 @@ OWNER = "goblin-job"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rejected:
+class RejectedInput:
     """Why a job's data cannot be used."""
 
     reason: str
 
 
-async def check_dataset(job: Job, deps: JobDeps) -> Dataset | Rejected:
+async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
     """Read the dataset once, whole, before anything is rented for it."""
     uri, output_uri = job.spec.dataset_uri, job.spec.output_uri
     if uri is None or output_uri is None:
-        return Rejected(reason="a batch job needs dataset_uri and output_uri")
+        return RejectedInput(reason="a batch job needs dataset_uri and output_uri")
     if await deps.objects.stat(output_uri) is not None:
-        return Rejected(reason=f"{output_uri} exists; an output is never overwritten")
+        return RejectedInput(reason=f"{output_uri} exists; an output is never overwritten")
     facts = await deps.objects.stat(uri)
     if facts is None:
-        return Rejected(reason=f"there is no {uri}")
+        return RejectedInput(reason=f"there is no {uri}")
     if facts.size > batch.DATASET_BYTES_MAX:
-        return Rejected(reason=f"{uri} has {facts.size} bytes; the limit is {batch.DATASET_BYTES_MAX}")
+        return RejectedInput(reason=f"{uri} has {facts.size} bytes; the limit is {batch.DATASET_BYTES_MAX}")
     check = batch.DatasetCheck()
     try:
         async with aclosing(deps.objects.read(uri, generation=facts.generation)) as chunks:
             async for chunk in chunks:
                 check.feed(chunk)
         check.close()
-    except Malformed as error:
-        return Rejected(reason=f"{uri}: {error}")
+    except MalformedItem as error:
+        return RejectedInput(reason=f"{uri}: {error}")
     except NotFound:
-        return Rejected(reason=f"{uri} changed while it was read")
+        return RejectedInput(reason=f"{uri} changed while it was read")
     return Dataset(uri=uri, generation=facts.generation, size=facts.size, items=check.items)
 
 
@@ -116,7 +116,7 @@ async def _lines(
     chunks: AsyncGenerator[bytes, None], limit: int, *, terminated: bool = False
 ) -> AsyncGenerator[tuple[int, int, bytes], None]:
     """Lines with their number and the offset after each; `terminated` wants a newline after the last one too."""
-    lines = Lines(limit=limit)
+    lines = LineSplitter(limit=limit)
     try:
         async with aclosing(chunks):
             async for chunk in chunks:
@@ -124,13 +124,13 @@ async def _lines(
                     yield line
             for line in lines.close():
                 if terminated:
-                    raise Malformed(f"line {line[0]} does not end with a newline")
+                    raise MalformedItem(f"line {line[0]} does not end with a newline")
                 yield line
-    except Malformed as error:
+    except MalformedItem as error:
         raise Conflict(str(error)) from error
 
 
-async def write_output(job: Job, manifests: Sequence[Manifest], deps: JobDeps) -> Rejected | None:
+async def write_output(job: Job, manifests: Sequence[Manifest], deps: JobDeps) -> RejectedInput | None:
     """Join all parts into the output, create-only; done already is done.
 
     Args:
@@ -143,7 +143,7 @@ async def write_output(job: Job, manifests: Sequence[Manifest], deps: JobDeps) -
     """
     last, output_uri = job.checkpoint, job.spec.output_uri
     if last is None or output_uri is None:
-        return Rejected(reason="there is nothing to put together")
+        return RejectedInput(reason="there is nothing to put together")
     parts = [_facts(file) for manifest in manifests for file in manifest.files]
     owner = {OWNER: job.job_id, "goblin-manifest-generation": str(last.generation)}
     between: list[ObjectFacts] = []
@@ -157,7 +157,7 @@ async def write_output(job: Job, manifests: Sequence[Manifest], deps: JobDeps) -
             level += 1
         await _join(parts, output_uri, owner, deps)
     except Conflict as error:
-        return Rejected(reason=error.message)
+        return RejectedInput(reason=error.message)
     for facts in between:
         await deps.objects.delete(facts)
     return None

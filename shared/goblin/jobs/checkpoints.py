@@ -15,9 +15,9 @@ from dataclasses import replace
 
 import msgspec
 
-from goblin.core.errors import Broken, Conflict, InvalidRequest, MalformedEvent, StoreUnavailable, Untrue
+from goblin.core.errors import Broken, Conflict, InvalidReport, InvalidRequest, MalformedEvent, StoreUnavailable
 from goblin.core.events import CheckpointSaved
-from goblin.core.ports import Grant, ObjectFacts
+from goblin.core.ports import ObjectFacts, SignedRequest
 from goblin.jobs.batch import verify_part
 from goblin.jobs.domain import batch
 from goblin.jobs.domain.checkpoints import (
@@ -35,10 +35,10 @@ from goblin.jobs.domain.checkpoints import (
     manifest_uri,
     upload_folder,
 )
-from goblin.jobs.domain.job import Job, Kind, State
+from goblin.jobs.domain.job import Job, JobKind, JobState
 from goblin.jobs.lifecycle import JobDeps, change, load
 from goblin.jobs.policy import state_machine as policy
-from goblin.jobs.policy.state_machine import Fact, Transition
+from goblin.jobs.policy.state_machine import Transition, Trigger
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,9 @@ _UPLOAD_ID = re.compile(r"^[A-Za-z0-9_-]{8,64}\Z")
 _NAME = re.compile(FILE_NAME)
 
 
-async def begin(job: Job, step: int, files: Sequence[Artifact], deps: JobDeps) -> tuple[str, Mapping[str, Grant]]:
+async def begin(
+    job: Job, step: int, files: Sequence[Artifact], deps: JobDeps
+) -> tuple[str, Mapping[str, SignedRequest]]:
     """Let the current attempt upload the files of one step.
 
     Args:
@@ -68,10 +70,10 @@ async def begin(job: Job, step: int, files: Sequence[Artifact], deps: JobDeps) -
     _check_step(job, step)
     if not 1 <= len(files) <= FILES_MAX or len({file.name for file in files}) != len(files):
         raise InvalidRequest(f"a checkpoint has 1 to {FILES_MAX} files, each with its own name", param="files")
-    if job.spec.kind == Kind.BATCH and len(files) != 1:
+    if job.spec.kind == JobKind.BATCH and len(files) != 1:
         raise InvalidRequest("a batch checkpoint is one file", param="files")
     if (size := sum(file.size for file in files)) > job.spec.disk_gib * 1024**3:
-        raise Untrue(f"a checkpoint of {size} bytes, from a disk of {job.spec.disk_gib} GiB")
+        raise InvalidReport(f"a checkpoint of {size} bytes, from a disk of {job.spec.disk_gib} GiB")
     for file in files:
         if not _NAME.match(file.name) or file.name == MANIFEST:
             raise InvalidRequest(f"a file cannot be named {file.name!r}", param="files")
@@ -80,16 +82,16 @@ async def begin(job: Job, step: int, files: Sequence[Artifact], deps: JobDeps) -
     upload_id = deps.new_secret()
     where = upload_folder(deps.bucket, job.job_id, step, job.attempt, upload_id)
     grants = {
-        file.name: await deps.objects.grant_put(f"{where}/{file.name}", size=file.size, crc32c=file.crc32c)
+        file.name: await deps.objects.sign_put(f"{where}/{file.name}", size=file.size, crc32c=file.crc32c)
         for file in files
     }
     return upload_id, grants
 
 
 def _check_step(job: Job, step: int) -> None:
-    if job.state is not State.RUNNING:
+    if job.state is not JobState.RUNNING:
         raise Conflict(f"the job is {job.state}")
-    if job.spec.kind == Kind.BATCH and job.dataset is not None and step > job.dataset.items:
+    if job.spec.kind == JobKind.BATCH and job.dataset is not None and step > job.dataset.items:
         raise InvalidRequest(f"the job has {job.dataset.items} items", param="step")
     if step > STEP_MAX:
         raise InvalidRequest(f"a job has at most {STEP_MAX} steps", param="step")
@@ -123,7 +125,7 @@ async def commit(
     made = await read_manifest(uri, deps)
     if made is None:
         _check_step(job, step)
-        previous = await _previous(job, previous_step, deps) if job.spec.kind == Kind.BATCH else None
+        previous = await _previous(job, previous_step, deps) if job.spec.kind == JobKind.BATCH else None
         found = [await _verify(f"{where}/{file.name}", file, deps) for file in files]
         stored, offset = await _verify_content(job, found, previous, step, deps)
         manifest = Manifest(
@@ -149,16 +151,16 @@ async def _previous(job: Job, step: int, deps: JobDeps) -> Checkpoint | None:
         return job.checkpoint
     made = await read_manifest(manifest_uri(deps.bucket, job.job_id, step, job.attempt), deps)
     if made is None:
-        raise Untrue(f"there is no checkpoint of step {step} to add to")
+        raise InvalidReport(f"there is no checkpoint of step {step} to add to")
     return _checkpoint(*made)
 
 
 async def _verify(uri: str, file: Artifact, deps: JobDeps) -> StoredArtifact:
     facts = await deps.objects.stat(uri)
     if facts is None:
-        raise Untrue(f"{file.name} was not uploaded")
+        raise InvalidReport(f"{file.name} was not uploaded")
     if (facts.size, facts.crc32c) != (file.size, file.crc32c):
-        raise Untrue(f"{file.name} is not what was announced: {facts.size} bytes, crc32c {facts.crc32c}")
+        raise InvalidReport(f"{file.name} is not what was announced: {facts.size} bytes, crc32c {facts.crc32c}")
     return StoredArtifact(
         name=file.name, uri=uri, generation=facts.generation, size=facts.size, crc32c=facts.crc32c, sha256=file.sha256
     )
@@ -168,7 +170,7 @@ async def _verify_content(
     job: Job, stored: Sequence[StoredArtifact], previous: Checkpoint | None, step: int, deps: JobDeps
 ) -> tuple[Sequence[StoredArtifact], int]:
     """Read the files once; what is known of them then, and the offset of the dataset that they bring the job to."""
-    if job.spec.kind != Kind.BATCH:
+    if job.spec.kind != JobKind.BATCH:
         return await _verify_digests(stored, deps), 0
     if len(stored) != 1:
         raise InvalidRequest("a batch checkpoint is one file", param="files")
@@ -177,7 +179,7 @@ async def _verify_content(
     try:
         return stored, await verify_part(job, facts, part.sha256, previous, step, deps)
     except Conflict as error:
-        raise Untrue(error.message) from error
+        raise InvalidReport(error.message) from error
 
 
 async def _verify_digests(stored: Sequence[StoredArtifact], deps: JobDeps) -> Sequence[StoredArtifact]:
@@ -190,7 +192,7 @@ async def _verify_digests(stored: Sequence[StoredArtifact], deps: JobDeps) -> Se
             async for chunk in chunks:
                 digest.update(chunk)
         if digest.hexdigest() != file.sha256:
-            raise Untrue(f"{file.name} does not have the announced sha256")
+            raise InvalidReport(f"{file.name} does not have the announced sha256")
     return stored
 
 
@@ -241,7 +243,7 @@ async def note(event: CheckpointSaved, deps: JobDeps) -> Job:
         if (refusal := policy.refuses_checkpoint(job, checkpoint)) is not None:
             told.append(refusal)
             return None
-        return policy.apply(job, Fact.SAVED, now=deps.clock.now(), checkpoint=checkpoint)
+        return policy.apply(job, Trigger.SAVED, now=deps.clock.now(), checkpoint=checkpoint)
 
     transition = await change(deps, event.job_id, forward)
     if transition is None:

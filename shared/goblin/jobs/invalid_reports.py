@@ -59,6 +59,6 @@ async def _blame(job: Job, deps: JobDeps) -> None:
     if machine is None:
         return
     for _ in range(SAVES_MAX):
-        watched, version = await deps.market.load()
-        if await deps.market.save(watching.blame(watched, machine, kind="lie", now=deps.clock.now()), version):
+        history, version = await deps.market.load()
+        if await deps.market.save(watching.blame(history, machine, kind="lie", now=deps.clock.now()), version):
             return

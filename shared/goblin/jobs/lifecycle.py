@@ -11,13 +11,13 @@ from goblin.core import events
 from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, Refused, Transient, UnknownTopic
 from goblin.core.events import JobRequested, JobStatusChanged
 from goblin.core.ports import Bus, Clock, ObjectStore
-from goblin.jobs import reservations as rents
-from goblin.jobs.domain.job import Job, State, spec_digest
+from goblin.jobs import reservations as reservations
+from goblin.jobs.domain.job import Job, JobState, spec_digest
 from goblin.jobs.policy import job_spec as admission
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.policy.job_spec import STATUS_TOPIC
-from goblin.jobs.policy.state_machine import Action, Fact, Transition
-from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketStore, Stored
+from goblin.jobs.policy.state_machine import FollowUp, Transition, Trigger
+from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketHistoryStore, StoredJob
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +48,8 @@ class JobDeps:
     """Concurrent jobs by kind."""
     new_secret: Callable[[], str]
     """Unguessable text, another one each time."""
-    market: MarketStore
-    money: rents.Deps
+    market: MarketHistoryStore
+    money: reservations.ReservationDeps
     caps: Mapping[str, int] = field(default_factory=dict)
     """Micro-dollars an hour that may be paid at a provider, whatever a job allows."""
     image: str = ""
@@ -84,7 +84,7 @@ async def change(deps: JobDeps, job_id: str, decide: Callable[[Job], Transition 
     raise LeaseHeld(f"job {job_id} is being changed by others", retry_after_s=1)
 
 
-async def load(deps: JobDeps, job_id: str) -> Stored:
+async def load(deps: JobDeps, job_id: str) -> StoredJob:
     """The job now.
 
     Raises:
@@ -121,10 +121,10 @@ async def request(spec: JobRequested, deps: JobDeps) -> Job:
     now = deps.clock.now()
     job = Job(
         job_id=spec.job_id, spec=spec, spec_sha256=spec_digest(spec),
-        state=State.REQUESTED, requested_at=now, updated_at=now,
+        state=JobState.REQUESTED, requested_at=now, updated_at=now,
     )  # fmt: skip
     if (reason := admission.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
-        refused = policy.apply(job, Fact.REJECTED, now=now, reason=reason)
+        refused = policy.apply(job, Trigger.REJECTED, now=now, reason=reason)
         job = refused.job if refused else job
     if await deps.jobs.create(job) is not None:
         await announce(job, deps)
@@ -158,11 +158,11 @@ async def cancel(job_id: str, deps: JobDeps, *, by: str) -> Job:
     """
     transition = await change(
         deps, job_id,
-        lambda job: policy.apply(job, Fact.CANCELLED, now=deps.clock.now(), reason=f"cancelled by {by}"),
+        lambda job: policy.apply(job, Trigger.CANCELLED, now=deps.clock.now(), reason=f"cancelled by {by}"),
     )  # fmt: skip
     if transition is None:
         job = await show(job_id, deps)
-        if job.state is not State.CANCELLED:
+        if job.state is not JobState.CANCELLED:
             raise Conflict(f"job {job_id} is {job.state}: too late to cancel")
         return job
     await act(transition, deps)
@@ -182,7 +182,7 @@ async def announce(job: Job, deps: JobDeps) -> None:
     event = JobStatusChanged(
         job_id=job.job_id, kind=job.spec.kind, state=job.state, reason=job.reason, at=job.updated_at, seq=seq,
         attempt=job.attempt, step=job.step, total=job.total, spent_usd_micros=job.spent_usd_micros,
-        output_uri=job.spec.output_uri if job.state is State.SUCCEEDED else None,
+        output_uri=job.spec.output_uri if job.state is JobState.SUCCEEDED else None,
     )  # fmt: skip
     try:
         await deps.bus.publish(STATUS_TOPIC, event)
@@ -212,7 +212,7 @@ async def _note_announced(job_id: str, seq: int, deps: JobDeps) -> None:
 
 async def act(transition: Transition, deps: JobDeps) -> None:
     """End what the transition leaves behind. What fails here is found again by the next reconcile."""
-    if Action.RELEASE in transition.actions:
+    if FollowUp.RELEASE in transition.actions:
         await release(transition.job, deps)
 
 

@@ -15,44 +15,44 @@ from datetime import timedelta
 
 from goblin.billing.domain.accounts import Account
 from goblin.billing.domain.ledger import TOTAL
-from goblin.billing.policy.allocation import Shortage
+from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.core.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
 from goblin.core.labels import attempt_label
-from goblin.jobs import reservations as rents
+from goblin.jobs import reservations as reservations
 from goblin.jobs import worker_api as leases
-from goblin.jobs.domain.instances import Inventory, Known, Lease, Order, Unknown
-from goblin.jobs.domain.job import Job, Kind, Rent, State, Stop
-from goblin.jobs.domain.market import Listing, NoPlacement, Placement, Wanted
+from goblin.jobs.domain.instances import AttemptLease, Inventory, KnownInventory, RentalOrder, UnknownInventory
+from goblin.jobs.domain.job import InstanceReservation, Job, JobKind, JobState, StopRequest
+from goblin.jobs.domain.market import InstanceRequirements, Listing, NoPlacement, Placement
 from goblin.jobs.lifecycle import JobDeps, act, announce, change
 from goblin.jobs.policy import placement as placing
 from goblin.jobs.policy import queue as queues
 from goblin.jobs.policy import reservations as renting
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.policy.job_spec import wanted
-from goblin.jobs.policy.placement import Facts
-from goblin.jobs.policy.reservations import Halted
+from goblin.jobs.policy.placement import PlacementFacts
+from goblin.jobs.policy.reservations import SpendingHalt
 from goblin.jobs.policy.spot import market_history as watching
-from goblin.jobs.policy.spot.market_history import Watched
-from goblin.jobs.policy.state_machine import Fact, Transition
-from goblin.jobs.ports import Stored
+from goblin.jobs.policy.spot.market_history import MarketHistory
+from goblin.jobs.policy.state_machine import Transition, Trigger
+from goblin.jobs.ports import StoredJob
 
 log = logging.getLogger(__name__)
 
-Note = Callable[[Watched], Watched]
+Note = Callable[[MarketHistory], MarketHistory]
 QUESTIONS_MAX = 12
 """Different needs that the market is asked for in one run; the rest waits for the next."""
 
 
 @dataclass(slots=True)
-class Survey:
+class MarketSnapshot:
     """The market in one run: each need is asked for once, whoever has it."""
 
     deps: JobDeps
     inventories: Mapping[str, Inventory]
-    watched: Watched
-    loaded: Watched
+    history: MarketHistory
+    loaded: MarketHistory
     version: str | None
-    frozen: Halted
+    frozen: SpendingHalt
     budgets: Mapping[str, Account]
     """Of `total` and the providers those that have a limit, by name."""
     taken: set[str | None] = field(default_factory=set)
@@ -60,9 +60,9 @@ class Survey:
     short: dict[str, str] = field(default_factory=dict)
     """Providers whose budget does not cover a start in this run, each with what was said: no other job asks again."""
     notes: list[Note] = field(default_factory=list)
-    seen: dict[Wanted, dict[str, Listing | Unknown]] = field(default_factory=dict)
+    seen: dict[InstanceRequirements, dict[str, Listing | UnknownInventory]] = field(default_factory=dict)
 
-    async def facts(self, job: Job) -> Facts | None:
+    async def facts(self, job: Job) -> PlacementFacts | None:
         """What is known for a job's decision; None: enough was asked in this run."""
         want, now = wanted(job.spec), self.deps.clock.now()
         if want not in self.seen:
@@ -70,23 +70,23 @@ class Survey:
                 return None
             self.seen[want] = await self._ask(want)
             listings = {name: one for name, one in self.seen[want].items() if isinstance(one, Listing)}
-            self.watched = watching.look(self.watched, want, listings, now=now)
+            self.history = watching.look(self.history, want, listings, now=now)
         answers = self.seen[want]
-        return Facts(
+        return PlacementFacts(
             listings={name: self._untaken(one) for name, one in answers.items() if isinstance(one, Listing)},
-            unknown={name: one.reason for name, one in answers.items() if isinstance(one, Unknown)},
-            watched=self.watched, halted=self._halted(job, answers), caps=self.deps.caps, now=now,
+            unknown={name: one.reason for name, one in answers.items() if isinstance(one, UnknownInventory)},
+            history=self.history, halt=self._halted(job, answers), caps=self.deps.caps, now=now,
         )  # fmt: skip
 
-    async def _ask(self, want: Wanted) -> dict[str, Listing | Unknown]:
+    async def _ask(self, want: InstanceRequirements) -> dict[str, Listing | UnknownInventory]:
         """Every provider of the kind at once. Where the inventory is unknown nothing is launched, so none is asked."""
-        answers: dict[str, Listing | Unknown] = {}
+        answers: dict[str, Listing | UnknownInventory] = {}
         asked = []
         for name, provider in sorted(self.deps.compute.items()):
-            inventory = self.inventories.get(name, Unknown(reason="not asked"))
+            inventory = self.inventories.get(name, UnknownInventory(reason="not asked"))
             if want.kind not in provider.kinds:
                 continue
-            if isinstance(inventory, Known):
+            if isinstance(inventory, KnownInventory):
                 asked.append(name)
             else:
                 answers[name] = inventory
@@ -106,56 +106,58 @@ class Survey:
                 reasons[name] = renting.unbudgeted(name)
         return {name: reason for name, reason in reasons.items() if reason}
 
-    def remember(self, job: Job, fact: Fact) -> None:
+    def remember(self, job: Job, trigger: Trigger) -> None:
         """Take to heart what an attempt's end says about its pool and its machine."""
         if job.placement is None:
             return
         offer, now = job.placement.offer, self.deps.clock.now()
-        kind = BLAMED.get(fact)
+        kind = BLAMED.get(trigger)
         if kind == "died" and (job.lease is None or job.lease.progressed_at is None):
             kind = "boot"
-        if offer.spot and fact in LOST:
-            self._note(lambda watched: watching.lost(watched, offer.pool, now=now))
+        if offer.spot and trigger in LOST:
+            self._note(lambda history: watching.lost(history, offer.pool, now=now))
         if kind is not None and (machine := offer.machine) is not None:
-            self._note(lambda watched: watching.blame(watched, machine, kind=kind, now=now))
+            self._note(lambda history: watching.blame(history, machine, kind=kind, now=now))
 
     def _note(self, note: Note) -> None:
-        self.watched = note(self.watched)
+        self.history = note(self.history)
         self.notes.append(note)
 
     async def close(self) -> None:
         """Keep what was seen. Never raises: these are statistics."""
-        if self.watched == self.loaded:
+        if self.history == self.loaded:
             return
         try:
-            if not await self.deps.market.save(self.watched, self.version) and self.notes:
+            if not await self.deps.market.save(self.history, self.version) and self.notes:
                 # Somebody else looked in the same minute, which will do as well; what only we know is added to it.
-                watched, version = await self.deps.market.load()
+                history, version = await self.deps.market.load()
                 for note in self.notes:
-                    watched = note(watched)
-                await self.deps.market.save(watched, version)
+                    history = note(history)
+                await self.deps.market.save(history, version)
         except StoreUnavailable as error:
             log.warning("what was seen of the market is not kept: %s", error)
 
 
-LOST = frozenset({Fact.STOPPED, Fact.GONE, Fact.SILENT})
+LOST = frozenset({Trigger.STOPPED, Trigger.GONE, Trigger.SILENT})
 """How a spot instance is seen to be taken away."""
-BLAMED = {Fact.SILENT: "died", Fact.GONE: "died", Fact.STALLED: "speed", Fact.FAULTY: "ecc"}
+BLAMED = {Trigger.SILENT: "died", Trigger.GONE: "died", Trigger.STALLED: "speed", Trigger.FAULTY: "ecc"}
 """What its machine is blamed for."""
 
 
-async def survey(inventories: Mapping[str, Inventory], deps: JobDeps) -> Survey:
+async def take_snapshot(inventories: Mapping[str, Inventory], deps: JobDeps) -> MarketSnapshot:
     """Begin a run. Raises `StoreUnavailable`: without the freezes nothing is rented."""
-    (watched, version), frozen, limited = await asyncio.gather(
-        deps.market.load(), rents.halted(deps.money.ledger), deps.money.ledger.limited([TOTAL, *sorted(deps.compute)])
+    (history, version), frozen, limited = await asyncio.gather(
+        deps.market.load(),
+        reservations.halt(deps.money.ledger),
+        deps.money.ledger.limited([TOTAL, *sorted(deps.compute)]),
     )
-    return Survey(
-        deps=deps, inventories=inventories, watched=watched, loaded=watched, version=version, frozen=frozen,
+    return MarketSnapshot(
+        deps=deps, inventories=inventories, history=history, loaded=history, version=version, frozen=frozen,
         budgets={account.name: account for account in limited},
     )  # fmt: skip
 
 
-async def place_all(open_jobs: Sequence[Stored], market: Survey, deps: JobDeps) -> tuple[int, list[str]]:
+async def place_all(open_jobs: Sequence[StoredJob], market: MarketSnapshot, deps: JobDeps) -> tuple[int, list[str]]:
     """Offer the free places to the queued jobs, in order; one that nothing fits keeps nobody else from its place.
 
     Returns:
@@ -178,7 +180,7 @@ async def place_all(open_jobs: Sequence[Stored], market: Survey, deps: JobDeps) 
     return placed, errors
 
 
-async def _place(stored: Stored, market: Survey, deps: JobDeps) -> bool:
+async def _place(stored: StoredJob, market: MarketSnapshot, deps: JobDeps) -> bool:
     facts = await market.facts(stored.job)
     if facts is None:
         return False
@@ -200,42 +202,44 @@ async def _place(stored: Stored, market: Survey, deps: JobDeps) -> bool:
         return False
     market.taken.discard(found.offer.machine)
     after = await deps.jobs.get(stored.job.job_id)
-    if after is None or after.job.state is not State.QUEUED or after.job.stop is not None:
+    if after is None or after.job.state is not JobState.QUEUED or after.job.stop is not None:
         return False
     # Another provider may be dearer and have money.
     return await _place(after, market, deps)
 
 
-async def _wait(stored: Stored, why: NoPlacement, deps: JobDeps) -> None:
+async def _wait(stored: StoredJob, why: NoPlacement, deps: JobDeps) -> None:
     """Say why a job waits, once for each reason."""
     job = stored.job
     if job.no_placement is None or job.no_placement.reason != why.reason:
         await deps.jobs.replace(replace(job, no_placement=why, updated_at=deps.clock.now()), stored.version)
 
 
-def _plan(job: Job, placement: Placement, deps: JobDeps) -> Rent | None:
+def _plan(job: Job, placement: Placement, deps: JobDeps) -> InstanceReservation | None:
     """What the next attempt may cost there; None where nothing costs anything."""
     now, label = deps.clock.now(), attempt_label(job.job_id, job.attempt + 1)
     start_s_max = deps.compute[placement.offer.provider].start_s_max
     return renting.first(label, placement, placing.needs_of(job, now), start_s_max=start_s_max, now=now)
 
 
-async def _rent(stored: Stored, placement: Placement, plan: Rent | None, market: Survey, deps: JobDeps) -> bool:
+async def _rent(
+    stored: StoredJob, placement: Placement, plan: InstanceReservation | None, market: MarketSnapshot, deps: JobDeps
+) -> bool:
     """Write, put aside, write, rent: only who wrote the lease rents, once, so no attempt has two instances."""
     job, now = stored.job, deps.clock.now()
     provider = deps.compute[placement.offer.provider]
     attempt = job.attempt + 1
     token = leases.new_token(job.job_id, attempt, deps.new_secret())
     label = attempt_label(job.job_id, attempt)
-    lease = Lease(
+    lease = AttemptLease(
         provider=provider.name, label=label, token_sha256=leases.digest(token), placed_at=now,
         until=now + timedelta(seconds=provider.start_s_max), resumed_step=job.saved_step,
-        key_until=now + leases.KEY_LIFE if job.spec.kind == Kind.BATCH else None,
+        key_until=now + leases.KEY_LIFE if job.spec.kind == JobKind.BATCH else None,
     )  # fmt: skip
     transition = policy.apply(
-        job, Fact.PLACED, now=now, reason=f"attempt {attempt} on {provider.name} from step {job.saved_step}: "
+        job, Trigger.PLACED, now=now, reason=f"attempt {attempt} on {provider.name} from step {job.saved_step}: "
         f"{placement.reason}", attempt=attempt, lease=lease, placement=placement, no_placement=None,
-        rents=(*job.rents, plan) if plan else job.rents,
+        reservations=(*job.reservations, plan) if plan else job.reservations,
     )  # fmt: skip
     if transition is None:
         return False
@@ -245,13 +249,13 @@ async def _rent(stored: Stored, placement: Placement, plan: Rent | None, market:
     await announce(written.job, deps)
     if plan is not None and not await _put_aside(job.job_id, plan, market, deps):
         return False
-    order = Order(
+    order = RentalOrder(
         label=label, kind=job.spec.kind, environment={"GOBLIN_URL": deps.url, "GOBLIN_ATTEMPT_TOKEN": token},
         offer=placement.offer, bid_usd_micros_per_hour=placement.bid_usd_micros_per_hour,
         image=job.spec.image or deps.image, disk_gib=job.spec.disk_gib,
     )  # fmt: skip
     try:
-        if job.spec.kind == Kind.BATCH:
+        if job.spec.kind == JobKind.BATCH:
             # Its items are asked of the gateway with the attempt's own token.
             await deps.keys.open(lease.token_sha256, name=f"job:{job.job_id}", until=now + leases.KEY_LIFE)
         instance_id = await provider.rent(order)
@@ -267,21 +271,21 @@ async def _rent(stored: Stored, placement: Placement, plan: Rent | None, market:
         if job.lease is None or job.lease.label != label:
             return None
         lease = replace(job.lease, instance_id=instance_id)
-        named = renting.named(job.rents, label, instance_id)
-        return policy.apply(job, Fact.RENTED, now=deps.clock.now(), reason=rented, lease=lease, rents=named)
+        named = renting.named(job.reservations, label, instance_id)
+        return policy.apply(job, Trigger.RENTED, now=deps.clock.now(), reason=rented, lease=lease, reservations=named)
 
     await change(deps, job.job_id, name)
     return True
 
 
-async def _put_aside(job_id: str, plan: Rent, market: Survey, deps: JobDeps) -> bool:
+async def _put_aside(job_id: str, plan: InstanceReservation, market: MarketSnapshot, deps: JobDeps) -> bool:
     """Put the first slice aside and write it down; without it nothing is rented."""
     try:
-        found = await rents.reserve(plan, deps.money, now=deps.clock.now())
+        found = await reservations.reserve(plan, deps.money, now=deps.clock.now())
     except StoreUnavailable as error:
         await _no_instance(job_id, plan.label, f"{error.message} Without the ledger nothing is rented.", deps)
         return False
-    if isinstance(found, Shortage):
+    if isinstance(found, InsufficientBudget):
         if found.account in (TOTAL, plan.provider):
             concerned = deps.compute if found.account == TOTAL else (plan.provider,)
             market.short |= dict.fromkeys(concerned, renting.said(found))
@@ -289,14 +293,16 @@ async def _put_aside(job_id: str, plan: Rent, market: Survey, deps: JobDeps) -> 
         return False
 
     def write(job: Job) -> Transition | None:
-        if job.lease is None or job.lease.label != plan.label or plan not in job.rents:
+        if job.lease is None or job.lease.label != plan.label or plan not in job.reservations:
             return None
-        return policy.note(job, rents=tuple(found if rent == plan else rent for rent in job.rents))
+        return policy.note(
+            job, reservations=tuple(found if reservation == plan else reservation for reservation in job.reservations)
+        )
 
     if await change(deps, job_id, write) is not None:
         return True
     # The attempt was over before its money was there: nothing is rented on it.
-    await rents.settle(renting.ended(found, found.since), deps.money, now=deps.clock.now())
+    await reservations.settle(renting.ended(found, found.since), deps.money, now=deps.clock.now())
     return False
 
 
@@ -307,9 +313,12 @@ async def _no_instance(job_id: str, label: str, reason: str, deps: JobDeps, *, e
         if job.lease is None or job.lease.label != label:
             return None
         now = deps.clock.now()
-        unspent = tuple(renting.ended(rent, rent.since) if rent.label == label else rent for rent in job.rents)
-        stop = Stop(reason=reason, by=now, ends_job=True) if ends_job else job.stop
-        return policy.apply(job, Fact.NOT_RENTED, now=now, reason=reason, rents=unspent, stop=stop)
+        unspent = tuple(
+            renting.ended(reservation, reservation.since) if reservation.label == label else reservation
+            for reservation in job.reservations
+        )
+        stop = StopRequest(reason=reason, by=now, ends_job=True) if ends_job else job.stop
+        return policy.apply(job, Trigger.NOT_RENTED, now=now, reason=reason, reservations=unspent, stop=stop)
 
     transition = await change(deps, job_id, decide)
     if transition is not None:

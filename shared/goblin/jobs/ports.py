@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from goblin.jobs.domain.instances import Inventory, Order, Unknown
+from goblin.jobs.domain.instances import Inventory, RentalOrder, UnknownInventory
 from goblin.jobs.domain.job import Job
-from goblin.jobs.domain.market import Listing, Wanted
-from goblin.jobs.domain.webhooks import Hint
-from goblin.jobs.policy.spot.market_history import Watched
+from goblin.jobs.domain.market import InstanceRequirements, Listing
+from goblin.jobs.policy.spot.market_history import MarketHistory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stored:
+class StoredJob:
     """A job as it was read, and what it is compared with when it is written again."""
 
     job: Job
@@ -25,35 +24,35 @@ class Stored:
 class JobStore(Protocol):
     """Job documents. Every method raises `StoreUnavailable` when the store does not answer."""
 
-    async def create(self, job: Job) -> Stored | None:
+    async def create(self, job: Job) -> StoredJob | None:
         """Write a new job; None when the id is taken."""
 
-    async def get(self, job_id: str) -> Stored | None:
+    async def get(self, job_id: str) -> StoredJob | None:
         """The job now; None when there is none."""
 
-    async def replace(self, job: Job, version: str) -> Stored | None:
+    async def replace(self, job: Job, version: str) -> StoredJob | None:
         """Write the job if it is still at the version; None when somebody else wrote it."""
 
-    async def place(self, job: Job, version: str, *, limit: int) -> Stored | None:
+    async def place(self, job: Job, version: str, *, limit: int) -> StoredJob | None:
         """Write a job that takes a place, as `replace` does, if at most `limit` of its kind have one then.
 
         Two that want the last place at the same time do not both get it.
         """
 
-    async def list_open(self, limit: int) -> Sequence[Stored]:
+    async def list_open(self, limit: int) -> Sequence[StoredJob]:
         """Jobs with something left to do, the oldest first."""
 
     async def list_recent(self, limit: int) -> Sequence[Job]:
         """All jobs, the newest first."""
 
 
-class MarketStore(Protocol):
+class MarketHistoryStore(Protocol):
     """What was seen of the market. Every method raises `StoreUnavailable` when the store does not answer."""
 
-    async def load(self) -> tuple[Watched, str | None]:
+    async def load(self) -> tuple[MarketHistory, str | None]:
         """What is known, and its version; nothing and None at first, or when what is stored is of another time."""
 
-    async def save(self, watched: Watched, version: str | None) -> bool:
+    async def save(self, history: MarketHistory, version: str | None) -> bool:
         """Write it if it is still at the version; False when somebody else wrote it."""
 
 
@@ -72,19 +71,19 @@ class ComputeProvider(Protocol):
     def start_s_max(self) -> float:
         """How long an instance may take from being asked for to its first word."""
 
-    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+    async def offers(self, wanted: InstanceRequirements) -> Listing | UnknownInventory:
         """What could be rented now that fits, spot and on demand, at most a few hundred.
 
-        Never raises: an error is `Unknown`. May be up to a minute old.
+        Never raises: an error is `UnknownInventory`. May be up to a minute old.
         """
 
     async def inventory(self) -> Inventory:
         """Every instance of ours (by label) that exists, also a broken one: if it may bill, it is listed.
 
-        Never raises: an error is `Unknown`.
+        Never raises: an error is `UnknownInventory`.
         """
 
-    async def rent(self, order: Order) -> str:
+    async def rent(self, order: RentalOrder) -> str:
         """Ask for one instance; its id. Called once per label.
 
         Raises:
@@ -103,13 +102,13 @@ class ComputeProvider(Protocol):
         """
 
 
-class HintStore(Protocol):
+class WebhookEventStore(Protocol):
     """Hints that were followed. Every method raises `StoreUnavailable` when the store does not answer."""
 
-    async def take(self, hint: Hint, *, until: datetime) -> bool:
+    async def take(self, event: WebhookEvent, *, until: datetime) -> bool:
         """Note that it is followed; False when it was before. It may be forgotten from then on."""
 
-    async def give_back(self, hint: Hint) -> None:
+    async def give_back(self, event: WebhookEvent) -> None:
         """It was not followed after all; unknown is no error."""
 
 
@@ -121,3 +120,14 @@ class AttemptKeys(Protocol):
 
     async def close(self, digest: str) -> None:
         """Shut it out; unknown is no error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WebhookEvent:
+    """Somebody who knows the shared secret says that something happened; what did, a look has to show."""
+
+    provider: str
+    event_id: str
+    """The same at every delivery."""
+    kind: str
+    """The provider's own word, as `outbid`."""

@@ -16,19 +16,19 @@ from goblin.core.labels import job_of_label
 from goblin.jobs import batch, checkpoints, training
 from goblin.jobs import placement as placing
 from goblin.jobs import renewals as upkeep
-from goblin.jobs import reservations as rents
-from goblin.jobs.batch import Rejected
-from goblin.jobs.domain.instances import Inventory, Known
-from goblin.jobs.domain.job import Job, Kind, State
+from goblin.jobs import reservations as reservations
+from goblin.jobs.batch import RejectedInput
+from goblin.jobs.domain.instances import Inventory, KnownInventory
+from goblin.jobs.domain.job import Job, JobKind, JobState
 from goblin.jobs.domain.market import NoPlacement
 from goblin.jobs.lifecycle import JobDeps, act, announce, change
-from goblin.jobs.placement import Survey
+from goblin.jobs.placement import MarketSnapshot
 from goblin.jobs.policy import placement as places
 from goblin.jobs.policy import queue as queues
 from goblin.jobs.policy import reservations as renting
 from goblin.jobs.policy import state_machine as policy
-from goblin.jobs.policy.state_machine import Fact, Transition
-from goblin.jobs.ports import ComputeProvider, Stored
+from goblin.jobs.policy.state_machine import Transition, Trigger
+from goblin.jobs.ports import ComputeProvider, StoredJob
 
 log = logging.getLogger(__name__)
 
@@ -39,7 +39,7 @@ STEPS_MAX = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Report:
+class ReconcileReport:
     """What a run did."""
 
     moved: int
@@ -48,7 +48,7 @@ class Report:
     errors: tuple[str, ...]
 
 
-async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
+async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileReport:
     """One run over all open jobs, or over one of them right after an event.
 
     Errors of one job or provider do not keep the others waiting: they are in the report.
@@ -60,13 +60,13 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
     # After the jobs: an instance that a job names was there to be seen.
     inventories = await _inventories(deps.compute)
     try:
-        market = await placing.survey(inventories, deps)
+        market = await placing.take_snapshot(inventories, deps)
     except StoreUnavailable:
         # Without the ledger nothing is rented; what nobody wants must go all the same.
         if only is None:
             await _sweep(inventories, deps)
         raise
-    errors = [f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, Known)]
+    errors = [f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, KnownInventory)]
     moved = placed = released = 0
     for stored in before:
         if only in (None, stored.job.job_id):
@@ -91,10 +91,10 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> Report:
         errors += unreleased
     for line in errors:
         log.warning("reconcile: %s", line)
-    return Report(moved=moved, placed=placed, released=released, errors=tuple(errors))
+    return ReconcileReport(moved=moved, placed=placed, released=released, errors=tuple(errors))
 
 
-async def _each(jobs: Sequence[Stored], work: Callable[[Job], Awaitable[None]]) -> list[str]:
+async def _each(jobs: Sequence[StoredJob], work: Callable[[Job], Awaitable[None]]) -> list[str]:
     errors = []
     for stored in jobs:
         try:
@@ -110,14 +110,16 @@ async def _inventories(compute: Mapping[str, ComputeProvider]) -> dict[str, Inve
     return dict(zip(compute, seen, strict=True))
 
 
-async def _advance(stored: Stored, inventories: Mapping[str, Inventory], market: Survey, deps: JobDeps) -> int:
+async def _advance(
+    stored: StoredJob, inventories: Mapping[str, Inventory], market: MarketSnapshot, deps: JobDeps
+) -> int:
     """Bring one job on until nothing more follows now; whoever writes it meanwhile takes over."""
     for moved in range(STEPS_MAX):
         followed = await _next(stored.job, inventories, market, deps)
         if followed is None:
             await announce(stored.job, deps)
             return moved
-        fact, transition = followed
+        trigger, transition = followed
         written = await deps.jobs.replace(transition.job, stored.version)
         if written is None:
             return moved
@@ -125,63 +127,63 @@ async def _advance(stored: Stored, inventories: Mapping[str, Inventory], market:
             log.info("job %s: %s: %s", written.job.job_id, written.job.state, written.job.reason)
         await act(transition, deps)
         if policy.is_loss(stored.job, written.job):
-            market.remember(stored.job, fact)
+            market.remember(stored.job, trigger)
         stored = written
     return STEPS_MAX
 
 
 async def _next(
-    job: Job, inventories: Mapping[str, Inventory], market: Survey, deps: JobDeps
-) -> tuple[Fact, Transition] | None:
+    job: Job, inventories: Mapping[str, Inventory], market: MarketSnapshot, deps: JobDeps
+) -> tuple[Trigger, Transition] | None:
     now = deps.clock.now()
 
-    def follow(fact: Fact, reason: str, **changes: object) -> tuple[Fact, Transition] | None:
-        transition = policy.apply(job, fact, now=now, reason=reason, **changes)
-        return None if transition is None else (fact, transition)
+    def follow(trigger: Trigger, reason: str, **changes: object) -> tuple[Trigger, Transition] | None:
+        transition = policy.apply(job, trigger, now=now, reason=reason, **changes)
+        return None if transition is None else (trigger, transition)
 
-    if job.state is State.REQUESTED:
+    if job.state is JobState.REQUESTED:
         return await _admit(job, market, deps, follow)
-    if job.state is State.FINISHING:
+    if job.state is JobState.FINISHING:
         return await _compose(job, deps, follow)
     inventory = inventories.get(job.lease.provider) if job.lease else None
     observed = policy.observe(job, inventory, now=now)
     if observed is None:
         leave = policy.asked_to_leave(job, inventory, now=now)
-        return None if leave is None else (Fact.STOPPED, policy.ask_to_stop(job, leave, now=now))
-    fact, reason = observed
-    if fact is Fact.SETTLED:
-        await rents.unlimit_job(job, deps.money.ledger)
-    if job.state is State.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
+        return None if leave is None else (Trigger.STOPPED, policy.ask_to_stop(job, leave, now=now))
+    trigger, reason = observed
+    if trigger is Trigger.SETTLED:
+        await reservations.unlimit_job(job, deps.money.ledger)
+    if job.state is JobState.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
         # Before the next attempt: once it is placed, the last one's checkpoints come too late.
-        return follow(Fact.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
-    if fact is Fact.RENTED and job.lease and isinstance(inventory, Known):
+        return follow(Trigger.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
+    if trigger is Trigger.RENTED and job.lease and isinstance(inventory, KnownInventory):
         instance = inventory.by_label()[job.lease.label]
-        named = renting.named(job.rents, job.lease.label, instance.instance_id)
-        return follow(fact, reason, lease=replace(job.lease, instance_id=instance.instance_id), rents=named)
-    return follow(fact, reason)
+        named = renting.named(job.reservations, job.lease.label, instance.instance_id)
+        return follow(trigger, reason, lease=replace(job.lease, instance_id=instance.instance_id), reservations=named)
+    return follow(trigger, reason)
 
 
-Follow = Callable[..., tuple[Fact, Transition] | None]
+Follow = Callable[..., tuple[Trigger, Transition] | None]
 
 
-async def _admit(job: Job, market: Survey, deps: JobDeps, follow: Follow) -> tuple[Fact, Transition] | None:
+async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow) -> tuple[Trigger, Transition] | None:
     """Look at what it reads and at what it is promised, before it may wait for a place."""
-    check = training.check_inputs if job.spec.kind == Kind.TRAINING else batch.check_dataset
+    check = training.check_inputs if job.spec.kind == JobKind.TRAINING else batch.check_dataset
     found = await check(job, deps)
-    if isinstance(found, Rejected):
-        return follow(Fact.REJECTED, found.reason)
+    if isinstance(found, RejectedInput):
+        return follow(Trigger.REJECTED, found.reason)
     if job.spec.deadline is not None:
         facts = await market.facts(replace(job, dataset=found))
         denied = places.admit(replace(job, dataset=found), facts) if facts is not None else None
         if facts is None or (denied is not None and not denied.final):
             return None
         if denied is not None:
-            return follow(Fact.REJECTED, denied.reason)
+            return follow(Trigger.REJECTED, denied.reason)
         if not await _has_place(job, deps):
             return None
-    await rents.limit_job(job, deps.money.ledger)
+    await reservations.limit_job(job, deps.money.ledger)
     items = f"{found.items} items; " if found is not None and found.items else ""
-    return follow(Fact.ACCEPTED, f"{items}waits for a free place", dataset=found)
+    return follow(Trigger.ACCEPTED, f"{items}waits for a free place", dataset=found)
 
 
 async def _has_place(job: Job, deps: JobDeps) -> bool:
@@ -197,33 +199,35 @@ async def _has_place(job: Job, deps: JobDeps) -> bool:
     return False
 
 
-async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Fact, Transition] | None:
+async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Trigger, Transition] | None:
     try:
         manifests = await checkpoints.chain(job.checkpoint, deps) if job.checkpoint else []
-        if job.spec.kind == Kind.TRAINING:
+        if job.spec.kind == JobKind.TRAINING:
             refused = await training.write_output(job, manifests[-1], deps) if manifests else NOTHING
         else:
             refused = await batch.write_output(job, manifests, deps)
     except (Broken, NotFound) as error:
-        refused = Rejected(reason=str(error))
+        refused = RejectedInput(reason=str(error))
     if refused is not None:
-        return follow(Fact.BROKEN, refused.reason)
+        return follow(Trigger.BROKEN, refused.reason)
     where = job.spec.output_uri or (job.checkpoint.manifest_uri if job.checkpoint else "nowhere")
-    return follow(Fact.COMPOSED, f"output in {where}")
+    return follow(Trigger.COMPOSED, f"output in {where}")
 
 
-NOTHING = Rejected(reason="there is nothing to put together")
+NOTHING = RejectedInput(reason="there is nothing to put together")
 
 
 async def _sweep(inventories: Mapping[str, Inventory], deps: JobDeps) -> tuple[int, list[str]]:
     """End every instance that has no live lease, whoever lost sight of it and how."""
     released, errors = 0, []
     for name, inventory in inventories.items():
-        for instance in sorted(inventory.instances if isinstance(inventory, Known) else (), key=lambda i: i.label):
+        for instance in sorted(
+            inventory.instances if isinstance(inventory, KnownInventory) else (), key=lambda i: i.label
+        ):
             try:
                 # Read now, after the inventory: a lease is written before its instance exists.
                 stored = await deps.jobs.get(job_of_label(instance.label))
-                if policy.wants(stored.job if stored else None, instance.label):
+                if policy.has_live_lease(stored.job if stored else None, instance.label):
                     continue
                 log.info("%s: instance %s (%s) has no live lease", name, instance.instance_id, instance.label)
                 await deps.compute[name].release(instance.label)

@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from goblin.core.errors import StoreUnavailable
-from goblin.jobs import reservations as rents
-from goblin.jobs.domain.instances import Inventory, Known
-from goblin.jobs.domain.job import LEASED, Job, Rent, State, Stop
+from goblin.jobs import reservations as reservations
+from goblin.jobs.domain.instances import Inventory, KnownInventory
+from goblin.jobs.domain.job import LEASED, InstanceReservation, Job, JobState, StopRequest
 from goblin.jobs.lifecycle import JobDeps, change
-from goblin.jobs.placement import Survey
+from goblin.jobs.placement import MarketSnapshot
 from goblin.jobs.policy import placement as placing
 from goblin.jobs.policy import reservations as renting
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.policy.placement import STOP_WITHIN
 from goblin.jobs.policy.state_machine import Transition
-from goblin.jobs.reservations import Kept
+from goblin.jobs.reservations import Renewal
 
 log = logging.getLogger(__name__)
 
@@ -28,41 +28,48 @@ async def settle_ended(job: Job, inventories: Mapping[str, Inventory], deps: Job
     Raises:
         StoreUnavailable: The next run goes on where this one stopped.
     """
-    if not job.rents:
+    if not job.reservations:
         return
     now = deps.clock.now()
     # By the job as it was before the inventory was listed: a label that nobody wanted then, nobody rents any more.
-    gone = {rent.label for rent in job.rents if _is_gone(rent, job, inventories, now)}
+    gone = {reservation.label for reservation in job.reservations if _is_gone(reservation, job, inventories, now)}
 
     def end(job: Job) -> Transition | None:
-        after = tuple(renting.ended(rent, now) if rent.label in gone else rent for rent in job.rents)
-        return policy.note(job, rents=after) if after != job.rents else None
+        after = tuple(
+            renting.ended(reservation, now) if reservation.label in gone else reservation
+            for reservation in job.reservations
+        )
+        return policy.note(job, reservations=after) if after != job.reservations else None
 
     await change(deps, job.job_id, end)
     stored = await deps.jobs.get(job.job_id)
-    for rent in stored.job.rents if stored else ():
-        if rent.ended_at is None:
+    for reservation in stored.job.reservations if stored else ():
+        if reservation.ended_at is None:
             continue
-        cost = await rents.settle(rent, deps.money, now=now)
-        await change(deps, job.job_id, lambda job, rent=rent, cost=cost: _drop(job, rent, cost))  # type: ignore[misc]
+        cost = await reservations.settle(reservation, deps.money, now=now)
+        await change(deps, job.job_id, lambda job, reservation=reservation, cost=cost: _drop(job, reservation, cost))  # type: ignore[misc]
 
 
-def _is_gone(rent: Rent, job: Job, inventories: Mapping[str, Inventory], now: datetime) -> bool:
+def _is_gone(reservation: InstanceReservation, job: Job, inventories: Mapping[str, Inventory], now: datetime) -> bool:
     """Whether a whole inventory, listed after the job was read, lacks the instance and nobody may still rent it."""
-    if rent.ended_at is not None or policy.wants(job, rent.label) or renting.may_come(rent, now):
+    if (
+        reservation.ended_at is not None
+        or policy.has_live_lease(job, reservation.label)
+        or renting.may_come(reservation, now)
+    ):
         return False
-    inventory = inventories.get(rent.provider)
-    return isinstance(inventory, Known) and rent.label not in inventory.by_label()
+    inventory = inventories.get(reservation.provider)
+    return isinstance(inventory, KnownInventory) and reservation.label not in inventory.by_label()
 
 
-def _drop(job: Job, rent: Rent, cost_usd_micros: int) -> Transition | None:
-    if rent not in job.rents:
+def _drop(job: Job, reservation: InstanceReservation, cost_usd_micros: int) -> Transition | None:
+    if reservation not in job.reservations:
         return None
-    left = tuple(one for one in job.rents if one != rent)
-    return policy.note(job, rents=left, spent_usd_micros=job.spent_usd_micros + cost_usd_micros)
+    left = tuple(one for one in job.reservations if one != reservation)
+    return policy.note(job, reservations=left, spent_usd_micros=job.spent_usd_micros + cost_usd_micros)
 
 
-async def keep(job: Job, market: Survey, deps: JobDeps) -> None:
+async def keep(job: Job, market: MarketSnapshot, deps: JobDeps) -> None:
     """Prolong what a live attempt costs; ask it to stop when it may not go on or should run elsewhere.
 
     Raises:
@@ -71,46 +78,50 @@ async def keep(job: Job, market: Survey, deps: JobDeps) -> None:
     if job.state not in LEASED or job.lease is None:
         return
     now, label = deps.clock.now(), job.lease.label
-    rent = next((one for one in job.rents if one.label == label and one.ended_at is None), None)
+    reservation = next((one for one in job.reservations if one.label == label and one.ended_at is None), None)
     stop = None
-    if rent is not None:
-        accounts = renting.accounts_of(rent.provider, job.job_id)
+    if reservation is not None:
+        accounts = renting.accounts_of(reservation.provider, job.job_id)
         if reason := renting.why_halted(accounts, market.frozen.stops):
-            stop = Stop(reason=reason, by=min(now + STOP_WITHIN, renting.leave_at(rent)))
+            stop = StopRequest(reason=reason, by=min(now + STOP_WITHIN, renting.leave_at(reservation)))
         else:
-            stop = await _prolong(job, rent, renting.why_halted(accounts, market.frozen.starts), deps, now)
-    if stop is None and job.spec.deadline is not None and job.state is State.RUNNING:
+            stop = await _prolong(job, reservation, renting.why_halted(accounts, market.frozen.starts), deps, now)
+    if stop is None and job.spec.deadline is not None and job.state is JobState.RUNNING:
         facts = await market.facts(job)
         stop = placing.move(job, facts) if facts is not None else None
     if stop is not None and (job.stop is None or stop.by < job.stop.by):
         await _ask_to_stop(job, stop, deps)
 
 
-async def _prolong(job: Job, rent: Rent, halted: str, deps: JobDeps, now: datetime) -> Stop | None:
+async def _prolong(
+    job: Job, reservation: InstanceReservation, halt: str, deps: JobDeps, now: datetime
+) -> StopRequest | None:
     """Why and when the attempt must leave; None: it need not."""
     try:
-        kept = await rents.keep(rent, deps.money, now=now, halted=halted)
+        kept = await reservations.renew(reservation, deps.money, now=now, halt=halt)
     except StoreUnavailable as error:
         log.warning("job %s: its rent is not prolonged yet: %s", job.job_id, error)
-        kept = Kept(rents=(rent,), refused=error.message)
-    if kept.rents != (rent,):
+        kept = Renewal(reservations=(reservation,), refused=error.message)
+    if kept.reservations != (reservation,):
 
         def write(job: Job) -> Transition | None:
-            if rent not in job.rents:
+            if reservation not in job.reservations:
                 return None
-            at = job.rents.index(rent)
-            return policy.note(job, rents=(*job.rents[:at], *kept.rents, *job.rents[at + 1 :]))
+            at = job.reservations.index(reservation)
+            return policy.note(
+                job, reservations=(*job.reservations[:at], *kept.reservations, *job.reservations[at + 1 :])
+            )
 
         await change(deps, job.job_id, write)
     save_s = job.progress.save_s if job.progress and job.progress.save_s else 0.0
-    leave_at = renting.leave_at(kept.rent)
+    leave_at = renting.leave_at(kept.current)
     paid_up = not kept.refused and now < leave_at
-    if paid_up or now < renting.last_call(kept.rent, save_s=save_s):
+    if paid_up or now < renting.last_call(kept.current, save_s=save_s):
         return None
-    return Stop(reason=kept.refused or "what was put aside is used up", by=leave_at, ends_job=kept.ends_job)
+    return StopRequest(reason=kept.refused or "what was put aside is used up", by=leave_at, ends_job=kept.ends_job)
 
 
-async def _ask_to_stop(job: Job, stop: Stop, deps: JobDeps) -> None:
+async def _ask_to_stop(job: Job, stop: StopRequest, deps: JobDeps) -> None:
     label = job.lease.label if job.lease else ""
     log.info("job %s: attempt %d is asked to stop: %s", job.job_id, job.attempt, stop.reason)
 

@@ -1,47 +1,44 @@
-"""Money for rented instances: put aside before they exist, prolonged while they work, settled once they are gone.
+"""Budget for rented instances: reserved before they exist, renewed while they work, settled once they are gone.
 
-    place    plan (`renting.first`) written into the job ─► reserve ─► what it gave written into the job ─► rent
-    tick     keep ─► what it gave written into the job         no money: the instance runs to the end of what is paid
-    end      `ended_at` written into the job ─► settle ─► the rent dropped from the job, its cost added
+    place    plan (`reservations.first`) written into the job ─► reserve ─► its result written into the job ─► rent
+    tick     renew ─► its result written into the job         refused: the instance runs to the end of what is paid
+    end      `ended_at` written into the job ─► settle ─► the reservation dropped from the job, its cost added
 
-The job's document is written between any two of these, so that a crash leaves either a rent that somebody finds there
-and settles, or a lease of the ledger that runs out and counts as spent until the provider's bill says otherwise. Each
-step may be repeated, by anybody, and then gives what it gave.
+The job's document is written between any two of these. So a crash leaves either a reservation in a document, which the
+next tick settles, or an allocation that expires and counts as spent until the provider's bill says otherwise. Each step
+may be repeated and then returns what it returned.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from goblin.billing.policy.allocation import Ask, Crossing, Shortage, Step
-from goblin.billing.ports import Ledger, Lender
+from goblin.billing.budget_client import BudgetClient
+from goblin.billing.domain.ledger import LedgerEntry
+from goblin.billing.policy.allocation import InsufficientBudget
+from goblin.billing.ports import Ledger
 from goblin.core.errors import StoreUnavailable
-from goblin.jobs.domain.job import Job, Rent
+from goblin.jobs.domain.job import InstanceReservation, Job
 from goblin.jobs.policy import reservations as policy
-from goblin.jobs.policy.reservations import Halted
+from goblin.jobs.policy.reservations import SpendingHalt
 
 log = logging.getLogger(__name__)
 
-EXCHANGES_MAX = 12
-"""More than there are slices, and earlier exchanges whose answers were lost."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deps:
+class ReservationDeps:
+    budget_client: BudgetClient
     ledger: Ledger
-    lender: Lender
-    announce: Callable[[Crossing], Awaitable[None]]
-    """Tells that a budget passed a threshold; what it fails to tell, the hourly settlement does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Kept:
+class Renewal:
     """A rent after a tick."""
 
-    rents: tuple[Rent, ...]
+    reservations: tuple[InstanceReservation, ...]
     """What stands in the job for it from now on; after midnight yesterday's, which has ended, and today's."""
     refused: str = ""
     """Why it is not prolonged though it is time; each tick tries again, until the end of what is paid."""
@@ -49,12 +46,14 @@ class Kept:
     """It will never be: the budget is used up for good."""
 
     @property
-    def rent(self) -> Rent:
+    def current(self) -> InstanceReservation:
         """The one that goes on."""
-        return self.rents[-1]
+        return self.reservations[-1]
 
 
-async def reserve(plan: Rent, deps: Deps, *, now: datetime) -> Rent | Shortage:
+async def reserve(
+    plan: InstanceReservation, deps: ReservationDeps, *, now: datetime
+) -> InstanceReservation | InsufficientBudget:
     """Put the first slice of an attempt aside: the longest that every budget covers.
 
     Args:
@@ -70,13 +69,13 @@ async def reserve(plan: Rent, deps: Deps, *, now: datetime) -> Rent | Shortage:
         StoreUnavailable: Nobody knows whether anything is put aside, so nothing is rented. `settle` with `ended_at` at
             `since` gives it back.
     """
-    found = await _put_aside(policy.slices(plan), deps, now=now)
-    if isinstance(found, Shortage):
-        await _close(plan, deps, now=now)
+    found = await _reserve_longest(policy.slices(plan), deps, now=now)
+    if isinstance(found, InsufficientBudget):
+        await _release(plan, deps, now=now)
     return found
 
 
-async def keep(rent: Rent, deps: Deps, *, now: datetime, halted: str = "") -> Kept:
+async def renew(reservation: InstanceReservation, deps: ReservationDeps, *, now: datetime, halt: str = "") -> Renewal:
     """Prolong a rent when it is time, and let the new day's take it over after midnight; mostly it does nothing.
 
     Args:
@@ -92,17 +91,17 @@ async def keep(rent: Rent, deps: Deps, *, now: datetime, halted: str = "") -> Ke
     Raises:
         StoreUnavailable: The rent holds as it is in the document, to the same two instants; the next tick tries again.
     """
-    turned = policy.turns(rent, now)
-    wishes = turned or policy.renewals(rent, now)
-    if not wishes or halted:
-        return Kept(rents=(rent,), refused=halted if wishes else "")
-    found = await _put_aside(wishes, deps, now=now)
-    if isinstance(found, Shortage):
-        return Kept(rents=(rent,), refused=policy.said(found), ends_job=policy.is_used_up(found))
-    return Kept(rents=(policy.ended(rent, found.since), found) if turned else (found,))
+    turned = policy.turns(reservation, now)
+    wishes = turned or policy.renewals(reservation, now)
+    if not wishes or halt:
+        return Renewal(reservations=(reservation,), refused=halt if wishes else "")
+    found = await _reserve_longest(wishes, deps, now=now)
+    if isinstance(found, InsufficientBudget):
+        return Renewal(reservations=(reservation,), refused=policy.said(found), ends_job=policy.is_used_up(found))
+    return Renewal(reservations=(policy.ended(reservation, found.since), found) if turned else (found,))
 
 
-async def settle(rent: Rent, deps: Deps, *, now: datetime) -> int:
+async def settle(reservation: InstanceReservation, deps: ReservationDeps, *, now: datetime) -> int:
     """Write what a rent that has ended cost, once, and give back the rest of what was put aside.
 
     Args:
@@ -118,15 +117,17 @@ async def settle(rent: Rent, deps: Deps, *, now: datetime) -> int:
         StoreUnavailable: Again, later; nothing of it happens twice.
         ValueError: Its end is not known.
     """
-    cost, entries = policy.cost_usd_micros(rent), policy.settlement(rent)
-    if entries and not await deps.lender.settle(policy.lease_id(rent), entries):
-        # It had run out, and the provider's bill was quicker to say what it cost; or all of this was done before.
-        log.warning("%s is settled already", policy.lease_id(rent))
-    if rent.ended_at is not None and rent.ended_at > rent.until:
-        log.warning("%s was seen to be gone at %s and was paid until %s", rent.label, rent.ended_at, rent.until)
-    await _close(rent, deps, now=now)
-    if (lost := policy.unwritten(rent)) is not None:
-        await _close(lost, deps, now=now)
+    cost, entries = policy.cost_usd_micros(reservation), policy.settlement(reservation)
+    if reservation.ended_at is not None and reservation.ended_at > reservation.until:
+        log.warning(
+            "%s was seen to be gone at %s and was paid until %s",
+            reservation.label,
+            reservation.ended_at,
+            reservation.until,
+        )
+    await _release(reservation, deps, entries, now=now)
+    if (lost := policy.unwritten(reservation)) is not None:
+        await _release(lost, deps, now=now)
     return cost
 
 
@@ -152,63 +153,42 @@ async def unlimit_job(job: Job, ledger: Ledger) -> None:
         await ledger.limit(account, limit.period, None)
 
 
-async def halted(ledger: Ledger) -> Halted:
+async def halt(ledger: Ledger) -> SpendingHalt:
     """What is frozen for jobs, read once in a tick. Raises `StoreUnavailable`: nothing is rented or prolonged then."""
-    return policy.halted(await ledger.freezes())
+    return policy.halt(await ledger.freezes())
 
 
-async def _put_aside(wishes: Sequence[Rent], deps: Deps, *, now: datetime) -> Rent | Shortage:
-    """Ask for the longest of some rents that differ in nothing but their end; if need be for a shorter one."""
+async def _reserve_longest(
+    wishes: Sequence[InstanceReservation], deps: ReservationDeps, *, now: datetime
+) -> InstanceReservation | InsufficientBudget:
+    """Reserve the longest of some reservations that differ in their end alone and that every budget covers."""
     wish = wishes[0]
-    before_usd_micros = paid_usd_micros = wish.reserved_usd_micros
-    seq, shortage = wish.seq, None
-    for _ in range(EXCHANGES_MAX):
-        need = policy.worst_usd_micros(wish) - paid_usd_micros
-        asked = policy.ask(wish, seq=seq + 1, need_usd_micros=max(0, need), paid_usd_micros=paid_usd_micros)
-        step = await _exchange(asked, deps, now=now)
-        if step.lease is None:
-            break  # It ran out, or was settled by somebody who saw the end.
-        seq, paid_usd_micros = step.lease.seq, max(paid_usd_micros, step.lease.granted_usd_micros)
-        if paid_usd_micros >= policy.worst_usd_micros(wish):
-            return policy.lent(wish, paid_usd_micros, seq)
-        if not step.writes:
-            continue  # An earlier exchange, whose answer was lost, had this number.
-        shortage = step.shortage
-        if shortage is None or shortage.left_usd_micros >= shortage.need_usd_micros:
-            break  # By another's clock the day of this lease is over; by ours it soon is.
-        shorter = policy.fitting(wishes, paid_usd_micros=paid_usd_micros, left_usd_micros=shortage.left_usd_micros)
+    before_usd_micros = wish.reserved_usd_micros
+    allocation = policy.local_allocation(wish)
+    for _ in range(len(wishes) + 1):
+        paid_usd_micros = allocation.used_usd_micros
+        need_usd_micros = max(0, policy.worst_usd_micros(wish) - paid_usd_micros)
+        allocation.expires_at = wish.until + policy.EXPIRES_AFTER
+        insufficient = await deps.budget_client.renew_until_covered(allocation, need_usd_micros, now=now)
+        if allocation.retired or allocation.granted is None:
+            break  # It expired, or was settled by a tick that saw the end; or by the ledger's clock its day is over.
+        paid_usd_micros = max(paid_usd_micros, allocation.granted.granted_usd_micros)
+        allocation.reserved = {wish.label: paid_usd_micros}
+        if insufficient is None:
+            return policy.granted(wish, paid_usd_micros, allocation.seq)
+        if insufficient.left_usd_micros >= insufficient.need_usd_micros:
+            break  # By the ledger's clock the day of this allocation is over; by ours it soon is.
+        shorter = policy.fitting(wishes, paid_usd_micros=paid_usd_micros, left_usd_micros=insufficient.left_usd_micros)
         if shorter is None:
             if paid_usd_micros > before_usd_micros:
-                return policy.lent(wish, paid_usd_micros, seq)
-            return shortage
+                return policy.granted(wish, paid_usd_micros, allocation.seq)
+            return insufficient
         wish = shorter
-    raise StoreUnavailable("The spend ledger gives no clear answer, so nothing is put aside.")
+    raise StoreUnavailable("The spend ledger gives no clear answer, so nothing is reserved.")
 
 
-async def _close(rent: Rent, deps: Deps, *, now: datetime) -> None:
-    """Give back what is not settled; that there is nothing is no error.
-
-    Raises:
-        StoreUnavailable: As the ledger's, or others keep exchanging on it.
-    """
-    seq = max(1, rent.seq)
-    for _ in range(EXCHANGES_MAX):
-        step = await _exchange(policy.ask(rent, seq=seq + 1, close=True), deps, now=now)
-        if step.lease is None and step.writes:
-            return
-        if step.lease is None:
-            # Gone, or expired: then what it really cost is written, and the rest was not spent.
-            await deps.lender.resolve(policy.lease_id(rent), spent_usd_micros=0, now=now)
-            return
-        seq = step.lease.seq
-    raise StoreUnavailable("The spend ledger does not let go of a rent yet.")
-
-
-async def _exchange(asked: Ask, deps: Deps, *, now: datetime) -> Step:
-    step = await deps.lender.exchange(asked, now=now)
-    for crossing in step.crossings:
-        try:
-            await deps.announce(crossing)
-        except StoreUnavailable as error:
-            log.warning("nobody was told that %s is at %d %%: %s", crossing.account, crossing.percent, error.message)
-    return step
+async def _release(
+    reservation: InstanceReservation, deps: ReservationDeps, entries: Sequence[LedgerEntry] = (), *, now: datetime
+) -> None:
+    """Write what was spent and give back the rest; that there is nothing is no error. Raises as `release`."""
+    await deps.budget_client.release(policy.local_allocation(reservation, close=True), entries, now=now)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from goblin.core.ports import ObjectFacts
-from goblin.jobs.batch import OWNER, Rejected
+from goblin.jobs.batch import OWNER, RejectedInput
 from goblin.jobs.domain.checkpoints import FILE_NAME, Manifest
 from goblin.jobs.domain.job import Dataset, Job
 from goblin.jobs.lifecycle import JobDeps
@@ -16,19 +16,19 @@ DISK_SHARE_MAX = 0.9
 _NAME = re.compile(FILE_NAME)
 
 
-async def check_inputs(job: Job, deps: JobDeps) -> Dataset | Rejected | None:
+async def check_inputs(job: Job, deps: JobDeps) -> Dataset | RejectedInput | None:
     """Look at the input as it is now: another object under its name is not read. None: the job has none."""
     uri, output_uri = job.spec.dataset_uri, job.spec.output_uri
     if output_uri is not None and await deps.objects.list_from(f"{output_uri}/", f"{output_uri}/"):
-        return Rejected(reason=f"there is something in {output_uri}/; an output is never overwritten")
+        return RejectedInput(reason=f"there is something in {output_uri}/; an output is never overwritten")
     if uri is None:
         return None
     facts = await deps.objects.stat(uri)
     if facts is None:
-        return Rejected(reason=f"there is no {uri}")
+        return RejectedInput(reason=f"there is no {uri}")
     most = min(INPUT_BYTES_MAX, int(job.spec.disk_gib * 1024**3 * DISK_SHARE_MAX))
     if not 0 < facts.size <= most:
-        return Rejected(
+        return RejectedInput(
             reason=f"{uri} has {facts.size} bytes; with {job.spec.disk_gib} GiB of disk 1 to {most} will do"
         )
     return Dataset(uri=uri, generation=facts.generation, size=facts.size, items=0)
@@ -40,7 +40,7 @@ def input_name(uri: str) -> str:
     return name if _NAME.match(name) else "dataset"
 
 
-async def write_output(job: Job, manifest: Manifest, deps: JobDeps) -> Rejected | None:
+async def write_output(job: Job, manifest: Manifest, deps: JobDeps) -> RejectedInput | None:
     """Copy the last checkpoint's files below the output, create-only; done already is done.
 
     Without an output the checkpoint is the result.
@@ -57,5 +57,5 @@ async def write_output(job: Job, manifest: Manifest, deps: JobDeps) -> Rejected 
             or (made.size, made.crc32c) != (file.size, file.crc32c)
             or made.metadata.get(OWNER) != job.job_id
         ):
-            return Rejected(reason=f"{uri} exists and is not this job's output")
+            return RejectedInput(reason=f"{uri} exists and is not this job's output")
     return None

@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
 from goblin.core.errors import GoblinError
-from goblin.jobs.domain.webhooks import Hint
 from goblin.jobs.lifecycle import JobDeps
-from goblin.jobs.ports import HintStore
+from goblin.jobs.ports import WebhookEvent, WebhookEventStore
 from goblin.jobs.reconcile import reconcile
 
 log = logging.getLogger(__name__)
@@ -30,23 +29,27 @@ FOLLOWED = frozenset(
 
 
 async def follow(
-    hint: Hint, deps: JobDeps, hints: HintStore, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+    event: WebhookEvent,
+    deps: JobDeps,
+    webhook_events: WebhookEventStore,
+    *,
+    sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> bool:
     """Look at everything, once for each hint, however often it comes; whether it was looked at.
 
     Raises:
         Transient: It was not; it may come again.
     """
-    if hint.kind not in FOLLOWED:
+    if event.kind not in FOLLOWED:
         return False
-    if not await hints.take(hint, until=deps.clock.now() + KEPT):
+    if not await webhook_events.take(event, until=deps.clock.now() + KEPT):
         return False
-    log.info("%s tells of %s", hint.provider, hint.kind)
+    log.info("%s tells of %s", event.provider, event.kind)
     try:
-        if hint.kind == OUTBID:
+        if event.kind == OUTBID:
             await sleep(OUTBID_SEEN_S)
         await reconcile(deps)
     except GoblinError:
-        await hints.give_back(hint)
+        await webhook_events.give_back(event)
         raise
     return True

@@ -14,21 +14,21 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
-from goblin.core.errors import Conflict, Forbidden, InvalidRequest, LeaseHeld, Untrue
+from goblin.core.errors import Conflict, Forbidden, InvalidReport, InvalidRequest, LeaseHeld
 from goblin.core.events import CheckpointSaved
-from goblin.core.ports import Grant
+from goblin.core.ports import SignedRequest
 from goblin.jobs import attempt_logs as logs
 from goblin.jobs import checkpoint_retention as keeping
 from goblin.jobs import checkpoints, training
-from goblin.jobs import invalid_reports as lies
+from goblin.jobs import invalid_reports as invalid_reports
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint, Manifest, manifest_uri
-from goblin.jobs.domain.instances import Lease
-from goblin.jobs.domain.job import ENDED, Job, Kind, Progress, State
-from goblin.jobs.domain.worker import Assignment, InputFile, Inputs, Standing, Told
+from goblin.jobs.domain.instances import AttemptLease
+from goblin.jobs.domain.job import ENDED, Job, JobKind, JobState, Progress
+from goblin.jobs.domain.worker import Assignment, HeartbeatReply, InputFile, TrainingInputs, WorkerReport
 from goblin.jobs.lifecycle import JobDeps, act, change, load
 from goblin.jobs.policy import state_machine as policy
 from goblin.jobs.policy import training as training_policy
-from goblin.jobs.policy.state_machine import Fact, Transition
+from goblin.jobs.policy.state_machine import Transition, Trigger
 
 TOKEN_PREFIX = "gob-attempt-"  # noqa: S105 - what a token starts with, for whoever finds one in a log
 KEY_LIFE = timedelta(hours=1)
@@ -51,7 +51,7 @@ def digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()
 
 
-def authorise(job: Job, token: str) -> Lease:
+def authorise(job: Job, token: str) -> AttemptLease:
     """The lease that the token proves.
 
     Raises:
@@ -80,7 +80,7 @@ async def _attempt(job_id: str, token: str, deps: JobDeps) -> Job:
         authorise(job, token)
     except Forbidden:
         if is_token(token) and token.endswith(f".{job_id}"):
-            await lies.strange(job, deps)
+            await invalid_reports.strange(job, deps)
         raise
     return job
 
@@ -90,8 +90,8 @@ async def _believing(job: Job, deps: JobDeps) -> AsyncGenerator[None, None]:
     """Write down what turns out to be untrue, then refuse it."""
     try:
         yield
-    except Untrue as lie:
-        await lies.caught(job, lie.message, deps)
+    except InvalidReport as lie:
+        await invalid_reports.caught(job, lie.message, deps)
         raise
 
 
@@ -104,7 +104,7 @@ async def claim(job_id: str, token: str, deps: JobDeps) -> Assignment:
         LeaseHeld: The job changed meanwhile: ask again.
     """
     seen = await _attempt(job_id, token, deps)
-    if seen.spec.kind == Kind.TRAINING:
+    if seen.spec.kind == JobKind.TRAINING:
         return await _claim_training(seen, token, deps)
     job = await _claim(seen, token, seen.checkpoint, deps)
     return Assignment(
@@ -135,16 +135,16 @@ async def _claim(seen: Job, token: str, checkpoint: Checkpoint | None, deps: Job
         now = deps.clock.now()
         lease = replace(authorise(job, token), until=now + timedelta(seconds=policy.LEASE_S))
         reason, changes = "", dict[str, Any]()
-        if job.spec.kind == Kind.TRAINING and job.checkpoint != seen.checkpoint:
+        if job.spec.kind == JobKind.TRAINING and job.checkpoint != seen.checkpoint:
             raise LeaseHeld(f"job {job.job_id} has another checkpoint by now", retry_after_s=1)
         if checkpoint != seen.checkpoint:
             step = checkpoint.step if checkpoint else 0
             reason = f"checkpoint {job.saved_step} is torn; attempt {job.attempt} begins at step {step}"
             lease, changes = replace(lease, resumed_step=step), {"checkpoint": checkpoint, "step": step}
-        elif job.state is not State.RUNNING:
+        elif job.state is not JobState.RUNNING:
             reason = f"attempt {job.attempt} begins at step {job.saved_step}"
         changes = {"step": job.saved_step, **changes}
-        return _live(job, policy.apply(job, Fact.CLAIMED, now=now, reason=reason, lease=lease, **changes))
+        return _live(job, policy.apply(job, Trigger.CLAIMED, now=now, reason=reason, lease=lease, **changes))
 
     transition = await change(deps, seen.job_id, decide)
     if transition is None:
@@ -152,22 +152,22 @@ async def _claim(seen: Job, token: str, checkpoint: Checkpoint | None, deps: Job
     return transition.job
 
 
-async def inputs(job_id: str, token: str, deps: JobDeps) -> Grant | Inputs:
+async def inputs(job_id: str, token: str, deps: JobDeps) -> SignedRequest | TrainingInputs:
     """What the attempt reads, again, when the first grants have expired: a batch's dataset, a training's inputs."""
     job = await _attempt(job_id, token, deps)
-    if job.spec.kind != Kind.TRAINING:
+    if job.spec.kind != JobKind.TRAINING:
         return await _dataset(job, deps)
     made = await checkpoints.read_manifest(job.checkpoint.manifest_uri, deps) if job.checkpoint else None
     return await _inputs(job, token, made[0] if made else None, deps)
 
 
-async def _dataset(job: Job, deps: JobDeps) -> Grant:
+async def _dataset(job: Job, deps: JobDeps) -> SignedRequest:
     if job.dataset is None:
         raise Conflict("the job has no dataset")
-    return await deps.objects.grant_get(job.dataset.uri, generation=job.dataset.generation)
+    return await deps.objects.sign_get(job.dataset.uri, generation=job.dataset.generation)
 
 
-async def _inputs(job: Job, token: str, manifest: Manifest | None, deps: JobDeps) -> Inputs:
+async def _inputs(job: Job, token: str, manifest: Manifest | None, deps: JobDeps) -> TrainingInputs:
     """Grants for the input as it was when the job was accepted, and for the checkpoint's files."""
     files = []
     if job.dataset is not None:
@@ -175,22 +175,24 @@ async def _inputs(job: Job, token: str, manifest: Manifest | None, deps: JobDeps
         facts = await deps.objects.stat(dataset.uri)
         if facts is None or facts.generation != dataset.generation:
             reason = f"{dataset.uri} is gone or was replaced since the job was accepted"
-            await _end(job.job_id, token, Fact.BROKEN, reason, deps)
+            await _end(job.job_id, token, Trigger.BROKEN, reason, deps)
             raise Conflict(reason, code="attempt_over")
-        grant = await deps.objects.grant_get(dataset.uri, generation=dataset.generation)
+        grant = await deps.objects.sign_get(dataset.uri, generation=dataset.generation)
         name = training.input_name(dataset.uri)
         files.append(InputFile(name=name, size=facts.size, crc32c=facts.crc32c, sha256=None, grant=grant))
     saved = [
         InputFile(
             name=file.name, size=file.size, crc32c=file.crc32c, sha256=file.sha256 or None,
-            grant=await deps.objects.grant_get(file.uri, generation=file.generation),
+            grant=await deps.objects.sign_get(file.uri, generation=file.generation),
         )
         for file in (manifest.files if manifest else ())
     ]  # fmt: skip
-    return Inputs(files=tuple(files), checkpoint=tuple(saved))
+    return TrainingInputs(files=tuple(files), checkpoint=tuple(saved))
 
 
-async def heartbeat(job_id: str, token: str, step: int, deps: JobDeps, *, told: Told | None = None) -> Standing:
+async def heartbeat(
+    job_id: str, token: str, step: int, deps: JobDeps, *, told: WorkerReport | None = None
+) -> HeartbeatReply:
     """Prolong the lease, and keep what the attempt says of itself.
 
     Raises:
@@ -198,7 +200,7 @@ async def heartbeat(job_id: str, token: str, step: int, deps: JobDeps, *, told: 
         Conflict: The attempt is over: stop.
         Untrue: The numbers cannot be.
     """
-    seen, told = await _attempt(job_id, token, deps), told or Told()
+    seen, told = await _attempt(job_id, token, deps), told or WorkerReport()
     renewed = False
 
     def decide(job: Job) -> Transition:
@@ -207,7 +209,7 @@ async def heartbeat(job_id: str, token: str, step: int, deps: JobDeps, *, told: 
         lease = authorise(job, token)
         until = now + timedelta(seconds=policy.LEASE_S)
         changes: dict[str, Any] = {"step": max(job.step, step)}
-        if job.spec.kind == Kind.BATCH:
+        if job.spec.kind == JobKind.BATCH:
             renewed = lease.key_until is None or lease.key_until - now < KEY_LIFE / 2
             lease = replace(lease, until=until, key_until=now + KEY_LIFE if renewed else lease.key_until)
             changes["step"] = min(changes["step"], job.dataset.items if job.dataset else step)
@@ -218,9 +220,9 @@ async def heartbeat(job_id: str, token: str, step: int, deps: JobDeps, *, told: 
                 at=now, step=step, loss=told.loss, steps_per_s=told.steps_per_s, gpu_share=told.gpu_share,
                 gpu_errors=told.gpu_errors, save_s=told.save_s,
             )  # fmt: skip
-        transition = _live(job, policy.apply(job, Fact.BEAT, now=now, lease=lease, **changes))
+        transition = _live(job, policy.apply(job, Trigger.BEAT, now=now, lease=lease, **changes))
         if (lie := training_policy.impossible(job, step, told)) is not None:
-            raise Untrue(lie)
+            raise InvalidReport(lie)
         return transition
 
     async with _believing(seen, deps):
@@ -230,14 +232,14 @@ async def heartbeat(job_id: str, token: str, step: int, deps: JobDeps, *, told: 
     job = transition.job
     if renewed and job.lease and job.lease.key_until:
         await deps.keys.open(job.lease.token_sha256, name=f"job:{job_id}", until=job.lease.key_until)
-    return Standing(
+    return HeartbeatReply(
         state=job.state, stop=job.stop.reason if job.stop else None, checkpoint_s=training_policy.checkpoint_s(job)
     )
 
 
 async def begin_checkpoint(
     job_id: str, token: str, step: int, files: Sequence[Artifact], deps: JobDeps
-) -> tuple[str, Mapping[str, Grant]]:
+) -> tuple[str, Mapping[str, SignedRequest]]:
     """Grants for the files of a step; see `checkpoints.begin`."""
     job = await _attempt(job_id, token, deps)
     async with _believing(job, deps):
@@ -252,15 +254,15 @@ async def commit_checkpoint(
     job = await _attempt(job_id, token, deps)
     async with _believing(job, deps):
         saved = await checkpoints.commit(job, step, previous_step, upload_id, files, deps, loss=loss)
-    if job.spec.kind == Kind.TRAINING:
+    if job.spec.kind == JobKind.TRAINING:
         await keeping.prune(job, step, deps)
     return saved
 
 
-async def log_piece(job_id: str, token: str, number: int, *, size: int, crc32c: str, deps: JobDeps) -> Grant:
+async def log_piece(job_id: str, token: str, number: int, *, size: int, crc32c: str, deps: JobDeps) -> SignedRequest:
     """A grant for one piece of the attempt's log; see `logs.grant`."""
     job = await _attempt(job_id, token, deps)
-    if job.state is not State.RUNNING:
+    if job.state is not JobState.RUNNING:
         raise Conflict(f"the attempt is over: the job is {job.state}", code="attempt_over")
     return await logs.grant(job_id, job.attempt, number, size=size, crc32c=crc32c, deps=deps)
 
@@ -279,9 +281,9 @@ async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Jo
         Conflict: The attempt is over, or not everything is checkpointed.
     """
     job = await _attempt(job_id, token, deps)
-    if job.state in (State.FINISHING, State.SUCCEEDED):
+    if job.state in (JobState.FINISHING, JobState.SUCCEEDED):
         return job
-    batch = job.spec.kind == Kind.BATCH
+    batch = job.spec.kind == JobKind.BATCH
     total = (job.dataset.items if job.dataset else 0) if batch else max(step, job.saved_step, 1)
     await _catch_up(job, total, deps)
 
@@ -291,7 +293,7 @@ async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Jo
             raise Conflict(f"step {total} is not checkpointed; the last one is {job.saved_step}")
         reason = f"all {total} items are done" if batch else f"the training is done at step {total}"
         changes: dict[str, Any] = {} if batch else {"told_total": total, "step": total}
-        return _live(job, policy.apply(job, Fact.FINISHED, now=deps.clock.now(), reason=reason, **changes))
+        return _live(job, policy.apply(job, Trigger.FINISHED, now=deps.clock.now(), reason=reason, **changes))
 
     transition = await change(deps, job_id, decide)
     return transition.job if transition else job
@@ -320,7 +322,7 @@ async def withdraw(job_id: str, token: str, said: str, deps: JobDeps, *, step: i
     """
     job = await _attempt(job_id, token, deps)
     await _catch_up(job, step, deps)
-    return await _end(job_id, token, Fact.WITHDRAWN, said or "the host was taken away", deps)
+    return await _end(job_id, token, Trigger.WITHDRAWN, said or "the host was taken away", deps)
 
 
 async def fail(job_id: str, token: str, said: str, deps: JobDeps) -> Job:
@@ -328,18 +330,18 @@ async def fail(job_id: str, token: str, said: str, deps: JobDeps) -> Job:
     if not said:
         raise InvalidRequest("a failure says why", param="reason")
     await _attempt(job_id, token, deps)
-    return await _end(job_id, token, Fact.BROKEN, said, deps)
+    return await _end(job_id, token, Trigger.BROKEN, said, deps)
 
 
-async def _end(job_id: str, token: str, fact: Fact, said: str, deps: JobDeps) -> Job:
+async def _end(job_id: str, token: str, trigger: Trigger, said: str, deps: JobDeps) -> Job:
     ended: list[Job] = []
 
     def decide(job: Job) -> Transition | None:
         authorise(job, token)
-        if job.state is State.PREEMPTED or job.state in ENDED:
+        if job.state is JobState.PREEMPTED or job.state in ENDED:
             ended.append(job)
             return None
-        return _live(job, policy.apply(job, fact, now=deps.clock.now(), reason=said[:SAID_MAX]))
+        return _live(job, policy.apply(job, trigger, now=deps.clock.now(), reason=said[:SAID_MAX]))
 
     transition = await change(deps, job_id, decide)
     if transition is None:

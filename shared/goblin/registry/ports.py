@@ -6,7 +6,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
-from goblin.registry.domain.versions import Artifact, Loaded, ModelName, Pointer, Promotion, Serving, Version
+from goblin.registry.domain.versions import (
+    LoadedModel,
+    ModelArtifact,
+    ModelName,
+    Pointer,
+    Promotion,
+    ServingState,
+    Version,
+)
 
 
 class ModelRegistry(Protocol):
@@ -18,7 +26,7 @@ class ModelRegistry(Protocol):
 
     async def upload(
         self, name: ModelName, version: str, artifact: str, file: Path, *, progress: Callable[[int], None]
-    ) -> Artifact:
+    ) -> ModelArtifact:
         """Create an artifact from a file and check what arrived; the same file again changes nothing.
 
         Args:
@@ -64,7 +72,7 @@ class ModelRegistry(Protocol):
 class ModelServer(Protocol):
     """A process that serves one model and can be given another without dropping a request."""
 
-    async def loaded(self) -> Loaded:
+    async def loaded(self) -> LoadedModel:
         """What it serves now. Raises `Transient`."""
 
     async def load(self, url: str, *, sha256: str, alias: str) -> str | None:
@@ -86,11 +94,11 @@ class ModelServer(Protocol):
 class ServingStore(Protocol):
     """What is known of each model server. Raises `StoreUnavailable`."""
 
-    async def get(self, endpoint: str) -> Serving:
+    async def get(self, endpoint: str) -> ServingState:
         """An endpoint nobody wrote about has served nothing."""
 
-    async def all(self) -> Sequence[Serving]:
+    async def all(self) -> Sequence[ServingState]:
         """All that were written about, by name."""
 
-    async def put(self, serving: Serving) -> None:
+    async def put(self, serving: ServingState) -> None:
         """Replace one endpoint's."""

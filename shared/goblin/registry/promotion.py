@@ -24,7 +24,7 @@ from goblin.core.ports import Bus, Clock
 from goblin.registry.domain import versions as nouns
 from goblin.registry.domain.versions import ModelName, Promotion, Version
 from goblin.registry.policy import promotion as policy
-from goblin.registry.policy.promotion import Move, NoMove, Request, Unmoved
+from goblin.registry.policy.promotion import Move, NoMove, PromotionRequest, Unmoved
 from goblin.registry.ports import ModelRegistry
 
 log = logging.getLogger(__name__)
@@ -34,14 +34,14 @@ GGUF_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deps:
+class PromotionDeps:
     registry: ModelRegistry
     bus: Bus
     clock: Clock
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Moved:
+class PromotionOutcome:
     """What is in production now."""
 
     promotion: Promotion
@@ -52,7 +52,7 @@ class Moved:
 
 
 async def register(
-    name: ModelName, version: str, file: Path, *, actor: str, progress: Callable[[int], None], deps: Deps
+    name: ModelName, version: str, file: Path, *, actor: str, progress: Callable[[int], None], deps: PromotionDeps
 ) -> Version:
     """Upload a GGUF as a new version; the same file again answers what is there.
 
@@ -78,7 +78,9 @@ def _is_gguf(file: Path) -> bool:
         return opened.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
-async def promote(name: ModelName, version: str, *, expected: str | None, request: Request, deps: Deps) -> Moved:
+async def promote(
+    name: ModelName, version: str, *, expected: str | None, request: PromotionRequest, deps: PromotionDeps
+) -> PromotionOutcome:
     """Put a version into production.
 
     Args:
@@ -100,7 +102,9 @@ async def promote(name: ModelName, version: str, *, expected: str | None, reques
     return await _carry_out(policy.choose_promotion(found, current, expected=expected, request=request), deps)
 
 
-async def rollback(name: ModelName, *, expected: str | None, request: Request, deps: Deps) -> Moved:
+async def rollback(
+    name: ModelName, *, expected: str | None, request: PromotionRequest, deps: PromotionDeps
+) -> PromotionOutcome:
     """Put into production what was there before; a second time goes back further. Raises as `promote`."""
     current = await deps.registry.pointer(name)
     if current is None:
@@ -111,18 +115,20 @@ async def rollback(name: ModelName, *, expected: str | None, request: Request, d
     return await _carry_out(policy.choose_rollback(current, back_to, expected=expected, request=request), deps)
 
 
-async def _carry_out(decision: Move | Unmoved | NoMove, deps: Deps) -> Moved:
+async def _carry_out(decision: Move | Unmoved | NoMove, deps: PromotionDeps) -> PromotionOutcome:
     match decision:
         case NoMove():
             raise Conflict(f"Not promoted: {decision.reason}.")
         case Unmoved():
-            return Moved(promotion=decision.pointer.promotion, changed=False, announced=True)
+            return PromotionOutcome(promotion=decision.pointer.promotion, changed=False, announced=True)
         case Move():
             await _move(decision, deps)
-            return Moved(promotion=decision.promotion, changed=True, announced=await _announce_now(decision, deps))
+            return PromotionOutcome(
+                promotion=decision.promotion, changed=True, announced=await _announce_now(decision, deps)
+            )
 
 
-async def _move(move: Move, deps: Deps) -> None:
+async def _move(move: Move, deps: PromotionDeps) -> None:
     """Write the pointer. An answer that was lost on its way is told from a refusal by reading our own event id."""
     try:
         await deps.registry.move(move.promotion, generation=move.generation)
@@ -132,7 +138,7 @@ async def _move(move: Move, deps: Deps) -> None:
             raise
 
 
-async def _announce_now(move: Move, deps: Deps) -> bool:
+async def _announce_now(move: Move, deps: PromotionDeps) -> bool:
     try:
         await announce(move.promotion, deps)
     except Transient as error:
@@ -142,7 +148,7 @@ async def _announce_now(move: Move, deps: Deps) -> bool:
     return True
 
 
-async def announce(promotion: Promotion, deps: Deps) -> bool:
+async def announce(promotion: Promotion, deps: PromotionDeps) -> bool:
     """Publish a move's event unless history says that it is out; whether it was published now."""
     if await deps.registry.history(promotion.name, promotion.seq) is not None:
         return False
@@ -166,7 +172,7 @@ def event_of(promotion: Promotion) -> ModelPromoted:
     )
 
 
-async def history(name: ModelName, deps: Deps, *, limit: int = 20) -> list[Promotion]:
+async def history(name: ModelName, deps: PromotionDeps, *, limit: int = 20) -> list[Promotion]:
     """The last moves of a model's pointer, the newest first; the pointer itself may stand in for its own entry."""
     current = await deps.registry.pointer(name)
     if current is None:

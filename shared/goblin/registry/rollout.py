@@ -15,7 +15,7 @@ from goblin.core.events import ModelPromoted
 from goblin.core.ports import ObjectStore
 from goblin.gateway import health
 from goblin.registry import promotion as models
-from goblin.registry.domain.versions import ModelName, Promotion, Serving, Version, version_order
+from goblin.registry.domain.versions import ModelName, Promotion, ServingState, Version, version_order
 from goblin.registry.policy import promotion as policy
 from goblin.registry.policy.promotion import Keep, Load
 from goblin.registry.ports import ModelServer, ServingStore
@@ -27,7 +27,7 @@ LOADS_MAX = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Server:
+class ModelServerTarget:
     """A model server of ours and what it is for."""
 
     takes: str
@@ -36,17 +36,17 @@ class Server:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Deps:
-    models: models.Deps
+class RolloutDeps:
+    models: models.PromotionDeps
     objects: ObjectStore
     """Signs what the servers may read."""
-    servers: Mapping[str, Server]
+    servers: Mapping[str, ModelServerTarget]
     """By endpoint."""
     store: ServingStore
-    health: health.Deps
+    health: health.HealthDeps
 
 
-async def follow(event: ModelPromoted, deps: Deps) -> None:
+async def follow(event: ModelPromoted, deps: RolloutDeps) -> None:
     """Act on a promotion that was told of.
 
     Raises:
@@ -69,7 +69,7 @@ async def follow(event: ModelPromoted, deps: Deps) -> None:
     await bring_in_line(deps)
 
 
-async def tick(deps: Deps) -> None:
+async def tick(deps: RolloutDeps) -> None:
     """Publish events that are still due, then bring the servers in line: after a restart, after a lost event."""
     for pointer in await deps.models.registry.pointers():
         if await models.announce(pointer.promotion, deps.models):
@@ -77,7 +77,7 @@ async def tick(deps: Deps) -> None:
     await bring_in_line(deps)
 
 
-async def bring_in_line(deps: Deps) -> None:
+async def bring_in_line(deps: RolloutDeps) -> None:
     """Make every server serve what it should, one after the other; one that fails holds up no other.
 
     Raises:
@@ -98,7 +98,7 @@ async def bring_in_line(deps: Deps) -> None:
         raise failed
 
 
-async def _bring(endpoint: str, server: Server, deps: Deps) -> bool:
+async def _bring(endpoint: str, server: ModelServerTarget, deps: RolloutDeps) -> bool:
     """Whether the server serves something else now."""
     changed = False
     for _ in range(LOADS_MAX):
@@ -121,10 +121,10 @@ async def _bring(endpoint: str, server: Server, deps: Deps) -> bool:
     return changed
 
 
-async def _load(promotion: Promotion, server: Server, known: Serving, deps: Deps) -> bool:
+async def _load(promotion: Promotion, server: ModelServerTarget, known: ServingState, deps: RolloutDeps) -> bool:
     what = f"{promotion.name} {promotion.version} (seq {promotion.seq})"
     artifact = promotion.artifact
-    grant = await deps.objects.grant_get(artifact.uri, generation=artifact.generation)
+    grant = await deps.objects.sign_get(artifact.uri, generation=artifact.generation)
     refusal = await server.control.load(grant.url, sha256=artifact.sha256, alias=str(promotion.name))
     if refusal is None:
         log.info("%s serves %s", known.endpoint, what)
@@ -136,7 +136,7 @@ async def _load(promotion: Promotion, server: Server, known: Serving, deps: Deps
     return False
 
 
-async def _remember_served(promotion: Promotion, known: Serving, deps: Deps) -> None:
+async def _remember_served(promotion: Promotion, known: ServingState, deps: RolloutDeps) -> None:
     """A refusal is forgotten once something newer is served, not when the old one is served again after it."""
     newer = known.refused is None or promotion.promoted_at > known.refused.promoted_at
     now = deps.models.clock.now()
@@ -145,7 +145,7 @@ async def _remember_served(promotion: Promotion, known: Serving, deps: Deps) -> 
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Overview:
+class RolloutOverview:
     """One model, for a person."""
 
     name: ModelName
@@ -158,13 +158,13 @@ class Overview:
     """Model servers that refused the last promotion they were given, and why."""
 
 
-async def overview(deps: Deps) -> list[Overview]:
+async def overview(deps: RolloutDeps) -> list[RolloutOverview]:
     """Every model that has a version or is in production, by name."""
     versions = await deps.models.registry.versions()
     production = {pointer.promotion.name: pointer.promotion for pointer in await deps.models.registry.pointers()}
     servers = await deps.store.all()
     return [
-        Overview(
+        RolloutOverview(
             name=name,
             versions=tuple(
                 sorted((v for v in versions if v.name == name), key=lambda v: version_order(v.version), reverse=True)

@@ -99,7 +99,7 @@ class Metadata(Struct, frozen=True):
     user_id: str | None = None
 
 
-class Asked(Struct, frozen=True, kw_only=True):
+class MessagesRequest(Struct, frozen=True, kw_only=True):
     """`POST /v1/messages/count_tokens`, and what both routes share."""
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
@@ -117,7 +117,7 @@ class Asked(Struct, frozen=True, kw_only=True):
     goblin: dict[str, Any] | None = None
 
 
-class AskedWhole(Asked, frozen=True, kw_only=True):
+class CheckedMessagesRequest(MessagesRequest, frozen=True, kw_only=True):
     """`POST /v1/messages`."""
 
     max_tokens: Annotated[int, Meta(ge=1)]
@@ -125,15 +125,15 @@ class AskedWhole(Asked, frozen=True, kw_only=True):
 
 def parse(data: bytes) -> ChatRequest:
     """Read the body of `/v1/messages`. Raises `InvalidRequest`, with the field in `param`."""
-    return _as_chat(_read(AskedWhole, data))
+    return _as_chat(_read(CheckedMessagesRequest, data))
 
 
 def parse_to_count(data: bytes) -> ChatRequest:
     """Read the body of `/v1/messages/count_tokens`, which needs no limit."""
-    return _as_chat(_read(Asked, data))
+    return _as_chat(_read(MessagesRequest, data))
 
 
-def _read(kind: type[Asked], data: bytes) -> Asked:
+def _read(kind: type[MessagesRequest], data: bytes) -> MessagesRequest:
     try:
         return msgspec.json.decode(data, type=kind)
     except msgspec.ValidationError as error:
@@ -144,7 +144,7 @@ def _read(kind: type[Asked], data: bytes) -> Asked:
         raise InvalidRequest("The body is nested too deeply.") from error
 
 
-def _as_chat(asked: Asked) -> ChatRequest:
+def _as_chat(asked: MessagesRequest) -> ChatRequest:
     messages = [{"role": "system", "content": system}] if (system := _joined(asked.system)) else []
     for turn in asked.messages:
         messages += _assistant(turn) if turn.role == "assistant" else _user(turn)
@@ -167,7 +167,7 @@ def _as_chat(asked: Asked) -> ChatRequest:
     )
 
 
-def _tools(asked: Asked) -> dict[str, Any]:
+def _tools(asked: MessagesRequest) -> dict[str, Any]:
     tools = []
     for number, tool in enumerate(asked.tools or ()):
         if tool.type not in (None, "custom") or tool.input_schema is None:
@@ -198,7 +198,7 @@ def _tool_choice(choice: ToolChoice | None) -> dict[str, Any]:
     return {"tool_choice": said} | ({"parallel_tool_calls": False} if choice.disable_parallel_tool_use else {})
 
 
-def _format(asked: Asked) -> dict[str, Any]:
+def _format(asked: MessagesRequest) -> dict[str, Any]:
     wanted = asked.output_config.format if asked.output_config else None
     if wanted is None:
         return {}

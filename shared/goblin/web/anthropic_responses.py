@@ -46,7 +46,7 @@ OVERLOADED = 529
 
 async def message_events(chunks: Chunks, asked: ChatRequest) -> AsyncGenerator[bytes, None]:
     """Named events, in order. The first tells about how long the prompt is, the last what was counted."""
-    writer = Writer(asked.model, count_tokens(asked))
+    writer = MessageWriter(asked.model, count_tokens(asked))
     async with aclosing(chunks):
         try:
             async for chunk in chunks:
@@ -60,7 +60,7 @@ async def message_events(chunks: Chunks, asked: ChatRequest) -> AsyncGenerator[b
 
 async def whole_message(chunks: Chunks, asked: ChatRequest) -> bytes:
     """One `message`."""
-    writer = Writer(asked.model, 0)
+    writer = MessageWriter(asked.model, 0)
     message: dict[str, Any] = {}
     blocks: list[dict[str, Any]] = []
     pieces: list[list[str]] = []
@@ -98,7 +98,7 @@ def _parsed(arguments: str) -> Any:
     return parsed if isinstance(parsed, dict) else {"_": parsed}
 
 
-class Writer:
+class MessageWriter:
     """Chunks in, events out, each block closed before the next begins."""
 
     def __init__(self, model: str, prompt_tokens: int) -> None:

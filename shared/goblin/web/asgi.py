@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from goblin.core.errors import Broken, GoblinError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge, Transient
-from goblin.gateway.domain.replies import Answer as Answer  # Doorways say `asgi.Answer`.
+from goblin.gateway.ports import HttpReply
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,7 @@ TOGETHER_BYTES_MAX = 64 * 1024
 """Parts of a stream are sent as one up to here."""
 
 
-class Delivery(Response):
+class HttpDelivery(Response):
     """Produces an answer and sends it, unless the caller hangs up first: then the work is cancelled.
 
     What must be settled is settled before the response ends, because Cloud Run gives CPU only until then; the
@@ -37,9 +37,13 @@ class Delivery(Response):
     """
 
     def __init__(
-        self, produce: Callable[[], Awaitable[Answer]], settle: Callable[[], Awaitable[None]], *, heard: asyncio.Event
+        self,
+        produce: Callable[[], Awaitable[HttpReply]],
+        settle: Callable[[], Awaitable[None]],
+        *,
+        heard: asyncio.Event,
     ) -> None:
-        """Answer with what `produce` makes and call `settle` however it ends.
+        """HttpReply with what `produce` makes and call `settle` however it ends.
 
         Args:
             produce: Makes the answer; reads the request's body first.
@@ -151,7 +155,7 @@ class Delegated(Response):
         await self._application(scope, receive, send)
 
 
-def with_headers(answer: Answer, headers: Mapping[str, str]) -> Answer:
+def with_headers(answer: HttpReply, headers: Mapping[str, str]) -> HttpReply:
     """The same answer, with more headers."""
     return replace(answer, headers={**answer.headers, **headers})
 
@@ -176,7 +180,7 @@ def _too_large(limit: int) -> TooLarge:
     return TooLarge(f"The body is over {limit // (1024 * 1024)} MiB.")
 
 
-def error_answer(error: Exception) -> Answer:
+def error_answer(error: Exception) -> HttpReply:
     """An error as OpenAI's clients read it; one that is not ours says nothing of what broke."""
     if not isinstance(error, GoblinError):
         log.error("a request broke", exc_info=error)
@@ -188,7 +192,7 @@ def error_answer(error: Exception) -> Answer:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, Broken):
         log.error("broken: %s", error.message)
-    return Answer(status=error.status, headers=headers, content=msgspec.json.encode(error.body()))
+    return HttpReply(status=error.status, headers=headers, content=msgspec.json.encode(error.body()))
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
@@ -201,7 +205,7 @@ def error_response(error: Exception) -> Response:
     return respond(error_answer(error))
 
 
-def respond(answer: Answer) -> Response:
+def respond(answer: HttpReply) -> Response:
     """An answer that is there as a whole, as a response."""
     assert isinstance(answer.content, bytes)  # noqa: S101  Streams are for Delivery.
     return Response(answer.content, answer.status, headers=dict(answer.headers), media_type=answer.media_type)
@@ -211,7 +215,7 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def answers_errors(handler: Handler) -> Handler:
-    """Answer every error in OpenAI's shape."""
+    """HttpReply every error in OpenAI's shape."""
 
     @functools.wraps(handler)
     async def answering(request: Request) -> Response:

@@ -12,11 +12,11 @@ from msgspec import Meta
 from goblin.core.errors import InvalidRequest
 from goblin.core.events import Sha256
 from goblin.core.money import USD_MICROS
-from goblin.core.ports import Grant
+from goblin.core.ports import SignedRequest
 from goblin.jobs.domain.checkpoints import FILES_MAX, Artifact, Checkpoint
 from goblin.jobs.domain.job import Job
 from goblin.jobs.domain.market import Candidate, NoPlacement, Placement
-from goblin.jobs.domain.worker import Assignment, Inputs, Standing, Told
+from goblin.jobs.domain.worker import Assignment, HeartbeatReply, TrainingInputs, WorkerReport
 from goblin.jobs.policy.attempt_logs import PIECE_BYTES_MAX
 from goblin.jobs.policy.cost_forecast import forecast
 from goblin.jobs.policy.training import NUMBER_MAX
@@ -29,11 +29,11 @@ Step = Annotated[int, Meta(ge=0)]
 Crc32c = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{6}==\Z")]
 
 
-class Nothing(msgspec.Struct, frozen=True):
+class EmptyBody(msgspec.Struct, frozen=True):
     """A request that says all in its path."""
 
 
-class Beat(msgspec.Struct, frozen=True):
+class HeartbeatBody(msgspec.Struct, frozen=True):
     """A sign of life, and what the attempt says of its work."""
 
     step: Step
@@ -44,15 +44,15 @@ class Beat(msgspec.Struct, frozen=True):
     gpu_errors: int | None = None
     save_s: float | None = None
 
-    def told(self) -> Told:
+    def told(self) -> WorkerReport:
         """The noun of it."""
-        return Told(
+        return WorkerReport(
             total=self.total, loss=self.loss, steps_per_s=self.steps_per_s, gpu_share=self.gpu_share,
             gpu_errors=self.gpu_errors, save_s=self.save_s,
         )  # fmt: skip
 
 
-class Said(msgspec.Struct, frozen=True):
+class ReasonBody(msgspec.Struct, frozen=True):
     """Why an attempt ends."""
 
     reason: Annotated[str, Meta(max_length=4000)] = ""
@@ -60,7 +60,7 @@ class Said(msgspec.Struct, frozen=True):
     """What was committed last."""
 
 
-class File(msgspec.Struct, frozen=True):
+class FileBody(msgspec.Struct, frozen=True):
     """One file of a checkpoint that will be uploaded."""
 
     name: Annotated[str, Meta(max_length=128)]
@@ -73,17 +73,17 @@ class File(msgspec.Struct, frozen=True):
         return Artifact(name=self.name, size=self.size, crc32c=self.crc32c, sha256=self.sha256)
 
 
-Files = Annotated[tuple[File, ...], Meta(min_length=1, max_length=FILES_MAX)]
+Files = Annotated[tuple[FileBody, ...], Meta(min_length=1, max_length=FILES_MAX)]
 
 
-class Begin(msgspec.Struct, frozen=True):
+class BeginCheckpointBody(msgspec.Struct, frozen=True):
     """A checkpoint that will be uploaded."""
 
     step: Annotated[int, Meta(ge=1)]
     files: Files
 
 
-class Commit(msgspec.Struct, frozen=True):
+class CommitCheckpointBody(msgspec.Struct, frozen=True):
     """A checkpoint that was uploaded."""
 
     previous_step: Step
@@ -92,7 +92,7 @@ class Commit(msgspec.Struct, frozen=True):
     loss: Annotated[float, Meta(ge=-NUMBER_MAX, le=NUMBER_MAX)] | None = None
 
 
-class Piece(msgspec.Struct, frozen=True):
+class LogPieceBody(msgspec.Struct, frozen=True):
     """A piece of the log that will be uploaded."""
 
     number: Step
@@ -100,7 +100,7 @@ class Piece(msgspec.Struct, frozen=True):
     crc32c: Crc32c
 
 
-class Done(msgspec.Struct, frozen=True):
+class FinishBody(msgspec.Struct, frozen=True):
     """All is done."""
 
     step: Step = 0
@@ -141,7 +141,7 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "attempt": shown.attempt,
         "preemptions": shown.preemptions,
         "retries": spec.retries,
-        "lies": shown.lies,
+        "lies": shown.invalid_reports,
         "checkpoint": checkpoint(shown.checkpoint) if shown.checkpoint else None,
         "checkpoint_every": spec.checkpoint_every,
         "checkpoint_minutes": spec.checkpoint_minutes,
@@ -164,7 +164,7 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "progress": msgspec.to_builtins(shown.progress),
         "placement": _placement(shown.placement) if shown.placement else None,
         "no_placement": _no_placement(shown.no_placement) if shown.no_placement else None,
-        "rents": [msgspec.to_builtins(rent) for rent in shown.rents],
+        "rents": [msgspec.to_builtins(reservation) for reservation in shown.reservations],
         "spent_usd_micros": coming.spent_usd_micros,
         "settled_usd_micros": shown.spent_usd_micros,
         "forecast": {
@@ -243,20 +243,20 @@ def assignment(work: Assignment) -> dict[str, Any]:
     return fields
 
 
-def grant(given: Grant) -> dict[str, Any]:
+def grant(given: SignedRequest) -> dict[str, Any]:
     """One signed request."""
     return {"method": given.method, "url": given.url, "headers": dict(given.headers)}
 
 
-def inputs(given: Grant | Inputs) -> dict[str, Any]:
+def inputs(given: SignedRequest | TrainingInputs) -> dict[str, Any]:
     """What an attempt reads: a batch's dataset, or all that a training starts from."""
-    if isinstance(given, Grant):
+    if isinstance(given, SignedRequest):
         return grant(given)
     fields: dict[str, Any] = msgspec.to_builtins(given)
     return fields
 
 
-def standing(told: Standing) -> dict[str, Any]:
+def standing(told: HeartbeatReply) -> dict[str, Any]:
     """How an attempt stands."""
     return {"state": told.state, "stop": told.stop, "checkpoint_s": told.checkpoint_s}
 

@@ -23,7 +23,7 @@ from opentelemetry.trace import SpanKind, Status, StatusCode, TracerProvider
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from goblin.core.errors import Broken
-from goblin.gateway.ports import AttemptRecord, RequestRecord
+from goblin.gateway.ports import AttemptRecord, Receipt
 
 SCOPE = "goblin.gateway"
 NS_PER_MS = 1_000_000
@@ -89,11 +89,11 @@ class Telemetry:
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
 
-    def request(self, record: RequestRecord, *, traceparent: str | None, model_label: str) -> None:
+    def request(self, record: Receipt, *, traceparent: str | None, model_label: str) -> None:
         self._trace(record, traceparent)
         self._measure(record, model_label)
 
-    def _trace(self, record: RequestRecord, traceparent: str | None) -> None:
+    def _trace(self, record: Receipt, traceparent: str | None) -> None:
         parent = self._parents.extract({"traceparent": traceparent} if traceparent else {})
         began = _ns(record.created_at)
         span = self._tracer.start_span(
@@ -121,7 +121,7 @@ class Telemetry:
             self._trace_attempt(record, attempt, inside, began)
         span.end(began + record.duration_ms * NS_PER_MS)
 
-    def _trace_attempt(self, record: RequestRecord, attempt: AttemptRecord, inside: Any, began: int) -> None:
+    def _trace_attempt(self, record: Receipt, attempt: AttemptRecord, inside: Any, began: int) -> None:
         start = began + attempt.began_ms * NS_PER_MS
         attributes: dict[str, Any] = {
             "gen_ai.operation.name": _operation(record),
@@ -141,7 +141,7 @@ class Telemetry:
         _mark(span, attempt.outcome)
         span.end(start + (attempt.duration_ms or 0) * NS_PER_MS)
 
-    def _measure(self, record: RequestRecord, model: str) -> None:
+    def _measure(self, record: Receipt, model: str) -> None:
         common: dict[str, str] = {"gen_ai.operation.name": _operation(record), "gen_ai.request.model": model}
         served = common | {"gen_ai.provider.name": record.provider or "none"}
         for kind, count in (("input", record.prompt_tokens), ("output", record.completion_tokens)):
@@ -158,7 +158,7 @@ class Telemetry:
                 self._first_token_s.record(attempt.first_token_ms / 1000, asked)
 
 
-def _operation(record: RequestRecord) -> str:
+def _operation(record: Receipt) -> str:
     return _OPERATIONS.get(record.operation, record.operation)
 
 

@@ -15,15 +15,15 @@ from goblin.core.clock import SystemClock
 from goblin.core.errors import NotFound
 from goblin.core.money import to_micros
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
-from goblin.gcp.firestore.webhooks import FirestoreHints
-from goblin.jobs import reservations as rents
-from goblin.jobs.domain.job import Kind
+from goblin.gcp.firestore.webhooks import FirestoreWebhookEvents
+from goblin.jobs import reservations as reservations
+from goblin.jobs.domain.job import JobKind
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.ports import ComputeProvider
 from goblin.wiring import process as wiring
 from goblin.wiring.settings import BadConfiguration
 
-LIMITS: Mapping[str, int] = {Kind.BATCH: 2, Kind.TRAINING: 2, Kind.INFERENCE: 2}
+LIMITS: Mapping[str, int] = {JobKind.BATCH: 2, JobKind.TRAINING: 2, JobKind.INFERENCE: 2}
 """Jobs of one kind at once."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
@@ -65,15 +65,15 @@ def _connect() -> JobDeps:
         limits=LIMITS,
         new_secret=lambda: secrets.token_urlsafe(32),
         market=FirestoreMarket(firestore),
-        money=rents.Deps(ledger=wiring.ledger(), lender=wiring.ledger(), announce=wiring.announce),
+        money=reservations.ReservationDeps(budget_client=wiring.budget_client(), ledger=wiring.ledger()),
         caps=_caps(),
         image=wiring.settings().variables.get("GOBLIN_AGENT_IMAGE", ""),
     )
 
 
-def hints() -> FirestoreHints:
+def webhook_events() -> FirestoreWebhookEvents:
     """Which hints of providers were followed."""
-    return FirestoreHints(wiring.firestore())
+    return FirestoreWebhookEvents(wiring.firestore())
 
 
 async def webhook_secret(name: str) -> str:

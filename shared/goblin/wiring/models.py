@@ -44,22 +44,22 @@ SERVICE = "service"
 _SERVICE = re.compile(r"(?:projects/[^/]{1,128}/locations/[a-z0-9-]{1,63}/services/)?[a-z][a-z0-9-]{0,62}")
 
 
-def registry() -> models.Deps:
+def registry() -> models.PromotionDeps:
     """What registering and promoting need."""
     return _here().models
 
 
-def serve() -> serving.Deps:
+def serve() -> serving.RolloutDeps:
     """What bringing model servers in line needs."""
     return _here().serving
 
 
-def budgets() -> budget.Deps:
+def budgets() -> budget.BudgetDeps:
     """What budget events and commands need."""
     return _here().budget
 
 
-def settlement() -> settling.Deps:
+def settlement() -> settling.SettlementDeps:
     """What the hourly settlement needs."""
     return _here().settlement
 
@@ -74,7 +74,7 @@ class _Process:
         return storage.Client(project=wiring.settings().project or None)
 
     @cached_property
-    def models(self) -> models.Deps:
+    def models(self) -> models.PromotionDeps:
         from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
 
         from goblin.gcp.model_registry import GcsRegistry
@@ -84,25 +84,25 @@ class _Process:
         bucket = settings.variables.get("GOBLIN_BUCKET")
         if not bucket:
             raise BadConfiguration("GOBLIN_BUCKET is not set: the bucket of models.")
-        return models.Deps(
+        return models.PromotionDeps(
             registry=GcsRegistry(self.storage, bucket),
             bus=PubSubBus(pubsub_v1.PublisherClient(), project=settings.project),
             clock=SystemClock(),
         )
 
     @cached_property
-    def serving(self) -> serving.Deps:
+    def serving(self) -> serving.RolloutDeps:
         from goblin.gcp.storage import GcsObjects
 
         health = wiring.health_check()
         servers = {
-            endpoint.name: serving.Server(
+            endpoint.name: serving.ModelServerTarget(
                 takes=endpoint.options.get(TAKES, ANY_MODEL), control=LlamaCppControl(endpoint, wiring.http())
             )
             for endpoint in health.catalog.endpoints
             if endpoint.provider == CONTROLLED and endpoint.options.get(TAKES) != NOTHING
         }
-        return serving.Deps(
+        return serving.RolloutDeps(
             models=self.models,
             objects=GcsObjects(self.storage),
             servers=servers,
@@ -111,23 +111,23 @@ class _Process:
         )
 
     @cached_property
-    def budget(self) -> budget.Deps:
-        return budget.Deps(ledger=wiring.ledger(), clock=SystemClock(), scaling=self.scaling)
+    def budget(self) -> budget.BudgetDeps:
+        return budget.BudgetDeps(ledger=wiring.ledger(), clock=SystemClock(), scaling=self.scaling)
 
     @cached_property
-    def scaling(self) -> scaling.Deps | None:
+    def scaling(self) -> scaling.ScaleToZeroDeps | None:
         settings = wiring.settings()
         services = _services(settings.catalog().endpoints, project=settings.project, region=settings.region)
         if not services:
             return None
         scaler = CloudRun(emulator=settings.cloud_run_emulator)
-        return scaling.Deps(ledger=wiring.ledger(), scaler=scaler, services=services, clock=SystemClock())
+        return scaling.ScaleToZeroDeps(ledger=wiring.ledger(), scaler=scaler, services=services, clock=SystemClock())
 
     @cached_property
-    def settlement(self) -> settling.Deps:
-        return settling.Deps(
+    def settlement(self) -> settling.SettlementDeps:
+        return settling.SettlementDeps(
             ledger=wiring.ledger(),
-            lender=wiring.ledger(),
+            allocation_store=wiring.ledger(),
             bills=_bills(),
             announce=wiring.announce,
             prices=wiring.health_check().catalog.prices_in_use(),

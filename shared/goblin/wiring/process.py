@@ -16,35 +16,35 @@ from google.cloud.firestore import AsyncClient
 
 from goblin import providers
 from goblin.billing import budgets as budget
-from goblin.billing.budget_client import Spender
+from goblin.billing.budget_client import BudgetClient
 from goblin.billing.budgets import FreezeView
-from goblin.billing.policy.allocation import Crossing
-from goblin.billing.policy.budgets import crossed
+from goblin.billing.policy.allocation import ThresholdEvent
+from goblin.billing.policy.budgets import budget_exceeded_event
 from goblin.core.clock import SystemClock
 from goblin.core.endpoints import Endpoint, KeySource
 from goblin.gateway import health
 from goblin.gateway import inference as chat
-from goblin.gateway.admission import Door
+from goblin.gateway.admission import AdmissionControl
 from goblin.gateway.cache import AnswerCache
-from goblin.gateway.config_reload import Reloader
+from goblin.gateway.config_reload import ConfigReloader
 from goblin.gateway.domain.catalog import Catalog
-from goblin.gateway.endpoint_stats import Live
+from goblin.gateway.endpoint_stats import EndpointStats
 from goblin.gateway.health import HealthView
-from goblin.gateway.idempotency import Once
+from goblin.gateway.idempotency import IdempotentRequests
 from goblin.gateway.keys import Keys
-from goblin.gateway.policy.admission import Limits
+from goblin.gateway.policy.admission import AdmissionLimits
 from goblin.gateway.ports import ChatProvider, KeyStore, Tracer
-from goblin.gateway.receipt_batches import ReceiptBatches
+from goblin.gateway.receipts import ReceiptWriter
 from goblin.gateway.router import Router
-from goblin.gateway.uptime import Rides
-from goblin.gateway.warm_up import Wakes
+from goblin.gateway.uptime import UptimeSessions
+from goblin.gateway.warm_up import WarmUps
 from goblin.gcp.firestore.answers import FirestoreAnswers, FirestoreReplies
 from goblin.gcp.firestore.gateway import FirestoreHealth, FirestoreKeys, FirestoreRequests
 from goblin.gcp.firestore.ledger import FirestoreLedger
 from goblin.gcp.identity_tokens import credentials_for
-from goblin.gcp.oidc import Callers
+from goblin.gcp.oidc import CallerVerifier
 from goblin.gcp.secret_manager import PREFIX as SECRET
-from goblin.gcp.secret_manager import Secrets
+from goblin.gcp.secret_manager import SecretManager
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
 from goblin.web.metrics import PrometheusMeter
 from goblin.wiring.settings import BadConfiguration, Settings
@@ -52,7 +52,7 @@ from goblin.wiring.shutdown import before_the_end
 
 CONNECTIONS_KEPT = 64
 CONNECTIONS_MAX = 1024
-LEASES_TENDED_EVERY_S = 1.0
+ALLOCATIONS_MAINTAINED_EVERY_S = 1.0
 
 
 @cache
@@ -77,12 +77,12 @@ def tracer() -> Tracer | None:
     return telemetry.connect(traces=traces, metrics=metrics, service=said.get("OTEL_SERVICE_NAME") or "goblin-gateway")
 
 
-def gateway() -> chat.Deps:
+def gateway() -> chat.InferenceDeps:
     """What the inference routes need."""
     return _here().gateway
 
 
-def health_check() -> health.Deps:
+def health_check() -> health.HealthDeps:
     """What the scheduled health check needs."""
     _here().reloader.poke()
     return _here().health
@@ -103,9 +103,9 @@ def ledger() -> FirestoreLedger:
     return _here().ledger
 
 
-def spender() -> Spender:
+def budget_client() -> BudgetClient:
     """This loop's purses."""
-    return _here().spender
+    return _here().budget_client
 
 
 def configuration_fault() -> str:
@@ -113,9 +113,9 @@ def configuration_fault() -> str:
     return _here().reloader.fault
 
 
-async def announce(crossing: Crossing) -> None:
+async def announce(threshold_event: ThresholdEvent) -> None:
     """Publish that a budget has passed a threshold."""
-    await _here().announce(crossing)
+    await _here().announce(threshold_event)
 
 
 def account_key(text: str) -> str | KeySource:
@@ -136,7 +136,7 @@ def http() -> httpx.AsyncClient:
 
 
 async def verify_caller(authorization: str | None) -> None:
-    """Let only our own service accounts pass: Pub/Sub's and the scheduler's. Raises as `Callers.verify`."""
+    """Let only our own service accounts pass: Pub/Sub's and the scheduler's. Raises as `CallerVerifier.verify`."""
     if settings().verify_callers:
         await _here().callers.verify(authorization)
 
@@ -147,7 +147,7 @@ def provider_names() -> frozenset[str]:
 
 
 def connect(
-    endpoint: Endpoint, client: httpx.AsyncClient, secrets: Secrets | None = None
+    endpoint: Endpoint, client: httpx.AsyncClient, secrets: SecretManager | None = None
 ) -> tuple[Endpoint, ChatProvider]:
     """The provider that speaks to an endpoint, and the endpoint with its keys and what its provider lacks.
 
@@ -170,7 +170,7 @@ def connect(
     return known, module.connect(known, client)
 
 
-def _key(endpoint: Endpoint, key: str | KeySource | None, secrets: Secrets | None) -> str | KeySource | None:
+def _key(endpoint: Endpoint, key: str | KeySource | None, secrets: SecretManager | None) -> str | KeySource | None:
     """A key as the file has it, or, for `secret:NAME`, whatever Secret Manager holds when it is needed."""
     if not isinstance(key, str) or not key.startswith(SECRET):
         return key
@@ -202,8 +202,8 @@ class _Process:
         return AsyncClient(project=self.settings.project or None)
 
     @cached_property
-    def callers(self) -> Callers:
-        return Callers(
+    def callers(self) -> CallerVerifier:
+        return CallerVerifier(
             self.http,
             audience=self.settings.caller_audience,
             emails=self.settings.caller_emails,
@@ -215,8 +215,8 @@ class _Process:
         return self.settings.config_text()
 
     @cached_property
-    def _secrets(self) -> Secrets:
-        return Secrets(self.settings.project, emulator=self.settings.secret_manager_emulator)
+    def _secrets(self) -> SecretManager:
+        return SecretManager(self.settings.project, emulator=self.settings.secret_manager_emulator)
 
     def secret(self, name: str) -> KeySource:
         """Raises `ValueError`: no secret can be called that."""
@@ -241,13 +241,15 @@ class _Process:
         self.health.catalog = self.gateway.router.catalog = catalog
 
     @cached_property
-    def reloader(self) -> Reloader:
-        return Reloader(text=self._text, read=self.settings.config_text, apply=self._put_in_force, clock=SystemClock())
+    def reloader(self) -> ConfigReloader:
+        return ConfigReloader(
+            text=self._text, read=self.settings.config_text, apply=self._put_in_force, clock=SystemClock()
+        )
 
     @cached_property
-    def health(self) -> health.Deps:
+    def health(self) -> health.HealthDeps:
         catalog, self._providers = self._connected(self._text)
-        return health.Deps(
+        return health.HealthDeps(
             catalog=catalog,
             providers=self._providers,
             store=FirestoreHealth(self.firestore),
@@ -259,57 +261,61 @@ class _Process:
         return FirestoreLedger(self.firestore, declared=self.settings.limits())
 
     @cached_property
-    def spender(self) -> Spender:
-        spender = Spender(
-            self.ledger, self.ledger, SystemClock(), announce=self.announce, tend_every_s=LEASES_TENDED_EVERY_S
+    def budget_client(self) -> BudgetClient:
+        budget_client = BudgetClient(
+            self.ledger,
+            self.ledger,
+            SystemClock(),
+            announce=self.announce,
+            maintain_every_s=ALLOCATIONS_MAINTAINED_EVERY_S,
         )
-        before_the_end(spender.close)
-        return spender
+        before_the_end(budget_client.close)
+        return budget_client
 
     @cached_property
-    def receipts(self) -> ReceiptBatches:
-        batches = ReceiptBatches(FirestoreRequests(self.firestore), SystemClock())
+    def receipts(self) -> ReceiptWriter:
+        batches = ReceiptWriter(FirestoreRequests(self.firestore), SystemClock())
         before_the_end(batches.close)
         return batches
 
-    async def announce(self, crossing: Crossing) -> None:
+    async def announce(self, threshold_event: ThresholdEvent) -> None:
         """Publish that a budget has passed a threshold; the client is built when one first does."""
         from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
 
         from goblin.gcp.pubsub import PubSubBus
 
         bus = PubSubBus(pubsub_v1.PublisherClient(), project=self.settings.project)
-        await bus.publish("budget-exceeded", crossed(crossing))
+        await bus.publish("budget-exceeded", budget_exceeded_event(threshold_event))
 
     @cached_property
-    def gateway(self) -> chat.Deps:
+    def gateway(self) -> chat.InferenceDeps:
         clock = SystemClock()
-        spend = budget.Deps(ledger=self.ledger, clock=clock)
+        spend = budget.BudgetDeps(ledger=self.ledger, clock=clock)
         view = HealthView(self.health)
-        live = Live(clock, tell=view.tell)
-        view.believe = live.believe
-        return chat.Deps(
+        stats = EndpointStats(clock, tell=view.tell)
+        view.believe = stats.believe
+        return chat.InferenceDeps(
             router=Router(
                 catalog=self.health.catalog,
-                live=live,
+                stats=stats,
                 health=view,
                 freezes=FreezeView(spend),
-                dice=random.random,
+                rng=random.random,
                 # A random start, or every fresh process would send its first request to the first endpoint.
                 turns=itertools.count(random.randrange(1 << 16)),
                 reloader=self.reloader,
             ),
             providers=self.health.providers,
             keys=Keys(FirestoreKeys(self.firestore), clock),
-            spender=self.spender,
-            rides=Rides(clock),
+            budget_client=self.budget_client,
+            uptime=UptimeSessions(clock),
             receipts=self.receipts,
             meter=meter(),
             clock=clock,
-            door=Door(Limits(), clock),
+            admission=AdmissionControl(AdmissionLimits(), clock),
             answers=AnswerCache(FirestoreAnswers(self.firestore), clock),
-            once=Once(FirestoreReplies(self.firestore), clock),
-            wakes=Wakes(live),
+            once=IdempotentRequests(FirestoreReplies(self.firestore), clock),
+            warm_ups=WarmUps(stats),
             tracer=tracer(),
         )
 

@@ -38,8 +38,8 @@ class Chaos:
 
     def fates(self, subscription: str) -> Iterator[Fate]:
         """The fates of a subscription's first, second, … message; the same for the same seed and name."""
-        dice = random.Random(f"{self.seed}:{subscription}")
+        rng = random.Random(f"{self.seed}:{subscription}")
         while True:
-            duplicate, kind, moves_back = dice.random(), dice.random(), dice.random()
+            duplicate, kind, moves_back = rng.random(), rng.random(), rng.random()
             how = Duplicate.TWIN if kind < 0.5 else Duplicate.LOST_ACK
             yield Fate(how if duplicate < self.duplicate else Duplicate.NO, moves_back < self.reorder)

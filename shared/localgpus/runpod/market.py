@@ -57,7 +57,7 @@ class Market:
         terms: Terms | None = None,
         folder: Path | None = None,
         clock: Callable[[], float] = time.time,
-        dice: random.Random | None = None,
+        rng: random.Random | None = None,
     ) -> None:
         """Open the account, or go on with the one in the folder.
 
@@ -74,7 +74,7 @@ class Market:
         self.clock = clock
         self._machines = machines
         self._kept = Kept(folder / "runpod.json") if folder is not None else None
-        self._dice = dice or random.Random()
+        self._dice = rng or random.Random()
         self._lock = threading.RLock()
         self.closed = False
         """Nothing is in stock any more; what is rented stays."""

@@ -30,8 +30,8 @@ FLOOR_MIN, FLOOR_MAX = 0.35, 0.9
 class Weather:
     """What happens on the machines by itself, a step at a time."""
 
-    def __init__(self, dice: random.Random, *, pace: float = 1.0) -> None:
-        self._dice = dice
+    def __init__(self, rng: random.Random, *, pace: float = 1.0) -> None:
+        self._dice = rng
         self._pace = pace
         self.next_at: float | None = None
         """When the next step is due; the first look begins it."""

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import Action, Entry, EntryKind, Freeze, is_over, lineage, month_of
-from goblin.billing.policy.budgets import NoAction, Nonsense, react, react_to_billing, why_frozen
+from goblin.billing.domain.ledger import BudgetAction, EntryKind, Freeze, LedgerEntry, is_over, lineage, month_of
+from goblin.billing.policy.budgets import IgnoredNotification, NoAction, react, react_to_billing, why_frozen
 from goblin.core.endpoints import Endpoint, Price
 from goblin.core.events import BudgetExceeded, CloudBudget
 from goblin.core.money import show_usd, to_micros
@@ -16,7 +16,7 @@ from goblin.core.money import show_usd, to_micros
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
-def crossing(**changes: Any) -> BudgetExceeded:
+def threshold_event(**changes: Any) -> BudgetExceeded:
     fields: dict[str, Any] = {
         "account": "vastai", "window": "2026-11", "spent_usd_micros": 10_000_000, "limit_usd_micros": 10_000_000,
         **changes,
@@ -27,21 +27,21 @@ def crossing(**changes: Any) -> BudgetExceeded:
 @pytest.mark.parametrize(
     ("event", "kind", "entry_id"),
     [
-        (crossing(), EntryKind.FREEZE, "budget:vastai:2026-11:1"),
-        (crossing(account="total"), EntryKind.FREEZE, "budget:total:2026-11:1"),
-        (crossing(account="vastai/job-7"), EntryKind.FREEZE, "budget:vastai~job-7:2026-11:1"),
-        (crossing(window="2026-11-25"), EntryKind.FREEZE, "budget:vastai:2026-11-25:1"),
-        (crossing(threshold=1.2, spent_usd_micros=12_000_000), EntryKind.FREEZE, "budget:vastai:2026-11:1.2"),
-        (crossing(threshold=0.8, spent_usd_micros=8_000_000), EntryKind.ALERT, "budget:vastai:2026-11:0.8"),
-        (crossing(spent_usd_micros=7_000_000, reserved_usd_micros=3_000_000), EntryKind.FREEZE, None),
+        (threshold_event(), EntryKind.FREEZE, "budget:vastai:2026-11:1"),
+        (threshold_event(account="total"), EntryKind.FREEZE, "budget:total:2026-11:1"),
+        (threshold_event(account="vastai/job-7"), EntryKind.FREEZE, "budget:vastai~job-7:2026-11:1"),
+        (threshold_event(window="2026-11-25"), EntryKind.FREEZE, "budget:vastai:2026-11-25:1"),
+        (threshold_event(threshold=1.2, spent_usd_micros=12_000_000), EntryKind.FREEZE, "budget:vastai:2026-11:1.2"),
+        (threshold_event(threshold=0.8, spent_usd_micros=8_000_000), EntryKind.ALERT, "budget:vastai:2026-11:0.8"),
+        (threshold_event(spent_usd_micros=7_000_000, reserved_usd_micros=3_000_000), EntryKind.FREEZE, None),
         # A month that is over has no budget left to protect: the next month's is another.
-        (crossing(window="2026-10"), EntryKind.ALERT, "budget:vastai:2026-10:1"),
-        (crossing(window="2026-11-24"), EntryKind.ALERT, None),
+        (threshold_event(window="2026-10"), EntryKind.ALERT, "budget:vastai:2026-10:1"),
+        (threshold_event(window="2026-11-24"), EntryKind.ALERT, None),
     ],
 )
 def test_what_a_crossing_leads_to(event: BudgetExceeded, kind: EntryKind, entry_id: str | None) -> None:
     entry = react(event, now=NOW)
-    assert isinstance(entry, Entry)
+    assert isinstance(entry, LedgerEntry)
     assert (entry.kind, entry.account, entry.amount_usd_micros) == (kind, event.account, 0)
     assert entry_id in (None, entry.entry_id)
 
@@ -49,19 +49,20 @@ def test_what_a_crossing_leads_to(event: BudgetExceeded, kind: EntryKind, entry_
 @pytest.mark.parametrize(
     "event",
     [
-        crossing(account="../x"), crossing(account=""), crossing(account="Total"), crossing(window="soon"),
-        crossing(window="2026"), crossing(spent_usd_micros=9_999_999), crossing(threshold=2.0),
+        threshold_event(account="../x"), threshold_event(account=""), threshold_event(account="Total"),
+        threshold_event(window="soon"),
+        threshold_event(window="2026"), threshold_event(spent_usd_micros=9_999_999), threshold_event(threshold=2.0),
     ],
 )  # fmt: skip
 def test_an_event_that_makes_no_sense_freezes_nothing(event: BudgetExceeded) -> None:
-    assert isinstance(react(event, now=NOW), Nonsense)
+    assert isinstance(react(event, now=NOW), IgnoredNotification)
 
 
 def test_the_same_crossing_has_the_same_id_whatever_was_spent_since() -> None:
-    later = react(crossing(spent_usd_micros=10_500_000), now=NOW.replace(hour=18))
-    first = react(crossing(), now=NOW)
-    assert isinstance(first, Entry)
-    assert isinstance(later, Entry)
+    later = react(threshold_event(spent_usd_micros=10_500_000), now=NOW.replace(hour=18))
+    first = react(threshold_event(), now=NOW)
+    assert isinstance(first, LedgerEntry)
+    assert isinstance(later, LedgerEntry)
     assert later.entry_id == first.entry_id
 
 
@@ -86,39 +87,41 @@ def notice(**changes: Any) -> CloudBudget:
 )
 def test_what_cloud_billing_leads_to(event: CloudBudget, kind: EntryKind) -> None:
     entry = react_to_billing(event, budget_id="b-1", now=NOW)
-    assert isinstance(entry, Entry)
+    assert isinstance(entry, LedgerEntry)
     assert (entry.kind, entry.account) == (kind, "total")
 
 
 def test_a_threshold_below_the_limit_is_named() -> None:
-    entry = react(crossing(spent_usd_micros=8_000_000, threshold=0.8), now=NOW)
-    assert isinstance(entry, Entry)
+    entry = react(threshold_event(spent_usd_micros=8_000_000, threshold=0.8), now=NOW)
+    assert isinstance(entry, LedgerEntry)
     assert entry.note == "vastai spent $8.00 of $10.00 in 2026-11, past 80%"
 
 
 @pytest.mark.parametrize(
     ("actions", "reaction"),
     [
-        ([], Action.FREEZE),
-        ([Action.ALERT], Action.FREEZE),
-        ([Action.STOP_JOBS, Action.ALERT], Action.STOP_JOBS),
-        ([Action.STOP_JOBS, Action.SCALE_TO_ZERO], Action.SCALE_TO_ZERO),
+        ([], BudgetAction.FREEZE),
+        ([BudgetAction.ALERT], BudgetAction.FREEZE),
+        ([BudgetAction.STOP_JOBS, BudgetAction.ALERT], BudgetAction.STOP_JOBS),
+        ([BudgetAction.STOP_JOBS, BudgetAction.SCALE_TO_ZERO], BudgetAction.SCALE_TO_ZERO),
     ],
 )
-def test_what_follows_from_cloud_billing_is_what_the_total_budget_says(actions: list[Action], reaction: Action) -> None:
+def test_what_follows_from_cloud_billing_is_what_the_total_budget_says(
+    actions: list[BudgetAction], reaction: BudgetAction
+) -> None:
     limits = [Limit(period=Period.MONTH, limit_usd_micros=1, action=action) for action in actions]
     entry = react_to_billing(notice(alert_threshold_exceeded=1.0), budget_id="b-1", limits=limits, now=NOW)
-    assert isinstance(entry, Entry)
+    assert isinstance(entry, LedgerEntry)
     assert entry.reaction is reaction
     told = react_to_billing(notice(alert_threshold_exceeded=0.5), budget_id="b-1", limits=limits, now=NOW)
-    assert isinstance(told, Entry)
+    assert isinstance(told, LedgerEntry)
     assert told.reaction is None
 
 
 def test_cloud_billing_is_keyed_on_budget_interval_and_threshold() -> None:
     def key(budget_id: str = "b-1", **changes: Any) -> str:
         entry = react_to_billing(notice(**{"alert_threshold_exceeded": 1.0, **changes}), budget_id=budget_id, now=NOW)
-        assert isinstance(entry, Entry)
+        assert isinstance(entry, LedgerEntry)
         return entry.entry_id
 
     december = datetime(2026, 12, 1, 8, tzinfo=UTC)
@@ -132,7 +135,7 @@ def test_without_a_threshold_nothing_was_crossed_and_without_a_budget_nothing_is
     assert isinstance(react_to_billing(notice(), budget_id="b-1", now=NOW), NoAction)
     for budget_id in ("", "b/1", "b\n"):
         crossed = notice(alert_threshold_exceeded=1.0)
-        assert isinstance(react_to_billing(crossed, budget_id=budget_id, now=NOW), Nonsense)
+        assert isinstance(react_to_billing(crossed, budget_id=budget_id, now=NOW), IgnoredNotification)
 
 
 PAID = Price(input_usd_micros_per_mtok=1, output_usd_micros_per_mtok=0)
@@ -161,11 +164,11 @@ def test_a_freeze_concerns_what_costs_money(price: Price | None, frozen: list[st
     assert why_frozen(endpoint, [freeze(account) for account in frozen]) == reason
 
 
-def entry(**changes: Any) -> Entry:
+def entry(**changes: Any) -> LedgerEntry:
     fields: dict[str, Any] = {
         "entry_id": "e", "kind": EntryKind.SETTLE, "account": "vastai", "amount_usd_micros": 5, "at": NOW, **changes,
     }  # fmt: skip
-    return Entry(**fields)
+    return LedgerEntry(**fields)
 
 
 @pytest.mark.parametrize(

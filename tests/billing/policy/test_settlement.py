@@ -8,24 +8,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblin.billing.domain.accounts import Account, Lease, Limit, Period, Tally, windows_of
-from goblin.billing.domain.ledger import Balance, Bill, Charge, Entry, EntryKind
+from goblin.billing.domain.accounts import Account, Allocation, BudgetUsage, Limit, Period, windows_of
+from goblin.billing.domain.ledger import Balance, Bill, Charge, EntryKind, LedgerEntry
 from goblin.billing.policy import settlement as settling
-from goblin.billing.policy.settlement import Day, settle_day
+from goblin.billing.policy.settlement import ProviderDay, settle_day
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
-def lost(name: str, amount: int) -> Lease:
-    return Lease(
-        lease_id=name, account="openai/ann", windows=windows_of(NOW), granted_usd_micros=amount, expires_at=NOW,
+def lost(name: str, amount: int) -> Allocation:
+    return Allocation(
+        allocation_id=name, account="openai/ann", windows=windows_of(NOW), granted_usd_micros=amount, expires_at=NOW,
         expired=True,
     )  # fmt: skip
 
 
-def day(billed: int, booked: int, *leases: Lease, final: bool = True, lent: int = 0, entries: int = 0) -> Day:
-    return Day(
-        account="openai", day="2026-11-25", billed_usd_micros=billed, booked_usd_micros=booked, lost=leases,
+def day(
+    billed: int, booked: int, *allocations: Allocation, final: bool = True, lent: int = 0, entries: int = 0
+) -> ProviderDay:
+    return ProviderDay(
+        account="openai", day="2026-11-25", billed_usd_micros=billed, booked_usd_micros=booked, lost=allocations,
         final=final, lent_usd_micros=lent, entries=entries,
     )  # fmt: skip
 
@@ -36,16 +38,16 @@ def adjusted(found: Any) -> int:
 
 @given(st.integers(0, 10**7), st.integers(0, 10**7), st.lists(st.integers(0, 10**6), max_size=5), st.booleans())
 def test_a_final_bill_is_the_truth_and_is_reached(billed: int, booked: int, amounts: list[int], again: bool) -> None:
-    leases = [lost(f"l{n}", amount) for n, amount in enumerate(amounts)]
-    found = settle_day(day(billed, booked, *leases))
+    allocations = [lost(f"l{n}", amount) for n, amount in enumerate(amounts)]
+    found = settle_day(day(billed, booked, *allocations))
     spent = sum(amount for _, amount in found.found)
     assert booked + spent + adjusted(found) == billed
-    assert all(0 <= amount <= lease.lost_usd_micros for lease, amount in found.found)
-    assert [lease for lease, _ in found.found] == leases  # None is left open.
+    assert all(0 <= amount <= allocation.lost_usd_micros for allocation, amount in found.found)
+    assert [allocation for allocation, _ in found.found] == allocations  # None is left open.
     # A crash between any two writes: the rest comes to the same.
-    if again and leases:
+    if again and allocations:
         first = found.found[0][1]
-        rest = settle_day(day(billed, booked + first, *leases[1:], entries=int(first > 0)))
+        rest = settle_day(day(billed, booked + first, *allocations[1:], entries=int(first > 0)))
         assert adjusted(rest) == adjusted(found)
         assert [entry.entry_id for entry in rest.corrections] == [entry.entry_id for entry in found.corrections]
 
@@ -83,8 +85,8 @@ def test_a_day_is_final_so_long_after_its_end() -> None:
 
 def test_crossings_that_nobody_acted_on_are_told_again() -> None:
     limit = Limit(period=Period.MONTH, limit_usd_micros=100)
-    tally = Tally(window="2026-11", spent_usd_micros=96, told_percent=100)
-    account = Account(name="key/ann", limits=(limit,), tallies={Period.MONTH: tally})
+    usage = BudgetUsage(window="2026-11", spent_usd_micros=96, told_percent=100)
+    account = Account(name="key/ann", limits=(limit,), usages={Period.MONTH: usage})
     (told,) = settling.untold([account], frozenset())
     assert (told.percent, told.spent_usd_micros + told.reserved_usd_micros) == (100, 100)
     assert settling.untold([account], frozenset({settling.action_id("key/ann", "2026-11", 1.0)})) == []
@@ -100,23 +102,28 @@ def charge(label: str = "", *, instance: str = "", micros: int) -> Charge:
     return Charge(instance_id=instance, label=label, usd_micros=micros)
 
 
-def rent_of(job: str, micros: int, *, instance: str = "", provider: str = "vastai") -> Entry:
-    return Entry(
+def rent_of(job: str, micros: int, *, instance: str = "", provider: str = "vastai") -> LedgerEntry:
+    return LedgerEntry(
         entry_id=f"rent:goblin-{job}-a1:1:settled", kind=EntryKind.SETTLE, account=f"{provider}/{job}",
         also=(f"job/{job}",), amount_usd_micros=micros, at=NOW, instance_id=instance,
     )  # fmt: skip
 
 
-def rent_lease(job: str, granted: int, *, settled: int = 0, expired: bool = False) -> Lease:
-    return Lease(
-        lease_id=f"rent:goblin-{job}-a1:1", account=f"vastai/{job}", also=(f"job/{job}",), windows=windows_of(NOW),
+def rent_lease(job: str, granted: int, *, settled: int = 0, expired: bool = False) -> Allocation:
+    return Allocation(
+        allocation_id=f"rent:goblin-{job}-a1:1", account=f"vastai/{job}", also=(f"job/{job}",), windows=windows_of(NOW),
         granted_usd_micros=granted, settled_usd_micros=settled, expires_at=NOW, expired=expired,
     )  # fmt: skip
 
 
 def parts(
-    bill: Bill, *, rented: list[Entry], leases: list[Lease] | None = None, others: int = 0, final: bool = True
-) -> dict[str, Day]:
+    bill: Bill,
+    *,
+    rented: list[LedgerEntry],
+    allocations: list[Allocation] | None = None,
+    others: int = 0,
+    final: bool = True,
+) -> dict[str, ProviderDay]:
     """A day on which the entries were written, and `others` for nothing that was rented."""
     sums: dict[str, list[int]] = {"vastai": [others] if others else []}
     for entry in rented:
@@ -127,12 +134,12 @@ def parts(
         for name, found in sums.items()
     }
     found = settling.split(
-        "vastai", "2026-11-25", bill, balances=balances, leases=leases or [], rented=rented, final=final
+        "vastai", "2026-11-25", bill, balances=balances, allocations=allocations or [], rented=rented, final=final
     )
     return {part.account: part for part in found}
 
 
-def figures(part: Day) -> tuple[int, int]:
+def figures(part: ProviderDay) -> tuple[int, int]:
     return part.billed_usd_micros, part.booked_usd_micros
 
 
@@ -159,7 +166,7 @@ def test_a_bill_that_tells_only_ids_is_matched_by_what_was_settled() -> None:
 def test_while_a_charge_is_of_nobody_known_it_may_be_of_any_that_has_none() -> None:
     bill = Bill(usd_micros=700, charges=(charge(instance="p1", micros=500), charge(instance="p2", micros=200)))
     dead = rent_lease("b", 300, expired=True)
-    found = parts(bill, rented=[rent_of("a", 600, instance="p1")], leases=[dead])
+    found = parts(bill, rented=[rent_of("a", 600, instance="p1")], allocations=[dead])
     assert set(found) == {"vastai/a", "vastai"}
     assert figures(found["vastai"]) == (200, 0)
     assert settle_day(found["vastai"]).found == ((dead, 200),)
@@ -173,7 +180,7 @@ def test_a_job_with_an_instance_of_unknown_name_is_compared_with_all_the_rest() 
 
 def test_who_was_charged_nothing_is_corrected_to_nothing() -> None:
     bill = Bill(usd_micros=5, charges=(charge("goblin-a-a1", micros=5),))
-    found = parts(bill, rented=[rent_of("a", 5), rent_of("b", 300)], leases=[rent_lease("c", 40, expired=True)])
+    found = parts(bill, rented=[rent_of("a", 5), rent_of("b", 300)], allocations=[rent_lease("c", 40, expired=True)])
     assert figures(found["vastai/b"]) == (0, 300)
     assert adjusted(settle_day(found["vastai/b"])) == -300
     assert settle_day(found["vastai/c"]).found == ((rent_lease("c", 40, expired=True), 0),)
@@ -205,10 +212,10 @@ def test_that_an_instance_cost_less_than_it_was_bounded_by_is_no_news(billed: in
 def test_nothing_is_final_while_a_rent_of_that_day_is_not_settled() -> None:
     bill = Bill(usd_micros=700, charges=(charge("goblin-a-a1", micros=700),))
     running = rent_lease("a", 900, settled=100)
-    found = parts(bill, rented=[rent_of("a", 100)], leases=[running])
+    found = parts(bill, rented=[rent_of("a", 100)], allocations=[running])
     assert settle_day(found["vastai/a"]).corrections == ()
     beyond = Bill(usd_micros=950, charges=(charge("goblin-a-a1", micros=950),))
-    found = parts(beyond, rented=[rent_of("a", 100)], leases=[running])
+    found = parts(beyond, rented=[rent_of("a", 100)], allocations=[running])
     assert adjusted(settle_day(found["vastai/a"])) == 50
 
 
@@ -219,7 +226,7 @@ def test_a_rent_of_the_day_before_may_run_into_this_one() -> None:
         found = {
             one.account: one
             for one in settling.split(
-                "vastai", "2026-11-25", bill, balances={}, leases=[], earlier=[yesterday], rented=[], final=True
+                "vastai", "2026-11-25", bill, balances={}, allocations=[], earlier=[yesterday], rented=[], final=True
             )
         }
         assert settle_day(found["vastai/a"]) == settling.Settlement()
@@ -246,8 +253,10 @@ def test_whatever_a_final_bill_tells_all_of_it_is_reached(
     )
     bill = Bill(usd_micros=sum(one.usd_micros for one in told) + more, charges=told)
     rented = [rent_of(job, micros) for job, micros in settled]
-    leases = [rent_lease(job, micros, expired=True) for job, micros in gone]
-    found = [settle_day(part) for part in parts(bill, rented=rented, leases=leases, others=others).values()]
+    allocations = [rent_lease(job, micros, expired=True) for job, micros in gone]
+    found = [settle_day(part) for part in parts(bill, rented=rented, allocations=allocations, others=others).values()]
     booked = sum(micros for _, micros in settled) + others
     assert booked + sum(adjusted(one) + sum(spent for _, spent in one.found) for one in found) == bill.usd_micros
-    assert sorted(lease.lease_id for one in found for lease, _ in one.found) == sorted(x.lease_id for x in leases)
+    assert sorted(allocation.allocation_id for one in found for allocation, _ in one.found) == sorted(
+        x.allocation_id for x in allocations
+    )

@@ -8,17 +8,17 @@ import pytest
 
 from goblin.core.endpoints import Endpoint, Price
 from goblin.gateway.policy.marginal_cost import marginal_cost
-from goblin.gateway.policy.route import Forecast
+from goblin.gateway.policy.route import LatencyForecast
 
 HOUR = 3_600_000  # Millionths of a dollar per hour that make one per millisecond.
 
 
-def cost(*, in_flight: int = 0, forecast: Forecast | None = None, **said: Any) -> int | None:
+def cost(*, in_flight: int = 0, forecast: LatencyForecast | None = None, **said: Any) -> int | None:
     endpoint = Endpoint(name="a", provider="x", url="http://x", **said)
     return marginal_cost(
         endpoint,
         endpoint.price,
-        forecast or Forecast(service_ms=2000.0, unheard_s=100.0),
+        forecast or LatencyForecast(service_ms=2000.0, unheard_s=100.0),
         prompt_tokens=1000,
         output_tokens=500,
         in_flight=in_flight,
@@ -54,7 +54,7 @@ def test_tokens_times_price_rounded_up(inward: int, outward: int, expected: int)
 def test_seconds_that_the_request_keeps_it_awake(
     asleep: float, in_flight: int, unheard_s: float, expected: int
 ) -> None:
-    forecast = Forecast(service_ms=2000.0, asleep=asleep, unheard_s=unheard_s)
+    forecast = LatencyForecast(service_ms=2000.0, asleep=asleep, unheard_s=unheard_s)
     found = cost(price_usd_micros_per_hour=HOUR, sleeps_after_s=300, parallel=4, in_flight=in_flight, forecast=forecast)
     assert found == expected
 

@@ -8,25 +8,27 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblin.gateway.policy import latency as paces
-from goblin.gateway.policy.latency import Pace, Prior
+from goblin.gateway.policy import latency as latency
+from goblin.gateway.policy.latency import LatencyEstimate, LatencyPrior
 from goblin.gateway.policy.prediction import ASLEEP_TOLD, ASLEEP_UNHEARD, chance_asleep, predict
-from goblin.gateway.policy.route import Demand, Forecast
+from goblin.gateway.policy.route import Demand, LatencyForecast
 
-PRIOR = Prior(first_token_ms=300, prefill_ms=1, decode_ms=10, cold_start_ms=20_000)
+PRIOR = LatencyPrior(first_token_ms=300, prefill_ms=1, decode_ms=10, cold_start_ms=20_000)
 
 
-def known(answers: int = 20) -> Pace:
-    pace = Pace(prior=PRIOR)
+def known(answers: int = 20) -> LatencyEstimate:
+    estimate = LatencyEstimate(prior=PRIOR)
     for _ in range(answers):
-        pace = paces.observe_first_token(pace, 300, prompt_tokens=0, expected_ms=300, weight=1, now_s=0)
-    return pace
+        estimate = latency.observe_first_token(estimate, 300, prompt_tokens=0, expected_ms=300, weight=1, now_s=0)
+    return estimate
 
 
-def forecast(pace: Pace | None = None, *, prompt: int = 0, output: float = 50, **more: Any) -> Forecast:
+def forecast(
+    estimate: LatencyEstimate | None = None, *, prompt: int = 0, output: float = 50, **more: Any
+) -> LatencyForecast:
     facts = {"in_flight": 0, "parallel": 4, "now_s": 0.0, **more}
     demand = Demand(model="m", prompt_tokens=prompt, output_tokens_expected=output)
-    return predict(pace or known(), demand, **facts)
+    return predict(estimate or known(), demand, **facts)
 
 
 def test_awake_and_alone_it_is_prefill_and_decode() -> None:
@@ -43,7 +45,7 @@ def test_those_beyond_its_width_wait_their_turn() -> None:
 
 
 def test_a_newcomer_is_trusted_with_one_request_until_it_has_answered() -> None:
-    new = Pace(prior=PRIOR)
+    new = LatencyEstimate(prior=PRIOR)
     assert forecast(new, in_flight=1, parallel=64).queue_ms > 0
     assert forecast(known(1), in_flight=2, parallel=64).queue_ms == 0
     assert forecast(known(1), in_flight=3, parallel=64).queue_ms > 0
@@ -59,7 +61,7 @@ def test_a_start_is_waited_for_with_its_chance_and_what_is_left_of_it() -> None:
 
 def test_a_burst_does_not_all_go_to_the_newcomer() -> None:
     """Even one that is expected to be the quicker, and to be awake."""
-    new = Pace(prior=Prior(first_token_ms=100, prefill_ms=1, decode_ms=10))
+    new = LatencyEstimate(prior=LatencyPrior(first_token_ms=100, prefill_ms=1, decode_ms=10))
     flights = {"known": 0, "newcomer": 0}
     for _ in range(40):
         expected = {

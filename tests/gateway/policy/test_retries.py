@@ -9,7 +9,7 @@ from goblin.gateway.policy import retries
 
 
 def wait(fault: Fault, **facts: object) -> float | None:
-    told = {"silent": False, "retry_after_s": None, "retries": 0, "dice": 0.5, **facts}
+    told = {"silent": False, "retry_after_s": None, "retries": 0, "rng": 0.5, **facts}
     return retries.wait_before_retry(fault, **told)  # type: ignore[arg-type]
 
 
@@ -37,11 +37,11 @@ def test_silence_is_not_asked_again() -> None:
 
 
 def test_those_who_failed_together_do_not_come_back_together() -> None:
-    assert wait(Fault.TRANSIENT, dice=0.0) != wait(Fault.TRANSIENT, dice=0.9)
+    assert wait(Fault.TRANSIENT, rng=0.0) != wait(Fault.TRANSIENT, rng=0.9)
 
 
 def test_extra_requests_are_a_share_of_the_ordinary_ones() -> None:
-    allowance, extra = retries.Allowance(share=0.2), 0
+    allowance, extra = retries.RetryAllowance(share=0.2), 0
     for _ in range(1000):
         allowance = retries.earn(allowance)
         if (left := retries.spend(allowance)) is not None:
@@ -50,7 +50,7 @@ def test_extra_requests_are_a_share_of_the_ordinary_ones() -> None:
 
 
 def test_what_was_not_needed_is_not_saved_without_end() -> None:
-    allowance = retries.Allowance(share=1.0)
+    allowance = retries.RetryAllowance(share=1.0)
     for _ in range(1000):
         allowance = retries.earn(allowance)
     assert allowance.saved == allowance.most

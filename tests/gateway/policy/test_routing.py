@@ -14,7 +14,7 @@ from msgspec.structs import replace
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.domain.endpoint_health import Status
-from goblin.gateway.policy.route import Demand, EndpointFacts, Forecast, NoRoute, Obstacle, Route
+from goblin.gateway.policy.route import Demand, EndpointFacts, LatencyForecast, NoRoute, Obstacle, Route
 from goblin.gateway.policy.routing import choose_route
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -31,8 +31,8 @@ def fact(
     """A healthy endpoint; only what matters to the test is said."""
     known = {"status", "status_reason", "open_until", "open_reason", "frozen", "cost_usd_micros_max"}
     said = {key: more.pop(key) for key in known & more.keys()}
-    expected = {key: more.pop(key) for key in set(Forecast.__struct_fields__) & more.keys()}
-    forecast = Forecast(**{"first_token_ms": ms, "total_ms": ms, "awake_ms": ms, "late_ms": 3 * ms, **expected})
+    expected = {key: more.pop(key) for key in set(LatencyForecast.__struct_fields__) & more.keys()}
+    forecast = LatencyForecast(**{"first_token_ms": ms, "total_ms": ms, "awake_ms": ms, "late_ms": 3 * ms, **expected})
     facts = {"status": Status.HEALTHY, "cost_usd_micros": cost, "cost_usd_micros_max": cost, **said}
     return EndpointFacts(endpoint=endpoint(name, **more), serves=serves, forecast=forecast, **facts)
 
@@ -93,7 +93,7 @@ def test_what_was_little_seen_gets_the_benefit_of_the_doubt() -> None:
 
 def test_equals_share_by_dice_and_not_by_name() -> None:
     facts = [fact(name) for name in "abcd"]
-    firsts = Counter(names(route(facts, Strategy.LOWEST_LATENCY, dice=i / 1000))[0] for i in range(1000))
+    firsts = Counter(names(route(facts, Strategy.LOWEST_LATENCY, rng=i / 1000))[0] for i in range(1000))
     assert firsts == dict.fromkeys("abcd", 250)
 
 
@@ -119,10 +119,10 @@ def test_round_robin_gives_everybody_a_turn(turn: int, count: int) -> None:
 
 @given(st.lists(st.integers(0, 20), min_size=1, max_size=6), st.floats(0, 1, exclude_max=True))
 def test_a_weighted_draw_names_each_endpoint_once_and_never_the_weightless_first(
-    weights: list[int], dice: float
+    weights: list[int], rng: float
 ) -> None:
     facts = [fact(f"e{i}", weight=weight) for i, weight in enumerate(weights)]
-    found = names(route(facts, Strategy.WEIGHTED_RANDOM, dice=dice))
+    found = names(route(facts, Strategy.WEIGHTED_RANDOM, rng=rng))
     assert sorted(found) == sorted(f.endpoint.name for f in facts)
     if any(weights):
         assert weights[int(found[0][1:])] > 0
@@ -131,7 +131,7 @@ def test_a_weighted_draw_names_each_endpoint_once_and_never_the_weightless_first
 def test_a_weighted_draw_follows_the_weights() -> None:
     facts = [fact("one", weight=1), fact("three", weight=3)]
     throws = 1000
-    firsts = Counter(names(route(facts, Strategy.WEIGHTED_RANDOM, dice=i / throws))[0] for i in range(throws))
+    firsts = Counter(names(route(facts, Strategy.WEIGHTED_RANDOM, rng=i / throws))[0] for i in range(throws))
     assert firsts == {"one": 250, "three": 750}
 
 
@@ -341,11 +341,11 @@ DEMANDS = st.builds(
     st.floats(0, 1, exclude_max=True),
 )
 def test_every_endpoint_is_a_candidate_or_rejected_and_somebody_able_is_always_tried(
-    rows: list[dict[str, Any]], demand: Demand, strategy: Strategy, turn: int, dice: float
+    rows: list[dict[str, Any]], demand: Demand, strategy: Strategy, turn: int, rng: float
 ) -> None:
     facts = [fact(f"e{i}", **row) for i, row in enumerate(rows)]
-    found = choose_route(demand, facts, strategy=strategy, turn=turn, dice=dice, explore_share=0.5)
-    again = choose_route(demand, facts, strategy=strategy, turn=turn, dice=dice, explore_share=0.5)
+    found = choose_route(demand, facts, strategy=strategy, turn=turn, rng=rng, explore_share=0.5)
+    again = choose_route(demand, facts, strategy=strategy, turn=turn, rng=rng, explore_share=0.5)
     assert found == again
     limit = demand.max_cost_usd_micros
     allowed = {

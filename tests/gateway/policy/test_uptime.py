@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from goblin.billing.policy.prices import bills_time
 from goblin.core.endpoints import Endpoint
-from goblin.gateway.policy.uptime import Fleet, Machine, Ride
+from goblin.gateway.policy.uptime import AwakeMachine, EndpointMachines, UptimeSession
 
 TAIL, MOST, ENDING = 600, 300.0, 10.0
 GPU = Endpoint(
@@ -19,26 +19,26 @@ GPU = Endpoint(
 )  # fmt: skip
 
 
-def board(fleet: Fleet, now_s: float, endpoint: Endpoint = GPU) -> Ride:
-    return fleet.board(endpoint, now_s, ending_s=ENDING)
+def begin_session(fleet: EndpointMachines, now_s: float, endpoint: Endpoint = GPU) -> UptimeSession:
+    return fleet.begin_session(endpoint, now_s, ending_s=ENDING)
 
 
-def charged(ride: Ride, now_s: float, *, woke: bool = True) -> float:
-    ride.end(now_s, woke=woke)
-    assert ride.charged_s is not None
-    return ride.charged_s
+def charged(session: UptimeSession, now_s: float, *, woke: bool = True) -> float:
+    session.end(now_s, woke=woke)
+    assert session.charged_s is not None
+    return session.charged_s
 
 
 def test_the_first_pays_the_start_and_the_tail_and_the_next_what_it_adds() -> None:
-    fleet = Fleet()
-    assert charged(board(fleet, 0), 40) == 40 + TAIL
-    assert charged(board(fleet, 100), 110) == 70  # The tail begins anew, seventy seconds later.
-    assert charged(board(fleet, 5000), 5010) == 10 + TAIL  # It had slept.
+    fleet = EndpointMachines()
+    assert charged(begin_session(fleet, 0), 40) == 40 + TAIL
+    assert charged(begin_session(fleet, 100), 110) == 70  # The tail begins anew, seventy seconds later.
+    assert charged(begin_session(fleet, 5000), 5010) == 10 + TAIL  # It had slept.
 
 
 def test_requests_beside_each_other_share_a_machine_that_has_room() -> None:
-    fleet, roomy = Fleet(), replace(GPU, parallel=2)
-    first, second, third = (board(fleet, at, roomy) for at in (0, 5, 6))
+    fleet, roomy = EndpointMachines(), replace(GPU, parallel=2)
+    first, second, third = (begin_session(fleet, at, roomy) for at in (0, 5, 6))
     assert first.machine is second.machine is not third.machine
     assert charged(second, 6) == 6 + TAIL  # What came before it was not paid yet.
     assert charged(first, 10) == 4
@@ -46,24 +46,27 @@ def test_requests_beside_each_other_share_a_machine_that_has_room() -> None:
 
 
 def test_a_refusal_costs_the_time_until_it_came_and_no_tail() -> None:
-    fleet = Fleet()
-    assert charged(board(fleet, 0), 3, woke=False) == 3
-    busy, refused = board(fleet, 100), board(fleet, 100)
+    fleet = EndpointMachines()
+    assert charged(begin_session(fleet, 0), 3, woke=False) == 3
+    busy, refused = begin_session(fleet, 100), begin_session(fleet, 100)
     assert charged(refused, 102, woke=False) == 2
     assert charged(busy, 110) == 10 + TAIL
 
 
 def test_it_ends_once() -> None:
-    fleet = Fleet()
-    ride = board(fleet, 0)
-    ride.end(1, woke=True)
-    ride.end(500, woke=True)
-    assert ride.charged_s == 1 + TAIL
-    assert ride.machine == Machine(paid_until_s=1 + TAIL, riding=0)
+    fleet = EndpointMachines()
+    session = begin_session(fleet, 0)
+    session.end(1, woke=True)
+    session.end(500, woke=True)
+    assert session.charged_s == 1 + TAIL
+    assert session.machine == AwakeMachine(paid_until_s=1 + TAIL, in_flight=0)
 
 
 def test_seconds_are_rounded_up_and_nothing_costs_nothing() -> None:
-    dear, cheap = board(Fleet(), 0), board(Fleet(), 0, replace(GPU, price_usd_micros_per_hour=1))
+    dear, cheap = (
+        begin_session(EndpointMachines(), 0),
+        begin_session(EndpointMachines(), 0, replace(GPU, price_usd_micros_per_hour=1)),
+    )
     assert [dear.cost_usd_micros(seconds) for seconds in (0, 0.0004, 0.001, 900.5)] == [0, 0, 1, 900_500]
     assert cheap.cost_usd_micros(0.001) == 1
 
@@ -90,29 +93,29 @@ def test_what_is_charged_is_the_time_awake_and_never_more_than_was_put_aside(
     requests: list[tuple[int, int, bool]], parallel: int
 ) -> None:
     endpoint = replace(GPU, parallel=parallel)
-    fleet = Fleet()
+    fleet = EndpointMachines()
     awake: dict[int, list[tuple[Span, bool]]] = {}
-    machines: list[Machine] = []
+    machines: list[AwakeMachine] = []
     total = 0.0
     events = sorted(
         [(at, 1, n) for n, (at, _, _) in enumerate(requests)]
         + [(at + took, 2 if took == 0 else 0, n) for n, (at, took, _) in enumerate(requests)]
     )
-    rides: dict[int, tuple[Ride, float]] = {}
+    uptime: dict[int, tuple[UptimeSession, float]] = {}
     for now_s, kind, n in events:
         if kind == 1:
-            ride = board(fleet, now_s, endpoint)
-            assert ride.machine.riding <= parallel
-            machines.append(ride.machine)  # Kept, so that no other has its place in memory.
-            rides[n] = ride, ride.worst_s()
+            session = begin_session(fleet, now_s, endpoint)
+            assert session.machine.in_flight <= parallel
+            machines.append(session.machine)  # Kept, so that no other has its place in memory.
+            uptime[n] = session, session.worst_s()
             continue
-        ride, worst = rides[n]
+        session, worst = uptime[n]
         woke = requests[n][2]
-        total += charged(ride, now_s, woke=woke)
-        assert ride.charged_s is not None
-        assert ride.charged_s <= worst
-        span = Span(ride.began_s, now_s + (TAIL if woke else 0))
-        awake.setdefault(id(ride.machine), []).append((span, woke))
+        total += charged(session, now_s, woke=woke)
+        assert session.charged_s is not None
+        assert session.charged_s <= worst
+        span = Span(session.began_s, now_s + (TAIL if woke else 0))
+        awake.setdefault(id(session.machine), []).append((span, woke))
     # Never less than whatever was taken kept awake; a refusal alone on a machine is paid, too.
     every = sum(_union([span for span, _ in spans]) for spans in awake.values())
     taken = sum(_union([span for span, woke in spans if woke]) for spans in awake.values())

@@ -12,16 +12,16 @@ from msgspec.structs import replace
 from goblin.core.endpoints import Endpoint
 from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.policy.ordering import choice
-from goblin.gateway.policy.route import Demand, EndpointFacts, Forecast
+from goblin.gateway.policy.route import Demand, EndpointFacts, LatencyForecast
 from goblin.gateway.policy.traffic import Traffic, arrivals_per_s, expect_output, observe_answer, observe_arrival
-from goblin.gateway.policy.warm_up import choose_wakes, hedge_after_ms
+from goblin.gateway.policy.warm_up import choose_warm_ups, hedge_after_ms
 
 BUSY = Demand(model="m", arrivals_per_s=0.1)
 
 
 def fact(name: str, *, ms: float = 2000, cost: int | None = None, **more: Any) -> EndpointFacts:
     endpoint = Endpoint(name=name, provider="x", url="http://x", sleeps_after_s=60)
-    forecast = Forecast(**{"first_token_ms": ms, "total_ms": ms, "awake_ms": ms, "late_ms": ms * 3, **more})
+    forecast = LatencyForecast(**{"first_token_ms": ms, "total_ms": ms, "awake_ms": ms, "late_ms": ms * 3, **more})
     return EndpointFacts(endpoint=endpoint, serves=True, forecast=forecast, cost_usd_micros=cost)
 
 
@@ -35,7 +35,7 @@ SLOW, QUICK = fact("slow"), asleep("quick")
 def woken(
     demand: Demand, *facts: EndpointFacts, first: EndpointFacts = SLOW, strategy: Strategy = Strategy.LOWEST_LATENCY
 ) -> list[str]:
-    found = choose_wakes(demand, [first, *facts], choice(first, "why"), strategy=strategy)
+    found = choose_warm_ups(demand, [first, *facts], choice(first, "why"), strategy=strategy)
     return [waking.endpoint.name for waking in found]
 
 

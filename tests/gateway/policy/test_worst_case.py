@@ -11,7 +11,7 @@ from goblin.billing.policy import prices
 from goblin.core.endpoints import Endpoint, Price
 from goblin.gateway.domain import requests
 from goblin.gateway.policy import worst_case
-from goblin.gateway.policy.worst_case import Bound, Unpriced
+from goblin.gateway.policy.worst_case import CostBound, Unpriced
 
 PRICE = Price(input_usd_micros_per_mtok=1_000_000, output_usd_micros_per_mtok=4_000_000)
 PAID = Endpoint(name="paid", provider="openai", url="http://x", price=PRICE)
@@ -22,9 +22,9 @@ def chat(content: Any = "Hi", **more: Any) -> requests.ChatRequest:
     return requests.parse(requests.ChatRequest, json.dumps(body).encode())
 
 
-def bound(request: Any, endpoint: Endpoint = PAID) -> Bound:
+def bound(request: Any, endpoint: Endpoint = PAID) -> CostBound:
     found = worst_case.worst_case(request, endpoint)
-    assert isinstance(found, Bound)
+    assert isinstance(found, CostBound)
     return found
 
 
@@ -86,7 +86,7 @@ def test_writing_into_a_cache_costs_more() -> None:
 )
 def test_what_no_token_price_covers_is_refused(more: dict[str, Any]) -> None:
     assert isinstance(worst_case.worst_case(chat(**more), PAID), Unpriced)
-    assert isinstance(worst_case.worst_case(chat(modalities=["text"], service_tier="auto"), PAID), Bound)
+    assert isinstance(worst_case.worst_case(chat(modalities=["text"], service_tier="auto"), PAID), CostBound)
 
 
 def test_sounds_and_files_are_refused() -> None:

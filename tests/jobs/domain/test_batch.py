@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblin.jobs.domain import batch
-from goblin.jobs.domain.batch import DatasetCheck, Lines, Malformed, parse_item
+from goblin.jobs.domain.batch import DatasetCheck, LineSplitter, MalformedItem, parse_item
 from tests.fakes.batch_host import item
 
 
@@ -22,7 +22,7 @@ def cut(data: bytes, sizes: list[int]) -> list[bytes]:
     return chunks
 
 
-def feed_all(reader: Lines | DatasetCheck, chunks: list[bytes]) -> None:
+def feed_all(reader: LineSplitter | DatasetCheck, chunks: list[bytes]) -> None:
     for chunk in chunks:
         reader.feed(chunk)
 
@@ -30,7 +30,7 @@ def feed_all(reader: Lines | DatasetCheck, chunks: list[bytes]) -> None:
 @given(st.lists(st.binary(max_size=12).map(lambda line: line.replace(b"\n", b"")), max_size=12), st.data())
 def test_lines_do_not_depend_on_how_the_bytes_are_cut(rows: list[bytes], data: st.DataObject) -> None:
     text = b"\n".join(rows) + data.draw(st.sampled_from([b"", b"\n"]))
-    lines = Lines(limit=100)
+    lines = LineSplitter(limit=100)
     found = []
     for chunk in cut(text, data.draw(st.lists(st.integers(1, 9), min_size=1))):
         found += lines.feed(chunk)
@@ -43,8 +43,8 @@ def test_lines_do_not_depend_on_how_the_bytes_are_cut(rows: list[bytes], data: s
 
 @pytest.mark.parametrize("chunk", [1, 7, 1000])
 def test_a_line_over_the_limit_is_refused_before_it_is_held(chunk: int) -> None:
-    lines = Lines(limit=50)
-    with pytest.raises(Malformed, match="line 2: over 50 bytes"):
+    lines = LineSplitter(limit=50)
+    with pytest.raises(MalformedItem, match="line 2: over 50 bytes"):
         feed_all(lines, cut(b"short\n" + b"x" * 5000, [chunk]))
 
 
@@ -71,18 +71,18 @@ def test_openais_own_example_is_an_item() -> None:
     ],
 )
 def test_what_is_no_item_names_its_line(changes: dict[str, Any]) -> None:
-    with pytest.raises(Malformed, match="line 9"):
+    with pytest.raises(MalformedItem, match="line 9"):
         parse_item(json.dumps(item(1, **changes)).encode(), 9)
 
 
 @pytest.mark.parametrize("line", [b'{"custom_id": "\\ud800"}', b"\xff", b"", b"[]", b'"x"', b"{" * 5000])
 def test_nonsense_is_malformed_and_nothing_worse(line: bytes) -> None:
-    with pytest.raises(Malformed):
+    with pytest.raises(MalformedItem):
         parse_item(line, 1)
 
 
 def test_as_many_items_as_openai_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(batch, "ITEMS_MAX", 3)
     check = DatasetCheck()
-    with pytest.raises(Malformed, match="line 4: more than 3 items"):
+    with pytest.raises(MalformedItem, match="line 4: more than 3 items"):
         feed_all(check, [json.dumps(item(number)).encode() + b"\n" for number in range(4)])

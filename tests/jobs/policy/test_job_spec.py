@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from goblin.core.events import JobRequested
-from goblin.jobs.domain.market import Wanted
+from goblin.jobs.domain.market import InstanceRequirements
 from goblin.jobs.policy.job_spec import refusal, wanted
 
 BATCH = {"job_id": "j", "kind": "batch", "dataset_uri": "gs://bkt/d.jsonl", "output_uri": "gs://bkt/o.jsonl"}
@@ -57,11 +57,14 @@ def test_before_any_provider_is_configured_a_job_may_wait_for_one() -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, Wanted(kind="training")),
-        ({"gpu_types": ("RTX 4090", "rtx_4090")}, Wanted(kind="training", gpus=("RTX_4090",), gpu_count=1)),
-        ({"gpu_memory_mib_min": 8}, Wanted(kind="training", gpu_count=1, gpu_memory_mib_min=8)),
-        ({"gpu_count": 4}, Wanted(kind="training", gpu_count=4)),
+        ({}, InstanceRequirements(kind="training")),
+        (
+            {"gpu_types": ("RTX 4090", "rtx_4090")},
+            InstanceRequirements(kind="training", gpus=("RTX_4090",), gpu_count=1),
+        ),
+        ({"gpu_memory_mib_min": 8}, InstanceRequirements(kind="training", gpu_count=1, gpu_memory_mib_min=8)),
+        ({"gpu_count": 4}, InstanceRequirements(kind="training", gpu_count=4)),
     ],
 )
-def test_whoever_names_a_gpu_wants_one(changes: dict[str, Any], expected: Wanted) -> None:
+def test_whoever_names_a_gpu_wants_one(changes: dict[str, Any], expected: InstanceRequirements) -> None:
     assert wanted(JobRequested(**TRAINING, **changes)) == expected

@@ -9,13 +9,13 @@ import pytest
 
 from goblin.core.events import JobRequested
 from goblin.jobs.domain.checkpoints import Checkpoint
-from goblin.jobs.domain.instances import Lease, Unknown
-from goblin.jobs.domain.job import Job, Progress, State
+from goblin.jobs.domain.instances import AttemptLease, UnknownInventory
+from goblin.jobs.domain.job import Job, JobState, Progress
 from goblin.jobs.domain.market import Listing, NoPlacement, Offer, Placement
 from goblin.jobs.policy import placement as placing
-from goblin.jobs.policy.placement import Facts, NotPromised, admit, move, place, work_left_s
-from goblin.jobs.policy.spot.market_history import Pool, Watched
-from goblin.jobs.policy.spot.preemption_rates import Rates
+from goblin.jobs.policy.placement import NotPromised, PlacementFacts, admit, move, place, work_left_s
+from goblin.jobs.policy.spot.market_history import MarketHistory, PoolHistory
+from goblin.jobs.policy.spot.preemption_rates import PreemptionRates
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -35,16 +35,16 @@ def job(**changes: Any) -> Job:
     spec = {"job_id": "j", "kind": "training", "gpu_types": ("RTX_4090",), "est_hours": 8.0}
     spec |= {name: changes.pop(name) for name in list(changes) if name in JobRequested.__struct_fields__}
     fields: dict[str, Any] = {
-        "job_id": "j", "spec": JobRequested(**spec), "spec_sha256": "", "state": State.QUEUED, "requested_at": NOW,
+        "job_id": "j", "spec": JobRequested(**spec), "spec_sha256": "", "state": JobState.QUEUED, "requested_at": NOW,
         "updated_at": NOW,
     }  # fmt: skip
     return Job(**{**fields, **changes})
 
 
-def facts(*offers: Offer, **changes: Any) -> Facts:
+def facts(*offers: Offer, **changes: Any) -> PlacementFacts:
     providers = sorted({offer.provider for offer in offers} or {"vastai"})
     listings = {name: Listing(offers=tuple(offer for offer in offers if offer.provider == name)) for name in providers}
-    return Facts(**{"listings": listings, "now": NOW, **changes})
+    return PlacementFacts(**{"listings": listings, "now": NOW, **changes})
 
 
 def chosen(found: Placement | NoPlacement) -> str:
@@ -77,15 +77,15 @@ def test_the_price_cap_of_the_job_and_of_the_operator_both_hold() -> None:
 
 
 def test_a_frozen_provider_is_passed_over_with_the_reason_and_free_ones_are_not_concerned() -> None:
-    assert chosen(place(job(), facts(SPOT, POD, halted={"vastai": "vastai is frozen"}))) == "p"
-    halted = place(job(), facts(SPOT, halted={"vastai": "vastai is frozen"}))
-    assert isinstance(halted, NoPlacement)
-    assert "vastai is frozen" in halted.reason
-    assert chosen(place(job(), facts(FREE, halted={"local": "total is frozen"}))) == "process"
+    assert chosen(place(job(), facts(SPOT, POD, halt={"vastai": "vastai is frozen"}))) == "p"
+    halt = place(job(), facts(SPOT, halt={"vastai": "vastai is frozen"}))
+    assert isinstance(halt, NoPlacement)
+    assert "vastai is frozen" in halt.reason
+    assert chosen(place(job(), facts(FREE, halt={"local": "total is frozen"}))) == "process"
 
 
 def test_who_cannot_say_is_named_and_not_taken_for_empty() -> None:
-    found = place(job(), facts(listings={}, unknown={"vastai": Unknown(reason="410 Gone").reason}))
+    found = place(job(), facts(listings={}, unknown={"vastai": UnknownInventory(reason="410 Gone").reason}))
     assert isinstance(found, NoPlacement)
     assert "vastai cannot say: 410 Gone" in found.reason
 
@@ -117,13 +117,15 @@ def test_with_a_deadline_it_runs_where_it_cannot_be_missed(
 
 
 def test_spot_that_was_there_lately_is_waited_for_while_there_is_slack() -> None:
-    pool = Pool(provider="vastai", gpu="RTX_4090", gpu_count=1, seen_at=NOW, available_at=NOW - HOUR, rates=Rates())
-    known = Watched(pools={"vastai/RTX_4090": pool})
-    waits = place(job(deadline=NOW + 40 * HOUR), facts(ON_DEMAND, watched=known))
+    pool = PoolHistory(
+        provider="vastai", gpu="RTX_4090", gpu_count=1, seen_at=NOW, available_at=NOW - HOUR, rates=PreemptionRates()
+    )
+    known = MarketHistory(pools={"vastai/RTX_4090": pool})
+    waits = place(job(deadline=NOW + 40 * HOUR), facts(ON_DEMAND, history=known))
     assert isinstance(waits, NoPlacement)
     assert "slack to wait" in waits.reason
     assert waits.candidates
-    assert chosen(place(job(deadline=NOW + 8.9 * HOUR), facts(ON_DEMAND, watched=known))) == "o"
+    assert chosen(place(job(deadline=NOW + 8.9 * HOUR), facts(ON_DEMAND, history=known))) == "o"
 
 
 def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_nearest_that_can() -> None:
@@ -165,8 +167,8 @@ def running(offer: Offer, **changes: Any) -> Job:
     waiting = job(**changes)
     placed = place(waiting, facts(offer))
     assert isinstance(placed, Placement)
-    lease = Lease(provider=offer.provider, label="goblin-j-a1", token_sha256="", placed_at=NOW, until=NOW + HOUR)
-    return replace(waiting, state=State.RUNNING, attempt=1, lease=lease, placement=placed)
+    lease = AttemptLease(provider=offer.provider, label="goblin-j-a1", token_sha256="", placed_at=NOW, until=NOW + HOUR)
+    return replace(waiting, state=JobState.RUNNING, attempt=1, lease=lease, placement=placed)
 
 
 def test_spot_is_left_when_one_more_loss_would_cost_the_deadline_and_not_before() -> None:
@@ -181,13 +183,17 @@ def test_spot_is_left_when_one_more_loss_would_cost_the_deadline_and_not_before(
 def test_on_demand_is_left_only_for_spot_that_has_stayed() -> None:
     attempt = running(ON_DEMAND, deadline=NOW + 40 * HOUR)
     young, old = (
-        Watched(
-            pools={SPOT.pool: Pool(provider="vastai", gpu="RTX_4090", gpu_count=1, seen_at=NOW, rates=Rates(age_s=s))}
+        MarketHistory(
+            pools={
+                SPOT.pool: PoolHistory(
+                    provider="vastai", gpu="RTX_4090", gpu_count=1, seen_at=NOW, rates=PreemptionRates(age_s=s)
+                )
+            }
         )
         for s in (60.0, 24 * 3600.0)
     )
-    assert move(attempt, facts(SPOT, ON_DEMAND, watched=young)) is None
-    stop = move(attempt, facts(SPOT, ON_DEMAND, watched=old))
+    assert move(attempt, facts(SPOT, ON_DEMAND, history=young)) is None
+    stop = move(attempt, facts(SPOT, ON_DEMAND, history=old))
     assert stop is not None
     assert "spot has stayed" in stop.reason
 
@@ -196,7 +202,7 @@ def test_on_demand_is_left_only_for_spot_that_has_stayed() -> None:
     "still",
     [
         {"deadline": None},
-        {"state": State.STARTING},
+        {"state": JobState.STARTING},
         {"offer": FREE},
     ],
 )

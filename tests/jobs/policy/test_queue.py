@@ -4,7 +4,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from goblin.core.events import JobRequested
-from goblin.jobs.domain.job import Job, State
+from goblin.jobs.domain.job import Job, JobState
 from goblin.jobs.policy.queue import PROMOTED_AFTER, has_place, order_queue, places_taken
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -13,7 +13,7 @@ NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 def queued(name: str, priority: str = "default", waited: timedelta = timedelta()) -> Job:
     return Job(
         job_id=name, spec=JobRequested(job_id=name, kind="batch", priority=priority), spec_sha256="",
-        state=State.QUEUED, requested_at=NOW - waited, updated_at=NOW,
+        state=JobState.QUEUED, requested_at=NOW - waited, updated_at=NOW,
     )  # fmt: skip
 
 
@@ -36,7 +36,7 @@ def test_whoever_has_waited_for_long_is_not_starved_by_a_stream_of_urgent_jobs()
 
 
 def test_only_queued_jobs_wait_in_the_queue() -> None:
-    assert names(queued("a"), replace(queued("b"), state=State.RUNNING)) == ["a"]
+    assert names(queued("a"), replace(queued("b"), state=JobState.RUNNING)) == ["a"]
 
 
 def test_who_was_just_told_no_is_passed_over_for_a_while() -> None:
@@ -45,7 +45,7 @@ def test_who_was_just_told_no_is_passed_over_for_a_while() -> None:
 
 
 def test_a_kind_has_as_many_places_as_its_limit_and_without_one_none() -> None:
-    jobs = [replace(queued(name), state=state) for name, state in (("a", State.PLACING), ("b", State.QUEUED))]
+    jobs = [replace(queued(name), state=state) for name, state in (("a", JobState.PLACING), ("b", JobState.QUEUED))]
     taken = places_taken(jobs)
     assert taken == {"batch": 1}
     assert has_place("batch", taken, {"batch": 2})
@@ -56,5 +56,10 @@ def test_a_kind_has_as_many_places_as_its_limit_and_without_one_none() -> None:
 def test_a_promised_job_goes_first_and_keeps_its_place_while_it_waits() -> None:
     promised = replace(queued("p", "low"), spec=JobRequested(job_id="p", kind="batch", priority="low", deadline=NOW))
     assert names(queued("urgent", "high"), promised) == ["p", "urgent"]
-    for state, places in ((State.QUEUED, 1), (State.PREEMPTED, 1), (State.REQUESTED, 0), (State.SUCCEEDED, 0)):
+    for state, places in (
+        (JobState.QUEUED, 1),
+        (JobState.PREEMPTED, 1),
+        (JobState.REQUESTED, 0),
+        (JobState.SUCCEEDED, 0),
+    ):
         assert places_taken([replace(promised, state=state)])["batch"] == places

@@ -10,11 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblin.billing.domain.accounts import Limit, Period
-from goblin.billing.domain.ledger import Action, Freeze
-from goblin.billing.policy.allocation import Shortage
+from goblin.billing.domain.ledger import BudgetAction, Freeze
+from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.core.events import JobRequested
-from goblin.jobs.domain.job import Job, Rent, State
-from goblin.jobs.domain.market import Offer, Placement, Run
+from goblin.jobs.domain.job import InstanceReservation, Job, JobState
+from goblin.jobs.domain.market import ExpectedRun, Offer, Placement
 from goblin.jobs.policy import reservations as renting
 from goblin.jobs.policy.spot.offers import Needs
 
@@ -36,25 +36,25 @@ def offer(**changes: Any) -> Offer:
 
 
 def placement(one: Offer, bid: int | None = None, interval_s: float = 900.0) -> Placement:
-    run = Run(
+    run = ExpectedRun(
         price_usd_micros_per_hour=bid or one.price_usd_micros_per_hour, cost_usd_micros=1, duration_s=1.0,
         interval_s=interval_s, losses=0.0,
     )  # fmt: skip
     return Placement(offer=one, bid_usd_micros_per_hour=bid, run=run, reason="", candidates=())
 
 
-def first(one: Offer, *, bid: int | None = None, start_s_max: float = 300, **needs: Any) -> Rent | None:
+def first(one: Offer, *, bid: int | None = None, start_s_max: float = 300, **needs: Any) -> InstanceReservation | None:
     wanted = Needs(**{"work_s": 8 * 3600.0, **needs})
     return renting.first(LABEL, placement(one, bid), wanted, start_s_max=start_s_max, now=NOON)
 
 
-def rent(**changes: Any) -> Rent:
+def rent(**changes: Any) -> InstanceReservation:
     facts = {
         "label": LABEL, "provider": "vastai", "spot": True, "price_usd_micros_per_hour": 360_000,
         "start_usd_micros": 5_000, "since": NOON, "until": NOON + seconds(3600), "reserved_usd_micros": 365_000,
         "seq": 1, "shortest_s": 720,
     }  # fmt: skip
-    return Rent(**{**facts, **changes})
+    return InstanceReservation(**{**facts, **changes})
 
 
 def test_a_first_slice_pays_for_the_start_an_hour_of_work_and_two_ticks_of_idle_tail() -> None:
@@ -146,7 +146,7 @@ def test_the_new_day_takes_a_rent_over_at_midnight() -> None:
     assert (longest.since, longest.part, longest.start_usd_micros, longest.seq) == (MIDNIGHT, 2, 0, 0)
     assert longest.until == old.until
     assert shortest.until == MIDNIGHT + seconds(40 + 120 + 300)
-    assert renting.lease_id(longest) != renting.lease_id(old)
+    assert renting.allocation_id(longest) != renting.allocation_id(old)
 
 
 def test_a_rent_that_is_due_is_taken_over_and_prolonged_at_once() -> None:
@@ -158,7 +158,7 @@ def test_a_rent_that_is_due_is_taken_over_and_prolonged_at_once() -> None:
     hourly=st.integers(1, 40_000_000), start=st.integers(0, 3_000_000), granted=st.integers(1, 200_000_000),
 )  # fmt: skip
 def test_what_is_put_aside_pays_to_the_very_end_of_it(hourly: int, start: int, granted: int) -> None:
-    paid = renting.lent(rent(price_usd_micros_per_hour=hourly, start_usd_micros=start), granted, 3)
+    paid = renting.granted(rent(price_usd_micros_per_hour=hourly, start_usd_micros=start), granted, 3)
     if granted >= start:
         assert renting.worst_usd_micros(paid) <= granted
     assert paid.until >= paid.since
@@ -170,7 +170,7 @@ def test_an_instance_that_ends_in_time_costs_no_more_than_was_put_aside(
     hourly: int, start: int, lived_s: float
 ) -> None:
     plan = rent(price_usd_micros_per_hour=hourly, start_usd_micros=start, until=NOON + seconds(10_000))
-    paid = renting.lent(plan, renting.worst_usd_micros(plan), 1)
+    paid = renting.granted(plan, renting.worst_usd_micros(plan), 1)
     ended = renting.ended(paid, NOON + seconds(lived_s))
     assert paid.until == plan.until
     assert hourly * lived_s / 3600 - 1 <= renting.cost_usd_micros(ended) <= paid.reserved_usd_micros
@@ -251,12 +251,12 @@ def test_there_is_time_to_save_between_the_last_call_and_the_release() -> None:
 
 def job(budget: str | None) -> Job:
     spec = JobRequested(job_id="job-7", kind="training", budget_usd=Decimal(budget) if budget else None)
-    return Job(job_id="job-7", spec=spec, spec_sha256="", state=State.QUEUED, requested_at=NOON, updated_at=NOON)
+    return Job(job_id="job-7", spec=spec, spec_sha256="", state=JobState.QUEUED, requested_at=NOON, updated_at=NOON)
 
 
 @pytest.mark.parametrize(("budget", "micros"), [("5", 5_000_000), ("0.0000019", 1), ("0", 0)])
 def test_a_jobs_budget_holds_for_its_whole_life_and_is_not_rounded_up(budget: str, micros: int) -> None:
-    expected = Limit(period=Period.LIFETIME, limit_usd_micros=micros, action=Action.ALERT)
+    expected = Limit(period=Period.LIFETIME, limit_usd_micros=micros, action=BudgetAction.ALERT)
     assert renting.limit_of(job(budget)) == ("job/job-7", expected)
 
 
@@ -264,7 +264,7 @@ def test_a_job_without_a_budget_has_no_limit() -> None:
     assert renting.limit_of(job(None)) is None
 
 
-def freeze(account: str, action: Action | None, reason: str = "spent") -> Freeze:
+def freeze(account: str, action: BudgetAction | None, reason: str = "spent") -> Freeze:
     return Freeze(entry_id="f", account=account, reason=reason, since=NOON, action=action)
 
 
@@ -273,30 +273,30 @@ def freeze(account: str, action: Action | None, reason: str = "spent") -> Freeze
     [
         ([], False, False),
         ([freeze("total", None)], True, False),
-        ([freeze("vastai", Action.FREEZE)], True, False),
-        ([freeze("vastai", Action.STOP_JOBS)], True, True),
-        ([freeze("vastai", Action.SCALE_TO_ZERO)], True, False),
-        ([freeze("job/job-7", Action.STOP_JOBS)], True, True),
-        ([freeze("total", Action.FREEZE), freeze("total", Action.STOP_JOBS)], True, True),
-        ([freeze("runpod", Action.STOP_JOBS), freeze("job/job-8", None)], False, False),
+        ([freeze("vastai", BudgetAction.FREEZE)], True, False),
+        ([freeze("vastai", BudgetAction.STOP_JOBS)], True, True),
+        ([freeze("vastai", BudgetAction.SCALE_TO_ZERO)], True, False),
+        ([freeze("job/job-7", BudgetAction.STOP_JOBS)], True, True),
+        ([freeze("total", BudgetAction.FREEZE), freeze("total", BudgetAction.STOP_JOBS)], True, True),
+        ([freeze("runpod", BudgetAction.STOP_JOBS), freeze("job/job-8", None)], False, False),
     ],
 )
 def test_a_freeze_keeps_jobs_from_starting_and_may_stop_those_that_run(
     frozen: list[Freeze], starts: bool, stops: bool
 ) -> None:
-    found, accounts = renting.halted(frozen), renting.accounts_of("vastai", "job-7")
+    found, accounts = renting.halt(frozen), renting.accounts_of("vastai", "job-7")
     assert bool(renting.why_halted(accounts, found.starts)) is starts
     assert bool(renting.why_halted(accounts, found.stops)) is stops
 
 
 def test_the_oldest_freeze_gives_the_reason() -> None:
-    found = renting.halted([freeze("total", None, "first"), freeze("total", None, "second")])
+    found = renting.halt([freeze("total", None, "first"), freeze("total", None, "second")])
     assert renting.why_halted(("total",), found.starts) == "total is frozen: first"
 
 
 @pytest.mark.parametrize("resets_at", [None, MIDNIGHT])
 def test_a_shortage_says_what_there_is_and_whether_waiting_helps(resets_at: datetime | None) -> None:
-    short = Shortage(
+    short = InsufficientBudget(
         account="job/job-7", period=Period.LIFETIME, limit_usd_micros=5_000_000, left_usd_micros=10_000,
         need_usd_micros=20_000, resets_at=resets_at,
     )  # fmt: skip

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from goblin.jobs.domain.checkpoints import STEP_MAX, Checkpoint
-from goblin.jobs.domain.instances import Lease
-from goblin.jobs.domain.job import Job, Progress, State
-from goblin.jobs.domain.worker import Told
-from goblin.jobs.policy import invalid_reports as lies
+from goblin.jobs.domain.instances import AttemptLease
+from goblin.jobs.domain.job import Job, JobState, Progress
+from goblin.jobs.domain.worker import WorkerReport
+from goblin.jobs.policy import invalid_reports as invalid_reports
 from goblin.jobs.policy.checkpoint_retention import Saved, choose_kept
 from goblin.jobs.policy.spot.checkpoint_interval import choose_interval
 from goblin.jobs.policy.training import checkpoint_s, impossible
@@ -20,9 +20,9 @@ NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
 
 
 def job(**changes: Any) -> Job:
-    lease = Lease(provider="fake", label="goblin-j-a2", token_sha256="", placed_at=NOON, until=NOON)
+    lease = AttemptLease(provider="fake", label="goblin-j-a2", token_sha256="", placed_at=NOON, until=NOON)
     fields: dict[str, Any] = {
-        "job_id": "j", "spec": spec(), "spec_sha256": "", "state": State.RUNNING, "requested_at": NOON,
+        "job_id": "j", "spec": spec(), "spec_sha256": "", "state": JobState.RUNNING, "requested_at": NOON,
         "updated_at": NOON, "attempt": 2, "lease": lease,
         "checkpoint": Checkpoint(step=50, attempt=1, manifest_uri="gs://b/m", generation=1),
     }  # fmt: skip
@@ -52,7 +52,7 @@ def job(**changes: Any) -> Job:
     ],
 )
 def test_numbers_that_cannot_be_are_named(step: int, told: dict[str, Any], lie: str | None) -> None:
-    found = impossible(job(), step, Told(**told))
+    found = impossible(job(), step, WorkerReport(**told))
     assert found == lie if lie is None else lie in str(found)
 
 
@@ -127,32 +127,35 @@ def test_the_last_three_the_best_and_what_is_in_use_are_kept(
 
 def test_three_lies_of_one_attempt_end_it_and_no_more_stand_in_its_history() -> None:
     now, found = NOON, job()
-    for number in range(lies.LIES_MAX):
-        assert found.state is State.RUNNING
-        found = lies.caught(found, "x" * 10_000, now=now).job
-        assert found.lies == number + 1
-    assert found.state is State.PREEMPTED
+    for number in range(invalid_reports.LIES_MAX):
+        assert found.state is JobState.RUNNING
+        found = invalid_reports.caught(found, "x" * 10_000, now=now).job
+        assert found.invalid_reports == number + 1
+    assert found.state is JobState.PREEMPTED
     assert max(len(line.text) for line in found.reasons) < 400
     assert found.reason == "attempt 2 is over: its host lied 3 times"
 
 
 def test_an_honest_attempt_does_not_pay_for_the_one_before() -> None:
     found = job()
-    for _ in range(lies.LIES_MAX - 1):
-        found = lies.caught(found, "a", now=NOON).job
+    for _ in range(invalid_reports.LIES_MAX - 1):
+        found = invalid_reports.caught(found, "a", now=NOON).job
     found = replace(found, attempt=3)
-    assert (lies.told_by_attempt(found), lies.caught(found, "b", now=NOON).job.state) == (0, State.RUNNING)
+    assert (invalid_reports.told_by_attempt(found), invalid_reports.caught(found, "b", now=NOON).job.state) == (
+        0,
+        JobState.RUNNING,
+    )
 
 
 def test_attempt_1_is_not_attempt_12() -> None:
-    found = lies.caught(job(attempt=12), "a", now=NOON).job
-    assert lies.told_by_attempt(replace(found, attempt=1)) == 0
+    found = invalid_reports.caught(job(attempt=12), "a", now=NOON).job
+    assert invalid_reports.told_by_attempt(replace(found, attempt=1)) == 0
 
 
 def test_strangers_cannot_write_a_job_full() -> None:
     found, writes = job(), 0
-    while (transition := lies.strange(found, now=NOON + timedelta(seconds=writes))) is not None:
+    while (transition := invalid_reports.strange(found, now=NOON + timedelta(seconds=writes))) is not None:
         found, writes = transition.job, writes + 1
         assert writes < 10
-    assert (writes, found.lies, found.state) == (3, 3, State.RUNNING)
-    assert lies.strange(job(open=False), now=NOON) is None
+    assert (writes, found.invalid_reports, found.state) == (3, 3, JobState.RUNNING)
+    assert invalid_reports.strange(job(open=False), now=NOON) is None

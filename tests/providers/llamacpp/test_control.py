@@ -20,7 +20,7 @@ import goblin_llamacpp
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import ProviderUnavailable
 from goblin.providers.llamacpp.control import LlamaCppControl
-from goblin.registry.domain.versions import Loaded
+from goblin.registry.domain.versions import LoadedModel
 from tests.fakes.model_server import FakeModelServer
 from tests.fakes.serving import closed_port, serve
 
@@ -82,7 +82,7 @@ async def test_serves_what_it_was_given_under_its_new_name(
     data = MODEL.read_bytes().replace(b"Goblin Tiny", b"Goblin Tina", 1)
     (tmp_path / "m.gguf").write_bytes(data)
     assert await control.load(f"{bucket}/m.gguf", sha256=digest(data), alias="acme/tina") is None
-    assert await control.loaded() == Loaded(alias="acme/tina", sha256=digest(data))
+    assert await control.loaded() == LoadedModel(alias="acme/tina", sha256=digest(data))
 
 
 async def test_refuses_what_is_not_what_was_said_and_goes_on(

@@ -15,10 +15,10 @@ import psutil
 import pytest
 
 from goblin.core.errors import ProviderUnavailable, Transient
-from goblin.jobs.domain.instances import Known, Order, Unknown
-from goblin.jobs.domain.market import Listing, Wanted
+from goblin.jobs.domain.instances import KnownInventory, RentalOrder, UnknownInventory
+from goblin.jobs.domain.market import InstanceRequirements, Listing
 from goblin.providers.local import compute as local
-from goblin.providers.local.compute import Local
+from goblin.providers.local.compute import LocalInstances
 
 # Says what it was given, then waits for its end; `stubborn` does not end when asked.
 WORKER = """
@@ -34,9 +34,9 @@ threading.Event().wait()
 DEADLINE_S = 20.0
 
 
-def order(label: str = "goblin-j-a1") -> Order:
+def order(label: str = "goblin-j-a1") -> RentalOrder:
     environment = {"GOBLIN_URL": "http://g", "GOBLIN_ATTEMPT_TOKEN": "t"}
-    return Order(label=label, kind="batch", environment=environment, offer=local.OFFER)
+    return RentalOrder(label=label, kind="batch", environment=environment, offer=local.OFFER)
 
 
 async def until(true: Callable[[], bool]) -> None:
@@ -48,7 +48,7 @@ async def until(true: Callable[[], bool]) -> None:
 
 
 @pytest.fixture
-async def provider(tmp_path: Path) -> AsyncIterator[Local]:
+async def provider(tmp_path: Path) -> AsyncIterator[LocalInstances]:
     rented = local.connect(tmp_path / "instances", command=(sys.executable, "-c", WORKER))
     yield rented
     for child in rented._children.values():
@@ -58,9 +58,9 @@ async def provider(tmp_path: Path) -> AsyncIterator[Local]:
         child.stdin.close()
 
 
-async def labels(provider: Local) -> set[str]:
+async def labels(provider: LocalInstances) -> set[str]:
     inventory = await provider.inventory()
-    assert isinstance(inventory, Known)
+    assert isinstance(inventory, KnownInventory)
     return set(inventory.by_label())
 
 
@@ -68,12 +68,12 @@ def said(tmp_path: Path, label: str = "goblin-j-a1") -> Path:
     return tmp_path / "instances" / label / "said"
 
 
-async def test_nothing_was_rented_yet(provider: Local) -> None:
-    assert await provider.inventory() == Known(instances=frozenset())
+async def test_nothing_was_rented_yet(provider: LocalInstances) -> None:
+    assert await provider.inventory() == KnownInventory(instances=frozenset())
 
 
 async def test_an_instance_is_given_its_order_and_nothing_else(
-    provider: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    provider: LocalInstances, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RUNPOD_API_KEY", "secret")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", "/key.json")
@@ -86,11 +86,11 @@ async def test_an_instance_is_given_its_order_and_nothing_else(
     names = set(eval(text.partition("]")[0] + "]")) - {"LC_CTYPE"}
     assert names == {"GOBLIN_URL", "GOBLIN_ATTEMPT_TOKEN"}
     inventory = await provider.inventory()
-    assert isinstance(inventory, Known)
+    assert isinstance(inventory, KnownInventory)
     assert [(one.instance_id, one.label) for one in inventory.instances] == [(instance_id, "goblin-j-a1")]
 
 
-async def test_a_label_is_rented_once(provider: Local) -> None:
+async def test_a_label_is_rented_once(provider: LocalInstances) -> None:
     await provider.rent(order())
     with pytest.raises(Transient, match="rented before"):
         await provider.rent(order())
@@ -98,13 +98,13 @@ async def test_a_label_is_rented_once(provider: Local) -> None:
 
 
 @pytest.mark.parametrize("label", ["../etc", "goblin-../x", "other", "goblin-", "goblin-a/b"])
-async def test_what_cannot_be_a_label_is_neither_rented_nor_released(provider: Local, label: str) -> None:
+async def test_what_cannot_be_a_label_is_neither_rented_nor_released(provider: LocalInstances, label: str) -> None:
     with pytest.raises(ProviderUnavailable):
         await provider.rent(order(label))
     await provider.release(label)
 
 
-async def test_release_asks_first_and_insists_the_second_time(provider: Local, tmp_path: Path) -> None:
+async def test_release_asks_first_and_insists_the_second_time(provider: LocalInstances, tmp_path: Path) -> None:
     children = {}
     for label in ("goblin-meek-a1", "goblin-stubborn-a1"):
         await provider.rent(order(label))
@@ -120,7 +120,7 @@ async def test_release_asks_first_and_insists_the_second_time(provider: Local, t
     await provider.release("goblin-stubborn-a1")
 
 
-async def test_an_instance_that_ended_by_itself_is_gone(provider: Local, tmp_path: Path) -> None:
+async def test_an_instance_that_ended_by_itself_is_gone(provider: LocalInstances, tmp_path: Path) -> None:
     await provider.rent(order())
     os.kill(provider._children["goblin-j-a1"].pid, signal.SIGKILL)
     await until(lambda: provider._children["goblin-j-a1"].poll() is not None)
@@ -128,7 +128,9 @@ async def test_an_instance_that_ended_by_itself_is_gone(provider: Local, tmp_pat
     assert not (tmp_path / "instances" / "goblin-j-a1").exists()
 
 
-async def test_another_process_with_the_same_id_is_not_ours_and_not_touched(provider: Local, tmp_path: Path) -> None:
+async def test_another_process_with_the_same_id_is_not_ours_and_not_touched(
+    provider: LocalInstances, tmp_path: Path
+) -> None:
     """After a reboot, or long enough, the process id belongs to somebody else."""
     folder = tmp_path / "instances" / "goblin-j-a1"
     folder.mkdir(parents=True)
@@ -138,7 +140,7 @@ async def test_another_process_with_the_same_id_is_not_ours_and_not_touched(prov
     assert await labels(provider) == set()
 
 
-async def test_a_restarted_host_finds_what_still_runs_and_can_end_it(provider: Local, tmp_path: Path) -> None:
+async def test_a_restarted_host_finds_what_still_runs_and_can_end_it(provider: LocalInstances, tmp_path: Path) -> None:
     await provider.rent(order())
     again = local.connect(tmp_path / "instances")
     assert await labels(again) == {"goblin-j-a1"}
@@ -148,7 +150,7 @@ async def test_a_restarted_host_finds_what_still_runs_and_can_end_it(provider: L
     assert await labels(again) == set()
 
 
-async def test_a_start_that_was_cut_off_left_nothing(provider: Local, tmp_path: Path) -> None:
+async def test_a_start_that_was_cut_off_left_nothing(provider: LocalInstances, tmp_path: Path) -> None:
     (tmp_path / "instances" / "goblin-j-a1").mkdir(parents=True)
     assert await labels(provider) == set()
 
@@ -159,9 +161,9 @@ async def test_the_worker_ends_with_the_host_that_started_it(tmp_path: Path) -> 
         import asyncio, sys
         from pathlib import Path
         from goblin.providers.local import compute as local
-        from goblin.jobs.domain.instances import Order
+        from goblin.jobs.domain.instances import RentalOrder
         provider = local.connect(Path({str(tmp_path / "instances")!r}), command=(sys.executable, "-c", {WORKER!r}))
-        order = Order(label="goblin-j-a1", kind="batch", environment={{}}, offer=local.OFFER)
+        order = RentalOrder(label="goblin-j-a1", kind="batch", environment={{}}, offer=local.OFFER)
         print(asyncio.run(provider.rent(order)), flush=True)
         sys.stdin.read()
     """)
@@ -180,17 +182,19 @@ async def test_the_worker_ends_with_the_host_that_started_it(tmp_path: Path) -> 
 async def test_a_folder_that_cannot_be_read_is_unknown_and_not_empty(tmp_path: Path) -> None:
     folder = tmp_path / "instances" / "goblin-j-a1"
     (folder / "record.json").mkdir(parents=True)
-    assert isinstance(await local.connect(tmp_path / "instances").inventory(), Unknown)
+    assert isinstance(await local.connect(tmp_path / "instances").inventory(), UnknownInventory)
 
 
-async def test_there_is_a_limit(provider: Local, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_there_is_a_limit(provider: LocalInstances, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "INSTANCES_MAX", 1)
     await provider.rent(order())
     with pytest.raises(ProviderUnavailable, match="running already"):
         await provider.rent(order("goblin-k-a1"))
 
 
-async def test_only_the_newest_logs_are_kept(provider: Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_only_the_newest_logs_are_kept(
+    provider: LocalInstances, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(local, "LOGS_KEPT", 2)
     for number in range(4):
         await provider.rent(order(f"goblin-j-a{number}"))
@@ -199,22 +203,24 @@ async def test_only_the_newest_logs_are_kept(provider: Local, tmp_path: Path, mo
 
 
 async def test_a_machine_that_stops_asks_its_instances_to_end_and_starts_no_other(
-    provider: Local, tmp_path: Path
+    provider: LocalInstances, tmp_path: Path
 ) -> None:
     await provider.rent(order())
     await until(said(tmp_path).exists)
     child = provider._children["goblin-j-a1"]
     await local.close(tmp_path / "instances", within_s=DEADLINE_S)
     assert child.wait() == -signal.SIGTERM
-    assert await provider.offers(Wanted(kind="batch")) == Listing()
+    assert await provider.offers(InstanceRequirements(kind="batch")) == Listing()
     with pytest.raises(ProviderUnavailable, match="about to stop"):
         await provider.rent(order("goblin-j-a2"))
     local.reopen(tmp_path / "instances")
-    assert await provider.offers(Wanted(kind="batch")) != Listing()
+    assert await provider.offers(InstanceRequirements(kind="batch")) != Listing()
     await provider.rent(order("goblin-j-a2"))
 
 
-async def test_a_machine_that_stops_waits_only_so_long_for_the_stubborn(provider: Local, tmp_path: Path) -> None:
+async def test_a_machine_that_stops_waits_only_so_long_for_the_stubborn(
+    provider: LocalInstances, tmp_path: Path
+) -> None:
     label = "goblin-stubborn-a1"
     await provider.rent(order(label))
     await until(said(tmp_path, label).exists)

@@ -24,8 +24,8 @@ def body(messages: list[dict[str, Any]] | None = None, **more: Any) -> dict[str,
     return ollama.chat_body(request, "m", ENDPOINT)
 
 
-def line(**fields: Any) -> ollama.Line:
-    return wire.decode(json.dumps(fields).encode(), type=ollama.Line)
+def line(**fields: Any) -> ollama.OllamaLine:
+    return wire.decode(json.dumps(fields).encode(), type=ollama.OllamaLine)
 
 
 def test_settings_become_options() -> None:
@@ -130,6 +130,6 @@ def test_a_text_is_continued_without_a_template_unless_it_has_a_suffix() -> None
 
 
 def test_a_latest_tag_may_be_left_out() -> None:
-    listed = wire.decode(b'{"models":[{"name":"llama3:latest"},{"name":"q:7b"}]}', type=ollama.ModelList)
+    listed = wire.decode(b'{"models":[{"name":"llama3:latest"},{"name":"q:7b"}]}', type=ollama.OllamaModels)
     assert ollama.model_names(listed) == ("llama3:latest", "llama3", "q:7b")
-    assert ollama.model_names(wire.decode(b'{"models":null}', type=ollama.ModelList)) == ()
+    assert ollama.model_names(wire.decode(b'{"models":null}', type=ollama.OllamaModels)) == ()

@@ -17,8 +17,8 @@ from starlette.routing import Route
 
 from goblin.core.errors import Broken, Fault, ProviderUnavailable, Refused, Transient
 from goblin.core.labels import attempt_label
-from goblin.jobs.domain.instances import Instance, InstanceState, Known, Order, Unknown
-from goblin.jobs.domain.market import Listing, Offer, Wanted
+from goblin.jobs.domain.instances import Instance, InstanceState, KnownInventory, RentalOrder, UnknownInventory
+from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
 from goblin.providers.runpod import compute as runpod
@@ -29,7 +29,7 @@ from tests.fakes.serving import closed_port, serve
 
 GPU = "NVIDIA GeForce RTX 4090"
 LABEL = attempt_label("j", 1)
-WANTED = Wanted(kind="training", gpus=("RTX_4090",), gpu_count=1)
+WANTED = InstanceRequirements(kind="training", gpus=("RTX_4090",), gpu_count=1)
 SWITCH = Switch()
 TLS = ssl.create_default_context()
 
@@ -60,12 +60,12 @@ class Desk:
 
     async def instances(self, provider: ComputeProvider | None = None) -> dict[str, Instance]:
         inventory = await (provider or self.provider).inventory()
-        assert isinstance(inventory, Known), inventory
+        assert isinstance(inventory, KnownInventory), inventory
         return inventory.by_label()
 
     async def unknown(self) -> str:
         inventory = await self.provider.inventory()
-        assert isinstance(inventory, Unknown)
+        assert isinstance(inventory, UnknownInventory)
         return inventory.reason
 
 
@@ -103,17 +103,17 @@ def answering(*answers: Response) -> list[tuple[str, str]]:
     return asked
 
 
-def order(label: str = LABEL, offer_id: str = f"COMMUNITY:{GPU}:1", **fields: Any) -> Order:
+def order(label: str = LABEL, offer_id: str = f"COMMUNITY:{GPU}:1", **fields: Any) -> RentalOrder:
     offer = Offer(
         offer_id=offer_id, provider="runpod", pool="p", spot=False, price_usd_micros_per_hour=340_000,
         gpu_memory_mib=24_576,
     )  # fmt: skip
     environment = {"GOBLIN_URL": "https://goblin.example", "GOBLIN_ATTEMPT_TOKEN": "attempt-token"}
-    plain = Order(label=label, kind="training", environment=environment, offer=offer, image="ghcr.io/g/agent:1")
+    plain = RentalOrder(label=label, kind="training", environment=environment, offer=offer, image="ghcr.io/g/agent:1")
     return replace(plain, **fields)
 
 
-async def listed(desk: Desk, wanted: Wanted = WANTED) -> dict[str, Offer]:
+async def listed(desk: Desk, wanted: InstanceRequirements = WANTED) -> dict[str, Offer]:
     listing = await desk.provider.offers(wanted)
     assert isinstance(listing, Listing), listing
     return {offer.offer_id: offer for offer in listing.offers}
@@ -157,12 +157,15 @@ async def test_what_is_sold_out_is_no_offer_and_what_is_scarce_is_a_worse_one(de
 
 
 async def test_only_what_was_wanted_is_offered_by_any_of_its_names(desk: Desk) -> None:
-    assert {offer.gpu for offer in (await listed(desk, Wanted(kind="batch"))).values()} >= {"RTX_4090", "H100_SXM"}
-    big = await listed(desk, Wanted(kind="training", gpu_count=1, gpu_memory_mib_min=81_920))
+    assert {offer.gpu for offer in (await listed(desk, InstanceRequirements(kind="batch"))).values()} >= {
+        "RTX_4090",
+        "H100_SXM",
+    }
+    big = await listed(desk, InstanceRequirements(kind="training", gpu_count=1, gpu_memory_mib_min=81_920))
     assert {offer.gpu for offer in big.values()} == {"A100_PCIE", "A100_SXM4", "H100_PCIE", "H100_SXM", "H200_SXM"}
-    full_name = await listed(desk, Wanted(kind="training", gpus=("H100_80GB_HBM3",), gpu_count=1))
+    full_name = await listed(desk, InstanceRequirements(kind="training", gpus=("H100_80GB_HBM3",), gpu_count=1))
     assert list(full_name) == ["SECURE:NVIDIA H100 80GB HBM3:1"]
-    assert await listed(desk, Wanted(kind="something else")) == {}
+    assert await listed(desk, InstanceRequirements(kind="something else")) == {}
 
 
 async def test_the_catalogue_is_read_once_a_minute(desk: Desk) -> None:
@@ -176,7 +179,7 @@ async def test_the_catalogue_is_read_once_a_minute(desk: Desk) -> None:
 
 async def test_offers_are_unknown_when_half_of_the_catalogue_is(desk: Desk) -> None:
     desk.fault(path="/v2/catalog", status=410)
-    assert await desk.provider.offers(WANTED) == Unknown(reason="runpod answered 410 to /catalog/gpus.")
+    assert await desk.provider.offers(WANTED) == UnknownInventory(reason="runpod answered 410 to /catalog/gpus.")
     assert len(await listed(desk)) == 2
 
 
@@ -283,7 +286,7 @@ async def test_half_an_inventory_is_none(open_desk: Callable[..., Desk]) -> None
 async def test_version_one_which_has_ended_does_not_read_as_empty(desk: Desk) -> None:
     await desk.provider.rent(order())
     old = desk.connect(url=f"{desk.base}/v1")
-    assert await old.inventory() == Unknown(reason="runpod answered 410 to /pods.")
+    assert await old.inventory() == UnknownInventory(reason="runpod answered 410 to /pods.")
     with pytest.raises(Transient):
         await old.release(LABEL)
     assert len(desk.pods) == 1
@@ -320,7 +323,7 @@ async def test_an_error_is_unknown_whatever_it_says(desk: Desk, status: int, htm
 async def test_nobody_there_is_unknown(desk: Desk) -> None:
     nowhere = desk.connect(url=f"{closed_port()}/v2")
     inventory = await nowhere.inventory()
-    assert isinstance(inventory, Unknown)
+    assert isinstance(inventory, UnknownInventory)
     assert "cannot be reached" in inventory.reason
 
 
@@ -376,7 +379,7 @@ async def test_what_is_sold_out_was_not_rented_and_something_else_may_be(desk: D
         await desk.provider.rent(order())
     assert caught.value.fault is Fault.CAPACITY
     assert desk.pods == []
-    others = await listed(desk, Wanted(kind="training", gpu_count=8))
+    others = await listed(desk, InstanceRequirements(kind="training", gpu_count=8))
     await desk.provider.rent(order(offer=others["SECURE:NVIDIA H100 80GB HBM3:8"]))
     assert desk.pods[0].gpu_count == 8
 
@@ -638,8 +641,8 @@ def test_a_namespace_must_be_one(desk: Desk) -> None:
 async def test_what_cannot_be_had_is_data_with_a_reason_and_never_offered(desk: Desk) -> None:
     assert set(runpod.UNSUPPORTED) == {"spot", "multi_node"}
     assert all(len(reason.split()) > 5 for reason in runpod.UNSUPPORTED.values())
-    offers = await listed(desk, Wanted(kind="training"))
+    offers = await listed(desk, InstanceRequirements(kind="training"))
     assert not any(offer.spot for offer in offers.values())
     # More GPUs than the largest machine has would be a cluster.
-    assert await listed(desk, Wanted(kind="training", gpu_count=16)) == {}
+    assert await listed(desk, InstanceRequirements(kind="training", gpu_count=16)) == {}
     assert not any(path.startswith("/v2/clusters") for _, path in desk.stage.api.asked)

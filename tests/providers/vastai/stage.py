@@ -9,16 +9,16 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin.jobs.domain.instances import Instance, Inventory, Known, Order
-from goblin.jobs.domain.market import Listing, Offer, Wanted
+from goblin.jobs.domain.instances import Instance, Inventory, KnownInventory, RentalOrder
+from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.vastai import compute as vastai
-from goblin.providers.vastai.api import Line
+from goblin.providers.vastai.api import RequestLine
 from tests.fakes.serving import serve
 from tests.localgpus.vast import KEY, Town
 
 LABEL = "goblin-j-a1"
-WANTED = Wanted(kind="training", gpus=("RTX_4090",), gpu_count=1, gpu_memory_mib_min=24_576, disk_gib=72)
+WANTED = InstanceRequirements(kind="training", gpus=("RTX_4090",), gpu_count=1, gpu_memory_mib_min=24_576, disk_gib=72)
 GONE = json.dumps({"success": False, "error": "deprecated_endpoint", "msg": "use v1"})
 
 
@@ -69,7 +69,7 @@ def glass() -> Hourglass:
 @pytest.fixture
 async def connect(url: str, glass: Hourglass) -> AsyncIterator[Callable[..., ComputeProvider]]:
     town()
-    line = Line(glass, glass.sleep)
+    line = RequestLine(glass, glass.sleep)
     async with httpx.AsyncClient() as client:
 
         def make(**said: Any) -> ComputeProvider:
@@ -84,20 +84,22 @@ def provider(connect: Callable[..., ComputeProvider]) -> ComputeProvider:
     return connect()
 
 
-async def offers(provider: ComputeProvider, wanted: Wanted = WANTED) -> tuple[Offer, ...]:
+async def offers(provider: ComputeProvider, wanted: InstanceRequirements = WANTED) -> tuple[Offer, ...]:
     found = await provider.offers(wanted)
     assert isinstance(found, Listing), found
     return found.offers
 
 
-async def order(provider: ComputeProvider, *, bid: int | None = 250_000, label: str = LABEL, **said: Any) -> Order:
+async def order(
+    provider: ComputeProvider, *, bid: int | None = 250_000, label: str = LABEL, **said: Any
+) -> RentalOrder:
     """For the first offer; with a bid, of the spot ones."""
     offer = next(offer for offer in await offers(provider) if offer.spot == (bid is not None))
     environment = {"GOBLIN_URL": "http://g", "GOBLIN_ATTEMPT_TOKEN": "token"}
     known = {"kind": "training", "image": "agent:1", "disk_gib": 72, "environment": environment, "offer": offer}
-    return Order(label=label, bid_usd_micros_per_hour=bid, **{**known, **said})
+    return RentalOrder(label=label, bid_usd_micros_per_hour=bid, **{**known, **said})
 
 
 def listed(inventory: Inventory) -> dict[str, Instance]:
-    assert isinstance(inventory, Known), inventory
+    assert isinstance(inventory, KnownInventory), inventory
     return inventory.by_label()

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from goblin.core.errors import Transient
-from goblin.jobs.domain.instances import InstanceState, Known, Unknown
-from goblin.jobs.domain.market import Listing, Wanted
+from goblin.jobs.domain.instances import InstanceState, KnownInventory, UnknownInventory
+from goblin.jobs.domain.market import InstanceRequirements, Listing
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.vastai import api as vast_api
 from goblin.providers.vastai import compute as vastai
@@ -45,7 +45,7 @@ async def test_an_offer_is_in_our_words_and_units(provider: ComputeProvider) -> 
 
 async def test_what_others_pay_comes_along_for_as_many_gpus(provider: ComputeProvider) -> None:
     town(machine(num_gpus=2))
-    found = await provider.offers(Wanted(kind="training", gpus=("RTX_4090",), gpu_count=2))
+    found = await provider.offers(InstanceRequirements(kind="training", gpus=("RTX_4090",), gpu_count=2))
     assert isinstance(found, Listing)
     assert found.markets["RTX_4090"].percentiles[-1] == (0.9, 800_000)
 
@@ -54,16 +54,18 @@ async def test_what_others_pay_comes_along_for_as_many_gpus(provider: ComputePro
     ("wanted", "machines"),
     [
         (WANTED, {"1"}),
-        (Wanted(kind="training"), {"1", "2", "3"}),
-        (Wanted(kind="training", gpus=("RTX_3080_TI", "RTX_3090")), {"2", "3"}),
-        (Wanted(kind="training", gpu_count=2), {"3"}),
-        (Wanted(kind="training", gpu_memory_mib_min=20_000), {"1", "3"}),
-        (Wanted(kind="training", gpu_memory_mib_min=25_000), set()),
-        (Wanted(kind="training", disk_gib=501), set()),
-        (Wanted(kind="cooking"), set()),
+        (InstanceRequirements(kind="training"), {"1", "2", "3"}),
+        (InstanceRequirements(kind="training", gpus=("RTX_3080_TI", "RTX_3090")), {"2", "3"}),
+        (InstanceRequirements(kind="training", gpu_count=2), {"3"}),
+        (InstanceRequirements(kind="training", gpu_memory_mib_min=20_000), {"1", "3"}),
+        (InstanceRequirements(kind="training", gpu_memory_mib_min=25_000), set()),
+        (InstanceRequirements(kind="training", disk_gib=501), set()),
+        (InstanceRequirements(kind="cooking"), set()),
     ],
 )
-async def test_only_what_fits_is_offered(provider: ComputeProvider, wanted: Wanted, machines: set[str]) -> None:
+async def test_only_what_fits_is_offered(
+    provider: ComputeProvider, wanted: InstanceRequirements, machines: set[str]
+) -> None:
     town(
         machine(1),
         machine(2, gpu_name="RTX 3080 Ti", gpu_ram=12_288),
@@ -95,9 +97,9 @@ async def test_a_quota_that_is_used_up_is_not_asked_again_before_it_is_filled(pr
     town(limits=True)
     STAGE.town.limits.searches_per_day = 0
     found = await provider.offers(WANTED)
-    assert isinstance(found, Unknown)
+    assert isinstance(found, UnknownInventory)
     STAGE.town.limits.searches_per_day = 10
-    assert isinstance(await provider.offers(WANTED), Unknown)
+    assert isinstance(await provider.offers(WANTED), UnknownInventory)
     STAGE.town.clock.now += 86_400.0
     assert await offers(provider)
 
@@ -105,7 +107,7 @@ async def test_a_quota_that_is_used_up_is_not_asked_again_before_it_is_filled(pr
 @pytest.mark.parametrize("trouble", [{"status": 503}, {"status": 429, "body": "slow"}, {"status": 200, "body": "{}"}])
 async def test_a_search_that_fails_is_unknown(provider: ComputeProvider, trouble: dict[str, Any]) -> None:
     STAGE.town.faults.add(Trouble(call="search", **trouble))
-    assert isinstance(await provider.offers(WANTED), Unknown)
+    assert isinstance(await provider.offers(WANTED), UnknownInventory)
 
 
 async def test_offers_do_without_what_others_pay(provider: ComputeProvider) -> None:
@@ -142,7 +144,7 @@ async def test_a_look_that_came_too_soon_is_taken_once_more_in_its_turn(
     await provider.rent(await order(provider))
     before = glass.now
     STAGE.town.faults.add(Trouble(call="list", status=429, body="API requests too frequent: endpoint threshold=1.0"))
-    assert isinstance(await provider.inventory(), Known)
+    assert isinstance(await provider.inventory(), KnownInventory)
     assert glass.now - before >= vast_api.INTERVALS_S["list"]
 
 
@@ -167,7 +169,7 @@ async def test_a_list_that_cannot_be_had_is_unknown_and_never_empty(
 ) -> None:
     await provider.rent(await order(provider))
     STAGE.town.faults.add(Trouble(call="list", **trouble))
-    assert isinstance(await provider.inventory(), Unknown)
+    assert isinstance(await provider.inventory(), UnknownInventory)
     assert set(listed(await provider.inventory())) == {LABEL}
 
 
@@ -178,7 +180,7 @@ async def test_half_a_list_is_unknown(provider: ComputeProvider) -> None:
     assert len(listed(await provider.inventory())) == 30
     page = json.dumps({"success": True, "instances": [], "next_token": "5550001"})
     STAGE.town.faults.add(Trouble(call="list", status=200, body=page, times=3))
-    assert isinstance(await provider.inventory(), Unknown)
+    assert isinstance(await provider.inventory(), UnknownInventory)
 
 
 async def test_only_attempts_of_our_own_deployment_are_ours(provider: ComputeProvider) -> None:

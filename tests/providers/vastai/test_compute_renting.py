@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 from goblin.core.errors import Broken, Fault, ProviderUnavailable, Refused, Transient
-from goblin.jobs.domain.instances import InstanceState, Known, Unknown
+from goblin.jobs.domain.instances import InstanceState, KnownInventory, UnknownInventory
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.vastai import api as vast_api
-from goblin.providers.vastai.api import Line
+from goblin.providers.vastai.api import RequestLine
 from localgpus.vast.faults import Fault as Trouble
 from tests.fakes.serving import closed_port
 from tests.localgpus.vast import machine
@@ -185,7 +185,7 @@ async def test_who_cannot_be_reached_has_rented_nothing(connect: Callable[..., C
     nowhere = connect(url=closed_port())
     with pytest.raises(ProviderUnavailable):
         await nowhere.rent(asked)
-    assert isinstance(await nowhere.inventory(), Unknown)
+    assert isinstance(await nowhere.inventory(), UnknownInventory)
     with pytest.raises(Transient):
         await nowhere.release(LABEL)
 
@@ -198,13 +198,13 @@ async def test_nobody_is_asked_too_often(provider: ComputeProvider, glass: Hourg
         glass.now += 61.0
     for number in range(1, 4):
         await provider.release(f"goblin-j-a{number}")
-        assert isinstance(await provider.inventory(), Known)
+        assert isinstance(await provider.inventory(), KnownInventory)
     assert glass.waited
     assert max(glass.waited) <= 3.0
 
 
 async def test_who_would_wait_too_long_is_told_so(glass: Hourglass) -> None:
-    line = Line(glass, _at_once)
+    line = RequestLine(glass, _at_once)
     for _ in range(5):
         await line.turn("create")
     with pytest.raises(ProviderUnavailable) as refused:
@@ -214,7 +214,7 @@ async def test_who_would_wait_too_long_is_told_so(glass: Hourglass) -> None:
 
 
 async def test_a_refusal_for_haste_makes_everybody_wait(glass: Hourglass) -> None:
-    line = Line(glass, glass.sleep)
+    line = RequestLine(glass, glass.sleep)
     line.refused("create", None)
     await line.turn("create")
     line.refused("list", 15.0)
@@ -223,7 +223,7 @@ async def test_a_refusal_for_haste_makes_everybody_wait(glass: Hourglass) -> Non
 
 
 async def test_eleven_searches_take_a_minute(glass: Hourglass) -> None:
-    line = Line(glass, glass.sleep)
+    line = RequestLine(glass, glass.sleep)
     for _ in range(10):
         await line.turn("search")
     glass.now += 45.0
@@ -242,7 +242,7 @@ async def test_the_key_is_in_no_address_error_or_log(
     caplog.set_level(logging.DEBUG)
     provider = connect(api_key="s3cret-key")
     found = await provider.inventory()
-    assert isinstance(found, Unknown)
+    assert isinstance(found, UnknownInventory)
     with pytest.raises(Transient) as failed:
         await provider.release(LABEL)
     said = caplog.text + found.reason + str(failed.value)

@@ -18,7 +18,7 @@ from goblin.gateway.domain import requests
 from goblin.gateway.domain.endpoint_health import Finding, Warmth
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.vastai import inference as vastai
-from goblin.providers.vastai.instances import Instance, VastInstances
+from goblin.providers.vastai.instances import ServerInstance, VastInstances
 from goblin.wiring import process as wiring
 from tests.fakes.openai_like import Script
 from tests.fakes.serving import closed_port, serve
@@ -209,5 +209,5 @@ async def test_an_address_is_one_of_the_internets(ip: str | None, port: Any, add
     assert found == address
 
 
-def _instance(row: dict[str, Any]) -> Instance:
-    return msgspec.convert(row, Instance)
+def _instance(row: dict[str, Any]) -> ServerInstance:
+    return msgspec.convert(row, ServerInstance)

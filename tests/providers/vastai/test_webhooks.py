@@ -9,7 +9,7 @@ import json
 import pytest
 
 from goblin.core.errors import Forbidden, InvalidRequest
-from goblin.jobs.domain.webhooks import Hint
+from goblin.jobs.ports import WebhookEvent
 from goblin.providers.vastai.webhooks import read_hint
 from localgpus.vast import hooks
 from localgpus.vast.state import Hook, Notice
@@ -30,7 +30,7 @@ def signed(body: bytes, *, sent_at: str = str(int(NOW)), secret: str = SECRET) -
 def test_what_the_market_sends_is_read() -> None:
     body = hooks.body(NOTICE)
     hint = read_hint(hooks.headers(HOOK, NOTICE, body, NOW), body, secret=SECRET, now=NOW)
-    assert hint == Hint(provider="vastai", event_id="e1", kind="outbid")
+    assert hint == WebhookEvent(provider="vastai", event_id="e1", kind="outbid")
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,12 @@ from hypothesis import strategies as st
 
 from goblin.core.errors import InvalidRequest
 from goblin.registry.domain.versions import (
-    Artifact,
-    Loaded,
+    LoadedModel,
+    ModelArtifact,
     ModelName,
     Pointer,
     Promotion,
-    Serving,
+    ServingState,
     Version,
     parse_artifact,
     parse_version,
@@ -23,7 +23,7 @@ from goblin.registry.policy.promotion import (
     Load,
     Move,
     NoMove,
-    Request,
+    PromotionRequest,
     Unmoved,
     choose_load,
     choose_promotion,
@@ -38,12 +38,12 @@ AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 def version(number: str, name: ModelName = NAME) -> Version:
     digest = f"{hash((name, number)) & (2**64 - 1):064x}"
     uri = f"gs://b/{name.folder}/{number}/m.gguf"
-    artifact = Artifact(uri=uri, generation=1, size=1, crc32c="AAAAAA==", sha256=digest)
+    artifact = ModelArtifact(uri=uri, generation=1, size=1, crc32c="AAAAAA==", sha256=digest)
     return Version(name=name, version=number, artifact=artifact, registered_at=AT, registered_by="ann")
 
 
-def request(event_id: str = "e", at: datetime = AT) -> Request:
-    return Request(event_id=event_id, actor="ann", reason="why", at=at)
+def request(event_id: str = "e", at: datetime = AT) -> PromotionRequest:
+    return PromotionRequest(event_id=event_id, actor="ann", reason="why", at=at)
 
 
 def promoted(number: str, *, minute: int = 0, name: ModelName = NAME, before: Pointer | None = None) -> Pointer:
@@ -143,16 +143,16 @@ def test_a_server_takes_its_own_model_or_the_one_promoted_last() -> None:
 
 ONE = promoted("1.0.0").promotion
 TWO = promoted("1.1.0", minute=1, before=promoted("1.0.0")).promotion
-DEFAULT = Loaded(alias="goblin-tiny", sha256=None)
+DEFAULT = LoadedModel(alias="goblin-tiny", sha256=None)
 
 
-def of(promotion: Promotion) -> Loaded:
-    return Loaded(alias=str(promotion.name), sha256=promotion.artifact.sha256)
+def of(promotion: Promotion) -> LoadedModel:
+    return LoadedModel(alias=str(promotion.name), sha256=promotion.artifact.sha256)
 
 
-NEW = Serving(endpoint="e")
-TOOK_ONE = Serving(endpoint="e", served=ONE)
-REFUSED_TWO = Serving(endpoint="e", served=ONE, refused=TWO, refusal="torn")
+NEW = ServingState(endpoint="e")
+TOOK_ONE = ServingState(endpoint="e", served=ONE)
+REFUSED_TWO = ServingState(endpoint="e", served=ONE, refused=TWO, refusal="torn")
 
 
 @pytest.mark.parametrize(
@@ -172,7 +172,7 @@ REFUSED_TWO = Serving(endpoint="e", served=ONE, refused=TWO, refusal="torn")
     ],
 )
 def test_what_a_server_is_made_to_load(
-    wanted: Promotion | None, known: Serving, loaded: Loaded, decision: Load | Promotion | None
+    wanted: Promotion | None, known: ServingState, loaded: LoadedModel, decision: Load | Promotion | None
 ) -> None:
     chosen = choose_load(wanted, known, loaded)
     if isinstance(decision, Load):

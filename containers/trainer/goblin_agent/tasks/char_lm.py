@@ -58,7 +58,7 @@ class Model:
     """The weights and their momentum."""
 
     def __init__(self, recipe: Recipe, alphabet: bytes) -> None:
-        dice, count = np.random.default_rng(recipe.seed), len(alphabet)
+        rng, count = np.random.default_rng(recipe.seed), len(alphabet)
         inputs = recipe.context * recipe.width
         shapes = {
             "embed": (count, recipe.width), "hidden": (inputs, recipe.hidden), "hidden_bias": (recipe.hidden,),
@@ -67,7 +67,7 @@ class Model:
         self.weights: Weights = {}
         for name, shape in shapes.items():
             scale = 0.0 if len(shape) == 1 else 0.1 if name == "embed" else shape[0] ** -0.5
-            self.weights[name] = (dice.standard_normal(shape) * scale).astype(np.float32)
+            self.weights[name] = (rng.standard_normal(shape) * scale).astype(np.float32)
         self.momentum: Weights = {name: np.zeros_like(weight) for name, weight in self.weights.items()}
 
     def learn(self, rows: Any, targets: Any, rate: float) -> float:

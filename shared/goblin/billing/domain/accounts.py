@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 
-from goblin.billing.domain.ledger import LIFETIME, Action, day_of, lineage, month_of
+from goblin.billing.domain.ledger import LIFETIME, BudgetAction, day_of, lineage, month_of
 
 
 class Period(StrEnum):
@@ -46,7 +46,7 @@ def resets_at(period: Period, now: datetime) -> datetime | None:
             return None
 
 
-class Unreachable(StrEnum):
+class WhenUnreachable(StrEnum):
     """What may be spent under a budget while nobody can ask the ledger; what is free goes on in any case.
 
     Neither can overspend: an amount beyond what was lent could not be bounded for all instances together.
@@ -64,19 +64,19 @@ class Limit:
 
     period: Period
     limit_usd_micros: int
-    action: Action = Action.ALERT
+    action: BudgetAction = BudgetAction.ALERT
     """What follows when it is used up."""
-    unreachable: Unreachable = Unreachable.REFUSE
+    unreachable: WhenUnreachable = WhenUnreachable.REFUSE
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Tally:
+class BudgetUsage:
     """What became of an account's budget in one window."""
 
     window: str
     spent_usd_micros: int = 0
     """Settled by those who borrowed, as of when they last said so, and what the dead may have spent."""
-    leased_usd_micros: int = 0
+    allocated_usd_micros: int = 0
     """Lent out: settled and not told yet, reserved, or spare."""
     told_percent: int = 0
     """The highest threshold that was announced."""
@@ -88,14 +88,14 @@ class Account:
 
     name: str
     limits: tuple[Limit, ...] = ()
-    tallies: Mapping[Period, Tally] = field(default_factory=dict)
+    usages: Mapping[Period, BudgetUsage] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lease:
+class Allocation:
     """A part of the budgets of some accounts, lent to one borrower, who spends from it without asking."""
 
-    lease_id: str
+    allocation_id: str
     account: str
     also: tuple[str, ...] = ()
     windows: Mapping[Period, str]

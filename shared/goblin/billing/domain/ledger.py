@@ -48,7 +48,7 @@ LENDING = frozenset({EntryKind.RESERVE, EntryKind.RELEASE, EntryKind.EXPIRE})
 """Kinds that move money between what is left and what is lent; nothing is spent by them."""
 
 
-class Action(StrEnum):
+class BudgetAction(StrEnum):
     """What follows when a budget is used up; each but the first holds until a person thaws it."""
 
     ALERT = "alert"
@@ -62,7 +62,7 @@ class Action(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class LedgerEntry:
     """One fact about money; a mistake is corrected by another entry."""
 
     entry_id: str
@@ -77,7 +77,7 @@ class Entry:
     """Aware UTC; decides the window it counts in."""
     note: str = ""
     """For a person."""
-    reaction: Action | None = None
+    reaction: BudgetAction | None = None
     """A freeze's: what else follows from it."""
     instance_id: str = ""
     """A rent's settlement: the instance, as its provider calls it, for a bill that knows no label."""
@@ -170,14 +170,14 @@ class Freeze:
     account: str
     reason: str
     since: datetime
-    action: Action | None = None
+    action: BudgetAction | None = None
 
 
 RENT = "rent:"
 """How the leases and the entries of rented instances are called."""
 
 
-def is_rent(entry: Entry) -> bool:
+def is_rent(entry: LedgerEntry) -> bool:
     """Whether it says what a rented instance cost."""
     return entry.kind is EntryKind.SETTLE and entry.entry_id.startswith(RENT)
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Scaling:
+class ServiceScaling:
     """How many instances a service keeps, at the level of the service."""
 
     instances_min: int = 0
@@ -27,7 +27,7 @@ class Scaling:
         return f"{self.instances_min}{most} instances"
 
 
-ZERO = Scaling(instances_exactly=0)
+ZERO = ServiceScaling(instances_exactly=0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,8 +36,8 @@ class RunService:
 
     name: str
     """`projects/P/locations/R/services/S`."""
-    scaling: Scaling
-    kept: Scaling | None = None
+    scaling: ServiceScaling
+    kept: ServiceScaling | None = None
     """What it had before a freeze turned it off."""
     frozen_by: str = ""
     """The entry of that freeze."""

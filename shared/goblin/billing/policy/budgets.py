@@ -7,15 +7,25 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from goblin.billing.domain.accounts import Limit
-from goblin.billing.domain.ledger import ACCOUNT, ENTRY_ID, TOTAL, WINDOW, Action, Entry, EntryKind, Freeze, is_over
+from goblin.billing.domain.ledger import (
+    ACCOUNT,
+    ENTRY_ID,
+    TOTAL,
+    WINDOW,
+    BudgetAction,
+    EntryKind,
+    Freeze,
+    LedgerEntry,
+    is_over,
+)
 from goblin.billing.policy import prices
-from goblin.billing.policy.allocation import Crossing
+from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.billing.policy.settlement import action_id
 from goblin.core.endpoints import Endpoint
 from goblin.core.events import BudgetExceeded, CloudBudget
 from goblin.core.money import show_usd, to_micros
 
-SEVERITY = (Action.ALERT, Action.FREEZE, Action.STOP_JOBS, Action.SCALE_TO_ZERO)
+SEVERITY = (BudgetAction.ALERT, BudgetAction.FREEZE, BudgetAction.STOP_JOBS, BudgetAction.SCALE_TO_ZERO)
 FREEZES_FROM = 1.0
 """The share of a budget from which on spending stops; below it people are told."""
 
@@ -28,42 +38,42 @@ class NoAction:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Nonsense:
+class IgnoredNotification:
     """Why no sense can be made of it; a person must look."""
 
     reason: str
 
 
-def crossed(crossing: Crossing) -> BudgetExceeded:
+def budget_exceeded_event(threshold_event: ThresholdEvent) -> BudgetExceeded:
     """What is published of a threshold that our own ledger saw passed."""
     return BudgetExceeded(
-        account=crossing.account,
-        window=crossing.window,
-        spent_usd_micros=max(0, crossing.spent_usd_micros),
-        reserved_usd_micros=crossing.reserved_usd_micros,
-        limit_usd_micros=crossing.limit_usd_micros,
-        threshold=crossing.percent / 100,
-        action=crossing.action,
+        account=threshold_event.account,
+        window=threshold_event.window,
+        spent_usd_micros=max(0, threshold_event.spent_usd_micros),
+        reserved_usd_micros=threshold_event.reserved_usd_micros,
+        limit_usd_micros=threshold_event.limit_usd_micros,
+        threshold=threshold_event.percent / 100,
+        action=threshold_event.action,
     )
 
 
-def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
+def react(event: BudgetExceeded, *, now: datetime) -> LedgerEntry | IgnoredNotification:
     """Decide what a crossing in our own ledger leads to.
 
     The entry's id is made of account, window and threshold, so one crossing acts once however often it is told, and
     a thaw is not undone by an old message.
     """
     if not ACCOUNT.fullmatch(event.account):
-        return Nonsense(reason=f"{event.account[:80]!r} is no account")
+        return IgnoredNotification(reason=f"{event.account[:80]!r} is no account")
     if not WINDOW.fullmatch(event.window):
-        return Nonsense(reason=f"{event.window[:80]!r} is no window")
-    if event.action not in list(Action):
-        return Nonsense(reason=f"{event.action[:80]!r} is no action")
-    action = Action(event.action)
+        return IgnoredNotification(reason=f"{event.window[:80]!r} is no window")
+    if event.action not in list(BudgetAction):
+        return IgnoredNotification(reason=f"{event.action[:80]!r} is no action")
+    action = BudgetAction(event.action)
     if event.limit_usd_micros and event.spent_usd_micros + event.reserved_usd_micros < (
         event.threshold * event.limit_usd_micros
     ):
-        return Nonsense(reason="it says a threshold was crossed, and its own figures say it was not")
+        return IgnoredNotification(reason="it says a threshold was crossed, and its own figures say it was not")
     said = (
         f"{event.account} spent {show_usd(event.spent_usd_micros)} of {show_usd(event.limit_usd_micros)} "
         f"in {event.window}"
@@ -71,8 +81,8 @@ def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
     if event.threshold < FREEZES_FROM:
         said += f", past {event.threshold:.0%}"
     over = is_over(event.window, now)
-    freezes = event.threshold >= FREEZES_FROM and action is not Action.ALERT and not over
-    return Entry(
+    freezes = event.threshold >= FREEZES_FROM and action is not BudgetAction.ALERT and not over
+    return LedgerEntry(
         entry_id=action_id(event.account, event.window, event.threshold),
         kind=EntryKind.FREEZE if freezes else EntryKind.ALERT,
         account=event.account,
@@ -85,7 +95,7 @@ def react(event: BudgetExceeded, *, now: datetime) -> Entry | Nonsense:
 
 def react_to_billing(
     event: CloudBudget, *, budget_id: str, limits: Sequence[Limit] = (), now: datetime
-) -> Entry | NoAction | Nonsense:
+) -> LedgerEntry | NoAction | IgnoredNotification:
     """Decide what Cloud Billing's own notification leads to.
 
     It comes several times a day whether or not anything was crossed; without a threshold nothing was. It knows
@@ -105,18 +115,20 @@ def react_to_billing(
     if threshold is None:
         entry_id += ":forecast"
     if not budget_id or not ENTRY_ID.fullmatch(entry_id):
-        return Nonsense(reason="it has no budgetId that could be one")
+        return IgnoredNotification(reason="it has no budgetId that could be one")
     freezes = threshold is not None and threshold >= FREEZES_FROM
     spent = f"{event.cost_amount} of {event.budget_amount} {event.currency_code}"
     if event.currency_code == "USD":
         spent = f"{show_usd(to_micros(event.cost_amount))} of {show_usd(to_micros(event.budget_amount))}"
-    return Entry(
+    return LedgerEntry(
         entry_id=entry_id,
         kind=EntryKind.FREEZE if freezes else EntryKind.ALERT,
         account=TOTAL,
         amount_usd_micros=0,
         at=now,
-        reaction=max((Action.FREEZE, *(limit.action for limit in limits)), key=SEVERITY.index) if freezes else None,
+        reaction=max((BudgetAction.FREEZE, *(limit.action for limit in limits)), key=SEVERITY.index)
+        if freezes
+        else None,
         note=f"Cloud Billing: {event.budget_display_name[:200]!r} {'is at' if threshold else 'is forecast to reach'} "
         f"{crossed:.0%}, {spent}",
     )

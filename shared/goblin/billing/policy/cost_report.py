@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 
-from goblin.billing.domain.accounts import Lease, Period
+from goblin.billing.domain.accounts import Allocation, Period
 from goblin.billing.domain.ledger import RENT, TOTAL, Balance
 from goblin.billing.policy.settlement import forecast
 
 
-class By(StrEnum):
+class GroupBy(StrEnum):
     """What costs are split by."""
 
     PROVIDER = "provider"
@@ -22,7 +22,7 @@ class By(StrEnum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Line:
+class CostLine:
     """One share of the costs."""
 
     name: str
@@ -33,12 +33,12 @@ class Line:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Costs:
+class CostReport:
     """A month."""
 
     month: str
-    by: By
-    lines: tuple[Line, ...]
+    by: GroupBy
+    lines: tuple[CostLine, ...]
     """The dearest first."""
     total_usd_micros: int
     unattributed_usd_micros: int
@@ -49,7 +49,9 @@ class Costs:
     """Put aside for instances whose cost is not written yet."""
 
 
-def costs(balances: Sequence[Balance], *, month: str, by: By, now: datetime, leases: Sequence[Lease] = ()) -> Costs:
+def costs(
+    balances: Sequence[Balance], *, month: str, by: GroupBy, now: datetime, allocations: Sequence[Allocation] = ()
+) -> CostReport:
     """Split a month's balances.
 
     Args:
@@ -60,17 +62,17 @@ def costs(balances: Sequence[Balance], *, month: str, by: By, now: datetime, lea
         leases: All; those of rents of the month are what runs.
     """
     running: dict[str, int] = {}
-    for lease in leases:
-        if lease.lease_id.startswith(RENT) and lease.windows[Period.MONTH] == month:
-            left = max(0, lease.granted_usd_micros - lease.settled_usd_micros)
-            running |= {account: running.get(account, 0) + left for account in lease.accounts}
+    for allocation in allocations:
+        if allocation.allocation_id.startswith(RENT) and allocation.windows[Period.MONTH] == month:
+            left = max(0, allocation.granted_usd_micros - allocation.settled_usd_micros)
+            running |= {account: running.get(account, 0) + left for account in allocation.accounts}
     spent = {balance.account: balance for balance in balances}
     lines = []
     for account in spent.keys() | running.keys():
         if name := _name(account, by):
             balance = spent.get(account)
             lines.append(
-                Line(
+                CostLine(
                     name=name,
                     spent_usd_micros=balance.spent_usd_micros if balance else 0,
                     entries=balance.entries if balance else 0,
@@ -79,7 +81,7 @@ def costs(balances: Sequence[Balance], *, month: str, by: By, now: datetime, lea
             )
     total = spent[TOTAL].spent_usd_micros if TOTAL in spent else 0
     runs = running.get(TOTAL, 0)
-    return Costs(
+    return CostReport(
         month=month,
         by=by,
         lines=tuple(sorted(lines, key=lambda line: (-line.spent_usd_micros - line.running_usd_micros, line.name))),
@@ -90,10 +92,10 @@ def costs(balances: Sequence[Balance], *, month: str, by: By, now: datetime, lea
     )
 
 
-def _name(account: str, by: By) -> str:
+def _name(account: str, by: GroupBy) -> str:
     """What an account is called among those that costs are split by; empty: it is not one of them."""
     first, _, rest = account.partition("/")
-    if by is not By.PROVIDER:
+    if by is not GroupBy.PROVIDER:
         return rest if first == by else ""
-    others = {kind.value for kind in By} - {By.PROVIDER}
+    others = {kind.value for kind in GroupBy} - {GroupBy.PROVIDER}
     return first if not rest and first != TOTAL and first not in others else ""

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
 
-from goblin.billing.domain.ledger import TOTAL, Action, Entry, EntryKind, Freeze
-from goblin.billing.domain.run_service import ZERO, RunService, Scaling
+from goblin.billing.domain.ledger import TOTAL, BudgetAction, EntryKind, Freeze, LedgerEntry
+from goblin.billing.domain.run_service import ZERO, RunService, ServiceScaling
 from goblin.core.endpoints import Endpoint
 
 
@@ -19,7 +19,7 @@ def why_off(endpoints: Sequence[Endpoint], freezes: Sequence[Freeze]) -> Freeze 
         freezes: All there are now, the oldest first.
     """
     accounts = {TOTAL, *(e.name for e in endpoints), *(e.provider for e in endpoints)}
-    return next((f for f in freezes if f.action is Action.SCALE_TO_ZERO and f.account in accounts), None)
+    return next((f for f in freezes if f.action is BudgetAction.SCALE_TO_ZERO and f.account in accounts), None)
 
 
 def changed(service: RunService, freeze: Freeze | None) -> RunService | None:
@@ -39,11 +39,11 @@ def changed(service: RunService, freeze: Freeze | None) -> RunService | None:
     return replace(service, scaling=scaling, kept=None, frozen_by="")
 
 
-def record_of(before: RunService, after: RunService, account: str, *, now: datetime) -> Entry:
+def record_of(before: RunService, after: RunService, account: str, *, now: datetime) -> LedgerEntry:
     """The fact that a service is turned off or on again; of one freeze each happens once."""
     off = after.kept is not None
     freeze, name = after.frozen_by if off else before.frozen_by, after.name.replace("/", "~")
-    return Entry(
+    return LedgerEntry(
         entry_id=f"scale:{freeze}:{name}" + ("" if off else ":back"),
         kind=EntryKind.SCALE,
         account=account,
@@ -53,7 +53,7 @@ def record_of(before: RunService, after: RunService, account: str, *, now: datet
     )
 
 
-def _said(before: Scaling, after: RunService) -> str:
+def _said(before: ServiceScaling, after: RunService) -> str:
     if after.kept is not None:
         return f"Cloud Run's {after.short} keeps no instance; it had {before}"
     return f"Cloud Run's {after.short} may run again, with {after.scaling}"

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 
-from goblin.billing.domain.accounts import Account, Lease
-from goblin.billing.domain.ledger import RENT, Balance, Bill, Entry, EntryKind
-from goblin.billing.policy.allocation import Crossing, crossing
+from goblin.billing.domain.accounts import Account, Allocation
+from goblin.billing.domain.ledger import RENT, Balance, Bill, EntryKind, LedgerEntry
+from goblin.billing.policy.allocation import ThresholdEvent, threshold_event
 from goblin.core.labels import job_of_label
 from goblin.core.money import show_usd
 
@@ -25,7 +25,7 @@ DAYS = 3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Day:
+class ProviderDay:
     """One account's day, as both sides know it: a provider's, or what a job's instances are of it."""
 
     account: str
@@ -37,7 +37,7 @@ class Day:
     """The balance of its account, corrections included."""
     entries: int = 0
     """That the balance is made of: no two states of a day are the same."""
-    lost: tuple[Lease, ...] = ()
+    lost: tuple[Allocation, ...] = ()
     """Expired leases of that day, in order."""
     lent_usd_micros: int = 0
     """What living leases of that day have not written yet."""
@@ -51,9 +51,9 @@ class Day:
 class Settlement:
     """What follows."""
 
-    found: tuple[tuple[Lease, int], ...] = ()
+    found: tuple[tuple[Allocation, int], ...] = ()
     """What each of the lost leases really spent."""
-    corrections: tuple[Entry, ...] = ()
+    corrections: tuple[LedgerEntry, ...] = ()
     """To be recorded after those: an adjustment, and an alarm."""
 
     @property
@@ -62,20 +62,20 @@ class Settlement:
         return sum(entry.amount_usd_micros for entry in self.corrections)
 
 
-def settle_day(facts: Day) -> Settlement:
+def settle_day(facts: ProviderDay) -> Settlement:
     """Bring the ledger to the bill.
 
     While a bill may still grow nothing is taken back, and only what goes beyond everything we know of is added.
     """
     difference = facts.billed_usd_micros - facts.booked_usd_micros
-    lost = sum(lease.lost_usd_micros for lease in facts.lost)
+    lost = sum(allocation.lost_usd_micros for allocation in facts.lost)
     if not facts.final or facts.lent_usd_micros:
         beyond = max(0, difference - lost - facts.lent_usd_micros)
         return Settlement(corrections=_corrections(facts, beyond, facts.booked_usd_micros))
     left, found = max(0, difference), []
-    for lease in facts.lost:
-        spent = min(lease.lost_usd_micros, left)
-        found.append((lease, spent))
+    for allocation in facts.lost:
+        spent = min(allocation.lost_usd_micros, left)
+        found.append((allocation, spent))
         left -= spent
     explained = sum(spent for _, spent in found)
     booked = facts.booked_usd_micros + explained
@@ -85,14 +85,14 @@ def settle_day(facts: Day) -> Settlement:
     return Settlement(found=tuple(found), corrections=corrections)
 
 
-def _corrections(facts: Day, amount: int, booked: int) -> tuple[Entry, ...]:
+def _corrections(facts: ProviderDay, amount: int, booked: int) -> tuple[LedgerEntry, ...]:
     """An adjustment whose id is made of all that it follows from, so that the same facts correct once."""
     if not amount:
         return ()
     fact = f"{facts.account.replace('/', '~')}:{facts.day}:{facts.billed_usd_micros}:{booked}:{facts.entries}"
     at = datetime.combine(datetime.fromisoformat(facts.day), time(12), tzinfo=UTC)
     said = f"{facts.day}: billed {show_usd(facts.billed_usd_micros)}, booked {show_usd(booked)}"
-    adjust = Entry(
+    adjust = LedgerEntry(
         entry_id=f"bill:{fact}",
         kind=EntryKind.ADJUST,
         account=facts.account,
@@ -101,14 +101,14 @@ def _corrections(facts: Day, amount: int, booked: int) -> tuple[Entry, ...]:
         at=at,
         note=said,
     )
-    known = booked or facts.lent_usd_micros or any(lease.lost_usd_micros for lease in facts.lost)
+    known = booked or facts.lent_usd_micros or any(allocation.lost_usd_micros for allocation in facts.lost)
     orphan = facts.billed_usd_micros > 0 and not known
     off = amount if facts.bounded else abs(amount)
     drift = off > DRIFT_USD_MICROS and off > DRIFT_SHARE * facts.billed_usd_micros
     if not orphan and not drift:
         return (adjust,)
     why = "spending that nobody here asked for" if orphan else "the bill and the ledger drift apart"
-    alarm = Entry(
+    alarm = LedgerEntry(
         entry_id=f"drift:{fact}", kind=EntryKind.ALERT, account=facts.account, amount_usd_micros=0, at=at,
         note=f"{why}; {said}",
     )  # fmt: skip
@@ -121,11 +121,11 @@ def split(
     bill: Bill,
     *,
     balances: Mapping[str, Balance],
-    leases: Sequence[Lease],
-    earlier: Sequence[Lease] = (),
-    rented: Sequence[Entry],
+    allocations: Sequence[Allocation],
+    earlier: Sequence[Allocation] = (),
+    rented: Sequence[LedgerEntry],
     final: bool,
-) -> list[Day]:
+) -> list[ProviderDay]:
     """A provider's day, part by part: each job whose instances its bill tells of, and then all the rest.
 
     Args:
@@ -138,25 +138,34 @@ def split(
         rented: What was settled for instances on the day, of any provider.
         final: The bill will not change any more.
     """
-    leases = [lease for lease in leases if provider_of(lease) == provider]
-    earlier = [lease for lease in earlier if provider_of(lease) == provider]
+    allocations = [allocation for allocation in allocations if provider_of(allocation) == provider]
+    earlier = [allocation for allocation in earlier if provider_of(allocation) == provider]
     rented = [entry for entry in rented if provider_of(entry) == provider]
-    told = _told(provider, bill, rented, [lease for lease in (*leases, *earlier) if lease.lease_id.startswith(RENT)])
+    told = _told(
+        provider,
+        bill,
+        rented,
+        [allocation for allocation in (*allocations, *earlier) if allocation.allocation_id.startswith(RENT)],
+    )
 
     def part(
-        account: str, also: tuple[str, ...], billed: int, concerns: Callable[[Lease], bool], *, apart: int = 0
-    ) -> Day:
-        balance, mine = balances.get(account), [lease for lease in leases if concerns(lease)]
-        lent = [lease for lease in mine if not lease.expired] + [lease for lease in earlier if concerns(lease)]
-        return Day(
+        account: str, also: tuple[str, ...], billed: int, concerns: Callable[[Allocation], bool], *, apart: int = 0
+    ) -> ProviderDay:
+        balance, mine = balances.get(account), [allocation for allocation in allocations if concerns(allocation)]
+        lent = [allocation for allocation in mine if not allocation.expired] + [
+            allocation for allocation in earlier if concerns(allocation)
+        ]
+        return ProviderDay(
             account=account,
             also=also,
             day=day,
             billed_usd_micros=billed,
             booked_usd_micros=(balance.spent_usd_micros if balance else 0) - apart,
             entries=balance.entries if balance else 0,
-            lost=tuple(lease for lease in mine if lease.expired),
-            lent_usd_micros=sum(max(0, lease.granted_usd_micros - lease.settled_usd_micros) for lease in lent),
+            lost=tuple(allocation for allocation in mine if allocation.expired),
+            lent_usd_micros=sum(
+                max(0, allocation.granted_usd_micros - allocation.settled_usd_micros) for allocation in lent
+            ),
             final=final,
             bounded=bool(also),
         )
@@ -166,7 +175,7 @@ def split(
             account,
             (f"job/{account.partition('/')[2]}",),
             billed,
-            lambda lease, account=account: lease.account == account,  # type: ignore[misc]
+            lambda allocation, account=account: allocation.account == account,  # type: ignore[misc]
         )
         for account, billed in sorted(told.items())
     ]
@@ -174,13 +183,13 @@ def split(
         provider,
         (),
         bill.usd_micros - sum(told.values()),
-        lambda lease: lease.account not in told,
+        lambda allocation: allocation.account not in told,
         apart=sum(balances[account].spent_usd_micros for account in told if account in balances),
     )
     return [*parts, rest]
 
 
-def _told(provider: str, bill: Bill, rented: Sequence[Entry], renting: Sequence[Lease]) -> dict[str, int]:
+def _told(provider: str, bill: Bill, rented: Sequence[LedgerEntry], renting: Sequence[Allocation]) -> dict[str, int]:
     """What is charged for the instances of each job, by account, as far as the bill tells; a job's all or nothing."""
     by_instance = {entry.instance_id: entry.account for entry in rented if entry.instance_id}
     told: dict[str, int] = {}
@@ -199,7 +208,10 @@ def _told(provider: str, bill: Bill, rented: Sequence[Entry], renting: Sequence[
         return {account: micros for account, micros in told.items() if account not in nameless}
     if bill.charges is not None:
         # Each charge is somebody's, so who has none was not charged.
-        return dict.fromkeys([entry.account for entry in rented] + [lease.account for lease in renting], 0) | told
+        return (
+            dict.fromkeys([entry.account for entry in rented] + [allocation.account for allocation in renting], 0)
+            | told
+        )
     return told
 
 
@@ -214,12 +226,12 @@ def days_to_read(now: datetime) -> list[str]:
     return [f"{now.astimezone(UTC) - timedelta(days=back):%Y-%m-%d}" for back in reversed(range(DAYS))]
 
 
-def provider_of(one: Lease | Entry) -> str:
+def provider_of(one: Allocation | LedgerEntry) -> str:
     """Whose bill will show what it spent."""
     return one.account.split("/")[0]
 
 
-def untold(accounts: Sequence[Account], acted: frozenset[str]) -> list[Crossing]:
+def untold(accounts: Sequence[Account], acted: frozenset[str]) -> list[ThresholdEvent]:
     """Crossings that were marked and of which nothing came: the event was lost, or is on its way.
 
     Args:
@@ -229,12 +241,12 @@ def untold(accounts: Sequence[Account], acted: frozenset[str]) -> list[Crossing]
     found = []
     for account in accounts:
         for limit in account.limits:
-            tally = account.tallies.get(limit.period)
-            if tally is None or not tally.told_percent:
+            usage = account.usages.get(limit.period)
+            if usage is None or not usage.told_percent:
                 continue
-            if action_id(account.name, tally.window, tally.told_percent / 100) not in acted:
-                refused = max(0, limit.limit_usd_micros - tally.spent_usd_micros - tally.leased_usd_micros)
-                found.append(crossing(account.name, tally, limit, tally.told_percent, refused=refused))
+            if action_id(account.name, usage.window, usage.told_percent / 100) not in acted:
+                refused = max(0, limit.limit_usd_micros - usage.spent_usd_micros - usage.allocated_usd_micros)
+                found.append(threshold_event(account.name, usage, limit, usage.told_percent, refused=refused))
     return found
 
 

@@ -10,7 +10,7 @@ from enum import Enum
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Limits:
+class AdmissionLimits:
     """Bounds of one process."""
 
     running_max: int = 512
@@ -23,7 +23,7 @@ class Limits:
     messages_max: int = 2048
 
 
-class Admission(Enum):
+class AdmissionCounts(Enum):
     """What becomes of a request now."""
 
     RUN = "run"
@@ -31,14 +31,16 @@ class Admission(Enum):
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Refusal:
+class AdmissionRefusal:
     """Not now."""
 
     reason: str
     retry_after_s: float
 
 
-def admit(*, running: int, waiting: int, of_key: int, key_max: int | None, limits: Limits) -> Admission | Refusal:
+def admit(
+    *, running: int, waiting: int, of_key: int, key_max: int | None, limits: AdmissionLimits
+) -> AdmissionCounts | AdmissionRefusal:
     """Whether a request may begin.
 
     Args:
@@ -50,16 +52,18 @@ def admit(*, running: int, waiting: int, of_key: int, key_max: int | None, limit
     """
     most = limits.per_key_max if key_max is None else key_max
     if of_key >= most:
-        return Refusal(reason=f"This key has {most} requests under way, which is all it may have.", retry_after_s=1.0)
+        return AdmissionRefusal(
+            reason=f"This key has {most} requests under way, which is all it may have.", retry_after_s=1.0
+        )
     if running < limits.running_max and not waiting:
-        return Admission.RUN
+        return AdmissionCounts.RUN
     if waiting < limits.waiting_max:
-        return Admission.WAIT
-    return Refusal(reason="Too many requests are waiting already.", retry_after_s=2.0)
+        return AdmissionCounts.WAIT
+    return AdmissionRefusal(reason="Too many requests are waiting already.", retry_after_s=2.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bucket:
+class TokenBucket:
     """What a key may still send now; fills up to a minute's worth."""
 
     tokens: float
@@ -67,15 +71,15 @@ class Bucket:
     """Monotonic seconds."""
 
 
-def take(bucket: Bucket | None, *, per_minute: int, now_s: float) -> tuple[Bucket, float]:
+def take(bucket: TokenBucket | None, *, per_minute: int, now_s: float) -> tuple[TokenBucket, float]:
     """Count one request.
 
     Returns:
         The bucket after it, and 0; or the bucket as it was, and how many seconds to wait.
     """
     if bucket is None:
-        bucket = Bucket(tokens=float(per_minute), at_s=now_s)
+        bucket = TokenBucket(tokens=float(per_minute), at_s=now_s)
     filled = min(bucket.tokens + (now_s - bucket.at_s) * per_minute / 60.0, float(per_minute))
     if filled < 1.0:
-        return Bucket(tokens=filled, at_s=now_s), (1.0 - filled) * 60.0 / per_minute
-    return Bucket(tokens=filled - 1.0, at_s=now_s), 0.0
+        return TokenBucket(tokens=filled, at_s=now_s), (1.0 - filled) * 60.0 / per_minute
+    return TokenBucket(tokens=filled - 1.0, at_s=now_s), 0.0

@@ -44,7 +44,7 @@ LATE_STEP = 0.12
 LATE_MIN, LATE_MAX = 1.2, 20.0
 
 
-class Prior(Struct, frozen=True, kw_only=True, gc=False):
+class LatencyPrior(Struct, frozen=True, kw_only=True, gc=False):
     """What the file says, in the units that are predicted in; every figure is positive."""
 
     first_token_ms: float = 1000.0
@@ -56,10 +56,10 @@ class Prior(Struct, frozen=True, kw_only=True, gc=False):
     cold_start_ms: float = 30_000.0
 
 
-class Pace(Struct, frozen=True, kw_only=True, gc=False):
+class LatencyEstimate(Struct, frozen=True, kw_only=True, gc=False):
     """What was observed. Sums are weighted, and the weights decay from `at_s` on."""
 
-    prior: Prior = Prior()
+    prior: LatencyPrior = LatencyPrior()
     answers: int = 0
     """First tokens seen, ever."""
     at_s: float = 0.0
@@ -88,9 +88,9 @@ class Pace(Struct, frozen=True, kw_only=True, gc=False):
     outcome_at_s: float = 0.0
 
 
-def prior_of(endpoint: Endpoint) -> Prior:
+def prior_of(endpoint: Endpoint) -> LatencyPrior:
     """The prior of an endpoint, as its file declares it."""
-    return Prior(
+    return LatencyPrior(
         first_token_ms=float(endpoint.first_token_prior_ms),
         prefill_ms=1000.0 / endpoint.prefill_prior_tokens_per_s,
         decode_ms=1000.0 / endpoint.decode_prior_tokens_per_s,
@@ -98,40 +98,46 @@ def prior_of(endpoint: Endpoint) -> Prior:
     )
 
 
-def first_token_ms(pace: Pace, prompt_tokens: float, now_s: float) -> float:
+def first_token_ms(estimate: LatencyEstimate, prompt_tokens: float, now_s: float) -> float:
     """To the first token, when it is awake and nobody waits before us. Always positive."""
-    if not pace.answers:
-        return pace.prior.first_token_ms + prompt_tokens * pace.prior.prefill_ms
-    keep = _keep(now_s - pace.at_s, SHORT_HALF_LIFE_S)
-    line = pace.base_ms * pace.short_n + pace.prefill_ms * pace.short_p
+    if not estimate.answers:
+        return estimate.prior.first_token_ms + prompt_tokens * estimate.prior.prefill_ms
+    keep = _keep(now_s - estimate.at_s, SHORT_HALF_LIFE_S)
+    line = estimate.base_ms * estimate.short_n + estimate.prefill_ms * estimate.short_p
     # Some observations that the line is right, which never age: noise moves little, and old news fades back to it.
-    still = SHORT_INERTIA * pace.base_ms
-    scale = (pace.short_y * keep + still) / (line * keep + still)
-    found = (pace.base_ms + prompt_tokens * pace.prefill_ms) * scale
+    still = SHORT_INERTIA * estimate.base_ms
+    scale = (estimate.short_y * keep + still) / (line * keep + still)
+    found = (estimate.base_ms + prompt_tokens * estimate.prefill_ms) * scale
     return max(FIRST_TOKEN_MS_MIN, found)
 
 
-def decode_ms(pace: Pace) -> float:
+def decode_ms(estimate: LatencyEstimate) -> float:
     """Per output token."""
-    return (pace.prior.decode_ms + pace.decode_ms) / (1.0 + pace.decode_n)
+    return (estimate.prior.decode_ms + estimate.decode_ms) / (1.0 + estimate.decode_n)
 
 
-def cold_start_ms(pace: Pace) -> float:
+def cold_start_ms(estimate: LatencyEstimate) -> float:
     """From asleep to awake."""
-    return (pace.prior.cold_start_ms + pace.cold_ms) / (1.0 + pace.cold_n)
+    return (estimate.prior.cold_start_ms + estimate.cold_ms) / (1.0 + estimate.cold_n)
 
 
-def failed_share(pace: Pace, now_s: float) -> float:
+def failed_share(estimate: LatencyEstimate, now_s: float) -> float:
     """How much of what is sent there fails."""
-    keep = _keep(now_s - pace.outcome_at_s, FAILED_HALF_LIFE_S) if pace.outcomes else 1.0
-    return (FAILED_SHARE_PRIOR * FAILED_WEIGHT_PRIOR + pace.failures * keep) / (
-        FAILED_WEIGHT_PRIOR + pace.outcomes * keep
+    keep = _keep(now_s - estimate.outcome_at_s, FAILED_HALF_LIFE_S) if estimate.outcomes else 1.0
+    return (FAILED_SHARE_PRIOR * FAILED_WEIGHT_PRIOR + estimate.failures * keep) / (
+        FAILED_WEIGHT_PRIOR + estimate.outcomes * keep
     )
 
 
 def observe_first_token(
-    pace: Pace, sample_ms: float, *, prompt_tokens: float, expected_ms: float, weight: float, now_s: float
-) -> Pace:
+    estimate: LatencyEstimate,
+    sample_ms: float,
+    *,
+    prompt_tokens: float,
+    expected_ms: float,
+    weight: float,
+    now_s: float,
+) -> LatencyEstimate:
     """A first token has come.
 
     Args:
@@ -140,26 +146,26 @@ def observe_first_token(
         prompt_tokens: Of that request.
         expected_ms: What was predicted, of the same part.
         weight: From 0 to 1: less where waiting was most of it, since then little was learned.
-        now_s: Not before `pace.at_s`.
+        now_s: Not before `estimate.at_s`.
     """
     sample_ms = max(sample_ms, FIRST_TOKEN_MS_MIN)
-    age_s = now_s - pace.at_s if pace.answers else 0.0
+    age_s = now_s - estimate.at_s if estimate.answers else 0.0
     keep = _keep(age_s, LONG_HALF_LIFE_S) * LONG_KEEP
     short = _keep(age_s, SHORT_HALF_LIFE_S) * SHORT_KEEP
-    line_ms = _line(pace, prompt_tokens)
+    line_ms = _line(estimate, prompt_tokens)
     # The first answers may be anything; only a line that was seen can call them outliers.
-    clipped = min(max(sample_ms, line_ms / CLIP), line_ms * CLIP) if pace.answers >= 3 else sample_ms
+    clipped = min(max(sample_ms, line_ms / CLIP), line_ms * CLIP) if estimate.answers >= 3 else sample_ms
     # Long answers to wait for scatter more, in proportion: they count less, or one long prompt would set the line.
-    typical_ms = _line(pace, TYPICAL_PROMPT_TOKENS)
+    typical_ms = _line(estimate, TYPICAL_PROMPT_TOKENS)
     p, w = prompt_tokens, weight * min(typical_ms / line_ms, RELIEF_MAX) ** 2
     v = weight * min(typical_ms / line_ms, RELIEF_MAX)
-    n, sum_p, pp = pace.n * keep + w, pace.p * keep + w * p, pace.pp * keep + w * p * p
-    y, py = pace.y * keep + w * clipped, pace.py * keep + w * p * clipped
-    base, prefill = _fit(pace.prior, n, sum_p, pp, y, py)
+    n, sum_p, pp = estimate.n * keep + w, estimate.p * keep + w * p, estimate.pp * keep + w * p * p
+    y, py = estimate.y * keep + w * clipped, estimate.py * keep + w * p * clipped
+    base, prefill = _fit(estimate.prior, n, sum_p, pp, y, py)
     ratio = sample_ms / max(expected_ms, FIRST_TOKEN_MS_MIN)
     return replace(
-        pace,
-        answers=pace.answers + 1,
+        estimate,
+        answers=estimate.answers + 1,
         at_s=now_s,
         base_ms=base,
         prefill_ms=prefill,
@@ -168,57 +174,59 @@ def observe_first_token(
         pp=pp,
         y=y,
         py=py,
-        short_n=pace.short_n * short + v,
-        short_p=pace.short_p * short + v * p,
-        short_y=pace.short_y * short + v * sample_ms,
-        late=_move_late(pace.late, ratio),
+        short_n=estimate.short_n * short + v,
+        short_p=estimate.short_p * short + v * p,
+        short_y=estimate.short_y * short + v * sample_ms,
+        late=_move_late(estimate.late, ratio),
     )
 
 
-def observe_silence(pace: Pace, waited_ms: float, *, prompt_tokens: float, expected_ms: float, now_s: float) -> Pace:
+def observe_silence(
+    estimate: LatencyEstimate, waited_ms: float, *, prompt_tokens: float, expected_ms: float, now_s: float
+) -> LatencyEstimate:
     """No first token came for so long: an observation too, or what hangs would keep its good name."""
     if waited_ms <= expected_ms:
-        return pace
+        return estimate
     return observe_first_token(
-        pace, waited_ms, prompt_tokens=prompt_tokens, expected_ms=expected_ms, weight=1.0, now_s=now_s
+        estimate, waited_ms, prompt_tokens=prompt_tokens, expected_ms=expected_ms, weight=1.0, now_s=now_s
     )
 
 
-def observe_decode(pace: Pace, *, output_tokens: int, decode_ms: float) -> Pace:
+def observe_decode(estimate: LatencyEstimate, *, output_tokens: int, decode_ms: float) -> LatencyEstimate:
     """An answer ended, so long after its first token."""
     if output_tokens < 2:
-        return pace
+        return estimate
     each = decode_ms / (output_tokens - 1)
     return replace(
-        pace,
-        decode_n=pace.decode_n * 0.9 + 1.0,
-        decode_ms=pace.decode_ms * 0.9 + each,
+        estimate,
+        decode_n=estimate.decode_n * 0.9 + 1.0,
+        decode_ms=estimate.decode_ms * 0.9 + each,
     )
 
 
-def observe_cold_start(pace: Pace, sample_ms: float) -> Pace:
+def observe_cold_start(estimate: LatencyEstimate, sample_ms: float) -> LatencyEstimate:
     """It was asleep and has woken up."""
-    return replace(pace, cold_n=pace.cold_n * 0.7 + 1.0, cold_ms=pace.cold_ms * 0.7 + max(sample_ms, 1.0))
+    return replace(estimate, cold_n=estimate.cold_n * 0.7 + 1.0, cold_ms=estimate.cold_ms * 0.7 + max(sample_ms, 1.0))
 
 
-def observe_outcome(pace: Pace, *, failed: bool, now_s: float) -> Pace:
+def observe_outcome(estimate: LatencyEstimate, *, failed: bool, now_s: float) -> LatencyEstimate:
     """A request there has ended, well or not."""
-    keep = FAILED_KEEP * (_keep(now_s - pace.outcome_at_s, FAILED_HALF_LIFE_S) if pace.outcomes else 1.0)
+    keep = FAILED_KEEP * (_keep(now_s - estimate.outcome_at_s, FAILED_HALF_LIFE_S) if estimate.outcomes else 1.0)
     return replace(
-        pace,
-        outcomes=pace.outcomes * keep + 1.0,
-        failures=pace.failures * keep + (1.0 if failed else 0.0),
+        estimate,
+        outcomes=estimate.outcomes * keep + 1.0,
+        failures=estimate.failures * keep + (1.0 if failed else 0.0),
         outcome_at_s=now_s,
     )
 
 
-def _line(pace: Pace, prompt_tokens: float) -> float:
-    if not pace.answers:
-        return pace.prior.first_token_ms + prompt_tokens * pace.prior.prefill_ms
-    return pace.base_ms + prompt_tokens * pace.prefill_ms
+def _line(estimate: LatencyEstimate, prompt_tokens: float) -> float:
+    if not estimate.answers:
+        return estimate.prior.first_token_ms + prompt_tokens * estimate.prior.prefill_ms
+    return estimate.base_ms + prompt_tokens * estimate.prefill_ms
 
 
-def _fit(prior: Prior, n: float, p: float, pp: float, y: float, py: float) -> tuple[float, float]:
+def _fit(prior: LatencyPrior, n: float, p: float, pp: float, y: float, py: float) -> tuple[float, float]:
     """Base and slope by least squares, drawn towards the prior: the level little, the slope until many have come."""
     mean_p = p / n
     spread, together = pp - p * mean_p, py - p * y / n

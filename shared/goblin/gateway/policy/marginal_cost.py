@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 from goblin.core.endpoints import Endpoint, Price
-from goblin.gateway.policy.route import Forecast
+from goblin.gateway.policy.route import LatencyForecast
 
 MS_PER_HOUR = 3_600_000.0
 
@@ -21,7 +21,7 @@ MS_PER_HOUR = 3_600_000.0
 def marginal_cost(
     endpoint: Endpoint,
     price: Price | None,
-    forecast: Forecast,
+    forecast: LatencyForecast,
     *,
     prompt_tokens: int,
     output_tokens: float,
@@ -50,7 +50,7 @@ def marginal_cost(
     return cost
 
 
-def _awake_ms(endpoint: Endpoint, forecast: Forecast, in_flight: int, cold_ms: float) -> float:
+def _awake_ms(endpoint: Endpoint, forecast: LatencyForecast, in_flight: int, cold_ms: float) -> float:
     """How much longer it is awake because of this request; nothing, if it never sleeps: that bill runs anyway."""
     if endpoint.sleeps_after_s is None:
         return 0.0

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from goblin.gateway.domain.catalog import Strategy
-from goblin.gateway.policy.route import Choice, Demand, EndpointFacts, waited_ms
+from goblin.gateway.policy.route import Demand, EndpointFacts, RouteChoice, waited_ms
 
 TIE = 1.1
 """Predictions this close to the best, their doubt allowed for, are one: the cheaper is taken, among those the less
@@ -22,9 +22,9 @@ def order(
     *,
     strategy: Strategy,
     turn: int,
-    dice: float,
+    rng: float,
     explore_share: float = 0.0,
-) -> list[Choice]:
+) -> list[RouteChoice]:
     """Put them in order; none is left out.
 
     Args:
@@ -37,21 +37,23 @@ def order(
     """
     match strategy:
         case Strategy.LOWEST_LATENCY:
-            return _by_latency(demand, facts, turn, dice, explore_share)
+            return _by_latency(demand, facts, turn, rng, explore_share)
         case Strategy.LOWEST_COST:
             return _by_cost(demand, facts)
         case Strategy.ROUND_ROBIN:
             start = turn % len(facts)
             return [choice(fact, "its turn") for fact in facts[start:] + facts[:start]]
         case Strategy.WEIGHTED_RANDOM:
-            return _by_weight(facts, dice)
+            return _by_weight(facts, rng)
         case Strategy.FAILOVER:
             return [choice(fact, f"number {n} in order") for n, fact in enumerate(facts, start=1)]
 
 
-def choice(fact: EndpointFacts, reason: str) -> Choice:
+def choice(fact: EndpointFacts, reason: str) -> RouteChoice:
     """A fact with the reason for its place."""
-    return Choice(endpoint=fact.endpoint, reason=reason, forecast=fact.forecast, cost_usd_micros=fact.cost_usd_micros)
+    return RouteChoice(
+        endpoint=fact.endpoint, reason=reason, forecast=fact.forecast, cost_usd_micros=fact.cost_usd_micros
+    )
 
 
 def expect(demand: Demand, fact: EndpointFacts) -> str:
@@ -70,15 +72,15 @@ def burden_ms(demand: Demand, fact: EndpointFacts) -> float:
 
 
 def _by_latency(
-    demand: Demand, facts: list[EndpointFacts], turn: int, dice: float, explore_share: float
-) -> list[Choice]:
+    demand: Demand, facts: list[EndpointFacts], turn: int, rng: float, explore_share: float
+) -> list[RouteChoice]:
     burdens = sorted(((burden_ms(demand, fact), fact.endpoint.name, fact) for fact in facts), key=_by_burden)
     bar = burdens[0][0] * TIE
     near: list[EndpointFacts] = []
     far: list[EndpointFacts] = []
     for burden, _, fact in burdens:
         (near if burden * (1.0 - fact.forecast.doubt) <= bar else far).append(fact)
-    ordered = _cheapest_first(near, dice) + far
+    ordered = _cheapest_first(near, rng) + far
     explored = _unheard(demand, ordered, turn, explore_share)
     if explored is None:
         return [choice(fact, expect(demand, fact)) for fact in ordered]
@@ -91,11 +93,11 @@ def _by_burden(row: tuple[float, str, EndpointFacts]) -> tuple[float, str]:
     return row[0], row[1]
 
 
-def _cheapest_first(near: list[EndpointFacts], dice: float) -> list[EndpointFacts]:
+def _cheapest_first(near: list[EndpointFacts], rng: float) -> list[EndpointFacts]:
     """Those that are as quick as each other: by price, the unknown last; then by load, then by dice."""
     if len(near) == 1:
         return near
-    start = int(dice * len(near))
+    start = int(rng * len(near))
     turned = near[start:] + near[:start]
     return sorted(turned, key=_price_and_load)
 
@@ -120,7 +122,7 @@ def _unheard(demand: Demand, ordered: list[EndpointFacts], turn: int, share: flo
     return max(strangers, key=lambda fact: (fact.forecast.unheard_s, fact.endpoint.name), default=None)
 
 
-def _by_cost(demand: Demand, facts: list[EndpointFacts]) -> list[Choice]:
+def _by_cost(demand: Demand, facts: list[EndpointFacts]) -> list[RouteChoice]:
     """Known prices first: an unknown one may be anything, so it is the last thing to try. Equal prices by time."""
     known = [fact for fact in facts if fact.cost_usd_micros is not None]
     unknown = [fact for fact in facts if fact.cost_usd_micros is None]
@@ -131,11 +133,11 @@ def _by_cost(demand: Demand, facts: list[EndpointFacts]) -> list[Choice]:
     ]
 
 
-def _by_weight(facts: list[EndpointFacts], dice: float) -> list[Choice]:
+def _by_weight(facts: list[EndpointFacts], rng: float) -> list[RouteChoice]:
     """One throw names the first; the rest stand by in order of weight."""
     total = sum(fact.endpoint.weight for fact in facts)
     heaviest = sorted(facts, key=lambda fact: (-fact.endpoint.weight, fact.endpoint.name))
-    drawn, mark = heaviest[0], dice * total
+    drawn, mark = heaviest[0], rng * total
     for fact in heaviest:
         if mark < fact.endpoint.weight:
             drawn = fact

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 
-from goblin.gateway.policy import latency as paces
-from goblin.gateway.policy.latency import Pace
-from goblin.gateway.policy.route import Demand, Forecast
+from goblin.gateway.policy import latency as latency
+from goblin.gateway.policy.latency import LatencyEstimate
+from goblin.gateway.policy.route import Demand, LatencyForecast
 
 ASLEEP_UNHEARD = 0.5
 """It may sleep, and nobody has ever said whether it does."""
@@ -48,7 +48,7 @@ def chance_asleep(*, sleeps_after_s: int | None, heard_ago_s: float | None, told
 
 
 def predict(
-    pace: Pace,
+    estimate: LatencyEstimate,
     demand: Demand,
     *,
     in_flight: int,
@@ -60,7 +60,7 @@ def predict(
     network_ms: float = 0.0,
     unheard_s: float = 0.0,
     now_s: float,
-) -> Forecast:
+) -> LatencyForecast:
     """Expectations for the next request.
 
     Args:
@@ -74,24 +74,24 @@ def predict(
         silence_expected_ms: What was predicted for that one.
         network_ms: A floor: the round trip that a free look took.
         unheard_s: Passed through.
-        now_s: On the clock of `pace`.
+        now_s: On the clock of `estimate`.
     """
-    awake_ms = max(paces.first_token_ms(pace, demand.prompt_tokens, now_s), network_ms)
-    decode_ms = demand.output_tokens_expected * paces.decode_ms(pace)
+    awake_ms = max(latency.first_token_ms(estimate, demand.prompt_tokens, now_s), network_ms)
+    decode_ms = demand.output_tokens_expected * latency.decode_ms(estimate)
     service_ms = awake_ms + decode_ms
     # It must earn its width: what a newcomer says it can do in parallel is not known before it has done it.
-    width = min(parallel, 1 + 2 * pace.answers)
+    width = min(parallel, 1 + 2 * estimate.answers)
     queue_ms = (in_flight + 1 - width) * service_ms / width if in_flight >= width else 0.0
     cold_ms = 0.0
     if waking_for_ms is not None:
-        start_ms = paces.cold_start_ms(pace)
+        start_ms = latency.cold_start_ms(estimate)
         cold_ms = max(start_ms - waking_for_ms, start_ms * WAKING_LEFT_MIN)
     elif asleep:
-        cold_ms = asleep * paces.cold_start_ms(pace)
+        cold_ms = asleep * latency.cold_start_ms(estimate)
     first_ms = awake_ms + queue_ms + cold_ms
     if waking_for_ms is None and silent_ms > first_ms and silent_ms > OVERDUE * silence_expected_ms:
         first_ms = silent_ms  # Somebody has waited longer than we would believe, and waits on.
-    return Forecast(
+    return LatencyForecast(
         demand=demand,
         first_token_ms=first_ms,
         total_ms=first_ms + decode_ms,
@@ -100,9 +100,9 @@ def predict(
         busy=in_flight / width,
         asleep=asleep,
         waking=waking_for_ms is not None,
-        late_ms=first_ms * pace.late,
+        late_ms=first_ms * estimate.late,
         service_ms=service_ms,
-        doubt=DOUBT / math.sqrt(1.0 + pace.n) if pace.answers else 0.0,
-        failed_share=paces.failed_share(pace, now_s),
+        doubt=DOUBT / math.sqrt(1.0 + estimate.n) if estimate.answers else 0.0,
+        failed_share=latency.failed_share(estimate, now_s),
         unheard_s=unheard_s,
     )

@@ -16,7 +16,7 @@ _BUSY_S = {Fault.RATE: 1.0, Fault.CAPACITY: 0.5, Fault.LOADING: 1.0}
 
 
 def wait_before_retry(
-    fault: Fault, *, silent: bool, retry_after_s: float | None, retries: int, dice: float
+    fault: Fault, *, silent: bool, retry_after_s: float | None, retries: int, rng: float
 ) -> float | None:
     """Seconds to wait before asking the same endpoint again, or None if that is of no use.
 
@@ -30,16 +30,16 @@ def wait_before_retry(
     if silent:
         return None
     if fault is Fault.TRANSIENT:
-        wait_s = BACKOFF_S * 2.0**retries * (0.5 + dice) if retry_after_s is None else retry_after_s
+        wait_s = BACKOFF_S * 2.0**retries * (0.5 + rng) if retry_after_s is None else retry_after_s
     elif fault in _BUSY_S:
-        wait_s = _BUSY_S[fault] * 2.0**retries * (0.5 + dice) if retry_after_s is None else retry_after_s
+        wait_s = _BUSY_S[fault] * 2.0**retries * (0.5 + rng) if retry_after_s is None else retry_after_s
     else:
         return None
     return wait_s if wait_s <= WAIT_S_MAX else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Allowance:
+class RetryAllowance:
     """Extra requests are paid for by ordinary ones: when everything fails, retries must not multiply the load."""
 
     share: float
@@ -49,14 +49,14 @@ class Allowance:
     saved: float = 10.0
 
 
-def earn(allowance: Allowance) -> Allowance:
+def earn(allowance: RetryAllowance) -> RetryAllowance:
     """An ordinary request has come."""
     saved = min(allowance.saved + allowance.share, allowance.most)
-    return Allowance(share=allowance.share, most=allowance.most, saved=saved)
+    return RetryAllowance(share=allowance.share, most=allowance.most, saved=saved)
 
 
-def spend(allowance: Allowance) -> Allowance | None:
+def spend(allowance: RetryAllowance) -> RetryAllowance | None:
     """Pay for one extra request; None when there is not enough."""
     if allowance.saved < 1.0:
         return None
-    return Allowance(share=allowance.share, most=allowance.most, saved=allowance.saved - 1.0)
+    return RetryAllowance(share=allowance.share, most=allowance.most, saved=allowance.saved - 1.0)

@@ -41,7 +41,7 @@ class Demand(Struct, frozen=True, kw_only=True):
     """How many requests for this model have come of late."""
 
 
-class Forecast(Struct, frozen=True, kw_only=True, gc=False):
+class LatencyForecast(Struct, frozen=True, kw_only=True, gc=False):
     """What to expect of one endpoint for one request."""
 
     demand: Demand = Demand(model="")
@@ -69,7 +69,7 @@ class Forecast(Struct, frozen=True, kw_only=True, gc=False):
     """Since it last answered us; as long as we live, if never."""
 
 
-_UNKNOWN = Forecast()
+_UNKNOWN = LatencyForecast()
 
 
 class EndpointFacts(Struct, frozen=True, kw_only=True):
@@ -85,19 +85,19 @@ class EndpointFacts(Struct, frozen=True, kw_only=True):
     open_reason: str = ""
     frozen: str = ""
     """Why nothing may be spent on it now; empty when it may, or when it costs nothing."""
-    forecast: Forecast = _UNKNOWN
+    forecast: LatencyForecast = _UNKNOWN
     cost_usd_micros: int | None = None
     """The marginal price of this request; None when a price is unknown, which is not zero."""
     cost_usd_micros_max: int | None = None
     """The same, if the answer is as long as the caller allows."""
 
 
-class Choice(Struct, frozen=True, kw_only=True):
+class RouteChoice(Struct, frozen=True, kw_only=True):
     """An endpoint and the reason it stands where it stands, or does not."""
 
     endpoint: Endpoint
     reason: str
-    forecast: Forecast | None = None
+    forecast: LatencyForecast | None = None
     cost_usd_micros: int | None = None
 
 
@@ -106,11 +106,11 @@ class Route:
     """The endpoints to try, in order, and those that were left out."""
 
     strategy: Strategy
-    candidates: tuple[Choice, ...]
+    candidates: tuple[RouteChoice, ...]
     last_resort: bool = False
     """Nobody is well: these are tried all the same."""
-    rejected: tuple[Choice, ...] = ()
-    wake: tuple[Choice, ...] = ()
+    rejected: tuple[RouteChoice, ...] = ()
+    wake: tuple[RouteChoice, ...] = ()
     """To be woken beside the request, not to be waited for: each would be quicker if it were awake."""
     hedge_after_ms: int | None = None
     """Silent for so long, the first candidate is late, and the second is asked beside it; None: never."""
@@ -135,7 +135,7 @@ class NoRoute:
 
     obstacle: Obstacle
     reason: str
-    rejected: tuple[Choice, ...] = ()
+    rejected: tuple[RouteChoice, ...] = ()
     silent: bool = False
     """Somebody has not said yet what it has, and could be the one."""
 
@@ -148,6 +148,6 @@ class NoRoute:
 Facts = Sequence[EndpointFacts]
 
 
-def waited_ms(demand: Demand, forecast: Forecast) -> float:
+def waited_ms(demand: Demand, forecast: LatencyForecast) -> float:
     """What the caller is expected to wait: for the first token of a stream, else for the whole answer."""
     return forecast.first_token_ms if demand.stream else forecast.total_ms

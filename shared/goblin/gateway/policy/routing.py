@@ -6,19 +6,18 @@ from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.domain.endpoint_health import Status
 from goblin.gateway.policy.ordering import choice, order
 from goblin.gateway.policy.route import (
-    Choice,
     Demand,
     EndpointFacts,
     Facts,
-    Forecast,
     NoRoute,
     Obstacle,
     Route,
+    RouteChoice,
     waited_ms,
 )
-from goblin.gateway.policy.warm_up import choose_wakes, hedge_after_ms
+from goblin.gateway.policy.warm_up import choose_warm_ups, hedge_after_ms
 
-__all__ = ["Choice", "Demand", "EndpointFacts", "Forecast", "NoRoute", "Obstacle", "Route", "choose_route"]
+__all__ = ["Demand", "EndpointFacts", "NoRoute", "Obstacle", "Route", "RouteChoice", "choose_route"]
 
 
 def choose_route(
@@ -27,7 +26,7 @@ def choose_route(
     *,
     strategy: Strategy,
     turn: int = 0,
-    dice: float = 0.0,
+    rng: float = 0.0,
     explore_share: float = 0.0,
     may_wake: bool = True,
 ) -> Route | NoRoute:
@@ -48,7 +47,7 @@ def choose_route(
         that would miss the deadline, come after the others.
     """
     able: list[EndpointFacts] = []
-    rejected: list[Choice] = []
+    rejected: list[RouteChoice] = []
     for fact in facts:
         reason = _why_not_able(demand, fact) or _why_not_allowed(demand, fact)
         if reason is None:
@@ -59,7 +58,7 @@ def choose_route(
         return _no_route(demand, facts, rejected)
 
     well: list[EndpointFacts] = []
-    ill: list[Choice] = []
+    ill: list[RouteChoice] = []
     for fact in able:
         reason = _why_not_well(fact)
         if reason is None:
@@ -71,16 +70,16 @@ def choose_route(
 
     good = [fact for fact in well if fact.status is not Status.DEGRADED]
     degraded = [fact for fact in well if fact.status is Status.DEGRADED]
-    candidates = _in_time_first(demand, good or degraded, strategy, turn, dice, explore_share)
+    candidates = _in_time_first(demand, good or degraded, strategy, turn, rng, explore_share)
     if good and degraded:
         why = {fact.endpoint.name: fact.status_reason for fact in degraded}
-        second = order(demand, degraded, strategy=strategy, turn=turn, dice=dice)
+        second = order(demand, degraded, strategy=strategy, turn=turn, rng=rng)
         candidates += [_after(c, f"degraded: {why[c.endpoint.name]}") for c in second]
     return Route(
         strategy=strategy,
         candidates=tuple(candidates),
         rejected=tuple(rejected + ill),
-        wake=choose_wakes(demand, well, candidates[0], strategy=strategy) if may_wake else (),
+        wake=choose_warm_ups(demand, well, candidates[0], strategy=strategy) if may_wake else (),
         hedge_after_ms=hedge_after_ms(demand, candidates),
     )
 
@@ -126,29 +125,29 @@ def _why_not_well(fact: EndpointFacts) -> str | None:
 
 
 def _in_time_first(
-    demand: Demand, facts: list[EndpointFacts], strategy: Strategy, turn: int, dice: float, explore_share: float
-) -> list[Choice]:
+    demand: Demand, facts: list[EndpointFacts], strategy: Strategy, turn: int, rng: float, explore_share: float
+) -> list[RouteChoice]:
     """By the strategy, those that would miss the deadline after the others; if all would, the quickest first."""
     if demand.deadline_ms is None:
-        return order(demand, facts, strategy=strategy, turn=turn, dice=dice, explore_share=explore_share)
+        return order(demand, facts, strategy=strategy, turn=turn, rng=rng, explore_share=explore_share)
     late = [fact for fact in facts if waited_ms(demand, fact.forecast) > demand.deadline_ms]
-    candidates: list[Choice] = []
+    candidates: list[RouteChoice] = []
     if len(late) < len(facts):
         in_time = [fact for fact in facts if waited_ms(demand, fact.forecast) <= demand.deadline_ms]
-        candidates = order(demand, in_time, strategy=strategy, turn=turn, dice=dice, explore_share=explore_share)
+        candidates = order(demand, in_time, strategy=strategy, turn=turn, rng=rng, explore_share=explore_share)
     if late:
-        least_late = order(demand, late, strategy=Strategy.LOWEST_LATENCY, turn=turn, dice=dice)
+        least_late = order(demand, late, strategy=Strategy.LOWEST_LATENCY, turn=turn, rng=rng)
         candidates += [_late(demand, found) for found in least_late]
     return candidates
 
 
-def _late(demand: Demand, found: Choice) -> Choice:
+def _late(demand: Demand, found: RouteChoice) -> RouteChoice:
     expected = waited_ms(demand, found.forecast) if found.forecast else 0.0
     return _after(found, f"late: about {expected:.0f} ms, the deadline is {demand.deadline_ms}")
 
 
-def _after(found: Choice, why: str) -> Choice:
-    return Choice(
+def _after(found: RouteChoice, why: str) -> RouteChoice:
+    return RouteChoice(
         endpoint=found.endpoint,
         reason=f"{found.reason}; after the others, {why}",
         forecast=found.forecast,
@@ -156,7 +155,7 @@ def _after(found: Choice, why: str) -> Choice:
     )
 
 
-def _no_route(demand: Demand, facts: Facts, rejected: list[Choice]) -> NoRoute:
+def _no_route(demand: Demand, facts: Facts, rejected: list[RouteChoice]) -> NoRoute:
     serving = {fact.endpoint.name for fact in facts if fact.serves}
     silent = {fact.endpoint.name for fact in facts if fact.serves is None}
     reasons = "; ".join(f"{c.endpoint.name}: {c.reason}" for c in rejected if c.endpoint.name in serving | silent)
@@ -172,7 +171,7 @@ def _no_route(demand: Demand, facts: Facts, rejected: list[Choice]) -> NoRoute:
     return NoRoute(obstacle=obstacle, reason=reason, rejected=tuple(rejected), silent=bool(silent))
 
 
-def _last_resort(facts: list[EndpointFacts]) -> tuple[Choice, ...]:
+def _last_resort(facts: list[EndpointFacts]) -> tuple[RouteChoice, ...]:
     def back_first(fact: EndpointFacts) -> tuple[float, bool, str]:
         until = fact.open_until.timestamp() if fact.open_until is not None else 0.0
         return until, fact.status is Status.UNHEALTHY, fact.endpoint.name

@@ -18,21 +18,21 @@ S_PER_HOUR = 3600
 
 
 @dataclass(slots=True)
-class Machine:
+class AwakeMachine:
     """One that is awake, or about to be."""
 
     paid_until_s: float
     """All of its time awake before this is charged to somebody, tails included."""
-    riding: int = 0
+    in_flight: int = 0
     """Requests that it serves now."""
 
 
 @dataclass(slots=True)
-class Ride:
+class UptimeSession:
     """One request on one machine. Times are seconds of a clock that never turns back."""
 
     endpoint: Endpoint
-    machine: Machine
+    machine: AwakeMachine
     began_s: float
     ending_s: float
     """How long after its time is over its machine may still be busy with it."""
@@ -59,11 +59,11 @@ class Ride:
         if self.charged_s is not None:
             return
         last_s = now_s + self._tail_s if woke else now_s
-        if not woke and self.machine.riding > 1:
+        if not woke and self.machine.in_flight > 1:
             last_s = self.machine.paid_until_s
         self.charged_s = max(0.0, last_s - self.machine.paid_until_s)
         self.machine.paid_until_s += self.charged_s
-        self.machine.riding -= 1
+        self.machine.in_flight -= 1
 
     def cost_usd_micros(self, seconds: float) -> int:
         """Rounded up, from whole milliseconds: what took none costs nothing."""
@@ -76,18 +76,18 @@ class Ride:
 
 
 @dataclass(slots=True)
-class Fleet:
+class EndpointMachines:
     """The machines of one endpoint."""
 
-    machines: list[Machine] = field(default_factory=list)
+    machines: list[AwakeMachine] = field(default_factory=list)
 
-    def board(self, endpoint: Endpoint, now_s: float, *, ending_s: float) -> Ride:
+    def begin_session(self, endpoint: Endpoint, now_s: float, *, ending_s: float) -> UptimeSession:
         """Ride on a machine that is awake and has room; without one, on one more."""
-        self.machines = [one for one in self.machines if one.riding or one.paid_until_s > now_s]
-        room = [one for one in self.machines if one.riding < endpoint.parallel]
+        self.machines = [one for one in self.machines if one.in_flight or one.paid_until_s > now_s]
+        room = [one for one in self.machines if one.in_flight < endpoint.parallel]
         machine = max(room, key=lambda one: one.paid_until_s, default=None)
         if machine is None:
-            machine = Machine(paid_until_s=now_s)
+            machine = AwakeMachine(paid_until_s=now_s)
             self.machines.append(machine)
-        machine.riding += 1
-        return Ride(endpoint, machine, now_s, ending_s)
+        machine.in_flight += 1
+        return UptimeSession(endpoint, machine, now_s, ending_s)

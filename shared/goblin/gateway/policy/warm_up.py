@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.policy.ordering import choice
-from goblin.gateway.policy.route import Choice, Demand, EndpointFacts
+from goblin.gateway.policy.route import Demand, EndpointFacts, RouteChoice
 
 ASLEEP_FROM = 0.5
 QUICKER = 2.0
@@ -20,9 +20,9 @@ USERS_MIN = 3.0
 HEDGE_AFTER_MS_MIN = 20.0
 
 
-def choose_wakes(
-    demand: Demand, facts: Sequence[EndpointFacts], first: Choice, *, strategy: Strategy
-) -> tuple[Choice, ...]:
+def choose_warm_ups(
+    demand: Demand, facts: Sequence[EndpointFacts], first: RouteChoice, *, strategy: Strategy
+) -> tuple[RouteChoice, ...]:
     """The endpoint to wake, or none.
 
     A start costs its time and its idle tail, so it must pay: a deadline breaks without it, or the strategy is
@@ -54,7 +54,7 @@ def choose_wakes(
     return ()
 
 
-def hedge_after_ms(demand: Demand, candidates: Sequence[Choice]) -> int | None:
+def hedge_after_ms(demand: Demand, candidates: Sequence[RouteChoice]) -> int | None:
     """How long to wait for the first candidate before the second is asked beside it; None: do not.
 
     The second must be awake, expected before the first is as late again, and within what the caller pays for both.

@@ -38,7 +38,7 @@ TIERS = (None, "auto", "default", "flex")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Bound:
+class CostBound:
     """What an attempt costs at the most, if it is sent with the limit."""
 
     input_tokens: int
@@ -54,7 +54,7 @@ class Unpriced:
     reason: str
 
 
-def worst_case(request: InferenceRequest, endpoint: Endpoint) -> Bound | Unpriced:
+def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unpriced:
     """Bound what one attempt costs in tokens, for itself: retries, hedges and continuations are attempts of their own.
 
     A token is at least one byte, so a prompt has no more tokens than its JSON has bytes. Reasoning that nobody sees
@@ -71,10 +71,10 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> Bound | Unprice
     outward = 0 if isinstance(request, EmbeddingsRequest) else _output_tokens(request, price)
     choices = _choices(request)
     cost = price.cost_usd_micros(input_tokens=inward * _factor(request), output_tokens=outward * choices)
-    return Bound(input_tokens=inward, output_tokens=outward, cost_usd_micros=cost)
+    return CostBound(input_tokens=inward, output_tokens=outward, cost_usd_micros=cost)
 
 
-def limited(request: InferenceRequest, bound: Bound) -> InferenceRequest:
+def limited(request: InferenceRequest, bound: CostBound) -> InferenceRequest:
     """The request with the limit that bounds it, under the name that the caller used."""
     if isinstance(request, EmbeddingsRequest):
         return request

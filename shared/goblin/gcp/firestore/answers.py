@@ -12,7 +12,7 @@ from google.api_core.exceptions import AlreadyExists, FailedPrecondition, NotFou
 from google.cloud.firestore import AsyncClient
 
 from goblin.core.errors import StoreUnavailable
-from goblin.gateway.ports import Claim, StoredAnswer, StoredReply
+from goblin.gateway.ports import CachedAnswer, IdempotencyClaim, StoredHttpReply
 from goblin.gcp.firestore.documents import CALL, in_time, plain, read
 
 
@@ -22,11 +22,11 @@ class FirestoreAnswers:
     def __init__(self, client: AsyncClient) -> None:
         self._answers = client.collection("cache")
 
-    async def get(self, key: str) -> StoredAnswer | None:
+    async def get(self, key: str) -> CachedAnswer | None:
         found = await in_time(self._answers.document(key).get(**CALL), "read of a cached answer")
-        return read(StoredAnswer, found.to_dict()) if found.exists else None
+        return read(CachedAnswer, found.to_dict()) if found.exists else None
 
-    async def put(self, key: str, answer: StoredAnswer) -> None:
+    async def put(self, key: str, answer: CachedAnswer) -> None:
         await in_time(self._answers.document(key).set(plain(answer), **CALL), "write of a cached answer")
 
 
@@ -37,7 +37,7 @@ class FirestoreReplies:
         self._client = client
         self._claims = client.collection("idempotency")
 
-    async def claim(self, entry: str, claim: Claim, *, now: datetime) -> Claim | None:
+    async def claim(self, entry: str, claim: IdempotencyClaim, *, now: datetime) -> IdempotencyClaim | None:
         document = self._claims.document(entry)
         try:
             await in_time(document.create(plain(claim), **CALL), "claim of a request")
@@ -47,7 +47,7 @@ class FirestoreReplies:
             return None
         found = await in_time(document.get(**CALL), "read of a claimed request")
         if found.exists:
-            there = read(Claim, found.to_dict())
+            there = read(IdempotencyClaim, found.to_dict())
             dead = there.expires_at <= now or (there.reply is None and there.until <= now)
             if not dead:
                 return there
@@ -64,7 +64,7 @@ class FirestoreReplies:
             raise StoreUnavailable("Somebody else claims the request at this moment.") from error
         return None
 
-    async def finish(self, entry: str, reply: StoredReply) -> None:
+    async def finish(self, entry: str, reply: StoredHttpReply) -> None:
         # The body stays bytes: base64 would make it a third longer, and a document holds 1 MiB.
         fields = {"reply": {**plain(reply), "body": reply.body}}
         await in_time(self._claims.document(entry).update(fields, **CALL), "write of an idempotent answer")

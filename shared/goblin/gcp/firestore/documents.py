@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Mapping
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import msgspec
@@ -12,7 +12,6 @@ from google.api_core.exceptions import AlreadyExists, GoogleAPICallError, RetryE
 from google.auth.exceptions import GoogleAuthError
 
 from goblin.core.errors import StoreUnavailable
-from goblin.gcp.firestore.instants import plain_instants
 
 DEADLINE_S = 5.0
 CALL: Mapping[str, Any] = {"timeout": DEADLINE_S, "retry": None}
@@ -31,15 +30,45 @@ async def in_time(call: Awaitable[T], what: str, *, answers: tuple[type[Exceptio
         raise StoreUnavailable(f"Firestore did not answer in time ({what}).") from error
 
 
-def plain(noun: Any) -> dict[str, Any]:
-    """Fields that Firestore has types for: tuples become arrays, instants stay instants."""
+def plain(noun: Any, stored_as: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """Fields that Firestore has types for: tuples become arrays, instants stay instants.
+
+    Args:
+        noun: A dataclass or struct.
+        stored_as: Names of fields that are stored under an older name, at any depth.
+    """
     fields: dict[str, Any] = msgspec.to_builtins(noun, builtin_types=(datetime,))
-    return fields
+    return _renamed(fields, stored_as) if stored_as else fields
 
 
-def read(kind: type[T], fields: Mapping[str, Any] | None) -> T:
+def read(kind: type[T], fields: Mapping[str, Any] | None, stored_as: Mapping[str, str] | None = None) -> T:
     """Turn a document into a noun; raises `StoreUnavailable` when it is not one."""
     try:
-        return msgspec.convert(plain_instants(fields or {}), kind)
+        found = plain_instants(fields or {})
+        if stored_as:
+            found = _renamed(found, {old: new for new, old in stored_as.items()})
+        return msgspec.convert(found, kind)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
         raise StoreUnavailable(f"A document in Firestore is not a {kind.__name__}: {error}.") from error
+
+
+def _renamed(value: Any, names: Mapping[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {names.get(key, key): _renamed(inner, names) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_renamed(inner, names) for inner in value]
+    return value
+
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def plain_instants(value: Any) -> Any:
+    """The same fields with every instant a plain, aware datetime, to the microsecond."""
+    if isinstance(value, datetime):
+        return EPOCH + (value - EPOCH)
+    if isinstance(value, Mapping):
+        return {key: plain_instants(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [plain_instants(inner) for inner in value]
+    return value

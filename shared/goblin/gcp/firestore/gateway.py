@@ -21,8 +21,8 @@ from google.cloud.firestore_v1.types import CommitRequest
 
 from goblin.core.errors import StoreUnavailable
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause
-from goblin.gateway.ports import ApiKey, RequestRecord
-from goblin.gcp.firestore.instants import plain_instants
+from goblin.gateway.ports import ApiKey, Receipt
+from goblin.gcp.firestore.documents import plain_instants
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class FirestoreRequests:
         self._client = client
         self._requests = client.collection("requests")
 
-    async def put_all(self, records: Sequence[RequestRecord]) -> None:
+    async def put_all(self, records: Sequence[Receipt]) -> None:
         # The client's own batch builds a wrapper for every field of every receipt, which costs ten times this.
         request = CommitRequest()
         raw = CommitRequest.pb(request)
@@ -132,18 +132,18 @@ class FirestoreRequests:
         )
         await _in_time(call, "write of receipts")
 
-    async def put(self, record: RequestRecord) -> None:
+    async def put(self, record: Receipt) -> None:
         await _in_time(
             self._requests.document(record.request_id).set(_plain(record), timeout=DEADLINE_S, retry=None),
             "write of a receipt",
         )
 
-    async def get(self, request_id: str) -> RequestRecord | None:
+    async def get(self, request_id: str) -> Receipt | None:
         found = await _in_time(
             self._requests.document(request_id).get(timeout=DEADLINE_S, retry=None), "read of a receipt"
         )
         fields = found.to_dict()
-        return None if fields is None else _read(RequestRecord, fields)
+        return None if fields is None else _read(Receipt, fields)
 
 
 def _plain(noun: Any) -> dict[str, Any]:

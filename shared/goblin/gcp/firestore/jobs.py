@@ -18,13 +18,15 @@ from google.cloud.firestore import AsyncClient, AsyncTransaction, Query, async_t
 from google.cloud.firestore_v1.base_query import FieldFilter
 
 from goblin.core.errors import StoreUnavailable
-from goblin.gcp.firestore.instants import plain_instants
+from goblin.gcp.firestore.documents import plain_instants
 from goblin.jobs.domain.job import LEASED, Job
-from goblin.jobs.policy.spot.market_history import Watched
-from goblin.jobs.ports import Stored
+from goblin.jobs.policy.spot.market_history import MarketHistory
+from goblin.jobs.ports import StoredJob
 
 DEADLINE_S = 5.0
 PLACE_TRIES = 3
+STORED_AS = {"reservations": "rents", "invalid_reports": "lies"}
+"""Fields of a job whose stored names are older than their present ones."""
 T = TypeVar("T")
 
 
@@ -45,20 +47,20 @@ class FirestoreJobs:
         self._jobs = client.collection("jobs")
         self._client = client
 
-    async def create(self, job: Job) -> Stored | None:
+    async def create(self, job: Job) -> StoredJob | None:
         call = self._jobs.document(job.job_id).create(_fields(job), timeout=DEADLINE_S, retry=None)
         try:
             written = await _in_time(call, "create of a job")
         except AlreadyExists:
             return None
-        return Stored(job=job, version=_version(written))
+        return StoredJob(job=job, version=_version(written))
 
-    async def get(self, job_id: str) -> Stored | None:
+    async def get(self, job_id: str) -> StoredJob | None:
         call = self._jobs.document(job_id).get(timeout=DEADLINE_S, retry=None)
         found = await _in_time(call, "read of a job")
         return _stored(found) if found.exists else None
 
-    async def replace(self, job: Job, version: str) -> Stored | None:
+    async def replace(self, job: Job, version: str) -> StoredJob | None:
         option = self._client.write_option(last_update_time=_timestamp(version))
         # `set` takes no precondition; an update of every field is the same write.
         call = self._jobs.document(job.job_id).update(_fields(job), option=option, timeout=DEADLINE_S, retry=None)
@@ -66,9 +68,9 @@ class FirestoreJobs:
             written = await _in_time(call, "write of a job")
         except (FailedPrecondition, NotFound):
             return None
-        return Stored(job=job, version=_version(written))
+        return StoredJob(job=job, version=_version(written))
 
-    async def place(self, job: Job, version: str, *, limit: int) -> Stored | None:
+    async def place(self, job: Job, version: str, *, limit: int) -> StoredJob | None:
         written = self._jobs.document(job.job_id)
         query = self._jobs.where(filter=FieldFilter("open", "==", True)).where(
             filter=FieldFilter("state", "in", sorted(LEASED))
@@ -95,7 +97,7 @@ class FirestoreJobs:
         stored = await self.get(job.job_id)
         return stored if stored is not None and stored.job == job else None
 
-    async def list_open(self, limit: int) -> Sequence[Stored]:
+    async def list_open(self, limit: int) -> Sequence[StoredJob]:
         query = self._jobs.where(filter=FieldFilter("open", "==", True)).order_by("requested_at").limit(limit)
         found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of open jobs")
         return [_stored(document) for document in found]
@@ -113,18 +115,18 @@ class FirestoreMarket:
         self._document = client.collection("market").document("watched")
         self._client = client
 
-    async def load(self) -> tuple[Watched, str | None]:
+    async def load(self) -> tuple[MarketHistory, str | None]:
         found = await _in_time(self._document.get(timeout=DEADLINE_S, retry=None), "read of the market")
         if not found.exists:
-            return Watched(), None
+            return MarketHistory(), None
         try:
-            return msgspec.json.decode(found.get("json"), type=Watched), _version(found)
+            return msgspec.json.decode(found.get("json"), type=MarketHistory), _version(found)
         except (msgspec.DecodeError, KeyError):
             # Written by another version of us: statistics are learned again.
-            return Watched(), _version(found)
+            return MarketHistory(), _version(found)
 
-    async def save(self, watched: Watched, version: str | None) -> bool:
-        fields = {"json": msgspec.json.encode(watched).decode()}
+    async def save(self, history: MarketHistory, version: str | None) -> bool:
+        fields = {"json": msgspec.json.encode(history).decode()}
         if version is None:
             call = self._document.create(fields, timeout=DEADLINE_S, retry=None)
         else:
@@ -160,13 +162,16 @@ def _fields(job: Job) -> dict[str, Any]:
     """
     fields: dict[str, Any] = msgspec.to_builtins(job, builtin_types=(datetime,))
     fields["spec"]["parameters"] = msgspec.json.encode(job.spec.parameters).decode()
-    return fields
+    return {STORED_AS.get(name, name): value for name, value in fields.items()}
 
 
-def _stored(document: Any) -> Stored:
+def _stored(document: Any) -> StoredJob:
     fields = plain_instants(document.to_dict())
     fields["spec"]["parameters"] = msgspec.json.decode(fields["spec"]["parameters"])
-    return Stored(job=msgspec.convert(fields, Job), version=_version(document))
+    for name, stored_as in STORED_AS.items():
+        if stored_as in fields:
+            fields[name] = fields.pop(stored_as)
+    return StoredJob(job=msgspec.convert(fields, Job), version=_version(document))
 
 
 def _version(written: Any) -> str:

@@ -28,21 +28,21 @@ from google.api_core.retry import AsyncRetry, if_exception_type
 from google.cloud.firestore import AsyncClient, Increment, Query
 from google.cloud.firestore_v1.base_query import FieldFilter
 
-from goblin.billing.domain.accounts import Account, Lease, Limit, Period
+from goblin.billing.domain.accounts import Account, Allocation, Limit, Period
 from goblin.billing.domain.ledger import (
     ACTIONS,
     LENDING,
     Balance,
-    Entry,
     EntryKind,
     Freeze,
+    LedgerEntry,
     day_of,
     is_rent,
     lineage,
     month_of,
 )
 from goblin.billing.policy import allocation as spending
-from goblin.billing.policy.allocation import Ask, Step
+from goblin.billing.policy.allocation import AllocationRequest, AllocationResult
 from goblin.core.errors import Conflict, StoreUnavailable
 from goblin.gcp.firestore.documents import CALL, DEADLINE_S, in_time, plain, read
 
@@ -59,7 +59,9 @@ YIELDS = 4
 """How many times longer than whom a request waits for anybody else pauses at first."""
 PARTS = 16
 """Of a balance: 64 busy instances write to each about four times a second."""
-Decide = Callable[[Lease | None, Sequence[Account]], Step]
+STORED_AS = {"allocation_id": "lease_id", "allocated_usd_micros": "leased_usd_micros", "usages": "tallies"}
+"""Fields whose stored names are older than their present ones."""
+Decide = Callable[[Allocation | None, Sequence[Account]], AllocationResult]
 
 
 class FirestoreLedger:
@@ -77,20 +79,20 @@ class FirestoreLedger:
         self._entries = client.collection("ledger")
         self._balances = client.collection("balances")
         self._accounts = client.collection("accounts")
-        self._leases = client.collection("leases")
+        self._allocations = client.collection("leases")
         self._freezes = client.collection("freezes")
         # Steps of one process wait for each other here instead of failing on each other's commits.
         self._turn = asyncio.Lock()
 
-    async def record(self, entry: Entry) -> bool:
+    async def record(self, entry: LedgerEntry) -> bool:
         if entry.kind in ACTIONS:
             return await self._act(entry)
-        step = await self._step(
-            None, entry.accounts, lambda _, accounts: spending.book(entry, accounts, now=entry.at), unless=entry
+        result = await self._step(
+            None, entry.accounts, lambda _, accounts: spending.record_entry(entry, accounts, now=entry.at), unless=entry
         )
-        return step.writes
+        return result.writes
 
-    async def _act(self, entry: Entry) -> bool:
+    async def _act(self, entry: LedgerEntry) -> bool:
         batch = self._client.batch()
         written = self._entries.document(entry.entry_id)
         batch.create(written, _document(entry))
@@ -104,26 +106,26 @@ class FirestoreLedger:
         try:
             await in_time(batch.commit(timeout=DEADLINE_S, retry=AGAIN), "write of a budget action")
         except AlreadyExists:
-            _check_same(entry, read(Entry, (await in_time(written.get(**CALL), "read of an entry")).to_dict()))
+            _check_same(entry, read(LedgerEntry, (await in_time(written.get(**CALL), "read of an entry")).to_dict()))
             return False
         return True
 
-    async def exchange(self, ask: Ask, *, now: datetime) -> Step:
-        accounts = (*lineage(ask.account), *ask.also)
+    async def exchange(self, request: AllocationRequest, *, now: datetime) -> AllocationResult:
+        accounts = (*lineage(request.account), *request.also)
         return await self._step(
-            ask.lease_id,
+            request.allocation_id,
             accounts,
-            lambda lease, found: spending.exchange(ask, lease, found, now=now),
-            eager=ask.need_usd_micros > 0,
+            lambda allocation, found: spending.exchange(request, allocation, found, now=now),
+            eager=request.need_usd_micros > 0,
         )
 
-    async def settle(self, lease_id: str, entries: Sequence[Entry]) -> bool:
+    async def settle(self, allocation_id: str, entries: Sequence[LedgerEntry]) -> bool:
         batch = self._client.batch()
         for entry in entries:
             batch.create(self._entries.document(entry.entry_id), _document(entry))
-        self._count(batch, entries, lease_id)
+        self._count(batch, entries, allocation_id)
         spent = sum(entry.spent_usd_micros for entry in entries)
-        batch.update(self._leases.document(lease_id), {"settled_usd_micros": Increment(spent)})
+        batch.update(self._allocations.document(allocation_id), {"settled_usd_micros": Increment(spent)})
         try:
             await in_time(
                 batch.commit(timeout=DEADLINE_S, retry=AGAIN), "write of what was spent", answers=WRITTEN_BEFORE
@@ -134,37 +136,48 @@ class FirestoreLedger:
             return False
         return True
 
-    async def leases(self) -> Sequence[Lease]:
-        found = await in_time(self._leases.limit(LISTED_MAX).get(**CALL), "list of leases")
-        return [read(Lease, document.to_dict()) for document in sorted(found, key=lambda document: document.id)]
+    async def allocations(self) -> Sequence[Allocation]:
+        found = await in_time(self._allocations.limit(LISTED_MAX).get(**CALL), "list of leases")
+        return [
+            read(Allocation, document.to_dict(), STORED_AS)
+            for document in sorted(found, key=lambda document: document.id)
+        ]
 
-    async def expire(self, lease_id: str, *, now: datetime) -> Step:
-        return await self._lease_step(lease_id, lambda lease, found: spending.expire(lease, found, now=now))
-
-    async def resolve(self, lease_id: str, *, spent_usd_micros: int, now: datetime) -> Step:
+    async def expire(self, allocation_id: str, *, now: datetime) -> AllocationResult:
         return await self._lease_step(
-            lease_id,
-            lambda lease, found: spending.resolve(lease, found, spent_usd_micros=spent_usd_micros, now=now),
+            allocation_id, lambda allocation, found: spending.expire(allocation, found, now=now)
         )
 
-    async def _lease_step(self, lease_id: str, decide: Callable[[Lease, Sequence[Account]], Step]) -> Step:
-        fields = (await in_time(self._leases.document(lease_id).get(**CALL), "read of a lease")).to_dict()
+    async def resolve(self, allocation_id: str, *, spent_usd_micros: int, now: datetime) -> AllocationResult:
+        return await self._lease_step(
+            allocation_id,
+            lambda allocation, found: spending.resolve(allocation, found, spent_usd_micros=spent_usd_micros, now=now),
+        )
+
+    async def _lease_step(
+        self, allocation_id: str, decide: Callable[[Allocation, Sequence[Account]], AllocationResult]
+    ) -> AllocationResult:
+        fields = (await in_time(self._allocations.document(allocation_id).get(**CALL), "read of a lease")).to_dict()
         if fields is None:
-            return Step(writes=False)
-        names = read(Lease, fields).accounts
+            return AllocationResult(writes=False)
+        names = read(Allocation, fields, STORED_AS).accounts
         return await self._step(
-            lease_id, names, lambda lease, found: Step(writes=False) if lease is None else decide(lease, found)
+            allocation_id,
+            names,
+            lambda allocation, found: (
+                AllocationResult(writes=False) if allocation is None else decide(allocation, found)
+            ),
         )
 
     async def _step(
         self,
-        lease_id: str | None,
+        allocation_id: str | None,
         names: Sequence[str],
         decide: Decide,
         *,
-        unless: Entry | None = None,
+        unless: LedgerEntry | None = None,
         eager: bool = False,
-    ) -> Step:
+    ) -> AllocationResult:
         """Read, decide, and write if nothing has changed in between; until it works or time is over.
 
         Args:
@@ -179,49 +192,49 @@ class FirestoreLedger:
                 clock, pauses = asyncio.get_running_loop().time, 1 if eager else YIELDS
                 while True:
                     started = clock()
-                    step = await self._try_step(lease_id, names, decide, unless)
-                    if step is not None:
-                        return step
+                    result = await self._try_step(allocation_id, names, decide, unless)
+                    if result is not None:
+                        return result
                     pauses = min(2 * pauses, PAUSES_MAX)
                     await asyncio.sleep(random.uniform(0, min(pauses * (clock() - started), PAUSE_S_MAX)))
         except TimeoutError as error:
             raise StoreUnavailable("The ledger is too busy, or does not answer.") from error
 
     async def _try_step(
-        self, lease_id: str | None, names: Sequence[str], decide: Decide, unless: Entry | None
-    ) -> Step | None:
+        self, allocation_id: str | None, names: Sequence[str], decide: Decide, unless: LedgerEntry | None
+    ) -> AllocationResult | None:
         """None: somebody else was quicker."""
         wanted = [self._accounts.document(_named(name)) for name in names]
-        if lease_id is not None:
-            wanted.append(self._leases.document(lease_id))
+        if allocation_id is not None:
+            wanted.append(self._allocations.document(allocation_id))
         if unless is not None:
             wanted.append(self._entries.document(unless.entry_id))
         found = await in_time(self._read(wanted), "read of accounts")
         if unless is not None and (there := found[f"ledger/{unless.entry_id}"]).exists:
-            _check_same(unless, read(Entry, there.to_dict()))
-            return Step(writes=False)
+            _check_same(unless, read(LedgerEntry, there.to_dict()))
+            return AllocationResult(writes=False)
         documents = [found[f"accounts/{_named(name)}"] for name in names]
         kept = [_account(name, document) for name, document in zip(names, documents, strict=True)]
-        there = found.get(f"leases/{lease_id}")
-        lease = read(Lease, there.to_dict()) if there is not None and there.exists else None
-        step = decide(lease, [self._limited(account) for account in kept])
-        if not step.writes:
-            return step
+        there = found.get(f"leases/{allocation_id}")
+        allocation = read(Allocation, there.to_dict(), STORED_AS) if there is not None and there.exists else None
+        result = decide(allocation, [self._limited(account) for account in kept])
+        if not result.writes:
+            return result
 
         batch = self._client.batch()
-        for account, before, document in zip(step.accounts, kept, documents, strict=True):
+        for account, before, document in zip(result.accounts, kept, documents, strict=True):
             # Configured limits are not stored: they are what the configuration says.
-            self._write(batch, document, plain(replace(account, limits=before.limits)))
+            self._write(batch, document, plain(replace(account, limits=before.limits), STORED_AS))
         if there is not None:
-            self._write(batch, there, plain(step.lease) if step.lease is not None else None)
-        for entry in step.entries:
+            self._write(batch, there, plain(result.allocation, STORED_AS) if result.allocation is not None else None)
+        for entry in result.entries:
             batch.create(self._entries.document(entry.entry_id), _document(entry))
-        self._count(batch, step.entries, lease_id or step.entries[0].entry_id)
+        self._count(batch, result.entries, allocation_id or result.entries[0].entry_id)
         try:
             await in_time(batch.commit(**CALL), "write of accounts", answers=CONTENDED)
         except CONTENDED:
             return None
-        return step
+        return result
 
     async def _read(self, wanted: list[Any]) -> dict[str, Any]:
         """Documents of one instant, by collection and id."""
@@ -242,7 +255,7 @@ class FirestoreLedger:
         else:
             batch.update(before.reference, fields, option=unchanged)
 
-    def _count(self, batch: Any, entries: Sequence[Entry], writer: str) -> None:
+    def _count(self, batch: Any, entries: Sequence[LedgerEntry], writer: str) -> None:
         """Move the writer's part of the balances of all accounts, once for each."""
         part = zlib.crc32(writer.encode()) % PARTS
         sums: dict[tuple[str, str], list[int]] = defaultdict(list)
@@ -269,22 +282,24 @@ class FirestoreLedger:
             sums[part.account] = sums[part.account] + part if part.account in sums else part
         return [sums[account] for account in sorted(sums)]
 
-    async def entries(self, *, limit: int) -> Sequence[Entry]:
+    async def entries(self, *, limit: int) -> Sequence[LedgerEntry]:
         query = self._entries.order_by("at", direction=Query.DESCENDING).limit(limit)
         return [
-            read(Entry, document.to_dict()) for document in await in_time(query.get(**CALL), "list of ledger entries")
+            read(LedgerEntry, document.to_dict())
+            for document in await in_time(query.get(**CALL), "list of ledger entries")
         ]
 
-    async def rented(self, day: str) -> Sequence[Entry]:
+    async def rented(self, day: str) -> Sequence[LedgerEntry]:
         query = self._entries.where(filter=FieldFilter("rented_on", "==", day)).limit(LISTED_MAX)
         found = await in_time(query.get(**CALL), "list of what was rented")
-        return [read(Entry, document.to_dict()) for document in sorted(found, key=lambda document: document.id)]
+        return [read(LedgerEntry, document.to_dict()) for document in sorted(found, key=lambda document: document.id)]
 
-    async def actions(self, *, limit: int) -> Sequence[Entry]:
+    async def actions(self, *, limit: int) -> Sequence[LedgerEntry]:
         query = self._entries.where(filter=FieldFilter("action", "==", True))
         query = query.order_by("at", direction=Query.DESCENDING).limit(limit)
         return [
-            read(Entry, document.to_dict()) for document in await in_time(query.get(**CALL), "list of budget actions")
+            read(LedgerEntry, document.to_dict())
+            for document in await in_time(query.get(**CALL), "list of budget actions")
         ]
 
     async def freezes(self) -> Sequence[Freeze]:
@@ -293,14 +308,19 @@ class FirestoreLedger:
 
     async def accounts(self) -> Sequence[Account]:
         found = await in_time(self._accounts.limit(LISTED_MAX).get(**CALL), "list of accounts")
-        kept = {account.name: account for account in (read(Account, document.to_dict()) for document in found)}
+        kept = {
+            account.name: account for account in (read(Account, document.to_dict(), STORED_AS) for document in found)
+        }
         names = sorted({*kept, *self._declared})
         return [self._limited(kept.get(name, Account(name=name))) for name in names]
 
     async def limited(self, accounts: Sequence[str]) -> Sequence[Account]:
         documents = [self._accounts.document(_named(name)) for name in accounts]
         found = await in_time(self._all(documents), "read of limits")
-        kept = {account.name: account for account in (read(Account, one.to_dict()) for one in found if one.exists)}
+        kept = {
+            account.name: account
+            for account in (read(Account, one.to_dict(), STORED_AS) for one in found if one.exists)
+        }
         every = (self._limited(kept.get(name, Account(name=name))) for name in accounts)
         return [account for account in every if account.limits]
 
@@ -332,15 +352,15 @@ def _named(account: str) -> str:
 
 
 def _account(name: str, document: Any) -> Account:
-    return read(Account, {"name": name, **(document.to_dict() or {})})
+    return read(Account, {"name": name, **(document.to_dict() or {})}, STORED_AS)
 
 
-def _document(entry: Entry) -> dict[str, Any]:
+def _document(entry: LedgerEntry) -> dict[str, Any]:
     # The marks make the list of actions one query over one field and an order, and that of a day's rents one over one.
     rented = {"rented_on": day_of(entry.at)} if is_rent(entry) else {}
     return {**plain(entry), "action": entry.kind in ACTIONS, **rented}
 
 
-def _check_same(entry: Entry, there: Entry) -> None:
+def _check_same(entry: LedgerEntry, there: LedgerEntry) -> None:
     if (entry.accounts, entry.spent_usd_micros) != (there.accounts, there.spent_usd_micros):
         raise Conflict(f"The ledger has another entry {entry.entry_id}.")

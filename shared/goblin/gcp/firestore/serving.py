@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from google.cloud.firestore import AsyncClient
 
 from goblin.gcp.firestore.documents import CALL, in_time, plain, read
-from goblin.registry.domain.versions import Serving
+from goblin.registry.domain.versions import ServingState
 
 ENDPOINTS_MAX = 1000
 
@@ -18,15 +18,15 @@ class FirestoreServing:
     def __init__(self, client: AsyncClient) -> None:
         self._serving = client.collection("serving")
 
-    async def get(self, endpoint: str) -> Serving:
+    async def get(self, endpoint: str) -> ServingState:
         found = await in_time(self._serving.document(endpoint).get(**CALL), "read of a model server")
-        return read(Serving, found.to_dict()) if found.exists else Serving(endpoint=endpoint)
+        return read(ServingState, found.to_dict()) if found.exists else ServingState(endpoint=endpoint)
 
-    async def all(self) -> Sequence[Serving]:
+    async def all(self) -> Sequence[ServingState]:
         query = self._serving.order_by("endpoint").limit(ENDPOINTS_MAX)
         found = await in_time(query.get(**CALL), "list of model servers")
-        return [read(Serving, document.to_dict()) for document in found]
+        return [read(ServingState, document.to_dict()) for document in found]
 
-    async def put(self, serving: Serving) -> None:
+    async def put(self, serving: ServingState) -> None:
         document = self._serving.document(serving.endpoint)
         await in_time(document.set(plain(serving), **CALL), "write of a model server")

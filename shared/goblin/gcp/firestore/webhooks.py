@@ -9,27 +9,27 @@ from google.api_core.exceptions import AlreadyExists
 from google.cloud.firestore import AsyncClient
 
 from goblin.gcp.firestore.documents import CALL, in_time
-from goblin.jobs.domain.webhooks import Hint
+from goblin.jobs.ports import WebhookEvent
 
 
-class FirestoreHints:
+class FirestoreWebhookEvents:
     """The port `HintStore`."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._hints = client.collection("hints")
 
-    async def take(self, hint: Hint, *, until: datetime) -> bool:
-        fields = {"provider": hint.provider, "kind": hint.kind, "expires_at": until}
+    async def take(self, event: WebhookEvent, *, until: datetime) -> bool:
+        fields = {"provider": event.provider, "kind": event.kind, "expires_at": until}
         try:
-            await in_time(self._hints.document(_name(hint)).create(fields, **CALL), "note of a hint")
+            await in_time(self._hints.document(_name(event)).create(fields, **CALL), "note of a hint")
         except AlreadyExists:
             return False
         return True
 
-    async def give_back(self, hint: Hint) -> None:
-        await in_time(self._hints.document(_name(hint)).delete(**CALL), "delete of a hint")
+    async def give_back(self, event: WebhookEvent) -> None:
+        await in_time(self._hints.document(_name(event)).delete(**CALL), "delete of a hint")
 
 
-def _name(hint: Hint) -> str:
+def _name(event: WebhookEvent) -> str:
     """Their word is no document's name."""
-    return hashlib.sha256(f"{hint.provider}/{hint.event_id}".encode()).hexdigest()
+    return hashlib.sha256(f"{event.provider}/{event.event_id}".encode()).hexdigest()

@@ -52,7 +52,7 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     error: BatchFault | None
 
 
-class Malformed(ValueError):
+class MalformedItem(ValueError):
     """A line that is not what it must be; the message names it."""
 
 
@@ -69,18 +69,18 @@ def parse_item(line: bytes, number: int) -> BatchItem:
     try:
         item = msgspec.json.decode(line, type=BatchItem)
     except msgspec.DecodeError as error:
-        raise Malformed(f"line {number}: {error}") from error
+        raise MalformedItem(f"line {number}: {error}") from error
     if item.method != "POST":
-        raise Malformed(f"line {number}: method {item.method!r} is not POST")
+        raise MalformedItem(f"line {number}: method {item.method!r} is not POST")
     if item.url not in URLS:
-        raise Malformed(f"line {number}: url {item.url!r} is none of {', '.join(URLS)}")
+        raise MalformedItem(f"line {number}: url {item.url!r} is none of {', '.join(URLS)}")
     if item.body.get("stream"):
-        raise Malformed(f"line {number}: a batch cannot stream")
+        raise MalformedItem(f"line {number}: a batch cannot stream")
     return item
 
 
 @dataclass
-class Lines:
+class LineSplitter:
     """Cuts a stream of bytes into lines, holding at most one unfinished line."""
 
     limit: int
@@ -99,7 +99,7 @@ class Lines:
         *whole, self._rest = (self._rest + chunk).split(b"\n")
         found = [self._take(line, 1) for line in whole]
         if len(self._rest) > self.limit:
-            raise Malformed(f"line {self.number + 1}: over {self.limit} bytes")
+            raise MalformedItem(f"line {self.number + 1}: over {self.limit} bytes")
         return [line for line in found if line[2].strip()]
 
     def close(self) -> list[tuple[int, int, bytes]]:
@@ -113,7 +113,7 @@ class Lines:
         self.number += 1
         self.offset += len(line) + newline
         if len(line) > self.limit:
-            raise Malformed(f"line {self.number}: over {self.limit} bytes")
+            raise MalformedItem(f"line {self.number}: over {self.limit} bytes")
         return self.number, self.offset, line
 
 
@@ -122,7 +122,7 @@ class DatasetCheck:
     """Reads a whole dataset once before anything is rented for it."""
 
     items: int = 0
-    _lines: Lines = field(default_factory=lambda: Lines(limit=LINE_BYTES_MAX))
+    _lines: LineSplitter = field(default_factory=lambda: LineSplitter(limit=LINE_BYTES_MAX))
     _seen: dict[bytes, int] = field(default_factory=dict)
 
     def feed(self, chunk: bytes) -> None:
@@ -143,14 +143,14 @@ class DatasetCheck:
         for number, _, line in self._lines.close():
             self._check(number, line)
         if not self.items:
-            raise Malformed("the dataset has no items")
+            raise MalformedItem("the dataset has no items")
 
     def _check(self, number: int, line: bytes) -> None:
         item = parse_item(line, number)
         self.items += 1
         if self.items > ITEMS_MAX:
-            raise Malformed(f"line {number}: more than {ITEMS_MAX} items")
+            raise MalformedItem(f"line {number}: more than {ITEMS_MAX} items")
         # A digest of fixed size: fifty thousand ids of any length stay a few megabytes.
         key = hashlib.blake2b(item.custom_id.encode(), digest_size=16).digest()
         if (first := self._seen.setdefault(key, number)) != number:
-            raise Malformed(f"line {number}: custom_id {item.custom_id!r} is on line {first} already")
+            raise MalformedItem(f"line {number}: custom_id {item.custom_id!r} is on line {first} already")

@@ -12,7 +12,7 @@ from goblin.jobs.domain.market import Offer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Order:
+class RentalOrder:
     """One instance to rent, for one attempt of one job."""
 
     label: str
@@ -62,7 +62,7 @@ class Instance:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Known:
+class KnownInventory:
     """A whole, current inventory."""
 
     instances: frozenset[Instance]
@@ -73,17 +73,17 @@ class Known:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Unknown:
+class UnknownInventory:
     """The provider could not say. Not the same as nothing: nothing is launched or destroyed on it."""
 
     reason: str
 
 
-Inventory = Known | Unknown
+Inventory = KnownInventory | UnknownInventory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Lease:
+class AttemptLease:
     """One attempt's right to work on a job, and the instance it works on.
 
     Written before the instance is asked for, so that no instance exists that no document names.

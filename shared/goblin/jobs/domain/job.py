@@ -12,14 +12,14 @@ import msgspec
 
 from goblin.core.events import JobRequested
 from goblin.jobs.domain.checkpoints import Checkpoint
-from goblin.jobs.domain.instances import Lease
+from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.market import NoPlacement, Placement
 
 REASONS_MAX = 30
 """The oldest are dropped."""
 
 
-class State(StrEnum):
+class JobState(StrEnum):
     """Where a job is in its life; `policy.jobs` has the ways between them."""
 
     REQUESTED = "requested"
@@ -42,12 +42,12 @@ class State(StrEnum):
     """It could never have run; the reason says why."""
 
 
-ENDED = frozenset({State.SUCCEEDED, State.FAILED, State.CANCELLED, State.REFUSED})
-LEASED = frozenset({State.PLACING, State.STARTING, State.RUNNING})
+ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REFUSED})
+LEASED = frozenset({JobState.PLACING, JobState.STARTING, JobState.RUNNING})
 """Somebody may be at work, and somebody else may not."""
 
 
-class Kind(StrEnum):
+class JobKind(StrEnum):
     """What sort of work; each has its own limit of concurrent jobs."""
 
     TRAINING = "training"
@@ -55,7 +55,7 @@ class Kind(StrEnum):
     INFERENCE = "inference"
 
 
-class Priority(StrEnum):
+class JobPriority(StrEnum):
     """Who goes first within a kind."""
 
     HIGH = "high"
@@ -68,7 +68,7 @@ class Reason:
     """One line of a job's history, for a person."""
 
     at: datetime
-    state: State
+    state: JobState
     text: str
 
 
@@ -99,7 +99,7 @@ class Progress:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rent:
+class InstanceReservation:
     """What an attempt's instance may cost, put aside in the ledger, until its end is known and its cost written."""
 
     label: str
@@ -128,7 +128,7 @@ class Rent:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Stop:
+class StopRequest:
     """The current attempt is asked to save, upload and give the job back."""
 
     reason: str
@@ -148,13 +148,13 @@ class Job:
     spec: JobRequested
     spec_sha256: str
     """Tells a repeated request from another one with the same id."""
-    state: State
+    state: JobState
     requested_at: datetime
     updated_at: datetime
     reasons: tuple[Reason, ...] = ()
     """Newest last."""
     attempt: int = 0
-    lease: Lease | None = None
+    lease: AttemptLease | None = None
     """The current or the last attempt's."""
     dataset: Dataset | None = None
     step: int = 0
@@ -182,16 +182,16 @@ class Job:
     """Steps a second by GPU: the best that an earlier attempt reached, to know a slow machine by."""
     preemptions: int = 0
     """Attempts that ended before the work did, for whatever reason."""
-    rents: tuple[Rent, ...] = ()
+    reservations: tuple[InstanceReservation, ...] = ()
     """Of the attempts whose cost is not settled; the current one's is among them."""
     spent_usd_micros: int = 0
     """Settled, over all attempts."""
-    stop: Stop | None = None
+    stop: StopRequest | None = None
     seq: int = 0
     """Counts changes of state and new attempts: each is announced on `job-status-changed`."""
     announced_seq: int = 0
     """Up to here it is known to be out."""
-    lies: int = 0
+    invalid_reports: int = 0
     """What its hosts said or uploaded that was not so."""
 
     @property
@@ -202,7 +202,7 @@ class Job:
     @property
     def total(self) -> int | None:
         """Steps or items in all; None: nobody knows yet."""
-        return self.dataset.items if self.dataset and self.spec.kind == Kind.BATCH else self.told_total
+        return self.dataset.items if self.dataset and self.spec.kind == JobKind.BATCH else self.told_total
 
     @property
     def reason(self) -> str:

@@ -47,7 +47,7 @@ class Offer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Market:
+class MarketPrices:
     """What others pay for this kind of GPU now: ascending (share of renters paying at most this, micro-dollars)."""
 
     percentiles: tuple[tuple[float, int], ...] = ()
@@ -66,7 +66,7 @@ class Market:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Wanted:
+class InstanceRequirements:
     """What a provider is asked for."""
 
     kind: str
@@ -85,12 +85,12 @@ class Listing:
     """What a provider would rent us now, of what was wanted."""
 
     offers: tuple[Offer, ...] = ()
-    markets: Mapping[str, Market] = field(default_factory=dict)
+    markets: Mapping[str, MarketPrices] = field(default_factory=dict)
     """What others pay, by GPU; one that is missing is not told."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Run:
+class ExpectedRun:
     """What a whole run is expected to be on one offer."""
 
     price_usd_micros_per_hour: int
@@ -111,7 +111,7 @@ class Candidate:
     spot: bool
     all_in_usd_micros_per_hour: int | None = None
     """Bid or price, storage and the traffic of saves."""
-    run: Run | None = None
+    run: ExpectedRun | None = None
     rejected: str = ""
     """Why it was not taken; empty for the one that was."""
 
@@ -123,7 +123,7 @@ class Placement:
     offer: Offer
     bid_usd_micros_per_hour: int | None
     """None: on demand, which knows no bid."""
-    run: Run
+    run: ExpectedRun
     reason: str
     candidates: tuple[Candidate, ...]
     """Cheapest first, then those that cannot be had."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from goblin.core.ports import Grant
+from goblin.core.ports import SignedRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,11 +18,11 @@ class InputFile:
     """Base64 of the big-endian checksum, as the bucket says it."""
     sha256: str | None
     """None: nobody who can be trusted has computed it."""
-    grant: Grant
+    grant: SignedRequest
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Inputs:
+class TrainingInputs:
     """What a training starts from."""
 
     files: tuple[InputFile, ...] = ()
@@ -32,7 +32,7 @@ class Inputs:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Told:
+class WorkerReport:
     """What an attempt says of its work; a host's words."""
 
     total: int | None = None
@@ -45,7 +45,7 @@ class Told:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Standing:
+class HeartbeatReply:
     """What an attempt is told when it says that it is alive."""
 
     state: str
@@ -68,7 +68,7 @@ class Assignment:
     checkpoint_every: int
     """Items."""
     heartbeat_s: float
-    dataset: Grant | None
+    dataset: SignedRequest | None
     """A batch's."""
     dataset_offset: int
     """Where the first item that is not done begins."""
@@ -76,7 +76,7 @@ class Assignment:
     """For items that name none; what it means to a training is its task's affair."""
     parameters: Mapping[str, object]
     task: str | None = None
-    inputs: Inputs = field(default_factory=Inputs)
+    inputs: TrainingInputs = field(default_factory=TrainingInputs)
     """A training's."""
     checkpoint_s: float | None = None
     """Work between two checkpoints of a training."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
-from goblin.jobs.domain.job import ENDED, Job, Rent
+from goblin.jobs.domain.job import ENDED, InstanceReservation, Job
 
 _HOUR_S = 3600
 LEFT_S_MAX = 10 * 366 * 24 * _HOUR_S
@@ -13,7 +13,7 @@ LEFT_S_MAX = 10 * 366 * 24 * _HOUR_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Forecast:
+class JobCostForecast:
     """Where a job's money and time are going, if nothing happens to it."""
 
     spent_usd_micros: int
@@ -26,29 +26,33 @@ class Forecast:
     """None: nobody can say. Of an ended job what it cost."""
 
 
-def forecast(job: Job, *, now: datetime) -> Forecast:
+def forecast(job: Job, *, now: datetime) -> JobCostForecast:
     """Follow a job to its end at its last speed and price; losses on the way are not foreseen.
 
     Args:
         job: As it is. Its speed and steps are its host's words: good enough to show, not to decide by.
         now: Aware UTC.
     """
-    spent = job.spent_usd_micros + sum(_cost(rent, now) for rent in job.rents)
+    spent = job.spent_usd_micros + sum(_cost(reservation, now) for reservation in job.reservations)
     price = _price(job)
     if job.state in ENDED:
-        return Forecast(spent_usd_micros=spent, price_usd_micros_per_hour=price, left_s=0.0, at_end_usd_micros=spent)
+        return JobCostForecast(
+            spent_usd_micros=spent, price_usd_micros_per_hour=price, left_s=0.0, at_end_usd_micros=spent
+        )
     left_s = _left_s(job)
     at_end = None if left_s is None else spent + _share(price, left_s)
     if price == 0 and job.lease is not None:
         at_end = spent  # However long it takes.
-    return Forecast(spent_usd_micros=spent, price_usd_micros_per_hour=price, left_s=left_s, at_end_usd_micros=at_end)
+    return JobCostForecast(
+        spent_usd_micros=spent, price_usd_micros_per_hour=price, left_s=left_s, at_end_usd_micros=at_end
+    )
 
 
-def _cost(rent: Rent, now: datetime) -> int:
+def _cost(reservation: InstanceReservation, now: datetime) -> int:
     """What an instance comes to so far; never more than was put aside for it."""
-    lasted = max(timedelta(), (rent.ended_at or now) - rent.since)
-    cost = rent.start_usd_micros + _share(rent.price_usd_micros_per_hour, lasted.total_seconds())
-    return min(cost, rent.reserved_usd_micros)
+    lasted = max(timedelta(), (reservation.ended_at or now) - reservation.since)
+    cost = reservation.start_usd_micros + _share(reservation.price_usd_micros_per_hour, lasted.total_seconds())
+    return min(cost, reservation.reserved_usd_micros)
 
 
 def _share(price_usd_micros_per_hour: int, seconds: float) -> int:
@@ -57,7 +61,9 @@ def _share(price_usd_micros_per_hour: int, seconds: float) -> int:
 
 
 def _price(job: Job) -> int:
-    running = [rent.price_usd_micros_per_hour for rent in job.rents if rent.ended_at is None]
+    running = [
+        reservation.price_usd_micros_per_hour for reservation in job.reservations if reservation.ended_at is None
+    ]
     if running:
         return sum(running)
     if job.placement is None:

@@ -10,7 +10,7 @@ from datetime import datetime
 
 from goblin.jobs.domain.job import REASONS_MAX, Job, Reason
 from goblin.jobs.policy import state_machine as policy
-from goblin.jobs.policy.state_machine import Fact, Transition
+from goblin.jobs.policy.state_machine import Transition, Trigger
 
 LIES_MAX = 3
 """Of one attempt; then the job goes on elsewhere."""
@@ -20,10 +20,10 @@ SAID_MAX = 300
 def caught(job: Job, what: str, *, now: datetime) -> Transition:
     """The current attempt's host lied, proven by its token; the last lie that is borne ends the attempt."""
     line = Reason(at=now, state=job.state, text=f"{_liar(job)}: {what[:SAID_MAX]}")
-    job = replace(job, lies=job.lies + 1, reasons=(*job.reasons, line)[-REASONS_MAX:])
+    job = replace(job, invalid_reports=job.invalid_reports + 1, reasons=(*job.reasons, line)[-REASONS_MAX:])
     if told_by_attempt(job) >= LIES_MAX:
         reason = f"attempt {job.attempt} is over: its host lied {LIES_MAX} times"
-        ended = policy.apply(job, Fact.WITHDRAWN, now=now, reason=reason)
+        ended = policy.apply(job, Trigger.WITHDRAWN, now=now, reason=reason)
         if ended is not None:
             return ended
     return Transition(job=job, actions=())
@@ -38,7 +38,10 @@ def strange(job: Job, *, now: datetime) -> Transition | None:
     if not job.open or sum(line.text == text for line in job.reasons) >= LIES_MAX:
         return None
     line = Reason(at=now, state=job.state, text=text)
-    return Transition(job=replace(job, lies=job.lies + 1, reasons=(*job.reasons, line)[-REASONS_MAX:]), actions=())
+    return Transition(
+        job=replace(job, invalid_reports=job.invalid_reports + 1, reasons=(*job.reasons, line)[-REASONS_MAX:]),
+        actions=(),
+    )
 
 
 def told_by_attempt(job: Job) -> int:

@@ -8,8 +8,8 @@ from decimal import Decimal
 
 from goblin.core.events import TOPICS, JobRequested
 from goblin.jobs.domain.instances import gpu_name
-from goblin.jobs.domain.job import Kind, Priority
-from goblin.jobs.domain.market import Wanted
+from goblin.jobs.domain.job import JobKind, JobPriority
+from goblin.jobs.domain.market import InstanceRequirements
 
 RESERVED_PREFIXES = ("checkpoints/", "models/", "logs/")
 """What the controller alone writes in its bucket; no job's output goes there."""
@@ -25,22 +25,22 @@ def refusal(spec: JobRequested, *, bucket: str, kinds: Collection[str]) -> str |
         bucket: The one bucket that jobs read from and write to: a caller must not reach others through us.
         kinds: What the configured providers can run; empty: there are none yet, and it may wait for one.
     """
-    if spec.kind not in set(Kind):
-        return f"kind {spec.kind!r} is none of {', '.join(Kind)}"
-    if spec.priority not in set(Priority):
-        return f"priority {spec.priority!r} is none of {', '.join(Priority)}"
+    if spec.kind not in set(JobKind):
+        return f"kind {spec.kind!r} is none of {', '.join(JobKind)}"
+    if spec.priority not in set(JobPriority):
+        return f"priority {spec.priority!r} is none of {', '.join(JobPriority)}"
     if kinds and spec.kind not in kinds:
         return f"no provider here can run kind {spec.kind!r}"
-    if spec.kind == Kind.BATCH and (spec.dataset_uri is None or spec.output_uri is None):
+    if spec.kind == JobKind.BATCH and (spec.dataset_uri is None or spec.output_uri is None):
         return "a batch job needs dataset_uri and output_uri"
     return _bad_place(spec, bucket) or _bad_money(spec) or _bad_time(spec) or _bad_topic(spec.callback_topic)
 
 
-def wanted(spec: JobRequested) -> Wanted:
+def wanted(spec: JobRequested) -> InstanceRequirements:
     """What its instance must have."""
     some = spec.gpu_types or spec.gpu_memory_mib_min
     count = spec.gpu_count if spec.gpu_count is not None else (1 if some else 0)
-    return Wanted(
+    return InstanceRequirements(
         kind=spec.kind, gpus=tuple(sorted({gpu_name(gpu) for gpu in spec.gpu_types})), gpu_count=count,
         gpu_memory_mib_min=spec.gpu_memory_mib_min, disk_gib=spec.disk_gib,
     )  # fmt: skip

@@ -11,13 +11,13 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from goblin.core.money import show_usd, to_micros
-from goblin.jobs.domain.job import Job, State, Stop
-from goblin.jobs.domain.market import Candidate, Listing, Market, NoPlacement, Offer, Placement
+from goblin.jobs.domain.job import Job, JobState, StopRequest
+from goblin.jobs.domain.market import Candidate, Listing, MarketPrices, NoPlacement, Offer, Placement
 from goblin.jobs.policy.job_spec import wanted
 from goblin.jobs.policy.spot.deadline import Infeasible, Mode, Situation, Terms, check_deadline, choose_mode
-from goblin.jobs.policy.spot.market_history import Watched, may_come
+from goblin.jobs.policy.spot.market_history import MarketHistory, may_come
 from goblin.jobs.policy.spot.offers import Needs, choose_offer
-from goblin.jobs.policy.spot.preemption_rates import HOUR_S, Rates
+from goblin.jobs.policy.spot.preemption_rates import HOUR_S, PreemptionRates
 
 STEP_S = 60.0
 """How often this is asked."""
@@ -39,15 +39,15 @@ _GIB = 1024**3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Facts:
+class PlacementFacts:
     """The market and the money, now."""
 
     listings: Mapping[str, Listing]
     """By provider; only of those whose offers and inventory are known: on unknown nothing is launched."""
     unknown: Mapping[str, str] = field(default_factory=dict)
     """Who could not say, and why."""
-    watched: Watched = field(default_factory=Watched)
-    halted: Mapping[str, str] = field(default_factory=dict)
+    history: MarketHistory = field(default_factory=MarketHistory)
+    halt: Mapping[str, str] = field(default_factory=dict)
     """Why nothing may be spent at a provider, or for the job at any."""
     caps: Mapping[str, int] = field(default_factory=dict)
     """Micro-dollars an hour that an operator allows at a provider, whatever a job allows."""
@@ -64,7 +64,7 @@ class NotPromised:
     """False: a provider that cannot say just now is not taken for one that has nothing; ask again."""
 
 
-def admit(job: Job, facts: Facts) -> NotPromised | None:
+def admit(job: Job, facts: PlacementFacts) -> NotPromised | None:
     """Whether a job's deadline can be promised; None: it can, or there is none."""
     if job.spec.deadline is None:
         return None
@@ -80,7 +80,7 @@ def admit(job: Job, facts: Facts) -> NotPromised | None:
     return NotPromised(reason=_nearest(found, facts.now), final=final)
 
 
-def place(job: Job, facts: Facts) -> Placement | NoPlacement:
+def place(job: Job, facts: PlacementFacts) -> Placement | NoPlacement:
     """Choose what a queued job is placed on now."""
     offers, barred = _offers(job, facts)
     if job.spec.deadline is None:
@@ -88,13 +88,13 @@ def place(job: Job, facts: Facts) -> Placement | NoPlacement:
     return _told(_place_in_time(job, offers, facts), barred, facts)
 
 
-def _place_in_time(job: Job, offers: Sequence[Offer], facts: Facts) -> Placement | NoPlacement:
+def _place_in_time(job: Job, offers: Sequence[Offer], facts: PlacementFacts) -> Placement | NoPlacement:
     needs, (spot, on_demand) = needs_of(job, facts.now), _best(job, facts)
     if spot is None and on_demand is None:
         return _choose(replace(needs, time_left_s=None), offers, facts)
     if on_demand is not None:
         dearer = spot is not None and on_demand.run.cost_usd_micros > spot.run.cost_usd_micros
-        hoped = spot is None and may_come(facts.watched, wanted(job.spec), now=facts.now)
+        hoped = spot is None and may_come(facts.history, wanted(job.spec), now=facts.now)
         if not dearer and not hoped:
             return _beside(on_demand, spot, "on demand costs no more, and stays")
     decision = choose_mode(
@@ -120,10 +120,10 @@ def _beside(chosen: Placement, other: Placement | None, reason: str) -> Placemen
     return replace(chosen, candidates=(*chosen.candidates[:half], replace(best, rejected=reason), *rest))
 
 
-def move(job: Job, facts: Facts) -> Stop | None:
+def move(job: Job, facts: PlacementFacts) -> StopRequest | None:
     """Whether a running job with a deadline should give its instance back, to be placed otherwise."""
     placement = job.placement
-    if job.state is not State.RUNNING or job.spec.deadline is None or placement is None or job.stop is not None:
+    if job.state is not JobState.RUNNING or job.spec.deadline is None or placement is None or job.stop is not None:
         return None
     if facts.unknown or placement.offer.price_usd_micros_per_hour == 0:
         return None
@@ -137,7 +137,7 @@ def move(job: Job, facts: Facts) -> Stop | None:
     target = {Mode.SPOT: spot, Mode.ON_DEMAND: on_demand}.get(decision.mode)
     if decision.mode in (running, Mode.WAIT) or target is None:
         return None
-    return Stop(reason=f"moves: {decision.reason}", by=facts.now + STOP_WITHIN)
+    return StopRequest(reason=f"moves: {decision.reason}", by=facts.now + STOP_WITHIN)
 
 
 def work_left_s(job: Job) -> float | None:
@@ -174,13 +174,13 @@ def needs_of(job: Job, now: datetime) -> Needs:
     )
 
 
-def _offers(job: Job, facts: Facts) -> tuple[list[Offer], list[Candidate]]:
+def _offers(job: Job, facts: PlacementFacts) -> tuple[list[Offer], list[Candidate]]:
     """What may be rented for the job, and what may not whatever it costs."""
     allowed, barred = [], []
     for provider, listing in sorted(facts.listings.items()):
         cap = facts.caps.get(provider)
         for offer in listing.offers:
-            reason = facts.halted.get(provider, "") if offer.price_usd_micros_per_hour else ""
+            reason = facts.halt.get(provider, "") if offer.price_usd_micros_per_hour else ""
             if cap is not None and offer.price_usd_micros_per_hour > cap:
                 reason = f"{show_usd(offer.price_usd_micros_per_hour)} an hour; {provider}'s cap is {show_usd(cap)}"
             if reason:
@@ -198,7 +198,7 @@ def _capped(offer: Offer, cap: int | None) -> Offer:
     return replace(offer, on_demand_usd_micros_per_hour=cap if known is None else min(known, cap))
 
 
-def _best(job: Job, facts: Facts, *, capped: bool = True) -> tuple[Placement | None, Placement | None]:
+def _best(job: Job, facts: PlacementFacts, *, capped: bool = True) -> tuple[Placement | None, Placement | None]:
     """The best of spot and the best of on demand, whatever they cost in all, under the job's price cap or not."""
     offers, _ = _offers(job, facts)
     # Whether the money suffices is decided over the whole way, not per offer.
@@ -210,12 +210,12 @@ def _best(job: Job, facts: Facts, *, capped: bool = True) -> tuple[Placement | N
     return spot, on_demand
 
 
-def _choose(needs: Needs, offers: Sequence[Offer], facts: Facts) -> Placement | NoPlacement:
-    markets: dict[str, Market] = {}
+def _choose(needs: Needs, offers: Sequence[Offer], facts: PlacementFacts) -> Placement | NoPlacement:
+    markets: dict[str, MarketPrices] = {}
     for _, listing in sorted(facts.listings.items()):
         markets |= listing.markets
     return choose_offer(
-        needs, offers, rates=facts.watched.rates, reputations=facts.watched.machines, markets=markets, now=facts.now
+        needs, offers, rates=facts.history.rates, reputations=facts.history.machines, markets=markets, now=facts.now
     )
 
 
@@ -247,8 +247,8 @@ def _all_in(placement: Placement | None) -> int | None:
     return placement.candidates[0].all_in_usd_micros_per_hour or placement.run.price_usd_micros_per_hour
 
 
-def _rates(spot: Placement | None, facts: Facts) -> Rates:
-    return facts.watched.rates.get(spot.offer.pool, Rates()) if spot is not None else Rates()
+def _rates(spot: Placement | None, facts: PlacementFacts) -> PreemptionRates:
+    return facts.history.rates.get(spot.offer.pool, PreemptionRates()) if spot is not None else PreemptionRates()
 
 
 def _situation(needs: Needs, *, running: Mode, spot_available: bool) -> Situation:
@@ -258,7 +258,9 @@ def _situation(needs: Needs, *, running: Mode, spot_available: bool) -> Situatio
     )  # fmt: skip
 
 
-def _told(found: Placement | NoPlacement, barred: Sequence[Candidate], facts: Facts) -> Placement | NoPlacement:
+def _told(
+    found: Placement | NoPlacement, barred: Sequence[Candidate], facts: PlacementFacts
+) -> Placement | NoPlacement:
     """With what was out of the question, and bounded for keeping."""
     candidates = (*found.candidates, *barred)
     found = replace(found, candidates=candidates[:CANDIDATES_MAX])

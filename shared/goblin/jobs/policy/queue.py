@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from goblin.jobs.domain.job import LEASED, Job, Priority, State
+from goblin.jobs.domain.job import LEASED, Job, JobPriority, JobState
 
 PROMOTED_AFTER = timedelta(hours=6)
 """Waiting this long is worth one priority."""
@@ -24,18 +24,18 @@ def order_queue(jobs: Collection[Job], *, now: datetime) -> Sequence[Job]:
 
     def rank(job: Job) -> tuple[bool, int, datetime, str]:
         waited = (now - job.requested_at) // PROMOTED_AFTER
-        priority = max(0, list(Priority).index(Priority(job.spec.priority)) - waited)
+        priority = max(0, list(JobPriority).index(JobPriority(job.spec.priority)) - waited)
         return not keeps_place(job), priority, job.requested_at, job.job_id
 
     def waits(job: Job) -> bool:
-        return job.state is State.QUEUED and (job.not_before is None or now >= job.not_before)
+        return job.state is JobState.QUEUED and (job.not_before is None or now >= job.not_before)
 
     return sorted((job for job in jobs if waits(job)), key=rank)
 
 
 def keeps_place(job: Job) -> bool:
     """Whether a place is kept for a job that is not at work just now."""
-    return job.spec.deadline is not None and job.state in (State.QUEUED, State.PREEMPTED)
+    return job.spec.deadline is not None and job.state in (JobState.QUEUED, JobState.PREEMPTED)
 
 
 def places_taken(jobs: Collection[Job]) -> Counter[str]:

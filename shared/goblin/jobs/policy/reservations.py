@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from goblin.billing.domain.accounts import Account, Limit, Period
-from goblin.billing.domain.ledger import RENT, TOTAL, Action, Entry, EntryKind, Freeze, day_of, lineage
-from goblin.billing.policy import allocation as spending
-from goblin.billing.policy.allocation import Ask, Shortage
+from goblin.billing.domain.ledger import RENT, TOTAL, BudgetAction, EntryKind, Freeze, LedgerEntry, day_of, lineage
+from goblin.billing.policy import allocation
+from goblin.billing.policy.allocation import InsufficientBudget
+from goblin.billing.policy.local_allocation import LocalAllocation
 from goblin.core.labels import job_of_label
 from goblin.core.money import USD_MICROS, show_usd
-from goblin.jobs.domain.job import Job, Rent
+from goblin.jobs.domain.job import InstanceReservation, Job
 from goblin.jobs.domain.market import Placement
 from goblin.jobs.policy.spot.offers import MONTH_H, Needs
 
@@ -39,11 +40,13 @@ COMES_WITHIN = timedelta(minutes=5)
 """From the plan on; whoever has not asked for the instance by then has been killed."""
 PAID_MAX = timedelta(days=1)
 """However little an hour costs."""
-HEARD_WITHIN = timedelta(minutes=10)
+EXPIRES_AFTER = timedelta(minutes=10)
 """So long after its time the ledger counts all of a rent as spent, unless its end was written."""
 
 
-def first(label: str, placement: Placement, needs: Needs, *, start_s_max: float, now: datetime) -> Rent | None:
+def first(
+    label: str, placement: Placement, needs: Needs, *, start_s_max: float, now: datetime
+) -> InstanceReservation | None:
     """The plan of an attempt's rent; None where nothing costs anything.
 
     Args:
@@ -66,7 +69,7 @@ def first(label: str, placement: Placement, needs: Needs, *, start_s_max: float,
         return None
     around_s = math.ceil(start_s_max) + IDLE_S
     work_s = min(SLICE_S, max(SLICE_S_MIN, math.ceil(needs.work_s)))
-    return Rent(
+    return InstanceReservation(
         label=label,
         provider=offer.provider,
         spot=offer.spot,
@@ -79,41 +82,49 @@ def first(label: str, placement: Placement, needs: Needs, *, start_s_max: float,
     )
 
 
-def slices(plan: Rent) -> Sequence[Rent]:
+def slices(plan: InstanceReservation) -> Sequence[InstanceReservation]:
     """First slices for a plan, the longest first: half the work, and again, down to what is still worth a start."""
     return _halved(plan, shortest=plan.since + timedelta(seconds=plan.shortest_s), longest=plan.until)
 
 
-def renewals(rent: Rent, now: datetime) -> Sequence[Rent]:
+def renewals(reservation: InstanceReservation, now: datetime) -> Sequence[InstanceReservation]:
     """How the rent could be prolonged now, the longest first; empty: it is not time, or too late."""
-    if not is_live(rent, now) or leave_at(rent) > now + timedelta(seconds=RENEW_S):
+    if not is_live(reservation, now) or leave_at(reservation) > now + timedelta(seconds=RENEW_S):
         return ()
-    shortest, longest = (rent.until + timedelta(seconds=s) for s in (SLICE_S_MIN, SLICE_S))
-    return _halved(rent, shortest=shortest, longest=longest)
+    shortest, longest = (reservation.until + timedelta(seconds=s) for s in (SLICE_S_MIN, SLICE_S))
+    return _halved(reservation, shortest=shortest, longest=longest)
 
 
-def turns(rent: Rent, now: datetime) -> Sequence[Rent]:
+def turns(reservation: InstanceReservation, now: datetime) -> Sequence[InstanceReservation]:
     """Plans by which the day that has begun takes the rent over, the longest first; empty: it is still its day.
 
     The shortest may end sooner than what yesterday paid: it has to fit beside it until that is settled.
     """
-    if not is_live(rent, now) or day_of(now) <= day_of(rent.since):
+    if not is_live(reservation, now) or day_of(now) <= day_of(reservation.since):
         return ()
-    after = replace(rent, since=_midnight(now), start_usd_micros=0, reserved_usd_micros=0, seq=0, part=rent.part + 1)
-    renewed = renewals(rent, now)
-    longest = renewed[0].until if renewed else rent.until
-    return _halved(after, shortest=min(rent.until, now + timedelta(seconds=IDLE_S + SLICE_S_MIN)), longest=longest)
+    after = replace(
+        reservation, since=_midnight(now), start_usd_micros=0, reserved_usd_micros=0, seq=0, part=reservation.part + 1
+    )
+    renewed = renewals(reservation, now)
+    longest = renewed[0].until if renewed else reservation.until
+    return _halved(
+        after, shortest=min(reservation.until, now + timedelta(seconds=IDLE_S + SLICE_S_MIN)), longest=longest
+    )
 
 
-def _halved(rent: Rent, *, shortest: datetime, longest: datetime) -> Sequence[Rent]:
+def _halved(
+    reservation: InstanceReservation, *, shortest: datetime, longest: datetime
+) -> Sequence[InstanceReservation]:
     found, beyond = [], longest - shortest + timedelta(seconds=SLICE_S_MIN)
     while beyond > timedelta(seconds=SLICE_S_MIN):
-        found.append(replace(rent, until=shortest + beyond - timedelta(seconds=SLICE_S_MIN)))
+        found.append(replace(reservation, until=shortest + beyond - timedelta(seconds=SLICE_S_MIN)))
         beyond /= 2
-    return (*found, replace(rent, until=shortest))
+    return (*found, replace(reservation, until=shortest))
 
 
-def fitting(wishes: Sequence[Rent], *, paid_usd_micros: int, left_usd_micros: int) -> Rent | None:
+def fitting(
+    wishes: Sequence[InstanceReservation], *, paid_usd_micros: int, left_usd_micros: int
+) -> InstanceReservation | None:
     """The longest that the budgets cover; None: none.
 
     Args:
@@ -124,12 +135,12 @@ def fitting(wishes: Sequence[Rent], *, paid_usd_micros: int, left_usd_micros: in
     return next((wish for wish in wishes if worst_usd_micros(wish) - paid_usd_micros <= left_usd_micros), None)
 
 
-def worst_usd_micros(rent: Rent) -> int:
+def worst_usd_micros(reservation: InstanceReservation) -> int:
     """What it costs if its instance lives until the end of what is paid."""
-    return _bound(rent, rent.until)
+    return _bound(reservation, reservation.until)
 
 
-def cost_usd_micros(rent: Rent) -> int:
+def cost_usd_micros(reservation: InstanceReservation) -> int:
     """What a rent that has ended cost, by its price; 0 for a plan, and when it ended at its beginning.
 
     Never more than was put aside: when it was missed long after its time, it was gone by then, or the bill says so.
@@ -137,80 +148,87 @@ def cost_usd_micros(rent: Rent) -> int:
     Raises:
         ValueError: Its end is not known, and nothing may be guessed.
     """
-    if rent.ended_at is None:
-        raise ValueError(f"the end of {rent.label} is not known")
-    was = rent.reserved_usd_micros > 0 and rent.ended_at > rent.since
-    return min(_bound(rent, rent.ended_at), rent.reserved_usd_micros) if was else 0
+    if reservation.ended_at is None:
+        raise ValueError(f"the end of {reservation.label} is not known")
+    was = reservation.reserved_usd_micros > 0 and reservation.ended_at > reservation.since
+    return min(_bound(reservation, reservation.ended_at), reservation.reserved_usd_micros) if was else 0
 
 
-def _bound(rent: Rent, end: datetime) -> int:
+def _bound(reservation: InstanceReservation, end: datetime) -> int:
     return rent_bound_usd_micros(
-        price_usd_micros_per_hour=rent.price_usd_micros_per_hour,
-        seconds=max(0, math.ceil((end - rent.since).total_seconds())),
+        price_usd_micros_per_hour=reservation.price_usd_micros_per_hour,
+        seconds=max(0, math.ceil((end - reservation.since).total_seconds())),
         start_s_max=0,  # Part of the time, as is the idle tail.
         idle_s_max=0,
-        traffic_usd_micros=rent.start_usd_micros,
+        traffic_usd_micros=reservation.start_usd_micros,
     )
 
 
-def lent(rent: Rent, granted_usd_micros: int, seq: int) -> Rent:
+def granted(reservation: InstanceReservation, granted_usd_micros: int, seq: int) -> InstanceReservation:
     """The rent as the ledger lent for it: what is put aside says until when it is paid, and nothing else does."""
-    paid_s = max(0, granted_usd_micros - rent.start_usd_micros) * 3600 // rent.price_usd_micros_per_hour
-    paid_until = rent.since + min(timedelta(seconds=paid_s), PAID_MAX)
+    paid_s = max(0, granted_usd_micros - reservation.start_usd_micros) * 3600 // reservation.price_usd_micros_per_hour
+    paid_until = reservation.since + min(timedelta(seconds=paid_s), PAID_MAX)
     return replace(
-        rent,
+        reservation,
         reserved_usd_micros=granted_usd_micros,
         seq=seq,
-        until=rent.until if worst_usd_micros(rent) == granted_usd_micros else paid_until,
+        until=reservation.until if worst_usd_micros(reservation) == granted_usd_micros else paid_until,
     )
 
 
-def leave_at(rent: Rent) -> datetime:
+def leave_at(reservation: InstanceReservation) -> datetime:
     """From here on its instance is released: it takes the rest of the time to be surely gone."""
-    return rent.until - timedelta(seconds=IDLE_S)
+    return reservation.until - timedelta(seconds=IDLE_S)
 
 
-def last_call(rent: Rent, *, save_s: float) -> datetime:
+def last_call(reservation: InstanceReservation, *, save_s: float) -> datetime:
     """When an instance whose rent is not prolonged must be asked to save and stop, so that it can.
 
     Args:
         save_s: How long a save takes, with its upload.
     """
-    return leave_at(rent) - timedelta(seconds=max(STOP_S_MIN, 2 * save_s + HEARD_S))
+    return leave_at(reservation) - timedelta(seconds=max(STOP_S_MIN, 2 * save_s + HEARD_S))
 
 
-def is_live(rent: Rent, now: datetime) -> bool:
+def is_live(reservation: InstanceReservation, now: datetime) -> bool:
     """Whether something is put aside for now, and its end is not known."""
-    return rent.ended_at is None and rent.reserved_usd_micros > 0 and now < rent.until
+    return reservation.ended_at is None and reservation.reserved_usd_micros > 0 and now < reservation.until
 
 
-def ended(rent: Rent, ended_at: datetime) -> Rent:
+def ended(reservation: InstanceReservation, ended_at: datetime) -> InstanceReservation:
     """The rent with its end; one that is known already stays."""
-    return rent if rent.ended_at is not None else replace(rent, ended_at=max(rent.since, ended_at))
+    return (
+        reservation
+        if reservation.ended_at is not None
+        else replace(reservation, ended_at=max(reservation.since, ended_at))
+    )
 
 
-def named(rents: Sequence[Rent], label: str, instance_id: str) -> tuple[Rent, ...]:
+def named(reservations: Sequence[InstanceReservation], label: str, instance_id: str) -> tuple[InstanceReservation, ...]:
     """A job's rents once an attempt's instance is known: its bill is found by that where no label is told."""
-    return tuple(replace(rent, instance_id=instance_id) if rent.label == label else rent for rent in rents)
+    return tuple(
+        replace(reservation, instance_id=instance_id) if reservation.label == label else reservation
+        for reservation in reservations
+    )
 
 
-def may_come(rent: Rent, now: datetime) -> bool:
+def may_come(reservation: InstanceReservation, now: datetime) -> bool:
     """Whether its instance was never seen and somebody may still be asking for it: that it is not there says nothing.
 
     One whose provider said no has ended.
     """
-    return rent.instance_id is None and rent.ended_at is None and now < rent.since + COMES_WITHIN
+    return reservation.instance_id is None and reservation.ended_at is None and now < reservation.since + COMES_WITHIN
 
 
-def unwritten(rent: Rent) -> Rent | None:
+def unwritten(reservation: InstanceReservation) -> InstanceReservation | None:
     """The next day's part, which may have been put aside and never written down; None: it is, it took this one over."""
-    taken_over = rent.ended_at == _midnight(rent.since + timedelta(days=1))
-    return None if taken_over else replace(rent, part=rent.part + 1, seq=0)
+    taken_over = reservation.ended_at == _midnight(reservation.since + timedelta(days=1))
+    return None if taken_over else replace(reservation, part=reservation.part + 1, seq=0)
 
 
-def lease_id(rent: Rent) -> str:
+def allocation_id(reservation: InstanceReservation) -> str:
     """The ledger's lease: one for each attempt and day."""
-    return f"{RENT}{rent.label}:{rent.part}"
+    return f"{RENT}{reservation.label}:{reservation.part}"
 
 
 def accounts_of(provider: str, job_id: str) -> tuple[str, ...]:
@@ -218,27 +236,30 @@ def accounts_of(provider: str, job_id: str) -> tuple[str, ...]:
     return TOTAL, provider, f"{provider}/{job_id}", f"job/{job_id}"
 
 
-def ask(rent: Rent, *, seq: int, need_usd_micros: int = 0, paid_usd_micros: int = 0, close: bool = False) -> Ask:
-    """One exchange about a rent: `need` more than what is put aside already, or the end of it.
+def local_allocation(reservation: InstanceReservation, *, close: bool = False) -> LocalAllocation:
+    """The client's side of the allocation that pays for an instance.
 
-    What it has is said as a sum, so that an exchange whose answer was lost is made up for by the next one.
+    What it has used is what the job's document says is reserved, so that an exchange whose answer was lost is made up
+    for by the next one.
+
+    Args:
+        reservation: As it is in the job's document.
+        close: To give it back: nothing of it is used any more.
     """
-    job_id = job_of_label(rent.label)
-    return Ask(
-        lease_id=lease_id(rent),
-        account=f"{rent.provider}/{job_id}",
+    job_id = job_of_label(reservation.label)
+    return LocalAllocation(
+        allocation_id=allocation_id(reservation),
+        account=f"{reservation.provider}/{job_id}",
         also=(f"job/{job_id}",),
-        seq=seq,
-        used_usd_micros=paid_usd_micros,
-        need_usd_micros=need_usd_micros,
-        still=close,
-        close=close,
-        expires_at=rent.until + HEARD_WITHIN,
-        budgeted=True,
+        # An exchange with the number 1 would open an allocation only to close it.
+        seq=max(1, reservation.seq) if close else reservation.seq,
+        reserved={} if close else {reservation.label: reservation.reserved_usd_micros},
+        ahead=False,
+        expires_at=reservation.until + EXPIRES_AFTER,
     )
 
 
-def uncovered(plan: Rent, budgets: Mapping[str, Account], now: datetime) -> Shortage | None:
+def uncovered(plan: InstanceReservation, budgets: Mapping[str, Account], now: datetime) -> InsufficientBudget | None:
     """Which budget does not even cover the shortest slice of a plan, as they stand; the ledger has the last word.
 
     Args:
@@ -247,40 +268,40 @@ def uncovered(plan: Rent, budgets: Mapping[str, Account], now: datetime) -> Shor
         now: Aware UTC.
     """
     shortest = slices(plan)[-1]
-    asked = replace(ask(shortest, seq=1, need_usd_micros=worst_usd_micros(shortest)), budgeted=False)
+    asked = local_allocation(shortest).next_request(now=now, need_usd_micros=worst_usd_micros(shortest))
     names = (*lineage(asked.account), *asked.also)
     accounts = [budgets.get(name, Account(name=name)) for name in names]
-    return spending.exchange(asked, None, accounts, now=now).shortage
+    return allocation.exchange(replace(asked, budget_required=False), None, accounts, now=now).insufficient
 
 
-def settlement(rent: Rent) -> tuple[Entry, ...]:
+def settlement(reservation: InstanceReservation) -> tuple[LedgerEntry, ...]:
     """What it cost, as the entries that say so; empty: nothing. The same for the same end, however often it is made.
 
     Where midnight could not part it, as there was no money for the new day, each day has its own entry all the same:
     the bill has.
     """
-    cost = cost_usd_micros(rent)
-    if not cost or rent.ended_at is None:
+    cost = cost_usd_micros(reservation)
+    if not cost or reservation.ended_at is None:
         return ()
-    midnight = _midnight(rent.since + timedelta(days=1))
-    before = cost if rent.ended_at <= midnight else min(cost, _bound(rent, midnight))
-    entries = [_entry(rent, f"{lease_id(rent)}:settled", before, rent.since)]
+    midnight = _midnight(reservation.since + timedelta(days=1))
+    before = cost if reservation.ended_at <= midnight else min(cost, _bound(reservation, midnight))
+    entries = [_entry(reservation, f"{allocation_id(reservation)}:settled", before, reservation.since)]
     if cost > before:
-        entries.append(_entry(rent, f"{lease_id(rent)}:settled:after", cost - before, midnight))
+        entries.append(_entry(reservation, f"{allocation_id(reservation)}:settled:after", cost - before, midnight))
     return tuple(entries)
 
 
-def _entry(rent: Rent, entry_id: str, amount_usd_micros: int, at: datetime) -> Entry:
-    asked, kind = ask(rent, seq=0), "spot" if rent.spot else "on demand"
-    return Entry(
+def _entry(reservation: InstanceReservation, entry_id: str, amount_usd_micros: int, at: datetime) -> LedgerEntry:
+    asked, kind = local_allocation(reservation), "spot" if reservation.spot else "on demand"
+    return LedgerEntry(
         entry_id=entry_id,
         kind=EntryKind.SETTLE,
         account=asked.account,
         also=asked.also,
         amount_usd_micros=amount_usd_micros,
         at=at,
-        instance_id=rent.instance_id or "",
-        note=f"{rent.label}: {rent.provider}, {kind}, until {rent.ended_at:%Y-%m-%dT%H:%M:%SZ}",
+        instance_id=reservation.instance_id or "",
+        note=f"{reservation.label}: {reservation.provider}, {kind}, until {reservation.ended_at:%Y-%m-%dT%H:%M:%SZ}",
     )
 
 
@@ -299,19 +320,19 @@ def limit_of(job: Job) -> tuple[str, Limit] | None:
     return f"job/{job.job_id}", Limit(period=Period.LIFETIME, limit_usd_micros=micros)
 
 
-def is_used_up(shortage: Shortage) -> bool:
+def is_used_up(insufficient: InsufficientBudget) -> bool:
     """Whether it is a budget that never starts anew, as a job's own: no waiting helps."""
-    return shortage.resets_at is None and not shortage.unset
+    return insufficient.resets_at is None and not insufficient.unset
 
 
-def said(shortage: Shortage) -> str:
+def said(insufficient: InsufficientBudget) -> str:
     """Why there is no money, for a person."""
-    if shortage.unset:
-        return unbudgeted(shortage.account.partition("/")[0])
-    again = f"; it starts anew at {shortage.resets_at:%Y-%m-%d %H:%M}" if shortage.resets_at else ""
+    if insufficient.unset:
+        return unbudgeted(insufficient.account.partition("/")[0])
+    again = f"; it starts anew at {insufficient.resets_at:%Y-%m-%d %H:%M}" if insufficient.resets_at else ""
     return (
-        f"the {shortage.period} budget of {shortage.account}, {show_usd(shortage.limit_usd_micros)}, has "
-        f"{show_usd(shortage.left_usd_micros)} left, and {show_usd(shortage.need_usd_micros)} are needed{again}"
+        f"the {insufficient.period} budget of {insufficient.account}, {show_usd(insufficient.limit_usd_micros)}, has "
+        f"{show_usd(insufficient.left_usd_micros)} left, and {show_usd(insufficient.need_usd_micros)} are needed{again}"
     )
 
 
@@ -321,7 +342,7 @@ def unbudgeted(provider: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Halted:
+class SpendingHalt:
     """What freezes mean for jobs: accounts, each with the reason."""
 
     starts: Mapping[str, str]
@@ -330,13 +351,13 @@ class Halted:
     """And what runs is asked at once to save and stop."""
 
 
-def halted(freezes: Sequence[Freeze]) -> Halted:
+def halt(freezes: Sequence[Freeze]) -> SpendingHalt:
     """Read freezes as jobs must; the oldest gives the reason."""
     reasons = [(freeze, f"{freeze.account} is frozen: {freeze.reason or freeze.entry_id}") for freeze in freezes]
     newest_first = list(reversed(reasons))
-    return Halted(
+    return SpendingHalt(
         starts={freeze.account: reason for freeze, reason in newest_first},
-        stops={freeze.account: reason for freeze, reason in newest_first if freeze.action is Action.STOP_JOBS},
+        stops={freeze.account: reason for freeze, reason in newest_first if freeze.action is BudgetAction.STOP_JOBS},
     )
 
 

@@ -16,8 +16,8 @@ from enum import StrEnum
 from typing import Any
 
 from goblin.jobs.domain.checkpoints import Checkpoint
-from goblin.jobs.domain.instances import Instance, InstanceState, Inventory, Known, Lease
-from goblin.jobs.domain.job import ENDED, LEASED, REASONS_MAX, Job, Reason, State, Stop
+from goblin.jobs.domain.instances import AttemptLease, Instance, InstanceState, Inventory, KnownInventory
+from goblin.jobs.domain.job import ENDED, LEASED, REASONS_MAX, Job, JobState, Reason, StopRequest
 
 LEASE_S = 45.0
 """How long a running attempt may be silent; a worker speaks every `HEARTBEAT_S`."""
@@ -38,7 +38,7 @@ JUDGED_AFTER = timedelta(minutes=20)
 """Boots and first steps are slow everywhere."""
 
 
-class Fact(StrEnum):
+class Trigger(StrEnum):
     """Something that has happened."""
 
     ACCEPTED = "accepted"
@@ -83,7 +83,7 @@ class Fact(StrEnum):
     """It has ended and nothing of it runs."""
 
 
-class Action(StrEnum):
+class FollowUp(StrEnum):
     """What to do about it at once; `reconcile` finds out again what was not done."""
 
     CHECK = "check the dataset"
@@ -92,61 +92,61 @@ class Action(StrEnum):
     COMPOSE = "put the output together"
 
 
-Step = tuple[State, tuple[Action, ...]]
+Step = tuple[JobState, tuple[FollowUp, ...]]
 
-_LOST: Step = (State.PREEMPTED, (Action.RELEASE,))
-_CANCELLED: Step = (State.CANCELLED, (Action.RELEASE,))
-_FAILED: Step = (State.FAILED, (Action.RELEASE,))
+_LOST: Step = (JobState.PREEMPTED, (FollowUp.RELEASE,))
+_CANCELLED: Step = (JobState.CANCELLED, (FollowUp.RELEASE,))
+_FAILED: Step = (JobState.FAILED, (FollowUp.RELEASE,))
 
-TABLE: Mapping[tuple[State, Fact], Step] = {
-    (State.REQUESTED, Fact.ACCEPTED): (State.QUEUED, ()),
-    (State.REQUESTED, Fact.REJECTED): (State.REFUSED, ()),
-    (State.REQUESTED, Fact.CANCELLED): (State.CANCELLED, ()),
-    (State.QUEUED, Fact.PLACED): (State.PLACING, (Action.RENT,)),
-    (State.QUEUED, Fact.SAVED): (State.QUEUED, ()),
-    (State.QUEUED, Fact.EXHAUSTED): _FAILED,
-    (State.QUEUED, Fact.CANCELLED): _CANCELLED,
-    (State.PLACING, Fact.RENTED): (State.STARTING, ()),
+TABLE: Mapping[tuple[JobState, Trigger], Step] = {
+    (JobState.REQUESTED, Trigger.ACCEPTED): (JobState.QUEUED, ()),
+    (JobState.REQUESTED, Trigger.REJECTED): (JobState.REFUSED, ()),
+    (JobState.REQUESTED, Trigger.CANCELLED): (JobState.CANCELLED, ()),
+    (JobState.QUEUED, Trigger.PLACED): (JobState.PLACING, (FollowUp.RENT,)),
+    (JobState.QUEUED, Trigger.SAVED): (JobState.QUEUED, ()),
+    (JobState.QUEUED, Trigger.EXHAUSTED): _FAILED,
+    (JobState.QUEUED, Trigger.CANCELLED): _CANCELLED,
+    (JobState.PLACING, Trigger.RENTED): (JobState.STARTING, ()),
     # Nothing ran, so nothing was lost: it asks for another place a little later.
-    (State.PLACING, Fact.NOT_RENTED): (State.QUEUED, (Action.RELEASE,)),
+    (JobState.PLACING, Trigger.NOT_RENTED): (JobState.QUEUED, (FollowUp.RELEASE,)),
     # The instance can be quicker than the provider's answer about it.
-    (State.PLACING, Fact.CLAIMED): (State.RUNNING, ()),
-    (State.PLACING, Fact.SILENT): _LOST,
-    (State.PLACING, Fact.STOPPED): _LOST,
-    (State.PLACING, Fact.TAKEN): _LOST,
-    (State.PLACING, Fact.CANCELLED): _CANCELLED,
-    (State.STARTING, Fact.CLAIMED): (State.RUNNING, ()),
-    (State.STARTING, Fact.SILENT): _LOST,
-    (State.STARTING, Fact.GONE): _LOST,
-    (State.STARTING, Fact.STOPPED): _LOST,
-    (State.STARTING, Fact.TAKEN): _LOST,
-    (State.STARTING, Fact.CANCELLED): _CANCELLED,
-    (State.RUNNING, Fact.RENTED): (State.RUNNING, ()),
-    (State.RUNNING, Fact.CLAIMED): (State.RUNNING, ()),
-    (State.RUNNING, Fact.BEAT): (State.RUNNING, ()),
-    (State.RUNNING, Fact.SAVED): (State.RUNNING, ()),
-    (State.RUNNING, Fact.FINISHED): (State.FINISHING, (Action.COMPOSE, Action.RELEASE)),
-    (State.RUNNING, Fact.WITHDRAWN): _LOST,
-    (State.RUNNING, Fact.SILENT): _LOST,
-    (State.RUNNING, Fact.GONE): _LOST,
-    (State.RUNNING, Fact.STOPPED): _LOST,
-    (State.RUNNING, Fact.STALLED): _LOST,
-    (State.RUNNING, Fact.FAULTY): _LOST,
-    (State.RUNNING, Fact.TAKEN): _LOST,
-    (State.RUNNING, Fact.BROKEN): _FAILED,
-    (State.RUNNING, Fact.CANCELLED): _CANCELLED,
+    (JobState.PLACING, Trigger.CLAIMED): (JobState.RUNNING, ()),
+    (JobState.PLACING, Trigger.SILENT): _LOST,
+    (JobState.PLACING, Trigger.STOPPED): _LOST,
+    (JobState.PLACING, Trigger.TAKEN): _LOST,
+    (JobState.PLACING, Trigger.CANCELLED): _CANCELLED,
+    (JobState.STARTING, Trigger.CLAIMED): (JobState.RUNNING, ()),
+    (JobState.STARTING, Trigger.SILENT): _LOST,
+    (JobState.STARTING, Trigger.GONE): _LOST,
+    (JobState.STARTING, Trigger.STOPPED): _LOST,
+    (JobState.STARTING, Trigger.TAKEN): _LOST,
+    (JobState.STARTING, Trigger.CANCELLED): _CANCELLED,
+    (JobState.RUNNING, Trigger.RENTED): (JobState.RUNNING, ()),
+    (JobState.RUNNING, Trigger.CLAIMED): (JobState.RUNNING, ()),
+    (JobState.RUNNING, Trigger.BEAT): (JobState.RUNNING, ()),
+    (JobState.RUNNING, Trigger.SAVED): (JobState.RUNNING, ()),
+    (JobState.RUNNING, Trigger.FINISHED): (JobState.FINISHING, (FollowUp.COMPOSE, FollowUp.RELEASE)),
+    (JobState.RUNNING, Trigger.WITHDRAWN): _LOST,
+    (JobState.RUNNING, Trigger.SILENT): _LOST,
+    (JobState.RUNNING, Trigger.GONE): _LOST,
+    (JobState.RUNNING, Trigger.STOPPED): _LOST,
+    (JobState.RUNNING, Trigger.STALLED): _LOST,
+    (JobState.RUNNING, Trigger.FAULTY): _LOST,
+    (JobState.RUNNING, Trigger.TAKEN): _LOST,
+    (JobState.RUNNING, Trigger.BROKEN): _FAILED,
+    (JobState.RUNNING, Trigger.CANCELLED): _CANCELLED,
     # Saved while the attempt was at work, told after it had ended.
-    (State.PREEMPTED, Fact.SAVED): (State.PREEMPTED, ()),
-    (State.PREEMPTED, Fact.WAITED): (State.QUEUED, ()),
-    (State.PREEMPTED, Fact.EXHAUSTED): _FAILED,
-    (State.PREEMPTED, Fact.CANCELLED): _CANCELLED,
+    (JobState.PREEMPTED, Trigger.SAVED): (JobState.PREEMPTED, ()),
+    (JobState.PREEMPTED, Trigger.WAITED): (JobState.QUEUED, ()),
+    (JobState.PREEMPTED, Trigger.EXHAUSTED): _FAILED,
+    (JobState.PREEMPTED, Trigger.CANCELLED): _CANCELLED,
     # Too late to cancel: only the output is being put together.
-    (State.FINISHING, Fact.COMPOSED): (State.SUCCEEDED, (Action.RELEASE,)),
-    (State.FINISHING, Fact.BROKEN): _FAILED,
-    (State.SUCCEEDED, Fact.SETTLED): (State.SUCCEEDED, ()),
-    (State.FAILED, Fact.SETTLED): (State.FAILED, ()),
-    (State.CANCELLED, Fact.SETTLED): (State.CANCELLED, ()),
-    (State.REFUSED, Fact.SETTLED): (State.REFUSED, ()),
+    (JobState.FINISHING, Trigger.COMPOSED): (JobState.SUCCEEDED, (FollowUp.RELEASE,)),
+    (JobState.FINISHING, Trigger.BROKEN): _FAILED,
+    (JobState.SUCCEEDED, Trigger.SETTLED): (JobState.SUCCEEDED, ()),
+    (JobState.FAILED, Trigger.SETTLED): (JobState.FAILED, ()),
+    (JobState.CANCELLED, Trigger.SETTLED): (JobState.CANCELLED, ()),
+    (JobState.REFUSED, Trigger.SETTLED): (JobState.REFUSED, ()),
 }
 
 
@@ -155,10 +155,10 @@ class Transition:
     """A job as it is after a fact, and what to do once that is written."""
 
     job: Job
-    actions: tuple[Action, ...]
+    actions: tuple[FollowUp, ...]
 
 
-def apply(job: Job, fact: Fact, *, now: datetime, reason: str = "", **changes: Any) -> Transition | None:
+def apply(job: Job, trigger: Trigger, *, now: datetime, reason: str = "", **changes: Any) -> Transition | None:
     """Let a fact happen to a job.
 
     Args:
@@ -171,31 +171,31 @@ def apply(job: Job, fact: Fact, *, now: datetime, reason: str = "", **changes: A
     Returns:
         None when the fact changes nothing in this state.
     """
-    following = TABLE.get((job.state, fact))
+    following = TABLE.get((job.state, trigger))
     if following is None:
         return None
     state, actions = following
     after = replace(job, state=state, updated_at=now, **changes)
     moved = state is not job.state
     if reason or moved:
-        line = Reason(at=now, state=state, text=reason or fact.value)
+        line = Reason(at=now, state=state, text=reason or trigger.value)
         after = replace(after, reasons=(*job.reasons, line)[-REASONS_MAX:])
     if moved:
         after = replace(after, seq=job.seq + 1)
-    if fact is Fact.SETTLED:
+    if trigger is Trigger.SETTLED:
         after = replace(after, open=False)
-    if fact is Fact.SAVED:
+    if trigger is Trigger.SAVED:
         after = replace(after, failures=0, step=max(after.step, after.saved_step))
-    if after.lease is not None and (fact in (Fact.CLAIMED, Fact.SAVED) or after.step > job.step):
+    if after.lease is not None and (trigger in (Trigger.CLAIMED, Trigger.SAVED) or after.step > job.step):
         after = replace(after, lease=replace(after.lease, progressed_at=now))
     if moved and state in ENDED:
         after = replace(after, ended_at=now, expires_at=now + ENDED_KEPT, stop=None)
-    if moved and state is State.PREEMPTED:
+    if moved and state is JobState.PREEMPTED:
         after = _after_loss(after, now)
-    if fact is Fact.NOT_RENTED:
+    if trigger is Trigger.NOT_RENTED:
         wait_s = min(BACKOFF_S_MAX, NO_CAPACITY_S * 2.0**job.refusals)
         after = replace(after, refusals=min(job.refusals + 1, 10), not_before=now + timedelta(seconds=wait_s))
-    if fact is Fact.CLAIMED:
+    if trigger is Trigger.CLAIMED:
         after = replace(after, refusals=0)
     return Transition(job=after, actions=actions)
 
@@ -219,7 +219,7 @@ def _after_loss(job: Job, now: datetime) -> Job:
     )  # fmt: skip
 
 
-def observe(job: Job, inventory: Inventory | None, *, now: datetime) -> tuple[Fact, str] | None:
+def observe(job: Job, inventory: Inventory | None, *, now: datetime) -> tuple[Trigger, str] | None:
     """What a look at a job and its provider's inventory says has happened, with the reason.
 
     Args:
@@ -227,66 +227,68 @@ def observe(job: Job, inventory: Inventory | None, *, now: datetime) -> tuple[Fa
         inventory: Its provider's; None when the provider is no longer configured, which is like unknown.
         now: Aware UTC.
     """
-    seen = inventory.by_label() if isinstance(inventory, Known) else None
+    seen = inventory.by_label() if isinstance(inventory, KnownInventory) else None
     lease = job.lease
     if job.state in LEASED and lease is not None:
         return _observe_attempt(job, lease, seen, now)
-    if job.state in (State.QUEUED, State.PREEMPTED) and job.stop is not None and job.stop.ends_job:
-        return Fact.EXHAUSTED, job.stop.reason
-    if job.state is State.PREEMPTED:
+    if job.state in (JobState.QUEUED, JobState.PREEMPTED) and job.stop is not None and job.stop.ends_job:
+        return Trigger.EXHAUSTED, job.stop.reason
+    if job.state is JobState.PREEMPTED:
         if job.failures > job.spec.retries:
-            return Fact.EXHAUSTED, f"{job.failures} attempts in a row made no progress; the last: {job.reason}"
+            return Trigger.EXHAUSTED, f"{job.failures} attempts in a row made no progress; the last: {job.reason}"
         if job.not_before is None or now >= job.not_before:
-            return Fact.WAITED, "waits for a free place"
+            return Trigger.WAITED, "waits for a free place"
     gone = lease is None or (seen is not None and lease.label not in seen)
-    if job.state in ENDED and job.open and gone and not job.rents and job.announced_seq >= job.seq:
-        return Fact.SETTLED, ""
+    if job.state in ENDED and job.open and gone and not job.reservations and job.announced_seq >= job.seq:
+        return Trigger.SETTLED, ""
     return None
 
 
 def _observe_attempt(
-    job: Job, lease: Lease, seen: Mapping[str, Instance] | None, now: datetime
-) -> tuple[Fact, str] | None:
+    job: Job, lease: AttemptLease, seen: Mapping[str, Instance] | None, now: datetime
+) -> tuple[Trigger, str] | None:
     where = f"of {lease.provider}"
     found = seen.get(lease.label) if seen is not None else None
     if now >= lease.until:
-        return Fact.SILENT, f"attempt {job.attempt} was not heard of in time"
+        return Trigger.SILENT, f"attempt {job.attempt} was not heard of in time"
     if job.stop is not None and now >= job.stop.by:
-        return Fact.TAKEN, f"taken away: {job.stop.reason}"
-    last_words = found is not None and found.state is InstanceState.LEAVING and job.state is State.RUNNING
+        return Trigger.TAKEN, f"taken away: {job.stop.reason}"
+    last_words = found is not None and found.state is InstanceState.LEAVING and job.state is JobState.RUNNING
     if found is not None and found.state in (InstanceState.STOPPED, InstanceState.LEAVING) and not last_words:
         told = f" ({found.detail})" if found.detail else ""
-        return Fact.STOPPED, f"instance {found.instance_id} {where} was outbid or taken back{told}"
-    if found is not None and found.state is InstanceState.ENDED and job.state is not State.PLACING:
-        return Fact.GONE, f"the process of instance {found.instance_id} {where} has ended"
+        return Trigger.STOPPED, f"instance {found.instance_id} {where} was outbid or taken back{told}"
+    if found is not None and found.state is InstanceState.ENDED and job.state is not JobState.PLACING:
+        return Trigger.GONE, f"the process of instance {found.instance_id} {where} has ended"
     if found is not None and lease.instance_id is None:
-        return Fact.RENTED, f"instance {found.instance_id} {where}"
+        return Trigger.RENTED, f"instance {found.instance_id} {where}"
     if seen is not None and found is None and lease.instance_id is not None:
-        return Fact.GONE, f"instance {lease.instance_id} {where} is gone"
+        return Trigger.GONE, f"instance {lease.instance_id} {where} is gone"
     if job.progress is not None and job.progress.gpu_errors:
-        return Fact.FAULTY, f"the GPU's memory has {job.progress.gpu_errors} uncorrected errors"
+        return Trigger.FAULTY, f"the GPU's memory has {job.progress.gpu_errors} uncorrected errors"
     stall_s = max(STALL_S, 3 * 60.0 * job.spec.checkpoint_minutes)
     if job.step <= lease.resumed_step and job.dataset is not None:
         stall_s += job.dataset.size / DOWNLOAD_BYTES_PER_S_MIN
     if lease.progressed_at is not None and (now - lease.progressed_at).total_seconds() > stall_s:
-        return Fact.STALLED, f"attempt {job.attempt} is alive and got no further for {stall_s / 60:.0f} min"
+        return Trigger.STALLED, f"attempt {job.attempt} is alive and got no further for {stall_s / 60:.0f} min"
     if (slow := _slowness(job, lease, now)) is not None:
-        return Fact.STALLED, slow
+        return Trigger.STALLED, slow
     return None
 
 
-def asked_to_leave(job: Job, inventory: Inventory | None, *, now: datetime) -> Stop | None:
+def asked_to_leave(job: Job, inventory: Inventory | None, *, now: datetime) -> StopRequest | None:
     """What a working attempt is asked, once, whose instance is being taken away; None: it is not."""
-    if job.state is not State.RUNNING or job.lease is None or not isinstance(inventory, Known):
+    if job.state is not JobState.RUNNING or job.lease is None or not isinstance(inventory, KnownInventory):
         return None
     found = inventory.by_label().get(job.lease.label)
     if found is None or found.state is not InstanceState.LEAVING or (job.stop is not None and job.stop.leaving):
         return None
     reason = f"instance {found.instance_id} of {job.lease.provider} is outbid or taken back ({found.detail})"
-    return Stop(reason=reason, by=now + LEAVES_WITHIN, ends_job=job.stop.ends_job if job.stop else False, leaving=True)
+    return StopRequest(
+        reason=reason, by=now + LEAVES_WITHIN, ends_job=job.stop.ends_job if job.stop else False, leaving=True
+    )
 
 
-def _slowness(job: Job, lease: Lease, now: datetime) -> str | None:
+def _slowness(job: Job, lease: AttemptLease, now: datetime) -> str | None:
     """Why its machine is too slow to stay on: one of the same GPU did the same work far faster."""
     told, best = job.progress, job.speeds.get(job.placement.offer.gpu) if job.placement else None
     if told is None or best is None or not told.steps_per_s or now - lease.placed_at < JUDGED_AFTER:
@@ -299,12 +301,12 @@ def _slowness(job: Job, lease: Lease, now: datetime) -> str | None:
 def is_loss(before: Job, after: Job) -> bool:
     """Whether an attempt was lost between the two, or is known from now on to be lost."""
     leaving = before.stop is not None and before.stop.leaving
-    lost = after.state is State.PREEMPTED and before.state is not State.PREEMPTED
+    lost = after.state is JobState.PREEMPTED and before.state is not JobState.PREEMPTED
     leaves = after.stop is not None and after.stop.leaving
     return not leaving and (lost or leaves)
 
 
-def wants(job: Job | None, label: str) -> bool:
+def has_live_lease(job: Job | None, label: str) -> bool:
     """Whether the instance with the label has a live lease; without one it must go."""
     return job is not None and job.state in LEASED and job.lease is not None and job.lease.label == label
 
@@ -315,7 +317,7 @@ def refuses_checkpoint(job: Job, checkpoint: Checkpoint) -> str | None:
         return f"it is of attempt {checkpoint.attempt}, the job is at attempt {job.attempt}"
     if checkpoint.step <= job.saved_step:
         return f"the job is already at step {job.saved_step}"
-    if (job.state, Fact.SAVED) not in TABLE:
+    if (job.state, Trigger.SAVED) not in TABLE:
         return f"the job is {job.state}"
     return None
 
@@ -325,7 +327,7 @@ def note(job: Job, **changes: Any) -> Transition:
     return Transition(job=replace(job, **changes), actions=())
 
 
-def ask_to_stop(job: Job, stop: Stop, *, now: datetime) -> Transition:
+def ask_to_stop(job: Job, stop: StopRequest, *, now: datetime) -> Transition:
     """Let the current attempt save and give the job back; it learns of it with its next heartbeat."""
     line = Reason(at=now, state=job.state, text=f"asked to stop: {stop.reason}")
     return note(job, stop=stop, updated_at=now, reasons=(*job.reasons, line)[-REASONS_MAX:])

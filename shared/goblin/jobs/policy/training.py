@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 
 from goblin.jobs.domain.checkpoints import STEP_MAX
-from goblin.jobs.domain.job import Job, Kind
-from goblin.jobs.domain.worker import Told
+from goblin.jobs.domain.job import Job, JobKind
+from goblin.jobs.domain.worker import WorkerReport
 from goblin.jobs.policy.spot.checkpoint_interval import choose_interval
 
 NUMBER_MAX = 1e12
 SAVE_S_MAX = 24 * 3600.0
 
 
-def impossible(job: Job, step: int, told: Told) -> str | None:
+def impossible(job: Job, step: int, told: WorkerReport) -> str | None:
     """Why what a host says of its work cannot be so; None when it may be.
 
     Args:
@@ -45,7 +45,7 @@ def checkpoint_s(job: Job) -> float | None:
     What a save takes is the attempt's own measure; how long the instance will live is what its placement expects.
     Where uploads cost something it is never less than what the placement counted with: that is what is paid for.
     """
-    if job.spec.kind != Kind.TRAINING:
+    if job.spec.kind != JobKind.TRAINING:
         return None
     most_s = job.spec.checkpoint_minutes * 60.0
     placement = job.placement

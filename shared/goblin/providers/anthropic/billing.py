@@ -20,15 +20,15 @@ VARIABLE = "ANTHROPIC_ADMIN_KEY"
 URL = "https://api.anthropic.com"
 
 
-def connect(key: bills.Key, client: httpx.AsyncClient, *, url: str = URL) -> BillSource:
-    return CostReport(key, bills.Api(NAME, url, client))
+def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, url: str = URL) -> BillSource:
+    return CostReport(key, bills.BillingApi(NAME, url, client))
 
 
 class CostReport:
     provider = NAME
     final_after = timedelta(hours=12)
 
-    def __init__(self, key: bills.Key, api: bills.Api) -> None:
+    def __init__(self, key: bills.BillingKey, api: bills.BillingApi) -> None:
         self._key = key
         self._api = api
 

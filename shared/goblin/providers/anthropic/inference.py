@@ -70,7 +70,7 @@ class Anthropic:
             try:
                 async with aclosing(events(self._upstream, response)) as found:
                     async for event in found:
-                        said: Event = self._upstream.decode(event.data, Event)
+                        said: StreamEvent = self._upstream.decode(event.data, StreamEvent)
                         if (chunk := reader.read(said)) is not None:
                             yield chunk
                         if said.type == "message_stop":
@@ -95,16 +95,16 @@ class Anthropic:
     async def _look(self) -> Probe:
         path = f"/v1/models?limit={MODELS_MAX}"
         answer = await self._upstream.json("GET", path, timeout_s=probing.PROBE_TIMEOUT_S)
-        listed = self._upstream.convert(answer, ModelList)
+        listed = self._upstream.convert(answer, AnthropicModels)
         return Probe(finding=Finding.OK, models=tuple(row.id for row in listed.data))
 
 
-class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+class AnthropicModel(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
 
-class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    data: tuple[ModelRow, ...]
+class AnthropicModels(msgspec.Struct, frozen=True, kw_only=True):
+    data: tuple[AnthropicModel, ...]
 
 
 class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
@@ -120,7 +120,7 @@ class StartedMessage(msgspec.Struct, frozen=True, kw_only=True):
     usage: MessageUsage | None = None
 
 
-class Block(msgspec.Struct, frozen=True, kw_only=True):
+class ContentBlock(msgspec.Struct, frozen=True, kw_only=True):
     """What begins: `text`, `tool_use`, `thinking`, or what we do not know."""
 
     type: str
@@ -141,13 +141,13 @@ class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
     stop_reason: str | None = None
 
 
-class Event(msgspec.Struct, frozen=True, kw_only=True):
+class StreamEvent(msgspec.Struct, frozen=True, kw_only=True):
     """Any event of the stream."""
 
     type: str
     index: int = 0
     message: StartedMessage | None = None
-    content_block: Block | None = None
+    content_block: ContentBlock | None = None
     delta: EventDelta | None = None
     usage: MessageUsage | None = None
     error: Any = None
@@ -183,7 +183,7 @@ class EventReader:
         """Blocks of tool calls whose arguments have begun."""
         self._usage = MessageUsage()
 
-    def read(self, event: Event) -> ChatChunk | None:
+    def read(self, event: StreamEvent) -> ChatChunk | None:
         """The chunk an event makes, if it says anything. Raises `ProviderUnavailable` for an `error`."""
         match event.type:
             case "message_start":
@@ -207,7 +207,7 @@ class EventReader:
                 )
         return None
 
-    def _begin(self, index: int, block: Block) -> ChatChunk | None:
+    def _begin(self, index: int, block: ContentBlock) -> ChatChunk | None:
         match block.type:
             case "text" if block.text:
                 return _chunk(Delta(content=block.text))

@@ -21,11 +21,11 @@ TIMEOUT_S = 20.0
 PAGES_MAX = 100
 WAITS_S = (1.5, 3.0, 6.0)
 """Before one asks again who asked too soon. Vast.ai wants a second between two looks at charges."""
-Key = str | KeySource
+BillingKey = str | KeySource
 
 
 @dataclass(frozen=True, slots=True)
-class Api:
+class BillingApi:
     """Somebody's API over a shared client."""
 
     name: str
@@ -61,7 +61,7 @@ STRANGE = (KeyError, TypeError, AttributeError, InvalidOperation, ValueError)
 """What reading an answer of another shape raises."""
 
 
-async def opened(key: Key) -> str:
+async def opened(key: BillingKey) -> str:
     """A key now."""
     return key if isinstance(key, str) else await key.key()
 
@@ -75,7 +75,7 @@ def end_of(day: str) -> datetime:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Row:
+class BillRow:
     """One instance's part of a day."""
 
     instance_id: str
@@ -83,7 +83,7 @@ class Row:
     dollars: Decimal
 
 
-def made(dollars: Decimal, rows: Sequence[Row] | None = None) -> Bill:
+def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
     """A day's bill in whole millionths, rounded up once: the parts of the rows add up to their sum.
 
     Args:

@@ -37,7 +37,7 @@ NOTHING: Mapping[str, bool] = {}
 VLLM_CONTINUES: Mapping[str, bool] = {"continue_final_message": True, "add_generation_prompt": False}
 
 
-class OpenAIWire:
+class OpenAICodec:
     """The three inference routes of one endpoint. The base URL ends where OpenAI's does, in `/v1`."""
 
     def __init__(

@@ -37,16 +37,21 @@ class Rate:
 
 
 def connect(
-    key: bills.Key, client: httpx.AsyncClient, *, rate: Rate, now: Any = lambda: datetime.now(UTC), url: str = URL
+    key: bills.BillingKey,
+    client: httpx.AsyncClient,
+    *,
+    rate: Rate,
+    now: Any = lambda: datetime.now(UTC),
+    url: str = URL,
 ) -> BillSource:
-    return Machines(key, bills.Api(NAME, url, client), rate, now)
+    return ComputedBill(key, bills.BillingApi(NAME, url, client), rate, now)
 
 
-class Machines:
+class ComputedBill:
     provider = NAME
     final_after = timedelta(0)
 
-    def __init__(self, key: bills.Key, api: bills.Api, rate: Rate, now: Any) -> None:
+    def __init__(self, key: bills.BillingKey, api: bills.BillingApi, rate: Rate, now: Any) -> None:
         self._key = key
         self._api = api
         self._rate = rate

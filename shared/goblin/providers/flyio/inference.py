@@ -23,7 +23,7 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes as probing
 from goblin.providers.common.http import Upstream
-from goblin.providers.common.openai_codec import LIMITS, OpenAIWire
+from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 
 NAME = "flyio"
 UNSUPPORTED = {Capability.AUDIO: "llama.cpp is built without its multimodal library"}
@@ -41,7 +41,7 @@ class FlyApp:
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
         self._root = Upstream(endpoint.name, root, endpoint.api_key, client)
-        self._wire = OpenAIWire(Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client), limit=LIMITS[0])
+        self._wire = OpenAICodec(Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client), limit=LIMITS[0])
         api = endpoint.options.get("api", API)
         self._api = Upstream(endpoint.name, api, endpoint.account_key, client)
         self._app = (endpoint.options.get("app") or None) if endpoint.account_key else None
@@ -71,7 +71,7 @@ class FlyApp:
         except GoblinError as error:
             # What is wrong with the API, or with our token for it, says nothing about the app.
             return Probe(finding=Finding.UNCLEAR, reason=f"Machines API: {error.message}")
-        seen = judge_machines(self._api.convert(answer, tuple[Machine, ...]))
+        seen = judge_machines(self._api.convert(answer, tuple[FlyMachine, ...]))
         if seen.warmth is not Warmth.WARM or self._models is not None:
             return replace(seen, models=self._models)
         models = await self._wire.models(timeout_s=probing.PROBE_TIMEOUT_S)
@@ -82,7 +82,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     status: str = ""
 
 
-class Machine(msgspec.Struct, frozen=True, kw_only=True):
+class FlyMachine(msgspec.Struct, frozen=True, kw_only=True):
     state: str
     checks: tuple[Check, ...] | None = None
 
@@ -95,7 +95,7 @@ _MOVING = frozenset({"created", "creating", "starting", "restarting", "updating"
 _RESTING = frozenset({"stopped", "stopping", "suspended", "suspending"})
 
 
-def judge_machines(machines: Sequence[Machine]) -> Probe:
+def judge_machines(machines: Sequence[FlyMachine]) -> Probe:
     """What an app's machines make of its next request."""
     states = {machine.state for machine in machines}
     if any(machine.state == "started" and machine.passing for machine in machines):

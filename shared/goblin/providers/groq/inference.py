@@ -23,7 +23,7 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes as probing
 from goblin.providers.common.http import Upstream
-from goblin.providers.common.openai_codec import LIMITS, OpenAIWire
+from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 from goblin.providers.common.refusals import detail_of
 
 NAME = "groq"
@@ -57,7 +57,7 @@ class Groq:
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._name = endpoint.name
-        self._wire = OpenAIWire(
+        self._wire = OpenAICodec(
             Upstream(endpoint.name, endpoint.url, endpoint.api_key, client), chunk=GroqChunk, limit=LIMITS[1]
         )
 

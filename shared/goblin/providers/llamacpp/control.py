@@ -14,7 +14,7 @@ import msgspec
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest, ProviderUnavailable
 from goblin.providers.common.http import Upstream
-from goblin.registry.domain.versions import Loaded
+from goblin.registry.domain.versions import LoadedModel
 
 LOOK_S_MAX = 5.0
 LOAD_S_MAX = 500.0
@@ -33,13 +33,13 @@ class LlamaCppControl:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
         self._server = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=endpoint.credentials)
 
-    async def loaded(self) -> Loaded:
+    async def loaded(self) -> LoadedModel:
         answer = await self._ask("GET", "/props", LOOK_S_MAX)
         try:
             props = msgspec.convert(answer, _Props)
         except msgspec.ValidationError as error:
             raise self._server.nonsense() from error
-        return Loaded(alias=props.model_alias, sha256=props.model_sha256)
+        return LoadedModel(alias=props.model_alias, sha256=props.model_sha256)
 
     async def load(self, url: str, *, sha256: str, alias: str) -> str | None:
         body = {"url": url, "sha256": sha256, "alias": alias}

@@ -23,7 +23,7 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes as probing
 from goblin.providers.common.http import Upstream
-from goblin.providers.common.openai_codec import LIMITS, OpenAIWire
+from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 
 NAME = "llamacpp"
 UNSUPPORTED = {Capability.AUDIO: "llama.cpp is built without its multimodal library"}
@@ -40,7 +40,7 @@ class LlamaCpp:
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
         self._root = Upstream(endpoint.name, root, endpoint.api_key, client, credentials=endpoint.credentials)
-        self._wire = OpenAIWire(
+        self._wire = OpenAICodec(
             Upstream(endpoint.name, f"{root}/v1", endpoint.api_key, client, credentials=endpoint.credentials),
             limit=LIMITS[0],
         )

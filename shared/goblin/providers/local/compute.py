@@ -25,8 +25,8 @@ import psutil
 
 from goblin.core.errors import ProviderUnavailable, Transient
 from goblin.core.labels import LABEL_PREFIX
-from goblin.jobs.domain.instances import Instance, Inventory, Known, Order, Unknown
-from goblin.jobs.domain.market import Listing, Offer, Wanted
+from goblin.jobs.domain.instances import Instance, Inventory, KnownInventory, RentalOrder, UnknownInventory
+from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -61,14 +61,14 @@ class Record:
     asked_to_end: bool = False
 
 
-def connect(folder: Path, *, command: tuple[str, ...] | None = None) -> Local:
+def connect(folder: Path, *, command: tuple[str, ...] | None = None) -> LocalInstances:
     """Rent from this machine.
 
     Args:
         folder: Where instances are recorded and their logs kept.
         command: Runs an agent that ends with its parent; tests pass another.
     """
-    return Local(folder, command or (sys.executable, "-u", "-m", "goblin.cli.child", AGENT))
+    return LocalInstances(folder, command or (sys.executable, "-u", "-m", "goblin.cli.child", AGENT))
 
 
 def reopen(folder: Path) -> None:
@@ -87,7 +87,7 @@ async def close(folder: Path, *, within_s: float) -> None:
     Whoever rents here is another process, which sees the file; records are his to write.
     """
     _shut(folder)
-    here, asked = Local(folder, ()), set[str]()
+    here, asked = LocalInstances(folder, ()), set[str]()
     clock = asyncio.get_running_loop().time
     deadline = clock() + within_s
     while (running := await asyncio.to_thread(here.running)) and clock() < deadline:
@@ -98,7 +98,7 @@ async def close(folder: Path, *, within_s: float) -> None:
         await asyncio.sleep(LOOK_S)
 
 
-class Local:
+class LocalInstances:
     """The port `ComputeProvider`."""
 
     name = NAME
@@ -113,7 +113,7 @@ class Local:
         self._lock = threading.Lock()
         """One at a time: a look must not take a record for dead whose process is about to start."""
 
-    async def offers(self, wanted: Wanted) -> Listing:
+    async def offers(self, wanted: InstanceRequirements) -> Listing:
         if wanted.kind not in KINDS or wanted.gpu_count or self._closed():
             return Listing()
         return Listing(offers=(OFFER,))
@@ -122,9 +122,9 @@ class Local:
         try:
             return await asyncio.to_thread(self._alone, self._look)
         except (OSError, ValueError, psutil.Error) as error:
-            return Unknown(reason=f"{type(error).__name__}: {error}")
+            return UnknownInventory(reason=f"{type(error).__name__}: {error}")
 
-    async def rent(self, order: Order) -> str:
+    async def rent(self, order: RentalOrder) -> str:
         if not _LABEL.match(order.label):
             raise ProviderUnavailable(f"{order.label!r} cannot be a label")
         try:
@@ -150,7 +150,7 @@ class Local:
         found = {name: self._process(self._read(name)) for name in names}
         return {name: process for name, process in found.items() if process is not None}
 
-    def _look(self) -> Known:
+    def _look(self) -> KnownInventory:
         found = set()
         for folder in sorted(self._folder.glob(f"{LABEL_PREFIX}*")) if self._folder.is_dir() else ():
             record = self._read(folder.name)
@@ -158,12 +158,12 @@ class Local:
                 found.add(_instance(record))
             else:
                 self._forget(folder.name)
-        return Known(instances=frozenset(found))
+        return KnownInventory(instances=frozenset(found))
 
     def _closed(self) -> bool:
         return (self._folder / CLOSED).exists()
 
-    def _start(self, order: Order) -> str:
+    def _start(self, order: RentalOrder) -> str:
         if self._closed():
             raise ProviderUnavailable("this machine is about to stop")
         if len(self._look().instances) >= INSTANCES_MAX:

@@ -97,8 +97,8 @@ class Ollama:
         started = time.monotonic()
         await self._get("/api/version")
         latency_ms = probing.elapsed_ms(started)
-        loaded = self._upstream.convert(await self._get("/api/ps"), ModelList)
-        there = self._upstream.convert(await self._get("/api/tags"), ModelList)
+        loaded = self._upstream.convert(await self._get("/api/ps"), OllamaModels)
+        there = self._upstream.convert(await self._get("/api/tags"), OllamaModels)
         return Probe(
             finding=Finding.OK,
             latency_ms=latency_ms,
@@ -113,11 +113,11 @@ class Ollama:
         keep = self._endpoint.options.get("keep_alive")
         return {} if keep is None else {"keep_alive": keep}
 
-    async def _lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[Line, None]:
+    async def _lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[OllamaLine, None]:
         """Lines up to the one that says it is done."""
         async with self._upstream.stream(path, {**body, **self._keep_alive()}) as response:
             async for data in lines(self._upstream, response, LINE_BYTES_MAX):
-                line: Line = self._upstream.decode(data, Line)
+                line: OllamaLine = self._upstream.decode(data, OllamaLine)
                 if line.error:
                     raise ProviderUnavailable(
                         f"{self._endpoint.name} reported an error in the stream.", fault=_fault(line.error)
@@ -144,7 +144,7 @@ class LineMessage(msgspec.Struct, frozen=True, kw_only=True):
     tool_calls: tuple[LineCall, ...] | None = None
 
 
-class Line(msgspec.Struct, frozen=True, kw_only=True):
+class OllamaLine(msgspec.Struct, frozen=True, kw_only=True):
     """One line of `/api/chat` (`message`) or `/api/generate` (`response`); durations are nanoseconds."""
 
     message: LineMessage | None = None
@@ -162,16 +162,16 @@ class EmbedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     prompt_eval_count: int | None = None
 
 
-class ModelRow(msgspec.Struct, frozen=True, kw_only=True):
+class OllamaModel(msgspec.Struct, frozen=True, kw_only=True):
     name: str = ""
     model: str = ""
 
 
-class ModelList(msgspec.Struct, frozen=True, kw_only=True):
-    models: tuple[ModelRow, ...] | None = None
+class OllamaModels(msgspec.Struct, frozen=True, kw_only=True):
+    models: tuple[OllamaModel, ...] | None = None
 
 
-def model_names(listed: ModelList) -> tuple[str, ...]:
+def model_names(listed: OllamaModels) -> tuple[str, ...]:
     """Names as requests use them; `llama3` and `llama3:latest` are one model, so both are given."""
     names: list[str] = []
     for row in listed.models or ():
@@ -182,7 +182,7 @@ def model_names(listed: ModelList) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def parse_line(line: Line, *, calls_before: int) -> ChatChunk:
+def parse_line(line: OllamaLine, *, calls_before: int) -> ChatChunk:
     """One line as a chunk; the last line also carries the usage.
 
     Args:
@@ -311,13 +311,13 @@ def _call(call: LineCall, index: int) -> ToolCallDelta:
     )
 
 
-def _finish_reason(line: Line, *, called: bool) -> str:
+def _finish_reason(line: OllamaLine, *, called: bool) -> str:
     if called:
         return "tool_calls"
     return "length" if line.done_reason == "length" else "stop"
 
 
-def _usage(line: Line) -> Usage | None:
+def _usage(line: OllamaLine) -> Usage | None:
     """None when it did not count; a prompt that was in the cache counts as nothing there."""
     if line.eval_count is None:
         return None

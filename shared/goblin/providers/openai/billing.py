@@ -19,15 +19,15 @@ VARIABLE = "OPENAI_ADMIN_KEY"
 URL = "https://api.openai.com"
 
 
-def connect(key: bills.Key, client: httpx.AsyncClient, *, url: str = URL) -> BillSource:
-    return Costs(key, bills.Api(NAME, url, client))
+def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, url: str = URL) -> BillSource:
+    return OrganizationCosts(key, bills.BillingApi(NAME, url, client))
 
 
-class Costs:
+class OrganizationCosts:
     provider = NAME
     final_after = timedelta(hours=12)
 
-    def __init__(self, key: bills.Key, api: bills.Api) -> None:
+    def __init__(self, key: bills.BillingKey, api: bills.BillingApi) -> None:
         self._key = key
         self._api = api
 

@@ -21,7 +21,7 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes as probing
 from goblin.providers.common.http import Upstream
-from goblin.providers.common.openai_codec import LIMITS, OpenAIWire, continues_as_vllm
+from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_as_vllm
 
 NAME = "openai"
 UNSUPPORTED: dict[Capability, str] = {}
@@ -40,7 +40,7 @@ class OpenAI:
         limit = endpoint.options.get("limit") or (LIMITS[1] if urlsplit(endpoint.url).hostname == HOST else None)
         if limit not in (*LIMITS, None):
             raise Broken(f"endpoint {endpoint.name}: option `limit` is one of {', '.join(LIMITS)}")
-        self._wire = OpenAIWire(
+        self._wire = OpenAICodec(
             Upstream(endpoint.name, endpoint.url, endpoint.api_key, client),
             limit=limit,
             # OpenAI itself never continues; who says so of a copy means a server such as vLLM.

@@ -35,7 +35,7 @@ WORDS_MAX = 300
 Sleep = Callable[[float], Awaitable[None]]
 
 
-class Answer(NamedTuple):
+class RunPodReply(NamedTuple):
     """What came back, whatever it says."""
 
     status: int
@@ -83,7 +83,7 @@ class PlaceRow(msgspec.Struct, frozen=True, kw_only=True):
     availability: str = "NONE"
 
 
-class GpuRow(msgspec.Struct, frozen=True, kw_only=True):
+class RunPodGpuRow(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of a GPU type."""
 
     id: Annotated[str, Meta(min_length=1)]
@@ -97,8 +97,8 @@ class GpuRow(msgspec.Struct, frozen=True, kw_only=True):
     data_centers: tuple[PlaceRow, ...] = msgspec.field(default=(), name="dataCenters")
 
 
-class Gpus(msgspec.Struct, frozen=True, kw_only=True):
-    gpus: tuple[GpuRow, ...]
+class RunPodGpus(msgspec.Struct, frozen=True, kw_only=True):
+    gpus: tuple[RunPodGpuRow, ...]
 
 
 class RunPodApi:
@@ -125,7 +125,7 @@ class RunPodApi:
 
     async def ask(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
-    ) -> Answer:
+    ) -> RunPodReply:
         """One exchange.
 
         Raises:
@@ -157,11 +157,11 @@ class RunPodApi:
             raise self.refused(answer, path)
         return self.parse(answer, kind)
 
-    def parse(self, answer: Answer, kind: type[T]) -> T:
+    def parse(self, answer: RunPodReply, kind: type[T]) -> T:
         """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
         return rental_wire.parse(self._name, answer.data, kind)
 
-    def refused(self, answer: Answer, path: str) -> ProviderUnavailable:
+    def refused(self, answer: RunPodReply, path: str) -> ProviderUnavailable:
         """A status that was not hoped for, without the words that came with it: they may quote a key."""
         fault = {401: Fault.AUTH, 403: Fault.AUTH, 402: Fault.MONEY, 429: Fault.RATE}.get(answer.status)
         return ProviderUnavailable(
@@ -170,7 +170,7 @@ class RunPodApi:
             retry_after_s=answer.retry_after_s,
         )
 
-    def words(self, answer: Answer, secrets: Iterable[str]) -> str:
+    def words(self, answer: RunPodReply, secrets: Iterable[str]) -> str:
         """What a refusal says for a person, unless it repeats our key, or a secret that was sent with it."""
         detail = error_detail(answer.data)
         said = " ".join(f"{detail.message} {detail.code}".split())[:WORDS_MAX]
@@ -180,7 +180,7 @@ class RunPodApi:
 
     async def _ask_once(
         self, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
-    ) -> Answer:
+    ) -> RunPodReply:
         key = self._key if isinstance(self._key, str) else await self._key.key()
         answer = await self._send(key, method, path, params, body)
         if answer.status == 401 and not isinstance(self._key, str) and await self._key.renew(key):
@@ -189,7 +189,7 @@ class RunPodApi:
 
     async def _send(
         self, key: str, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
-    ) -> Answer:
+    ) -> RunPodReply:
         self._sent = key
         within_s = READ_S if method == "GET" else WRITE_S
         request = rental_wire.build(method, self._url + path, key, within_s=within_s, params=params, body=body)
@@ -203,10 +203,10 @@ class RunPodApi:
             raise (ProviderUnavailable(lost) if method == "GET" else Transient(lost)) from error
         if response.status_code >= 300:
             log.warning("%s answered %d to %s %s", self._name, response.status_code, method, path)
-        return Answer(response.status_code, data, retry_after_s(response.headers))
+        return RunPodReply(response.status_code, data, retry_after_s(response.headers))
 
 
-def is_full(answer: Answer) -> bool:
+def is_full(answer: RunPodReply) -> bool:
     """Whether a refusal is about a lack of capacity, which words alone tell, whatever the status."""
     detail = error_detail(answer.data)
     said = f"{detail.message} {detail.code}"

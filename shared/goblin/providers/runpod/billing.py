@@ -21,15 +21,15 @@ VARIABLE = "RUNPOD_API_KEY"
 URL = "https://api.runpod.io"
 
 
-def connect(key: bills.Key, client: httpx.AsyncClient, *, url: str = URL) -> BillSource:
-    return Billing(key, bills.Api(NAME, url, client))
+def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, url: str = URL) -> BillSource:
+    return Billing(key, bills.BillingApi(NAME, url, client))
 
 
 class Billing:
     provider = NAME
     final_after = timedelta(hours=1)
 
-    def __init__(self, key: bills.Key, api: bills.Api) -> None:
+    def __init__(self, key: bills.BillingKey, api: bills.BillingApi) -> None:
         self._key = key
         self._api = api
 
@@ -38,7 +38,7 @@ class Billing:
         pods = await self._rows("/v2/billing/pods", day)
         everything = await self._rows("/v2/billing", day)
         try:
-            rows = [bills.Row(instance_id=str(row["podId"]), dollars=row["totalAmount"]) for row in pods]
+            rows = [bills.BillRow(instance_id=str(row["podId"]), dollars=row["totalAmount"]) for row in pods]
             return bills.made(sum((row["totalAmount"] for row in everything), Decimal(0)), rows)
         except bills.STRANGE as error:
             raise self._api.strange(error) from error

@@ -31,10 +31,19 @@ from goblin.core.endpoints import KeySource
 from goblin.core.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
 from goblin.core.labels import is_attempt_label
 from goblin.core.money import to_micros
-from goblin.jobs.domain.instances import Instance, InstanceState, Inventory, Known, Order, Unknown, gpu_name, is_gpu
-from goblin.jobs.domain.market import Listing, Offer, Wanted
+from goblin.jobs.domain.instances import (
+    Instance,
+    InstanceState,
+    Inventory,
+    KnownInventory,
+    RentalOrder,
+    UnknownInventory,
+    gpu_name,
+    is_gpu,
+)
+from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 from goblin.jobs.ports import ComputeProvider
-from goblin.providers.runpod.api import Answer, GpuRow, Gpus, PodRow, Pods, RunPodApi, Sleep, is_full
+from goblin.providers.runpod.api import PodRow, Pods, RunPodApi, RunPodGpuRow, RunPodGpus, RunPodReply, Sleep, is_full
 
 NAME = "runpod"
 VARIABLE = "RUNPOD_API_KEY"
@@ -93,10 +102,10 @@ def connect(
         raise Broken(f"{namespace!r} cannot be a namespace of {NAME}")
     # RunPod's own libraries take the host alone from the same variable.
     base = url if httpx.URL(url).path.strip("/") else f"{url.rstrip('/')}/v2"
-    return RunPod(RunPodApi(NAME, base, api_key, client, sleep=sleep), namespace, monotonic)
+    return RunPodPods(RunPodApi(NAME, base, api_key, client, sleep=sleep), namespace, monotonic)
 
 
-class RunPod:
+class RunPodPods:
     """The port `ComputeProvider`."""
 
     name = NAME
@@ -107,13 +116,13 @@ class RunPod:
         self._api = api
         self._namespace = namespace
         self._monotonic = monotonic
-        self._catalogue: dict[tuple[str, int], tuple[float, tuple[GpuRow, ...]]] = {}
+        self._catalogue: dict[tuple[str, int], tuple[float, tuple[RunPodGpuRow, ...]]] = {}
         """By cloud and count: when it was read, and what it said."""
         self._avoided: dict[str, float] = {}
         """Offers that could not be had, and until when they are not offered."""
         self._reading = asyncio.Lock()
 
-    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+    async def offers(self, wanted: InstanceRequirements) -> Listing | UnknownInventory:
         if wanted.kind not in KINDS:
             return Listing()
         count = max(1, wanted.gpu_count)
@@ -121,7 +130,7 @@ class RunPod:
             async with self._reading:
                 rows = {cloud: await self._rows(cloud, count) for cloud in CLOUDS}
         except GoblinError as error:
-            return Unknown(reason=error.message)
+            return UnknownInventory(reason=error.message)
         found = (parse_offer(row, cloud, count) for cloud in CLOUDS for row in rows[cloud])
         now = self._monotonic()
         return Listing(
@@ -136,15 +145,15 @@ class RunPod:
         try:
             pods = await self._pods()
         except GoblinError as error:
-            return Unknown(reason=error.message)
+            return UnknownInventory(reason=error.message)
         labelled = ((self._label(pod), pod) for pod in pods)
-        return Known(
+        return KnownInventory(
             instances=frozenset(
                 parse_instance(pod, label) for label, pod in labelled if label and pod.status != "TERMINATED"
             )
         )
 
-    async def rent(self, order: Order) -> str:
+    async def rent(self, order: RentalOrder) -> str:
         cloud, gpu_id, count = parse_offer_id(order.offer.offer_id)
         if not order.image:
             raise Refused(f"{NAME} runs images, and the order of {order.label} names none")
@@ -192,7 +201,7 @@ class RunPod:
         if left is not None:
             raise left
 
-    async def _checked(self, order: Order, pod: PodRow) -> str:
+    async def _checked(self, order: RentalOrder, pod: PodRow) -> str:
         """See that what was made is what was ordered: only what has its name is found again, and paid for is the offer.
 
         Raises:
@@ -231,7 +240,7 @@ class RunPod:
         if answer.status not in (httpx.codes.OK, httpx.codes.NO_CONTENT, httpx.codes.NOT_FOUND):
             raise self._api.refused(answer, path)
 
-    async def _look_for(self, order: Order, lost: Transient, *, says_no: bool = False) -> str:
+    async def _look_for(self, order: RentalOrder, lost: Transient, *, says_no: bool = False) -> str:
         """The pod that a lost answer may have told of. Raises `ProviderUnavailable`, `Transient`."""
         try:
             pods = await self._pods()
@@ -260,13 +269,13 @@ class RunPod:
             cursor = page.pagination.next_cursor
         raise ProviderUnavailable(f"{NAME}'s list of pods has no end.")
 
-    async def _rows(self, cloud: str, count: int) -> tuple[GpuRow, ...]:
+    async def _rows(self, cloud: str, count: int) -> tuple[RunPodGpuRow, ...]:
         kept = self._catalogue.get((cloud, count))
         now = self._monotonic()
         if kept is not None and now - kept[0] < CATALOGUE_S:
             return kept[1]
         params = {"include": "AVAILABILITY", "product": "POD", "cloud": cloud, "count": str(count)}
-        rows = (await self._api.read("/catalog/gpus", Gpus, params=params)).gpus
+        rows = (await self._api.read("/catalog/gpus", RunPodGpus, params=params)).gpus
         self._catalogue = {key: value for key, value in self._catalogue.items() if now - value[0] < CATALOGUE_S}
         self._catalogue[cloud, count] = (now, rows)
         return rows
@@ -280,7 +289,7 @@ class RunPod:
         return label if namespace == self._namespace and is_attempt_label(label) else None
 
 
-def parse_offer(row: GpuRow, cloud: str, count: int) -> Offer | None:
+def parse_offer(row: RunPodGpuRow, cloud: str, count: int) -> Offer | None:
     """A row of the catalogue for one cloud and so many GPUs; None: it cannot be had, or has no price."""
     if cloud == "SECURE":
         there, price, most = row.secure, row.price.secure, row.max_count.secure
@@ -337,13 +346,13 @@ def parse_instance(pod: PodRow, label: str) -> Instance:
     )  # fmt: skip
 
 
-def _fits(offer: Offer, wanted: Wanted) -> bool:
+def _fits(offer: Offer, wanted: InstanceRequirements) -> bool:
     """Somebody may ask by the type's full name, too."""
     names = {offer.gpu, gpu_name(parse_offer_id(offer.offer_id)[1])}
     return any(is_gpu(name, wanted.gpus) for name in names) and offer.gpu_memory_mib >= wanted.gpu_memory_mib_min
 
 
-def _refusal(answer: Answer, order: Order, api: RunPodApi) -> GoblinError:
+def _refusal(answer: RunPodReply, order: RentalOrder, api: RunPodApi) -> GoblinError:
     """What a no to a create means: nothing was made."""
     told = api.words(answer, order.environment.values())
     match answer.status:

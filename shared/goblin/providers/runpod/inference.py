@@ -32,7 +32,7 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes as probing
 from goblin.providers.common.http import Upstream
-from goblin.providers.common.openai_codec import LIMITS, OpenAIWire, continues_as_vllm, limited, streaming, told
+from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_as_vllm, limited, streaming, told
 from goblin.providers.common.refusals import judge_gpu_host
 from goblin.providers.runpod.queue import RunPodQueue
 from goblin.providers.runpod.worker_outputs import OutputReader
@@ -67,7 +67,7 @@ class Direct:
         balanced = endpoint.options.get("route") == "balancer"
         base = f"{url}/v1" if balanced else f"{url}/openai/v1"
         self._endpoint = endpoint
-        self._wire = OpenAIWire(
+        self._wire = OpenAICodec(
             Upstream(endpoint.name, base, endpoint.api_key, client, judge=judge_gpu_host),
             limit=LIMITS[0],
             continues=continues_as_vllm(endpoint),

@@ -34,7 +34,7 @@ class Submitted(msgspec.Struct, frozen=True, kw_only=True):
     id: str
 
 
-class Piece(msgspec.Struct, frozen=True, kw_only=True):
+class QueuePiece(msgspec.Struct, frozen=True, kw_only=True):
     output: Any = None
 
 
@@ -42,7 +42,7 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True):
     """What `/stream` and `/status` say; a status we do not know is one under way."""
 
     status: str = ""
-    stream: tuple[Piece, ...] = ()
+    stream: tuple[QueuePiece, ...] = ()
     output: Any = None
 
 
@@ -127,7 +127,7 @@ class RunPodQueue:
         said = self._upstream.decode(data)
         if isinstance(said, list):
             # The documentation's example of `/stream` is the list alone.
-            pieces = self._upstream.convert(said, tuple[Piece, ...])
+            pieces = self._upstream.convert(said, tuple[QueuePiece, ...])
             return Poll(stream=pieces) if pieces else await self._poll(path.replace("/stream/", "/status/"))
         return self._upstream.convert(said, Poll)
 

@@ -42,7 +42,7 @@ SEARCHES, SEARCHES_S = 10, 60.0
 RETRY_AFTER_S_MAX = 60.0
 
 
-class Answer(NamedTuple):
+class VastReply(NamedTuple):
     """What came back, whatever it says."""
 
     status: int
@@ -56,7 +56,7 @@ class Answer(NamedTuple):
         return error_detail(self.data)
 
 
-class Line:
+class RequestLine:
     """Where all requests with one key wait for their turn. Threads and event loops may share it."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, sleep: Sleep = asyncio.sleep) -> None:
@@ -91,24 +91,24 @@ class Line:
             self._free_at[kind] = max(self._free_at.get(kind, 0.0), self._monotonic() + wait_s)
 
 
-_lines: dict[tuple[str, str], Line] = {}
+_lines: dict[tuple[str, str], RequestLine] = {}
 _LINES_MAX = 64
 
 
-def line_of(url: str, key: str | KeySource) -> Line:
+def line_of(url: str, key: str | KeySource) -> RequestLine:
     """The line of everybody in this process with this key."""
     whose = hashlib.sha256(key.encode()).hexdigest() if isinstance(key, str) else f"source {id(key)}"
     if (url, whose) not in _lines:
         if len(_lines) >= _LINES_MAX:
             _lines.clear()
-        _lines[url, whose] = Line()
+        _lines[url, whose] = RequestLine()
     return _lines[url, whose]
 
 
 class VastApi:
     """Asks, once: nothing is tried again here, but a look that came too soon."""
 
-    def __init__(self, name: str, url: str, key: str | KeySource, client: httpx.AsyncClient, line: Line) -> None:
+    def __init__(self, name: str, url: str, key: str | KeySource, client: httpx.AsyncClient, line: RequestLine) -> None:
         """Keep what every request needs.
 
         Args:
@@ -127,7 +127,7 @@ class VastApi:
     async def ask(
         self, kind: str, method: str, path: str, *, params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
-    ) -> Answer:  # fmt: skip
+    ) -> VastReply:  # fmt: skip
         """One exchange.
 
         Raises:
@@ -150,13 +150,13 @@ class VastApi:
                 answer = await self._send(key, method, path, params, body)
         return answer
 
-    def parse(self, answer: Answer, kind: type[T]) -> T:
+    def parse(self, answer: VastReply, kind: type[T]) -> T:
         """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
         if answer.status != httpx.codes.OK:
             raise self.refused(answer)
         return rental_wire.parse(self._name, answer.data, kind)
 
-    def refused(self, answer: Answer) -> ProviderUnavailable:
+    def refused(self, answer: VastReply) -> ProviderUnavailable:
         """A status that was not hoped for, without the words that came with it: they may quote a key."""
         return ProviderUnavailable(
             f"{self._name} answered {answer.status} ({fault_of(answer)}).", fault=fault_of(answer),
@@ -165,7 +165,7 @@ class VastApi:
 
     async def _send(
         self, key: str, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
-    ) -> Answer:
+    ) -> VastReply:
         request = rental_wire.build(method, self._url + path, key, within_s=ANSWER_S, params=params, body=body)
         creates = path.startswith("/api/v0/asks/")
         try:
@@ -184,10 +184,10 @@ class VastApi:
             raise (Transient(lost) if creates else ProviderUnavailable(lost)) from error
         if response.status_code >= 300:
             log.warning("%s answered %d to %s %s", self._name, response.status_code, method, path)
-        return Answer(response.status_code, data, retry_after_s(response.headers), _resets_at(response))
+        return VastReply(response.status_code, data, retry_after_s(response.headers), _resets_at(response))
 
 
-def fault_of(answer: Answer) -> Fault:
+def fault_of(answer: VastReply) -> Fault:
     """What a refusal is about. A bad key may be told as 404, too little money in words, a gone offer as 404 or 410."""
     detail, status = answer.detail, answer.status
     words = f"{detail.code} {detail.message}".lower()

@@ -25,7 +25,7 @@ URL = "https://console.vast.ai"
 INSTANCE = "instance-"
 
 
-def connect(key: bills.Key, client: httpx.AsyncClient, *, namespace: str = "", url: str = URL) -> BillSource:
+def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, namespace: str = "", url: str = URL) -> BillSource:
     """The charges of an account.
 
     Args:
@@ -34,14 +34,14 @@ def connect(key: bills.Key, client: httpx.AsyncClient, *, namespace: str = "", u
         namespace: What marks our attempts' labels; those of another deployment on the account are not ours to pay.
         url: Where.
     """
-    return Charges(key, bills.Api(NAME, url, client), namespace)
+    return Charges(key, bills.BillingApi(NAME, url, client), namespace)
 
 
 class Charges:
     provider = NAME
     final_after = timedelta(hours=2)
 
-    def __init__(self, key: bills.Key, api: bills.Api, namespace: str) -> None:
+    def __init__(self, key: bills.BillingKey, api: bills.BillingApi, namespace: str) -> None:
         self._key = key
         self._api = api
         self._namespace = namespace
@@ -64,7 +64,7 @@ class Charges:
                     total += found["amount"]
                     if label:
                         source = str(found["source"]).removeprefix(INSTANCE)
-                        rows.append(bills.Row(instance_id=source, label=label, dollars=found["amount"]))
+                        rows.append(bills.BillRow(instance_id=source, label=label, dollars=found["amount"]))
                 if not page.get("next_token"):
                     return bills.made(total, rows)
                 params = {**params, "after_token": str(page["next_token"])}

@@ -28,14 +28,22 @@ import msgspec
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
 from goblin.core.labels import is_attempt_label
-from goblin.jobs.domain.instances import InstanceState, Inventory, Known, Order, Unknown, gpu_name, is_gpu
-from goblin.jobs.domain.market import Listing, Offer, Wanted
+from goblin.jobs.domain.instances import (
+    InstanceState,
+    Inventory,
+    KnownInventory,
+    RentalOrder,
+    UnknownInventory,
+    gpu_name,
+    is_gpu,
+)
+from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.vastai import api as vast_api
-from goblin.providers.vastai.api import Answer, VastApi
+from goblin.providers.vastai.api import VastApi, VastReply
 from goblin.providers.vastai.rows import (
-    GpuRow,
     InstanceRow,
+    VastGpuRow,
     filters,
     parse_instance,
     parse_market,
@@ -69,7 +77,7 @@ def connect(
     namespace: str,
     client: httpx.AsyncClient,
     url: str = URL,
-    line: vast_api.Line | None = None,
+    line: vast_api.RequestLine | None = None,
     monotonic: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> ComputeProvider:
@@ -87,10 +95,10 @@ def connect(
     if not namespace or "@" in namespace:
         raise Broken(f"{namespace!r} cannot be a namespace of {NAME}")
     api = VastApi(NAME, url, api_key, client, line or vast_api.line_of(url, api_key))
-    return VastAI(api, namespace, monotonic=monotonic, now=now)
+    return VastMarket(api, namespace, monotonic=monotonic, now=now)
 
 
-class VastAI:
+class VastMarket:
     """The port `ComputeProvider`."""
 
     name = NAME
@@ -104,29 +112,29 @@ class VastAI:
         self._namespace = namespace
         self._monotonic = monotonic
         self._now = now
-        self._found: dict[Wanted, tuple[float, Listing]] = {}
-        self._gpus: tuple[float, tuple[GpuRow, ...]] | None = None
+        self._found: dict[InstanceRequirements, tuple[float, Listing]] = {}
+        self._gpus: tuple[float, tuple[VastGpuRow, ...]] | None = None
         self._no_search_until = 0.0
         self._searching = asyncio.Lock()
 
-    async def offers(self, wanted: Wanted) -> Listing | Unknown:
+    async def offers(self, wanted: InstanceRequirements) -> Listing | UnknownInventory:
         if wanted.kind not in KINDS:
             return Listing()
         try:
             async with self._searching:
                 return await self._listing(wanted)
         except GoblinError as error:
-            return Unknown(reason=error.message)
+            return UnknownInventory(reason=error.message)
 
     async def inventory(self) -> Inventory:
         try:
             instances = await self._instances()
         except GoblinError as error:
-            return Unknown(reason=error.message)
+            return UnknownInventory(reason=error.message)
         ours = ((self._label(row), row) for row in instances)
-        return Known(instances=frozenset(parse_instance(row, label) for label, row in ours if label))
+        return KnownInventory(instances=frozenset(parse_instance(row, label) for label, row in ours if label))
 
-    async def rent(self, order: Order) -> str:
+    async def rent(self, order: RentalOrder) -> str:
         body = self._body(order)
         try:
             answer = await self._api.ask("create", "PUT", f"/api/v0/asks/{int(order.offer.offer_id)}/", body=body)
@@ -161,7 +169,7 @@ class VastAI:
 
     # Searching.
 
-    async def _listing(self, wanted: Wanted) -> Listing:
+    async def _listing(self, wanted: InstanceRequirements) -> Listing:
         """What was found within the last minute. Raises `ProviderUnavailable`."""
         at = self._monotonic()
         self._found = {key: kept for key, kept in self._found.items() if at - kept[0] < KEPT_S}
@@ -182,7 +190,7 @@ class VastAI:
             self._found[wanted] = (at, listing)
         return listing
 
-    async def _search(self, wanted: Wanted, names: set[str], *, spot: bool) -> list[Offer]:
+    async def _search(self, wanted: InstanceRequirements, names: set[str], *, spot: bool) -> list[Offer]:
         if self._now() < self._no_search_until:
             raise ProviderUnavailable(f"{NAME}'s quota of searches is used up for today.", fault=Fault.RATE)
         asked = filters(wanted, names, spot=spot, limit=OFFERS_MAX)
@@ -191,7 +199,7 @@ class VastAI:
             self._no_search_until = answer.resets_at
         return parse_offers(self._api.parse(answer, Offers).offers, wanted, spot=spot)
 
-    async def _gpu_rows(self) -> tuple[GpuRow, ...]:
+    async def _gpu_rows(self) -> tuple[VastGpuRow, ...]:
         """What others pay, and how GPUs are called there; nothing when it is not told: offers do without."""
         at = self._monotonic()
         if self._gpus is not None and at - self._gpus[0] < METRICS_KEPT_S:
@@ -199,7 +207,7 @@ class VastAI:
         params = {"verified": "yes", "hosting_type": "all", "num_gpus": "all"}
         try:
             answer = await self._api.ask("metrics", "GET", "/api/v0/metrics/gpu/current/", params=params)
-            found = self._api.parse(answer, Gpus).gpus
+            found = self._api.parse(answer, GpuPage).gpus
         except ProviderUnavailable:
             found = self._gpus[1] if self._gpus is not None else ()
         self._gpus = (at, found)
@@ -259,7 +267,7 @@ class VastAI:
             raise Transient(f"Instance {number} may be left: {error.message}") from error
         raise Transient(f"{NAME} does not destroy instance {number}.")
 
-    async def _checked(self, order: Order, number: int) -> str:
+    async def _checked(self, order: RentalOrder, number: int) -> str:
         """See that what was rented is what was ordered: no bid means the whole price, no label means an orphan.
 
         Raises:
@@ -286,7 +294,7 @@ class VastAI:
             raise ProviderUnavailable(f"{NAME}: the offer of {order.label} is taken.", fault=Fault.CAPACITY)
         return str(number)
 
-    async def _look_for(self, order: Order, lost: Transient) -> str:
+    async def _look_for(self, order: RentalOrder, lost: Transient) -> str:
         """The instance that a lost answer may have told of. Raises `ProviderUnavailable`, `Transient`."""
         try:
             rows = await self._instances(order.label)
@@ -296,7 +304,7 @@ class VastAI:
             raise Transient(f"{lost.message} No instance has its label yet.") from lost
         return await self._checked(order, min(row.id for row in rows))
 
-    def _body(self, order: Order) -> Mapping[str, Any]:
+    def _body(self, order: RentalOrder) -> Mapping[str, Any]:
         """Raises `Refused`: it could not be meant."""
         bid = order.bid_usd_micros_per_hour
         if not order.image:
@@ -326,8 +334,8 @@ class Offers(msgspec.Struct, frozen=True, kw_only=True):
     """Read one by one."""
 
 
-class Gpus(msgspec.Struct, frozen=True, kw_only=True):
-    gpus: tuple[GpuRow, ...]
+class GpuPage(msgspec.Struct, frozen=True, kw_only=True):
+    gpus: tuple[VastGpuRow, ...]
 
 
 class Page(msgspec.Struct, frozen=True, kw_only=True):
@@ -349,7 +357,7 @@ class Created(msgspec.Struct, frozen=True, kw_only=True):
     new_contract: int | None = None
 
 
-def _created(answer: Answer) -> Created:
+def _created(answer: VastReply) -> Created:
     """What a create says it made; with an error, too."""
     try:
         return msgspec.json.decode(answer.data, type=Created)

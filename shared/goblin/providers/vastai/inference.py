@@ -26,8 +26,8 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes as probing
 from goblin.providers.common.http import Upstream
-from goblin.providers.common.openai_codec import LIMITS, OpenAIWire, continues_as_vllm
-from goblin.providers.vastai.instances import State, VastInstances
+from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_as_vllm
+from goblin.providers.vastai.instances import ServerState, VastInstances
 
 NAME = "vastai"
 UNSUPPORTED: dict[Capability, str] = {}
@@ -44,21 +44,21 @@ T = TypeVar("T")
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
     """Speak to whatever instances carry the endpoint's label."""
-    return VastAI(endpoint, client)
+    return VastServers(endpoint, client)
 
 
 @dataclass(slots=True, eq=False)
-class Server:
+class VastServer:
     """One instance's server."""
 
     health: Upstream
-    wire: OpenAIWire
+    wire: OpenAICodec
     in_flight: int = 0
     doubted_until: float = float("-inf")
     """It failed a moment ago: others first."""
 
 
-class VastAI:
+class VastServers:
     """The instances of one label, as one endpoint."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
@@ -68,7 +68,7 @@ class VastAI:
         self._port = int(endpoint.options.get("port", "8000"))
         self._scheme = endpoint.options.get("scheme", "http")
         self._instances = VastInstances(endpoint, client, label=self._label)
-        self._servers: dict[str, Server] = {}
+        self._servers: dict[str, VastServer] = {}
         """By address."""
         self._starting = False
         self._asked_at = float("-inf")
@@ -101,7 +101,7 @@ class VastAI:
     async def probe(self) -> Probe:
         return await probing.look(self._look)
 
-    async def _watched(self, server: Server, answer: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    async def _watched(self, server: VastServer, answer: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Count a request in and out; one that fails makes us doubt its server, and the list."""
         server.in_flight += 1
         try:
@@ -115,11 +115,11 @@ class VastAI:
         finally:
             server.in_flight -= 1
 
-    def _doubt(self, server: Server) -> None:
+    def _doubt(self, server: VastServer) -> None:
         self._stale = True
         server.doubted_until = time.monotonic() + KNOWN_S
 
-    async def _pick(self) -> Server:
+    async def _pick(self) -> VastServer:
         """The least busy of the trusted servers. Raises `ProviderUnavailable` when there is none."""
         try:
             servers = await self._known(KNOWN_S)
@@ -135,7 +135,7 @@ class VastAI:
             raise ProviderUnavailable(f"{self._endpoint.name}: an instance starts.", fault=Fault.LOADING)
         raise ProviderUnavailable(f"{self._endpoint.name}: nothing is rented.", fault=Fault.CAPACITY)
 
-    async def _known(self, believed_s: float) -> Mapping[str, Server]:
+    async def _known(self, believed_s: float) -> Mapping[str, VastServer]:
         """Servers by address; as they were last known while nobody can tell. Raises `ProviderUnavailable`."""
         async with self._listing:
             if self._error is not None or not self._servers:
@@ -155,21 +155,21 @@ class VastAI:
 
     async def _list(self) -> None:
         found = await self._instances.all()
-        running = [one for one in found if one.state is State.RUNNING]
+        running = [one for one in found if one.state is ServerState.RUNNING]
         addresses = [self._instances.address(one, self._port, self._scheme) for one in running]
         self._servers = {url: self._servers.get(url) or self._server(url) for url in addresses if url is not None}
         # One that runs and has no address yet is about to have one.
-        self._starting = None in addresses or any(one.state is State.STARTING for one in found)
+        self._starting = None in addresses or any(one.state is ServerState.STARTING for one in found)
         self._error, self._stale = None, False
 
-    def _server(self, url: str) -> Server:
+    def _server(self, url: str) -> VastServer:
         name, key = self._endpoint.name, self._endpoint.api_key
-        wire = OpenAIWire(
+        wire = OpenAICodec(
             Upstream(name, f"{url}/v1", key, self._client),
             limit=LIMITS[0],
             continues=continues_as_vllm(self._endpoint),
         )
-        return Server(health=Upstream(name, url, key, self._client), wire=wire)
+        return VastServer(health=Upstream(name, url, key, self._client), wire=wire)
 
     async def _look(self) -> Probe:
         try:
@@ -194,5 +194,5 @@ class VastAI:
         return Probe(finding=Finding.OK, models=models, loaded=models, warmth=Warmth.WARM)
 
 
-async def _healthy(server: Server) -> None:
+async def _healthy(server: VastServer) -> None:
     await server.health.exchange("GET", "/health", timeout_s=probing.PROBE_TIMEOUT_S)

@@ -26,7 +26,7 @@ PAGE = 25
 PAGES_MAX = 20
 
 
-class State(StrEnum):
+class ServerState(StrEnum):
     """What an instance can do for a request."""
 
     RUNNING = "running"
@@ -39,7 +39,7 @@ class Port(msgspec.Struct, frozen=True, kw_only=True, rename={"number": "HostPor
     number: str | int = ""
 
 
-class Instance(msgspec.Struct, frozen=True, kw_only=True):
+class ServerInstance(msgspec.Struct, frozen=True, kw_only=True):
     """One row of the list."""
 
     id: int
@@ -50,16 +50,16 @@ class Instance(msgspec.Struct, frozen=True, kw_only=True):
     ports: dict[str, tuple[Port, ...] | None] | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> ServerState:
         if self.intended_status in ("stopped", "exited"):
-            return State.GONE  # Asked to stop, or outbid: a second before its container learns of it.
+            return ServerState.GONE  # Asked to stop, or outbid: a second before its container learns of it.
         if self.actual_status in (None, "created", "loading", "rebooting"):
-            return State.STARTING
-        return State.RUNNING if self.actual_status == "running" else State.GONE
+            return ServerState.STARTING
+        return ServerState.RUNNING if self.actual_status == "running" else ServerState.GONE
 
 
-class Page(msgspec.Struct, frozen=True, kw_only=True):
-    instances: tuple[Instance, ...]
+class InstancePage(msgspec.Struct, frozen=True, kw_only=True):
+    instances: tuple[ServerInstance, ...]
     success: bool = True
     next_token: str | None = None
 
@@ -73,13 +73,13 @@ class VastInstances:
         host = urlsplit(endpoint.url).hostname or ""
         self._local = host == "localhost" or _is_loopback(host)
 
-    async def all(self) -> Sequence[Instance]:
+    async def all(self) -> Sequence[ServerInstance]:
         """All of them. Raises `ProviderUnavailable`: nobody knows."""
-        found: list[Instance] = []
+        found: list[ServerInstance] = []
         token: str | None = None
         for _ in range(PAGES_MAX):
             answer = await self._api.json("GET", self._path(token), timeout_s=LIST_TIMEOUT_S)
-            page = self._api.convert(answer, Page)
+            page = self._api.convert(answer, InstancePage)
             if not page.success:
                 raise self._api.nonsense()
             found += [instance for instance in page.instances if instance.label == self._label]
@@ -88,7 +88,7 @@ class VastInstances:
                 return found
         raise self._api.nonsense()
 
-    def address(self, instance: Instance, port: int, scheme: str) -> str | None:
+    def address(self, instance: ServerInstance, port: int, scheme: str) -> str | None:
         """The base URL of a server on an instance, or None while it has none that may be called.
 
         The list is somebody else's word: an address inside our own network is none of theirs.

@@ -11,7 +11,7 @@ import msgspec
 
 from goblin.core.money import to_micros
 from goblin.jobs.domain.instances import Instance, InstanceState, gpu_name, is_gpu
-from goblin.jobs.domain.market import Market, Offer, Wanted
+from goblin.jobs.domain.market import InstanceRequirements, MarketPrices, Offer
 
 NAME = "vastai"
 BOOT_S = 45.0
@@ -60,7 +60,7 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
     dph_total: Decimal | None = None
 
 
-class GpuRow(msgspec.Struct, frozen=True, kw_only=True):
+class VastGpuRow(msgspec.Struct, frozen=True, kw_only=True):
     """What is paid for a kind of GPU, in dollars an hour for each."""
 
     gpu_name: str
@@ -74,7 +74,7 @@ class GpuRow(msgspec.Struct, frozen=True, kw_only=True):
 SHARES = {"price_p10": 0.1, "price_p25": 0.25, "price_median": 0.5, "price_p75": 0.75, "price_p90": 0.9}
 
 
-def filters(wanted: Wanted, names: Iterable[str], *, spot: bool, limit: int) -> Mapping[str, Any]:
+def filters(wanted: InstanceRequirements, names: Iterable[str], *, spot: bool, limit: int) -> Mapping[str, Any]:
     """A search: machines that are verified, reliable, and reach the internet fast enough to be worth a start.
 
     Args:
@@ -96,7 +96,7 @@ def filters(wanted: Wanted, names: Iterable[str], *, spot: bool, limit: int) -> 
     }  # fmt: skip
 
 
-def parse_offers(found: Sequence[Any], wanted: Wanted, *, spot: bool) -> list[Offer]:
+def parse_offers(found: Sequence[Any], wanted: InstanceRequirements, *, spot: bool) -> list[Offer]:
     """Those that fit and can be read; a row that cannot is somebody else's mistake and is left out."""
     offers = (parse_offer(row, spot=spot) for row in found)
     return [offer for offer in offers if offer is not None and _fits(offer, wanted)]
@@ -132,7 +132,7 @@ def parse_offer(found: Any, *, spot: bool) -> Offer | None:
     )  # fmt: skip
 
 
-def _fits(offer: Offer, wanted: Wanted) -> bool:
+def _fits(offer: Offer, wanted: InstanceRequirements) -> bool:
     return (
         is_gpu(offer.gpu, wanted.gpus)
         and offer.gpu_count == max(1, wanted.gpu_count)
@@ -174,12 +174,12 @@ def parse_state(row: InstanceRow) -> InstanceState:
     return InstanceState.UNCLEAR
 
 
-def parse_market(row: GpuRow, *, gpu_count: int) -> Market:
+def parse_market(row: VastGpuRow, *, gpu_count: int) -> MarketPrices:
     """What so many GPUs of the kind cost others; a price that makes no sense is left out."""
     points = [(share, getattr(row, field)) for field, share in SHARES.items()]
     told = [(share, to_micros(price * gpu_count)) for share, price in points if price is not None and _sound(price)]
     prices = [price for _, price in told]
-    return Market(percentiles=tuple(told) if prices == sorted(prices) else ())
+    return MarketPrices(percentiles=tuple(told) if prices == sorted(prices) else ())
 
 
 def spellings(gpu: str) -> set[str]:

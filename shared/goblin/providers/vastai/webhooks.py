@@ -15,7 +15,7 @@ import msgspec
 from msgspec import Meta
 
 from goblin.core.errors import Forbidden, InvalidRequest
-from goblin.jobs.domain.webhooks import Hint
+from goblin.jobs.ports import WebhookEvent
 
 NAME = "vastai"
 VARIABLE = "VASTAI_WEBHOOK_SECRET"
@@ -24,14 +24,14 @@ AGE_S_MAX = 300
 Word = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
-class Told(msgspec.Struct, frozen=True, kw_only=True):
+class WebhookBody(msgspec.Struct, frozen=True, kw_only=True):
     """What is read of a delivery; the signed body counts, not the headers that repeat it."""
 
     event_id: Word
     notif_type: Word
 
 
-def read_hint(headers: Mapping[str, str], body: bytes, *, secret: str, now: float) -> Hint:
+def read_hint(headers: Mapping[str, str], body: bytes, *, secret: str, now: float) -> WebhookEvent:
     """See who it is from, and then what it says.
 
     Args:
@@ -52,7 +52,7 @@ def read_hint(headers: Mapping[str, str], body: bytes, *, secret: str, now: floa
     if not sent_at.isascii() or not sent_at.isdecimal() or len(sent_at) > 12 or abs(now - int(sent_at)) > AGE_S_MAX:
         raise Forbidden(f"it is not of the last {AGE_S_MAX} seconds")
     try:
-        told = msgspec.json.decode(body, type=Told)
+        told = msgspec.json.decode(body, type=WebhookBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InvalidRequest("the body is no event") from error
-    return Hint(provider=NAME, event_id=told.event_id, kind=told.notif_type.removeprefix("client:"))
+    return WebhookEvent(provider=NAME, event_id=told.event_id, kind=told.notif_type.removeprefix("client:"))

@@ -95,7 +95,7 @@ def parse_artifact(text: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Artifact:
+class ModelArtifact:
     """One file of a version, as the bucket holds it."""
 
     uri: str
@@ -115,7 +115,7 @@ class Version:
 
     name: ModelName
     version: str
-    artifact: Artifact
+    artifact: ModelArtifact
     registered_at: datetime
     registered_by: str
 
@@ -126,7 +126,7 @@ class Promotion:
 
     name: ModelName
     version: str
-    artifact: Artifact
+    artifact: ModelArtifact
     seq: int
     """Counts this model's moves from 1, without gaps."""
     event_id: str
@@ -149,7 +149,7 @@ class Pointer:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Loaded:
+class LoadedModel:
     """What a model server says it serves."""
 
     alias: str
@@ -158,7 +158,7 @@ class Loaded:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Serving:
+class ServingState:
     """What is known of one model server, in Firestore: what it was last made to serve, and what it would not."""
 
     endpoint: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from goblin.registry.domain.versions import Loaded, Pointer, Promotion, Serving, Version
+from goblin.registry.domain.versions import LoadedModel, Pointer, Promotion, ServingState, Version
 
 NONE = "none"
 """What a caller expects in production when nothing is there."""
@@ -15,7 +15,7 @@ ANY_MODEL = "*"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Request:
+class PromotionRequest:
     """Who wants the pointer moved, and why."""
 
     event_id: str
@@ -47,7 +47,7 @@ class NoMove:
 
 
 def choose_promotion(
-    version: Version, current: Pointer | None, *, expected: str | None, request: Request
+    version: Version, current: Pointer | None, *, expected: str | None, request: PromotionRequest
 ) -> Move | Unmoved | NoMove:
     """Decide what a promotion writes.
 
@@ -72,7 +72,7 @@ def choose_promotion(
 
 
 def choose_rollback(
-    current: Pointer | None, back_to: Promotion | None, *, expected: str | None, request: Request
+    current: Pointer | None, back_to: Promotion | None, *, expected: str | None, request: PromotionRequest
 ) -> Move | NoMove:
     """Decide what a rollback writes: a move like any other, to where production was before.
 
@@ -98,7 +98,7 @@ def _move(
     *,
     previous: str | None,
     previous_seq: int | None,
-    request: Request,
+    request: PromotionRequest,
 ) -> Move:
     promotion = Promotion(
         name=to.name,
@@ -141,7 +141,7 @@ class Keep:
     confirmed: Promotion | None = None
 
 
-def choose_load(wanted: Promotion | None, known: Serving, loaded: Loaded) -> Load | Keep:
+def choose_load(wanted: Promotion | None, known: ServingState, loaded: LoadedModel) -> Load | Keep:
     """Compare what a server should serve with what it serves.
 
     A promotion that it refused is not tried again, for its bytes will not change: the last one that it took goes

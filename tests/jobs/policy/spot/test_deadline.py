@@ -21,7 +21,7 @@ from goblin.jobs.policy.spot.deadline import (
     choose_mode,
     mask,
 )
-from goblin.jobs.policy.spot.preemption_rates import Rates, observe
+from goblin.jobs.policy.spot.preemption_rates import PreemptionRates, observe
 from tests.bench._spot_ours import ours, terms_of
 from tests.bench._spot_simulator import Hazards, View, simulate
 
@@ -36,24 +36,24 @@ def situation(**facts: object) -> Situation:
     return replace(plain, **facts)
 
 
-def seen(age_s: float, **facts: float) -> Rates:
-    return Rates(age_s=age_s, **facts)
+def seen(age_s: float, **facts: float) -> PreemptionRates:
+    return PreemptionRates(age_s=age_s, **facts)
 
 
 def test_takes_spot_that_is_there_and_waits_for_it_while_there_is_time() -> None:
     assert choose_mode(situation(spot_available=True), TERMS, seen(60)).mode is Mode.SPOT
-    assert choose_mode(situation(), TERMS, Rates()).mode is Mode.WAIT
+    assert choose_mode(situation(), TERMS, PreemptionRates()).mode is Mode.WAIT
 
 
 def test_buys_on_demand_once_slack_is_a_tenth_of_the_work() -> None:
     reserve = TERMS.reserve_s + 2 * 60
-    assert choose_mode(situation(time_left_s=11 * HOUR + reserve + 1), TERMS, Rates()).mode is Mode.WAIT
-    assert choose_mode(situation(time_left_s=11 * HOUR + reserve), TERMS, Rates()).mode is Mode.ON_DEMAND
+    assert choose_mode(situation(time_left_s=11 * HOUR + reserve + 1), TERMS, PreemptionRates()).mode is Mode.WAIT
+    assert choose_mode(situation(time_left_s=11 * HOUR + reserve), TERMS, PreemptionRates()).mode is Mode.ON_DEMAND
 
 
 def test_leaves_on_demand_only_for_spot_that_has_stayed() -> None:
     on_demand = situation(running=Mode.ON_DEMAND, spot_available=True)
-    enough = age_to_leave_s(work_left_s=10 * HOUR, slack_s=10 * HOUR - 720, terms=TERMS, rates=Rates())
+    enough = age_to_leave_s(work_left_s=10 * HOUR, slack_s=10 * HOUR - 720, terms=TERMS, rates=PreemptionRates())
     assert enough == pytest.approx(720 * 1.5 * (1 + 0.1 * 10 / 9.8))
     young = choose_mode(on_demand, TERMS, seen(enough - 1))
     assert young.mode is Mode.ON_DEMAND
@@ -71,7 +71,10 @@ def test_stays_on_demand_for_a_little_work() -> None:
 
 
 def test_never_waits_from_on_demand() -> None:
-    assert choose_mode(situation(running=Mode.ON_DEMAND, time_left_s=900 * HOUR), TERMS, Rates()).mode is Mode.ON_DEMAND
+    assert (
+        choose_mode(situation(running=Mode.ON_DEMAND, time_left_s=900 * HOUR), TERMS, PreemptionRates()).mode
+        is Mode.ON_DEMAND
+    )
 
 
 def test_spot_that_is_not_cheaper_is_no_spot() -> None:
@@ -82,7 +85,7 @@ def test_spot_that_is_not_cheaper_is_no_spot() -> None:
 
 def test_without_a_deadline_only_spot_within_the_money() -> None:
     anytime = situation(time_left_s=None)
-    assert choose_mode(anytime, TERMS, Rates()).mode is Mode.WAIT
+    assert choose_mode(anytime, TERMS, PreemptionRates()).mode is Mode.WAIT
     there = replace(anytime, spot_available=True, money_left_usd_micros=20_000)
     assert choose_mode(there, TERMS, seen(60)).mode is Mode.SPOT
     broke = choose_mode(replace(there, money_left_usd_micros=100), TERMS, seen(60))
@@ -90,7 +93,7 @@ def test_without_a_deadline_only_spot_within_the_money() -> None:
 
 
 def test_a_lost_deadline_is_still_run_as_fast_as_possible_and_says_so() -> None:
-    late = choose_mode(situation(time_left_s=10 * HOUR), TERMS, Rates())
+    late = choose_mode(situation(time_left_s=10 * HOUR), TERMS, PreemptionRates())
     assert (late.mode, late.guaranteed) == (Mode.ON_DEMAND, False)
     working = situation(time_left_s=10 * HOUR, running=Mode.SPOT, spot_available=True)
     assert choose_mode(working, TERMS, seen(HOUR)).mode is Mode.SPOT
@@ -173,11 +176,11 @@ class Tormentor:
     """Spot that goes when it hurts: while a changeover runs, or just after it."""
 
     def __init__(self, seed: int) -> None:
-        self.dice = random.Random(seed)
+        self.rng = random.Random(seed)
 
     def there(self, view: View) -> bool:
         changing = view.running == 1 and view.pending_s <= view.gap_s
-        return self.dice.random() < (0.3 if changing else 0.8)
+        return self.rng.random() < (0.3 if changing else 0.8)
 
 
 @settings(max_examples=150, deadline=None)
@@ -233,15 +236,15 @@ def test_is_never_late_against_spot_that_goes_when_it_hurts(seed: int, slack_h: 
 def test_is_not_late_when_on_demand_fails_and_changeovers_drag_on(
     seed: int, fails: float, tail: float, slack_h: float
 ) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
     view = View(8 * HOUR, 0.0, 600, 900, 3.0)
     terms = terms_of(view, changeover_s_max=3600.0, on_demand_delay_s_max=2 * HOUR)
     least = check_deadline(work_s=view.work_s, time_s=0.0, step_s=600, terms=terms)
     assert isinstance(least, Infeasible)
     assert least.time_s_min is not None
     view.deadline_s = least.time_s_min + slack_h * HOUR
-    available = [dice.random() < 0.6 for _ in range(400)]
-    hazards = Bounded(dice, launch_fails=fails, changeover_tail=tail, changeover_s_max=3600.0)
+    available = [rng.random() < 0.6 for _ in range(400)]
+    hazards = Bounded(rng, launch_fails=fails, changeover_tail=tail, changeover_s_max=3600.0)
     rule, fallback = ours(view, terms)
     assert not simulate(rule, available, view, hazards, fallback).late
 
@@ -266,7 +269,7 @@ def test_leaving_on_demand_asks_more_of_spot_the_more_it_costs(
     def age(slack_h: float = slack_h, losses: float = losses, changeover_s: float = changeover_s) -> float:
         terms = replace(TERMS, changeover_s=changeover_s)
         return age_to_leave_s(
-            work_left_s=work_h * HOUR, slack_s=slack_h * HOUR, terms=terms, rates=Rates(losses=losses)
+            work_left_s=work_h * HOUR, slack_s=slack_h * HOUR, terms=terms, rates=PreemptionRates(losses=losses)
         )
 
     assert age(slack_h=slack_h + more_h) <= age()
@@ -296,7 +299,7 @@ def test_every_decision_says_why(
     now = situation(
         work_left_s=work_s, time_left_s=time_s, running=running, spot_available=there, money_left_usd_micros=money
     )
-    decision = choose_mode(now, terms, observe(Rates(), available=there, elapsed_s=60))
+    decision = choose_mode(now, terms, observe(PreemptionRates(), available=there, elapsed_s=60))
     assert decision.reason
     if decision.mode is Mode.SPOT:
         assert there

@@ -3,8 +3,17 @@
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
-from goblin.jobs.domain.market import Listing, Offer, Wanted
-from goblin.jobs.policy.spot.market_history import GAP, MACHINES_MAX, POOLS_MAX, Watched, blame, look, lost, may_come
+from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
+from goblin.jobs.policy.spot.market_history import (
+    GAP,
+    MACHINES_MAX,
+    POOLS_MAX,
+    MarketHistory,
+    blame,
+    look,
+    lost,
+    may_come,
+)
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
@@ -12,15 +21,15 @@ OFFER = Offer(
     offer_id="1", provider="vastai", pool="vastai/RTX_4090", spot=True, gpu="RTX_4090", price_usd_micros_per_hour=1,
     gpu_memory_mib=1,
 )  # fmt: skip
-WANTED = Wanted(kind="training", gpus=("RTX_4090",), gpu_count=1)
+WANTED = InstanceRequirements(kind="training", gpus=("RTX_4090",), gpu_count=1)
 THERE, EMPTY = {"vastai": Listing(offers=(OFFER,))}, {"vastai": Listing()}
 
 
-def seen(*answers: dict[str, Listing], every: timedelta = MINUTE) -> Watched:
-    watched = Watched()
+def seen(*answers: dict[str, Listing], every: timedelta = MINUTE) -> MarketHistory:
+    history = MarketHistory()
     for number, answer in enumerate(answers):
-        watched = look(watched, WANTED, answer, now=NOW + number * every)
-    return watched
+        history = look(history, WANTED, answer, now=NOW + number * every)
+    return history
 
 
 def test_a_pool_ages_while_it_is_there_and_starts_anew_after_a_loss() -> None:
@@ -54,32 +63,32 @@ def test_two_looks_at_one_instant_are_one() -> None:
 
 
 def test_on_demand_has_no_pool_that_comes_and_goes() -> None:
-    assert not look(Watched(), WANTED, {"vastai": Listing(offers=(replace(OFFER, spot=False),))}, now=NOW).pools
+    assert not look(MarketHistory(), WANTED, {"vastai": Listing(offers=(replace(OFFER, spot=False),))}, now=NOW).pools
 
 
 def test_an_instance_of_ours_that_is_taken_away_is_a_loss_though_others_are_still_offered() -> None:
     after = lost(seen(THERE, THERE), OFFER.pool, now=NOW + 2 * MINUTE)
     assert (after.rates[OFFER.pool].losses, after.rates[OFFER.pool].age_s) == (1.0, 0.0)
     assert lost(after, OFFER.pool, now=NOW + 3 * MINUTE) == after, "told twice, lost once"
-    assert lost(Watched(), "nobody", now=NOW) == Watched()
+    assert lost(MarketHistory(), "nobody", now=NOW) == MarketHistory()
 
 
 def test_spot_that_was_there_within_a_day_may_come_again() -> None:
-    watched = seen(THERE, EMPTY)
-    assert may_come(watched, WANTED, now=NOW + timedelta(hours=20))
-    assert not may_come(watched, WANTED, now=NOW + timedelta(hours=25))
-    assert not may_come(watched, replace(WANTED, gpus=("H100",)), now=NOW)
-    assert may_come(watched, replace(WANTED, gpus=()), now=NOW)
+    history = seen(THERE, EMPTY)
+    assert may_come(history, WANTED, now=NOW + timedelta(hours=20))
+    assert not may_come(history, WANTED, now=NOW + timedelta(hours=25))
+    assert not may_come(history, replace(WANTED, gpus=("H100",)), now=NOW)
+    assert may_come(history, replace(WANTED, gpus=()), now=NOW)
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes() -> None:
     offers = tuple(replace(OFFER, pool=f"p{n:04d}", offer_id=str(n)) for n in range(POOLS_MAX))
-    watched = look(Watched(), WANTED, {"vastai": Listing(offers=offers)}, now=NOW)
-    watched = look(watched, Wanted(kind="training"), THERE, now=NOW + MINUTE)
-    assert len(watched.pools) == POOLS_MAX
-    assert OFFER.pool in watched.pools
+    history = look(MarketHistory(), WANTED, {"vastai": Listing(offers=offers)}, now=NOW)
+    history = look(history, InstanceRequirements(kind="training"), THERE, now=NOW + MINUTE)
+    assert len(history.pools) == POOLS_MAX
+    assert OFFER.pool in history.pools
     for number in range(MACHINES_MAX + 5):
-        watched = blame(watched, f"vastai/{number}", kind="boot", now=NOW + number * MINUTE)
-    assert len(watched.machines) == MACHINES_MAX
-    assert "vastai/4" not in watched.machines
-    assert watched.machines["vastai/404"].last_kind == "boot"
+        history = blame(history, f"vastai/{number}", kind="boot", now=NOW + number * MINUTE)
+    assert len(history.machines) == MACHINES_MAX
+    assert "vastai/4" not in history.machines
+    assert history.machines["vastai/404"].last_kind == "boot"

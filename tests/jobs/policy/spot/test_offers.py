@@ -10,16 +10,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from goblin.jobs.domain.market import Market, NoPlacement, Offer, Placement
-from goblin.jobs.policy.spot.bidding import Place, Work, choose_bid, evictions
+from goblin.jobs.domain.market import MarketPrices, NoPlacement, Offer, Placement
+from goblin.jobs.policy.spot.bidding import BiddingPlace, RemainingWork, choose_bid, evictions
 from goblin.jobs.policy.spot.checkpoint_interval import choose_interval, run_s
 from goblin.jobs.policy.spot.offers import Needs, choose_offer
 from goblin.jobs.policy.spot.pools import Pool, choose_pool
-from goblin.jobs.policy.spot.preemption_rates import HOUR_S, Rates, loss_rate_per_hour, observe, remaining_life_s
+from goblin.jobs.policy.spot.preemption_rates import (
+    HOUR_S,
+    PreemptionRates,
+    loss_rate_per_hour,
+    observe,
+    remaining_life_s,
+)
 from goblin.jobs.policy.spot.reputation import blocked_until, note_failure
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
-MARKET = Market(percentiles=((0.1, 100_000), (0.25, 150_000), (0.5, 200_000), (0.75, 300_000), (0.9, 400_000)))
+MARKET = MarketPrices(percentiles=((0.1, 100_000), (0.25, 150_000), (0.5, 200_000), (0.75, 300_000), (0.9, 400_000)))
 NEEDS = Needs(work_s=8 * HOUR_S, disk_gib=50, download_gib=10, checkpoint_gib=2)
 
 
@@ -42,10 +48,10 @@ def spot(offer_id: str = "s", **facts: object) -> Offer:
 
 
 def choose(
-    *offers: Offer, needs: Needs = NEEDS, rates: Rates | None = None, **facts: object
+    *offers: Offer, needs: Needs = NEEDS, rates: PreemptionRates | None = None, **facts: object
 ) -> Placement | NoPlacement:
     given = {"reputations": {}, "markets": {"RTX_4090": MARKET}, "now": NOW}
-    given["rates"] = {"vastai/RTX_4090": rates or Rates()}
+    given["rates"] = {"vastai/RTX_4090": rates or PreemptionRates()}
     return choose_offer(needs, offers, **(given | facts))
 
 
@@ -77,7 +83,7 @@ def test_a_pool_that_keeps_losing_instances_makes_on_demand_cheaper() -> None:
     calm = placed(choose(offer(), spot()))
     assert calm.offer.spot
     assert calm.bid_usd_micros_per_hour is not None
-    stormy = Rates(losses=400, losses_expected=5)
+    stormy = PreemptionRates(losses=400, losses_expected=5)
     assert placed(choose(offer(), spot(), rates=stormy)).offer.spot is False
 
 
@@ -153,10 +159,10 @@ def test_the_order_of_offers_does_not_matter() -> None:
 def test_never_bids_above_on_demand_or_the_cap_nor_below_the_floor(
     floor: int, on_demand: int, cap: int | None, prices: list[int], losses: float, work_s: float
 ) -> None:
-    market = Market(percentiles=tuple(zip((0.1, 0.25, 0.5, 0.75, 0.9), sorted(prices), strict=False)))
+    market = MarketPrices(percentiles=tuple(zip((0.1, 0.25, 0.5, 0.75, 0.9), sorted(prices), strict=False)))
     needs = replace(NEEDS, work_s=work_s, price_usd_micros_per_hour_max=cap)
     one = spot(price_usd_micros_per_hour=floor, on_demand_usd_micros_per_hour=on_demand)
-    answer = choose(one, needs=needs, rates=Rates(losses=losses), markets={"RTX_4090": market})
+    answer = choose(one, needs=needs, rates=PreemptionRates(losses=losses), markets={"RTX_4090": market})
     assert answer.reason
     if isinstance(answer, Placement):
         bid = answer.bid_usd_micros_per_hour
@@ -173,10 +179,10 @@ def test_a_higher_bid_is_evicted_no_more_often(one: int, other: int) -> None:
 
 
 def test_the_bid_rises_with_what_an_eviction_costs() -> None:
-    work = Work(work_s=20 * HOUR_S, save_s=20, interval_s_max=900)
+    work = RemainingWork(work_s=20 * HOUR_S, save_s=20, interval_s_max=900)
 
     def bid(restart_s: float) -> int:
-        place = Place(
+        place = BiddingPlace(
             life_s=HOUR_S,
             restart_s=restart_s,
             standing_usd_micros_per_hour=0,
@@ -225,7 +231,7 @@ def test_a_run_that_never_gets_anywhere_is_infinite() -> None:
 
 
 def test_learns_how_often_a_pool_loses_and_how_long_it_has_stayed() -> None:
-    calm = stormy = Rates()
+    calm = stormy = PreemptionRates()
     for look in range(600):
         calm = observe(calm, available=True, elapsed_s=600)
         stormy = observe(stormy, available=look % 2 == 0, elapsed_s=600)
@@ -239,7 +245,7 @@ def test_learns_how_often_a_pool_loses_and_how_long_it_has_stayed() -> None:
 
 
 def test_old_evidence_fades() -> None:
-    stormy = Rates(losses=100, losses_expected=10, available_s=1e6, watched_s=2e6)
+    stormy = PreemptionRates(losses=100, losses_expected=10, available_s=1e6, watched_s=2e6)
     later = stormy
     for _ in range(100):
         later = observe(later, available=False, elapsed_s=24 * HOUR_S)
@@ -251,7 +257,7 @@ def test_old_evidence_fades() -> None:
 def test_the_older_the_longer_and_the_stormier_the_shorter(
     age_s: float, horizon_s: float, losses: float, times: float
 ) -> None:
-    rates = Rates(losses=losses, losses_expected=10)
+    rates = PreemptionRates(losses=losses, losses_expected=10)
     life = remaining_life_s(rates, age_s=age_s, horizon_s=horizon_s)
     assert 0 < life <= horizon_s * (1 + 1e-9)
     assert remaining_life_s(rates, age_s=age_s * times, horizon_s=horizon_s) >= life * (1 - 1e-9)
@@ -261,9 +267,9 @@ def test_the_older_the_longer_and_the_stormier_the_shorter(
 
 
 def test_of_several_pools_the_cheapest_hour_of_work_wins() -> None:
-    old = Pool(price_usd_micros_per_hour=1_100_000, available=True, rates=Rates(age_s=20 * HOUR_S))
-    young = Pool(price_usd_micros_per_hour=1_000_000, available=True, rates=Rates(age_s=300))
-    gone = Pool(price_usd_micros_per_hour=1, available=False, rates=Rates())
+    old = Pool(price_usd_micros_per_hour=1_100_000, available=True, rates=PreemptionRates(age_s=20 * HOUR_S))
+    young = Pool(price_usd_micros_per_hour=1_000_000, available=True, rates=PreemptionRates(age_s=300))
+    gone = Pool(price_usd_micros_per_hour=1, available=False, rates=PreemptionRates())
     choice = choose_pool({"old": old, "young": young, "gone": gone}, changeover_s=1440, work_left_s=10 * HOUR_S)
     assert choice is not None
     assert choice.pool == "old"

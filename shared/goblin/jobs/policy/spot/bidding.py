@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from goblin.jobs.domain.market import Market, Run
+from goblin.jobs.domain.market import ExpectedRun, MarketPrices
 from goblin.jobs.policy.spot.checkpoint_interval import choose_interval, run_s
 from goblin.jobs.policy.spot.preemption_rates import HOUR_S
 
@@ -18,7 +18,7 @@ EVICTIONS_MIN = 0.1
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Work:
+class RemainingWork:
     """What a run must do, wherever it is."""
 
     work_s: float
@@ -27,7 +27,7 @@ class Work:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Place:
+class BiddingPlace:
     """What a run costs at one offer beside its price."""
 
     life_s: float
@@ -42,7 +42,9 @@ class Place:
     """Traffic of each save."""
 
 
-def expect_run(work: Work, place: Place, *, price_usd_micros_per_hour: int, evictions: float = 1.0) -> Run | None:
+def expect_run(
+    work: RemainingWork, place: BiddingPlace, *, price_usd_micros_per_hour: int, evictions: float = 1.0
+) -> ExpectedRun | None:
     """What a run costs and takes at this price; None when it would never end.
 
     Args:
@@ -64,7 +66,7 @@ def expect_run(work: Work, place: Place, *, price_usd_micros_per_hour: int, evic
     hourly = price_usd_micros_per_hour + place.standing_usd_micros_per_hour
     saves = work.work_s / interval.interval_s
     cost = duration_s / HOUR_S * hourly + (1 + losses) * place.start_usd_micros + saves * place.save_usd_micros
-    return Run(
+    return ExpectedRun(
         price_usd_micros_per_hour=price_usd_micros_per_hour,
         cost_usd_micros=math.ceil(cost),
         duration_s=duration_s,
@@ -74,8 +76,13 @@ def expect_run(work: Work, place: Place, *, price_usd_micros_per_hour: int, evic
 
 
 def choose_bid(
-    work: Work, place: Place, *, market: Market, floor_usd_micros_per_hour: int, limit_usd_micros_per_hour: int
-) -> Run | None:
+    work: RemainingWork,
+    place: BiddingPlace,
+    *,
+    market: MarketPrices,
+    floor_usd_micros_per_hour: int,
+    limit_usd_micros_per_hour: int,
+) -> ExpectedRun | None:
     """The bid with the least expected cost to finish.
 
     Args:
@@ -93,12 +100,12 @@ def choose_bid(
     return min(ended, key=lambda run: (run.cost_usd_micros, run.price_usd_micros_per_hour), default=None)
 
 
-def evictions(market: Market, bid_usd_micros_per_hour: int) -> float:
+def evictions(market: MarketPrices, bid_usd_micros_per_hour: int) -> float:
     """How often this bid is evicted, against one at the median: falls as the bid rises."""
     return max(EVICTIONS_MIN, 2 * (1 - market.share_below(bid_usd_micros_per_hour)))
 
 
-def _bids(market: Market, floor: int, limit: int) -> Sequence[int]:
+def _bids(market: MarketPrices, floor: int, limit: int) -> Sequence[int]:
     wanted = {math.ceil(floor * FLOOR_RAISE), limit}
     for (_, low), (_, high) in pairwise(market.percentiles):
         wanted |= {low, (low + high) // 2, high}

@@ -20,7 +20,7 @@ import math
 from dataclasses import dataclass
 from enum import StrEnum
 
-from goblin.jobs.policy.spot.preemption_rates import HOUR_S, Rates
+from goblin.jobs.policy.spot.preemption_rates import HOUR_S, PreemptionRates
 
 SLACK_SHARE = 0.1
 """Of the work left: with less slack than this nothing is waited for."""
@@ -179,7 +179,7 @@ def check_deadline(
     )
 
 
-def choose_mode(situation: Situation, terms: Terms, rates: Rates) -> Decision:
+def choose_mode(situation: Situation, terms: Terms, rates: PreemptionRates) -> Decision:
     """Decide what the job runs on until the next step.
 
     Args:
@@ -216,7 +216,7 @@ def choose_mode(situation: Situation, terms: Terms, rates: Rates) -> Decision:
     return Decision(mode=mode, fallback=fallback, reason=reason)
 
 
-def age_to_leave_s(*, work_left_s: float, slack_s: float, terms: Terms, rates: Rates) -> float:
+def age_to_leave_s(*, work_left_s: float, slack_s: float, terms: Terms, rates: PreemptionRates) -> float:
     """How long spot must have been there before on demand is left for it; infinite if it is not cheaper."""
     spot, on_demand = terms.spot_usd_micros_per_hour, terms.on_demand_usd_micros_per_hour
     if spot is None or on_demand is None or spot >= on_demand:
@@ -229,7 +229,7 @@ def age_to_leave_s(*, work_left_s: float, slack_s: float, terms: Terms, rates: R
 
 
 def _prefer(
-    situation: Situation, time_left_s: float, terms: Terms, rates: Rates, *, can_spot: bool
+    situation: Situation, time_left_s: float, terms: Terms, rates: PreemptionRates, *, can_spot: bool
 ) -> tuple[Mode, str]:
     """What would be best if it is safe."""
     slack_s = time_left_s - situation.work_left_s - terms.reserve_s

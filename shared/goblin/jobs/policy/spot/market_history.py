@@ -7,8 +7,8 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 
 from goblin.jobs.domain.instances import is_gpu
-from goblin.jobs.domain.market import Listing, Offer, Wanted
-from goblin.jobs.policy.spot.preemption_rates import Rates, observe
+from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
+from goblin.jobs.policy.spot.preemption_rates import PreemptionRates, observe
 from goblin.jobs.policy.spot.reputation import Reputation, note_failure
 
 POOLS_MAX = 400
@@ -19,7 +19,7 @@ GAP = timedelta(minutes=10)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Pool:
+class PoolHistory:
     """A pool of spot instances, as last seen."""
 
     provider: str
@@ -28,23 +28,25 @@ class Pool:
     seen_at: datetime
     available_at: datetime | None = None
     """When it was last there."""
-    rates: Rates = field(default_factory=Rates)
+    rates: PreemptionRates = field(default_factory=PreemptionRates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Watched:
+class MarketHistory:
     """All of it: one document."""
 
-    pools: Mapping[str, Pool] = field(default_factory=dict)
+    pools: Mapping[str, PoolHistory] = field(default_factory=dict)
     machines: Mapping[str, Reputation] = field(default_factory=dict)
 
     @property
-    def rates(self) -> dict[str, Rates]:
+    def rates(self) -> dict[str, PreemptionRates]:
         """By pool."""
         return {name: pool.rates for name, pool in self.pools.items()}
 
 
-def look(watched: Watched, wanted: Wanted, listings: Mapping[str, Listing], *, now: datetime) -> Watched:
+def look(
+    history: MarketHistory, wanted: InstanceRequirements, listings: Mapping[str, Listing], *, now: datetime
+) -> MarketHistory:
     """Count one look at what was wanted; only providers that answered are in `listings`.
 
     A pool that the question covers and the answer lacks is not there now.
@@ -55,56 +57,58 @@ def look(watched: Watched, wanted: Wanted, listings: Mapping[str, Listing], *, n
         for offer in listings[provider].offers
         if offer.spot
     }  # fmt: skip
-    pools = dict(watched.pools)
+    pools = dict(history.pools)
     for name in sorted({*seen, *(name for name, pool in pools.items() if _covers(wanted, listings, pool))}):
         pools[name] = _seen(pools.get(name), seen.get(name), now)
     kept = sorted(pools, key=lambda name: (pools[name].seen_at, name))[-POOLS_MAX:]
-    return replace(watched, pools={name: pools[name] for name in kept})
+    return replace(history, pools={name: pools[name] for name in kept})
 
 
-def lost(watched: Watched, pool: str, *, now: datetime) -> Watched:
+def lost(history: MarketHistory, pool: str, *, now: datetime) -> MarketHistory:
     """An instance of ours in the pool was taken away: whoever has it now, at our price it is not there."""
-    known = watched.pools.get(pool)
+    known = history.pools.get(pool)
     if known is None or known.rates.age_s <= 0:
-        return watched
+        return history
     rates = observe(known.rates, available=False, elapsed_s=max(0.0, (now - known.seen_at).total_seconds()))
-    return replace(watched, pools={**watched.pools, pool: replace(known, seen_at=now, rates=rates)})
+    return replace(history, pools={**history.pools, pool: replace(known, seen_at=now, rates=rates)})
 
 
-def blame(watched: Watched, machine: str, *, kind: str, now: datetime) -> Watched:
+def blame(history: MarketHistory, machine: str, *, kind: str, now: datetime) -> MarketHistory:
     """A machine let us down.
 
     Args:
         machine: As `Offer.machine` names it.
         kind: `boot`, `speed`, `lie`, `died`.
     """
-    machines = {**watched.machines, machine: note_failure(watched.machines.get(machine), kind=kind, now=now)}
+    machines = {**history.machines, machine: note_failure(history.machines.get(machine), kind=kind, now=now)}
     kept = sorted(machines, key=lambda name: (machines[name].last_at, name))[-MACHINES_MAX:]
-    return replace(watched, machines={name: machines[name] for name in kept})
+    return replace(history, machines={name: machines[name] for name in kept})
 
 
-def may_come(watched: Watched, wanted: Wanted, *, now: datetime, within: timedelta = timedelta(days=1)) -> bool:
+def may_come(
+    history: MarketHistory, wanted: InstanceRequirements, *, now: datetime, within: timedelta = timedelta(days=1)
+) -> bool:
     """Whether spot of this kind was there lately, so that waiting for it is no dream."""
     return any(
         pool.available_at is not None and now - pool.available_at <= within and _fits(wanted, pool)
-        for pool in watched.pools.values()
+        for pool in history.pools.values()
     )
 
 
-def _covers(wanted: Wanted, listings: Collection[str], pool: Pool) -> bool:
+def _covers(wanted: InstanceRequirements, listings: Collection[str], pool: PoolHistory) -> bool:
     return pool.provider in listings and _fits(wanted, pool)
 
 
-def _fits(wanted: Wanted, pool: Pool) -> bool:
+def _fits(wanted: InstanceRequirements, pool: PoolHistory) -> bool:
     return is_gpu(pool.gpu, wanted.gpus) and pool.gpu_count == max(1, wanted.gpu_count)
 
 
-def _seen(pool: Pool | None, offer: Offer | None, now: datetime) -> Pool:
+def _seen(pool: PoolHistory | None, offer: Offer | None, now: datetime) -> PoolHistory:
     if pool is None:
         if offer is None:
             raise ValueError("a pool that was never seen")
-        rates = observe(Rates(), available=True, elapsed_s=0.0)
-        return Pool(
+        rates = observe(PreemptionRates(), available=True, elapsed_s=0.0)
+        return PoolHistory(
             provider=offer.provider, gpu=offer.gpu, gpu_count=offer.gpu_count, seen_at=now, available_at=now,
             rates=rates,
         )  # fmt: skip

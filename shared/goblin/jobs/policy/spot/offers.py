@@ -10,9 +10,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from goblin.jobs.domain.market import Candidate, Market, NoPlacement, Offer, Placement, Run
-from goblin.jobs.policy.spot.bidding import Place, Work, choose_bid, expect_run
-from goblin.jobs.policy.spot.preemption_rates import HOUR_S, Rates, remaining_life_s
+from goblin.jobs.domain.market import Candidate, ExpectedRun, MarketPrices, NoPlacement, Offer, Placement
+from goblin.jobs.policy.spot.bidding import BiddingPlace, RemainingWork, choose_bid, expect_run
+from goblin.jobs.policy.spot.preemption_rates import HOUR_S, PreemptionRates, remaining_life_s
 from goblin.jobs.policy.spot.reputation import Reputation, blocked_until
 
 MONTH_H = 720.0
@@ -45,9 +45,9 @@ def choose_offer(
     needs: Needs,
     offers: Sequence[Offer],
     *,
-    rates: Mapping[str, Rates],
+    rates: Mapping[str, PreemptionRates],
     reputations: Mapping[str, Reputation],
-    markets: Mapping[str, Market],
+    markets: Mapping[str, MarketPrices],
     now: datetime,
 ) -> Placement | NoPlacement:
     """Pick the offer with the least expected cost to finish, and its bid.
@@ -62,7 +62,14 @@ def choose_offer(
     """
     judged = sorted(
         (
-            _judge(needs, offer, rates.get(offer.pool, Rates()), reputations, markets.get(offer.gpu, Market()), now)
+            _judge(
+                needs,
+                offer,
+                rates.get(offer.pool, PreemptionRates()),
+                reputations,
+                markets.get(offer.gpu, MarketPrices()),
+                now,
+            )
             for offer in sorted(offers, key=lambda offer: (offer.provider, offer.offer_id, offer.spot))
         ),
         key=lambda candidate: (
@@ -95,16 +102,16 @@ def choose_offer(
 def _judge(
     needs: Needs,
     offer: Offer,
-    rates: Rates,
+    rates: PreemptionRates,
     reputations: Mapping[str, Reputation],
-    market: Market,
+    market: MarketPrices,
     now: datetime,
 ) -> Candidate:
     candidate = Candidate(offer_id=offer.offer_id, provider=offer.provider, spot=offer.spot)
     unfit = _unfit(needs, offer, reputations, now)
     if unfit:
         return _with(candidate, rejected=unfit)
-    work = Work(work_s=needs.work_s, save_s=needs.save_s, interval_s_max=needs.interval_s_max)
+    work = RemainingWork(work_s=needs.work_s, save_s=needs.save_s, interval_s_max=needs.interval_s_max)
     place = _place(needs, offer, rates)
     if offer.spot:
         run = choose_bid(
@@ -145,7 +152,7 @@ def _unfit(needs: Needs, offer: Offer, reputations: Mapping[str, Reputation], no
     return ""
 
 
-def _unaffordable(needs: Needs, offer: Offer, run: Run) -> str:
+def _unaffordable(needs: Needs, offer: Offer, run: ExpectedRun) -> str:
     if needs.budget_usd_micros is not None and run.cost_usd_micros > needs.budget_usd_micros:
         return f"about {_usd(run.cost_usd_micros)} to finish, and there are {_usd(needs.budget_usd_micros)}"
     if not offer.spot and needs.time_left_s is not None and run.duration_s > needs.time_left_s:
@@ -154,7 +161,7 @@ def _unaffordable(needs: Needs, offer: Offer, run: Run) -> str:
     return ""
 
 
-def _place(needs: Needs, offer: Offer, rates: Rates) -> Place:
+def _place(needs: Needs, offer: Offer, rates: PreemptionRates) -> BiddingPlace:
     started_gib = needs.download_gib + needs.checkpoint_gib
     host_life_s = _host_life_s(offer)
     life_s = host_life_s
@@ -163,7 +170,7 @@ def _place(needs: Needs, offer: Offer, rates: Rates) -> Place:
         life_s = 1 / (1 / max(pool_life_s, 1.0) + 1 / host_life_s)
     if offer.ends_in_s is not None:
         life_s = min(life_s, offer.ends_in_s)
-    return Place(
+    return BiddingPlace(
         life_s=life_s,
         restart_s=_restart_s(needs, offer),
         standing_usd_micros_per_hour=needs.disk_gib * offer.storage_usd_micros_per_gib_month / MONTH_H,
@@ -182,7 +189,7 @@ def _restart_s(needs: Needs, offer: Offer) -> float:
     return offer.boot_s + gib * 1024 / max(offer.download_mib_per_s, 0.1)
 
 
-def _limit(needs: Needs, offer: Offer, market: Market) -> int:
+def _limit(needs: Needs, offer: Offer, market: MarketPrices) -> int:
     """The most that may be bid."""
     limits = [offer.on_demand_usd_micros_per_hour, needs.price_usd_micros_per_hour_max]
     known = [limit for limit in limits if limit is not None]
@@ -215,7 +222,7 @@ def _beaten(candidate: Candidate, least: int) -> Candidate:
 def _with(
     candidate: Candidate,
     *,
-    run: Run | None = None,
+    run: ExpectedRun | None = None,
     all_in_usd_micros_per_hour: int | None = None,
     rejected: str,
 ) -> Candidate:

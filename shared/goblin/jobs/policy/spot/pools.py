@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from goblin.jobs.policy.spot.preemption_rates import HOUR_S, Rates, remaining_life_s
+from goblin.jobs.policy.spot.preemption_rates import HOUR_S, PreemptionRates, remaining_life_s
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -18,13 +18,13 @@ class Pool:
 
     price_usd_micros_per_hour: int
     available: bool
-    rates: Rates
+    rates: PreemptionRates
     move_usd_micros: int = 0
     """Traffic of getting the checkpoint there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Choice:
+class PoolChoice:
     """The pool, and what an hour of work is expected to cost there."""
 
     pool: str
@@ -32,7 +32,7 @@ class Choice:
     reason: str
 
 
-def choose_pool(pools: Mapping[str, Pool], *, changeover_s: float, work_left_s: float) -> Choice | None:
+def choose_pool(pools: Mapping[str, Pool], *, changeover_s: float, work_left_s: float) -> PoolChoice | None:
     """The pool whose hour of work is expected to cost least; None when none is there.
 
     Ties go to the name, so that a repeated question has the same answer.
@@ -45,7 +45,7 @@ def choose_pool(pools: Mapping[str, Pool], *, changeover_s: float, work_left_s: 
     name = min(prices, key=lambda one: (prices[one], one))
     life_s = remaining_life_s(pools[name].rates, age_s=pools[name].rates.age_s, horizon_s=work_left_s + changeover_s)
     least = math.ceil(prices[name]) if math.isfinite(prices[name]) else pools[name].price_usd_micros_per_hour
-    return Choice(
+    return PoolChoice(
         pool=name,
         usd_micros_per_hour_of_work=least,
         reason=f"{name} should stay for {life_s / HOUR_S:.1f} h: the least per hour of work of {len(prices)} pools",

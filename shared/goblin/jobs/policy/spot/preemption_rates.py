@@ -22,7 +22,7 @@ HALF_LIFE_S = 14 * 24 * HOUR_S
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Rates:
+class PreemptionRates:
     """One pool (provider, place and kind of GPU) as watched; the default is a pool never seen."""
 
     losses: float = 0.0
@@ -45,7 +45,7 @@ class Rates:
         return (self.available_s + 6 * HOUR_S) / (self.watched_s + 12 * HOUR_S)
 
 
-def observe(rates: Rates, *, available: bool, elapsed_s: float) -> Rates:
+def observe(rates: PreemptionRates, *, available: bool, elapsed_s: float) -> PreemptionRates:
     """Count one look at the pool.
 
     A life that we ended ourselves is not a loss: just go on watching, or begin a new `age_s` of 0.
@@ -61,7 +61,7 @@ def observe(rates: Rates, *, available: bool, elapsed_s: float) -> Rates:
     fade = 0.5 ** (elapsed_s / HALF_LIFE_S)
     exposure = _losses_prior(max(0.0, rates.age_s - elapsed_s), elapsed_s) if was_there else 0.0
     age_s = rates.age_s + elapsed_s if was_there else max(elapsed_s, 1.0)
-    return Rates(
+    return PreemptionRates(
         losses=rates.losses * fade + (1.0 if was_there and not available else 0.0),
         losses_expected=rates.losses_expected * fade + exposure,
         available_s=rates.available_s * fade + (elapsed_s if available else 0.0),
@@ -70,12 +70,12 @@ def observe(rates: Rates, *, available: bool, elapsed_s: float) -> Rates:
     )
 
 
-def loss_rate_per_hour(rates: Rates, *, age_s: float) -> float:
+def loss_rate_per_hour(rates: PreemptionRates, *, age_s: float) -> float:
     """How often instances of this age are lost."""
     return rates.volatility * LOSSES_PRIOR / ((AGE_PRIOR_S + age_s) / HOUR_S)
 
 
-def remaining_life_s(rates: Rates, *, age_s: float, horizon_s: float) -> float:
+def remaining_life_s(rates: PreemptionRates, *, age_s: float, horizon_s: float) -> float:
     """Expected time to the next loss, counting at most `horizon_s`: without an end the mean of such a life is none."""
     shape = rates.volatility * LOSSES_PRIOR
     scale = AGE_PRIOR_S + age_s
