@@ -117,7 +117,9 @@ class Ours:
     def sent(self, endpoint: int, asked: Asked, plan: Plan) -> Sent:
         route: Any = plan.note
         forecast = next(c.forecast for c in route.candidates if self._numbers[c.endpoint.name] == endpoint)
-        attempt = self._stats.start(self._endpoints[endpoint], MODEL, reason="", force=True, forecast=forecast)
+        attempt = UpstreamAttempt.start(
+            self._stats, self._endpoints[endpoint], MODEL, reason="", force=True, forecast=forecast
+        )
         assert attempt is not None
         return _View(attempt)
 

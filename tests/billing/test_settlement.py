@@ -14,7 +14,7 @@ from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.core.clock import SystemClock
 from goblin.core.endpoints import Price
 from goblin.core.errors import StoreUnavailable
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.job import InstanceReservation
 from tests.fakes.bills import Charges, FakeBill
 from tests.fakes.ledger import MemoryLedger

@@ -20,7 +20,7 @@ from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.core.errors import Conflict, NotFound, ProviderUnavailable, StoreUnavailable, Transient
 from goblin.core.events import JobStatusChanged
 from goblin.core.ports import ObjectFacts, SignedRequest
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.instances import Instance, Inventory, KnownInventory, RentalOrder, UnknownInventory
 from goblin.jobs.domain.job import LEASED, Job, JobKind
 from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer

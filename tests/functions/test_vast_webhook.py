@@ -11,8 +11,9 @@ import pytest
 
 from localgpus.vast import hooks
 from localgpus.vast.state import Hook, Notice
-from tests.functions.test_jobs import Doorways
-from tests.functions.test_jobs import doors as doors  # A fixture.
+from tests.functions.test_jobs import (
+    Doorways,  # A fixture.
+)
 
 SECRET = "whsec_functions"
 

@@ -35,7 +35,7 @@ class Here:
 
     def start(self, demand: Demand = CHAT, model: str = "m") -> UpstreamAttempt:
         forecast = self.stats.outlook(self.endpoint, model, demand).forecast
-        attempt = self.stats.start(self.endpoint, model, reason="why", force=True, forecast=forecast)
+        attempt = UpstreamAttempt.start(self.stats, self.endpoint, model, reason="why", force=True, forecast=forecast)
         assert attempt is not None
         return attempt
 
@@ -78,7 +78,7 @@ def test_a_refused_key_shuts_all_that_it_opens_until_an_answer_comes(fault: Faul
     here.fail(fault)
     assert here.is_open()
     assert here.is_open(EMBEDDINGS, "other")
-    assert here.stats.start(here.endpoint, "other", reason="", force=False) is None
+    assert UpstreamAttempt.start(here.stats, here.endpoint, "other", reason="", force=False) is None
     here.answer()
     assert not here.is_open(EMBEDDINGS, "other")
 
@@ -87,8 +87,8 @@ def test_half_open_lets_one_through_for_an_account_too() -> None:
     here = Here()
     here.fail(Fault.AUTH)
     here.clock.forward(301)
-    assert here.stats.start(here.endpoint, "m", reason="", force=False) is not None
-    assert here.stats.start(here.endpoint, "other", reason="", force=False) is None
+    assert UpstreamAttempt.start(here.stats, here.endpoint, "m", reason="", force=False) is not None
+    assert UpstreamAttempt.start(here.stats, here.endpoint, "other", reason="", force=False) is None
 
 
 def test_openings_and_closings_are_told_and_nothing_else_is() -> None:
@@ -147,7 +147,7 @@ async def test_a_pause_reaches_another_process_through_the_store() -> None:
     stats = EndpointStats(here.clock, tell=health.tell)
     other.believe = there.deps.router.stats.believe
     await here.health.put(EndpointHealth(endpoint="a", provider="openai", status=Status.HEALTHY))
-    attempt = stats.start(endpoint, "m", reason="", force=True)
+    attempt = UpstreamAttempt.start(stats, endpoint, "m", reason="", force=True)
     assert attempt is not None
     attempt.fail(ProviderUnavailable("full", fault=Fault.RATE, retry_after_s=20))
     await asyncio.gather(*(task for task in asyncio.all_tasks() if task is not asyncio.current_task()))

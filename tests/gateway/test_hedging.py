@@ -30,7 +30,7 @@ async def begin(
     await call.authenticate(f"Bearer {KEY}")
     request = asked(stream=stream)
     route = await call._choose(request, None)
-    return call, await call._ask().answer(request).begin(route.candidates, hedge_after_s=hedge_after_s)
+    return call, await call._dispatch().answer(request).begin(route.candidates, hedge_after_s=hedge_after_s)
 
 
 def outcomes(call: chat.InferenceCall) -> list[tuple[str, str]]:

@@ -20,7 +20,7 @@ from goblin.core.clock import SystemClock
 from goblin.core.errors import Conflict, StoreUnavailable
 from goblin.gcp.firestore.ledger import PARTS, FirestoreLedger
 from goblin.gcp.firestore.serving import FirestoreServing
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.job import InstanceReservation
 from goblin.registry.domain.versions import ModelArtifact, ModelName, Promotion, ServingState
 from tests.clouds import RunningCloud

@@ -15,7 +15,7 @@ from goblin.billing.domain.ledger import BudgetAction, EntryKind, LedgerEntry
 from goblin.billing.policy.allocation import InsufficientBudget, ThresholdEvent
 from goblin.core.errors import StoreUnavailable
 from goblin.core.events import JobRequested
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.job import InstanceReservation, Job, JobState
 from goblin.jobs.policy import reservations as renting
 from goblin.jobs.reservations import Renewal

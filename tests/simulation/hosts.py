@@ -22,7 +22,7 @@ from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import announce, results
 from tests.fakes.jobs import Crash
-from tests.simulation import invalid_reports as invalid_reports
+from tests.simulation import invalid_reports
 
 if TYPE_CHECKING:
     from tests.simulation.life import Life

@@ -23,7 +23,7 @@ from goblin.billing.policy.allocation import AllocationRequest, AllocationResult
 from goblin.billing.ports import BillSource
 from goblin.core.errors import StoreUnavailable
 from goblin.core.labels import attempt_label, job_of_label
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.job import InstanceReservation
 from goblin.jobs.policy import reservations as renting
 from tests.fakes.ledger import MemoryLedger

@@ -12,7 +12,7 @@ import msgspec
 from goblin.billing.budget_client import BudgetClient
 from goblin.billing.policy.allocation import AllocationResult, ThresholdEvent
 from goblin.billing.policy.budgets import budget_exceeded_event
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.job import Job
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.ports import StoredJob

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from datetime import datetime
 
 from msgspec import Struct
@@ -11,13 +12,49 @@ from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.core.ports import Clock
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Warmth
-from goblin.gateway.policy import breaker, prediction
-from goblin.gateway.policy import latency as latency
+from goblin.gateway.policy import breaker, latency, prediction
 from goblin.gateway.policy.breaker import Breaker, Gate
 from goblin.gateway.policy.latency import LatencyEstimate
 from goblin.gateway.policy.route import Demand, LatencyForecast
 from goblin.gateway.policy.traffic import Traffic, observe_answer, observe_arrival
-from goblin.gateway.upstream_attempt import ModelWarmth, TargetStats, UpstreamAttempt
+
+
+@dataclass(slots=True)
+class ModelWarmth:
+    """Whether one model of one endpoint is awake, as far as we noticed."""
+
+    heard_s: float | None = None
+    """Last sign of life."""
+    waking_s: float | None = None
+    """When a start began that has not ended."""
+
+
+@dataclass(slots=True)
+class TargetStats:
+    """One class of requests to one model of one endpoint."""
+
+    warmth: ModelWarmth
+    estimate: LatencyEstimate
+    breaker: Breaker = field(default_factory=Breaker)
+    in_flight: int = 0
+    waiting: dict[InFlight, None] = field(default_factory=dict)
+    """Requests without a first token, the oldest first."""
+    answered_s: float = 0.0
+    """Of the last first token."""
+    well_at: datetime | None = None
+    """Of the last answer; what others said before it is old."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class InFlight:
+    """One request that was counted in."""
+
+    endpoint: Endpoint
+    model: str
+    target: TargetStats
+    forecast: LatencyForecast
+    started_s: float
+
 
 TARGETS_MAX = 4096
 """Endpoints times models times classes; an endpoint that lists models without end must not fill the memory."""
@@ -154,16 +191,14 @@ class EndpointStats:
         endpoint: Endpoint,
         model: str,
         *,
-        reason: str,
         force: bool,
         forecast: LatencyForecast | None = None,
-    ) -> UpstreamAttempt | None:
+    ) -> InFlight | None:
         """Count a request in; None when the breaker lets nothing through and `force` is not set.
 
         Args:
             endpoint: Who is asked.
             model: As the caller calls it.
-            reason: For the record.
             force: Ask in spite of the breaker.
             forecast: What the route expected, and of which request; without it, of a short chat.
         """
@@ -181,12 +216,12 @@ class EndpointStats:
         target.breaker = breaker.start(target.breaker, now=now)
         if account is not None:
             self._accounts[endpoint.name] = breaker.start(account, now=now)
-        attempt = UpstreamAttempt(self, target, endpoint, model, forecast, reason)
+        request = InFlight(endpoint, model, target, forecast, self.clock.monotonic())
         if forecast.asleep >= ASLEEP_FROM and not forecast.waking:
-            target.warmth.waking_s = attempt.started_s
+            target.warmth.waking_s = request.started_s
         target.in_flight += 1
-        target.waiting[attempt] = None
-        return attempt
+        target.waiting[request] = None
+        return request
 
     def arrived(self, model: str) -> None:
         """A request for a model that somebody has came in; how many do decides whether a start pays."""

@@ -24,6 +24,7 @@ from goblin.gateway.policy import retries
 from goblin.gateway.policy.route import RouteChoice
 from goblin.gateway.stream_usage import StreamUsage
 from goblin.gateway.upstream_attempt import UpstreamAttempt
+from goblin.gateway.upstream_request import UpstreamRequest
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +95,19 @@ class ActiveAttempt(Generic[T]):
             return AttemptUsage(endpoint=self.attempt.endpoint, usage=usage, estimated=True)
         return None
 
+    def cost_usd_micros(self) -> int:
+        """What it has cost so far, in micro-dollars."""
+        spent = self.spent()
+        return self.payment.cost_usd_micros(None if spent is None else spent.usage)
+
+    async def settle(self) -> None:
+        """Replace what was reserved for it by what it cost; a second time does nothing. Never raises."""
+        spent = self.spent()
+        if spent is None:
+            await self.payment.settle(None)
+        else:
+            await self.payment.settle(spent.usage, estimated=spent.estimated)
+
     async def close(self, outcome: str = "left") -> None:
         """Let go of it, however far it is. A second time does nothing."""
         self.attempt.abandon(outcome)
@@ -106,26 +120,14 @@ class ActiveAttempt(Generic[T]):
 class Failover(Generic[T]):
     """What all attempts at one answer share."""
 
-    model: str
-    prompt_bytes: Callable[[], int]
-    """Of what the model reads, in UTF-8."""
-    pay: Callable[[Endpoint], Awaitable[Payment | None]]
-    """Puts the worst case of an attempt aside before it is sent; None: there is no money for it."""
-    why_unpaid: Callable[[], GoblinError | None]
-    """What to say when nobody was asked for want of money; None when that was not the reason."""
-    open_stream: Callable[[Endpoint, Any], AsyncGenerator[T, None]]
-    """Sends a request, which the payment may have limited, to an endpoint."""
-    starts: Callable[[T], bool]
-    """Whether an item is the first thing a caller would notice."""
-    whole: bool
-    """Wait for the whole answer: while the caller has seen nothing, another endpoint can start over."""
+    request: UpstreamRequest[T]
     stats: EndpointStats
     routing: Routing
     retry_budget: RetryBudget
     drains: Drains
     pause: Callable[[float], Awaitable[None]]
     rng: Callable[[], float]
-    made: list[ActiveAttempt[T]]
+    attempts: list[ActiveAttempt[T]]
     """Every attempt of the request is added here, also when none answers."""
 
     async def begin(
@@ -144,17 +146,17 @@ class Failover(Generic[T]):
         """
         failures: list[tuple[RouteChoice, ProviderUnavailable]] = []
         left = list(candidates)
-        before = len(self.made)
-        while left and len(self.made) - before < self.routing.attempts_max:
+        before = len(self.attempts)
+        while left and len(self.attempts) - before < self.routing.attempts_max:
             choice = left.pop(0)
-            force = last_resort or (not left and len(self.made) == before)
+            force = last_resort or (not left and len(self.attempts) == before)
             active = await self._start(choice, force=force)
             if active is None:
                 continue
             winner = await self._first_of(active, choice, left, hedge_after_s, failures)
             if winner is not None:
                 return winner
-        return await self._again(failures, attempts_left=self.routing.attempts_max - (len(self.made) - before))
+        return await self._again(failures, attempts_left=self.routing.attempts_max - (len(self.attempts) - before))
 
     async def _again(
         self, failures: list[tuple[RouteChoice, ProviderUnavailable]], *, attempts_left: int
@@ -186,26 +188,26 @@ class Failover(Generic[T]):
             if winner is not None:
                 return winner
             everything += [error for _, error in failures[seen:]]
-        if not everything and (unpaid := self.why_unpaid()) is not None:
+        if not everything and (unpaid := self.request.payment_error()) is not None:
             raise unpaid
-        raise nobody_answered(self.model, everything)
+        raise nobody_answered(self.request.model, everything)
 
     async def _start(self, choice: RouteChoice, *, force: bool) -> ActiveAttempt[T] | None:
-        payment = await self.pay(choice.endpoint)
+        payment = await self.request.pay(choice.endpoint)
         if payment is None:
             return None
-        attempt = self.stats.start(
-            choice.endpoint, self.model, reason=choice.reason, force=force, forecast=choice.forecast
+        attempt = UpstreamAttempt.start(
+            self.stats, choice.endpoint, self.request.model, reason=choice.reason, force=force, forecast=choice.forecast
         )
         if attempt is None:
             await payment.settle(None)
             return None
-        stream, stream_usage = self.open_stream(choice.endpoint, payment.request), StreamUsage()
-        active = ActiveAttempt(attempt, stream, self.prompt_bytes, payment, stream_usage)
+        stream, stream_usage = self.request.send(choice.endpoint, payment.request), StreamUsage()
+        active = ActiveAttempt(attempt, stream, self.request.prompt_bytes, payment, stream_usage)
         if not choice.endpoint.cancel_stops_bill:
             active.drain = self.drains.over(stream, stream_usage)
             active.stream = active.drain.follow()
-        self.made.append(active)
+        self.attempts.append(active)
         return active
 
     async def _first_of(
@@ -260,7 +262,7 @@ class Failover(Generic[T]):
         except ProviderUnavailable as error:
             active.attempt.fail(error)
             failures.append((choice, error))
-            log.warning("%s (attempt %d)", error.message, len(self.made))
+            log.warning("%s (attempt %d)", error.message, len(self.attempts))
             return None
         except GoblinError:
             # The endpoint is well; it read the request and found fault with it.
@@ -281,14 +283,16 @@ class Failover(Generic[T]):
         deadline = loop.time() + self.routing.first_token_timeout_s
         while (item := await next_item(active, deadline - loop.time())) is not None:
             active.head.append(item)
-            if self.starts(item):
+            if self.request.starts_answer(item):
                 active.attempt.first_token()
                 return
         raise ProviderUnavailable(f"{active.attempt.endpoint.name} sent an empty answer.")
 
     async def _await_rest(self, active: ActiveAttempt[T]) -> None:
         """Read on to the end, if nothing may be shown before."""
-        while self.whole and (item := await next_item(active, self.routing.between_tokens_timeout_s)) is not None:
+        while (
+            self.request.whole and (item := await next_item(active, self.routing.between_tokens_timeout_s)) is not None
+        ):
             active.head.append(item)
 
 

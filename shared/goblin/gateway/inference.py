@@ -82,8 +82,8 @@ class InferenceCall:
     """Holds unless something better is known at the end."""
     _label: str = ""
     """The outcome in metrics, where it is another."""
-    _answering: AnswerStream | None = None
-    _asker: Dispatcher | None = None
+    _stream: AnswerStream | None = None
+    _dispatcher: Dispatcher | None = None
     _cache_key: str | None = None
     _production: AnswerProduction | None = None
     """Who makes the answer in its stead."""
@@ -98,11 +98,11 @@ class InferenceCall:
     @property
     def attempts(self) -> list[UpstreamAttempt]:
         """Every attempt, in order."""
-        return [active.attempt for active in self._made]
+        return [active.attempt for active in self._active_attempts]
 
     @property
-    def _made(self) -> list[ActiveAttempt[Any]]:
-        return self._asker.made if self._asker is not None else []
+    def _active_attempts(self) -> list[ActiveAttempt[Any]]:
+        return self._dispatcher.attempts if self._dispatcher is not None else []
 
     @property
     def tenant(self) -> str:
@@ -112,7 +112,7 @@ class InferenceCall:
     @property
     def whole(self) -> bool:
         """Whether all of a good answer was passed on."""
-        return (self._answering.outcome if self._answering is not None else self._outcome) == "ok"
+        return (self._stream.outcome if self._stream is not None else self._outcome) == "ok"
 
     async def authenticate(self, authorization: str | None) -> None:
         """Let the caller in.
@@ -149,7 +149,7 @@ class InferenceCall:
         with self._noting():
             self._accept(request)
             route = await self._choose(request, strategy)
-            active = await self._begin(self._ask().vectors(request), route)
+            active = await self._begin(self._dispatch().vectors(request), route)
             (answer,) = active.head
             active.attempt.succeed()
             self.usage = answer.usage or active.stream_usage.estimate(request.prompt_bytes())
@@ -196,11 +196,11 @@ class InferenceCall:
         self._settled = True
         if self._inside and self._key is not None:
             self.deps.admission.leave(self._key)
-        for active in self._made:
+        for active in self._active_attempts:
             await active.close()
-        if self._answering is not None:
-            self._outcome = self._answering.outcome
-            self.provider = self._answering.active.attempt.endpoint.name
+        if self._stream is not None:
+            self._outcome = self._stream.outcome
+            self.provider = self._stream.active.attempt.endpoint.name
         duration_s = self.deps.clock.monotonic() - self._started
         model = self._model_label()
         self.deps.meter.request(
@@ -210,7 +210,7 @@ class InferenceCall:
             record = attempt.record()
             if record.outcome not in ("ok", "left", "lost"):
                 self.deps.meter.provider_error(provider=record.endpoint, model=model, outcome=record.outcome)
-        drains = [one.drain for one in self._made if one.drain is not None and not one.drain.done]
+        drains = [one.drain for one in self._active_attempts if one.drain is not None and not one.drain.done]
         if drains:
             # Nobody waits for these, and nobody knows yet what they cost.
             self.deps.drains.later(self._finish_after(drains, duration_s))
@@ -224,10 +224,10 @@ class InferenceCall:
 
     async def _finish(self, duration_s: float) -> None:
         """Write down what is known now, and will not change."""
-        if self._answering is not None:
-            self.usage, self.usage_estimated = self._answering.usage()
+        if self._stream is not None:
+            self.usage, self.usage_estimated = self._stream.usage()
         # Before the receipt: if time runs out, the money is in order.
-        await settle(self._made)
+        await settle(self._active_attempts)
         if self._key is not None and self._request is not None:
             await self._tell(self._key, self._request, duration_s)
         await self._keep()
@@ -241,16 +241,18 @@ class InferenceCall:
                 return replay(found, answer_id=answer_id, created=created, model=request.model)
             route = await self._choose(request, strategy)
             self._wake(route, request)
-            active = await self._begin(self._ask().answer(request), route)
-        self._answering = AnswerStream(request, route, active, self._ask().answer, answer_id=answer_id, created=created)
-        return self._answering.chunks()
+            active = await self._begin(self._dispatch().answer(request), route)
+        self._stream = AnswerStream(
+            request, route, active, self._dispatch().answer, answer_id=answer_id, created=created
+        )
+        return self._stream.chunks()
 
-    def _ask(self) -> Dispatcher:
-        if self._asker is None:
-            self._asker = Dispatcher(
+    def _dispatch(self) -> Dispatcher:
+        if self._dispatcher is None:
+            self._dispatcher = Dispatcher(
                 self.deps, request_id=self.request_id, key_name=self._key.name if self._key else ""
             )
-        return self._asker
+        return self._dispatcher
 
     def _accept(self, request: InferenceRequest) -> None:
         """Raises `Forbidden` or `TooLarge`."""
@@ -274,14 +276,14 @@ class InferenceCall:
 
     async def _keep(self) -> None:
         """Leave a good answer in the cache."""
-        answering, request = self._answering, self._request
-        if answering is None or self._cache_key is None or self._outcome != "ok" or self.usage is None:
+        stream, request = self._stream, self._request
+        if stream is None or self._cache_key is None or self._outcome != "ok" or self.usage is None:
             return
-        stream_usage, text = answering.active.stream_usage, answering.text
+        stream_usage, text = stream.active.stream_usage, stream.text
         if text is None or stream_usage.finish_reason is None or isinstance(request, EmbeddingsRequest | None):
             return
         if caching.may_keep(
-            finish_reason=stream_usage.finish_reason, plain=stream_usage.plain, unbroken=answering.unbroken, text=text
+            finish_reason=stream_usage.finish_reason, plain=stream_usage.plain, unbroken=stream.unbroken, text=text
         ):
             await self.deps.answers.keep(
                 self._cache_key, text, stream_usage.finish_reason, self.usage, shared=caching.opted_in(request)
@@ -292,11 +294,11 @@ class InferenceCall:
             self._route = await self.deps.router.choose(request, strategy)
             return self.deps.router.must(self._route)
 
-    async def _begin(self, asking: Failover[Any], route: Route) -> ActiveAttempt[Any]:
+    async def _begin(self, failover: Failover[Any], route: Route) -> ActiveAttempt[Any]:
         self.deps.retry_budget.earn()
         hedge_after_ms = route.hedge_after_ms
         with self._timing("first_token"):
-            active = await asking.begin(
+            active = await failover.begin(
                 route.candidates,
                 last_resort=route.last_resort,
                 hedge_after_s=None if hedge_after_ms is None else hedge_after_ms / 1000,
@@ -307,7 +309,7 @@ class InferenceCall:
     def _wake(self, route: Route, request: AnyRequest) -> None:
         """Start who should be awake for the next ones; this one does not wait."""
         for choice in route.wake:
-            self.deps.warm_ups.begin(choice.endpoint, request.model, partial(self._ask().nudge, choice, request))
+            self.deps.warm_ups.begin(choice.endpoint, request.model, partial(self._dispatch().warm_up, choice, request))
 
     def _model_label(self) -> str:
         if self._request is not None and self.cache == "hit":
@@ -336,11 +338,11 @@ class InferenceCall:
 
     def spent(self) -> list[AttemptUsage]:
         """What each attempt used up, in order; those that refused are left out."""
-        return [spent for active in self._made if (spent := active.spent()) is not None]
+        return [spent for active in self._active_attempts if (spent := active.spent()) is not None]
 
     def cost_usd_micros(self) -> int:
         """What all attempts cost so far."""
-        return self._asker.cost_usd_micros() if self._asker is not None else 0
+        return self._dispatcher.cost_usd_micros() if self._dispatcher is not None else 0
 
     async def _tell(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
         """Write the receipt, and tell whoever traces."""
@@ -350,7 +352,7 @@ class InferenceCall:
             key=key,
             request=request,
             route=self._route,
-            unpaid=paying.rejected(self._asker.payer.refusals) if self._asker is not None else {},
+            unpaid=paying.rejected(self._dispatcher.payer.refusals) if self._dispatcher is not None else {},
             attempts=self.attempts,
             provider=self.provider,
             outcome=self._outcome,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 from goblin.billing.budget_client import BudgetClient, Reservation, request_settlement
 from goblin.billing.domain.ledger import named
@@ -183,9 +182,3 @@ def _said(short: InsufficientBudget) -> str:
         f"{show_usd(short.left_usd_micros)} left, and this request may cost up to {show_usd(short.need_usd_micros)}."
         f"{again}"
     )
-
-
-def spent_of(active: Any) -> tuple[Usage | None, bool]:
-    """What an attempt used, and whether that is an estimate."""
-    spent = active.spent()
-    return (None, False) if spent is None else (spent.usage, spent.estimated)

@@ -43,7 +43,7 @@ class AnswerStream:
         self._route = route
         self._active = active
         self._ask = ask
-        self._asking = ask(request)
+        self._failover = ask(request)
         self._id = answer_id
         self._created = created
         self._before = ""
@@ -76,7 +76,7 @@ class AnswerStream:
         Raises:
             StreamCut: it broke off, and nobody can go on.
         """
-        timeout_s = self._asking.routing.between_tokens_timeout_s
+        timeout_s = self._failover.routing.between_tokens_timeout_s
         while True:
             here = self._active
             try:
@@ -183,7 +183,7 @@ class AnswerStream:
         def able(endpoint: Endpoint) -> bool:
             return need in endpoint.capabilities and need not in endpoint.lacks
 
-        tried = {active.attempt.endpoint.name for active in self._asking.made}
+        tried = {active.attempt.endpoint.name for active in self._failover.attempts}
         fresh = [c for c in self._route.candidates if c.endpoint.name not in tried and able(c.endpoint)]
         back = here.attempt.endpoint
         if able(back) and not isinstance(error, EndpointSilent):

@@ -2,75 +2,57 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING
-
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
-from goblin.gateway.policy import breaker
-from goblin.gateway.policy import latency as latency
-from goblin.gateway.policy.breaker import Breaker
-from goblin.gateway.policy.latency import LatencyEstimate
+from goblin.gateway.endpoint_stats import EndpointStats, InFlight
+from goblin.gateway.policy import breaker, latency
 from goblin.gateway.policy.route import LatencyForecast
 from goblin.gateway.ports import AttemptRecord
-
-if TYPE_CHECKING:
-    from goblin.gateway.endpoint_stats import EndpointStats
 
 COLD_SEEN = 0.25
 """The share of an expected start that an answer must be late by, to have waited for one."""
 
 
-@dataclass(slots=True)
-class ModelWarmth:
-    """Whether one model of one endpoint is awake, as far as we noticed."""
-
-    heard_s: float | None = None
-    """Last sign of life."""
-    waking_s: float | None = None
-    """When a start began that has not ended."""
-
-
-@dataclass(slots=True)
-class TargetStats:
-    """One class of requests to one model of one endpoint."""
-
-    warmth: ModelWarmth
-    estimate: LatencyEstimate
-    breaker: Breaker = field(default_factory=Breaker)
-    in_flight: int = 0
-    waiting: dict[UpstreamAttempt, None] = field(default_factory=dict)
-    """Those without a first token, the oldest first."""
-    answered_s: float = 0.0
-    """Of the last first token."""
-    well_at: datetime | None = None
-    """Of the last answer; what others said before it is old."""
-
-
 class UpstreamAttempt:
     """One request to one endpoint. Ends once; whatever is said after that is ignored."""
 
-    def __init__(
-        self,
-        stats: EndpointStats,
-        target: TargetStats,
-        endpoint: Endpoint,
-        model: str,
-        forecast: LatencyForecast,
-        reason: str,
-    ) -> None:
-        self.endpoint = endpoint
-        self.forecast = forecast
-        self.started_s = stats.clock.monotonic()
+    def __init__(self, stats: EndpointStats, request: InFlight, *, reason: str) -> None:
+        self.endpoint = request.endpoint
+        self.forecast = request.forecast
+        self.started_s = request.started_s
         self._stats = stats
-        self._target = target
-        self._model = model
+        self._request = request
+        self._target = request.target
+        self._model = request.model
         self._reason = reason
         self._first_token_ms: float | None = None
         self._ended_ms: float | None = None
         self._outcome = ""
         self._error = ""
+
+    @classmethod
+    def start(
+        cls,
+        stats: EndpointStats,
+        endpoint: Endpoint,
+        model: str,
+        *,
+        reason: str,
+        force: bool,
+        forecast: LatencyForecast | None = None,
+    ) -> UpstreamAttempt | None:
+        """Count a request in; None when the breaker lets nothing through and `force` is not set.
+
+        Args:
+            stats: What it teaches goes there.
+            endpoint: Where it is sent.
+            model: As the caller names it.
+            reason: For the receipt.
+            force: Send in spite of the breaker.
+            forecast: What the route expected, and of which request; without it, of a short chat.
+        """
+        request = stats.start(endpoint, model, force=force, forecast=forecast)
+        return None if request is None else cls(stats, request, reason=reason)
 
     @property
     def first_token_ms(self) -> float | None:
@@ -86,7 +68,7 @@ class UpstreamAttempt:
         if self._first_token_ms is not None:
             return
         self._first_token_ms = took_ms = self._elapsed_ms()
-        self._target.waiting.pop(self, None)
+        self._target.waiting.pop(self._request, None)
         self._learn(took_ms)
 
     def succeed(self, *, output_tokens: int | None = None) -> None:
@@ -140,7 +122,7 @@ class UpstreamAttempt:
         self._ended_ms = self._elapsed_ms()
         self._outcome = outcome
         self._target.in_flight -= 1
-        self._target.waiting.pop(self, None)
+        self._target.waiting.pop(self._request, None)
         return True
 
     def _learn(self, took_ms: float) -> None:

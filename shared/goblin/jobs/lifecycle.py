@@ -11,7 +11,7 @@ from goblin.core import events
 from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, Refused, Transient, UnknownTopic
 from goblin.core.events import JobRequested, JobStatusChanged
 from goblin.core.ports import Bus, Clock, ObjectStore
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.job import Job, JobState, spec_digest
 from goblin.jobs.policy import job_spec as admission
 from goblin.jobs.policy import state_machine as policy

@@ -18,7 +18,7 @@ from goblin.billing.domain.ledger import TOTAL
 from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.core.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
 from goblin.core.labels import attempt_label
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs import worker_api as leases
 from goblin.jobs.domain.instances import AttemptLease, Inventory, KnownInventory, RentalOrder, UnknownInventory
 from goblin.jobs.domain.job import InstanceReservation, Job, JobKind, JobState, StopRequest

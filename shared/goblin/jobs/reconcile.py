@@ -13,10 +13,9 @@ from dataclasses import dataclass, replace
 
 from goblin.core.errors import Broken, GoblinError, NotFound, Refused, StoreUnavailable, Transient
 from goblin.core.labels import job_of_label
-from goblin.jobs import batch, checkpoints, training
+from goblin.jobs import batch, checkpoints, reservations, training
 from goblin.jobs import placement as placing
 from goblin.jobs import renewals as upkeep
-from goblin.jobs import reservations as reservations
 from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import Job, JobKind, JobState

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from datetime import datetime
 
 from goblin.core.errors import StoreUnavailable
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import LEASED, InstanceReservation, Job, JobState, StopRequest
 from goblin.jobs.lifecycle import JobDeps, change

@@ -19,8 +19,7 @@ from goblin.core.events import CheckpointSaved
 from goblin.core.ports import SignedRequest
 from goblin.jobs import attempt_logs as logs
 from goblin.jobs import checkpoint_retention as keeping
-from goblin.jobs import checkpoints, training
-from goblin.jobs import invalid_reports as invalid_reports
+from goblin.jobs import checkpoints, invalid_reports, training
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint, Manifest, manifest_uri
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import ENDED, Job, JobKind, JobState, Progress

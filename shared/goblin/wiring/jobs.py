@@ -16,7 +16,7 @@ from goblin.core.errors import NotFound
 from goblin.core.money import to_micros
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
 from goblin.gcp.firestore.webhooks import FirestoreWebhookEvents
-from goblin.jobs import reservations as reservations
+from goblin.jobs import reservations
 from goblin.jobs.domain.job import JobKind
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.ports import ComputeProvider

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblin.core.endpoints import Endpoint
-from goblin.gateway.policy import latency as latency
+from goblin.gateway.policy import latency
 from goblin.gateway.policy.latency import LatencyEstimate, LatencyPrior
 
 PRIOR = LatencyPrior(first_token_ms=1000, prefill_ms=0.5, decode_ms=30, cold_start_ms=20_000)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblin.gateway.policy import latency as latency
+from goblin.gateway.policy import latency
 from goblin.gateway.policy.latency import LatencyEstimate, LatencyPrior
 from goblin.gateway.policy.prediction import ASLEEP_TOLD, ASLEEP_UNHEARD, chance_asleep, predict
 from goblin.gateway.policy.route import Demand, LatencyForecast

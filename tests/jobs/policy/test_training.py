@@ -10,7 +10,7 @@ from goblin.jobs.domain.checkpoints import STEP_MAX, Checkpoint
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import Job, JobState, Progress
 from goblin.jobs.domain.worker import WorkerReport
-from goblin.jobs.policy import invalid_reports as invalid_reports
+from goblin.jobs.policy import invalid_reports
 from goblin.jobs.policy.checkpoint_retention import Saved, choose_kept
 from goblin.jobs.policy.spot.checkpoint_interval import choose_interval
 from goblin.jobs.policy.training import checkpoint_s, impossible

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from goblin.gateway.policy import latency as latency
+from goblin.gateway.policy import latency
 from goblin.gateway.policy.latency import LatencyEstimate
 from goblin.gateway.policy.route import Demand, LatencyForecast
 

@@ -1,0 +1,96 @@
+"""One caller's request as endpoints get it: what is sent, what reserves money for it, what counts as an answer."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import AsyncGenerator, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from goblin.core.endpoints import Endpoint
+from goblin.core.errors import GoblinError
+from goblin.gateway.domain.chat import ChatChunk, Embeddings
+from goblin.gateway.domain.requests import ChatRequest, EmbeddingsRequest, InferenceRequest
+from goblin.gateway.payments import Payer, Payment, payment_error
+from goblin.gateway.policy.continuation import AnyRequest
+from goblin.gateway.ports import ChatProvider
+
+T = TypeVar("T", ChatChunk, Embeddings)
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamRequest(ABC, Generic[T]):
+    """What all upstream attempts at one answer send and pay."""
+
+    request: InferenceRequest
+    providers: Mapping[str, ChatProvider]
+    """By endpoint name."""
+    payer: Payer
+
+    @property
+    def model(self) -> str:
+        """The model as the caller names it."""
+        return self.request.model
+
+    @property
+    @abstractmethod
+    def whole(self) -> bool:
+        """Whether to wait for the whole answer: until the caller sees some of it, another endpoint can start over."""
+
+    def prompt_bytes(self) -> int:
+        """Count what the model reads, in bytes of UTF-8."""
+        return self.request.prompt_bytes()
+
+    async def pay(self, endpoint: Endpoint) -> Payment | None:
+        """Reserve the worst case of one attempt; None when no budget covers it, which `payment_error` explains."""
+        return await self.payer.pay(endpoint, self.request)
+
+    def payment_error(self) -> GoblinError | None:
+        """Explain why no endpoint was asked for want of money; None when that was not the reason."""
+        return payment_error(self.payer.refusals)
+
+    @abstractmethod
+    def send(self, endpoint: Endpoint, limited: Any) -> AsyncGenerator[T, None]:
+        """Send a request, as the payment limited it, to an endpoint, and stream its answer."""
+
+    @abstractmethod
+    def starts_answer(self, item: T) -> bool:
+        """Whether an item is the first thing that a caller would notice."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextUpstreamRequest(UpstreamRequest[ChatChunk]):
+    """A chat, or the continuation of a text."""
+
+    request: AnyRequest
+
+    @property
+    def whole(self) -> bool:
+        return not self.request.stream
+
+    def send(self, endpoint: Endpoint, limited: Any) -> AsyncGenerator[ChatChunk, None]:
+        provider, model = self.providers[endpoint.name], endpoint.upstream_model or self.request.model
+        if isinstance(self.request, ChatRequest):
+            return provider.chat(limited, model=model)
+        return provider.complete(limited, model=model)
+
+    def starts_answer(self, item: ChatChunk) -> bool:
+        return item.starts_answer
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingsUpstreamRequest(UpstreamRequest[Embeddings]):
+    """Texts to embed; their vectors come all at once."""
+
+    request: EmbeddingsRequest
+
+    @property
+    def whole(self) -> bool:
+        return True
+
+    async def send(self, endpoint: Endpoint, limited: Any) -> AsyncGenerator[Embeddings, None]:
+        model = endpoint.upstream_model or self.request.model
+        yield await self.providers[endpoint.name].embed(limited, model=model)
+
+    def starts_answer(self, item: Embeddings) -> bool:
+        return True
