@@ -16,7 +16,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, required=True, help="0: any that is free; it is printed")
     parser.add_argument("--data", type=Path, required=True, help="where markets, disks and logs are kept")
     parser.add_argument("--pace", type=float, default=1.0, help="how many times faster than life")
-    parser.add_argument("--weather", type=int, help="a seed: others come and go, hosts fail, prices drift")
+    parser.add_argument("--simulate", type=int, help="a seed: others come and go, hosts fail, prices drift")
     parser.add_argument("--no-limits", action="store_true", help="never answer 429")
     parser.add_argument("command", nargs="+", help="what runs in place of any image")
     said = parser.parse_args(words)
@@ -28,7 +28,7 @@ def main(words: list[str] | None = None) -> int:
         parser.error(str(error))
     markets = server.Markets(
         Processes(said.command, said.data / "machines"), folder=said.data, pace=said.pace, limits=not said.no_limits,
-        weather=said.weather,
+        simulation=said.simulate,
         vast_key=os.environ.get("VASTAI_API_KEY") or "local-vast-key",
         runpod_key=os.environ.get("RUNPOD_API_KEY") or "local-runpod-key",
     )  # fmt: skip

@@ -29,7 +29,7 @@ from localgpus.vast.api import Api
 from localgpus.vast.faults import Fault, Faults
 from localgpus.vast.limits import Limits
 from localgpus.vast.market import Market as Vast
-from localgpus.vast.market_simulation import Weather
+from localgpus.vast.market_simulation import MarketSimulation
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Markets:
     def __init__(
         self, machines: Machines, *, folder: Path | None = None, clock: clocks.Clock = clocks.wall, pace: float = 1.0,
         vast_key: str = "local-vast-key", runpod_key: str = "local-runpod-key", limits: bool = True,
-        weather: int | None = None,
+        simulation: int | None = None,
     ) -> None:  # fmt: skip
         """Open both.
 
@@ -83,8 +83,8 @@ class Markets:
             weather: What makes others come and go at Vast.ai, and hosts fail; None: nobody does.
         """
         self.machines = machines
-        sky = Weather(random.Random(weather), pace=pace) if weather is not None else None
-        self.vast = Vast(machines, clock, folder=folder, pace=pace, keys=[vast_key], weather=sky)
+        simulated = MarketSimulation(random.Random(simulation), pace=pace) if simulation is not None else None
+        self.vast = Vast(machines, clock, folder=folder, pace=pace, keys=[vast_key], simulation=simulated)
         self.faults = Faults()
         self.limits = Limits(clock, pace=pace, off=not limits)
         terms = runpod.Terms()

@@ -74,7 +74,7 @@ class Market:
         self.clock = clock
         self._machines = machines
         self._kept = Kept(folder / "runpod.json") if folder is not None else None
-        self._dice = rng or random.Random()
+        self._rng = rng or random.Random()
         self._lock = threading.RLock()
         self.closed = False
         """Nothing is in stock any more; what is rented stays."""
@@ -126,7 +126,7 @@ class Market:
             now = self.clock()
             volume = body.mounts.persistent
             pod = Pod(
-                id="".join(self._dice.choices(_LETTERS, k=14)), name=body.name, image=body.image, gpu_id=gpu.id,
+                id="".join(self._rng.choices(_LETTERS, k=14)), name=body.name, image=body.image, gpu_id=gpu.id,
                 gpu_count=count, cloud=body.cloud, data_center=gpu.data_centers[0], cuda=gpu.cuda[-1],
                 disk_gb=body.disk, usd_micros_per_hour=price, created_at=now, phase_at=now, args_text=body.args,
                 args=args, env=dict(body.env), ports=tuple(body.ports),

@@ -18,7 +18,7 @@ import msgspec
 from localgpus.clock import Clock
 from localgpus.machines import Machines, NoRoom
 from localgpus.vast import auction, billing, stock
-from localgpus.vast.market_simulation import Weather
+from localgpus.vast.market_simulation import MarketSimulation
 from localgpus.vast.state import Actual, Contract, Machine, Notice, State, Step
 
 NAME = "vastai"
@@ -40,7 +40,7 @@ class Market:
 
     def __init__(
         self, machines: Machines, clock: Clock, *, folder: Path | None = None, pace: float = 1.0,
-        keys: Collection[str] = ("local-vast-key",), image_gb: float = 2.0, weather: Weather | None = None,
+        keys: Collection[str] = ("local-vast-key",), image_gb: float = 2.0, simulation: MarketSimulation | None = None,
     ) -> None:  # fmt: skip
         """Open the market, as it was left.
 
@@ -58,7 +58,7 @@ class Market:
         self.pace = pace
         self.keys = frozenset(keys)
         self.image_gb = image_gb
-        self._weather = weather
+        self._simulation = simulation
         self.lock = threading.RLock()
         self.closed = False
         """Nothing is on the market any more; what is rented stays."""
@@ -71,8 +71,8 @@ class Market:
         """Let everything happen that is due."""
         with self.lock:
             now = self.clock()
-            if self._weather is not None:
-                self._weather.begin(now)
+            if self._simulation is not None:
+                self._simulation.begin(now)
             while (at := self._next_at()) is not None and at <= now:
                 self._happen(at)
             for contract in self.state.contracts.values():
@@ -200,8 +200,8 @@ class Market:
             for rival in machine.rivals
             if rival.until is not None
         ]
-        if self._weather is not None and self._weather.next_at is not None:
-            due.append(self._weather.next_at)
+        if self._simulation is not None and self._simulation.next_at is not None:
+            due.append(self._simulation.next_at)
         return min(due, default=None)
 
     def _happen(self, at: float) -> None:
@@ -218,8 +218,8 @@ class Market:
                 machine.rivals = [rival for rival in machine.rivals if rival.until is None or rival.until > at]
                 machine.asks.clear()
                 self.settle_machine(machine, at)
-        if self._weather is not None and self._weather.next_at is not None and self._weather.next_at <= at:
-            self._weather.step(self, at)
+        if self._simulation is not None and self._simulation.next_at is not None and self._simulation.next_at <= at:
+            self._simulation.step(self, at)
 
     def _step(self, contract: Contract, step: Step, at: float) -> None:
         match step:

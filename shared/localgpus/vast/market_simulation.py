@@ -1,4 +1,6 @@
-"""Others who come and go, hosts that fail, prices that drift: by dice, so that one seed makes the same week again.
+"""A seeded simulation of the market: other renters come and go, hosts fail, prices drift.
+
+One seed always makes the same week.
 
 The rates are invented, of the order that renters report: a cheap bid is displaced within hours, a good one within days,
 and hosts fail once in weeks.
@@ -8,13 +10,11 @@ from __future__ import annotations
 
 import math
 import random
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import Protocol
 
 from localgpus.vast import auction
-from localgpus.vast.state import Machine, Rival
-
-if TYPE_CHECKING:
-    from localgpus.vast.market import Market
+from localgpus.vast.state import Contract, Machine, Rival, State
 
 STEP_S = 60.0
 BIDDERS_PER_H, BIDDER_STAYS_H = 0.25, 1.0
@@ -27,11 +27,28 @@ FLOOR_MIN, FLOOR_MAX = 0.35, 0.9
 """Of the price on demand."""
 
 
-class Weather:
-    """What happens on the machines by itself, a step at a time."""
+class SimulatedMarket(Protocol):
+    """What the simulation changes of a market."""
+
+    @property
+    def state(self) -> State:
+        """All machines and contracts."""
+
+    def on(self, machine: Machine) -> Sequence[Contract]:
+        """List the contracts on a machine."""
+
+    def switch(self, machine: Machine, now: float, *, up: bool) -> None:
+        """Turn a machine on or off."""
+
+    def settle_machine(self, machine: Machine, now: float) -> None:
+        """Decide again which contracts run on a machine."""
+
+
+class MarketSimulation:
+    """Other renters, failing hosts and drifting prices, a step at a time."""
 
     def __init__(self, rng: random.Random, *, pace: float = 1.0) -> None:
-        self._dice = rng
+        self._rng = rng
         self._pace = pace
         self.next_at: float | None = None
         """When the next step is due; the first look begins it."""
@@ -41,7 +58,7 @@ class Weather:
         if self.next_at is None:
             self.next_at = now + STEP_S / self._pace
 
-    def step(self, market: Market, at: float) -> None:
+    def step(self, market: SimulatedMarket, at: float) -> None:
         """One step of every machine."""
         self.next_at = at + STEP_S / self._pace
         for machine in market.state.machines.values():
@@ -54,14 +71,14 @@ class Weather:
                 self._move(market, machine, at)
                 market.settle_machine(machine, at)
 
-    def _return(self, market: Market, machine: Machine, at: float) -> None:
+    def _return(self, market: SimulatedMarket, machine: Machine, at: float) -> None:
         """Only what the weather took: what a person took, he gives back."""
         if machine.back_at is not None and at >= machine.back_at:
             machine.back_at, machine.reclaimed = None, False
             market.switch(machine, at, up=True)
 
-    def _move(self, market: Market, machine: Machine, at: float) -> None:
-        drift = machine.floor * math.exp(self._dice.gauss(0.0, DRIFT_PER_STEP))
+    def _move(self, market: SimulatedMarket, machine: Machine, at: float) -> None:
+        drift = machine.floor * math.exp(self._rng.gauss(0.0, DRIFT_PER_STEP))
         machine.floor = round(min(max(drift, FLOOR_MIN * machine.price), FLOOR_MAX * machine.price), 4)
         if self._happens(RECLAIMS_PER_H):
             machine.back_at = at + self._lasts_s(RECLAIMED_H)
@@ -69,17 +86,17 @@ class Weather:
             machine.asks.clear()
             return
         if self._happens(BIDDERS_PER_H * machine.num_gpus):
-            bid = machine.floor * math.exp(abs(self._dice.gauss(0.0, 0.35)))
+            bid = machine.floor * math.exp(abs(self._rng.gauss(0.0, 0.35)))
             self._arrive(market, machine, round(bid, 4), at + self._lasts_s(BIDDER_STAYS_H))
         if self._happens(PAYERS_PER_H * machine.num_gpus):
             self._arrive(market, machine, None, at + self._lasts_s(PAYER_STAYS_H))
 
-    def _arrive(self, market: Market, machine: Machine, bid: float | None, until: float) -> None:
+    def _arrive(self, market: SimulatedMarket, machine: Machine, bid: float | None, until: float) -> None:
         room = auction.free_on_demand(machine, market.on(machine))
         if room < 1:
             return
         left = room + sum(rival.gpus for rival in machine.rivals if rival.bid is None)
-        machine.rivals.append(Rival(gpus=self._dice.randint(1, room), bid=bid, until=until))
+        machine.rivals.append(Rival(gpus=self._rng.randint(1, room), bid=bid, until=until))
         machine.asks.clear()
         # Whoever bid least and has no GPU any more looks elsewhere.
         ranked = sorted(machine.rivals, key=lambda rival: -(math.inf if rival.bid is None else rival.bid))
@@ -91,7 +108,7 @@ class Weather:
         machine.rivals = kept
 
     def _happens(self, per_hour: float) -> bool:
-        return self._dice.random() < -math.expm1(-per_hour * STEP_S / 3600)
+        return self._rng.random() < -math.expm1(-per_hour * STEP_S / 3600)
 
     def _lasts_s(self, hours: float) -> float:
-        return self._dice.expovariate(1.0) * hours * 3600 / self._pace
+        return self._rng.expovariate(1.0) * hours * 3600 / self._pace

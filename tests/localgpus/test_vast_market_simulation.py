@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from localgpus.vast import auction
-from localgpus.vast.market_simulation import FLOOR_MAX, FLOOR_MIN, Weather
+from localgpus.vast.market_simulation import FLOOR_MAX, FLOOR_MIN, MarketSimulation
 from localgpus.vast.state import Contract
 from tests.localgpus.vast import Town, machine
 
@@ -17,7 +17,8 @@ DAY_S = 86_400
 
 def stormy(seed: int, **said: float) -> Town:
     town = Town(
-        *(machine(number, num_gpus=number) for number in (1, 2, 4)), weather=Weather(random.Random(seed), **said)
+        *(machine(number, num_gpus=number) for number in (1, 2, 4)),
+        simulation=MarketSimulation(random.Random(seed), **said),
     )
     town.market.state.paid_in = 10_000.0
     return town
