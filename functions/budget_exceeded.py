@@ -9,14 +9,14 @@ from starlette.responses import Response
 from goblin.billing import budgets as budget
 from goblin.core import events
 from goblin.web import asgi
-from goblin.wiring import models as model_wiring
-from goblin.wiring import process as wiring
+from goblin.wiring import billing as billing_wiring
+from goblin.wiring import process
 
 
 @functions_framework.aio.http
 @asgi.answers_errors
 async def on_budget_exceeded(request: Request) -> Response:
-    await wiring.verify_caller(request.headers.get("authorization"))
+    await process.verify_caller(request.headers.get("authorization"))
     event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
-    await budget.follow(event, model_wiring.budgets())
+    await budget.follow(event, billing_wiring.budgets())
     return Response(status_code=204)

@@ -10,8 +10,8 @@ from goblin.billing import budgets as budget
 from goblin.core.errors import MethodNotAllowed, NotFound
 from goblin.gateway.ports import Scope
 from goblin.web import asgi
-from goblin.wiring import models as model_wiring
-from goblin.wiring import process as wiring
+from goblin.wiring import billing as billing_wiring
+from goblin.wiring import gateway as gateway_wiring
 
 
 @functions_framework.aio.http
@@ -21,5 +21,5 @@ async def budgets(request: Request) -> Response:
         raise NotFound(f"Invalid URL ({request.method} {request.url.path}).")
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed("Budgets are set with `goblin budget set`.")
-    await wiring.gateway().keys.authenticate(request.headers.get("authorization"), Scope.OPERATE)
-    return asgi.json_response(await budget.overview(model_wiring.budgets()))
+    await gateway_wiring.gateway().keys.authenticate(request.headers.get("authorization"), Scope.OPERATE)
+    return asgi.json_response(await budget.overview(billing_wiring.budgets()))

@@ -8,12 +8,13 @@ from starlette.responses import Response
 
 from goblin.gateway import health
 from goblin.web import asgi
-from goblin.wiring import process as wiring
+from goblin.wiring import gateway as gateway_wiring
+from goblin.wiring import process
 
 
 @functions_framework.aio.http
 @asgi.answers_errors
 async def check_health(request: Request) -> Response:
-    await wiring.verify_caller(request.headers.get("authorization"))
-    judged = await health.check_all(wiring.health_check())
+    await process.verify_caller(request.headers.get("authorization"))
+    judged = await health.check_all(gateway_wiring.health_check())
     return asgi.json_response({found.endpoint: {"status": found.status, "reason": found.reason} for found in judged})

@@ -10,7 +10,7 @@ from starlette.responses import HTMLResponse, Response
 
 from goblin.core.errors import MethodNotAllowed, NotFound
 from goblin.web import asgi, pages
-from goblin.wiring import process as wiring
+from goblin.wiring import gateway as gateway_wiring
 
 
 @functions_framework.aio.http
@@ -20,6 +20,6 @@ async def console(request: Request) -> Response:
         raise NotFound("There is only one page, at /.")
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed("The page is only looked at.")
-    health = await wiring.health_view().fresh()
+    health = await gateway_wiring.health_view().fresh()
     page = pages.status(health, now=datetime.now(UTC), base_url=str(request.base_url).rstrip("/"))
     return HTMLResponse(page, headers=pages.HEADERS)

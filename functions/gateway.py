@@ -26,7 +26,7 @@ from goblin.web import anthropic_responses as anthropic_face
 from goblin.web import asgi
 from goblin.web import metrics as prometheus
 from goblin.web import openai_responses as openai_face
-from goblin.wiring import process as wiring
+from goblin.wiring import gateway as gateway_wiring
 
 Work = Callable[[chat.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
 Refuse = Callable[[Exception], HttpReply]
@@ -73,7 +73,7 @@ def _inference(
     """A route that is authenticated, metered and settled, and stops when the caller hangs up."""
 
     async def route(request: Request) -> Response:
-        call = chat.InferenceCall(wiring.gateway(), operation, traceparent=request.headers.get("traceparent"))
+        call = chat.InferenceCall(gateway_wiring.gateway(), operation, traceparent=request.headers.get("traceparent"))
         heard = asyncio.Event()
 
         async def produce() -> HttpReply:
@@ -176,7 +176,7 @@ async def show_receipt(request: Request) -> Response:
 
 
 async def show_health(request: Request) -> Response:
-    fault = wiring.configuration_fault()
+    fault = gateway_wiring.configuration_fault()
     return asgi.json_response({"status": "ok", "version": __version__, "configuration": "old" if fault else "ok"})
 
 
@@ -188,7 +188,7 @@ async def show_providers(request: Request) -> Response:
     await router.freezes.refresh()
     frozen = {endpoint.name: router.freezes.why_frozen(endpoint) for endpoint in router.catalog.endpoints}
     told = asgi.json_response({name: {**asdict(health), "frozen": frozen[name]} for name, health in believed.items()})
-    if fault := wiring.configuration_fault():
+    if fault := gateway_wiring.configuration_fault():
         told.headers["x-goblin-configuration"] = " ".join(fault.encode("ascii", "replace").decode().split())[:500]
     return told
 
@@ -196,11 +196,11 @@ async def show_providers(request: Request) -> Response:
 @asgi.answers_errors
 async def show_metrics(request: Request) -> Response:
     await _authenticated(request, Scope.OPERATE)
-    return Response(wiring.meter().text(), media_type=prometheus.MEDIA_TYPE)
+    return Response(gateway_wiring.meter().text(), media_type=prometheus.MEDIA_TYPE)
 
 
 async def _authenticated(request: Request, scope: Scope = Scope.INFERENCE) -> tuple[chat.InferenceDeps, ApiKey]:
-    deps = wiring.gateway()
+    deps = gateway_wiring.gateway()
     return deps, await deps.keys.authenticate(_authorization(request), scope)
 
 

@@ -11,13 +11,13 @@ from goblin.jobs import lifecycle as jobs
 from goblin.jobs import reconcile
 from goblin.web import asgi
 from goblin.wiring import jobs as job_wiring
-from goblin.wiring import process as wiring
+from goblin.wiring import process
 
 
 @functions_framework.aio.http
 @asgi.answers_errors
 async def on_job_requested(request: Request) -> Response:
-    await wiring.verify_caller(request.headers.get("authorization"))
+    await process.verify_caller(request.headers.get("authorization"))
     event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
     job = await jobs.request(events.decode(events.JobRequested, event.data), job_wiring.jobs())
     await reconcile.reconcile(job_wiring.jobs(), only=job.job_id)

@@ -21,8 +21,8 @@ from goblin.jobs import worker_api as leases
 from goblin.jobs.lifecycle import JobDeps
 from goblin.web import asgi
 from goblin.web import jobs_schema as jobs_face
+from goblin.wiring import gateway as gateway_wiring
 from goblin.wiring import jobs as job_wiring
-from goblin.wiring import process as wiring
 
 LISTED_MAX = 200
 
@@ -30,7 +30,7 @@ LISTED_MAX = 200
 async def _person(request: Request) -> str:
     """The name of the API key; an attempt's token opens the gateway and its own job, never this."""
     authorization = request.headers.get("authorization")
-    key = await wiring.gateway().keys.authenticate(authorization, Scope.JOBS)
+    key = await gateway_wiring.gateway().keys.authenticate(authorization, Scope.JOBS)
     if leases.is_token(_bearer(request)):
         raise Forbidden("an attempt's token may not do this")
     return key.name

@@ -9,14 +9,14 @@ from starlette.responses import Response
 from goblin.core import events
 from goblin.registry import rollout as serving
 from goblin.web import asgi
-from goblin.wiring import models as model_wiring
-from goblin.wiring import process as wiring
+from goblin.wiring import process
+from goblin.wiring import registry as registry_wiring
 
 
 @functions_framework.aio.http
 @asgi.answers_errors
 async def on_model_promoted(request: Request) -> Response:
-    await wiring.verify_caller(request.headers.get("authorization"))
+    await process.verify_caller(request.headers.get("authorization"))
     event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
-    await serving.follow(events.decode(events.ModelPromoted, event.data), model_wiring.serve())
+    await serving.follow(events.decode(events.ModelPromoted, event.data), registry_wiring.rollout())
     return Response(status_code=204)

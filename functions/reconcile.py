@@ -9,11 +9,11 @@ from starlette.responses import Response
 from goblin.jobs import reconcile as service
 from goblin.web import asgi
 from goblin.wiring import jobs as job_wiring
-from goblin.wiring import process as wiring
+from goblin.wiring import process
 
 
 @functions_framework.aio.http
 @asgi.answers_errors
 async def reconcile(request: Request) -> Response:
-    await wiring.verify_caller(request.headers.get("authorization"))
+    await process.verify_caller(request.headers.get("authorization"))
     return asgi.json_response(await service.reconcile(job_wiring.jobs()))

@@ -11,13 +11,13 @@ from starlette.responses import Response
 
 from goblin.registry import rollout as serving
 from goblin.web import asgi
-from goblin.wiring import models as model_wiring
-from goblin.wiring import process as wiring
+from goblin.wiring import process
+from goblin.wiring import registry as registry_wiring
 
 
 @functions_framework.aio.http
 @asgi.answers_errors
 async def serve_promoted(request: Request) -> Response:
-    await wiring.verify_caller(request.headers.get("authorization"))
-    await serving.tick(model_wiring.serve())
+    await process.verify_caller(request.headers.get("authorization"))
+    await serving.tick(registry_wiring.rollout())
     return Response(status_code=204)

@@ -8,12 +8,12 @@ from starlette.responses import Response
 
 from goblin.billing import settlement as settling
 from goblin.web import asgi
-from goblin.wiring import models as model_wiring
-from goblin.wiring import process as wiring
+from goblin.wiring import billing as billing_wiring
+from goblin.wiring import process
 
 
 @functions_framework.aio.http
 @asgi.answers_errors
 async def settle_spend(request: Request) -> Response:
-    await wiring.verify_caller(request.headers.get("authorization"))
-    return asgi.json_response(await settling.settle(model_wiring.settlement()))
+    await process.verify_caller(request.headers.get("authorization"))
+    return asgi.json_response(await settling.settle(billing_wiring.settlement()))

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from goblin.cli.main import main
-from goblin.wiring import process as wiring
+from goblin.wiring import process
 from tests.clouds import RunningCloud, environment
 
 Goblin = Callable[..., Result]
@@ -29,9 +29,9 @@ def goblin(cloud: RunningCloud, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gob
     monkeypatch.delenv("GCS_PROJECT_ID", raising=False)
     for name, value in said.items():
         monkeypatch.setenv(name, value)
-    wiring.settings.cache_clear()
+    process.settings.cache_clear()
     yield lambda *words: CliRunner().invoke(main, ["keys", *words])
-    wiring.settings.cache_clear()
+    process.settings.cache_clear()
 
 
 def told(goblin: Goblin, *words: str) -> Any:

@@ -37,13 +37,13 @@ SETTLE = """
 import asyncio
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
-from goblin.wiring import models as model_wiring
+from goblin.wiring import billing as billing_wiring
 from goblin.billing import settlement as settling
 class Later:
     def now(self):
         return datetime.now(UTC) + timedelta(days=1, hours=3)
 async def main():
-    print(await settling.settle(replace(model_wiring.settlement(), clock=Later())))
+    print(await settling.settle(replace(billing_wiring.settlement(), clock=Later())))
 asyncio.run(main())
 """
 

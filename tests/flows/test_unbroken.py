@@ -15,7 +15,7 @@ from goblin.gateway import inference as chat
 from goblin.gateway.domain import requests
 from goblin.gateway.domain.catalog import Routing, Strategy
 from goblin.web import openai_responses as openai_face
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.inference import KEY, World, world
 from tests.llamacpp.conftest import Running, running
 
@@ -50,7 +50,7 @@ async def here(servers: tuple[Running, Running]) -> AsyncIterator[World]:
         **dict.fromkeys(facts),  # type: ignore[arg-type]
     )
     async with httpx.AsyncClient(trust_env=False) as client:
-        providers = {e.name: wiring.connect(e, client)[1] for e in built.deps.router.catalog.endpoints}
+        providers = {e.name: endpoints.connect(e, client)[1] for e in built.deps.router.catalog.endpoints}
         built.deps = replace(built.deps, providers=providers)
         yield built
 

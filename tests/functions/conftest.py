@@ -15,7 +15,8 @@ import pytest
 from goblin.cli import paths as places
 from goblin.cli.loading import load
 from goblin.gateway.keys import digest_of
-from goblin.wiring import process as wiring
+from goblin.wiring import gateway as gateway_wiring
+from goblin.wiring import process
 from tests.clouds import RunningCloud, environment
 from tests.fakes.ollama import FakeOllama
 from tests.fakes.openai_like import FakeOpenAI
@@ -113,9 +114,9 @@ def serve_function(environ: dict[str, str]) -> Iterator[Callable[[str], str]]:
     with ExitStack() as stack:
 
         def serving(name: str) -> str:
-            wiring.settings.cache_clear()
-            wiring.meter.cache_clear()
+            process.settings.cache_clear()
+            gateway_wiring.meter.cache_clear()
             return stack.enter_context(serve(load(FUNCTIONS / f"{name}.py")))
 
         yield serving
-    wiring.settings.cache_clear()
+    process.settings.cache_clear()

@@ -13,7 +13,7 @@ import httpx
 import openai
 import pytest
 
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.clouds import RunningCloud
 from tests.fakes import every
 from tests.fakes.openai_like import Call, FakeOpenAI, Script
@@ -74,7 +74,7 @@ def at(name: str) -> dict[str, Any]:
 
 def test_every_provider_stands_in_the_file() -> None:
     text = (Path(__file__).parents[2] / "goblin.toml").read_text()
-    for name in wiring.provider_names():
+    for name in endpoints.provider_names():
         assert f'provider = "{name}"' in text
     for name in FAKES:
         assert f'name = "{name}"' in text

@@ -23,7 +23,7 @@ from goblin.gateway.domain import requests
 from goblin.gateway.domain.catalog import Routing, Strategy
 from goblin.web import asgi
 from goblin.web import openai_responses as openai_face
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.inference import KEY, World, world
 from tests.fakes.openai_like import FakeOpenAI, Script
 from tests.fakes.serving import closed_port, serve
@@ -187,7 +187,7 @@ def build(stage: Stage, fault: Fault, *, alone: bool = False, prefill: bool = Tr
     here = world(endpoints=facts, routing=routing, **dict.fromkeys(facts))  # type: ignore[arg-type]
     providers = {}
     for endpoint in here.deps.router.catalog.endpoints:
-        _, providers[endpoint.name] = wiring.connect(endpoint, stage.client)
+        _, providers[endpoint.name] = endpoints.connect(endpoint, stage.client)
     here.deps = replace(here.deps, providers=providers)
     return here
 

@@ -11,9 +11,8 @@ import pytest
 
 from localgpus.vast import hooks
 from localgpus.vast.state import Hook, Notice
-from tests.functions.test_jobs import (
-    Doorways,  # A fixture.
-)
+from tests.functions.test_jobs import Doorways
+from tests.functions.test_jobs import doors as doors  # A fixture.
 
 SECRET = "whsec_functions"
 

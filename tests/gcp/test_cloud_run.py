@@ -100,7 +100,7 @@ async def test_an_annotation_that_somebody_spoiled_is_for_a_person(fake: FakeClo
 
 
 def test_its_client_is_imported_by_those_only_who_use_it() -> None:
-    module = importlib.import_module("goblin.wiring.models").__name__
+    module = importlib.import_module("goblin.wiring.billing").__name__
     program = f"import sys, {module}; print('google.cloud.run_v2' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
     assert done.stdout.strip() == "False"

@@ -22,7 +22,7 @@ from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain import requests
 from goblin.gateway.domain.endpoint_health import Finding
 from goblin.gcp.identity_tokens import LIFE_LEFT_S, LOOK_AGAIN_S, IdentityToken
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.openai_like import FakeOpenAI
 from tests.fakes.serving import serve
 
@@ -89,7 +89,7 @@ async def test_requests_carry_a_token_for_the_audience(google: Google, api_key: 
                 models=("tiny",),
                 options={"audience": AUDIENCE},
             )
-            provider = wiring.connect(endpoint, client)[1]
+            provider = endpoints.connect(endpoint, client)[1]
             probe = await provider.probe()
             assert (probe.finding, probe.models, fake.paths) == (Finding.UNCLEAR, ("tiny",), [])
             assert google.minted == []

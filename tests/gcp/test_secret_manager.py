@@ -15,7 +15,7 @@ from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain import requests
 from goblin.gateway.ports import ChatProvider
 from goblin.gcp.secret_manager import CACHE_TTL_S, LOOK_AGAIN_S, SecretKey, SecretManager
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from goblin.wiring.settings import BadConfiguration
 from tests.clouds import RunningCloud
 from tests.fakes.openai_like import FakeOpenAI
@@ -63,7 +63,7 @@ async def provider(fake: FakeOpenAI, secrets: SecretManager) -> AsyncIterator[Ch
     with serve(fake.app) as base:
         async with httpx.AsyncClient() as client:
             endpoint = Endpoint(name="e", provider="openai", url=f"{base}/v1", api_key="secret:openai")
-            yield wiring.connect(endpoint, client, secrets)[1]
+            yield endpoints.connect(endpoint, client, secrets)[1]
 
 
 async def test_a_rotated_key_works_without_a_redeploy(
@@ -174,4 +174,4 @@ async def test_a_name_that_cannot_be_is_refused_at_the_start(key: str) -> None:
     endpoint = Endpoint(name="e", provider="openai", url="http://x", api_key=key)
     async with httpx.AsyncClient() as client:
         with pytest.raises(BadConfiguration, match="endpoint e"):
-            wiring.connect(endpoint, client, SecretManager("p"))
+            endpoints.connect(endpoint, client, SecretManager("p"))

@@ -23,7 +23,7 @@ from goblin.gateway.domain import requests
 from goblin.gateway.domain.chat import ChatChunk, Usage
 from goblin.gateway.domain.endpoint_health import Finding
 from goblin.gateway.ports import ChatProvider
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.anthropic import FakeAnthropic
 from tests.fakes.flyio import FakeFly
 from tests.fakes.groq import FakeGroq
@@ -93,7 +93,7 @@ class Served:
         return Endpoint(name=name, provider=self.name, url=url, **more)
 
 
-@pytest.fixture(scope="module", params=sorted({*FAKES, *wiring.provider_names()}))
+@pytest.fixture(scope="module", params=sorted({*FAKES, *endpoints.provider_names()}))
 def served(request: pytest.FixtureRequest) -> Iterator[Served]:
     assert request.param in FAKES, f"give providers/{request.param}/inference.py a fake"
     stand = FAKES[request.param]
@@ -128,7 +128,7 @@ async def client() -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def provider(served: Served, client: httpx.AsyncClient) -> ChatProvider:
-    return wiring.connect(served.endpoint("under_test", served.url), client)[1]
+    return endpoints.connect(served.endpoint("under_test", served.url), client)[1]
 
 
 def chat(**more: Any) -> requests.ChatRequest:
@@ -324,7 +324,7 @@ async def test_closing_the_stream_tells_the_provider_to_stop(fake: Any, provider
 
 
 async def test_nobody_there_is_an_error(name: str, client: httpx.AsyncClient) -> None:
-    gone = wiring.connect(Endpoint(name="gone", provider=name, url=closed_port()), client)[1]
+    gone = endpoints.connect(Endpoint(name="gone", provider=name, url=closed_port()), client)[1]
     with pytest.raises(ProviderUnavailable, match="gone cannot be reached"):
         await collect(gone.chat(chat(), model="tiny"))
     probe = await gone.probe()
@@ -336,7 +336,7 @@ async def test_a_dead_kept_connection_is_opened_anew(fake: Any, served: Served) 
     """llama-server closes connections right after a stream, just when the next request is sent on them."""
     transport = _DiesOnce()
     async with httpx.AsyncClient(transport=transport) as client:
-        again = wiring.connect(served.endpoint("x", served.url), client)[1]
+        again = endpoints.connect(served.endpoint("x", served.url), client)[1]
         assert text(await collect(again.chat(chat(), model="tiny"))) == "Hello, Wörld 🌍"
     assert transport.died
 
@@ -375,7 +375,7 @@ async def test_its_fake_can_be_started_alone(served: Served, client: httpx.Async
     async with served.stand.make() as fake:
         assert fake.url.startswith(fake.base)
         stand = replace(served, base=fake.base)
-        alone = wiring.connect(stand.endpoint("alone", stand.url), client)[1]
+        alone = endpoints.connect(stand.endpoint("alone", stand.url), client)[1]
         assert text(await collect(alone.chat(chat(), model="tiny"))) == "Hello, Wörld 🌍"
         assert fake.asked
 

@@ -15,9 +15,9 @@ from goblin_tiny.recipe import Recipe, Shape
 
 
 def random_weights(shape, seed=0):
-    rng = np.random.default_rng(seed)
+    dice = np.random.default_rng(seed)
     return {
-        name: rng.normal(0, 0.2, size).astype(np.float32) if len(size) == 2 else np.ones(size, np.float32)
+        name: dice.normal(0, 0.2, size).astype(np.float32) if len(size) == 2 else np.ones(size, np.float32)
         for name, size in shape.tensors()
     }
 

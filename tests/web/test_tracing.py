@@ -144,10 +144,11 @@ def test_the_environment_says_whether_anybody_traces() -> None:
     # In a process of its own: settings are read once in each.
     code = (
         "import os; os.environ['OTEL_TRACES_EXPORTER'] = 'console'\n"
-        "from goblin.wiring import process as wiring\n"
-        "print(type(wiring.tracer()).__name__)\n"
-        "os.environ['OTEL_SDK_DISABLED'] = 'true'; wiring.tracer.cache_clear(); wiring.settings.cache_clear()\n"
-        "print(wiring.tracer())"
+        "from goblin.wiring.gateway import tracer\n"
+        "from goblin.wiring.process import settings\n"
+        "print(type(tracer()).__name__)\n"
+        "os.environ['OTEL_SDK_DISABLED'] = 'true'; tracer.cache_clear(); settings.cache_clear()\n"
+        "print(tracer())"
     )
     told = subprocess.check_output([sys.executable, "-c", code], text=True, timeout=60)
     assert told.split() == ["Telemetry", "None"]

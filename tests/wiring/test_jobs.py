@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from goblin.wiring import jobs as job_wiring
-from goblin.wiring import process as wiring
+from goblin.wiring import process
 
 KEYS = {"VASTAI_API_KEY": "v", "RUNPOD_API_KEY": "r"}
 HERE = {"VAST_API_URL": "http://127.0.0.1:8087", "RUNPOD_API_BASE_URL": "http://localhost:8087/v2"}
@@ -18,9 +18,9 @@ def _settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name in (*KEYS, *HERE, "GOBLIN_LOCAL_INSTANCES", "GOBLIN_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("GOOGLE_CLOUD_PROJECT", "p")
-    wiring.settings.cache_clear()
+    process.settings.cache_clear()
     yield
-    wiring.settings.cache_clear()
+    process.settings.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -39,4 +39,4 @@ async def test_a_provider_is_rented_from_if_its_machines_can_reach_us(
 ) -> None:
     for name, value in {**variables, "GOBLIN_URL": url}.items():
         monkeypatch.setenv(name, value)
-    assert set(job_wiring._compute()) == rented
+    assert set(job_wiring._compute(process.here())) == rented

@@ -9,7 +9,7 @@ import pytest
 
 from goblin.core.endpoints import Capability, Endpoint, Price
 from goblin.gateway.domain.catalog import Strategy
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from goblin.wiring.settings import BadConfiguration, Settings, read_catalog
 
 MINIMAL = '[[endpoints]]\nname = "a"\nprovider = "openai"\nurl = "http://a"\n'
@@ -54,7 +54,7 @@ def test_an_endpoint_without_its_variables_is_not_configured(env: dict[str, str]
 def test_every_provider_that_the_file_names_exists() -> None:
     env = {"LLAMACPP_URL": "http://l", "OLLAMA_URL": "http://o", "OPENAI_BASE_URL": "http://x"}
     for endpoint in Settings.from_env(env).catalog().endpoints:
-        assert endpoint.provider in wiring.provider_names()
+        assert endpoint.provider in endpoints.provider_names()
 
 
 def test_everything_that_can_be_said() -> None:

@@ -65,10 +65,10 @@ def greeting(rng: Random) -> Turn:
 
 
 def arithmetic(rng: Random) -> Turn:
-    rng = rng.random()
-    if rng < 0.15:
+    dice = rng.random()
+    if dice < 0.15:
         return product(rng)
-    return total(rng) if rng < 0.70 else difference(rng)
+    return total(rng) if dice < 0.70 else difference(rng)
 
 
 def total(rng: Random) -> Turn:

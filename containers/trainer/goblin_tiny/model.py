@@ -36,14 +36,14 @@ class Llama(nn.Module):
             hidden = block(hidden, self.cosines, self.sines)
         return functional.linear(self.output_norm(hidden), self.token_embd.weight)
 
-    def _draw_weights(self, rng: torch.Generator) -> None:
+    def _draw_weights(self, dice: torch.Generator) -> None:
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 continue  # Norms start at one.
             # What is added to the residual stream starts smaller, so that its size does not grow with depth.
             added = name.endswith(("attn_output.weight", "ffn_down.weight"))
             deviation = 0.02 / math.sqrt(2 * self.shape.layers) if added else 0.02
-            nn.init.normal_(weight, std=deviation, generator=rng)
+            nn.init.normal_(weight, std=deviation, generator=dice)
 
 
 class Block(nn.Module):

@@ -69,11 +69,11 @@ def set_limit(
     reach(data)
 
     async def work() -> bool:
-        from goblin.wiring import models as model_wiring
-        from goblin.wiring import process as wiring
+        from goblin.wiring import billing as billing_wiring
+        from goblin.wiring import endpoints
 
-        await service.limit(account, period, chosen, model_wiring.budgets())
-        return account.split("/")[0] in {*APART, *wiring.provider_names(), *RENTED}
+        await service.limit(account, period, chosen, billing_wiring.budgets())
+        return account.split("/")[0] in {*APART, *endpoints.provider_names(), *RENTED}
 
     known = run(work())
     if chosen is not None and not known:
@@ -107,9 +107,9 @@ def show(month: str | None, as_json: bool, data: Path | None) -> None:
     window = month or month_of(datetime.now(UTC))
 
     async def work() -> _Shown:
-        from goblin.wiring import models as model_wiring
+        from goblin.wiring import billing as billing_wiring
 
-        deps = model_wiring.budgets()
+        deps = billing_wiring.budgets()
         ledger = deps.ledger
         return _Shown(
             window=window,
@@ -165,9 +165,9 @@ def thaw(account: str, as_json: bool, data: Path | None) -> None:
     reach(data)
 
     async def work() -> list[Freeze]:
-        from goblin.wiring import models as model_wiring
+        from goblin.wiring import billing as billing_wiring
 
-        return await service.thaw(account, actor=person(), wish_id=uuid.uuid4().hex, deps=model_wiring.budgets())
+        return await service.thaw(account, actor=person(), wish_id=uuid.uuid4().hex, deps=billing_wiring.budgets())
 
     lifted = run(work())
     if as_json:

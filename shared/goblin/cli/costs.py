@@ -33,9 +33,9 @@ def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
     window = month or month_of(now)
 
     async def work() -> tuple[Sequence[Balance], Sequence[Allocation]]:
-        from goblin.wiring import process as wiring
+        from goblin.wiring import ledger as ledger_wiring
 
-        ledger = wiring.ledger()
+        ledger = ledger_wiring.ledger()
         return await ledger.balances(window), await ledger.allocations()
 
     balances, allocations = run(work())

@@ -82,9 +82,9 @@ def create(
     )
 
     async def work() -> None:
-        from goblin.wiring import process as wiring
+        from goblin.wiring import gateway as gateway_wiring
 
-        await wiring.key_store().put(key)
+        await gateway_wiring.key_store().put(key)
 
     run(work())
     if as_json:
@@ -119,10 +119,10 @@ def revoke(which: str, as_json: bool, data: Path | None) -> None:
     reach(data)
 
     async def work() -> ApiKey:
-        from goblin.wiring import process as wiring
+        from goblin.wiring import gateway as gateway_wiring
 
         key = _only([key for key in await _all() if not key.disabled], which)
-        if not await wiring.key_store().disable(key.digest):
+        if not await gateway_wiring.key_store().disable(key.digest):
             raise NotFound(f"There is no key {which!r} any more.")
         return key
 
@@ -134,9 +134,9 @@ def revoke(which: str, as_json: bool, data: Path | None) -> None:
 
 
 async def _all() -> Sequence[ApiKey]:
-    from goblin.wiring import process as wiring
+    from goblin.wiring import gateway as gateway_wiring
 
-    return await wiring.key_store().all()
+    return await gateway_wiring.key_store().all()
 
 
 def _only(keys: Sequence[ApiKey], which: str) -> ApiKey:

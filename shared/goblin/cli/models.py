@@ -77,7 +77,7 @@ async def _register(name: ModelName, version: str, file: Path) -> Version:
     from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-    from goblin.wiring import models as model_wiring
+    from goblin.wiring import registry as registry_wiring
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     size = file.stat().st_size  # noqa: ASYNC240 - nothing else runs here
@@ -88,7 +88,7 @@ async def _register(name: ModelName, version: str, file: Path) -> Version:
             shown.update(task, completed=done, description="upload" if done > size else "digest")
 
         return await service.register(
-            name, version, file, actor=person(), progress=progress, deps=model_wiring.registry()
+            name, version, file, actor=person(), progress=progress, deps=registry_wiring.registry()
         )
 
 
@@ -104,9 +104,9 @@ def promote(name: ModelName, version: str, expect: str | None, reason: str, as_j
     reach(data)
 
     async def work() -> service.PromotionOutcome:
-        from goblin.wiring import models as model_wiring
+        from goblin.wiring import registry as registry_wiring
 
-        deps = model_wiring.registry()
+        deps = registry_wiring.registry()
         return await service.promote(name, version, expected=expect, request=_request(reason), deps=deps)
 
     _show_move(run(work()), as_json)
@@ -123,9 +123,9 @@ def rollback(name: ModelName, expect: str | None, reason: str, as_json: bool, da
     reach(data)
 
     async def work() -> service.PromotionOutcome:
-        from goblin.wiring import models as model_wiring
+        from goblin.wiring import registry as registry_wiring
 
-        deps = model_wiring.registry()
+        deps = registry_wiring.registry()
         return await service.rollback(name, expected=expect, request=_request(reason), deps=deps)
 
     _show_move(run(work()), as_json)
@@ -139,9 +139,9 @@ def list_models(as_json: bool, data: Path | None) -> None:
     reach(data)
 
     async def work() -> list[serving.RolloutOverview]:
-        from goblin.wiring import models as model_wiring
+        from goblin.wiring import registry as registry_wiring
 
-        return await serving.overview(model_wiring.serve())
+        return await serving.overview(registry_wiring.rollout())
 
     found = run(work())
     if as_json:
@@ -171,9 +171,9 @@ def show(name: ModelName, as_json: bool, data: Path | None) -> None:
     reach(data)
 
     async def work() -> tuple[serving.RolloutOverview, list[Promotion]]:
-        from goblin.wiring import models as model_wiring
+        from goblin.wiring import registry as registry_wiring
 
-        deps = model_wiring.serve()
+        deps = registry_wiring.rollout()
         found = next((one for one in await serving.overview(deps) if one.name == name), None)
         if found is None:
             raise NotFound(f"There is no model {name}.")

@@ -16,7 +16,7 @@ from goblin.gateway.domain import requests
 from goblin.gateway.domain.chat import ChatChunk, Usage
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.anthropic.codec import messages_body
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.anthropic import NEW, OLD, FakeAnthropic, check
 from tests.fakes.openai_like import Call, Script
 from tests.fakes.serving import serve
@@ -42,7 +42,7 @@ def fake() -> FakeAnthropic:
 @pytest.fixture
 async def provider(fake: FakeAnthropic, url: str) -> AsyncIterator[ChatProvider]:
     async with httpx.AsyncClient() as client:
-        yield wiring.connect(endpoint(url), client)[1]
+        yield endpoints.connect(endpoint(url), client)[1]
 
 
 def endpoint(url: str = "http://x", **options: str) -> Endpoint:

@@ -16,7 +16,7 @@ from goblin.gateway.domain import requests
 from goblin.gateway.domain.chat import ChatChunk
 from goblin.gateway.domain.endpoint_health import Finding
 from goblin.gateway.ports import ChatProvider
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.openai_like import FakeOpenAI, Script
 from tests.fakes.serving import serve
 
@@ -38,7 +38,7 @@ def fake() -> FakeOpenAI:
 @pytest.fixture
 async def provider(fake: FakeOpenAI, url: str) -> AsyncIterator[ChatProvider]:
     async with httpx.AsyncClient() as client:
-        yield wiring.connect(Endpoint(name="e", provider="llamacpp", url=url, api_key="k"), client)[1]
+        yield endpoints.connect(Endpoint(name="e", provider="llamacpp", url=url, api_key="k"), client)[1]
 
 
 async def answer(provider: ChatProvider, **more: Any) -> list[ChatChunk]:
@@ -182,7 +182,7 @@ async def test_openai_is_sent_the_new_limit_and_its_429_about_money_is_about_mon
 ) -> None:
     transport = _Sent(code)
     async with httpx.AsyncClient(transport=transport) as client:
-        provider = wiring.connect(Endpoint(name="o", provider="openai", url=url, options=options), client)[1]
+        provider = endpoints.connect(Endpoint(name="o", provider="openai", url=url, options=options), client)[1]
         with pytest.raises(ProviderUnavailable) as caught:
             await answer(provider, max_tokens=5)
     assert caught.value.fault is Fault.MONEY
@@ -193,7 +193,7 @@ async def test_openai_is_sent_the_new_limit_and_its_429_about_money_is_about_mon
 async def test_an_unknown_name_for_the_limit_is_refused_at_the_start() -> None:
     async with httpx.AsyncClient() as client:
         with pytest.raises(Broken, match="limit"):
-            wiring.connect(Endpoint(name="o", provider="openai", url="http://x", options={"limit": "n"}), client)
+            endpoints.connect(Endpoint(name="o", provider="openai", url="http://x", options={"limit": "n"}), client)
 
 
 BEGUN = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hel"}]
@@ -214,7 +214,9 @@ async def test_who_must_be_told_to_continue_a_message_is_told(
     able = ORDINARY | ({Capability.PREFILL} if prefills else set())
     at = url if kind == "llamacpp" else f"{url}/v1"
     async with httpx.AsyncClient() as client:
-        provider = wiring.connect(Endpoint(name="e", provider=kind, url=at, api_key="k", capabilities=able), client)[1]
+        provider = endpoints.connect(Endpoint(name="e", provider=kind, url=at, api_key="k", capabilities=able), client)[
+            1
+        ]
         await answer(provider, messages=messages)
     sent = {key: fake.asked[-1].get(key) for key in ("continue_final_message", "add_generation_prompt")}
     wanted = (True, False) if is_told else (None, None)

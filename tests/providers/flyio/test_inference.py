@@ -10,7 +10,7 @@ import pytest
 
 from goblin.core.endpoints import Endpoint
 from goblin.gateway.domain.endpoint_health import Finding, Probe, Warmth
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.flyio import FakeFly, machine
 from tests.fakes.serving import serve
 
@@ -33,7 +33,7 @@ async def look(url: str, token: str | None = "FlyV1 t", **more: Any) -> Probe:
     options = {"app": "chat", "api": f"{url}/machines/v1", **more}
     endpoint = Endpoint(name="fly", provider="flyio", url=url, account_key=token, options=options)
     async with httpx.AsyncClient() as client:
-        return await wiring.connect(endpoint, client)[1].probe()
+        return await endpoints.connect(endpoint, client)[1].probe()
 
 
 @pytest.mark.parametrize(

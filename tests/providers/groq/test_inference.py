@@ -14,7 +14,7 @@ from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain import requests
 from goblin.gateway.domain.chat import ChatChunk, Usage
 from goblin.gateway.ports import ChatProvider
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.groq import FakeGroq
 from tests.fakes.openai_like import Script
 from tests.fakes.serving import serve
@@ -37,7 +37,7 @@ def fake() -> FakeGroq:
 @pytest.fixture
 async def provider(fake: FakeGroq, url: str) -> AsyncIterator[ChatProvider]:
     async with httpx.AsyncClient() as client:
-        yield wiring.connect(Endpoint(name="g", provider="groq", url=url, api_key="k"), client)[1]
+        yield endpoints.connect(Endpoint(name="g", provider="groq", url=url, api_key="k"), client)[1]
 
 
 async def answer(provider: ChatProvider, **more: Any) -> list[ChatChunk]:

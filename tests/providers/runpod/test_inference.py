@@ -20,7 +20,7 @@ from goblin.gateway.domain.chat import ChatChunk, Usage
 from goblin.gateway.domain.endpoint_health import Finding, Warmth
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.runpod import queue as runpod_queue
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.openai_like import Script
 from tests.fakes.runpod import FakeRunPod
 from tests.fakes.serving import serve
@@ -55,7 +55,7 @@ async def connect(fake: FakeRunPod, base: str) -> AsyncIterator[Connect]:
                 models=("tiny",),
                 options={"route": "queue", **options},
             )
-            return wiring.connect(endpoint, client)[1]
+            return endpoints.connect(endpoint, client)[1]
 
         yield connecting
 
@@ -95,7 +95,7 @@ async def test_a_job_that_is_paid_by_the_second_runs_no_longer_than_was_paid_for
             name="rp", provider="runpod", url=f"{base}/v2/ep1", api_key="k", models=("tiny",),
             options={"route": "queue"}, price_usd_micros_per_hour=1, sleeps_after_s=5, request_s_max=90.0,
         )  # fmt: skip
-        await answer(wiring.connect(endpoint, client)[1])
+        await answer(endpoints.connect(endpoint, client)[1])
     assert fake.submitted[-1]["policy"]["executionTimeout"] == 90_000
 
 

@@ -19,17 +19,11 @@ from localgpus.vast import control
 from localgpus.vast.faults import Fault as Trouble
 from localgpus.vast.state import Rival
 from tests.localgpus.vast import machine
-from tests.providers.vastai.stage import (
-    GONE,
-    LABEL,
-    STAGE,
-    WANTED,
-    Hourglass,
-    listed,
-    offers,
-    order,
-    town,  # A fixture.
-)
+from tests.providers.vastai.stage import GONE, LABEL, STAGE, WANTED, Hourglass, listed, offers, order, town
+from tests.providers.vastai.stage import connect as connect  # A fixture.
+from tests.providers.vastai.stage import glass as glass  # A fixture.
+from tests.providers.vastai.stage import provider as provider  # A fixture.
+from tests.providers.vastai.stage import url as url  # A fixture.
 
 
 async def test_an_offer_is_in_our_words_and_units(provider: ComputeProvider) -> None:

@@ -17,16 +17,11 @@ from goblin.providers.vastai.api import RequestLine
 from localgpus.vast.faults import Fault as Trouble
 from tests.fakes.serving import closed_port
 from tests.localgpus.vast import machine
-from tests.providers.vastai.stage import (
-    GONE,
-    LABEL,
-    STAGE,
-    Hourglass,
-    listed,
-    offers,
-    order,
-    town,  # A fixture.
-)
+from tests.providers.vastai.stage import GONE, LABEL, STAGE, Hourglass, listed, offers, order, town
+from tests.providers.vastai.stage import connect as connect  # A fixture.
+from tests.providers.vastai.stage import glass as glass  # A fixture.
+from tests.providers.vastai.stage import provider as provider  # A fixture.
+from tests.providers.vastai.stage import url as url  # A fixture.
 
 
 async def test_an_instance_is_given_its_order_and_nothing_else(provider: ComputeProvider) -> None:

@@ -19,7 +19,7 @@ from goblin.gateway.domain.endpoint_health import Finding, Warmth
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.vastai import inference as vastai
 from goblin.providers.vastai.instances import ServerInstance, VastInstances
-from goblin.wiring import process as wiring
+from goblin.wiring import endpoints
 from tests.fakes.openai_like import Script
 from tests.fakes.serving import closed_port, serve
 from tests.fakes.vastai import FakeVast, instance
@@ -52,7 +52,7 @@ def endpoint(url: str, **more: Any) -> Endpoint:
 @pytest.fixture
 async def connect(fake: FakeVast, url: str) -> AsyncIterator[Callable[..., ChatProvider]]:
     async with httpx.AsyncClient() as client:
-        yield lambda **more: wiring.connect(endpoint(url, **more), client)[1]
+        yield lambda **more: endpoints.connect(endpoint(url, **more), client)[1]
 
 
 @pytest.fixture
