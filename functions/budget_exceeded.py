@@ -6,7 +6,7 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin.billing import budgets as budget
+from goblin.billing import budgets
 from goblin.core import events
 from goblin.web import asgi
 from goblin.wiring import billing as billing_wiring
@@ -18,5 +18,5 @@ from goblin.wiring import process
 async def on_budget_exceeded(request: Request) -> Response:
     await process.verify_caller(request.headers.get("authorization"))
     event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
-    await budget.follow(event, billing_wiring.budgets())
+    await budgets.follow(event, billing_wiring.budgets())
     return Response(status_code=204)

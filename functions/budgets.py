@@ -6,7 +6,7 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin.billing import budgets as budget
+from goblin.billing import budgets as budget_service
 from goblin.core.errors import MethodNotAllowed, NotFound
 from goblin.gateway.ports import Scope
 from goblin.web import asgi
@@ -22,4 +22,4 @@ async def budgets(request: Request) -> Response:
     if request.method not in ("GET", "HEAD"):
         raise MethodNotAllowed("Budgets are set with `goblin budget set`.")
     await gateway_wiring.gateway().keys.authenticate(request.headers.get("authorization"), Scope.OPERATE)
-    return asgi.json_response(await budget.overview(billing_wiring.budgets()))
+    return asgi.json_response(await budget_service.overview(billing_wiring.budgets()))

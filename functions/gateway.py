@@ -16,55 +16,50 @@ from starlette.routing import Route
 
 from goblin import __version__
 from goblin.core.money import plain_usd
-from goblin.gateway import inference as chat
-from goblin.gateway import receipts
+from goblin.gateway import inference, receipts
 from goblin.gateway.domain import requests
 from goblin.gateway.keys import check_model, may_ask
 from goblin.gateway.ports import ApiKey, HttpReply, Scope
-from goblin.web import anthropic_requests as anthropic_asks
-from goblin.web import anthropic_responses as anthropic_face
-from goblin.web import asgi
-from goblin.web import metrics as prometheus
-from goblin.web import openai_responses as openai_face
+from goblin.web import anthropic_requests, anthropic_responses, asgi, metrics, openai_responses
 from goblin.wiring import gateway as gateway_wiring
 
-Work = Callable[[chat.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
+Work = Callable[[inference.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
 Refuse = Callable[[Exception], HttpReply]
 ANTHROPIC_VERSION = "anthropic-version"
 """Sent by Anthropic's clients with every request, and by nobody else."""
 
 
-async def chat_completions(call: chat.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+async def chat_completions(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
     asked = requests.parse(requests.ChatRequest, body)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
         usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return _events(openai_face.chat_events(chunks, include_usage=usage))
-    return HttpReply(content=await openai_face.whole_chat(chunks))
+        return _events(openai_responses.chat_events(chunks, include_usage=usage))
+    return HttpReply(content=await openai_responses.whole_chat(chunks))
 
 
-async def completions(call: chat.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+async def completions(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
     asked = requests.parse(requests.CompletionRequest, body)
     chunks = await call.complete(asked, strategy=strategy)
     if asked.stream:
         usage = asked.stream_options is not None and asked.stream_options.include_usage
-        return _events(openai_face.completion_events(chunks, include_usage=usage))
-    return HttpReply(content=await openai_face.whole_completion(chunks))
+        return _events(openai_responses.completion_events(chunks, include_usage=usage))
+    return HttpReply(content=await openai_responses.whole_completion(chunks))
 
 
-async def embeddings(call: chat.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+async def embeddings(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
     asked = requests.parse(requests.EmbeddingsRequest, body)
     vectors = await call.embed(asked, strategy=strategy)
     as_base64 = asked.encoding_format == "base64"
-    return HttpReply(content=openai_face.embedding_list(vectors, model=asked.model, as_base64=as_base64))
+    return HttpReply(content=openai_responses.embedding_list(vectors, model=asked.model, as_base64=as_base64))
 
 
-async def messages(call: chat.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
-    asked = anthropic_asks.parse(body)
+async def messages(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+    asked = anthropic_requests.parse(body)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
-        return _events(anthropic_face.message_events(chunks, asked))
-    return HttpReply(content=await anthropic_face.whole_message(chunks, asked))
+        return _events(anthropic_responses.message_events(chunks, asked))
+    return HttpReply(content=await anthropic_responses.whole_message(chunks, asked))
 
 
 def _inference(
@@ -73,7 +68,9 @@ def _inference(
     """A route that is authenticated, metered and settled, and stops when the caller hangs up."""
 
     async def route(request: Request) -> Response:
-        call = chat.InferenceCall(gateway_wiring.gateway(), operation, traceparent=request.headers.get("traceparent"))
+        call = inference.InferenceCall(
+            gateway_wiring.gateway(), operation, traceparent=request.headers.get("traceparent")
+        )
         heard = asyncio.Event()
 
         async def produce() -> HttpReply:
@@ -110,11 +107,11 @@ def _authorization(request: Request) -> str | None:
 
 
 def _refused_in_anthropics_words(error: Exception) -> HttpReply:
-    status, content = anthropic_face.refusal(error)
+    status, content = anthropic_responses.refusal(error)
     return replace(asgi.error_answer(error), status=status, content=content)
 
 
-def _explanation(call: chat.InferenceCall) -> dict[str, str]:
+def _explanation(call: inference.InferenceCall) -> dict[str, str]:
     """Why this answer: who gave it, after how many attempts, and where the time went."""
     phases = ", ".join(f"{phase};dur={spent_ms:.1f}" for phase, spent_ms in call.timings_ms.items())
     headers = {
@@ -140,10 +137,10 @@ def _events(parts: AsyncGenerator[bytes, None]) -> HttpReply:
 async def count_message_tokens(request: Request) -> Response:
     try:
         await _authenticated(request)
-        asked = anthropic_asks.parse_to_count(await asgi.read_body(request))
+        asked = anthropic_requests.parse_to_count(await asgi.read_body(request))
     except Exception as error:  # noqa: BLE001  As in asgi.answers_errors.
         return asgi.respond(_refused_in_anthropics_words(error))
-    return asgi.json_response({"input_tokens": anthropic_face.count_tokens(asked)})
+    return asgi.json_response({"input_tokens": anthropic_responses.count_tokens(asked)})
 
 
 @asgi.answers_errors
@@ -151,8 +148,8 @@ async def list_models(request: Request) -> Response:
     deps, key = await _authenticated(request)
     models = [model for model in await deps.router.models() if may_ask(key, model.id)]
     if ANTHROPIC_VERSION in request.headers:
-        return asgi.json_response(anthropic_face.model_list([model.id for model in models]))
-    found = [openai_face.model_object(m.id, ", ".join(m.endpoints)) for m in models]
+        return asgi.json_response(anthropic_responses.model_list([model.id for model in models]))
+    found = [openai_responses.model_object(m.id, ", ".join(m.endpoints)) for m in models]
     return asgi.json_response({"object": "list", "data": found})
 
 
@@ -162,8 +159,8 @@ async def show_model(request: Request) -> Response:
     check_model(key, request.path_params["model_id"])
     found = await deps.router.model(request.path_params["model_id"])
     if ANTHROPIC_VERSION in request.headers:
-        return asgi.json_response(anthropic_face.model_object(found.id))
-    return asgi.json_response(openai_face.model_object(found.id, ", ".join(found.endpoints)))
+        return asgi.json_response(anthropic_responses.model_object(found.id))
+    return asgi.json_response(openai_responses.model_object(found.id, ", ".join(found.endpoints)))
 
 
 @asgi.answers_errors
@@ -196,10 +193,10 @@ async def show_providers(request: Request) -> Response:
 @asgi.answers_errors
 async def show_metrics(request: Request) -> Response:
     await _authenticated(request, Scope.OPERATE)
-    return Response(gateway_wiring.meter().text(), media_type=prometheus.MEDIA_TYPE)
+    return Response(gateway_wiring.meter().text(), media_type=metrics.MEDIA_TYPE)
 
 
-async def _authenticated(request: Request, scope: Scope = Scope.INFERENCE) -> tuple[chat.InferenceDeps, ApiKey]:
+async def _authenticated(request: Request, scope: Scope = Scope.INFERENCE) -> tuple[inference.InferenceDeps, ApiKey]:
     deps = gateway_wiring.gateway()
     return deps, await deps.keys.authenticate(_authorization(request), scope)
 

@@ -14,13 +14,10 @@ from starlette.routing import Route
 from goblin.core import events
 from goblin.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from goblin.gateway.ports import Scope
-from goblin.jobs import attempt_logs as logs
+from goblin.jobs import attempt_logs, reconcile, worker_api
 from goblin.jobs import lifecycle as service
-from goblin.jobs import reconcile
-from goblin.jobs import worker_api as leases
 from goblin.jobs.lifecycle import JobDeps
-from goblin.web import asgi
-from goblin.web import jobs_schema as jobs_face
+from goblin.web import asgi, jobs_schema
 from goblin.wiring import gateway as gateway_wiring
 from goblin.wiring import jobs as job_wiring
 
@@ -31,7 +28,7 @@ async def _person(request: Request) -> str:
     """The name of the API key; an attempt's token opens the gateway and its own job, never this."""
     authorization = request.headers.get("authorization")
     key = await gateway_wiring.gateway().keys.authenticate(authorization, Scope.JOBS)
-    if leases.is_token(_bearer(request)):
+    if worker_api.is_token(_bearer(request)):
         raise Forbidden("an attempt's token may not do this")
     return key.name
 
@@ -46,10 +43,10 @@ def _bearer(request: Request) -> str:
 @asgi.answers_errors
 async def submit(request: Request) -> Response:
     await _person(request)
-    spec = jobs_face.parse(events.JobRequested, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    spec = jobs_schema.parse(events.JobRequested, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     job = await service.submit(spec, job_wiring.jobs())
     await reconcile.reconcile(job_wiring.jobs(), only=job.job_id)
-    return asgi.json_response(jobs_face.job(await service.show(job.job_id, job_wiring.jobs())), status=202)
+    return asgi.json_response(jobs_schema.job(await service.show(job.job_id, job_wiring.jobs())), status=202)
 
 
 @asgi.answers_errors
@@ -59,20 +56,20 @@ async def list_jobs(request: Request) -> Response:
     if not limit.isdigit() or not 1 <= int(limit) <= LISTED_MAX:
         raise InvalidRequest(f"limit is 1 to {LISTED_MAX}", param="limit")
     found = await service.recent(int(limit), job_wiring.jobs())
-    return asgi.json_response({"object": "list", "data": [jobs_face.job(job) for job in found]})
+    return asgi.json_response({"object": "list", "data": [jobs_schema.job(job) for job in found]})
 
 
 @asgi.answers_errors
 async def show(request: Request) -> Response:
     await _person(request)
-    return asgi.json_response(jobs_face.job(await service.show(request.path_params["job_id"], job_wiring.jobs())))
+    return asgi.json_response(jobs_schema.job(await service.show(request.path_params["job_id"], job_wiring.jobs())))
 
 
 @asgi.answers_errors
 async def cancel(request: Request) -> Response:
     name = await _person(request)
     job = await service.cancel(request.path_params["job_id"], job_wiring.jobs(), by=name)
-    return asgi.json_response(jobs_face.job(job))
+    return asgi.json_response(jobs_schema.job(job))
 
 
 @asgi.answers_errors
@@ -81,8 +78,8 @@ async def show_log(request: Request) -> Response:
     attempt = request.query_params.get("attempt")
     if attempt is not None and not (attempt.isdecimal() and len(attempt) < 10):
         raise InvalidRequest("attempt is a number", param="attempt")
-    found = await logs.read(request.path_params["job_id"], int(attempt) if attempt else None, job_wiring.jobs())
-    return asgi.json_response(jobs_face.log(found.attempt, found.text, whole=found.whole))
+    found = await attempt_logs.read(request.path_params["job_id"], int(attempt) if attempt else None, job_wiring.jobs())
+    return asgi.json_response(jobs_schema.log(found.attempt, found.text, whole=found.whole))
 
 
 Work = Callable[[str, str, Request, JobDeps], Awaitable[object]]
@@ -101,57 +98,59 @@ def _attempt(work: Work) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def claim(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
-    return jobs_face.assignment(await leases.claim(job_id, token, deps))
+    return jobs_schema.assignment(await worker_api.claim(job_id, token, deps))
 
 
 async def inputs(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
-    return jobs_face.inputs(await leases.inputs(job_id, token, deps))
+    return jobs_schema.inputs(await worker_api.inputs(job_id, token, deps))
 
 
 async def heartbeat(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    beat = jobs_face.parse(jobs_face.HeartbeatBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
-    return jobs_face.standing(await leases.heartbeat(job_id, token, beat.step, deps, told=beat.told()))
+    beat = jobs_schema.parse(jobs_schema.HeartbeatBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
+    return jobs_schema.standing(await worker_api.heartbeat(job_id, token, beat.step, deps, told=beat.told()))
 
 
 async def begin_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.BeginCheckpointBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
+    said = jobs_schema.parse(jobs_schema.BeginCheckpointBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     files = [file.artifact() for file in said.files]
-    upload_id, grants = await leases.begin_checkpoint(job_id, token, said.step, files, deps)
-    return {"upload_id": upload_id, "grants": {name: jobs_face.grant(grant) for name, grant in grants.items()}}
+    upload_id, grants = await worker_api.begin_checkpoint(job_id, token, said.step, files, deps)
+    return {"upload_id": upload_id, "grants": {name: jobs_schema.grant(grant) for name, grant in grants.items()}}
 
 
 async def commit_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.CommitCheckpointBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
-    saved = await leases.commit_checkpoint(
+    said = jobs_schema.parse(
+        jobs_schema.CommitCheckpointBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX)
+    )
+    saved = await worker_api.commit_checkpoint(
         job_id, token, request.path_params["step"], said.previous_step, said.upload_id,
         [file.artifact() for file in said.files], deps, loss=said.loss,
     )  # fmt: skip
-    return jobs_face.checkpoint(saved)
+    return jobs_schema.checkpoint(saved)
 
 
 async def log_piece(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.LogPieceBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
-    given = await leases.log_piece(job_id, token, said.number, size=said.size, crc32c=said.crc32c, deps=deps)
-    return jobs_face.grant(given)
+    said = jobs_schema.parse(jobs_schema.LogPieceBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
+    given = await worker_api.log_piece(job_id, token, said.number, size=said.size, crc32c=said.crc32c, deps=deps)
+    return jobs_schema.grant(given)
 
 
 async def finish(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.FinishBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
-    await leases.finish(job_id, token, deps, step=said.step)
+    said = jobs_schema.parse(jobs_schema.FinishBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
+    await worker_api.finish(job_id, token, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
     return {"state": (await service.show(job_id, deps)).state}
 
 
 async def withdraw(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.ReasonBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
-    job = await leases.withdraw(job_id, token, said.reason, deps, step=said.step)
+    said = jobs_schema.parse(jobs_schema.ReasonBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
+    job = await worker_api.withdraw(job_id, token, said.reason, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
     return {"state": job.state}
 
 
 async def fail(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
-    said = jobs_face.parse(jobs_face.ReasonBody, await asgi.read_body(request, jobs_face.BODY_BYTES_MAX))
-    return {"state": (await leases.fail(job_id, token, said.reason, deps)).state}
+    said = jobs_schema.parse(jobs_schema.ReasonBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
+    return {"state": (await worker_api.fail(job_id, token, said.reason, deps)).state}
 
 
 _router = Starlette(

@@ -9,7 +9,7 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin.registry import rollout as serving
+from goblin.registry import rollout
 from goblin.web import asgi
 from goblin.wiring import process
 from goblin.wiring import registry as registry_wiring
@@ -19,5 +19,5 @@ from goblin.wiring import registry as registry_wiring
 @asgi.answers_errors
 async def serve_promoted(request: Request) -> Response:
     await process.verify_caller(request.headers.get("authorization"))
-    await serving.tick(registry_wiring.rollout())
+    await rollout.tick(registry_wiring.rollout())
     return Response(status_code=204)

@@ -6,7 +6,7 @@ import functions_framework.aio
 from starlette.requests import Request
 from starlette.responses import Response
 
-from goblin.billing import settlement as settling
+from goblin.billing import settlement
 from goblin.web import asgi
 from goblin.wiring import billing as billing_wiring
 from goblin.wiring import process
@@ -16,4 +16,4 @@ from goblin.wiring import process
 @asgi.answers_errors
 async def settle_spend(request: Request) -> Response:
     await process.verify_caller(request.headers.get("authorization"))
-    return asgi.json_response(await settling.settle(billing_wiring.settlement()))
+    return asgi.json_response(await settlement.settle(billing_wiring.settlement()))

@@ -22,8 +22,7 @@ from goblin.cli.loading import load
 from goblin.core.events import CheckpointSaved, JobRequested
 from goblin.core.labels import attempt_label
 from goblin.gcp.storage import GcsObjects
-from goblin.jobs import checkpoints
-from goblin.jobs import worker_api as leases
+from goblin.jobs import checkpoints, worker_api
 from goblin.jobs.domain.checkpoints import Manifest
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import Dataset, Job, JobState, spec_digest
@@ -137,9 +136,9 @@ class Controller:
         """A lease for the next attempt; its token."""
         stored = self.world.jobs.stored[job_id]
         job, now = stored.job, datetime.now(UTC)
-        token = leases.new_token(job_id, job.attempt + 1, f"secret{next(_numbers)}")
+        token = worker_api.new_token(job_id, job.attempt + 1, f"secret{next(_numbers)}")
         lease = AttemptLease(
-            provider="elsewhere", label=attempt_label(job_id, job.attempt + 1), token_sha256=leases.digest(token),
+            provider="elsewhere", label=attempt_label(job_id, job.attempt + 1), token_sha256=worker_api.digest(token),
             placed_at=now, until=now + timedelta(minutes=5), instance_id="i", resumed_step=job.saved_step,
         )  # fmt: skip
         job = replace(job, state=JobState.STARTING, attempt=job.attempt + 1, lease=lease)

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin.jobs.policy import attempt_logs
+from goblin.jobs.policy import worker_reports
 from goblin_agent import logs
 from goblin_agent.logs import Log, room, ship_once
 from goblin_worker.controller import Grant, Over, Rejected
@@ -14,17 +14,17 @@ from goblin_worker.controller import Grant, Over, Rejected
 
 @pytest.mark.parametrize("number", [0, 1, 99, 100, 5000, 9_999, 10_000, 10_001])
 def test_the_agent_knows_what_the_controller_allows(number: int) -> None:
-    assert room(number) == attempt_logs.piece_bytes_max(number)
+    assert room(number) == worker_reports.piece_bytes_max(number)
 
 
 def test_an_attempt_can_write_no_more_than_a_hundred_megabytes() -> None:
-    sizes = map(attempt_logs.piece_bytes_max, range(attempt_logs.PIECES_MAX + 10))
+    sizes = map(worker_reports.piece_bytes_max, range(worker_reports.PIECES_MAX + 10))
     assert sum(sizes) == 107_315_200
 
 
-@pytest.mark.parametrize("number", [-1, attempt_logs.PIECES_MAX])
+@pytest.mark.parametrize("number", [-1, worker_reports.PIECES_MAX])
 def test_there_are_so_many_pieces_and_no_more(number: int) -> None:
-    assert attempt_logs.piece_bytes_max(number) == 0
+    assert worker_reports.piece_bytes_max(number) == 0
 
 
 def test_what_fits_is_kept_word_for_word() -> None:
@@ -135,6 +135,6 @@ async def test_after_the_last_piece_nothing_is_asked() -> None:
 
 def test_a_log_moves_no_cursor_and_rings_no_bell() -> None:
     data = b"a\x1b[31mred\x1b[0m\x07\x00 \x1b]0;title\x07b\tc\r\nd 10%\rd 20%\n\xff\x9b31m" + "é\x85\x9b2J".encode()
-    assert attempt_logs.readable(data) == "ared bc\nd 10%\nd 20%\n�31mé2J".replace("bc", "b\tc").replace(
+    assert worker_reports.readable(data) == "ared bc\nd 10%\nd 20%\n�31mé2J".replace("bc", "b\tc").replace(
         "�31m", "��31m"
     )

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblin.jobs.domain.worker import WorkerReport
-from goblin.jobs.policy.training import impossible
+from goblin.jobs.policy.worker_reports import why_impossible
 from goblin_agent import gpu, task
 from goblin_agent.task import Progress, Said
-from tests.jobs.policy.test_training import job
+from tests.jobs.policy.test_worker_reports import job
 
 NUMBERS = st.one_of(st.integers(), st.floats(), st.none(), st.booleans(), st.text(max_size=3), st.just([1]))
 NAMES = ("step", "total", "loss", "steps_per_s", "save_s")
@@ -26,7 +26,7 @@ def test_nothing_that_a_task_says_makes_its_host_a_liar(lines: list[dict[str, ob
     told = WorkerReport(
         total=said.total_from(saved), loss=said.loss, steps_per_s=said.steps_per_s, save_s=said.save_s, gpu_share=None
     )
-    assert impossible(job(), max(said.step, saved), told) is None
+    assert why_impossible(job(), max(said.step, saved), told) is None
 
 
 @given(st.binary(max_size=50))

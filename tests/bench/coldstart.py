@@ -5,7 +5,7 @@ import subprocess
 import sys
 from typing import Any
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 from tests.bench._show import text_table
 
 RUNS = 5
@@ -34,7 +34,7 @@ def measure(source: str) -> dict[str, Any]:
 def run(words: list[str]) -> dict[str, Any]:
     """Import each function five times; CPU is the best of them, memory the largest."""
     functions = {}
-    for source in sorted(places.functions_folder().glob("[a-z]*.py")):
+    for source in sorted(paths.functions_folder().glob("[a-z]*.py")):
         runs = [measure(str(source)) for _ in range(RUNS)]
         functions[source.stem] = {
             "cpu_s": min(one["cpu_s"] for one in runs),

@@ -19,7 +19,7 @@ from unittest import mock
 
 import psutil
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 from localcloud.google import HOST, free_port
 from tests.bench._gateway import clients
 from tests.bench._show import text_table
@@ -135,7 +135,7 @@ def run(words: list[str]) -> dict[str, Any]:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         port_file = folder / "port"
         command = [sys.executable, "-m", "tests.bench._gateway.upstream", str(port_file)]
-        root = places.checkout()
+        root = paths.checkout()
         stack.enter_context(_process(command, {"PYTHONPATH": str(root)}, folder / "upstream.log"))
         while not port_file.exists() or not port_file.read_text():
             time.sleep(0.02)
@@ -160,7 +160,7 @@ def run(words: list[str]) -> dict[str, Any]:
         bare_source = Path(__file__).parent / "_gateway" / "bare.py"
         with _function("bare", bare_source, {**env, "PYTHONPATH": str(plain)}, folder) as (port, worker):
             bare = _measure(port, worker)
-        with _function("gateway", places.functions_folder() / "gateway.py", env, folder) as (port, worker):
+        with _function("gateway", paths.functions_folder() / "gateway.py", env, folder) as (port, worker):
             ours = _measure(port, worker)
             before = worker.memory_info().rss / 2**20
             _load(port, 16, LONG, abort_every=ABORT_EVERY)

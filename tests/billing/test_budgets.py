@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from goblin.billing import budgets as budget
+from goblin.billing import budgets
 from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.domain.ledger import BudgetAction, EntryKind, LedgerEntry
 from goblin.core.endpoints import Endpoint, Price
@@ -32,8 +32,8 @@ FROM_BILLING = {"billingAccountId": "01-23", "budgetId": "b-1", "schemaVersion":
 
 
 @pytest.fixture
-def deps() -> budget.BudgetDeps:
-    return budget.BudgetDeps(ledger=MemoryLedger(), clock=FixedClock(NOW))
+def deps() -> budgets.BudgetDeps:
+    return budgets.BudgetDeps(ledger=MemoryLedger(), clock=FixedClock(NOW))
 
 
 def event(body: Any, **attributes: str) -> Event:
@@ -41,22 +41,22 @@ def event(body: Any, **attributes: str) -> Event:
 
 
 async def test_a_crossing_freezes_once_and_a_thaw_holds(deps: Any) -> None:
-    await budget.follow(event(OURS), deps)
-    await budget.follow(event({**OURS, "spent_usd_micros": 11}), deps)
+    await budgets.follow(event(OURS), deps)
+    await budgets.follow(event({**OURS, "spent_usd_micros": 11}), deps)
     assert len(await deps.ledger.actions(limit=9)) == 1
-    (lifted,) = await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    (lifted,) = await budgets.thaw("openai", actor="ann", wish_id="w", deps=deps)
     assert "openai" in lifted.reason
-    await budget.follow(event(OURS), deps)  # Delivered once more.
+    await budgets.follow(event(OURS), deps)  # Delivered once more.
     assert await deps.ledger.freezes() == []
-    await budget.follow(event({**OURS, "threshold": 1.2, "spent_usd_micros": 12}), deps)
+    await budgets.follow(event({**OURS, "threshold": 1.2, "spent_usd_micros": 12}), deps)
     assert [freeze.account for freeze in await deps.ledger.freezes()] == ["openai"]
 
 
 async def test_cloud_billing_without_a_threshold_leaves_no_trace(deps: Any) -> None:
-    await budget.follow(event(BILLING, **FROM_BILLING), deps)
+    await budgets.follow(event(BILLING, **FROM_BILLING), deps)
     assert await deps.ledger.entries(limit=9) == []
     for _ in range(2):
-        await budget.follow(event({**BILLING, "alertThresholdExceeded": 1.0}, **FROM_BILLING), deps)
+        await budgets.follow(event({**BILLING, "alertThresholdExceeded": 1.0}, **FROM_BILLING), deps)
     (freeze,) = await deps.ledger.freezes()
     assert freeze.account == "total"
     assert "$10.01 of $10.00" in freeze.reason
@@ -68,80 +68,80 @@ async def test_cloud_billing_without_a_threshold_leaves_no_trace(deps: Any) -> N
 )
 async def test_what_is_neither_is_for_a_person(deps: Any, body: Any, attributes: dict[str, str]) -> None:
     with pytest.raises(MalformedEvent):
-        await budget.follow(event(body, **attributes), deps)
+        await budgets.follow(event(body, **attributes), deps)
     assert await deps.ledger.entries(limit=9) == []
 
 
 async def test_nothing_is_acknowledged_that_was_not_written(deps: Any) -> None:
     deps.ledger.down = True
     with pytest.raises(StoreUnavailable):
-        await budget.follow(event(OURS), deps)
+        await budgets.follow(event(OURS), deps)
 
 
 async def test_thawing_what_is_not_frozen_is_refused(deps: Any) -> None:
     with pytest.raises(NotFound):
-        await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
+        await budgets.thaw("openai", actor="ann", wish_id="w", deps=deps)
     with pytest.raises(InvalidRequest):
-        await budget.thaw("a b", actor="ann", wish_id="w", deps=deps)
+        await budgets.thaw("a b", actor="ann", wish_id="w", deps=deps)
 
 
 async def test_budgets_are_shown_as_they_stand(deps: Any) -> None:
     day = Limit(period=Period.DAY, limit_usd_micros=100, action=BudgetAction.STOP_JOBS)
-    await budget.limit("openai", Period.DAY, day, deps)
+    await budgets.limit("openai", Period.DAY, day, deps)
     await deps.ledger.record(
         LedgerEntry(entry_id="e", kind=EntryKind.SETTLE, account="openai/ann", amount_usd_micros=30, at=NOW)
     )
-    (shown,) = await budget.overview(deps)
+    (shown,) = await budgets.overview(deps)
     assert (shown.window, shown.spent_usd_micros, shown.left_usd_micros) == ("2026-11-25", 30, 70)
     assert shown.resets_at == datetime(2026, 11, 26, tzinfo=UTC)
     threshold_event = {**OURS, "action": "stop_jobs", "window": "2026-11-25"}
-    await budget.follow(event(threshold_event), deps)
-    assert await budget.reactions(deps, BudgetAction.STOP_JOBS) == {"openai"}
-    assert await budget.reactions(deps, BudgetAction.SCALE_TO_ZERO) == frozenset()
-    (shown,) = await budget.overview(deps)
+    await budgets.follow(event(threshold_event), deps)
+    assert await budgets.reactions(deps, BudgetAction.STOP_JOBS) == {"openai"}
+    assert await budgets.reactions(deps, BudgetAction.SCALE_TO_ZERO) == frozenset()
+    (shown,) = await budgets.overview(deps)
     assert "openai spent" in shown.frozen
     deps.clock.at += timedelta(days=1)
-    assert (await budget.overview(deps))[0].left_usd_micros == 100
-    await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
-    assert await budget.reactions(deps, BudgetAction.STOP_JOBS) == frozenset()
-    await budget.limit("openai", Period.DAY, None, deps)
-    assert await budget.overview(deps) == []
+    assert (await budgets.overview(deps))[0].left_usd_micros == 100
+    await budgets.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    assert await budgets.reactions(deps, BudgetAction.STOP_JOBS) == frozenset()
+    await budgets.limit("openai", Period.DAY, None, deps)
+    assert await budgets.overview(deps) == []
     with pytest.raises(InvalidRequest):
-        await budget.limit("a b", Period.DAY, day, deps)
+        await budgets.limit("a b", Period.DAY, day, deps)
 
 
 async def test_a_budget_that_only_alerts_freezes_nothing(deps: Any) -> None:
-    await budget.follow(event({**OURS, "action": "alert"}), deps)
+    await budgets.follow(event({**OURS, "action": "alert"}), deps)
     assert await deps.ledger.freezes() == []
     assert [entry.kind for entry in await deps.ledger.actions(limit=9)] == [EntryKind.ALERT]
     with pytest.raises(MalformedEvent):
-        await budget.follow(event({**OURS, "action": "explode"}), deps)
+        await budgets.follow(event({**OURS, "action": "explode"}), deps)
 
 
 async def test_the_router_learns_of_a_freeze_and_of_a_thaw(deps: Any) -> None:
-    view = budget.FreezeView(deps)
+    view = budgets.FreezeView(deps)
     await view.current()
     assert view.why_frozen(PAID) == ""
-    await budget.follow(event(OURS), deps)
-    deps.clock.at += timedelta(seconds=budget.REFRESH_S + 1)
+    await budgets.follow(event(OURS), deps)
+    deps.clock.at += timedelta(seconds=budgets.REFRESH_S + 1)
     await view.current()  # Starts to read, and does not wait for it.
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     assert "openai spent" in view.why_frozen(PAID)
     assert view.why_frozen(FREE) == ""
-    await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    await budgets.thaw("openai", actor="ann", wish_id="w", deps=deps)
     await view.refresh()
     assert view.why_frozen(PAID) == ""
 
 
 async def test_requests_do_not_each_ask_the_ledger(deps: Any) -> None:
-    view = budget.FreezeView(deps)
+    view = budgets.FreezeView(deps)
     await asyncio.gather(*(view.current() for _ in range(50)))
     assert deps.ledger.reads == 1
 
 
 async def test_the_first_request_after_an_idle_night_is_not_refused(deps: Any) -> None:
-    view = budget.FreezeView(deps)
+    view = budgets.FreezeView(deps)
     await view.current()
     deps.clock.at += timedelta(hours=9)
     await view.current()
@@ -149,21 +149,21 @@ async def test_the_first_request_after_an_idle_night_is_not_refused(deps: Any) -
 
 
 async def test_after_a_quiet_time_and_after_a_thaw_the_first_request_knows(deps: Any) -> None:
-    view = budget.FreezeView(deps)
+    view = budgets.FreezeView(deps)
     await view.current()
-    await budget.follow(event(OURS), deps)
-    deps.clock.at += timedelta(seconds=budget.LOOK_FIRST_AFTER_S + 1)
+    await budgets.follow(event(OURS), deps)
+    deps.clock.at += timedelta(seconds=budgets.LOOK_FIRST_AFTER_S + 1)
     await view.current()
     assert view.why_frozen(PAID).startswith("openai spent")
-    await budget.thaw("openai", actor="ann", wish_id="w", deps=deps)
-    deps.clock.at += timedelta(seconds=budget.REFRESH_S + 1)
+    await budgets.thaw("openai", actor="ann", wish_id="w", deps=deps)
+    deps.clock.at += timedelta(seconds=budgets.REFRESH_S + 1)
     await view.current()
     assert view.why_frozen(PAID) == ""
 
 
 async def test_a_slow_ledger_is_not_waited_for_long(deps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    view = budget.FreezeView(deps)
-    await budget.follow(event(OURS), deps)
+    view = budgets.FreezeView(deps)
+    await budgets.follow(event(OURS), deps)
     await view.current()
     answered = asyncio.Event()
 
@@ -171,9 +171,9 @@ async def test_a_slow_ledger_is_not_waited_for_long(deps: Any, monkeypatch: pyte
         await answered.wait()
         return []
 
-    monkeypatch.setattr(budget, "LOOK_S_MAX", 0.02)
+    monkeypatch.setattr(budgets, "LOOK_S_MAX", 0.02)
     monkeypatch.setattr(deps.ledger, "freezes", slow)
-    deps.clock.at += timedelta(seconds=budget.REFRESH_S + 1)
+    deps.clock.at += timedelta(seconds=budgets.REFRESH_S + 1)
     await view.current()
     assert view.why_frozen(PAID).startswith("openai spent")  # What it knew.
     answered.set()
@@ -182,17 +182,17 @@ async def test_a_slow_ledger_is_not_waited_for_long(deps: Any, monkeypatch: pyte
 
 
 async def test_when_the_ledger_is_silent_only_what_is_free_goes_on(deps: Any) -> None:
-    view = budget.FreezeView(deps)
+    view = budgets.FreezeView(deps)
     deps.ledger.down = True
     await view.current()
     assert view.blind
-    assert view.why_frozen(PAID) == budget.BLIND
+    assert view.why_frozen(PAID) == budgets.BLIND
     assert view.why_frozen(FREE) == ""
     deps.ledger.down = False
     await view.refresh()
     deps.ledger.down = True
-    deps.clock.at += timedelta(seconds=budget.BLIND_AFTER_S)
+    deps.clock.at += timedelta(seconds=budgets.BLIND_AFTER_S)
     await view.refresh()
     assert view.why_frozen(PAID) == ""  # The last look is good enough, for a minute.
     deps.clock.at += timedelta(seconds=1)
-    assert view.why_frozen(PAID) == budget.BLIND
+    assert view.why_frozen(PAID) == budgets.BLIND

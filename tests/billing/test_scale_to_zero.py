@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from goblin.billing import budgets as budget
-from goblin.billing import scale_to_zero as scaling
-from goblin.billing import settlement as settling
+from goblin.billing import budgets, settlement
+from goblin.billing import scale_to_zero as scale_to_zero
 from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.domain.ledger import BudgetAction, EntryKind
 from goblin.billing.domain.run_service import ZERO, RunService, ServiceScaling
@@ -72,20 +71,20 @@ class House:
         for name in (NAME, OTHER):
             self.scaler.set(name)
         services = {NAME: [GPU], OTHER: [replace(GPU, name="other", provider="vllm")]}
-        self.scaling = scaling.ScaleToZeroDeps(
+        self.scaling = scale_to_zero.ScaleToZeroDeps(
             ledger=self.ledger, scaler=self.scaler, services=services, clock=self.clock
         )
-        self.deps = budget.BudgetDeps(ledger=self.ledger, clock=self.clock, scaling=self.scaling)
+        self.deps = budgets.BudgetDeps(ledger=self.ledger, clock=self.clock, scaling=self.scaling)
 
     async def cross(self, account: str = "total") -> None:
         body = {
             "account": account, "window": "2026-11", "spent_usd_micros": 10, "limit_usd_micros": 10,
             "action": "scale_to_zero",
         }  # fmt: skip
-        await budget.follow(Event(event_id="m", data=json.dumps(body).encode()), self.deps)
+        await budgets.follow(Event(event_id="m", data=json.dumps(body).encode()), self.deps)
 
     async def thaw(self, account: str = "total") -> None:
-        await budget.thaw(account, actor="ann", wish_id=f"w{next(self.scaler.versions)}", deps=self.deps)
+        await budgets.thaw(account, actor="ann", wish_id=f"w{next(self.scaler.versions)}", deps=self.deps)
 
     def off(self) -> list[bool]:
         return [self.scaler.services[name].scaling.is_zero for name in (NAME, OTHER)]
@@ -143,7 +142,7 @@ async def test_whoever_dies_half_way_is_finished_by_the_next_delivery(house: Hou
     with pytest.raises(NotFound):
         await house.thaw()  # It is lifted; the hour's settlement finishes it.
     assert house.off() == [True, True]
-    report = await settling.settle(settled(house))
+    report = await settlement.settle(settled(house))
     assert report.scaled == [note for note in house.notes() if "may run again" in note]
     assert house.off() == [False, False]
     assert len(house.notes()) == 4
@@ -163,7 +162,7 @@ async def test_one_that_is_away_holds_up_no_other_and_the_message_comes_again(ho
     with pytest.raises(ProviderUnavailable):
         await house.cross()
     assert house.off() == [False, True]
-    assert (await settling.settle(settled(house))).unknown == {"cloudrun": "Cloud Run is away"}
+    assert (await settlement.settle(settled(house))).unknown == {"cloudrun": "Cloud Run is away"}
     house.scaler.down.clear()
     await house.cross()
     assert house.off() == [True, True]
@@ -199,7 +198,7 @@ async def test_cloud_billings_word_turns_off_what_the_total_budget_says(house: H
         "budgetAmount": 10.0, "currencyCode": "USD", "alertThresholdExceeded": 1.0,
     }  # fmt: skip
     attributes = {"billingAccountId": "01-23", "budgetId": "b-1"}
-    await budget.follow(Event(event_id="m", data=json.dumps(notice).encode(), attributes=attributes), house.deps)
+    await budgets.follow(Event(event_id="m", data=json.dumps(notice).encode(), attributes=attributes), house.deps)
     assert house.off() == [True, True]
     await house.thaw()
     assert house.off() == [False, False]
@@ -209,15 +208,15 @@ async def test_nothing_is_turned_on_while_nobody_knows_what_is_frozen(house: Hou
     await house.cross()
     house.ledger.down = True
     with pytest.raises(StoreUnavailable):
-        await scaling.bring_in_line(house.scaling)
+        await scale_to_zero.bring_in_line(house.scaling)
     assert house.off() == [True, True]
 
 
-def settled(house: House) -> settling.SettlementDeps:
+def settled(house: House) -> settlement.SettlementDeps:
     async def nobody(threshold_event: Any) -> None:
         return
 
-    return settling.SettlementDeps(
+    return settlement.SettlementDeps(
         ledger=house.ledger, allocation_store=house.ledger, bills=[], announce=nobody, prices={}, clock=house.clock,
         scaling=house.scaling,
     )  # fmt: skip

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from goblin.billing import settlement as settling
+from goblin.billing import settlement
 from goblin.billing.budget_client import BudgetClient, Reservation, request_settlement
 from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.domain.ledger import EntryKind
@@ -32,7 +32,7 @@ class Books:
         self.charges = Charges()
         self.told: list[ThresholdEvent] = []
         self.numbers = iter(range(10**6))
-        self.deps = settling.SettlementDeps(
+        self.deps = settlement.SettlementDeps(
             ledger=self.ledger, allocation_store=self.ledger, bills=[FakeBill(self.charges, "openai")],
             announce=self.tell, prices={}, clock=self.clock,
         )  # fmt: skip
@@ -74,19 +74,19 @@ async def test_what_the_dead_spent_is_found_and_the_rest_goes_back(books: Books)
     await books.send(dying, "openai", 500, 180, settled=False)
     await living.close()
     books.clock.at += timedelta(hours=1)
-    report = await settling.settle(books.deps)
+    report = await settlement.settle(books.deps)
     assert len(report.expired) == 1
     assert books.usage("total") == 250 + 310 + 500  # Until a bill is final.
     assert report.corrected == {}
     books.clock.at = NEXT
-    report = await settling.settle(books.deps)
+    report = await settlement.settle(books.deps)
     assert report.resolved
     assert books.usage("total") == books.usage("openai") == books.usage("key/ann") == 740
     assert (
         (await books.spent())["openai"] == (await books.spent())["key/ann"] == 740 == books.charges.total("openai", DAY)
     )
     before = dict(books.ledger.written)
-    again = await settling.settle(books.deps)
+    again = await settlement.settle(books.deps)
     assert (again.resolved, again.corrected, books.ledger.written) == ([], {}, before)
 
 
@@ -94,7 +94,7 @@ async def test_a_bill_beyond_everything_we_know_counts_at_once(books: Books) -> 
     budget_client = books.budget_client()
     await books.send(budget_client, "openai", 300, 250)
     books.charges.charge("openai", NOW, 40_000)
-    report = await settling.settle(books.deps)
+    report = await settlement.settle(books.deps)
     assert report.corrected == {f"openai {DAY}": 40_000}
     assert "drift apart" in report.alarms[0]
     assert books.usage("total") == 40_250
@@ -104,7 +104,7 @@ async def test_a_bill_beyond_everything_we_know_counts_at_once(books: Books) -> 
 
 async def test_spending_without_any_entry_is_an_orphan(books: Books) -> None:
     books.charges.charge("openai", NOW, 100)
-    report = await settling.settle(books.deps)
+    report = await settlement.settle(books.deps)
     assert "nobody here asked for" in report.alarms[0]
     assert [e.account for e in books.ledger.written.values() if e.kind is EntryKind.ALERT] == ["openai"]
 
@@ -113,7 +113,7 @@ async def test_a_bill_that_cannot_be_read_changes_nothing(books: Books) -> None:
     await books.send(books.budget_client(), "openai", 300, 250)
     books.charges.down.add("openai")
     books.clock.at = NEXT
-    report = await settling.settle(books.deps)
+    report = await settlement.settle(books.deps)
     assert list(report.unknown) == ["openai"]
     assert (await books.spent())["openai"] == 250
 
@@ -121,15 +121,15 @@ async def test_a_bill_that_cannot_be_read_changes_nothing(books: Books) -> None:
 async def test_where_no_bill_comes_the_dead_are_believed_to_have_spent_it_all(books: Books) -> None:
     await books.send(books.budget_client(), "groq", 500, 180, settled=False)
     books.clock.at += timedelta(hours=1)
-    await settling.settle(books.deps)
+    await settlement.settle(books.deps)
     books.clock.at += timedelta(days=5)
-    report = await settling.settle(books.deps)
+    report = await settlement.settle(books.deps)
     assert len(report.resolved) == 1
     assert (await books.spent())["groq"] == 500
     assert await books.ledger.allocations() == []
 
 
-async def _settled_though_dying(books: Books, deps: settling.SettlementDeps, writes: int) -> None:
+async def _settled_though_dying(books: Books, deps: settlement.SettlementDeps, writes: int) -> None:
     """Runs that end after so many writes each, and a last one that does not."""
     real, left = books.ledger._write, [writes]
 
@@ -142,12 +142,12 @@ async def _settled_though_dying(books: Books, deps: settling.SettlementDeps, wri
     books.ledger._write = dying  # type: ignore[method-assign]
     for _ in range(12):
         try:
-            await settling.settle(deps)
+            await settlement.settle(deps)
             break
         except StoreUnavailable:
             left[0] = writes
     books.ledger._write = real  # type: ignore[method-assign]
-    await settling.settle(deps)
+    await settlement.settle(deps)
 
 
 @pytest.mark.parametrize("writes", range(5))
@@ -167,17 +167,17 @@ async def test_lost_announcements_and_old_prices_are_said(books: Books) -> None:
     await budget_client.close()
     books.told.clear()  # The process died before it could publish.
     price = Price(input_usd_micros_per_mtok=1, output_usd_micros_per_mtok=1, read_on=date(2026, 1, 1))
-    deps = settling.SettlementDeps(
+    deps = settlement.SettlementDeps(
         ledger=books.ledger, allocation_store=books.ledger, bills=[], announce=books.tell,
         prices={("openai", "m"): price}, clock=books.clock,
     )  # fmt: skip
-    report = await settling.settle(deps)
+    report = await settlement.settle(deps)
     assert report.announced == ["total 2026-11 95 %"]
     assert [threshold_event.percent for threshold_event in books.told] == [95]
     assert report.stale_prices == ["openai/m (2026-01-01)"]
     said = [entry.note for entry in await books.ledger.actions(limit=9) if "prices" in entry.note]
     assert said == ["prices older than 90 days, to be read again: openai/m (2026-01-01)"]
-    await settling.settle(deps)
+    await settlement.settle(deps)
     assert len(await books.ledger.actions(limit=9)) == 1  # Once, and not each hour.
 
 
@@ -200,7 +200,7 @@ async def rented(books: Books, job: str, *, billed: int, hours: float | None, pr
         await reservations.settle(replace(named, ended_at=NOW + timedelta(hours=hours)), deps, now=NOW)
 
 
-def told(books: Books, *providers: str) -> settling.SettlementDeps:
+def told(books: Books, *providers: str) -> settlement.SettlementDeps:
     return replace(books.deps, bills=[FakeBill(books.charges, provider, tells=True) for provider in providers])
 
 
@@ -209,18 +209,18 @@ async def test_each_job_ends_with_what_its_instances_were_billed(books: Books, p
     await rented(books, "a", billed=470, hours=0.5, provider=provider)
     await rented(books, "b", billed=333, hours=1.0, provider=provider)
     books.clock.at = NEXT
-    report = await settling.settle(told(books, provider))
+    report = await settlement.settle(told(books, provider))
     spent = await books.spent()
     assert (spent[f"{provider}/a"], spent[f"{provider}/b"]) == (spent["job/a"], spent["job/b"]) == (470, 333)
     assert spent[provider] == spent["total"] == books.usage("job/a") + books.usage("job/b") == 803
     assert report.alarms == []  # That it was less than the most that it could be is no news.
-    assert (await settling.settle(told(books, provider))).corrected == {}
+    assert (await settlement.settle(told(books, provider))).corrected == {}
 
 
 async def test_an_instance_that_no_entry_knows_is_an_orphan_by_name(books: Books) -> None:
     await rented(books, "a", billed=500, hours=0.5)
     books.charges.instance("vastai", NOW, 90, instance_id="i-x", label="goblin-ghost-a7")
-    report = await settling.settle(told(books, "vastai"))
+    report = await settlement.settle(told(books, "vastai"))
     assert report.corrected == {f"vastai/ghost {DAY}": 90}
     assert ["nobody here asked for" in alarm for alarm in report.alarms] == [True]
     assert (await books.spent())["job/ghost"] == 90
@@ -229,7 +229,7 @@ async def test_an_instance_that_no_entry_knows_is_an_orphan_by_name(books: Books
 async def test_a_rent_that_runs_explains_what_is_billed_so_far(books: Books) -> None:
     await rented(books, "a", billed=900, hours=None)
     books.clock.at += timedelta(minutes=50)
-    report = await settling.settle(told(books, "vastai"))
+    report = await settlement.settle(told(books, "vastai"))
     assert (report.corrected, report.alarms, report.expired) == ({}, [], [])
 
 

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from goblin.cli import bootstrap
-from goblin.cli import paths as places
+from goblin.cli import bootstrap, paths
 
 LOCK = """\
 click==8.5.1 \\
@@ -28,9 +27,9 @@ def test_splits_the_lock_into_packages_with_all_their_hashes() -> None:
     assert entries["numpy"].endswith("--hash=sha256:eeee")
 
 
-@pytest.mark.skipif(places.checkout() is None, reason="the lock lives in the checkout")
+@pytest.mark.skipif(paths.checkout() is None, reason="the lock lives in the checkout")
 def test_the_lock_holds_a_hash_for_every_package_and_no_address() -> None:
-    root = places.checkout()
+    root = paths.checkout()
     assert root is not None
     lock = (root / "requirements.lock").read_text()
     entries = bootstrap.requirements(lock)

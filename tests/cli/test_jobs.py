@@ -24,7 +24,7 @@ from goblin.core import events
 from goblin.core.events import JobRequested
 from goblin.jobs.domain.job import Job, JobState, Progress, Reason
 from goblin.jobs.domain.market import Candidate, ExpectedRun, NoPlacement, Offer, Placement
-from goblin.web import jobs_schema as jobs_face
+from goblin.web import jobs_schema
 from tests.fakes.serving import closed_port, serve
 
 NOW = datetime.now(UTC)
@@ -61,7 +61,7 @@ def job(**changes: Any) -> Job:
 
 
 def told(shown: Job) -> Any:
-    return json.loads(msgspec.json.encode(jobs_face.job(shown, now=NOW)))
+    return json.loads(msgspec.json.encode(jobs_schema.job(shown, now=NOW)))
 
 
 @dataclass
@@ -100,21 +100,21 @@ class FakeGoblin:
             job_id=spec.job_id, spec=spec, spec_sha256="", state=JobState.QUEUED, requested_at=NOW, updated_at=NOW,
             reasons=(Reason(at=NOW, state=JobState.QUEUED, text="waits for a free place"),),
         )  # fmt: skip
-        return _json(jobs_face.job(fresh), 202)
+        return _json(jobs_schema.job(fresh), 202)
 
     async def _list(self, _: Request) -> Response:
-        return _json({"data": [jobs_face.job(one, now=NOW) for one in self.answers if isinstance(one, Job)]})
+        return _json({"data": [jobs_schema.job(one, now=NOW) for one in self.answers if isinstance(one, Job)]})
 
     async def _show(self, _: Request) -> Response:
         said = self._next()
         if isinstance(said, int):
             return _json({"error": {"message": "the store is down"}}, said)
-        return _json(jobs_face.job(said, now=NOW))
+        return _json(jobs_schema.job(said, now=NOW))
 
     async def _log(self, request: Request) -> Response:
         attempt, text = self.logs.pop(0) if len(self.logs) > 1 else self.logs[0]
         asked = request.query_params.get("attempt")
-        return _json(jobs_face.log(int(asked) if asked else attempt, text, whole=self.whole))
+        return _json(jobs_schema.log(int(asked) if asked else attempt, text, whole=self.whole))
 
 
 def _json(said: object, status: int = 200) -> Response:
@@ -342,7 +342,7 @@ def test_the_picture_fits_a_terminal_of_any_width(columns: int, total: int | Non
 @pytest.mark.parametrize("columns", [40, 80, 200])
 def test_the_list_fits_a_terminal_of_any_width(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     console = Console(width=columns, file=io.StringIO(), force_terminal=True, color_system=None)
-    monkeypatch.setattr("goblin.cli.output.console", lambda: console)
+    monkeypatch.setattr("goblin.cli.terminal.console", lambda: console)
     console.print(job_show.listed([told(job(job_id="a-rather-long-name-of-a-job"))]))
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()

@@ -7,15 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 
 
 def test_a_second_holder_is_told_who_has_it(tmp_path: Path) -> None:
-    first = places.DataFolder(tmp_path / "data")
+    first = paths.DataFolder(tmp_path / "data")
     first.hold()
     first.sign("http://127.0.0.1:8080")
-    with pytest.raises(places.Held) as held:
-        places.DataFolder(tmp_path / "data").hold()
+    with pytest.raises(paths.Held) as held:
+        paths.DataFolder(tmp_path / "data").hold()
     assert f"process {os.getpid()}, http://127.0.0.1:8080" in str(held.value)
     assert "--data" in str(held.value)
 
@@ -32,7 +32,7 @@ def test_a_child_that_lives_on_keeps_the_folder_held(tmp_path: Path) -> None:
     )
     os.close(reader)
     child = int(parent.stdout)
-    folder = places.DataFolder(tmp_path)
+    folder = paths.DataFolder(tmp_path)
     assert folder.held()
     os.close(writer)  # The child reads the end of its input and goes.
     _wait_gone(child)
@@ -50,19 +50,19 @@ def _wait_gone(pid: int) -> None:
 
 
 def test_the_key_is_made_once_and_only_its_owner_reads_it(tmp_path: Path) -> None:
-    folder = places.DataFolder(tmp_path)
+    folder = paths.DataFolder(tmp_path)
     key = folder.api_key()
-    assert key == places.DataFolder(tmp_path).api_key()
+    assert key == paths.DataFolder(tmp_path).api_key()
     assert key.startswith("gob-local-")
     assert (tmp_path / "api-key").stat().st_mode & 0o077 == 0
 
 
 def test_the_environment_is_known_only_while_somebody_holds_the_folder(tmp_path: Path) -> None:
-    folder = places.DataFolder(tmp_path)
+    folder = paths.DataFolder(tmp_path)
     folder.write_environment({"A": "b"})
     assert folder.environment() is None
     lock = folder.hold()
-    assert places.DataFolder(tmp_path).environment() == {"A": "b"}
+    assert paths.DataFolder(tmp_path).environment() == {"A": "b"}
     folder.forget_environment()
-    assert places.DataFolder(tmp_path).environment() is None
+    assert paths.DataFolder(tmp_path).environment() is None
     os.close(lock)

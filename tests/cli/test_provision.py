@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from goblin.cli import paths as places
-from goblin.cli import provision
+from goblin.cli import paths, provision
 from tests.clouds import RunningCloud, environment
 
 
@@ -19,13 +18,13 @@ def test_a_topic_for_apps_has_no_subscription_of_ours(tmp_path: Path, monkeypatc
         for name, value in environment(cloud.addresses).items():
             monkeypatch.setenv(name, value)
         for _ in range(2):  # What exists is brought to what is declared.
-            provision.topics(places.declaration(), project="p", functions_url="http://127.0.0.1:9", invoker_email="i@x")
+            provision.topics(paths.declaration(), project="p", functions_url="http://127.0.0.1:9", invoker_email="i@x")
         publisher, subscriber = pubsub_v1.PublisherClient(), pubsub_v1.SubscriberClient()
         topics = {topic.name.rpartition("/")[2] for topic in publisher.list_topics(project="projects/p")}
         found = {one.name.rpartition("/")[2] for one in subscriber.list_subscriptions(project="projects/p")}
         publisher.transport.close()
         subscriber.close()
-    said = json.loads(places.declaration().read_text())["topics"]
+    said = json.loads(paths.declaration().read_text())["topics"]
     heard = {name for name, details in said.items() if "function" in details}
     assert "job-status-changed" in set(said) - heard
     assert topics == set(said) | {f"{name}-dead" for name in heard}

@@ -7,7 +7,7 @@ import json
 from typing import Any
 
 from goblin.core.events import JobRequested
-from goblin.jobs import worker_api as leases
+from goblin.jobs import worker_api
 from goblin.jobs.domain.checkpoints import Artifact
 from goblin.jobs.lifecycle import JobDeps
 from tests.fakes.jobs import BUCKET, World, crc32c
@@ -75,12 +75,12 @@ class Host:
     async def step(self) -> None:
         """The next thing it has to do."""
         if self.saved is None:
-            work = await leases.claim(self.job_id, self.token, self._deps)
+            work = await worker_api.claim(self.job_id, self.token, self._deps)
             self.saved, self.total, self.every = work.step, work.total, work.checkpoint_every
         elif self.saved < self.total:
             await self.checkpoint()
         elif not self.done:
-            await leases.finish(self.job_id, self.token, self._deps)
+            await worker_api.finish(self.job_id, self.token, self._deps)
             self.done = True
 
     async def checkpoint(self) -> None:
@@ -88,9 +88,9 @@ class Host:
         step = min(self.total, self.saved + self.every)
         data = results(self.saved, step, self.attempt)
         files = [announce(data)]
-        upload_id, grants = await leases.begin_checkpoint(self.job_id, self.token, step, files, self._deps)
+        upload_id, grants = await worker_api.begin_checkpoint(self.job_id, self.token, step, files, self._deps)
         assert self._world.objects.put(grants["part.jsonl"], data) == 200
-        await leases.commit_checkpoint(self.job_id, self.token, step, self.saved, upload_id, files, self._deps)
+        await worker_api.commit_checkpoint(self.job_id, self.token, step, self.saved, upload_id, files, self._deps)
         self.saved = step
 
     async def run(self) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from goblin.billing import budgets as budget
+from goblin.billing import budgets
 from goblin.billing.budget_client import BudgetClient
 from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.core.endpoints import Endpoint, Price
@@ -159,7 +159,7 @@ def world(
     """Endpoints named like the arguments, in their order, each serving the model `m`."""
     clock, keys, stored, receipts = FakeClock(), MemoryKeys(), MemoryHealth(), MemoryRequests()
     ledger = MemoryLedger()
-    spend = budget.BudgetDeps(ledger=ledger, clock=clock)
+    spend = budgets.BudgetDeps(ledger=ledger, clock=clock)
 
     async def told(threshold_event: ThresholdEvent) -> None:
         threshold_events.append(threshold_event)
@@ -184,7 +184,7 @@ def world(
         catalog=catalog,
         stats=EndpointStats(clock),
         health=health.HealthView(health_deps),
-        freezes=budget.FreezeView(spend),
+        freezes=budgets.FreezeView(spend),
         rng=lambda: 0.0,
         turns=itertools.count(),
     )

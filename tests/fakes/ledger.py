@@ -18,7 +18,7 @@ from goblin.billing.domain.ledger import (
     is_rent,
     month_of,
 )
-from goblin.billing.policy import allocation as spending
+from goblin.billing.policy import allocation as allocation_policy
 from goblin.billing.policy.allocation import AllocationRequest, AllocationResult
 from goblin.core.errors import Conflict, StoreUnavailable
 
@@ -61,7 +61,7 @@ class MemoryLedger:
             self.written[entry.entry_id] = entry
             self._act(entry)
         else:
-            self._write(spending.record_entry(entry, self._accounts(entry.accounts), now=entry.at), None)
+            self._write(allocation_policy.record_entry(entry, self._accounts(entry.accounts), now=entry.at), None)
         self._answer()
         return True
 
@@ -79,7 +79,9 @@ class MemoryLedger:
         entry = LedgerEntry(
             entry_id="x", kind=EntryKind.SETTLE, account=request.account, also=request.also, amount_usd_micros=0, at=now
         )
-        step = spending.exchange(request, self.lent.get(request.allocation_id), self._accounts(entry.accounts), now=now)
+        step = allocation_policy.exchange(
+            request, self.lent.get(request.allocation_id), self._accounts(entry.accounts), now=now
+        )
         self._write(step, request.allocation_id)
         self._answer()
         return step
@@ -104,12 +106,14 @@ class MemoryLedger:
         return [self.lent[name] for name in sorted(self.lent)]
 
     async def expire(self, allocation_id: str, *, now: datetime) -> AllocationResult:
-        return self._step(allocation_id, lambda allocation, accounts: spending.expire(allocation, accounts, now=now))
+        return self._step(
+            allocation_id, lambda allocation, accounts: allocation_policy.expire(allocation, accounts, now=now)
+        )
 
     async def resolve(self, allocation_id: str, *, spent_usd_micros: int, now: datetime) -> AllocationResult:
         return self._step(
             allocation_id,
-            lambda allocation, accounts: spending.resolve(
+            lambda allocation, accounts: allocation_policy.resolve(
                 allocation, accounts, spent_usd_micros=spent_usd_micros, now=now
             ),
         )

@@ -6,9 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from goblin.core.events import JobRequested
-from goblin.jobs import checkpoints
-from goblin.jobs import lifecycle as jobs
-from goblin.jobs import worker_api as leases
+from goblin.jobs import checkpoints, lifecycle, worker_api
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint
 from goblin.jobs.domain.market import ExpectedRun, Offer, Placement
 from goblin.jobs.domain.worker import Assignment
@@ -50,7 +48,7 @@ async def training(**changes: Any) -> tuple[World, TrainingHost]:
     wanted = spec(**changes)
     if wanted.dataset_uri:
         world.objects.write(wanted.dataset_uri, b"text")
-    await jobs.request(wanted, world.deps)
+    await lifecycle.request(wanted, world.deps)
     return world, await next_host(world)
 
 
@@ -72,14 +70,14 @@ class TrainingHost:
         self.work: Assignment | None = None
 
     async def claim(self) -> Assignment:
-        self.work = await leases.claim("j", self.token, self.world.deps)
+        self.work = await worker_api.claim("j", self.token, self.world.deps)
         return self.work
 
     async def upload(self, step: int, data: dict[str, bytes] | None = None) -> tuple[str, list[Artifact]]:
         """Announce and upload, not commit."""
         data = files(step, self.attempt) if data is None else data
         announced = [announce(content, name) for name, content in data.items()]
-        upload_id, grants = await leases.begin_checkpoint("j", self.token, step, announced, self.world.deps)
+        upload_id, grants = await worker_api.begin_checkpoint("j", self.token, step, announced, self.world.deps)
         for name, content in data.items():
             assert self.world.objects.put(grants[name], content) == 200
         return upload_id, announced
@@ -89,7 +87,7 @@ class TrainingHost:
     ) -> Checkpoint:
         """Commit; `said` is what it claims of its first file, whatever was uploaded."""
         told = [replace(announced[0], **said), *announced[1:]]
-        return await leases.commit_checkpoint("j", self.token, step, 0, upload_id, told, self.world.deps, loss=loss)
+        return await worker_api.commit_checkpoint("j", self.token, step, 0, upload_id, told, self.world.deps, loss=loss)
 
     async def save(self, step: int, *, loss: float | None = None, heard: bool = True) -> Checkpoint:
         """A whole checkpoint, and the event about it."""

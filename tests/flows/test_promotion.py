@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 from tests.flows.conftest import Running
 
 STREAMS = 50
@@ -43,7 +43,7 @@ def until(happened: Callable[[], bool], deadline_s: float = 30) -> None:
 def successor(folder: Path, name: str) -> Path:
     """The same weights with another name in the header: another file, another digest."""
     path = folder / f"{name}.gguf"
-    tiny = places.default_model().read_bytes()
+    tiny = paths.default_model().read_bytes()
     assert b"Goblin Tiny" in tiny
     path.write_bytes(tiny.replace(b"Goblin Tiny", b"Goblin " + name.encode(), 1))
     return path

@@ -9,14 +9,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 from tests.flows.conftest import Running
 
 pytestmark = pytest.mark.xdist_group("flows")
 
 
 def programs(name: str) -> list[str]:
-    root = places.checkout()
+    root = paths.checkout()
     assert root is not None
     return re.findall(r"```python\n(.*?)```", (root / name).read_text(), re.DOTALL)
 

@@ -11,10 +11,10 @@ import httpx
 import pytest
 
 from goblin.core.endpoints import ORDINARY, Capability
-from goblin.gateway import inference as chat
+from goblin.gateway import inference
 from goblin.gateway.domain import requests
 from goblin.gateway.domain.catalog import Routing, Strategy
-from goblin.web import openai_responses as openai_face
+from goblin.web import openai_responses
 from goblin.wiring import endpoints
 from tests.fakes.inference import KEY, World, world
 from tests.llamacpp.conftest import Running, running
@@ -59,11 +59,11 @@ async def here(servers: tuple[Running, Running]) -> AsyncIterator[World]:
 async def test_a_server_that_goes_in_the_middle_is_not_noticed(
     here: World, servers: tuple[Running, Running], end: signal.Signals
 ) -> None:
-    call = chat.InferenceCall(here.deps, "chat")
+    call = inference.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     asked = requests.parse(requests.ChatRequest, json.dumps(BODY).encode())
     events: list[bytes] = []
-    async for event in openai_face.chat_events(await call.chat(asked), include_usage=True):
+    async for event in openai_responses.chat_events(await call.chat(asked), include_usage=True):
         events.append(event)
         if len(events) == 5:
             servers[0].process.send_signal(end)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 from goblin.cli.paths import DataFolder
 from localcloud.google import free_port
 from tests.flows.conftest import clean_environment
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.xdist_group("flows")
 @pytest.fixture(scope="module")
 def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Python that has the wheel from its own folder and the dependencies from this environment."""
-    root, folder = places.checkout(), tmp_path_factory.mktemp("wheel")
+    root, folder = paths.checkout(), tmp_path_factory.mktemp("wheel")
     assert root is not None
     build = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--no-index"]
     subprocess.run([*build, "--wheel-dir", str(folder), str(root)], check=True, timeout=110)

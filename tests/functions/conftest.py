@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 from goblin.cli.loading import load
 from goblin.gateway.keys import digest_of
 from goblin.wiring import gateway as gateway_wiring
@@ -55,7 +55,7 @@ class Fakes:
 @pytest.fixture(scope="session")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCloud]:
     # With production's declaration, so that a query without its index is refused as there.
-    with RunningCloud(tmp_path_factory.mktemp("cloud"), declaration=places.declaration()) as cloud:
+    with RunningCloud(tmp_path_factory.mktemp("cloud"), declaration=paths.declaration()) as cloud:
         yield cloud
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin.gateway import config_reload as reloading
+from goblin.gateway import config_reload
 from tests.functions.conftest import API_KEY, Fakes
 
 AUTHORIZED = {"authorization": f"Bearer {API_KEY}"}
@@ -46,7 +46,7 @@ SECOND = (
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "goblin.toml"
     path.write_text(FILE + FIRST)
-    monkeypatch.setattr(reloading, "LOOK_EVERY_S", 0.0)
+    monkeypatch.setattr(config_reload, "LOOK_EVERY_S", 0.0)
     return path
 
 

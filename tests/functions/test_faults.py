@@ -18,11 +18,10 @@ import pytest
 
 from goblin.core.endpoints import ORDINARY, Capability, Price
 from goblin.core.errors import GoblinError
-from goblin.gateway import inference as chat
+from goblin.gateway import inference
 from goblin.gateway.domain import requests
 from goblin.gateway.domain.catalog import Routing, Strategy
-from goblin.web import asgi
-from goblin.web import openai_responses as openai_face
+from goblin.web import asgi, openai_responses
 from goblin.wiring import endpoints
 from tests.fakes.inference import KEY, World, world
 from tests.fakes.openai_like import FakeOpenAI, Script
@@ -215,18 +214,18 @@ class Seen:
         )
 
 
-async def ask(here: World, *, stream: bool, strategy: Strategy) -> tuple[Seen, chat.InferenceCall]:
+async def ask(here: World, *, stream: bool, strategy: Strategy) -> tuple[Seen, inference.InferenceCall]:
     body: dict[str, Any] = {"model": "m", "messages": [{"role": "user", "content": "Hi there"}], "stream": stream}
     asked = requests.parse(requests.ChatRequest, json.dumps(body).encode())
-    call = chat.InferenceCall(here.deps, "chat")
+    call = inference.InferenceCall(here.deps, "chat")
     try:
         await call.authenticate(f"Bearer {KEY}")
         chunks = await call.chat(asked, strategy=strategy)
         if stream:
-            parts = openai_face.chat_events(chunks, include_usage=True)
+            parts = openai_responses.chat_events(chunks, include_usage=True)
             seen = Seen(200, b"".join([part async for part in parts]))
         else:
-            seen = Seen(200, await openai_face.whole_chat(chunks))
+            seen = Seen(200, await openai_responses.whole_chat(chunks))
     except GoblinError as error:
         call.failed(error)
         answer = asgi.error_answer(error)
@@ -237,11 +236,11 @@ async def ask(here: World, *, stream: bool, strategy: Strategy) -> tuple[Seen, c
     return seen, call
 
 
-def made(call: chat.InferenceCall) -> list[tuple[str, str]]:
+def made(call: inference.InferenceCall) -> list[tuple[str, str]]:
     return [(record.endpoint, record.outcome) for record in (attempt.record() for attempt in call.attempts)]
 
 
-def billed(call: chat.InferenceCall) -> list[tuple[str, int, bool]]:
+def billed(call: inference.InferenceCall) -> list[tuple[str, int, bool]]:
     return [(spent.endpoint.name, spent.usage.total_tokens, spent.estimated) for spent in call.spent()]
 
 

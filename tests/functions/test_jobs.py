@@ -16,7 +16,7 @@ import pytest
 
 from goblin.core.events import JobRequested
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs
-from goblin.jobs import worker_api as leases
+from goblin.jobs import worker_api
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import Dataset, Job, JobState, spec_digest
 from tests.clouds import RunningCloud
@@ -239,10 +239,10 @@ def test_strangers_are_told_nothing(doors: Doorways, key: str) -> None:
 def running(doors: Doorways, count: int = 5) -> str:
     """A job whose first attempt has a lease; its token."""
     generation = doors.upload("j", count)
-    token, now = leases.new_token("j", 1, "secret"), datetime.now(UTC)
+    token, now = worker_api.new_token("j", 1, "secret"), datetime.now(UTC)
     spec = JobRequested(**doors.spec("j"))
     lease = AttemptLease(
-        provider="elsewhere", label="goblin-j-a1", token_sha256=leases.digest(token), placed_at=now,
+        provider="elsewhere", label="goblin-j-a1", token_sha256=worker_api.digest(token), placed_at=now,
         until=now + timedelta(minutes=1), instance_id="i-1",
     )  # fmt: skip
     uri = str(spec.dataset_uri)
@@ -324,7 +324,7 @@ def test_nothing_of_a_lease_is_shown(doors: Doorways) -> None:
     token = running(doors)
     shown = doors.ask("GET", "/jobs/j").text
     assert token not in shown
-    assert leases.digest(token) not in shown
+    assert worker_api.digest(token) not in shown
 
 
 def test_a_forged_checkpoint_event_moves_nothing(doors: Doorways) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from goblin.core.events import ModelPromoted
 from goblin.gcp.model_registry import GcsRegistry
-from goblin.registry import promotion as models
+from goblin.registry import promotion
 from goblin.registry.domain.versions import ModelName
 from goblin.registry.policy.promotion import PromotionRequest
 from tests.clouds import RunningCloud
@@ -42,14 +42,14 @@ class World:
 
     def promote(self, version: str) -> Any:
         """Register and promote as `goblin models` does; the event, which is pushed by hand."""
-        deps = models.PromotionDeps(registry=self.registry, bus=self.bus, clock=FixedClock(datetime.now(UTC)))
+        deps = promotion.PromotionDeps(registry=self.registry, bus=self.bus, clock=FixedClock(datetime.now(UTC)))
         file = self.folder / "m.gguf"
         file.write_bytes(b"GGUF" + version.encode() * 100)
 
         async def work() -> None:
-            await models.register(NAME, version, file, actor="ann", progress=lambda _: None, deps=deps)
+            await promotion.register(NAME, version, file, actor="ann", progress=lambda _: None, deps=deps)
             asked = PromotionRequest(event_id=version, actor="ann", reason="", at=datetime.now(UTC))
-            await models.promote(NAME, version, expected=None, request=asked, deps=deps)
+            await promotion.promote(NAME, version, expected=None, request=asked, deps=deps)
 
         asyncio.run(work())
         return self.bus.published[-1][1]

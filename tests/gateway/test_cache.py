@@ -52,9 +52,9 @@ async def test_another_key_has_another_cache_and_a_tenants_keys_share_one() -> N
 
 
 async def ask_as(here: World, key: str) -> Heard:
-    from goblin.gateway import inference as chat
+    from goblin.gateway import inference
 
-    call, heard = chat.InferenceCall(here.deps, "chat"), Heard()
+    call, heard = inference.InferenceCall(here.deps, "chat"), Heard()
     await call.authenticate(f"Bearer {key}")
     heard.chunks = [chunk async for chunk in await call.chat(asked(**COLD))]
     await call.settle()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
-from goblin.gateway import inference as chat
+from goblin.gateway import inference
 from goblin.gateway.domain.catalog import Routing, Strategy
 from goblin.gateway.failover import ActiveAttempt, RetryBudget
 from goblin.gateway.policy import retries
@@ -25,15 +25,15 @@ def slow(**providers: ScriptedProvider) -> World:
 
 async def begin(
     here: World, hedge_after_s: float, *, stream: bool = True
-) -> tuple[chat.InferenceCall, ActiveAttempt[Any]]:
-    call = chat.InferenceCall(here.deps, "chat")
+) -> tuple[inference.InferenceCall, ActiveAttempt[Any]]:
+    call = inference.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     request = asked(stream=stream)
     route = await call._choose(request, None)
     return call, await call._dispatch().answer(request).begin(route.candidates, hedge_after_s=hedge_after_s)
 
 
-def outcomes(call: chat.InferenceCall) -> list[tuple[str, str]]:
+def outcomes(call: inference.InferenceCall) -> list[tuple[str, str]]:
     return [(record.endpoint, record.outcome) for record in (attempt.record() for attempt in call.attempts)]
 
 

@@ -21,7 +21,7 @@ from goblin.core.errors import (
     Unauthenticated,
     UnknownModel,
 )
-from goblin.gateway import inference as chat
+from goblin.gateway import inference
 from goblin.gateway.domain import requests
 from goblin.gateway.domain.catalog import Routing, Strategy
 from goblin.gateway.domain.chat import ChatChunk, Delta, Usage
@@ -61,7 +61,7 @@ class Heard:
 
 
 async def ask(here: World, request: requests.ChatRequest | None = None, strategy: str | None = None) -> Heard:
-    heard, call = Heard(), chat.InferenceCall(here.deps, "chat")
+    heard, call = Heard(), inference.InferenceCall(here.deps, "chat")
     try:
         await call.authenticate(f"Bearer {KEY}")
         chunks = await call.chat(request or asked(), strategy=strategy)
@@ -248,7 +248,7 @@ async def test_only_one_trial_goes_to_an_endpoint_that_may_be_back() -> None:
 
 async def test_a_caller_who_leaves_stops_the_generation_and_is_settled_once() -> None:
     here = world(routing=Routing(between_tokens_timeout_s=60), a=scripted(Words("Hello"), HANG))
-    call = chat.InferenceCall(here.deps, "chat")
+    call = inference.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     chunks = await call.chat(asked())
     async with aclosing(chunks):
@@ -268,7 +268,7 @@ async def test_a_caller_who_leaves_stops_the_generation_and_is_settled_once() ->
 
 async def test_a_caller_who_leaves_before_the_first_token_stops_it_too() -> None:
     here = world(routing=Routing(first_token_timeout_s=60), a=scripted(HANG))
-    call = chat.InferenceCall(here.deps, "chat")
+    call = inference.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     asking = asyncio.ensure_future(call.chat(asked()))
     for _ in range(100):
@@ -284,7 +284,7 @@ async def test_a_caller_who_leaves_before_the_first_token_stops_it_too() -> None
 
 async def test_an_answer_nobody_reads_is_closed_all_the_same() -> None:
     here = world(a=scripted(Words("Hello"), HANG))
-    call = chat.InferenceCall(here.deps, "chat")
+    call = inference.InferenceCall(here.deps, "chat")
     await call.authenticate(f"Bearer {KEY}")
     await call.chat(asked())
     await call.settle()
@@ -311,7 +311,7 @@ async def test_without_a_store_a_stranger_is_not_let_in() -> None:
 
 async def test_a_stranger_leaves_no_receipt_and_no_label() -> None:
     here = world(a=ScriptedProvider())
-    call = chat.InferenceCall(here.deps, "chat")
+    call = inference.InferenceCall(here.deps, "chat")
     with pytest.raises(Unauthenticated):
         await call.authenticate("Bearer sk-stranger")
     await call.settle()
@@ -374,7 +374,7 @@ async def test_a_model_the_schedule_has_not_seen_yet_is_looked_for_once() -> Non
 
 async def test_vectors_are_routed_and_counted_like_answers() -> None:
     here = world(a=failing(Fault.TRANSIENT), b=ScriptedProvider())
-    call = chat.InferenceCall(here.deps, "embeddings")
+    call = inference.InferenceCall(here.deps, "embeddings")
     await call.authenticate(f"Bearer {KEY}")
     request = requests.parse(requests.EmbeddingsRequest, b'{"model":"m","input":["12345678"]}')
     answer = await call.embed(request)

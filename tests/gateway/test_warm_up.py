@@ -10,7 +10,7 @@ import pytest
 
 from goblin.core.endpoints import Price
 from goblin.core.errors import ProviderUnavailable
-from goblin.gateway import warm_up as waking
+from goblin.gateway import warm_up
 from goblin.gateway.domain import requests
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.policy.route import NoRoute, Route
@@ -55,7 +55,7 @@ async def test_one_start_at_a_time_and_it_ends(fails: bool) -> None:
 
 @pytest.mark.parametrize("like", [chat(max_tokens=100), text(max_tokens=100)])
 def test_a_nudge_is_as_small_as_a_request_can_be(like: requests.ChatRequest | requests.CompletionRequest) -> None:
-    small = waking.warm_up_request(like)
+    small = warm_up.warm_up_request(like)
     assert type(small) is type(like)
     assert (small.model, small.output_tokens_max, small.prompt_bytes()) == ("m", 1, 1)
     again = requests.parse(type(small), requests.msgspec.json.encode(small.body))

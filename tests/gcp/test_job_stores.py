@@ -13,7 +13,7 @@ from unittest import mock
 import httpx
 import pytest
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 from goblin.core.errors import Conflict, NotFound, StoreUnavailable
 from goblin.core.events import CheckpointSaved, JobRequested
 from goblin.core.ports import ObjectStore
@@ -37,7 +37,7 @@ KINDS = ("memory", "google")
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCloud]:
     """With production's declaration, so that a query without its index is refused as there."""
-    with RunningCloud(tmp_path_factory.mktemp("cloud"), declaration=places.declaration()) as running:
+    with RunningCloud(tmp_path_factory.mktemp("cloud"), declaration=paths.declaration()) as running:
         yield running
 
 
@@ -386,7 +386,7 @@ async def test_an_event_is_published_as_its_schema_says(cloud: RunningCloud) -> 
 
 
 def test_every_query_has_its_index_in_the_declaration() -> None:
-    said = json.loads(Path(places.declaration()).read_text())
+    said = json.loads(Path(paths.declaration()).read_text())
     assert ["open", "requested_at"] in [
         [field["path"] for field in index["fields"]] for index in said["indexes"] if index["collection"] == "jobs"
     ]

@@ -15,7 +15,7 @@ from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.domain.ledger import ACTIONS, BudgetAction, EntryKind, LedgerEntry, lineage
 from goblin.billing.policy.allocation import ALLOCATION_LIFE, ThresholdEvent
 from goblin.billing.policy.local_allocation import FIRST_AHEAD, LocalAllocation
-from goblin.cli import paths as places
+from goblin.cli import paths
 from goblin.core.clock import SystemClock
 from goblin.core.errors import Conflict, StoreUnavailable
 from goblin.gcp.firestore.ledger import PARTS, FirestoreLedger
@@ -33,7 +33,7 @@ AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 @pytest.fixture(scope="module")
 def cloud(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningCloud]:
     folder = tmp_path_factory.mktemp("cloud")
-    with RunningCloud(folder, services=("firestore",), declaration=places.declaration()) as running:
+    with RunningCloud(folder, services=("firestore",), declaration=paths.declaration()) as running:
         yield running
 
 

@@ -255,9 +255,9 @@ async def test_health_that_cannot_be_read_does_not_hide_the_others(cloud: Runnin
 
 
 async def test_a_store_that_is_gone_is_noticed_soon(monkeypatch: pytest.MonkeyPatch) -> None:
-    from goblin.gcp.firestore import gateway as firestore
+    from goblin.gcp.firestore import gateway
 
-    monkeypatch.setattr(firestore, "DEADLINE_S", 0.1)
+    monkeypatch.setattr(gateway, "DEADLINE_S", 0.1)
     gone = in_firestore(firestore_client(closed_port().removeprefix("http://"), "p"))
     with pytest.raises(StoreUnavailable):
         await gone.keys.get(KEY.digest)

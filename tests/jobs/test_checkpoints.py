@@ -8,12 +8,10 @@ import pytest
 
 from goblin.core.errors import Broken, Conflict, Forbidden, InvalidRequest, MalformedEvent, NotFound
 from goblin.core.events import CheckpointSaved
-from goblin.jobs import checkpoints
-from goblin.jobs import lifecycle as jobs
-from goblin.jobs import worker_api as leases
+from goblin.jobs import checkpoints, lifecycle, worker_api
 from goblin.jobs.domain.checkpoints import Manifest, manifest_uri
 from goblin.jobs.domain.job import JobState
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import state_machine
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, announce, given, output_ids, results
 from tests.fakes.jobs import BUCKET, World
@@ -22,7 +20,7 @@ from tests.fakes.jobs import BUCKET, World
 async def running(count: int = 10) -> tuple[World, Host]:
     """A job whose first attempt has claimed it."""
     world = World()
-    await jobs.request(given(world, count), world.deps)
+    await lifecycle.request(given(world, count), world.deps)
     await reconcile(world.deps)
     host = Host(world, "j", world.token())
     await host.step()
@@ -32,7 +30,7 @@ async def running(count: int = 10) -> tuple[World, Host]:
 async def upload(world: World, host: Host, data: bytes, step: int = 3, **said: Any) -> tuple[str, list[Any]]:
     """Upload bytes for a step; `said` is what the host claims about them, after the upload."""
     files = [announce(data)]
-    upload_id, grants = await leases.begin_checkpoint("j", host.token, step, files, world.deps)
+    upload_id, grants = await worker_api.begin_checkpoint("j", host.token, step, files, world.deps)
     assert world.objects.put(grants["part.jsonl"], data) == 200
     return upload_id, [replace(files[0], **said)]
 
@@ -58,8 +56,8 @@ async def test_a_commit_may_be_repeated() -> None:
     world, host = await running()
     data = results(0, 3, 1)
     upload_id, files = await upload(world, host, data)
-    first = await leases.commit_checkpoint("j", host.token, 3, 0, upload_id, files, world.deps)
-    second = await leases.commit_checkpoint("j", host.token, 3, 0, upload_id, files, world.deps)
+    first = await worker_api.commit_checkpoint("j", host.token, 3, 0, upload_id, files, world.deps)
+    second = await worker_api.commit_checkpoint("j", host.token, 3, 0, upload_id, files, world.deps)
     assert first == second
 
 
@@ -104,7 +102,7 @@ async def test_a_part_that_is_not_the_results_of_these_items_is_refused(data: by
     world.objects.chunk = 1 << 20 if len(data) > 1 << 20 else 300
     upload_id, files = await upload(world, host, data, step)
     with pytest.raises(Conflict, match=words):
-        await leases.commit_checkpoint("j", host.token, step, 0, upload_id, files, world.deps)
+        await worker_api.commit_checkpoint("j", host.token, step, 0, upload_id, files, world.deps)
     assert await world.objects.stat(manifest_uri(BUCKET, "j", step, 1)) is None
     assert not world.bus.waiting
 
@@ -114,16 +112,16 @@ async def test_a_host_that_lies_about_its_upload_is_refused(said: dict[str, Any]
     world, host = await running()
     upload_id, files = await upload(world, host, GOOD, **said)
     with pytest.raises(Conflict):
-        await leases.commit_checkpoint("j", host.token, 3, 0, upload_id, files, world.deps)
+        await worker_api.commit_checkpoint("j", host.token, 3, 0, upload_id, files, world.deps)
     assert await world.objects.stat(manifest_uri(BUCKET, "j", 3, 1)) is None
 
 
 async def test_nothing_uploaded_is_nothing_to_commit() -> None:
     world, host = await running()
     files = [announce(GOOD)]
-    upload_id, _ = await leases.begin_checkpoint("j", host.token, 3, files, world.deps)
+    upload_id, _ = await worker_api.begin_checkpoint("j", host.token, 3, files, world.deps)
     with pytest.raises(Conflict, match="was not uploaded"):
-        await leases.commit_checkpoint("j", host.token, 3, 0, upload_id, files, world.deps)
+        await worker_api.commit_checkpoint("j", host.token, 3, 0, upload_id, files, world.deps)
 
 
 async def test_a_step_that_adds_to_an_invented_checkpoint_is_refused() -> None:
@@ -131,7 +129,7 @@ async def test_a_step_that_adds_to_an_invented_checkpoint_is_refused() -> None:
     data = results(6, 9, 1)
     upload_id, files = await upload(world, host, data, 9)
     with pytest.raises(Conflict, match="no checkpoint of step 6"):
-        await leases.commit_checkpoint("j", host.token, 9, 6, upload_id, files, world.deps)
+        await worker_api.commit_checkpoint("j", host.token, 9, 6, upload_id, files, world.deps)
 
 
 @pytest.mark.parametrize(
@@ -149,32 +147,32 @@ async def test_no_grant_is_given_for_what_cannot_be(names: list[str], step: int,
     world, host = await running()
     files = [announce(GOOD, name) for name in names]
     with pytest.raises(error):
-        await leases.begin_checkpoint("j", host.token, step, files, world.deps)
+        await worker_api.begin_checkpoint("j", host.token, step, files, world.deps)
 
 
 async def test_upload_ids_cannot_lead_elsewhere() -> None:
     world, host = await running()
     for upload_id in ("../../a2/secret", "", "a/b", "x" * 65):
         with pytest.raises(InvalidRequest):
-            await leases.commit_checkpoint("j", host.token, 3, 0, upload_id, [announce(GOOD)], world.deps)
+            await worker_api.commit_checkpoint("j", host.token, 3, 0, upload_id, [announce(GOOD)], world.deps)
 
 
 async def test_an_old_attempts_token_opens_nothing() -> None:
     world, zombie = await running()
     await zombie.checkpoint()
-    world.clock.advance(policy.LEASE_S + 1)
+    world.clock.advance(state_machine.LEASE_S + 1)
     await reconcile(world.deps)
     assert world.job().attempt == 2
     deps = world.deps
     calls = [
-        leases.claim("j", zombie.token, deps),
-        leases.inputs("j", zombie.token, deps),
-        leases.heartbeat("j", zombie.token, 9, deps),
-        leases.begin_checkpoint("j", zombie.token, 6, [announce(GOOD)], deps),
-        leases.commit_checkpoint("j", zombie.token, 6, 3, "secret-0009", [announce(GOOD)], deps),
-        leases.finish("j", zombie.token, deps),
-        leases.withdraw("j", zombie.token, "", deps),
-        leases.fail("j", zombie.token, "revenge", deps),
+        worker_api.claim("j", zombie.token, deps),
+        worker_api.inputs("j", zombie.token, deps),
+        worker_api.heartbeat("j", zombie.token, 9, deps),
+        worker_api.begin_checkpoint("j", zombie.token, 6, [announce(GOOD)], deps),
+        worker_api.commit_checkpoint("j", zombie.token, 6, 3, "secret-0009", [announce(GOOD)], deps),
+        worker_api.finish("j", zombie.token, deps),
+        worker_api.withdraw("j", zombie.token, "", deps),
+        worker_api.fail("j", zombie.token, "revenge", deps),
     ]
     before = world.job()
     for call in calls:
@@ -193,7 +191,7 @@ async def test_a_checkpoint_whose_event_was_lost_is_found_before_the_next_attemp
     await host.checkpoint()
     await host.checkpoint()
     world.bus.waiting.clear()
-    world.clock.advance(policy.LEASE_S + 1)
+    world.clock.advance(state_machine.LEASE_S + 1)
     await reconcile(world.deps)
     assert (world.job().attempt, world.job().saved_step, world.job().failures) == (2, 6, 0)
 
@@ -205,7 +203,7 @@ async def test_a_torn_checkpoint_is_passed_over_for_the_one_before() -> None:
     world.bus.waiting.clear()
     [torn] = [uri for uri in world.objects.objects if "00000006" in uri and uri.endswith("part.jsonl")]
     world.objects.write(torn, b"torn")
-    world.clock.advance(policy.LEASE_S + 1)
+    world.clock.advance(state_machine.LEASE_S + 1)
     await reconcile(world.deps)
     assert (world.job().attempt, world.job().saved_step) == (2, 3)
 
@@ -219,7 +217,7 @@ async def test_a_checkpoint_of_an_attempt_that_was_fenced_off_is_not_taken() -> 
     # Its last manifest cannot be found when the next attempt is placed, and turns up later.
     uri = manifest_uri(BUCKET, "j", 6, 1)
     manifest = world.objects.objects.pop(uri)
-    world.clock.advance(policy.LEASE_S + 1)
+    world.clock.advance(state_machine.LEASE_S + 1)
     await reconcile(world.deps)
     world.objects.objects[uri] = manifest
     await checkpoints.note(second, world.deps)  # type: ignore[arg-type]
@@ -230,25 +228,25 @@ async def test_a_checkpoint_told_while_nobody_is_at_work_saves_the_next_attempt_
     world, host = await running()
     await host.checkpoint()
     [(_, event)] = world.bus.waiting
-    await leases.withdraw("j", host.token, "taken away", world.deps)
+    await worker_api.withdraw("j", host.token, "taken away", world.deps)
     await checkpoints.note(event, world.deps)  # type: ignore[arg-type]
     await reconcile(world.deps)
-    work = await leases.claim("j", world.token(), world.deps)
+    work = await worker_api.claim("j", world.token(), world.deps)
     assert (work.attempt, work.step) == (2, 3)
 
 
 async def test_a_host_that_is_taken_away_hands_its_last_checkpoint_over_before_the_event_about_it() -> None:
     world, host = await running()
     await host.checkpoint()
-    await leases.withdraw("j", host.token, "taken away", world.deps, step=3)
+    await worker_api.withdraw("j", host.token, "taken away", world.deps, step=3)
     await reconcile(world.deps)
-    work = await leases.claim("j", world.token(), world.deps)
+    work = await worker_api.claim("j", world.token(), world.deps)
     assert (work.attempt, work.step) == (2, 3)
 
 
 async def test_a_host_that_invents_a_checkpoint_hands_nothing_over() -> None:
     world, host = await running()
-    await leases.withdraw("j", host.token, "taken away", world.deps, step=9)
+    await worker_api.withdraw("j", host.token, "taken away", world.deps, step=9)
     assert (world.job().state, world.job().checkpoint) == (JobState.PREEMPTED, None)
 
 
@@ -311,22 +309,22 @@ async def test_finishing_before_everything_is_checkpointed_is_refused() -> None:
     world, host = await running()
     await host.checkpoint()
     with pytest.raises(Conflict, match="not checkpointed"):
-        await leases.finish("j", host.token, world.deps)
+        await worker_api.finish("j", host.token, world.deps)
     assert world.job().state is JobState.RUNNING
 
 
 async def test_a_repeated_finish_is_no_error() -> None:
     world, host = await running(3)
     await host.run()
-    await leases.finish("j", host.token, world.deps)
+    await worker_api.finish("j", host.token, world.deps)
     await reconcile(world.deps)
-    assert (await leases.finish("j", host.token, world.deps)).state is JobState.SUCCEEDED
+    assert (await worker_api.finish("j", host.token, world.deps)).state is JobState.SUCCEEDED
 
 
 async def test_many_parts_are_joined_in_order_and_what_joined_them_is_gone() -> None:
     world = World()
     wanted = msgspec.structs.replace(given(world, 1100), checkpoint_every=1)
-    await jobs.request(wanted, world.deps)
+    await lifecycle.request(wanted, world.deps)
     await reconcile(world.deps)
     await Host(world, "j", world.token()).run()
     await reconcile(world.deps)

@@ -5,9 +5,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from goblin.core.errors import GoblinError
-from goblin.jobs import checkpoints
-from goblin.jobs import lifecycle as jobs
-from goblin.jobs import worker_api as leases
+from goblin.jobs import checkpoints, lifecycle, worker_api
 from goblin.jobs.domain.job import ENDED, JobState
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, announce, given, output_ids, results, spec
@@ -21,7 +19,7 @@ async def requested(world: World) -> None:
 
 
 async def placed(world: World) -> None:
-    await jobs.request(given(world, 7), world.deps)
+    await lifecycle.request(given(world, 7), world.deps)
     await reconcile(world.deps)
 
 
@@ -46,12 +44,12 @@ async def worked(world: World) -> None:
 
 async def finished(world: World) -> None:
     await worked(world)
-    await leases.finish("j", world.token(), world.deps)
+    await worker_api.finish("j", world.token(), world.deps)
 
 
 async def cancelled(world: World) -> None:
     await claimed(world)
-    await jobs.cancel("j", world.deps, by="me")
+    await lifecycle.cancel("j", world.deps, by="me")
 
 
 async def gone(world: World) -> None:
@@ -60,7 +58,7 @@ async def gone(world: World) -> None:
 
 
 async def on_request(world: World) -> None:
-    await jobs.request(spec(), world.deps)
+    await lifecycle.request(spec(), world.deps)
     await reconcile(world.deps, only="j")
 
 
@@ -72,21 +70,21 @@ async def on_checkpoint_saved(world: World) -> None:
 async def on_commit(world: World) -> None:
     data = results(0, 3, 1)
     files = [announce(data)]
-    upload_id, grants = await leases.begin_checkpoint("j", world.token(attempt=1), 3, files, world.deps)
+    upload_id, grants = await worker_api.begin_checkpoint("j", world.token(attempt=1), 3, files, world.deps)
     world.objects.put(grants["part.jsonl"], data)
-    await leases.commit_checkpoint("j", world.token(attempt=1), 3, 0, upload_id, files, world.deps)
+    await worker_api.commit_checkpoint("j", world.token(attempt=1), 3, 0, upload_id, files, world.deps)
 
 
 HANDLERS: dict[str, tuple[Handler, Handler]] = {
     "request": (requested, on_request),
-    "claim": (placed, lambda world: leases.claim("j", world.token(attempt=1), world.deps)),
-    "heartbeat": (claimed, lambda world: leases.heartbeat("j", world.token(attempt=1), 2, world.deps)),
+    "claim": (placed, lambda world: worker_api.claim("j", world.token(attempt=1), world.deps)),
+    "heartbeat": (claimed, lambda world: worker_api.heartbeat("j", world.token(attempt=1), 2, world.deps)),
     "commit": (claimed, on_commit),
     "checkpoint saved": (committed, on_checkpoint_saved),
-    "finish": (worked, lambda world: leases.finish("j", world.token(attempt=1), world.deps)),
-    "withdraw": (committed, lambda world: leases.withdraw("j", world.token(attempt=1), "x", world.deps)),
-    "fail": (committed, lambda world: leases.fail("j", world.token(attempt=1), "x", world.deps)),
-    "cancel": (committed, lambda world: jobs.cancel("j", world.deps, by="me")),
+    "finish": (worked, lambda world: worker_api.finish("j", world.token(attempt=1), world.deps)),
+    "withdraw": (committed, lambda world: worker_api.withdraw("j", world.token(attempt=1), "x", world.deps)),
+    "fail": (committed, lambda world: worker_api.fail("j", world.token(attempt=1), "x", world.deps)),
+    "cancel": (committed, lambda world: lifecycle.cancel("j", world.deps, by="me")),
     "reconcile composes": (finished, lambda world: reconcile(world.deps)),
     "reconcile preempts": (gone, lambda world: reconcile(world.deps)),
     "reconcile settles": (cancelled, lambda world: reconcile(world.deps)),

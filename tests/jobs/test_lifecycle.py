@@ -8,11 +8,9 @@ from typing import Any
 import pytest
 
 from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, StoreUnavailable
-from goblin.jobs import checkpoints
-from goblin.jobs import lifecycle as jobs
-from goblin.jobs import worker_api as leases
+from goblin.jobs import checkpoints, lifecycle, worker_api
 from goblin.jobs.domain.job import JobState
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import state_machine
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, given, item, output_ids, spec
 from tests.fakes.jobs import BUCKET, World
@@ -20,7 +18,7 @@ from tests.fakes.jobs import BUCKET, World
 
 async def test_a_job_goes_all_the_way() -> None:
     world = World()
-    await jobs.request(given(world, 10), world.deps)
+    await lifecycle.request(given(world, 10), world.deps)
     await reconcile(world.deps, only="j")
     assert world.job().state is JobState.STARTING
     await Host(world, "j", world.token()).run()
@@ -37,9 +35,9 @@ async def test_a_job_goes_all_the_way() -> None:
 
 async def test_the_same_request_twice_is_one_job() -> None:
     world = World()
-    first = await jobs.request(given(world), world.deps)
+    first = await lifecycle.request(given(world), world.deps)
     await reconcile(world.deps, only="j")
-    second = await jobs.request(spec(), world.deps)
+    second = await lifecycle.request(spec(), world.deps)
     await reconcile(world.deps, only="j")
     assert second.requested_at == first.requested_at
     assert len(world.compute.rented) == 1
@@ -47,32 +45,32 @@ async def test_the_same_request_twice_is_one_job() -> None:
 
 async def test_defaults_said_and_unsaid_are_the_same_request() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
-    await jobs.request(spec(priority="default", parameters={}), world.deps)
+    await lifecycle.request(given(world), world.deps)
+    await lifecycle.request(spec(priority="default", parameters={}), world.deps)
     assert len(world.jobs.stored) == 1
 
 
 async def test_another_request_with_the_same_id_is_refused() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     with pytest.raises(Conflict, match="another specification"):
-        await jobs.request(spec(checkpoint_every=99), world.deps)
+        await lifecycle.request(spec(checkpoint_every=99), world.deps)
 
 
 async def test_what_could_never_run_is_written_as_refused_for_an_event_and_answered_to_a_caller() -> None:
     world = World()
-    job = await jobs.request(spec(kind="dance"), world.deps)
+    job = await lifecycle.request(spec(kind="dance"), world.deps)
     assert job.state is JobState.REFUSED
     await reconcile(world.deps)
     assert not world.job().open
     with pytest.raises(InvalidRequest, match="dance"):
-        await jobs.submit(spec("other", kind="dance"), world.deps)
+        await lifecycle.submit(spec("other", kind="dance"), world.deps)
     assert "other" not in world.jobs.stored
 
 
 async def test_a_huge_specification_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="at most"):
-        await jobs.request(spec(parameters={"x": "y" * 70_000}), World().deps)
+        await lifecycle.request(spec(parameters={"x": "y" * 70_000}), World().deps)
 
 
 def broken_dataset(*lines: str) -> bytes:
@@ -103,7 +101,7 @@ async def test_a_dataset_that_cannot_be_run_refuses_the_job_with_its_line(data: 
     wanted = spec()
     if data is not None:
         world.objects.write(str(wanted.dataset_uri), data)
-    await jobs.request(wanted, world.deps)
+    await lifecycle.request(wanted, world.deps)
     await reconcile(world.deps)
     assert world.job().state is JobState.REFUSED
     assert words in world.job().reason
@@ -114,7 +112,7 @@ async def test_an_output_that_exists_refuses_the_job() -> None:
     world = World()
     wanted = given(world)
     world.objects.write(str(wanted.output_uri), b"precious")
-    await jobs.request(wanted, world.deps)
+    await lifecycle.request(wanted, world.deps)
     await reconcile(world.deps)
     assert world.job().state is JobState.REFUSED
     assert "never overwritten" in world.job().reason
@@ -122,31 +120,31 @@ async def test_an_output_that_exists_refuses_the_job() -> None:
 
 async def test_cancelling_fences_the_attempt_off_and_ends_its_instance() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     await reconcile(world.deps)
     host = Host(world, "j", world.token())
     await host.step()
-    await jobs.cancel("j", world.deps, by="me")
+    await lifecycle.cancel("j", world.deps, by="me")
     assert not world.compute.running
     with pytest.raises(Conflict, match="over"):
-        await leases.heartbeat("j", host.token, 0, world.deps)
-    assert (await jobs.cancel("j", world.deps, by="me")).state is JobState.CANCELLED, "twice is once"
+        await worker_api.heartbeat("j", host.token, 0, world.deps)
+    assert (await lifecycle.cancel("j", world.deps, by="me")).state is JobState.CANCELLED, "twice is once"
     await reconcile(world.deps)
     assert not world.job().open
 
 
 async def test_what_has_ended_cannot_be_cancelled() -> None:
     world = World()
-    await jobs.request(spec(kind="dance"), world.deps)
+    await lifecycle.request(spec(kind="dance"), world.deps)
     with pytest.raises(Conflict, match="too late"):
-        await jobs.cancel("j", world.deps, by="me")
+        await lifecycle.cancel("j", world.deps, by="me")
     with pytest.raises(NotFound):
-        await jobs.cancel("nobody", world.deps, by="me")
+        await lifecycle.cancel("nobody", world.deps, by="me")
 
 
 async def test_on_unknown_nothing_is_launched_and_nothing_destroyed() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     world.compute.unknown = "410"
     report = await reconcile(world.deps)
     assert world.job().state is JobState.QUEUED
@@ -164,13 +162,13 @@ async def test_on_unknown_nothing_is_launched_and_nothing_destroyed() -> None:
 
 async def test_a_silent_worker_is_preempted_and_the_job_goes_on_from_its_checkpoint() -> None:
     world = World()
-    await jobs.request(given(world, 10), world.deps)
+    await lifecycle.request(given(world, 10), world.deps)
     await reconcile(world.deps)
     first = Host(world, "j", world.token())
     await first.step()
     await first.step()
     await deliver(world)
-    world.clock.advance(policy.LEASE_S + 1)
+    world.clock.advance(state_machine.LEASE_S + 1)
     await reconcile(world.deps)
     assert (world.job().attempt, world.job().saved_step) == (2, 3)
     assert list(world.compute.running) == ["goblin-j-a2"]
@@ -188,33 +186,33 @@ async def deliver(world: World) -> None:
 
 async def test_a_heartbeat_keeps_the_lease() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     await reconcile(world.deps)
     host = Host(world, "j", world.token())
     await host.step()
     for _ in range(20):
-        world.clock.advance(policy.HEARTBEAT_S)
-        await leases.heartbeat("j", host.token, 2, world.deps)
+        world.clock.advance(state_machine.HEARTBEAT_S)
+        await worker_api.heartbeat("j", host.token, 2, world.deps)
         await reconcile(world.deps)
     assert (world.job().state, world.job().attempt, world.job().step) == (JobState.RUNNING, 1, 2)
 
 
 async def test_a_heartbeat_prolongs_the_key_before_it_expires() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     await reconcile(world.deps)
     host = Host(world, "j", world.token())
     await host.step()
     for _ in range(12 * 60 // 10):
         world.clock.advance(60)
-        await leases.heartbeat("j", host.token, 0, world.deps)
+        await worker_api.heartbeat("j", host.token, 0, world.deps)
         [(_, until)] = world.keys.keys.values()
         assert until > world.clock.now()
 
 
 async def test_an_instance_without_a_live_lease_is_destroyed_within_two_ticks() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     await reconcile(world.deps)
     order = world.compute.running["goblin-j-a1"]
     for stray in ("goblin-j-a0", "goblin-nobody-a7", "goblin-what"):
@@ -227,11 +225,11 @@ async def test_an_instance_without_a_live_lease_is_destroyed_within_two_ticks() 
 async def test_an_instance_that_appears_after_its_job_was_cancelled_is_destroyed() -> None:
     """The provider was slow: the lease was written, the answer lost, the job cancelled and settled."""
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     world.compute.silent = True
     await reconcile(world.deps)
     late = world.compute.running.pop("goblin-j-a1")
-    await jobs.cancel("j", world.deps, by="me")
+    await lifecycle.cancel("j", world.deps, by="me")
     await reconcile(world.deps)
     assert not world.job().open
     world.compute.running["goblin-j-a1"] = late
@@ -241,7 +239,7 @@ async def test_an_instance_that_appears_after_its_job_was_cancelled_is_destroyed
 
 async def test_an_answer_that_was_lost_is_found_in_the_inventory_and_not_rented_again() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     world.compute.silent = True
     await reconcile(world.deps)
     await reconcile(world.deps)
@@ -251,10 +249,10 @@ async def test_an_answer_that_was_lost_is_found_in_the_inventory_and_not_rented_
 
 async def test_an_instance_quicker_than_the_providers_answer_is_at_work() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     world.compute.silent = True
     await reconcile(world.deps)
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     await reconcile(world.deps)
     lease = world.job().lease
     assert world.job().state is JobState.RUNNING
@@ -264,7 +262,7 @@ async def test_an_instance_quicker_than_the_providers_answer_is_at_work() -> Non
 
 async def test_no_capacity_waits_ever_longer_and_fails_nothing() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     world.compute.full = True
     for _ in range(60):
         await reconcile(world.deps)
@@ -275,7 +273,7 @@ async def test_no_capacity_waits_ever_longer_and_fails_nothing() -> None:
     assert (job.failures, job.preemptions) == (0, 0)
     assert 10 <= job.attempt <= 20, "an hour of a full provider is no reason to ask each minute"
     world.compute.full = False
-    world.clock.advance(policy.BACKOFF_S_MAX)
+    world.clock.advance(state_machine.BACKOFF_S_MAX)
     await reconcile(world.deps)
     assert world.job().state is JobState.STARTING
 
@@ -283,7 +281,7 @@ async def test_no_capacity_waits_ever_longer_and_fails_nothing() -> None:
 async def test_places_are_limited_by_kind() -> None:
     world = World(limit=1)
     for name in ("one", "two"):
-        await jobs.request(given(world, 3, name), world.deps)
+        await lifecycle.request(given(world, 3, name), world.deps)
         world.clock.advance(1)
     await reconcile(world.deps)
     assert [world.job(name).state for name in ("one", "two")] == [JobState.STARTING, JobState.QUEUED]
@@ -294,16 +292,16 @@ async def test_places_are_limited_by_kind() -> None:
 
 async def test_two_reconciles_at_once_rent_one_instance() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     await asyncio.gather(*(reconcile(world.deps) for _ in range(5)))
     assert world.compute.rented == ["goblin-j-a1"]
 
 
 async def test_one_jobs_trouble_does_not_keep_the_others_waiting() -> None:
     world = World()
-    await jobs.request(given(world, 3, "bad"), world.deps)
+    await lifecycle.request(given(world, 3, "bad"), world.deps)
     world.clock.advance(1)
-    await jobs.request(given(world, 3, "good"), world.deps)
+    await lifecycle.request(given(world, 3, "good"), world.deps)
     stat = world.objects.stat
 
     async def flaky(uri: str) -> Any:
@@ -320,7 +318,7 @@ async def test_one_jobs_trouble_does_not_keep_the_others_waiting() -> None:
 
 async def test_a_change_is_decided_again_when_somebody_else_wrote() -> None:
     world = World()
-    await jobs.request(given(world), world.deps)
+    await lifecycle.request(given(world), world.deps)
     await reconcile(world.deps)
     token, writes = world.token(), 0
 
@@ -331,11 +329,11 @@ async def test_a_change_is_decided_again_when_somebody_else_wrote() -> None:
             world.jobs.touch("j")
 
     world.jobs.before_replace = somebody_writes
-    await leases.claim("j", token, world.deps)
+    await worker_api.claim("j", token, world.deps)
     assert world.job().state is JobState.RUNNING
     world.jobs.before_replace = lambda: world.jobs.touch("j")
     with pytest.raises(LeaseHeld):
-        await leases.heartbeat("j", token, 0, world.deps)
+        await worker_api.heartbeat("j", token, 0, world.deps)
 
 
 async def test_a_store_that_is_down_is_an_error_and_not_an_empty_list() -> None:
@@ -351,7 +349,7 @@ async def test_a_batch_may_have_every_kind_of_request() -> None:
     rows = [item(0), item(1, url="/v1/completions"), item(2, url="/v1/embeddings")]
     data = "\r\n".join(json.dumps(row) for row in rows).encode()
     world.objects.write(f"gs://{BUCKET}/datasets/j.jsonl", data)
-    await jobs.request(wanted, world.deps)
+    await lifecycle.request(wanted, world.deps)
     await reconcile(world.deps)
     dataset = world.job().dataset
     assert dataset is not None

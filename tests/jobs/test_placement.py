@@ -11,12 +11,11 @@ from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.domain.ledger import BudgetAction, EntryKind, LedgerEntry
 from goblin.core.errors import ProviderUnavailable, StoreUnavailable
 from goblin.core.events import JobRequested
-from goblin.jobs import lifecycle as jobs
-from goblin.jobs import worker_api as leases
+from goblin.jobs import lifecycle, worker_api
 from goblin.jobs.domain.instances import Instance, InstanceState
 from goblin.jobs.domain.job import JobState
 from goblin.jobs.domain.market import Listing, Offer
-from goblin.jobs.policy import reservations as renting
+from goblin.jobs.policy import reservations
 from goblin.jobs.policy.state_machine import BACKOFF_S_MAX
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import BUCKET, START, MemoryCompute, World
@@ -43,7 +42,7 @@ def training(**changes: Any) -> JobRequested:
 
 
 async def requested(world: World, **changes: Any) -> None:
-    await jobs.request(training(**changes), world.deps)
+    await lifecycle.request(training(**changes), world.deps)
     await reconcile(world.deps)
 
 
@@ -55,7 +54,7 @@ async def tick(world: World, minutes: float = 1) -> None:
 async def beat(world: World, minutes: int) -> None:
     """A worker that is heard of all the time and gets further."""
     for _ in range(minutes * 2):
-        await leases.heartbeat("j", world.token(), world.job().step + 1, world.deps)
+        await worker_api.heartbeat("j", world.token(), world.job().step + 1, world.deps)
         world.clock.advance(30)
         await reconcile(world.deps)
 
@@ -85,7 +84,7 @@ async def test_a_job_is_placed_on_spot_with_its_money_put_aside_and_the_choice_e
 
 async def test_nothing_is_rented_without_the_ledger() -> None:
     world = market()
-    await jobs.request(training(), world.deps)
+    await lifecycle.request(training(), world.deps)
     original = world.ledger.exchange
 
     async def silent(*args: Any, **kwargs: Any) -> Any:
@@ -155,7 +154,7 @@ async def test_what_a_provider_refuses_costs_nothing_and_is_asked_for_again() ->
 async def test_an_outbid_instance_is_released_paid_for_and_the_job_placed_anew_at_once() -> None:
     world = market()
     await requested(world)
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     stopped = Instance(
         provider="fake", instance_id="i", label="goblin-j-a1", state=InstanceState.STOPPED, detail="outbid"
     )
@@ -176,13 +175,13 @@ async def test_an_outbid_instance_is_released_paid_for_and_the_job_placed_anew_a
 async def test_rent_is_prolonged_while_it_works_and_settled_after_the_end() -> None:
     world = market()
     await requested(world)
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     first = world.job().reservations[0]
     await beat(world, 90)
     job = world.job()
     assert job.state is JobState.RUNNING
     assert job.reservations[0].until > first.until
-    await jobs.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody")
     await tick(world)
     await tick(world)
     job = world.job()
@@ -196,7 +195,7 @@ async def test_rent_is_prolonged_while_it_works_and_settled_after_the_end() -> N
 async def test_a_job_whose_budget_runs_out_is_asked_to_save_and_stop_in_time_and_says_so() -> None:
     world = market()
     await requested(world, budget_usd=Decimal("0.75"), est_hours=None)
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     for _ in range(400):
         if world.job().stop is not None:
             break
@@ -205,9 +204,9 @@ async def test_a_job_whose_budget_runs_out_is_asked_to_save_and_stop_in_time_and
     assert job.stop is not None
     assert job.stop.ends_job
     assert "budget of job/j" in job.stop.reason
-    assert world.clock.now() < job.stop.by < renting.leave_at(job.reservations[0]) + timedelta(seconds=1)
+    assert world.clock.now() < job.stop.by < reservations.leave_at(job.reservations[0]) + timedelta(seconds=1)
     assert job.reasons[-1].text.startswith("asked to stop: ")
-    await leases.withdraw("j", world.token(), "saved", world.deps)
+    await worker_api.withdraw("j", world.token(), "saved", world.deps)
     await tick(world)
     assert world.job().state is JobState.FAILED
     assert "budget of job/j" in world.job().reason
@@ -217,7 +216,7 @@ async def test_a_job_whose_budget_runs_out_is_asked_to_save_and_stop_in_time_and
 async def test_who_does_not_heed_a_stop_is_taken_away_before_the_money_ends() -> None:
     world = market()
     await requested(world, budget_usd=Decimal("0.75"), est_hours=None)
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     until = world.job().reservations[0].until
     for _ in range(400):
         if world.job().state is not JobState.RUNNING:
@@ -235,13 +234,13 @@ async def test_a_freeze_keeps_jobs_from_starting_and_stops_them_if_it_says_so(
 ) -> None:
     world = market()
     await requested(world)
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     freeze = LedgerEntry(
         entry_id="freeze:1", kind=EntryKind.FREEZE, account="fake", amount_usd_micros=0, at=START, note="enough",
         reaction=action,
     )  # fmt: skip
     await world.ledger.record(freeze)
-    await jobs.request(training(job_id="k"), world.deps)
+    await lifecycle.request(training(job_id="k"), world.deps)
     await tick(world, 0.5)
     await tick(world, 0.2)
     assert (world.job().stop is not None) is stops
@@ -274,7 +273,7 @@ async def test_a_deadline_is_promised_only_with_a_place_and_the_place_is_kept() 
     world.deps = replace(world.deps, limits={"training": 1})
     await requested(world)
     promised = training(job_id="p", deadline=START + timedelta(hours=40), priority="low")
-    await jobs.request(promised, world.deps)
+    await lifecycle.request(promised, world.deps)
     await tick(world, 0.4)
     waits = world.job("p")
     assert waits.state is JobState.REQUESTED
@@ -282,11 +281,11 @@ async def test_a_deadline_is_promised_only_with_a_place_and_the_place_is_kept() 
     assert "once one of the 1 places of kind training is free" in waits.no_placement.reason
 
     world.compute.full = True
-    await jobs.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody")
     await tick(world, 0.4)
     assert world.job("p").state is JobState.QUEUED
     world.compute.full = False
-    await jobs.request(training(job_id="k", priority="high"), world.deps)
+    await lifecycle.request(training(job_id="k", priority="high"), world.deps)
     await tick(world)
     assert (world.job("p").state, world.job("k").state) == (JobState.STARTING, JobState.QUEUED)
 
@@ -295,7 +294,7 @@ async def test_what_nobody_wants_is_released_though_the_ledger_is_silent() -> No
     world = market()
     await requested(world)
     world.compute.unknown = "timeout"
-    await jobs.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody")
     world.compute.unknown = ""
     assert world.compute.running
     world.ledger.down = True
@@ -317,8 +316,8 @@ async def test_why_a_job_waits_is_written_once_for_each_reason() -> None:
 async def test_a_job_that_fits_nothing_keeps_nobody_else_from_its_place() -> None:
     world = market()
     world.deps = replace(world.deps, limits={"training": 1})
-    await jobs.request(training(job_id="big", max_price_per_hour=Decimal("0.01"), priority="high"), world.deps)
-    await jobs.request(training(), world.deps)
+    await lifecycle.request(training(job_id="big", max_price_per_hour=Decimal("0.01"), priority="high"), world.deps)
+    await lifecycle.request(training(), world.deps)
     await reconcile(world.deps)
     assert world.job("big").state is JobState.QUEUED
     assert world.job().state is JobState.STARTING
@@ -328,7 +327,7 @@ async def test_two_jobs_of_one_run_do_not_ask_for_the_same_machine() -> None:
     other = replace(SPOT, offer_id="t", machine_id="m2", price_usd_micros_per_hour=310_000)
     world = market(SPOT, other)
     for job_id in ("j", "k"):
-        await jobs.request(training(job_id=job_id), world.deps)
+        await lifecycle.request(training(job_id=job_id), world.deps)
     await reconcile(world.deps)
     offers = {world.compute.running[f"goblin-{job_id}-a1"].offer.offer_id for job_id in ("j", "k")}
     assert offers == {"s", "t"}
@@ -356,7 +355,7 @@ async def test_on_unknown_offers_nothing_is_launched_and_the_reason_is_told() ->
 async def test_each_change_of_state_is_announced_once_and_in_order() -> None:
     world = market()
     await requested(world, callback_topic="my-app")
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     ours = [event for topic, event in world.bus.told if topic == "job-status-changed"]
     assert [event.state for event in ours] == ["queued", "placing", "starting", "running"]
     assert [event.seq for event in ours] == [1, 2, 3, 4]
@@ -371,7 +370,7 @@ async def test_a_provider_whose_budget_is_used_up_keeps_no_job_from_another_that
     deps = replace(world.deps, compute={"fake": world.compute, "other": other})
     month = (Limit(period=Period.MONTH, limit_usd_micros=1_000),)
     world.ledger.declared = {**world.ledger.declared, "fake": month}
-    await jobs.request(training(), deps)
+    await lifecycle.request(training(), deps)
     await reconcile(deps)
     assert [*other.running] == [world.job().lease.label if world.job().lease else ""], world.job().reason
     assert world.job().state is JobState.STARTING
@@ -381,7 +380,7 @@ async def test_who_waits_for_a_budget_is_not_asked_for_again_by_every_job_in_eve
     world = market(SPOT)
     world.ledger.declared = {**world.ledger.declared, "fake": (Limit(period=Period.MONTH, limit_usd_micros=1_000),)}
     for job_id in ("a", "b", "c"):
-        await jobs.request(training(job_id=job_id), world.deps)
+        await lifecycle.request(training(job_id=job_id), world.deps)
     await reconcile(world.deps)
     assert sum(world.job(job_id).attempt for job_id in ("a", "b", "c")) == 1
     waiting = [world.job(job_id).no_placement for job_id in ("b", "c")]

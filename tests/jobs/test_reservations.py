@@ -17,7 +17,7 @@ from goblin.core.errors import StoreUnavailable
 from goblin.core.events import JobRequested
 from goblin.jobs import reservations
 from goblin.jobs.domain.job import InstanceReservation, Job, JobState
-from goblin.jobs.policy import reservations as renting
+from goblin.jobs.policy import reservations as reservation_policy
 from goblin.jobs.reservations import Renewal
 from tests.fakes.jobs import FakeClock
 from tests.fakes.ledger import MemoryLedger
@@ -73,7 +73,7 @@ class World:
         return run(reservations.renew(one, self.deps, now=now, halt=halt))
 
     def settle(self, one: InstanceReservation, at: datetime) -> int:
-        return run(reservations.settle(renting.ended(one, at), self.deps, now=at))
+        return run(reservations.settle(reservation_policy.ended(one, at), self.deps, now=at))
 
     def held(self, account: str, period: Period = LIFETIME) -> tuple[int, int]:
         usage = self.ledger.kept[account].usages[period]
@@ -267,7 +267,7 @@ def test_a_new_days_part_that_was_never_written_down_is_given_back_with_the_othe
 
 def test_a_rent_whose_time_is_over_counts_as_spent_until_its_end_is_written(world: World) -> None:
     reservation = world.rent()
-    late = reservation.until + renting.EXPIRES_AFTER
+    late = reservation.until + reservation_policy.EXPIRES_AFTER
     assert not run(world.ledger.expire("rent:goblin-j-a1:1", now=late - seconds(1))).writes
     assert run(world.ledger.expire("rent:goblin-j-a1:1", now=late)).writes
     assert world.held("job/j") == (4020 * SECOND, 0)
@@ -321,7 +321,7 @@ def test_thresholds_are_told_of_and_who_cannot_be_told_holds_up_nothing(world: W
     deps = replace(world.deps, budget_client=client)
     found = run(reservations.reserve(other, deps, now=NOON))
     assert isinstance(found, InstanceReservation)
-    ended = renting.ended(found, NOON + seconds(3900))
+    ended = reservation_policy.ended(found, NOON + seconds(3900))
     assert run(reservations.settle(ended, deps, now=NOON + seconds(3900))) == 3900 * SECOND
 
 

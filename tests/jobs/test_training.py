@@ -8,15 +8,12 @@ import msgspec
 import pytest
 
 from goblin.core.errors import Conflict, Forbidden, InvalidReport, InvalidRequest, LeaseHeld, StoreUnavailable
-from goblin.jobs import attempt_logs as logs
-from goblin.jobs import lifecycle as jobs
-from goblin.jobs import training
-from goblin.jobs import worker_api as leases
+from goblin.jobs import attempt_logs, lifecycle, training, worker_api
 from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.checkpoints import Manifest, manifest_uri
 from goblin.jobs.domain.job import Dataset, JobState, StopRequest
 from goblin.jobs.domain.worker import TrainingInputs, WorkerReport
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import state_machine
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import BUCKET, World, crc32c
 from tests.fakes.training_host import TrainingHost, files, next_host, placement, spec
@@ -25,7 +22,7 @@ from tests.fakes.training_host import training as begin
 
 async def lose(world: World) -> TrainingHost:
     """The attempt falls silent; the next one's host."""
-    world.clock.advance(policy.LEASE_S + 1)
+    world.clock.advance(state_machine.LEASE_S + 1)
     return await next_host(world)
 
 
@@ -49,7 +46,7 @@ async def test_a_host_is_given_its_input_its_task_and_how_often_to_save() -> Non
     assert (given.grant.method, given.grant.url) == ("GET", f"gs://{BUCKET}/datasets/j.txt")
     assert (work.step, work.task, work.model, work.parameters, work.checkpoint_s) == (0, "t", "base", {"a": 1}, 300)
     assert (work.dataset, work.inputs.checkpoint, work.total) == (None, (), None)
-    assert await leases.inputs("j", host.token, world.deps) == work.inputs
+    assert await worker_api.inputs("j", host.token, world.deps) == work.inputs
 
 
 async def test_a_training_needs_no_dataset() -> None:
@@ -62,7 +59,7 @@ async def test_the_token_of_a_training_opens_no_gateway() -> None:
     world, host = await begin()
     for _ in range(5):
         world.clock.advance(30)
-        await leases.heartbeat("j", host.token, 1, world.deps)
+        await worker_api.heartbeat("j", host.token, 1, world.deps)
     assert world.keys.keys == {}
     assert "open key" not in world.faults.names
 
@@ -93,13 +90,13 @@ def test_an_inputs_name_is_a_path_nowhere(uri: str, name: str) -> None:
 async def test_what_an_attempt_says_of_itself_is_kept_and_the_answer_says_how_it_stands() -> None:
     world, host = await begin()
     told = WorkerReport(total=100, loss=2.5, steps_per_s=4.0, gpu_share=0.5, save_s=1.5)
-    standing = await leases.heartbeat("j", host.token, 7, world.deps, told=told)
+    standing = await worker_api.heartbeat("j", host.token, 7, world.deps, told=told)
     job = world.job()
     assert (standing.state, standing.stop, standing.checkpoint_s) == ("running", None, 900.0)
     assert (job.step, job.told_total, job.total) == (7, 100, 100)
     assert job.progress is not None
     assert (job.progress.loss, job.progress.steps_per_s, job.progress.save_s) == (2.5, 4.0, 1.5)
-    await leases.heartbeat("j", host.token, 5, world.deps)
+    await worker_api.heartbeat("j", host.token, 5, world.deps)
     assert (world.job().step, world.job().told_total) == (7, 100), "neither goes back"
 
 
@@ -108,7 +105,7 @@ async def test_an_attempt_that_is_asked_to_stop_hears_it_with_its_next_heartbeat
     stored = world.jobs.stored["j"]
     stop = StopRequest(reason="the budget is used up", by=world.clock.now())
     await world.jobs.replace(replace(stored.job, stop=stop, placement=placement(losses=100.0)), stored.version)
-    standing = await leases.heartbeat("j", host.token, 1, world.deps, told=WorkerReport(save_s=1.0))
+    standing = await worker_api.heartbeat("j", host.token, 1, world.deps, told=WorkerReport(save_s=1.0))
     assert (standing.stop, standing.checkpoint_s) == ("the budget is used up", 30.0)
 
 
@@ -117,7 +114,7 @@ async def test_impossible_numbers_change_nothing_but_the_count_of_lies() -> None
     before = world.job()
     world.clock.advance(5)
     with pytest.raises(InvalidReport, match="gpu_share 2"):
-        await leases.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(gpu_share=2.0))
+        await worker_api.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(gpu_share=2.0))
     after = world.job()
     assert (after.invalid_reports, after.reason) == (1, "attempt 1's host lied: gpu_share 2.0")
     assert replace(after, invalid_reports=0, reasons=before.reasons) == before, "nor is its lease any longer"
@@ -129,13 +126,13 @@ async def test_a_host_that_lies_three_times_loses_the_job_and_its_machine_its_na
     await world.jobs.replace(replace(stored.job, placement=placement()), stored.version)
     for _ in range(3):
         with pytest.raises(InvalidReport):
-            await leases.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(save_s=-1.0))
+            await worker_api.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(save_s=-1.0))
     assert (world.job().state, world.job().invalid_reports) == (JobState.PREEMPTED, 3)
     assert "goblin-j-a1" in world.compute.released
     [(machine, reputation)] = world.market.history.machines.items()
     assert (machine, reputation.failures, reputation.last_kind) == ("fake/m7", 1, "lie")
     with pytest.raises(Conflict):
-        await leases.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(save_s=-1.0))
+        await worker_api.heartbeat("j", host.token, 9, world.deps, told=WorkerReport(save_s=-1.0))
     assert world.job().invalid_reports == 3
 
 
@@ -145,12 +142,12 @@ async def test_a_strangers_token_is_no_blame_for_the_host() -> None:
     await world.jobs.replace(replace(stored.job, placement=placement()), stored.version)
     for token in ("gob-attempt-guess.1.j", "gob-attempt-guess.9.j") * 5:
         with pytest.raises(Forbidden):
-            await leases.heartbeat("j", token, 9, world.deps)
+            await worker_api.heartbeat("j", token, 9, world.deps)
     with pytest.raises(Forbidden):
-        await leases.heartbeat("j", "sk-whatever", 9, world.deps)
+        await worker_api.heartbeat("j", "sk-whatever", 9, world.deps)
     assert (world.job().invalid_reports, world.job().state) == (3, JobState.RUNNING)
     assert world.market.history.machines == {}
-    await leases.heartbeat("j", host.token, 1, world.deps)
+    await worker_api.heartbeat("j", host.token, 1, world.deps)
 
 
 async def test_a_checkpoint_is_whole_by_itself_and_the_next_attempt_starts_from_it() -> None:
@@ -166,7 +163,7 @@ async def test_a_checkpoint_is_whole_by_itself_and_the_next_attempt_starts_from_
     assert (given["weights"].size, given["weights"].crc32c) == (len(data), crc32c(data))
     assert given["weights"].sha256 == hashlib.sha256(data).hexdigest()
     assert world.objects.objects[given["weights"].grant.url].data == data
-    assert await leases.inputs("j", second.token, world.deps) == second.work.inputs
+    assert await worker_api.inputs("j", second.token, world.deps) == second.work.inputs
     await second.save(30)
     assert world.job().saved_step == 30
     read = msgspec.json.decode(world.objects.objects[manifest_uri(BUCKET, "j", 10, 1)].data, type=Manifest)
@@ -188,7 +185,7 @@ async def test_a_checkpoint_larger_than_the_hosts_disk_is_refused_and_written_do
     _, announced = await host.upload(10)
     huge = [replace(one, size=600 * 1024**2) for one in announced]
     with pytest.raises(InvalidReport, match="from a disk of 1 GiB"):
-        await leases.begin_checkpoint("j", host.token, 20, huge, world.deps)
+        await worker_api.begin_checkpoint("j", host.token, 20, huge, world.deps)
     assert world.job().invalid_reports == 1
 
 
@@ -304,10 +301,10 @@ async def test_a_store_that_is_away_keeps_old_checkpoints_and_takes_new_ones(mon
 
 async def test_a_training_is_done_when_its_last_checkpoint_is_verified_and_its_files_are_the_output() -> None:
     world, host = await begin()
-    await leases.heartbeat("j", host.token, 30, world.deps, told=WorkerReport(total=40))
+    await worker_api.heartbeat("j", host.token, 30, world.deps, told=WorkerReport(total=40))
     await host.save(40, heard=False)
-    await leases.finish("j", host.token, world.deps, step=40)
-    await leases.finish("j", host.token, world.deps, step=40)
+    await worker_api.finish("j", host.token, world.deps, step=40)
+    await worker_api.finish("j", host.token, world.deps, step=40)
     await reconcile(world.deps)
     job = world.job()
     assert (job.state, job.step, job.saved_step) == (JobState.SUCCEEDED, 40, 40)
@@ -322,22 +319,22 @@ async def test_a_training_is_not_done_by_saying_so(saved: bool) -> None:
         await host.save(10)
     for step in (50,) if saved else (0, 50):
         with pytest.raises(Conflict, match="not checkpointed"):
-            await leases.finish("j", host.token, world.deps, step=step)
+            await worker_api.finish("j", host.token, world.deps, step=step)
     assert world.job().state is JobState.RUNNING
 
 
 async def test_a_training_may_end_before_it_said_it_would() -> None:
     world, host = await begin()
-    await leases.heartbeat("j", host.token, 10, world.deps, told=WorkerReport(total=40))
+    await worker_api.heartbeat("j", host.token, 10, world.deps, told=WorkerReport(total=40))
     await host.save(20)
-    await leases.finish("j", host.token, world.deps, step=20)
+    await worker_api.finish("j", host.token, world.deps, step=20)
     assert (world.job().state, world.job().total, world.job().step) == (JobState.FINISHING, 20, 20)
 
 
 async def test_without_an_output_the_checkpoint_is_the_result() -> None:
     world, host = await begin(output_uri=None)
     await host.save(40)
-    await leases.finish("j", host.token, world.deps, step=40)
+    await worker_api.finish("j", host.token, world.deps, step=40)
     await reconcile(world.deps)
     assert world.job().state is JobState.SUCCEEDED
     assert not [uri for uri in world.objects.objects if "/outputs/" in uri]
@@ -374,7 +371,7 @@ async def test_inputs_are_looked_at_before_anything_is_rented(
     world = World()
     world.compute.kinds = frozenset({"training"})
     wanted = spec(**changes)
-    job = await jobs.request(wanted, world.deps)
+    job = await lifecycle.request(wanted, world.deps)
     if size is not None:
         world.objects.write(f"gs://{BUCKET}/datasets/j.txt", b"x" * size)
     if there:
@@ -391,7 +388,7 @@ async def test_inputs_are_looked_at_before_anything_is_rented(
 
 async def test_an_input_must_fit_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World()
-    job = await jobs.request(spec(disk_gib=1), world.deps)
+    job = await lifecycle.request(spec(disk_gib=1), world.deps)
     facts = world.objects.write(f"gs://{BUCKET}/datasets/j.txt", b"x")
 
     async def large(_: str) -> object:
@@ -406,11 +403,13 @@ async def test_an_input_must_fit_the_disk(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_pieces_of_a_log_are_granted_to_the_attempt_and_read_by_people() -> None:
     world, host = await begin()
     for number, text in enumerate([b"one\n", b"\x1b[2Jtwo\n"]):
-        grant = await leases.log_piece("j", host.token, number, size=len(text), crc32c=crc32c(text), deps=world.deps)
+        grant = await worker_api.log_piece(
+            "j", host.token, number, size=len(text), crc32c=crc32c(text), deps=world.deps
+        )
         assert grant.url == f"gs://{BUCKET}/logs/j/a1/{number:06d}"
         assert world.objects.put(grant, text) == 200
         assert world.objects.put(grant, text) == 412
-    found = await logs.read("j", None, world.deps)
+    found = await attempt_logs.read("j", None, world.deps)
     assert (found.attempt, found.text, found.whole) == (1, "one\ntwo\n", True)
 
 
@@ -418,26 +417,26 @@ async def test_pieces_of_a_log_are_granted_to_the_attempt_and_read_by_people() -
 async def test_a_piece_of_a_log_that_is_too_much_is_not_granted(number: int, size: int) -> None:
     world, host = await begin()
     with pytest.raises(InvalidRequest):
-        await leases.log_piece("j", host.token, number, size=size, crc32c="AAAAAA==", deps=world.deps)
+        await worker_api.log_piece("j", host.token, number, size=size, crc32c="AAAAAA==", deps=world.deps)
 
 
 async def test_of_a_long_log_the_end_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(logs, "SHOWN_BYTES_MAX", 50)
+    monkeypatch.setattr(attempt_logs, "SHOWN_BYTES_MAX", 50)
     world, _ = await begin()
     for number in range(30):
         world.objects.write(f"gs://{BUCKET}/logs/j/a1/{number:06d}", b"line %02d\n" % number)
     world.objects.write(f"gs://{BUCKET}/logs/j/a2/000000", b"another attempt\n")
-    found = await logs.read("j", 1, world.deps)
+    found = await attempt_logs.read("j", 1, world.deps)
     assert found.text.endswith("line 28\nline 29\n")
     assert (len(found.text), found.whole) == (50, False)
     second = await lose(world)
     assert second.work is not None
-    assert (await logs.read("j", None, world.deps)).text == "another attempt\n"
+    assert (await attempt_logs.read("j", None, world.deps)).text == "another attempt\n"
 
 
 async def test_who_is_no_longer_at_work_writes_no_log() -> None:
     world, host = await begin()
-    await leases.withdraw("j", host.token, "", world.deps)
+    await worker_api.withdraw("j", host.token, "", world.deps)
     with pytest.raises(Conflict) as refused:
-        await leases.log_piece("j", host.token, 0, size=1, crc32c="AAAAAA==", deps=world.deps)
+        await worker_api.log_piece("j", host.token, 0, size=1, crc32c="AAAAAA==", deps=world.deps)
     assert refused.value.code == "attempt_over"

@@ -6,12 +6,10 @@ import msgspec
 import pytest
 
 from goblin.core.errors import GoblinError
-from goblin.jobs import checkpoints
-from goblin.jobs import lifecycle as jobs
-from goblin.jobs import worker_api as leases
+from goblin.jobs import checkpoints, lifecycle, worker_api
 from goblin.jobs.domain.checkpoints import Manifest
 from goblin.jobs.domain.job import JobState
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import state_machine
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import BUCKET, Crash, World
 from tests.fakes.training_host import TrainingHost, spec
@@ -34,19 +32,19 @@ async def go_on(world: World, host: TrainingHost, until: int) -> None:
         await host.commit(step, upload_id, announced, loss=float(step % 7))
         await deliver(world)
     if until == LAST:
-        await leases.finish("j", host.token, world.deps, step=LAST)
+        await worker_api.finish("j", host.token, world.deps, step=LAST)
 
 
 async def life(world: World) -> None:
     """Five checkpoints, a host that dies, a checkpoint that rots, another host, the end."""
     world.compute.kinds = frozenset({"training"})
     world.objects.write(f"gs://{BUCKET}/datasets/j.txt", b"text")
-    await jobs.request(spec(), world.deps)
+    await lifecycle.request(spec(), world.deps)
     await reconcile(world.deps)
     await go_on(world, TrainingHost(world, world.token()), 50)
     [rotten] = [uri for uri in world.objects.objects if "/00000050/" in uri and uri.endswith("weights")]
     world.objects.write(rotten, b"rust")
-    world.clock.advance(policy.LEASE_S + 1)
+    world.clock.advance(state_machine.LEASE_S + 1)
     await reconcile(world.deps)
     await go_on(world, TrainingHost(world, world.token()), LAST)
     await reconcile(world.deps)
@@ -55,7 +53,7 @@ async def life(world: World) -> None:
 async def calm(world: World) -> None:
     """Ticks, deliveries, and hosts that start again."""
     for _ in range(20):
-        world.clock.advance(policy.LEASE_S + 20)
+        world.clock.advance(state_machine.LEASE_S + 20)
         await reconcile(world.deps)
         with suppress(GoblinError):
             await deliver(world)
@@ -111,7 +109,7 @@ async def test_a_crash_at_any_write_changes_nothing_about_the_end() -> None:
         with pytest.raises(Crash) as crashed:
             await life(world)
         if not world.jobs.stored:
-            await jobs.request(spec(), world.deps)
+            await lifecycle.request(spec(), world.deps)
         await calm(world)
         try:
             check(world)

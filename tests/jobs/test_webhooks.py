@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 
 from goblin.core.errors import StoreUnavailable
-from goblin.jobs import webhooks as webhook_events
-from goblin.jobs import worker_api as leases
+from goblin.jobs import webhooks, worker_api
 from goblin.jobs.domain.instances import Instance, InstanceState
 from goblin.jobs.domain.job import JobState
 from goblin.jobs.ports import WebhookEvent
@@ -37,26 +36,26 @@ async def test_an_outbid_instance_is_replaced_before_the_minutes_tick() -> None:
     await requested(world)
     wait = Waiting(world)
     stop(world, InstanceState.STOPPED)
-    assert await webhook_events.follow(OUTBID, world.deps, store, sleep=wait)
+    assert await webhooks.follow(OUTBID, world.deps, store, sleep=wait)
     # Its list knows a moment after its word.
-    assert wait.waited == [webhook_events.OUTBID_SEEN_S]
+    assert wait.waited == [webhooks.OUTBID_SEEN_S]
     assert world.job().attempt == 2
-    assert store.taken[OUTBID] - START >= webhook_events.KEPT
+    assert store.taken[OUTBID] - START >= webhooks.KEPT
 
 
 async def test_an_attempt_that_still_works_on_an_outbid_instance_saves_before_it_is_replaced() -> None:
     world, store = market(), MemoryHints()
     await requested(world)
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     stop(world, InstanceState.LEAVING)
-    assert await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert await webhooks.follow(OUTBID, world.deps, store, sleep=Waiting(world))
     assert (world.job().attempt, world.job().state) == (1, JobState.RUNNING)
-    told = await leases.heartbeat("j", world.token(), 1, world.deps)
+    told = await worker_api.heartbeat("j", world.token(), 1, world.deps)
     assert told.stop is not None
     assert "outbid or taken back" in told.stop
     assert world.market.history.pools["fake/RTX_4090"].rates.losses > 0.9, "it counts from when it is known"
     losses = world.market.history.pools["fake/RTX_4090"].rates.losses
-    await leases.withdraw("j", world.token(), told.stop, world.deps)
+    await worker_api.withdraw("j", world.token(), told.stop, world.deps)
     await reconcile(world.deps)
     assert (world.job().attempt, world.job().preemptions) == (2, 1)
     assert world.market.history.pools["fake/RTX_4090"].rates.losses <= losses, "and counts once"
@@ -65,7 +64,7 @@ async def test_an_attempt_that_still_works_on_an_outbid_instance_saves_before_it
 async def test_one_that_cannot_save_any_more_is_replaced_when_its_instance_has_stopped() -> None:
     world = market()
     await requested(world)
-    await leases.claim("j", world.token(), world.deps)
+    await worker_api.claim("j", world.token(), world.deps)
     for state in (InstanceState.LEAVING, InstanceState.STOPPED):
         stop(world, state)
         await reconcile(world.deps)
@@ -77,29 +76,29 @@ async def test_a_word_that_the_list_does_not_bear_out_changes_nothing() -> None:
     world = market()
     await requested(world)
     before = world.job()
-    assert await webhook_events.follow(OUTBID, world.deps, MemoryHints(), sleep=Waiting(world))
+    assert await webhooks.follow(OUTBID, world.deps, MemoryHints(), sleep=Waiting(world))
     assert (world.job().state, world.job().attempt) == (before.state, 1)
     assert world.job().state is JobState.STARTING
 
 
 async def test_the_same_event_is_followed_once() -> None:
     world, store = market(), MemoryHints()
-    assert await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
-    assert not await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert await webhooks.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert not await webhooks.follow(OUTBID, world.deps, store, sleep=Waiting(world))
 
 
 async def test_one_that_could_not_be_followed_may_come_again() -> None:
     world, store = market(), MemoryHints()
     world.jobs.down = True
     with pytest.raises(StoreUnavailable):
-        await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+        await webhooks.follow(OUTBID, world.deps, store, sleep=Waiting(world))
     world.jobs.down = False
-    assert await webhook_events.follow(OUTBID, world.deps, store, sleep=Waiting(world))
+    assert await webhooks.follow(OUTBID, world.deps, store, sleep=Waiting(world))
 
 
 @pytest.mark.parametrize("kind", ["webhook_test", "instance_created", "instance_started", "something new"])
 async def test_what_takes_nothing_away_can_wait(kind: str) -> None:
     world, store = market(), MemoryHints()
     world.jobs.down = True
-    assert not await webhook_events.follow(WebhookEvent(provider="vastai", event_id="e", kind=kind), world.deps, store)
+    assert not await webhooks.follow(WebhookEvent(provider="vastai", event_id="e", kind=kind), world.deps, store)
     assert not store.taken

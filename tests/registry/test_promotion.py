@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from goblin.core.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable
-from goblin.registry import promotion as models
+from goblin.registry import promotion
 from goblin.registry.domain.versions import ModelName
 from goblin.registry.policy.promotion import PromotionRequest
 from tests.fakes.registry import Crashed, FakeBus, FakeRegistry, FixedClock
@@ -29,51 +29,51 @@ def request(event_id: str = "e") -> PromotionRequest:
 
 
 @pytest.fixture
-def deps() -> models.PromotionDeps:
-    return models.PromotionDeps(registry=FakeRegistry(), bus=FakeBus(), clock=FixedClock(AT))
+def deps() -> promotion.PromotionDeps:
+    return promotion.PromotionDeps(registry=FakeRegistry(), bus=FakeBus(), clock=FixedClock(AT))
 
 
-async def register(deps: models.PromotionDeps, tmp_path: Path, version: str) -> None:
+async def register(deps: promotion.PromotionDeps, tmp_path: Path, version: str) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"GGUF" + version.encode())
-    await models.register(NAME, version, file, actor="ann", progress=quiet, deps=deps)
+    await promotion.register(NAME, version, file, actor="ann", progress=quiet, deps=deps)
 
 
 async def promote(
-    deps: models.PromotionDeps, version: str, event_id: str = "e", expected: str | None = None
-) -> models.PromotionOutcome:
-    return await models.promote(NAME, version, expected=expected, request=request(event_id), deps=deps)
+    deps: promotion.PromotionDeps, version: str, event_id: str = "e", expected: str | None = None
+) -> promotion.PromotionOutcome:
+    return await promotion.promote(NAME, version, expected=expected, request=request(event_id), deps=deps)
 
 
 def seqs(deps: Any) -> list[int]:
     return [event.seq for _, event in deps.bus.published]
 
 
-async def test_registering_twice_is_registering_once(deps: models.PromotionDeps, tmp_path: Path) -> None:
+async def test_registering_twice_is_registering_once(deps: promotion.PromotionDeps, tmp_path: Path) -> None:
     await register(deps, tmp_path, "1.0.0")
     await register(deps, tmp_path, "1.0.0")
     assert len(await deps.registry.versions()) == 1
 
 
-async def test_a_version_never_changes(deps: models.PromotionDeps, tmp_path: Path) -> None:
+async def test_a_version_never_changes(deps: promotion.PromotionDeps, tmp_path: Path) -> None:
     await register(deps, tmp_path, "1.0.0")
     other = tmp_path / "other.gguf"
     other.write_bytes(b"GGUFother")
     with pytest.raises(Conflict):
-        await models.register(NAME, "1.0.0", other, actor="ann", progress=quiet, deps=deps)
+        await promotion.register(NAME, "1.0.0", other, actor="ann", progress=quiet, deps=deps)
     (tmp_path / "m.gguf").write_bytes(b"GGUFchanged")
     with pytest.raises(Conflict):
-        await models.register(NAME, "1.0.0", tmp_path / "m.gguf", actor="ann", progress=quiet, deps=deps)
+        await promotion.register(NAME, "1.0.0", tmp_path / "m.gguf", actor="ann", progress=quiet, deps=deps)
 
 
-async def test_only_a_gguf_is_registered(deps: models.PromotionDeps, tmp_path: Path) -> None:
+async def test_only_a_gguf_is_registered(deps: promotion.PromotionDeps, tmp_path: Path) -> None:
     file = tmp_path / "m.gguf"
     file.write_bytes(b"PK\x03\x04")
     with pytest.raises(InvalidRequest, match="not a GGUF"):
-        await models.register(NAME, "1.0.0", file, actor="ann", progress=quiet, deps=deps)
+        await promotion.register(NAME, "1.0.0", file, actor="ann", progress=quiet, deps=deps)
 
 
-async def test_a_version_without_a_manifest_cannot_be_promoted(deps: models.PromotionDeps) -> None:
+async def test_a_version_without_a_manifest_cannot_be_promoted(deps: promotion.PromotionDeps) -> None:
     with pytest.raises(NotFound):
         await promote(deps, "1.0.0")
 
@@ -132,15 +132,15 @@ async def test_a_rollback_is_a_move_like_any_other(deps: Any, tmp_path: Path) ->
         await register(deps, tmp_path, version)
         await promote(deps, version, f"e{number}")
     for version in ("1.1.0", "1.0.0"):
-        moved = await models.rollback(NAME, expected=None, request=request(f"back-to-{version}"), deps=deps)
+        moved = await promotion.rollback(NAME, expected=None, request=request(f"back-to-{version}"), deps=deps)
         assert moved.promotion.version == version
     with pytest.raises(Conflict, match="first version"):
-        await models.rollback(NAME, expected=None, request=request("too far"), deps=deps)
+        await promotion.rollback(NAME, expected=None, request=request("too far"), deps=deps)
     assert seqs(deps) == [1, 2, 3, 4, 5]
-    past = await models.history(NAME, deps)
+    past = await promotion.history(NAME, deps)
     assert [move.seq for move in past] == [5, 4, 3, 2, 1]
     with pytest.raises(NotFound):
-        await models.rollback(ModelName("acme", "none"), expected=None, request=request(), deps=deps)
+        await promotion.rollback(ModelName("acme", "none"), expected=None, request=request(), deps=deps)
 
 
 class Interrupted:
@@ -176,7 +176,7 @@ async def test_a_crash_anywhere_loses_no_event_and_leaves_no_gap(deps: Any, tmp_
         if steps == dies_at:
             raise Crashed
 
-    dying = models.PromotionDeps(
+    dying = promotion.PromotionDeps(
         registry=Interrupted(deps.registry, step), bus=Interrupted(deps.bus, step), clock=deps.clock  # type: ignore[arg-type]
     )  # fmt: skip
     with pytest.raises(Crashed):
@@ -218,11 +218,11 @@ def test_racing_promotions_win_once_per_generation(seed: int, writers: int, wish
 
                 return later
 
-        plain = models.PromotionDeps(registry=registry, bus=bus, clock=FixedClock(AT))
+        plain = promotion.PromotionDeps(registry=registry, bus=bus, clock=FixedClock(AT))
         for n in range(writers * wishes):
             await register(plain, folder, f"1.0.{n}")
-        deps = models.PromotionDeps(registry=Yielding(registry), bus=Yielding(bus), clock=FixedClock(AT))  # type: ignore[arg-type]
-        won: list[models.PromotionOutcome] = []
+        deps = promotion.PromotionDeps(registry=Yielding(registry), bus=Yielding(bus), clock=FixedClock(AT))  # type: ignore[arg-type]
+        won: list[promotion.PromotionOutcome] = []
 
         async def writer(number: int) -> None:
             for wish in range(wishes):

@@ -8,8 +8,8 @@ import pytest
 from goblin.core.errors import MalformedEvent, StoreUnavailable, Transient
 from goblin.gateway import health
 from goblin.gateway.domain.catalog import Catalog
-from goblin.registry import promotion as models
-from goblin.registry import rollout as serving
+from goblin.registry import promotion as promotion_service
+from goblin.registry import rollout
 from goblin.registry.domain.versions import ModelName
 from goblin.registry.policy.promotion import PromotionRequest
 from tests.fakes.registry import (
@@ -43,11 +43,11 @@ class World:
         self.folder = folder
         self.registry, self.bus, self.store = FakeRegistry(), FakeBus(), FakeServingStore()
         self.server, self.clock, self.health = FakeModelServer(self.registry), FixedClock(AT), Health()
-        self.models = models.PromotionDeps(registry=self.registry, bus=self.bus, clock=self.clock)
-        self.deps = serving.RolloutDeps(
+        self.models = promotion_service.PromotionDeps(registry=self.registry, bus=self.bus, clock=self.clock)
+        self.deps = rollout.RolloutDeps(
             models=self.models,
             objects=FakeObjects(self.registry),  # type: ignore[arg-type]
-            servers={"llm": serving.ModelServerTarget(takes="*", control=self.server)},
+            servers={"llm": rollout.ModelServerTarget(takes="*", control=self.server)},
             store=self.store,
             health=health.HealthDeps(catalog=Catalog(), providers={}, store=self.health, clock=self.clock),  # type: ignore[arg-type]
         )
@@ -57,9 +57,9 @@ class World:
         self.clock.at += timedelta(minutes=1)
         file = self.folder / "m.gguf"
         file.write_bytes(b"GGUF" + f"{name} {version}".encode())
-        await models.register(name, version, file, actor="ann", progress=lambda _: None, deps=self.models)
+        await promotion_service.register(name, version, file, actor="ann", progress=lambda _: None, deps=self.models)
         request = PromotionRequest(event_id=f"{name}-{version}", actor="ann", reason="", at=self.clock.at)
-        await models.promote(name, version, expected=None, request=request, deps=self.models)
+        await promotion_service.promote(name, version, expected=None, request=request, deps=self.models)
         return self.bus.published[-1][1]
 
     def tear(self, name: ModelName, version: str) -> None:
@@ -80,7 +80,7 @@ def world(tmp_path: Path) -> World:
 
 
 async def test_a_promotion_is_loaded_and_the_router_learns_of_it(world: World) -> None:
-    await serving.follow(await world.promote("1.0.0"), world.deps)
+    await rollout.follow(await world.promote("1.0.0"), world.deps)
     assert await world.serves("1.0.0")
     assert world.health.looks == 1
     served = (await world.store.get("llm")).served
@@ -90,15 +90,15 @@ async def test_a_promotion_is_loaded_and_the_router_learns_of_it(world: World) -
 
 async def test_the_same_event_twice_loads_once(world: World) -> None:
     event = await world.promote("1.0.0")
-    await serving.follow(event, world.deps)
-    await serving.follow(event, world.deps)
+    await rollout.follow(event, world.deps)
+    await rollout.follow(event, world.deps)
     assert len(world.server.loads) == 1
 
 
 async def test_an_old_event_that_arrives_late_changes_nothing(world: World) -> None:
     old, new = await world.promote("1.0.0"), await world.promote("1.1.0")
-    await serving.follow(new, world.deps)
-    await serving.follow(old, world.deps)
+    await rollout.follow(new, world.deps)
+    await rollout.follow(old, world.deps)
     assert await world.serves("1.1.0")
     assert len(world.server.loads) == 1
 
@@ -111,16 +111,16 @@ async def test_a_forged_event_is_for_a_person(world: World, forged: dict[str, An
 
     event = await world.promote("1.0.0")
     with pytest.raises(MalformedEvent):
-        await serving.follow(msgspec.structs.replace(event, **forged), world.deps)
+        await rollout.follow(msgspec.structs.replace(event, **forged), world.deps)
     assert world.server.loads == []
 
 
 async def test_a_torn_artifact_is_refused_and_the_old_model_goes_on(world: World) -> None:
-    await serving.follow(await world.promote("1.0.0"), world.deps)
+    await rollout.follow(await world.promote("1.0.0"), world.deps)
     event = await world.promote("1.1.0")
     world.tear(NAME, "1.1.0")
-    await serving.follow(event, world.deps)
-    await serving.follow(event, world.deps)
+    await rollout.follow(event, world.deps)
+    await rollout.follow(event, world.deps)
     assert await world.serves("1.0.0")
     known = await world.store.get("llm")
     assert known.refused is not None
@@ -129,25 +129,25 @@ async def test_a_torn_artifact_is_refused_and_the_old_model_goes_on(world: World
     assert len(world.server.loads) == 2  # What was refused is not tried again.
 
     world.server.restart()
-    await serving.tick(world.deps)
+    await rollout.tick(world.deps)
     assert await world.serves("1.0.0")
     assert (await world.store.get("llm")).refusal  # Still visible.
 
-    await serving.follow(await world.promote("1.2.0"), world.deps)
+    await rollout.follow(await world.promote("1.2.0"), world.deps)
     assert await world.serves("1.2.0")
     assert (await world.store.get("llm")).refused is None
 
 
 async def test_after_a_restart_the_promoted_model_is_served_again(world: World) -> None:
-    await serving.follow(await world.promote("1.0.0"), world.deps)
+    await rollout.follow(await world.promote("1.0.0"), world.deps)
     world.server.restart()
-    await serving.tick(world.deps)
+    await rollout.tick(world.deps)
     assert await world.serves("1.0.0")
 
 
 async def test_without_promotions_a_server_is_not_even_asked(world: World) -> None:
     world.server.down = StoreUnavailable("asleep")
-    await serving.tick(world.deps)
+    await rollout.tick(world.deps)
 
 
 async def test_the_tick_publishes_what_a_dead_promoter_did_not(world: World) -> None:
@@ -156,9 +156,9 @@ async def test_the_tick_publishes_what_a_dead_promoter_did_not(world: World) -> 
     with pytest.raises(IndexError):
         await world.promote("1.0.0")
     world.bus.down = False
-    await serving.tick(world.deps)
+    await rollout.tick(world.deps)
     assert [event.seq for _, event in world.bus.published] == [1]  # type: ignore[attr-defined]
-    await serving.tick(world.deps)
+    await rollout.tick(world.deps)
     assert len(world.bus.published) == 1
     assert await world.serves("1.0.0")
 
@@ -173,9 +173,9 @@ async def test_a_promotion_made_during_a_load_is_loaded_next(world: World) -> No
         world.registry.moves[NAME] = newest
 
     world.server.before_swap = meanwhile
-    await serving.follow(event, world.deps)
+    await rollout.follow(event, world.deps)
     assert await world.serves("1.1.0")
-    await serving.follow(second, world.deps)
+    await rollout.follow(second, world.deps)
     assert len(world.server.loads) == 2
 
 
@@ -190,22 +190,22 @@ async def test_a_crash_between_the_load_and_its_record_is_made_good(
     with monkeypatch.context() as patched:
         patched.setattr(world.store, "put", die)
         with pytest.raises(Crashed):
-            await serving.follow(event, world.deps)
-    await serving.follow(event, world.deps)
+            await rollout.follow(event, world.deps)
+    await rollout.follow(event, world.deps)
     assert len(world.server.loads) == 1
     assert (await world.store.get("llm")).served is not None
 
 
 async def test_a_server_that_is_down_holds_up_no_other(world: World) -> None:
     down = FakeModelServer(world.registry, down=StoreUnavailable("no answer"))
-    world.deps.servers["down"] = serving.ModelServerTarget(takes="*", control=down)  # type: ignore[index]
+    world.deps.servers["down"] = rollout.ModelServerTarget(takes="*", control=down)  # type: ignore[index]
     order = {"down": world.deps.servers["down"], "llm": world.deps.servers["llm"]}
     deps = replace(world.deps, servers=order)
     with pytest.raises(Transient):
-        await serving.follow(await world.promote("1.0.0"), deps)
+        await rollout.follow(await world.promote("1.0.0"), deps)
     assert await world.serves("1.0.0")
     down.down = None
-    await serving.tick(deps)
+    await rollout.tick(deps)
     assert (await down.loaded()).alias == "acme/tiny"
 
 
@@ -213,11 +213,11 @@ async def test_each_server_takes_the_model_it_is_for(world: World) -> None:
     other = ModelName("acme", "big")
     second = FakeModelServer(world.registry)
     servers = {
-        "llm": serving.ModelServerTarget(takes="acme/tiny", control=world.server),
-        "big": serving.ModelServerTarget(takes="acme/big", control=second),
+        "llm": rollout.ModelServerTarget(takes="acme/tiny", control=world.server),
+        "big": rollout.ModelServerTarget(takes="acme/big", control=second),
     }
     deps = replace(world.deps, servers=servers)
-    await serving.follow(await world.promote("1.0.0"), deps)
-    await serving.follow(await world.promote("7.0.0", other), deps)
+    await rollout.follow(await world.promote("1.0.0"), deps)
+    await rollout.follow(await world.promote("7.0.0", other), deps)
     assert await world.serves("1.0.0")
     assert (await second.loaded()).alias == "acme/big"

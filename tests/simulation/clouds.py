@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from goblin.core.labels import job_of_label
-from goblin.jobs import webhooks as webhook_events
+from goblin.jobs import webhooks
 from goblin.jobs.domain.job import JobKind
 from goblin.jobs.ports import WebhookEvent
 from tests.fakes.jobs import MemoryHints
@@ -124,7 +124,7 @@ class Clouds:
 
         for host in list(self._life.hosts.values()):
             await host.freshen()
-        await webhook_events.follow(hint, self._life.function(), self._hints, sleep=sleep)
+        await webhooks.follow(hint, self._life.function(), self._hints, sleep=sleep)
 
     def _stopped(self, rented: Rented) -> None:
         """Its process is no more."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from goblin.core.errors import Conflict, GoblinError, Transient
 from goblin.core.labels import job_of_label
-from goblin.jobs import worker_api as leases
+from goblin.jobs import worker_api
 from goblin.jobs.domain.checkpoints import Artifact
 from goblin.jobs.domain.instances import InstanceState
 from goblin.jobs.domain.worker import Assignment, WorkerReport
@@ -217,7 +217,7 @@ class Host:
         if self.rented.state is InstanceState.STARTING:
             self.rented.state = InstanceState.RUNNING
         self.beaten_at = self.life.now
-        answer = await self.ask(lambda deps: leases.claim(self.job_id, self.token, deps))
+        answer = await self.ask(lambda deps: worker_api.claim(self.job_id, self.token, deps))
         if answer is SILENCE:
             self._later(RETRY_S, self._started)
             return
@@ -263,7 +263,7 @@ class Host:
         if self.work.checkpoint_s is not None:
             told = WorkerReport(total=self.total, loss=1.0, steps_per_s=1 / self.step_s, save_s=self.save_s)
         step = self.step
-        answer = await self.ask(lambda deps: leases.heartbeat(self.job_id, self.token, step, deps, told=told))
+        answer = await self.ask(lambda deps: worker_api.heartbeat(self.job_id, self.token, step, deps, told=told))
         if isinstance(answer, Refusal):
             self._exit()
         elif answer is not SILENCE:
@@ -281,7 +281,7 @@ class Host:
 
     async def _withdraw(self) -> None:
         async def say(deps: JobDeps) -> None:
-            await leases.withdraw(self.job_id, self.token, self.stopping or "", deps, step=self.saved)
+            await worker_api.withdraw(self.job_id, self.token, self.stopping or "", deps, step=self.saved)
             await reconcile(deps, only=self.job_id)
 
         if await self.ask(say) is SILENCE:
@@ -316,7 +316,7 @@ class Host:
         data = self.data(step)
         files = [announce(data, "part.jsonl")]
         self.life.promises.computed(self, step, data)
-        answer = await self.ask(lambda deps: leases.begin_checkpoint(self.job_id, self.token, step, files, deps))
+        answer = await self.ask(lambda deps: worker_api.begin_checkpoint(self.job_id, self.token, step, files, deps))
         if answer is SILENCE:
             self._later(RETRY_S, lambda: self._begin(step))
         elif isinstance(answer, Refusal):
@@ -332,7 +332,7 @@ class Host:
 
     async def _commit(self, step: int, upload_id: str, files: list[Artifact]) -> None:
         answer = await self.ask(
-            lambda deps: leases.commit_checkpoint(
+            lambda deps: worker_api.commit_checkpoint(
                 self.job_id, self.token, step, self.saved, upload_id, files, deps, loss=1.0
             )
         )
@@ -365,7 +365,7 @@ class Host:
 
     async def _finish(self) -> None:
         async def say(deps: JobDeps) -> None:
-            await leases.finish(self.job_id, self.token, deps, step=self.saved)
+            await worker_api.finish(self.job_id, self.token, deps, step=self.saved)
             await reconcile(deps, only=self.job_id)
 
         answer = await self.ask(say)

@@ -8,8 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from goblin.core.errors import Conflict, GoblinError
-from goblin.jobs import checkpoints
-from goblin.jobs import worker_api as leases
+from goblin.jobs import checkpoints, worker_api
 from goblin.jobs.domain.checkpoints import STEP_MAX, Artifact, manifest_uri
 from goblin.jobs.domain.worker import WorkerReport
 from goblin.jobs.lifecycle import JobDeps
@@ -37,7 +36,7 @@ async def lie(host: Host) -> None:
     data = host.data(step)
     if kind == "huge":
         huge = Artifact(name="part.jsonl", size=6 * 1024**3, crc32c=crc32c(data), sha256="0" * 64)
-        say = lambda deps: leases.begin_checkpoint(host.job_id, host.token, step, [huge], deps)  # noqa: E731
+        say = lambda deps: worker_api.begin_checkpoint(host.job_id, host.token, step, [huge], deps)  # noqa: E731
         await _refused(host, say, kind)
         return
     if kind == "beyond":
@@ -47,13 +46,13 @@ async def lie(host: Host) -> None:
             else WorkerReport()
         )
         far = STEP_MAX + 1
-        say = lambda deps: leases.heartbeat(host.job_id, host.token, far, deps, told=said)  # noqa: E731
+        say = lambda deps: worker_api.heartbeat(host.job_id, host.token, far, deps, told=said)  # noqa: E731
         await _refused(host, say, kind)
         return
     shown = hashlib.sha256(b"another").hexdigest()
     file = announce(data, "part.jsonl")
     file = replace(file, sha256=shown) if kind == "forged" else file
-    answer = await host.ask(lambda deps: leases.begin_checkpoint(host.job_id, host.token, step, [file], deps))
+    answer = await host.ask(lambda deps: worker_api.begin_checkpoint(host.job_id, host.token, step, [file], deps))
     if not isinstance(answer, tuple):
         return
     upload_id, grants = answer
@@ -63,7 +62,7 @@ async def lie(host: Host) -> None:
         assert host.life.objects.put(grants["part.jsonl"], data) == 200
 
     async def commit(deps: JobDeps) -> None:
-        await leases.commit_checkpoint(host.job_id, host.token, step, host.saved, upload_id, [file], deps)
+        await worker_api.commit_checkpoint(host.job_id, host.token, step, host.saved, upload_id, [file], deps)
         made = await checkpoints.read_manifest(manifest_uri(BUCKET, host.job_id, step, host.attempt), deps)
         # The step may have been saved before; then that is what the host is told.
         if made is not None and upload_id not in made[0].files[0].uri:
@@ -84,12 +83,12 @@ async def steal(host: Host) -> None:
 def _doors(job_id: str, token: str) -> Mapping[str, Callable[[JobDeps], Awaitable[Any]]]:
     file = announce(b"mine\n")
     return {
-        "claim": lambda deps: leases.claim(job_id, token, deps),
-        "inputs": lambda deps: leases.inputs(job_id, token, deps),
-        "heartbeat": lambda deps: leases.heartbeat(job_id, token, 1, deps),
-        "upload": lambda deps: leases.begin_checkpoint(job_id, token, 1, [file], deps),
-        "commit": lambda deps: leases.commit_checkpoint(job_id, token, 1, 0, "secret-0000", [file], deps),
-        "finish": lambda deps: leases.finish(job_id, token, deps),
-        "withdraw": lambda deps: leases.withdraw(job_id, token, "mine", deps),
-        "fail": lambda deps: leases.fail(job_id, token, "mine", deps),
+        "claim": lambda deps: worker_api.claim(job_id, token, deps),
+        "inputs": lambda deps: worker_api.inputs(job_id, token, deps),
+        "heartbeat": lambda deps: worker_api.heartbeat(job_id, token, 1, deps),
+        "upload": lambda deps: worker_api.begin_checkpoint(job_id, token, 1, [file], deps),
+        "commit": lambda deps: worker_api.commit_checkpoint(job_id, token, 1, 0, "secret-0000", [file], deps),
+        "finish": lambda deps: worker_api.finish(job_id, token, deps),
+        "withdraw": lambda deps: worker_api.withdraw(job_id, token, "mine", deps),
+        "fail": lambda deps: worker_api.fail(job_id, token, "mine", deps),
     }

@@ -15,12 +15,11 @@ from collections.abc import Awaitable, Callable
 from datetime import datetime, timedelta
 from typing import Any
 
-from goblin.billing import budgets as budget
-from goblin.billing import settlement as settling
+from goblin.billing import budgets as budget_service
+from goblin.billing import settlement
 from goblin.core import events
 from goblin.core.events import BudgetExceeded, CheckpointSaved, JobRequested
-from goblin.jobs import checkpoints
-from goblin.jobs import lifecycle as jobs
+from goblin.jobs import checkpoints, lifecycle
 from goblin.jobs.domain.job import ENDED, LEASED, Job, JobKind, JobState
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.reconcile import reconcile
@@ -193,7 +192,7 @@ class Life:
         async def by_hand() -> None:
             deps = self.function()
             try:
-                await jobs.submit(truth.spec, deps)
+                await lifecycle.submit(truth.spec, deps)
                 await reconcile(deps, only=truth.spec.job_id)
             finally:
                 if truth.spec.job_id not in self.jobs.stored:
@@ -204,7 +203,7 @@ class Life:
     async def cancel(self, name: str) -> None:
         """Somebody has enough of a job."""
         self.cancelled.add(name)
-        await jobs.cancel(name, self.function(), by="somebody")
+        await lifecycle.cancel(name, self.function(), by="somebody")
 
     async def _handle(self, message: Message) -> None:
         """As the functions of the topics do."""
@@ -216,14 +215,16 @@ class Life:
                 stored = self.jobs.stored.get(spec.job_id)
                 if stored and stored.job.lease and (host := self.hosts.get(stored.job.lease.label)):
                     await host.beat()
-                job = await jobs.request(spec, deps)
+                job = await lifecycle.request(spec, deps)
                 await reconcile(deps, only=job.job_id)
             case "checkpoint-saved":
                 await checkpoints.note(events.decode(CheckpointSaved, message.data), deps)
             case "budget-exceeded":
                 events.decode(BudgetExceeded, message.data)
                 event = events.Event(event_id=message.message_id, data=message.data)
-                await budget.follow(event, budget.BudgetDeps(ledger=deps.money.ledger, clock=deps.clock))
+                await budget_service.follow(
+                    event, budget_service.BudgetDeps(ledger=deps.money.ledger, clock=deps.clock)
+                )
             case other:
                 raise AssertionError(f"nobody hears {other}")
 
@@ -235,7 +236,7 @@ class Life:
         deps = self.function()
         money = deps.money
         ledger: Any = money.ledger
-        await settling.settle(settling.SettlementDeps(
+        await settlement.settle(settlement.SettlementDeps(
             ledger=ledger, allocation_store=ledger, bills=self.bills, announce=announcer(deps.bus), prices={},
             clock=deps.clock,
         ))  # fmt: skip
@@ -245,11 +246,11 @@ class Life:
         deps = self.function()
         for account in sorted({freeze.account for freeze in self.ledger.frozen.values()}):
             wish = f"w{self.rng.randrange(10**9)}"
-            await budget.thaw(
+            await budget_service.thaw(
                 account,
                 actor="somebody",
                 wish_id=wish,
-                deps=budget.BudgetDeps(ledger=deps.money.ledger, clock=deps.clock),
+                deps=budget_service.BudgetDeps(ledger=deps.money.ledger, clock=deps.clock),
             )
 
     # The end.

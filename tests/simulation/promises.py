@@ -14,7 +14,7 @@ from goblin.core.ports import SignedRequest
 from goblin.jobs.domain.checkpoints import folder
 from goblin.jobs.domain.job import ENDED, LEASED, InstanceReservation, Job, JobKind, JobState
 from goblin.jobs.domain.worker import Assignment
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import state_machine
 from tests.simulation.hosts import Host, saved_state
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Promises:
             assert before.state not in ENDED or after.state is before.state, f"{name} ended as {before.state}"
             self._check_checkpoint(before, after)
             label = before.lease.label if before.lease is not None else ""
-            if policy.has_live_lease(before, label) and not policy.has_live_lease(after, label):
+            if state_machine.has_live_lease(before, label) and not state_machine.has_live_lease(after, label):
                 self.lost_at[label] = now
         if before is None or _standing(before) != _standing(after):
             self._life.hurry()
@@ -144,14 +144,16 @@ class Promises:
                   if one.label == label and one is not rented]  # fmt: skip
         assert not others, f"{label} was rented twice"
         stored = self._life.jobs.stored.get(job_of_label(label))
-        if not policy.has_live_lease(stored.job if stored else None, label):
+        if not state_machine.has_live_lease(stored.job if stored else None, label):
             self.lost_at.setdefault(label, self._life.now)
             self._life.log(f"{label} begins, and nobody wants it any more")
 
     def released(self, provider: str, label: str) -> None:
         """Somebody asks for an instance's end."""
         stored = self._life.jobs.stored.get(job_of_label(label))
-        assert not policy.has_live_lease(stored.job if stored else None, label), f"{label} is at work and was released"
+        assert not state_machine.has_live_lease(stored.job if stored else None, label), (
+            f"{label} is at work and was released"
+        )
 
     def gone(self, rented: Rented) -> None:
         """An instance is no more."""
@@ -185,7 +187,7 @@ class Promises:
             if since >= self._life.now - timedelta(minutes=2):
                 continue
             stored = self._life.jobs.stored[host.job_id]
-            at_work = stored.job.state is JobState.RUNNING and policy.has_live_lease(stored.job, label)
+            at_work = stored.job.state is JobState.RUNNING and state_machine.has_live_lease(stored.job, label)
             whole = self._whole(host.rented.provider, since, self._life.now)
             assert not at_work or whole <= TICKS_MAX, f"{label} is silent since {host.beaten_at:%H:%M:%S}"
 

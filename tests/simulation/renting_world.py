@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from types import coroutine
 from typing import Any, TypeVar
 
-from goblin.billing import settlement as settling
+from goblin.billing import settlement
 from goblin.billing.budget_client import BudgetClient
 from goblin.billing.domain.accounts import Allocation, Limit, Period
 from goblin.billing.domain.ledger import RENT, Balance, Bill, Charge, EntryKind, Freeze, LedgerEntry
@@ -25,7 +25,7 @@ from goblin.core.errors import StoreUnavailable
 from goblin.core.labels import attempt_label, job_of_label
 from goblin.jobs import reservations
 from goblin.jobs.domain.job import InstanceReservation
-from goblin.jobs.policy import reservations as renting
+from goblin.jobs.policy import reservations as reservation_policy
 from tests.fakes.ledger import MemoryLedger
 from tests.fakes.registry import FixedClock
 
@@ -224,7 +224,7 @@ class World:
             if document.label != machine.label:
                 machine.gone_at = self.now + timedelta(seconds=self.rng.uniform(0, min(seconds, GONE_WITHIN_S)))
                 continue
-            leave_at = min(renting.leave_at(reservation) for reservation in document.reservations[-1:])
+            leave_at = min(reservation_policy.leave_at(reservation) for reservation in document.reservations[-1:])
             if later >= leave_at:
                 first = max(self.now, leave_at)
                 spare_s = (document.reservations[-1].until - first).total_seconds()
@@ -292,7 +292,7 @@ class World:
             return replace(job, reservations=tuple(reservation if one == plan else one for one in job.reservations))
 
         if not await self.change(job_id, put):
-            await reservations.settle(renting.ended(reservation, reservation.since), self.deps, now=self.now)
+            await reservations.settle(reservation_policy.ended(reservation, reservation.since), self.deps, now=self.now)
             return
         await self.rent(job_id, reservation)
 
@@ -313,7 +313,7 @@ class World:
         await self.change(
             job_id,
             lambda job: replace(
-                job, reservations=renting.named(job.reservations, reservation.label, machine.instance_id)
+                job, reservations=reservation_policy.named(job.reservations, reservation.label, machine.instance_id)
             ),
         )
 
@@ -323,8 +323,8 @@ class World:
             label=label, provider=JOBS[job_id], spot=True, since=now,
             price_usd_micros_per_hour=self.rng.choice([40_000, 300_000, 1_200_000]),
             start_usd_micros=self.rng.choice([0, 20_000]),
-            until=now + timedelta(seconds=start_s + work_s + renting.IDLE_S), reserved_usd_micros=0,
-            shortest_s=start_s + renting.SLICE_S_MIN + renting.IDLE_S,
+            until=now + timedelta(seconds=start_s + work_s + reservation_policy.IDLE_S), reserved_usd_micros=0,
+            shortest_s=start_s + reservation_policy.SLICE_S_MIN + reservation_policy.IDLE_S,
         )  # fmt: skip
 
     @staticmethod
@@ -332,7 +332,7 @@ class World:
         if job.label != label:
             return None
         unspent = tuple(
-            renting.ended(reservation, reservation.since) if reservation.label == label else reservation
+            reservation_policy.ended(reservation, reservation.since) if reservation.label == label else reservation
             for reservation in job.reservations
         )
         return replace(job, label=None, reservations=unspent)
@@ -377,14 +377,14 @@ class World:
             for reservation in before.reservations
             if reservation.label != before.label
             and reservation.label not in inventory
-            and not renting.may_come(reservation, self.now)
+            and not reservation_policy.may_come(reservation, self.now)
         }
         await pause()
         now = self.now
 
         def end(job: Document) -> Document | None:
             after = tuple(
-                renting.ended(reservation, now) if reservation.label in gone else reservation
+                reservation_policy.ended(reservation, now) if reservation.label in gone else reservation
                 for reservation in job.reservations
             )
             return replace(job, reservations=after) if after != job.reservations else None
@@ -406,8 +406,8 @@ class World:
     async def settle(self) -> None:
         """The hourly settlement."""
         paused = PausedLedger(self.ledger)
-        await settling.settle(
-            settling.SettlementDeps(
+        await settlement.settle(
+            settlement.SettlementDeps(
                 ledger=paused, allocation_store=paused, bills=[ProviderBill(self, name) for name in PROVIDERS],
                 announce=nobody, prices={}, clock=FixedClock(self.now),
             )
@@ -420,7 +420,7 @@ class World:
         sums: dict[tuple[str, str], int] = defaultdict(int)
         for machine in self.machines:
             for day, micros in machine.cost(self.now).items():
-                for account in renting.accounts_of(machine.provider, job_of_label(machine.label)):
+                for account in reservation_policy.accounts_of(machine.provider, job_of_label(machine.label)):
                     sums[account, day] += micros
                     sums[account, ""] += micros
         return sums
@@ -432,7 +432,7 @@ class World:
         for machine in self.machines:
             if any(f"{RENT}{machine.label}:{part}:resolve" in self.ledger.written for part in (1, 2, 3)):
                 _, *after = machine.cost(self.now).values() or [0]
-                for account in renting.accounts_of(machine.provider, job_of_label(machine.label)):
+                for account in reservation_policy.accounts_of(machine.provider, job_of_label(machine.label)):
                     sums[account] += sum(after)
         return sums
 

@@ -18,9 +18,9 @@ from unittest import mock
 
 import pytest
 
-from goblin.billing import settlement as settling
+from goblin.billing import settlement
 from goblin.billing.domain.accounts import windows_of
-from goblin.cli import paths as places
+from goblin.cli import paths
 from goblin.gcp.firestore.ledger import FirestoreLedger
 from localcloud import google
 from tests.clouds import RunningCloud
@@ -38,7 +38,7 @@ def address(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """A Firestore to connect to."""
     with ExitStack() as stack:
         if request.param == "localcloud":
-            declared = places.declaration()
+            declared = paths.declaration()
             cloud = stack.enter_context(RunningCloud(tmp_path / "cloud", services=("firestore",), declaration=declared))
             yield str(cloud.addresses.firestore)
             return
@@ -128,13 +128,13 @@ async def test_killed_processes_overspend_nothing_and_the_bill_settles_it(addres
     async def nobody(threshold_event: Any) -> None:
         return
 
-    deps = settling.SettlementDeps(
+    deps = settlement.SettlementDeps(
         ledger=ledger, allocation_store=ledger, bills=[FakeBill(charges, "openai"), FakeBill(charges, "groq")],
         announce=nobody, prices={}, clock=clock,
     )  # fmt: skip
-    report = await settling.settle(deps)
+    report = await settlement.settle(deps)
     assert report.expired, f"seed {seed}"
-    assert (await settling.settle(deps)).corrected == {}
+    assert (await settlement.settle(deps)).corrected == {}
     balances = {b.account: b.spent_usd_micros for b in await ledger.balances("2026-11-25")}
     assert (balances.get("openai", 0), balances.get("groq", 0), balances["total"]) == (openai, groq, openai + groq)
     assert await ledger.allocations() == []

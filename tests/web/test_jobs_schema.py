@@ -16,7 +16,7 @@ from goblin.jobs.domain.checkpoints import Checkpoint
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import InstanceReservation, Job, JobState, Progress, StopRequest
 from goblin.jobs.domain.market import Candidate, ExpectedRun, NoPlacement, Offer, Placement
-from goblin.web import jobs_schema as jobs_face
+from goblin.web import jobs_schema
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 RUN = ExpectedRun(
@@ -58,7 +58,7 @@ JOB = Job(
 
 def told(job: Job) -> Any:
     """As it arrives."""
-    return json.loads(msgspec.json.encode(jobs_face.job(job, now=NOW)))
+    return json.loads(msgspec.json.encode(jobs_schema.job(job, now=NOW)))
 
 
 def test_a_job_is_told_with_its_needs_and_limits() -> None:
@@ -118,7 +118,7 @@ def test_a_waiting_job_is_told_with_the_price_at_which_something_could_be_had() 
 
 
 def test_nothing_that_opens_a_door_is_told() -> None:
-    text = msgspec.json.encode(jobs_face.job(JOB, now=NOW)).decode()
+    text = msgspec.json.encode(jobs_schema.job(JOB, now=NOW)).decode()
     for secret in ("7" * 64, "token", "key_until", "the adapter's own"):
         assert secret not in text
 

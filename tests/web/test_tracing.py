@@ -18,7 +18,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from goblin.core.errors import Broken
 from goblin.gateway.ports import AttemptRecord, Receipt
-from goblin.web import tracing as telemetry
+from goblin.web import tracing
 
 AT = datetime(2026, 11, 25, 12, tzinfo=UTC)
 RECORD = Receipt(
@@ -52,7 +52,7 @@ class Observed:
         self._exporter, self._reader = InMemorySpanExporter(), InMemoryMetricReader()
         tracers = TracerProvider()
         tracers.add_span_processor(SimpleSpanProcessor(self._exporter))
-        self.telemetry = telemetry.Telemetry(tracers, MeterProvider(metric_readers=[self._reader]))
+        self.telemetry = tracing.Telemetry(tracers, MeterProvider(metric_readers=[self._reader]))
 
     def tell(self, record: Receipt, traceparent: str | None = None, label: str = "m") -> None:
         self.telemetry.request(record, traceparent=traceparent, model_label=label)
@@ -118,10 +118,10 @@ def test_metrics_have_the_names_and_few_labels() -> None:
 
 
 def test_the_exporters_that_come_with_the_sdk_are_found() -> None:
-    found = telemetry.connect(traces="none", metrics="none", service="s")
+    found = tracing.connect(traces="none", metrics="none", service="s")
     found.request(RECORD, traceparent=None, model_label="m")
     with pytest.raises(Broken, match=r"no OpenTelemetry exporter 'smoke'"):
-        telemetry.connect(traces="smoke", metrics="none", service="s")
+        tracing.connect(traces="smoke", metrics="none", service="s")
 
 
 def test_the_console_exporter_gets_a_trace() -> None:

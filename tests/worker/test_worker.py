@@ -17,8 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblin_worker import batch, dataset, items
-from goblin_worker import controller as controllers
+from goblin_worker import batch, controller, dataset, items
 from goblin_worker.attempt import run_attempt
 from goblin_worker.crc32c import crc32c, extend
 
@@ -151,7 +150,7 @@ class World:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting is decided as ever, and takes no time."""
-    for module in (items, controllers, dataset, batch):
+    for module in (items, controller, dataset, batch):
         monkeypatch.setattr(module, "BACKOFF_S_MAX", 0.001)
 
 
@@ -295,7 +294,7 @@ async def test_a_controller_that_cannot_use_a_part_is_told_that_the_attempt_brok
 
 
 async def test_a_controller_that_stays_away_ends_the_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(controllers.Controller.__init__, "__kwdefaults__", {"tries_s_max": 0.01})
+    monkeypatch.setattr(controller.Controller.__init__, "__kwdefaults__", {"tries_s_max": 0.01})
     assert await World(refuse={"claim": [503] * 1000}).run() == 1
 
 

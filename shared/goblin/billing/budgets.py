@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from goblin.billing import scale_to_zero as scaling
+from goblin.billing import scale_to_zero
 from goblin.billing.domain.accounts import Account, BudgetUsage, Limit, Period, WhenUnreachable, resets_at, window_of
 from goblin.billing.domain.ledger import ACCOUNT, TOTAL, BudgetAction, EntryKind, Freeze, LedgerEntry
 from goblin.billing.policy import budgets as policy
@@ -36,7 +36,7 @@ BLIND = "the spend ledger cannot be read, and without it nothing is spent"
 class BudgetDeps:
     ledger: Ledger
     clock: Clock
-    scaling: scaling.ScaleToZeroDeps | None = None
+    scaling: scale_to_zero.ScaleToZeroDeps | None = None
     """For the services that a freeze may turn off; None: there are none, or they are no concern here."""
 
 
@@ -67,7 +67,7 @@ async def follow(event: events.Event, deps: BudgetDeps) -> None:
                 log.warning("%s of %s: %s", decision.kind, decision.account, decision.note)
             # The second time too: the first may have died between the two.
             if decision.kind is EntryKind.FREEZE and deps.scaling is not None:
-                await scaling.bring_in_line(deps.scaling)
+                await scale_to_zero.bring_in_line(deps.scaling)
 
 
 async def thaw(account: str, *, actor: str, wish_id: str, deps: BudgetDeps) -> list[Freeze]:
@@ -100,7 +100,7 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: BudgetDeps) -> l
     )
     await deps.ledger.record(entry)
     if deps.scaling is not None:
-        await scaling.bring_in_line(deps.scaling)
+        await scale_to_zero.bring_in_line(deps.scaling)
     return lifted
 
 

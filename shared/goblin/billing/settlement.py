@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 
-from goblin.billing import scale_to_zero as scaling
+from goblin.billing import scale_to_zero
 from goblin.billing.domain.accounts import Allocation, Period
 from goblin.billing.domain.ledger import RENT, TOTAL, EntryKind, LedgerEntry
 from goblin.billing.policy import prices
@@ -34,7 +34,7 @@ class SettlementDeps:
     announce: Callable[[ThresholdEvent], Awaitable[None]]
     prices: Mapping[tuple[str, str], Price]
     clock: Clock
-    scaling: scaling.ScaleToZeroDeps | None = None
+    scaling: scale_to_zero.ScaleToZeroDeps | None = None
     """For the Cloud Run services that a freeze may turn off."""
 
 
@@ -154,7 +154,7 @@ async def _scale(deps: SettlementDeps, report: SettlementReport) -> None:
     if deps.scaling is None:
         return
     try:
-        report.scaled = await scaling.bring_in_line(deps.scaling)
+        report.scaled = await scale_to_zero.bring_in_line(deps.scaling)
     except GoblinError as error:
         report.unknown["cloudrun"] = error.message
 

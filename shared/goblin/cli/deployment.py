@@ -9,7 +9,7 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any, TypeVar
 
-from goblin.cli import paths as places
+from goblin.cli import paths
 from goblin.cli.main import fail
 from goblin.core.errors import GoblinError
 
@@ -20,8 +20,8 @@ def reach(data: Path | None) -> None:
     """Put its addresses into this process's environment, where Google's clients look; ends when there is none."""
     if os.environ.get("GOBLIN_BUCKET"):
         return
-    folder = places.data_folder(data)
-    variables = places.DataFolder(folder).environment()
+    folder = paths.data_folder(data)
+    variables = paths.DataFolder(folder).environment()
     if variables is None:
         fail(f"nothing is running (and ready) on {folder}, and GOBLIN_BUCKET names no other. Start it: ./goblin up")
         return

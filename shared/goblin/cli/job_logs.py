@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from goblin.cli import output as screen
+from goblin.cli import terminal
 from goblin.cli.api import Api, NoAnswer
 from goblin.cli.job_show import ENDED
 from goblin.cli.main import fail
@@ -24,7 +24,7 @@ def show(api: Api, job_id: str, attempt: int | None) -> None:
     said = api.get(f"/jobs/{job_id}/logs", **_query(attempt))
     if not said["whole"]:
         click.echo(f"(attempt {said['attempt']}: the beginning is in the bucket)", err=True)
-    click.echo(screen.lines(said["text"]), nl=False)
+    click.echo(terminal.lines(said["text"]), nl=False)
 
 
 def follow(api: Api, job_id: str, attempt: int | None) -> None:
@@ -44,7 +44,7 @@ def follow(api: Api, job_id: str, attempt: int | None) -> None:
                 if said["attempt"] != shown:
                     shown, seen = said["attempt"], ""
                     click.echo(f"--- attempt {shown} on {job['provider']}", err=True)
-                click.echo(screen.lines(news(seen, said["text"])), nl=False)
+                click.echo(terminal.lines(news(seen, said["text"])), nl=False)
                 seen = said["text"]
             if job["state"] in ENDED or (attempt is not None and job["attempt"] > attempt):
                 return

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from goblin.cli import output as screen
-from goblin.cli.output import marked, span, usd
+from goblin.cli import terminal
+from goblin.cli.terminal import marked, span, usd
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -26,16 +26,16 @@ def listed(found: Sequence[Told]) -> Table | str:
 
     if not found:
         return "no jobs yet: goblin jobs submit --help"
-    console = screen.console()
+    console = terminal.console()
     room = console.width if console.is_terminal else WIDE
     columns = {
         "job": lambda job: job["job_id"],
         "kind": (lambda job: job["kind"]) if room >= NARROW else None,
-        "state": lambda job: screen.state(job["state"]),
+        "state": lambda job: terminal.state(job["state"]),
         "done": done,
         "spent": lambda job: usd(job["spent_usd_micros"]),
         "attempt": (lambda job: str(job["attempt"])) if room >= NARROW else None,
-        "requested": (lambda job: screen.when(job["requested_at"])) if room >= WIDE else None,
+        "requested": (lambda job: terminal.when(job["requested_at"])) if room >= WIDE else None,
         "reason": (lambda job: marked(why(job))) if room >= NARROW else None,
     }
     shown = {title: cell for title, cell in columns.items() if cell is not None}
@@ -55,7 +55,7 @@ def job(told: Told) -> Iterator[Any]:
         yield ""
         yield from _why(weighed)
     yield ""
-    yield _pairs([(screen.when(one["at"]), _happened(one)) for one in told["history"]])
+    yield _pairs([(terminal.when(one["at"]), _happened(one)) for one in told["history"]])
 
 
 def _pairs(rows: Sequence[tuple[str, str]]) -> Table:
@@ -70,24 +70,24 @@ def _pairs(rows: Sequence[tuple[str, str]]) -> Table:
 
 
 def _happened(line: Told) -> str:
-    return f"{screen.state(line['state'])}: {marked(line['reason'])}"
+    return f"{terminal.state(line['state'])}: {marked(line['reason'])}"
 
 
 def _facts(told: Told) -> Iterator[tuple[str, str]]:
     saved, needs = told["checkpoint"], told["needs"]
     yield "job", f"{told['job_id']} ({told['kind']}{', ' + marked(told['task']) if told['task'] else ''})"
-    yield "state", f"{screen.state(told['state'])}: {marked(told['reason'])}"
+    yield "state", f"{terminal.state(told['state'])}: {marked(told['reason'])}"
     yield "done", f"{done(told)}{pace(told)}"
     yield "attempt", _attempt(told)
     if told["stop"]:
-        yield "asked to stop", f"{marked(told['stop']['reason'])}; taken away {screen.ahead(told['stop']['by'])}"
+        yield "asked to stop", f"{marked(told['stop']['reason'])}; taken away {terminal.ahead(told['stop']['by'])}"
     if told["lies"]:
         yield "lies", f"{told['lies']}: what its hosts said or uploaded was not so"
     yield "money", money(told)
     if told["price_usd_micros_per_hour_max"] is not None:
         yield "price cap", f"{usd(told['price_usd_micros_per_hour_max'])}/h"
     if told["deadline"]:
-        yield "deadline", f"{screen.when(told['deadline'])}, {screen.ahead(told['deadline'])}"
+        yield "deadline", f"{terminal.when(told['deadline'])}, {terminal.ahead(told['deadline'])}"
     if needs["gpu_types"] or needs["gpu_count"]:
         yield "needs", _needs(needs)
     yield "checkpoint", f"step {saved['step']} in {marked(saved['manifest_uri'])}" if saved else "none yet"

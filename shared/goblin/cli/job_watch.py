@@ -14,11 +14,11 @@ from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 
-from goblin.cli import output as screen
+from goblin.cli import terminal
 from goblin.cli.api import Api, NoAnswer
 from goblin.cli.job_show import ENDED, Told, done, money, pace, why
 from goblin.cli.main import fail
-from goblin.cli.output import marked
+from goblin.cli.terminal import marked
 
 LOOK_S = 0.5
 LINE_S = 5.0
@@ -30,14 +30,14 @@ INTERRUPTED = 130
 
 def watch(api: Api, job_id: str, *, as_json: bool) -> NoReturn:
     """Follow a job; the exit code says whether it succeeded."""
-    follow = _in_json if as_json else _on_terminal if screen.console().is_terminal else _in_lines
+    follow = _in_json if as_json else _on_terminal if terminal.console().is_terminal else _in_lines
     try:
         last = follow(api, job_id)
     except KeyboardInterrupt:
         click.echo(f"\n{job_id} goes on: goblin jobs watch {job_id}", err=True)
         raise SystemExit(INTERRUPTED) from None
     if not as_json:
-        click.echo(f"{job_id} {last['state']}: {screen.plain(last['reason'])}; {money(last)}")
+        click.echo(f"{job_id} {last['state']}: {terminal.plain(last['reason'])}; {money(last)}")
     raise SystemExit(0 if last["state"] == "succeeded" else 1)
 
 
@@ -94,7 +94,7 @@ def line(job: Told) -> str:
     """All of a job that moves, in one line."""
     said = f"{job['state']} {done(job)}{pace(job)}; {money(job)}; {attempt(job)}"
     waits = _waits(job)
-    return said + (f"; {screen.plain(waits)}" if waits else "")
+    return said + (f"; {terminal.plain(waits)}" if waits else "")
 
 
 def attempt(job: Told) -> str:
@@ -113,7 +113,7 @@ def _waits(job: Told) -> str:
 
 def _on_terminal(api: Api, job_id: str) -> Told:
     last: Told = {}
-    console = screen.console()
+    console = terminal.console()
     with Live(console=console, get_renderable=lambda: picture(last, console), refresh_per_second=4) as live:
         for job in looks(api, job_id):
             last = job
@@ -134,7 +134,7 @@ def picture(job: Told, console: Console) -> Group | str:
         ),
         f"{done(job)}{pace(job)}" if console.width >= 80 else done(job),
     )  # fmt: skip
-    head = f"[bold]{job['job_id']}[/]  {screen.state(job['state'])}  {attempt(job)}"
+    head = f"[bold]{job['job_id']}[/]  {terminal.state(job['state'])}  {attempt(job)}"
     rows: list[Any] = [head, bar, money(job)]
     if console.width < 80 and pace(job):
         rows.insert(2, pace(job).removeprefix(", "))

@@ -109,10 +109,9 @@ def submit(
     if as_json:
         click.echo(json.dumps(job))
     else:
-        from goblin.cli import job_show
-        from goblin.cli import output as screen
+        from goblin.cli import job_show, terminal
 
-        click.echo(f"{job_id} is {job['state']}: {screen.plain(job_show.why(job))}")
+        click.echo(f"{job_id} is {job['state']}: {terminal.plain(job_show.why(job))}")
         if job["state"] != "refused":
             click.echo(f"Follow it: goblin jobs watch {job_id}")
     if job["state"] == "refused":
@@ -155,8 +154,6 @@ def _output(kind: str, job_id: str, dataset: str | None) -> str:
 def _upload(file: Path, job_id: str) -> str:
     from google.api_core.exceptions import GoogleAPICallError
 
-    from goblin.cli.buckets import create
-
     if not file.is_file():
         fail(f"no file {file}; DATASET is a file or a gs:// URI")
     uri = f"gs://{needed('GOBLIN_BUCKET')}/datasets/{job_id}{file.suffix or '.jsonl'}"
@@ -177,10 +174,9 @@ def list_jobs(limit: int, as_json: bool, data: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(found))
         return
-    from goblin.cli import job_show
-    from goblin.cli import output as screen
+    from goblin.cli import job_show, terminal
 
-    screen.write(job_show.listed(found))
+    terminal.write(job_show.listed(found))
 
 
 @jobs.command()
@@ -193,10 +189,9 @@ def show(job_id: str, as_json: bool, data: Path | None) -> None:
     if as_json:
         click.echo(json.dumps(job))
         return
-    from goblin.cli import job_show
-    from goblin.cli import output as screen
+    from goblin.cli import job_show, terminal
 
-    screen.write(*job_show.job(job))
+    terminal.write(*job_show.job(job))
 
 
 @jobs.command()
@@ -239,3 +234,19 @@ def cancel(job_id: str, as_json: bool, data: Path | None) -> None:
     """End a job; what it had not finished is not written."""
     job = Api(data).post(f"/jobs/{job_id}/cancel")
     click.echo(json.dumps(job) if as_json else f"{job_id} is {job['state']}")
+
+
+def create(uri: str, file: Path) -> None:
+    """Upload a file under a name that is free.
+
+    Raises:
+        PreconditionFailed: Something lies there; or any other of Google's errors.
+    """
+    from google.cloud import storage
+
+    bucket, _, name = uri.removeprefix("gs://").partition("/")
+    client = storage.Client()
+    try:
+        client.bucket(bucket).blob(name).upload_from_filename(str(file), if_generation_match=0)
+    finally:
+        client.close()

@@ -16,7 +16,7 @@ from typing import IO, Any, ClassVar, Literal, NoReturn
 import click
 
 from goblin import __version__
-from goblin.cli import paths as places
+from goblin.cli import paths
 
 DATA = click.option(
     "--data", type=click.Path(file_okay=False, path_type=Path), envvar="GOBLIN_DATA",
@@ -117,7 +117,7 @@ def up(
     def ready(variables: dict[str, str], seconds: float) -> None:
         _show_ready(variables, folder, seconds)
 
-    folder = places.data_folder(data)
+    folder = paths.data_folder(data)
     say(f"starting; data in {folder}")
     try:
         choice = running.UpOptions(port=port, data=folder, cloud=cloud, model=model, fakes=fakes, pace=pace)
@@ -146,7 +146,7 @@ def _show_ready(variables: dict[str, str], folder: Path, seconds: float) -> None
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"\n[bold green]ready[/] in {seconds:.1f} s\n")
     console.print(table)
-    command = "./goblin" if places.checkout() else "goblin"
+    command = "./goblin" if paths.checkout() else "goblin"
     console.print(f'\nPoint an app here:  eval "$({command} env)"      Stop: Ctrl-C\n')
 
 
@@ -154,8 +154,8 @@ def _show_ready(variables: dict[str, str], folder: Path, seconds: float) -> None
 @DATA
 def env(data: Path | None) -> None:
     """Print the variables that point any app at the running Goblin: eval "$(./goblin env)"."""
-    folder = places.data_folder(data)
-    variables = places.DataFolder(folder).environment()
+    folder = paths.data_folder(data)
+    variables = paths.DataFolder(folder).environment()
     if variables is None:
         fail(f"nothing is running (and ready) on {folder}. Start it with: ./goblin up")
         return
@@ -164,7 +164,7 @@ def env(data: Path | None) -> None:
 
 
 def _checkout() -> Path:
-    root = places.checkout()
+    root = paths.checkout()
     if root is None:
         fail("tests and benches live in the checkout: git clone it and run ./goblin there.")
     return root

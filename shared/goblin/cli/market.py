@@ -35,9 +35,9 @@ def market(context: click.Context, as_json: bool, data: Path | None) -> None:
         if as_json:
             click.echo(json.dumps(seen))
             return
-        from goblin.cli import output as screen
+        from goblin.cli import terminal
 
-        screen.write(*_shown(seen))
+        terminal.write(*_shown(seen))
 
 
 @market.command()
@@ -162,11 +162,11 @@ def _shown(seen: Mapping[str, Any]) -> Iterator[Any]:
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich.table import Table
 
-    from goblin.cli import output as screen
+    from goblin.cli import terminal
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in titles:
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*map(screen.marked, row))
+        table.add_row(*map(terminal.marked, row))
     return table

@@ -14,7 +14,7 @@ from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
 from goblin.core.errors import InvalidRequest, NotFound
 from goblin.registry import promotion as service
-from goblin.registry import rollout as serving
+from goblin.registry import rollout
 from goblin.registry.domain.versions import ModelName, Promotion, Version, parse_version
 from goblin.registry.policy.promotion import NONE, PromotionRequest
 
@@ -138,10 +138,10 @@ def list_models(as_json: bool, data: Path | None) -> None:
     """Every model: what is in production, who serves it, and who refused it."""
     reach(data)
 
-    async def work() -> list[serving.RolloutOverview]:
+    async def work() -> list[rollout.RolloutOverview]:
         from goblin.wiring import registry as registry_wiring
 
-        return await serving.overview(registry_wiring.rollout())
+        return await rollout.overview(registry_wiring.rollout())
 
     found = run(work())
     if as_json:
@@ -170,11 +170,11 @@ def show(name: ModelName, as_json: bool, data: Path | None) -> None:
     """One model: its versions, and the moves of its production pointer."""
     reach(data)
 
-    async def work() -> tuple[serving.RolloutOverview, list[Promotion]]:
+    async def work() -> tuple[rollout.RolloutOverview, list[Promotion]]:
         from goblin.wiring import registry as registry_wiring
 
         deps = registry_wiring.rollout()
-        found = next((one for one in await serving.overview(deps) if one.name == name), None)
+        found = next((one for one in await rollout.overview(deps) if one.name == name), None)
         if found is None:
             raise NotFound(f"There is no model {name}.")
         return found, await service.history(name, deps.models)
@@ -217,7 +217,7 @@ def _show_move(moved: service.PromotionOutcome, as_json: bool) -> None:
         click.echo("its event could not be published yet and follows within a minute", err=True)
 
 
-def _overview_row(one: serving.RolloutOverview) -> dict[str, Any]:
+def _overview_row(one: rollout.RolloutOverview) -> dict[str, Any]:
     return {
         "model": str(one.name),
         "production": _move_row(one.production) if one.production else None,

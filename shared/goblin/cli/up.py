@@ -15,8 +15,7 @@ from typing import Any, Literal
 
 import httpx
 
-from goblin.cli import fakes, ports, provision
-from goblin.cli import paths as places
+from goblin.cli import fakes, paths, ports, provision
 from goblin.cli.fakes import Fakes
 from goblin.cli.ports import HOST, listens
 from goblin.cli.supervisor import Child, Failed, keep, python_child, wait_ready
@@ -58,7 +57,7 @@ class Up:
     def __init__(self, choice: UpOptions, say: Callable[[str], None]) -> None:
         self._choice = choice
         self._say = say
-        self._folder = places.DataFolder(choice.data)
+        self._folder = paths.DataFolder(choice.data)
         self._lock = -1
         self._turn = ports.take_turn()
         self._ports = ports.choose(choice.port)
@@ -140,7 +139,7 @@ class Up:
         while True:
             try:
                 return self._folder.hold()
-            except places.Held as held:
+            except paths.Held as held:
                 pid = held.holder.get("pid")
                 if time.monotonic() > deadline or not isinstance(pid, int) or _alive(pid):
                     raise UpRefused(str(held)) from held
@@ -161,7 +160,7 @@ class Up:
         emulated = self._choice.cloud == "emulators"
         cloud_words = [
             f"--data={self._choice.data / 'cloud'}", f"--storage-port={at.storage}", f"--functions-url={url}",
-            f"--declaration={places.declaration()}", f"--invoker-email={INVOKER}",
+            f"--declaration={paths.declaration()}", f"--invoker-email={INVOKER}",
         ]  # fmt: skip
         if emulated:
             cloud_words.append("--services=storage")
@@ -185,7 +184,7 @@ class Up:
         if emulated:
             # Google's Pub/Sub emulator keeps `oidc_token` and never sends one.
             functions["GOBLIN_VERIFY_CALLER"] = "off"
-        model = (self._choice.model or places.default_model()).absolute()
+        model = (self._choice.model or paths.default_model()).absolute()
         children = [
             self._child("functions", python_child("goblin.cli.host", f"--port={at.http}"), functions),
             self._child(
@@ -218,7 +217,7 @@ class Up:
                 await wait_ready(by_name[name], partial(listens, port), START_S_MAX)
             os.close(self._turn)
             await asyncio.to_thread(
-                provision.everything, places.declaration(), variables=self.variables, invoker_email=INVOKER
+                provision.everything, paths.declaration(), variables=self.variables, invoker_email=INVOKER
             )
             await self._begin(http, by_name)
             self._folder.write_environment(self.variables)

@@ -16,8 +16,7 @@ from typing import Any
 
 from goblin.core.errors import GoblinError, InvalidRequest, TooLarge
 from goblin.core.ports import Clock
-from goblin.gateway import payments as paying
-from goblin.gateway import receipts
+from goblin.gateway import payments, receipts
 from goblin.gateway.admission import AdmissionControl
 from goblin.gateway.cache import AnswerCache, replay
 from goblin.gateway.dispatch import DispatchDeps, Dispatcher, settle
@@ -352,7 +351,7 @@ class InferenceCall:
             key=key,
             request=request,
             route=self._route,
-            unpaid=paying.rejected(self._dispatcher.payer.refusals) if self._dispatcher is not None else {},
+            unpaid=payments.rejected(self._dispatcher.payer.refusals) if self._dispatcher is not None else {},
             attempts=self.attempts,
             provider=self.provider,
             outcome=self._outcome,

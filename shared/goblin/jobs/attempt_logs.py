@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from goblin.core.errors import InvalidRequest, NotFound
 from goblin.core.ports import SignedRequest
 from goblin.jobs.lifecycle import JobDeps, load
-from goblin.jobs.policy.attempt_logs import SHOWN_BYTES_MAX, piece_bytes_max, readable
+from goblin.jobs.policy.worker_reports import SHOWN_BYTES_MAX, piece_bytes_max, readable
 
 READ_AT_ONCE = 8
 PIECES_SHOWN_MAX = 200

@@ -37,7 +37,7 @@ from goblin.jobs.domain.checkpoints import (
 )
 from goblin.jobs.domain.job import Job, JobKind, JobState
 from goblin.jobs.lifecycle import JobDeps, change, load
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import state_machine
 from goblin.jobs.policy.state_machine import Transition, Trigger
 
 log = logging.getLogger(__name__)
@@ -240,10 +240,10 @@ async def note(event: CheckpointSaved, deps: JobDeps) -> Job:
 
     def forward(job: Job) -> Transition | None:
         told.clear()
-        if (refusal := policy.refuses_checkpoint(job, checkpoint)) is not None:
+        if (refusal := state_machine.refuses_checkpoint(job, checkpoint)) is not None:
             told.append(refusal)
             return None
-        return policy.apply(job, Trigger.SAVED, now=deps.clock.now(), checkpoint=checkpoint)
+        return state_machine.apply(job, Trigger.SAVED, now=deps.clock.now(), checkpoint=checkpoint)
 
     transition = await change(deps, event.job_id, forward)
     if transition is None:

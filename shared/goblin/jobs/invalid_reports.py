@@ -7,8 +7,8 @@ import logging
 from goblin.core.errors import LeaseHeld, StoreUnavailable
 from goblin.jobs.domain.job import Job
 from goblin.jobs.lifecycle import JobDeps, act, change
-from goblin.jobs.policy import invalid_reports as policy
-from goblin.jobs.policy.spot import market_history as watching
+from goblin.jobs.policy import worker_reports as policy
+from goblin.jobs.policy.spot import market_history
 from goblin.jobs.policy.state_machine import Transition
 
 log = logging.getLogger(__name__)
@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 SAVES_MAX = 3
 
 
-async def caught(job: Job, what: str, deps: JobDeps) -> None:
+async def record_invalid_report(job: Job, what: str, deps: JobDeps) -> None:
     """The current attempt's host lied. Never raises: the refusal is what matters, and it is under way.
 
     Args:
@@ -31,8 +31,8 @@ async def caught(job: Job, what: str, deps: JobDeps) -> None:
         nonlocal first
         if now.attempt != job.attempt:
             return None
-        first = policy.told_by_attempt(now) == 0
-        return policy.caught(now, what, now=deps.clock.now())
+        first = policy.invalid_reports_of_attempt(now) == 0
+        return policy.note_invalid_report(now, what, now=deps.clock.now())
 
     try:
         transition = await change(deps, job.job_id, decide)
@@ -44,11 +44,11 @@ async def caught(job: Job, what: str, deps: JobDeps) -> None:
         log.warning("job %s: the lie is not written down: %s", job.job_id, error)
 
 
-async def strange(job: Job, deps: JobDeps) -> None:
+async def record_foreign_token(job: Job, deps: JobDeps) -> None:
     """A token for this job that is not its current attempt's. Never raises."""
     log.warning("job %s: a token that is not of attempt %d was refused", job.job_id, job.attempt)
     try:
-        await change(deps, job.job_id, lambda now: policy.strange(now, now=deps.clock.now()))
+        await change(deps, job.job_id, lambda now: policy.note_foreign_token(now, now=deps.clock.now()))
     except (StoreUnavailable, LeaseHeld) as error:
         log.warning("job %s: the refusal is not written down: %s", job.job_id, error)
 
@@ -60,5 +60,5 @@ async def _blame(job: Job, deps: JobDeps) -> None:
         return
     for _ in range(SAVES_MAX):
         history, version = await deps.market.load()
-        if await deps.market.save(watching.blame(history, machine, kind="lie", now=deps.clock.now()), version):
+        if await deps.market.save(market_history.blame(history, machine, kind="lie", now=deps.clock.now()), version):
             return

@@ -13,8 +13,7 @@ from goblin.core.events import JobRequested, JobStatusChanged
 from goblin.core.ports import Bus, Clock, ObjectStore
 from goblin.jobs import reservations
 from goblin.jobs.domain.job import Job, JobState, spec_digest
-from goblin.jobs.policy import job_spec as admission
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import job_spec, state_machine
 from goblin.jobs.policy.job_spec import STATUS_TOPIC
 from goblin.jobs.policy.state_machine import FollowUp, Transition, Trigger
 from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketHistoryStore, StoredJob
@@ -104,7 +103,7 @@ async def submit(spec: JobRequested, deps: JobDeps) -> Job:
         InvalidRequest: It could never run.
         Conflict: As `request`.
     """
-    if (reason := admission.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
+    if (reason := job_spec.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
         raise InvalidRequest(reason)
     return await request(spec, deps)
 
@@ -123,8 +122,8 @@ async def request(spec: JobRequested, deps: JobDeps) -> Job:
         job_id=spec.job_id, spec=spec, spec_sha256=spec_digest(spec),
         state=JobState.REQUESTED, requested_at=now, updated_at=now,
     )  # fmt: skip
-    if (reason := admission.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
-        refused = policy.apply(job, Trigger.REJECTED, now=now, reason=reason)
+    if (reason := job_spec.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
+        refused = state_machine.apply(job, Trigger.REJECTED, now=now, reason=reason)
         job = refused.job if refused else job
     if await deps.jobs.create(job) is not None:
         await announce(job, deps)
@@ -158,7 +157,7 @@ async def cancel(job_id: str, deps: JobDeps, *, by: str) -> Job:
     """
     transition = await change(
         deps, job_id,
-        lambda job: policy.apply(job, Trigger.CANCELLED, now=deps.clock.now(), reason=f"cancelled by {by}"),
+        lambda job: state_machine.apply(job, Trigger.CANCELLED, now=deps.clock.now(), reason=f"cancelled by {by}"),
     )  # fmt: skip
     if transition is None:
         job = await show(job_id, deps)

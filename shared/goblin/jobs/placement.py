@@ -18,20 +18,18 @@ from goblin.billing.domain.ledger import TOTAL
 from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.core.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
 from goblin.core.labels import attempt_label
-from goblin.jobs import reservations
-from goblin.jobs import worker_api as leases
+from goblin.jobs import reservations, worker_api
 from goblin.jobs.domain.instances import AttemptLease, Inventory, KnownInventory, RentalOrder, UnknownInventory
 from goblin.jobs.domain.job import InstanceReservation, Job, JobKind, JobState, StopRequest
 from goblin.jobs.domain.market import InstanceRequirements, Listing, NoPlacement, Placement
 from goblin.jobs.lifecycle import JobDeps, act, announce, change
-from goblin.jobs.policy import placement as placing
-from goblin.jobs.policy import queue as queues
-from goblin.jobs.policy import reservations as renting
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import placement as placement_policy
+from goblin.jobs.policy import queue, state_machine
+from goblin.jobs.policy import reservations as reservation_policy
 from goblin.jobs.policy.job_spec import wanted
 from goblin.jobs.policy.placement import PlacementFacts
 from goblin.jobs.policy.reservations import SpendingHalt
-from goblin.jobs.policy.spot import market_history as watching
+from goblin.jobs.policy.spot import market_history
 from goblin.jobs.policy.spot.market_history import MarketHistory
 from goblin.jobs.policy.state_machine import Transition, Trigger
 from goblin.jobs.ports import StoredJob
@@ -70,7 +68,7 @@ class MarketSnapshot:
                 return None
             self.seen[want] = await self._ask(want)
             listings = {name: one for name, one in self.seen[want].items() if isinstance(one, Listing)}
-            self.history = watching.look(self.history, want, listings, now=now)
+            self.history = market_history.look(self.history, want, listings, now=now)
         answers = self.seen[want]
         return PlacementFacts(
             listings={name: self._untaken(one) for name, one in answers.items() if isinstance(one, Listing)},
@@ -100,10 +98,12 @@ class MarketSnapshot:
     def _halted(self, job: Job, providers: Collection[str]) -> dict[str, str]:
         reasons = {}
         for name in providers:
-            reasons[name] = renting.why_halted(renting.accounts_of(name, job.job_id), self.frozen.starts)
+            reasons[name] = reservation_policy.why_halted(
+                reservation_policy.accounts_of(name, job.job_id), self.frozen.starts
+            )
             reasons[name] = reasons[name] or self.short.get(name, "")
             if not reasons[name] and job.spec.budget_usd is None and not self.budgets.keys() & {TOTAL, name}:
-                reasons[name] = renting.unbudgeted(name)
+                reasons[name] = reservation_policy.unbudgeted(name)
         return {name: reason for name, reason in reasons.items() if reason}
 
     def remember(self, job: Job, trigger: Trigger) -> None:
@@ -115,9 +115,9 @@ class MarketSnapshot:
         if kind == "died" and (job.lease is None or job.lease.progressed_at is None):
             kind = "boot"
         if offer.spot and trigger in LOST:
-            self._note(lambda history: watching.lost(history, offer.pool, now=now))
+            self._note(lambda history: market_history.lost(history, offer.pool, now=now))
         if kind is not None and (machine := offer.machine) is not None:
-            self._note(lambda history: watching.blame(history, machine, kind=kind, now=now))
+            self._note(lambda history: market_history.blame(history, machine, kind=kind, now=now))
 
     def _note(self, note: Note) -> None:
         self.history = note(self.history)
@@ -165,11 +165,11 @@ async def place_all(open_jobs: Sequence[StoredJob], market: MarketSnapshot, deps
     """
     stored = {one.job.job_id: one for one in open_jobs}
     jobs = [one.job for one in open_jobs]
-    taken: Counter[str] = queues.places_taken(jobs)
+    taken: Counter[str] = queue.places_taken(jobs)
     placed, errors = 0, []
-    for job in queues.order_queue(jobs, now=deps.clock.now()):
-        kept = queues.keeps_place(job)
-        if not kept and not queues.has_place(job.spec.kind, taken, deps.limits):
+    for job in queue.order_queue(jobs, now=deps.clock.now()):
+        kept = queue.keeps_place(job)
+        if not kept and not queue.has_place(job.spec.kind, taken, deps.limits):
             continue
         try:
             if await _place(stored[job.job_id], market, deps):
@@ -184,15 +184,17 @@ async def _place(stored: StoredJob, market: MarketSnapshot, deps: JobDeps) -> bo
     facts = await market.facts(stored.job)
     if facts is None:
         return False
-    found = placing.place(stored.job, facts)
+    found = placement_policy.place(stored.job, facts)
     if isinstance(found, NoPlacement):
         await _wait(stored, found, deps)
         return False
     plan = _plan(stored.job, found, deps)
-    short = renting.uncovered(plan, market.budgets, deps.clock.now()) if plan and stored.job.refusals else None
+    short = (
+        reservation_policy.uncovered(plan, market.budgets, deps.clock.now()) if plan and stored.job.refusals else None
+    )
     if short is not None:
         # The first time the ledger itself refuses, and makes known that the budget is used up.
-        market.short[found.offer.provider] = renting.said(short)
+        market.short[found.offer.provider] = reservation_policy.said(short)
         return await _place(stored, market, deps)
     if found.offer.machine is not None:
         market.taken.add(found.offer.machine)
@@ -219,7 +221,9 @@ def _plan(job: Job, placement: Placement, deps: JobDeps) -> InstanceReservation 
     """What the next attempt may cost there; None where nothing costs anything."""
     now, label = deps.clock.now(), attempt_label(job.job_id, job.attempt + 1)
     start_s_max = deps.compute[placement.offer.provider].start_s_max
-    return renting.first(label, placement, placing.needs_of(job, now), start_s_max=start_s_max, now=now)
+    return reservation_policy.first(
+        label, placement, placement_policy.needs_of(job, now), start_s_max=start_s_max, now=now
+    )
 
 
 async def _rent(
@@ -229,14 +233,14 @@ async def _rent(
     job, now = stored.job, deps.clock.now()
     provider = deps.compute[placement.offer.provider]
     attempt = job.attempt + 1
-    token = leases.new_token(job.job_id, attempt, deps.new_secret())
+    token = worker_api.new_token(job.job_id, attempt, deps.new_secret())
     label = attempt_label(job.job_id, attempt)
     lease = AttemptLease(
-        provider=provider.name, label=label, token_sha256=leases.digest(token), placed_at=now,
+        provider=provider.name, label=label, token_sha256=worker_api.digest(token), placed_at=now,
         until=now + timedelta(seconds=provider.start_s_max), resumed_step=job.saved_step,
-        key_until=now + leases.KEY_LIFE if job.spec.kind == JobKind.BATCH else None,
+        key_until=now + worker_api.KEY_LIFE if job.spec.kind == JobKind.BATCH else None,
     )  # fmt: skip
-    transition = policy.apply(
+    transition = state_machine.apply(
         job, Trigger.PLACED, now=now, reason=f"attempt {attempt} on {provider.name} from step {job.saved_step}: "
         f"{placement.reason}", attempt=attempt, lease=lease, placement=placement, no_placement=None,
         reservations=(*job.reservations, plan) if plan else job.reservations,
@@ -257,7 +261,7 @@ async def _rent(
     try:
         if job.spec.kind == JobKind.BATCH:
             # Its items are asked of the gateway with the attempt's own token.
-            await deps.keys.open(lease.token_sha256, name=f"job:{job.job_id}", until=now + leases.KEY_LIFE)
+            await deps.keys.open(lease.token_sha256, name=f"job:{job.job_id}", until=now + worker_api.KEY_LIFE)
         instance_id = await provider.rent(order)
     except (ProviderUnavailable, Refused) as error:
         await _no_instance(job.job_id, label, str(error), deps)
@@ -271,8 +275,10 @@ async def _rent(
         if job.lease is None or job.lease.label != label:
             return None
         lease = replace(job.lease, instance_id=instance_id)
-        named = renting.named(job.reservations, label, instance_id)
-        return policy.apply(job, Trigger.RENTED, now=deps.clock.now(), reason=rented, lease=lease, reservations=named)
+        named = reservation_policy.named(job.reservations, label, instance_id)
+        return state_machine.apply(
+            job, Trigger.RENTED, now=deps.clock.now(), reason=rented, lease=lease, reservations=named
+        )
 
     await change(deps, job.job_id, name)
     return True
@@ -288,21 +294,23 @@ async def _put_aside(job_id: str, plan: InstanceReservation, market: MarketSnaps
     if isinstance(found, InsufficientBudget):
         if found.account in (TOTAL, plan.provider):
             concerned = deps.compute if found.account == TOTAL else (plan.provider,)
-            market.short |= dict.fromkeys(concerned, renting.said(found))
-        await _no_instance(job_id, plan.label, renting.said(found), deps, ends_job=renting.is_used_up(found))
+            market.short |= dict.fromkeys(concerned, reservation_policy.said(found))
+        await _no_instance(
+            job_id, plan.label, reservation_policy.said(found), deps, ends_job=reservation_policy.is_used_up(found)
+        )
         return False
 
     def write(job: Job) -> Transition | None:
         if job.lease is None or job.lease.label != plan.label or plan not in job.reservations:
             return None
-        return policy.note(
+        return state_machine.note(
             job, reservations=tuple(found if reservation == plan else reservation for reservation in job.reservations)
         )
 
     if await change(deps, job_id, write) is not None:
         return True
     # The attempt was over before its money was there: nothing is rented on it.
-    await reservations.settle(renting.ended(found, found.since), deps.money, now=deps.clock.now())
+    await reservations.settle(reservation_policy.ended(found, found.since), deps.money, now=deps.clock.now())
     return False
 
 
@@ -314,11 +322,11 @@ async def _no_instance(job_id: str, label: str, reason: str, deps: JobDeps, *, e
             return None
         now = deps.clock.now()
         unspent = tuple(
-            renting.ended(reservation, reservation.since) if reservation.label == label else reservation
+            reservation_policy.ended(reservation, reservation.since) if reservation.label == label else reservation
             for reservation in job.reservations
         )
         stop = StopRequest(reason=reason, by=now, ends_job=True) if ends_job else job.stop
-        return policy.apply(job, Trigger.NOT_RENTED, now=now, reason=reason, reservations=unspent, stop=stop)
+        return state_machine.apply(job, Trigger.NOT_RENTED, now=now, reason=reason, reservations=unspent, stop=stop)
 
     transition = await change(deps, job_id, decide)
     if transition is not None:

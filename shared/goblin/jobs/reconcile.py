@@ -13,19 +13,16 @@ from dataclasses import dataclass, replace
 
 from goblin.core.errors import Broken, GoblinError, NotFound, Refused, StoreUnavailable, Transient
 from goblin.core.labels import job_of_label
-from goblin.jobs import batch, checkpoints, reservations, training
-from goblin.jobs import placement as placing
-from goblin.jobs import renewals as upkeep
+from goblin.jobs import batch, checkpoints, placement, renewals, reservations, training
 from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import Job, JobKind, JobState
 from goblin.jobs.domain.market import NoPlacement
 from goblin.jobs.lifecycle import JobDeps, act, announce, change
 from goblin.jobs.placement import MarketSnapshot
-from goblin.jobs.policy import placement as places
-from goblin.jobs.policy import queue as queues
-from goblin.jobs.policy import reservations as renting
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import placement as placement_policy
+from goblin.jobs.policy import queue, state_machine
+from goblin.jobs.policy import reservations as reservation_policy
 from goblin.jobs.policy.state_machine import Transition, Trigger
 from goblin.jobs.ports import ComputeProvider, StoredJob
 
@@ -59,7 +56,7 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
     # After the jobs: an instance that a job names was there to be seen.
     inventories = await _inventories(deps.compute)
     try:
-        market = await placing.take_snapshot(inventories, deps)
+        market = await placement.take_snapshot(inventories, deps)
     except StoreUnavailable:
         # Without the ledger nothing is rented; what nobody wants must go all the same.
         if only is None:
@@ -75,13 +72,13 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
                 errors.append(f"job {stored.job.job_id}: {error}")
     try:
         now_open = await deps.jobs.list_open(OPEN_MAX)
-        placed, unplaced = await placing.place_all(now_open, market, deps)
+        placed, unplaced = await placement.place_all(now_open, market, deps)
         errors += unplaced
         if only is None:
             # Those that were placed just now have their first slice.
-            errors += await _each(now_open, lambda job: upkeep.keep(job, market, deps))
+            errors += await _each(now_open, lambda job: renewals.keep(job, market, deps))
             # Rents of what was gone when the inventories were listed; what was rented since is not among them.
-            errors += await _each(before, lambda job: upkeep.settle_ended(job, inventories, deps))
+            errors += await _each(before, lambda job: renewals.settle_ended(job, inventories, deps))
     except GoblinError as error:
         errors.append(f"placing: {error}")
     await market.close()
@@ -125,7 +122,7 @@ async def _advance(
         if transition.job.state is not stored.job.state:
             log.info("job %s: %s: %s", written.job.job_id, written.job.state, written.job.reason)
         await act(transition, deps)
-        if policy.is_loss(stored.job, written.job):
+        if state_machine.is_loss(stored.job, written.job):
             market.remember(stored.job, trigger)
         stored = written
     return STEPS_MAX
@@ -137,7 +134,7 @@ async def _next(
     now = deps.clock.now()
 
     def follow(trigger: Trigger, reason: str, **changes: object) -> tuple[Trigger, Transition] | None:
-        transition = policy.apply(job, trigger, now=now, reason=reason, **changes)
+        transition = state_machine.apply(job, trigger, now=now, reason=reason, **changes)
         return None if transition is None else (trigger, transition)
 
     if job.state is JobState.REQUESTED:
@@ -145,10 +142,10 @@ async def _next(
     if job.state is JobState.FINISHING:
         return await _compose(job, deps, follow)
     inventory = inventories.get(job.lease.provider) if job.lease else None
-    observed = policy.observe(job, inventory, now=now)
+    observed = state_machine.observe(job, inventory, now=now)
     if observed is None:
-        leave = policy.asked_to_leave(job, inventory, now=now)
-        return None if leave is None else (Trigger.STOPPED, policy.ask_to_stop(job, leave, now=now))
+        leave = state_machine.asked_to_leave(job, inventory, now=now)
+        return None if leave is None else (Trigger.STOPPED, state_machine.ask_to_stop(job, leave, now=now))
     trigger, reason = observed
     if trigger is Trigger.SETTLED:
         await reservations.unlimit_job(job, deps.money.ledger)
@@ -157,7 +154,7 @@ async def _next(
         return follow(Trigger.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
     if trigger is Trigger.RENTED and job.lease and isinstance(inventory, KnownInventory):
         instance = inventory.by_label()[job.lease.label]
-        named = renting.named(job.reservations, job.lease.label, instance.instance_id)
+        named = reservation_policy.named(job.reservations, job.lease.label, instance.instance_id)
         return follow(trigger, reason, lease=replace(job.lease, instance_id=instance.instance_id), reservations=named)
     return follow(trigger, reason)
 
@@ -173,7 +170,7 @@ async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow
         return follow(Trigger.REJECTED, found.reason)
     if job.spec.deadline is not None:
         facts = await market.facts(replace(job, dataset=found))
-        denied = places.admit(replace(job, dataset=found), facts) if facts is not None else None
+        denied = placement_policy.admit(replace(job, dataset=found), facts) if facts is not None else None
         if facts is None or (denied is not None and not denied.final):
             return None
         if denied is not None:
@@ -188,13 +185,15 @@ async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow
 async def _has_place(job: Job, deps: JobDeps) -> bool:
     """Whether a place is free for a job with a deadline; else it waits for one, unpromised, and says so."""
     others = [one.job for one in await deps.jobs.list_open(OPEN_MAX) if one.job.job_id != job.job_id]
-    if queues.has_place(job.spec.kind, queues.places_taken(others), deps.limits):
+    if queue.has_place(job.spec.kind, queue.places_taken(others), deps.limits):
         return True
     why = NoPlacement(
         reason=f"its deadline can be promised once one of the {deps.limits.get(job.spec.kind, 0)} places of kind "
         f"{job.spec.kind} is free", candidates=(),
     )  # fmt: skip
-    await change(deps, job.job_id, lambda job: policy.note(job, no_placement=why) if job.no_placement != why else None)
+    await change(
+        deps, job.job_id, lambda job: state_machine.note(job, no_placement=why) if job.no_placement != why else None
+    )
     return False
 
 
@@ -226,7 +225,7 @@ async def _sweep(inventories: Mapping[str, Inventory], deps: JobDeps) -> tuple[i
             try:
                 # Read now, after the inventory: a lease is written before its instance exists.
                 stored = await deps.jobs.get(job_of_label(instance.label))
-                if policy.has_live_lease(stored.job if stored else None, instance.label):
+                if state_machine.has_live_lease(stored.job if stored else None, instance.label):
                     continue
                 log.info("%s: instance %s (%s) has no live lease", name, instance.instance_id, instance.label)
                 await deps.compute[name].release(instance.label)

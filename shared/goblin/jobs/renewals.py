@@ -12,9 +12,8 @@ from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import LEASED, InstanceReservation, Job, JobState, StopRequest
 from goblin.jobs.lifecycle import JobDeps, change
 from goblin.jobs.placement import MarketSnapshot
-from goblin.jobs.policy import placement as placing
-from goblin.jobs.policy import reservations as renting
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import placement, state_machine
+from goblin.jobs.policy import reservations as reservation_policy
 from goblin.jobs.policy.placement import STOP_WITHIN
 from goblin.jobs.policy.state_machine import Transition
 from goblin.jobs.reservations import Renewal
@@ -36,10 +35,10 @@ async def settle_ended(job: Job, inventories: Mapping[str, Inventory], deps: Job
 
     def end(job: Job) -> Transition | None:
         after = tuple(
-            renting.ended(reservation, now) if reservation.label in gone else reservation
+            reservation_policy.ended(reservation, now) if reservation.label in gone else reservation
             for reservation in job.reservations
         )
-        return policy.note(job, reservations=after) if after != job.reservations else None
+        return state_machine.note(job, reservations=after) if after != job.reservations else None
 
     await change(deps, job.job_id, end)
     stored = await deps.jobs.get(job.job_id)
@@ -54,8 +53,8 @@ def _is_gone(reservation: InstanceReservation, job: Job, inventories: Mapping[st
     """Whether a whole inventory, listed after the job was read, lacks the instance and nobody may still rent it."""
     if (
         reservation.ended_at is not None
-        or policy.has_live_lease(job, reservation.label)
-        or renting.may_come(reservation, now)
+        or state_machine.has_live_lease(job, reservation.label)
+        or reservation_policy.may_come(reservation, now)
     ):
         return False
     inventory = inventories.get(reservation.provider)
@@ -66,7 +65,7 @@ def _drop(job: Job, reservation: InstanceReservation, cost_usd_micros: int) -> T
     if reservation not in job.reservations:
         return None
     left = tuple(one for one in job.reservations if one != reservation)
-    return policy.note(job, reservations=left, spent_usd_micros=job.spent_usd_micros + cost_usd_micros)
+    return state_machine.note(job, reservations=left, spent_usd_micros=job.spent_usd_micros + cost_usd_micros)
 
 
 async def keep(job: Job, market: MarketSnapshot, deps: JobDeps) -> None:
@@ -81,14 +80,16 @@ async def keep(job: Job, market: MarketSnapshot, deps: JobDeps) -> None:
     reservation = next((one for one in job.reservations if one.label == label and one.ended_at is None), None)
     stop = None
     if reservation is not None:
-        accounts = renting.accounts_of(reservation.provider, job.job_id)
-        if reason := renting.why_halted(accounts, market.frozen.stops):
-            stop = StopRequest(reason=reason, by=min(now + STOP_WITHIN, renting.leave_at(reservation)))
+        accounts = reservation_policy.accounts_of(reservation.provider, job.job_id)
+        if reason := reservation_policy.why_halted(accounts, market.frozen.stops):
+            stop = StopRequest(reason=reason, by=min(now + STOP_WITHIN, reservation_policy.leave_at(reservation)))
         else:
-            stop = await _prolong(job, reservation, renting.why_halted(accounts, market.frozen.starts), deps, now)
+            stop = await _prolong(
+                job, reservation, reservation_policy.why_halted(accounts, market.frozen.starts), deps, now
+            )
     if stop is None and job.spec.deadline is not None and job.state is JobState.RUNNING:
         facts = await market.facts(job)
-        stop = placing.move(job, facts) if facts is not None else None
+        stop = placement.move(job, facts) if facts is not None else None
     if stop is not None and (job.stop is None or stop.by < job.stop.by):
         await _ask_to_stop(job, stop, deps)
 
@@ -108,15 +109,15 @@ async def _prolong(
             if reservation not in job.reservations:
                 return None
             at = job.reservations.index(reservation)
-            return policy.note(
+            return state_machine.note(
                 job, reservations=(*job.reservations[:at], *kept.reservations, *job.reservations[at + 1 :])
             )
 
         await change(deps, job.job_id, write)
     save_s = job.progress.save_s if job.progress and job.progress.save_s else 0.0
-    leave_at = renting.leave_at(kept.current)
+    leave_at = reservation_policy.leave_at(kept.current)
     paid_up = not kept.refused and now < leave_at
-    if paid_up or now < renting.last_call(kept.current, save_s=save_s):
+    if paid_up or now < reservation_policy.last_call(kept.current, save_s=save_s):
         return None
     return StopRequest(reason=kept.refused or "what was put aside is used up", by=leave_at, ends_job=kept.ends_job)
 
@@ -130,6 +131,6 @@ async def _ask_to_stop(job: Job, stop: StopRequest, deps: JobDeps) -> None:
             return None
         if job.stop is not None and job.stop.by <= stop.by:
             return None
-        return policy.ask_to_stop(job, stop, now=deps.clock.now())
+        return state_machine.ask_to_stop(job, stop, now=deps.clock.now())
 
     await change(deps, job.job_id, decide)

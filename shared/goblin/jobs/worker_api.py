@@ -17,16 +17,13 @@ from typing import Any
 from goblin.core.errors import Conflict, Forbidden, InvalidReport, InvalidRequest, LeaseHeld
 from goblin.core.events import CheckpointSaved
 from goblin.core.ports import SignedRequest
-from goblin.jobs import attempt_logs as logs
-from goblin.jobs import checkpoint_retention as keeping
-from goblin.jobs import checkpoints, invalid_reports, training
+from goblin.jobs import attempt_logs, checkpoint_retention, checkpoints, invalid_reports, training
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint, Manifest, manifest_uri
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import ENDED, Job, JobKind, JobState, Progress
 from goblin.jobs.domain.worker import Assignment, HeartbeatReply, InputFile, TrainingInputs, WorkerReport
 from goblin.jobs.lifecycle import JobDeps, act, change, load
-from goblin.jobs.policy import state_machine as policy
-from goblin.jobs.policy import training as training_policy
+from goblin.jobs.policy import state_machine, worker_reports
 from goblin.jobs.policy.state_machine import Transition, Trigger
 
 TOKEN_PREFIX = "gob-attempt-"  # noqa: S105 - what a token starts with, for whoever finds one in a log
@@ -79,7 +76,7 @@ async def _attempt(job_id: str, token: str, deps: JobDeps) -> Job:
         authorise(job, token)
     except Forbidden:
         if is_token(token) and token.endswith(f".{job_id}"):
-            await invalid_reports.strange(job, deps)
+            await invalid_reports.record_foreign_token(job, deps)
         raise
     return job
 
@@ -90,7 +87,7 @@ async def _believing(job: Job, deps: JobDeps) -> AsyncGenerator[None, None]:
     try:
         yield
     except InvalidReport as lie:
-        await invalid_reports.caught(job, lie.message, deps)
+        await invalid_reports.record_invalid_report(job, lie.message, deps)
         raise
 
 
@@ -108,7 +105,7 @@ async def claim(job_id: str, token: str, deps: JobDeps) -> Assignment:
     job = await _claim(seen, token, seen.checkpoint, deps)
     return Assignment(
         job_id=job_id, attempt=job.attempt, kind=job.spec.kind, step=job.saved_step, total=job.total,
-        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=policy.HEARTBEAT_S,
+        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=state_machine.HEARTBEAT_S,
         dataset=await _dataset(job, deps),
         dataset_offset=job.checkpoint.dataset_offset if job.checkpoint else 0,
         model=job.spec.model, parameters=job.spec.parameters,
@@ -116,14 +113,15 @@ async def claim(job_id: str, token: str, deps: JobDeps) -> Assignment:
 
 
 async def _claim_training(seen: Job, token: str, deps: JobDeps) -> Assignment:
-    resume = await keeping.resume_from(seen, deps)
+    resume = await checkpoint_retention.resume_from(seen, deps)
     checkpoint, manifest = resume or (None, None)
     job = await _claim(seen, token, checkpoint, deps)
     return Assignment(
         job_id=job.job_id, attempt=job.attempt, kind=job.spec.kind, step=job.saved_step, total=job.total,
-        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=policy.HEARTBEAT_S, dataset=None, dataset_offset=0,
+        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=state_machine.HEARTBEAT_S,
+        dataset=None, dataset_offset=0,
         model=job.spec.model, parameters=job.spec.parameters, task=job.spec.task,
-        inputs=await _inputs(job, token, manifest, deps), checkpoint_s=training_policy.checkpoint_s(job),
+        inputs=await _inputs(job, token, manifest, deps), checkpoint_s=worker_reports.checkpoint_s(job),
     )  # fmt: skip
 
 
@@ -132,7 +130,7 @@ async def _claim(seen: Job, token: str, checkpoint: Checkpoint | None, deps: Job
 
     def decide(job: Job) -> Transition:
         now = deps.clock.now()
-        lease = replace(authorise(job, token), until=now + timedelta(seconds=policy.LEASE_S))
+        lease = replace(authorise(job, token), until=now + timedelta(seconds=state_machine.LEASE_S))
         reason, changes = "", dict[str, Any]()
         if job.spec.kind == JobKind.TRAINING and job.checkpoint != seen.checkpoint:
             raise LeaseHeld(f"job {job.job_id} has another checkpoint by now", retry_after_s=1)
@@ -143,7 +141,7 @@ async def _claim(seen: Job, token: str, checkpoint: Checkpoint | None, deps: Job
         elif job.state is not JobState.RUNNING:
             reason = f"attempt {job.attempt} begins at step {job.saved_step}"
         changes = {"step": job.saved_step, **changes}
-        return _live(job, policy.apply(job, Trigger.CLAIMED, now=now, reason=reason, lease=lease, **changes))
+        return _live(job, state_machine.apply(job, Trigger.CLAIMED, now=now, reason=reason, lease=lease, **changes))
 
     transition = await change(deps, seen.job_id, decide)
     if transition is None:
@@ -206,7 +204,7 @@ async def heartbeat(
         nonlocal renewed
         now = deps.clock.now()
         lease = authorise(job, token)
-        until = now + timedelta(seconds=policy.LEASE_S)
+        until = now + timedelta(seconds=state_machine.LEASE_S)
         changes: dict[str, Any] = {"step": max(job.step, step)}
         if job.spec.kind == JobKind.BATCH:
             renewed = lease.key_until is None or lease.key_until - now < KEY_LIFE / 2
@@ -219,8 +217,8 @@ async def heartbeat(
                 at=now, step=step, loss=told.loss, steps_per_s=told.steps_per_s, gpu_share=told.gpu_share,
                 gpu_errors=told.gpu_errors, save_s=told.save_s,
             )  # fmt: skip
-        transition = _live(job, policy.apply(job, Trigger.BEAT, now=now, lease=lease, **changes))
-        if (lie := training_policy.impossible(job, step, told)) is not None:
+        transition = _live(job, state_machine.apply(job, Trigger.BEAT, now=now, lease=lease, **changes))
+        if (lie := worker_reports.why_impossible(job, step, told)) is not None:
             raise InvalidReport(lie)
         return transition
 
@@ -232,7 +230,7 @@ async def heartbeat(
     if renewed and job.lease and job.lease.key_until:
         await deps.keys.open(job.lease.token_sha256, name=f"job:{job_id}", until=job.lease.key_until)
     return HeartbeatReply(
-        state=job.state, stop=job.stop.reason if job.stop else None, checkpoint_s=training_policy.checkpoint_s(job)
+        state=job.state, stop=job.stop.reason if job.stop else None, checkpoint_s=worker_reports.checkpoint_s(job)
     )
 
 
@@ -254,7 +252,7 @@ async def commit_checkpoint(
     async with _believing(job, deps):
         saved = await checkpoints.commit(job, step, previous_step, upload_id, files, deps, loss=loss)
     if job.spec.kind == JobKind.TRAINING:
-        await keeping.prune(job, step, deps)
+        await checkpoint_retention.prune(job, step, deps)
     return saved
 
 
@@ -263,7 +261,7 @@ async def log_piece(job_id: str, token: str, number: int, *, size: int, crc32c: 
     job = await _attempt(job_id, token, deps)
     if job.state is not JobState.RUNNING:
         raise Conflict(f"the attempt is over: the job is {job.state}", code="attempt_over")
-    return await logs.grant(job_id, job.attempt, number, size=size, crc32c=crc32c, deps=deps)
+    return await attempt_logs.grant(job_id, job.attempt, number, size=size, crc32c=crc32c, deps=deps)
 
 
 async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Job:
@@ -292,7 +290,7 @@ async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Jo
             raise Conflict(f"step {total} is not checkpointed; the last one is {job.saved_step}")
         reason = f"all {total} items are done" if batch else f"the training is done at step {total}"
         changes: dict[str, Any] = {} if batch else {"told_total": total, "step": total}
-        return _live(job, policy.apply(job, Trigger.FINISHED, now=deps.clock.now(), reason=reason, **changes))
+        return _live(job, state_machine.apply(job, Trigger.FINISHED, now=deps.clock.now(), reason=reason, **changes))
 
     transition = await change(deps, job_id, decide)
     return transition.job if transition else job
@@ -340,7 +338,7 @@ async def _end(job_id: str, token: str, trigger: Trigger, said: str, deps: JobDe
         if job.state is JobState.PREEMPTED or job.state in ENDED:
             ended.append(job)
             return None
-        return _live(job, policy.apply(job, trigger, now=deps.clock.now(), reason=said[:SAID_MAX]))
+        return _live(job, state_machine.apply(job, trigger, now=deps.clock.now(), reason=said[:SAID_MAX]))
 
     transition = await change(deps, job_id, decide)
     if transition is None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from goblin.core.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, Transient
 from goblin.core.events import ModelPromoted
 from goblin.core.ports import Bus, Clock
-from goblin.registry.domain import versions as nouns
+from goblin.registry.domain import versions
 from goblin.registry.domain.versions import ModelName, Promotion, Version
 from goblin.registry.policy import promotion as policy
 from goblin.registry.policy.promotion import Move, NoMove, PromotionRequest, Unmoved
@@ -60,7 +60,7 @@ async def register(
         InvalidRequest: The file, or its name, is not a GGUF's.
         Conflict: The version exists with another file.
     """
-    artifact_name = nouns.parse_artifact(file.name)
+    artifact_name = versions.parse_artifact(file.name)
     if not _is_gguf(file):
         raise InvalidRequest(f"{file} is not a GGUF file.", param="file")
     artifact = await deps.registry.upload(name, version, artifact_name, file, progress=progress)

@@ -14,7 +14,7 @@ from goblin.core.errors import GoblinError, InvalidRequest, MalformedEvent, Tran
 from goblin.core.events import ModelPromoted
 from goblin.core.ports import ObjectStore
 from goblin.gateway import health
-from goblin.registry import promotion as models
+from goblin.registry import promotion as promotion_service
 from goblin.registry.domain.versions import ModelName, Promotion, ServingState, Version, version_order
 from goblin.registry.policy import promotion as policy
 from goblin.registry.policy.promotion import Keep, Load
@@ -37,7 +37,7 @@ class ModelServerTarget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutDeps:
-    models: models.PromotionDeps
+    models: promotion_service.PromotionDeps
     objects: ObjectStore
     """Signs what the servers may read."""
     servers: Mapping[str, ModelServerTarget]
@@ -72,7 +72,7 @@ async def follow(event: ModelPromoted, deps: RolloutDeps) -> None:
 async def tick(deps: RolloutDeps) -> None:
     """Publish events that are still due, then bring the servers in line: after a restart, after a lost event."""
     for pointer in await deps.models.registry.pointers():
-        if await models.announce(pointer.promotion, deps.models):
+        if await promotion_service.announce(pointer.promotion, deps.models):
             log.info("%s seq %d: published late", pointer.promotion.name, pointer.promotion.seq)
     await bring_in_line(deps)
 

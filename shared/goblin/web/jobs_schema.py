@@ -17,9 +17,8 @@ from goblin.jobs.domain.checkpoints import FILES_MAX, Artifact, Checkpoint
 from goblin.jobs.domain.job import Job
 from goblin.jobs.domain.market import Candidate, NoPlacement, Placement
 from goblin.jobs.domain.worker import Assignment, HeartbeatReply, TrainingInputs, WorkerReport
-from goblin.jobs.policy.attempt_logs import PIECE_BYTES_MAX
 from goblin.jobs.policy.cost_forecast import forecast
-from goblin.jobs.policy.training import NUMBER_MAX
+from goblin.jobs.policy.worker_reports import NUMBER_MAX, PIECE_BYTES_MAX
 
 BODY_BYTES_MAX = 256 * 1024
 USD_MAX = 10**9

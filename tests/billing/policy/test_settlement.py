@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from goblin.billing.domain.accounts import Account, Allocation, BudgetUsage, Limit, Period, windows_of
 from goblin.billing.domain.ledger import Balance, Bill, Charge, EntryKind, LedgerEntry
-from goblin.billing.policy import settlement as settling
+from goblin.billing.policy import settlement
 from goblin.billing.policy.settlement import ProviderDay, settle_day
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -78,24 +78,24 @@ def test_a_person_is_called_for_drift_and_for_orphans(billed: int, booked: int, 
 def test_a_day_is_final_so_long_after_its_end() -> None:
     end = datetime(2026, 11, 26, tzinfo=UTC)
     late = timedelta(hours=2)
-    assert not settling.is_over("2026-11-25", end + late - timedelta(seconds=1), late)
-    assert settling.is_over("2026-11-25", end + late, late)
-    assert settling.days_to_read(NOW) == ["2026-11-23", "2026-11-24", "2026-11-25"]
+    assert not settlement.is_over("2026-11-25", end + late - timedelta(seconds=1), late)
+    assert settlement.is_over("2026-11-25", end + late, late)
+    assert settlement.days_to_read(NOW) == ["2026-11-23", "2026-11-24", "2026-11-25"]
 
 
 def test_crossings_that_nobody_acted_on_are_told_again() -> None:
     limit = Limit(period=Period.MONTH, limit_usd_micros=100)
     usage = BudgetUsage(window="2026-11", spent_usd_micros=96, told_percent=100)
     account = Account(name="key/ann", limits=(limit,), usages={Period.MONTH: usage})
-    (told,) = settling.untold([account], frozenset())
+    (told,) = settlement.untold([account], frozenset())
     assert (told.percent, told.spent_usd_micros + told.reserved_usd_micros) == (100, 100)
-    assert settling.untold([account], frozenset({settling.action_id("key/ann", "2026-11", 1.0)})) == []
+    assert settlement.untold([account], frozenset({settlement.action_id("key/ann", "2026-11", 1.0)})) == []
 
 
 def test_a_month_goes_on_as_it_began() -> None:
-    assert settling.forecast(12_000, "2026-11", datetime(2026, 11, 13, tzinfo=UTC)) == 30_000
-    assert settling.forecast(12_000, "2026-10", NOW) == 12_000
-    assert settling.forecast(10, "2026-11", datetime(2026, 11, 1, 0, 0, 1, tzinfo=UTC)) == 7_200
+    assert settlement.forecast(12_000, "2026-11", datetime(2026, 11, 13, tzinfo=UTC)) == 30_000
+    assert settlement.forecast(12_000, "2026-10", NOW) == 12_000
+    assert settlement.forecast(10, "2026-11", datetime(2026, 11, 1, 0, 0, 1, tzinfo=UTC)) == 7_200
 
 
 def charge(label: str = "", *, instance: str = "", micros: int) -> Charge:
@@ -133,7 +133,7 @@ def parts(
         name: Balance(account=name, window="2026-11-25", spent_usd_micros=sum(found), entries=len(found))
         for name, found in sums.items()
     }
-    found = settling.split(
+    found = settlement.split(
         "vastai", "2026-11-25", bill, balances=balances, allocations=allocations or [], rented=rented, final=final
     )
     return {part.account: part for part in found}
@@ -225,11 +225,11 @@ def test_a_rent_of_the_day_before_may_run_into_this_one() -> None:
         yesterday = rent_lease("a", 900, expired=expired)
         found = {
             one.account: one
-            for one in settling.split(
+            for one in settlement.split(
                 "vastai", "2026-11-25", bill, balances={}, allocations=[], earlier=[yesterday], rented=[], final=True
             )
         }
-        assert settle_day(found["vastai/a"]) == settling.Settlement()
+        assert settle_day(found["vastai/a"]) == settlement.Settlement()
 
 
 def test_a_day_in_the_same_state_for_the_second_time_is_corrected_again() -> None:

@@ -12,7 +12,7 @@ from goblin.jobs.domain.checkpoints import Checkpoint
 from goblin.jobs.domain.instances import AttemptLease, UnknownInventory
 from goblin.jobs.domain.job import Job, JobState, Progress
 from goblin.jobs.domain.market import Listing, NoPlacement, Offer, Placement
-from goblin.jobs.policy import placement as placing
+from goblin.jobs.policy import placement
 from goblin.jobs.policy.placement import NotPromised, PlacementFacts, admit, move, place, work_left_s
 from goblin.jobs.policy.spot.market_history import MarketHistory, PoolHistory
 from goblin.jobs.policy.spot.preemption_rates import PreemptionRates
@@ -92,7 +92,7 @@ def test_who_cannot_say_is_named_and_not_taken_for_empty() -> None:
 
 def test_what_is_kept_of_the_candidates_is_bounded() -> None:
     many = [replace(SPOT, offer_id=f"s{n}", machine_id=f"m{n}") for n in range(200)]
-    assert len(place(job(), facts(*many)).candidates) == placing.CANDIDATES_MAX
+    assert len(place(job(), facts(*many)).candidates) == placement.CANDIDATES_MAX
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_a_deadline_under_a_cap_or_a_budget_that_on_demand_exceeds_is_refused_wi
 def test_a_provider_that_cannot_say_delays_a_refusal_but_not_for_ever() -> None:
     blind = facts(SPOT, unknown={"runpod": "timeout"})
     asked = job(deadline=NOW + 8 * HOUR)
-    first, last = admit(asked, blind), admit(asked, replace(blind, now=NOW + placing.ADMITTED_WITHIN))
+    first, last = admit(asked, blind), admit(asked, replace(blind, now=NOW + placement.ADMITTED_WITHIN))
     assert first is not None
     assert last is not None
     assert (first.final, last.final) == (False, True)
@@ -242,4 +242,4 @@ def test_the_work_that_is_left_is_the_longer_of_told_and_measured(changes: dict[
 @pytest.mark.parametrize(("size", "gib"), [(0, 0.5), (2**20, 0.5), (6 * 2**30, 6.0)])
 def test_a_large_checkpoint_counts_with_its_size(size: int, gib: float) -> None:
     saved = Checkpoint(step=1, attempt=1, manifest_uri="gs://b/m", generation=1, size=size)
-    assert placing.needs_of(job(checkpoint=saved), NOW).checkpoint_gib == gib
+    assert placement.needs_of(job(checkpoint=saved), NOW).checkpoint_gib == gib

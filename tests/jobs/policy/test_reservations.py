@@ -15,7 +15,7 @@ from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.core.events import JobRequested
 from goblin.jobs.domain.job import InstanceReservation, Job, JobState
 from goblin.jobs.domain.market import ExpectedRun, Offer, Placement
-from goblin.jobs.policy import reservations as renting
+from goblin.jobs.policy import reservations
 from goblin.jobs.policy.spot.offers import Needs
 
 NOON = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -45,7 +45,7 @@ def placement(one: Offer, bid: int | None = None, interval_s: float = 900.0) -> 
 
 def first(one: Offer, *, bid: int | None = None, start_s_max: float = 300, **needs: Any) -> InstanceReservation | None:
     wanted = Needs(**{"work_s": 8 * 3600.0, **needs})
-    return renting.first(LABEL, placement(one, bid), wanted, start_s_max=start_s_max, now=NOON)
+    return reservations.first(LABEL, placement(one, bid), wanted, start_s_max=start_s_max, now=NOON)
 
 
 def rent(**changes: Any) -> InstanceReservation:
@@ -61,7 +61,7 @@ def test_a_first_slice_pays_for_the_start_an_hour_of_work_and_two_ticks_of_idle_
     plan = first(offer())
     assert plan is not None
     assert plan.until - plan.since == seconds(300 + 3600 + 120)
-    assert renting.worst_usd_micros(plan) == -(-200_000 * 4020 // 3600)
+    assert reservations.worst_usd_micros(plan) == -(-200_000 * 4020 // 3600)
     assert (plan.reserved_usd_micros, plan.seq, plan.shortest_s) == (0, 0, 300 + 300 + 120)
 
 
@@ -87,7 +87,7 @@ def test_what_is_free_is_not_rented() -> None:
 def test_traffic_that_costs_something_is_not_free() -> None:
     plan = first(offer(price_usd_micros_per_hour=0, download_usd_micros_per_gib=1000), download_gib=1)
     assert plan is not None
-    assert renting.worst_usd_micros(plan) >= 1000
+    assert reservations.worst_usd_micros(plan) >= 1000
 
 
 @pytest.mark.parametrize(("work_s", "sliced_s"), [(8 * 3600, 3600), (1800, 1800), (10, 300)])
@@ -100,18 +100,18 @@ def test_a_slice_is_no_longer_than_the_work_that_is_left(work_s: float, sliced_s
 def test_slices_are_halved_down_to_what_is_worth_a_start() -> None:
     plan = first(offer())
     assert plan is not None
-    work = [int((one.until - one.since).total_seconds()) - 420 for one in renting.slices(plan)]
+    work = [int((one.until - one.since).total_seconds()) - 420 for one in reservations.slices(plan)]
     assert work == [3600, 1800, 900, 450, 300]
 
 
 def test_the_longest_slice_that_fits_is_taken() -> None:
     plan = first(offer())
     assert plan is not None
-    wishes = renting.slices(plan)
-    for left, index in ((10**9, 0), (renting.worst_usd_micros(wishes[0]) - 1, 1), (60_000, 3)):
-        assert renting.fitting(wishes, paid_usd_micros=0, left_usd_micros=left) == wishes[index]
-    least = renting.worst_usd_micros(wishes[-1])
-    assert renting.fitting(wishes, paid_usd_micros=0, left_usd_micros=least - 1) is None
+    wishes = reservations.slices(plan)
+    for left, index in ((10**9, 0), (reservations.worst_usd_micros(wishes[0]) - 1, 1), (60_000, 3)):
+        assert reservations.fitting(wishes, paid_usd_micros=0, left_usd_micros=left) == wishes[index]
+    least = reservations.worst_usd_micros(wishes[-1])
+    assert reservations.fitting(wishes, paid_usd_micros=0, left_usd_micros=least - 1) is None
 
 
 @pytest.mark.parametrize(
@@ -125,42 +125,42 @@ def test_the_longest_slice_that_fits_is_taken() -> None:
     ],
 )
 def test_a_rent_is_prolonged_when_ten_minutes_are_paid_and_not_once_it_is_over(now: datetime, due: bool) -> None:
-    assert bool(renting.renewals(rent(), now)) is due
+    assert bool(reservations.renewals(rent(), now)) is due
 
 
 def test_a_renewal_reaches_from_the_end_of_what_is_paid() -> None:
-    found = renting.renewals(rent(), NOON + seconds(3000))
+    found = reservations.renewals(rent(), NOON + seconds(3000))
     assert [(one.until - rent().until).total_seconds() for one in found] == [3600, 1800, 900, 450, 300]
 
 
 @pytest.mark.parametrize("changes", [{"ended_at": NOON + seconds(9)}, {"reserved_usd_micros": 0}])
 def test_what_has_ended_and_what_is_only_planned_is_not_prolonged(changes: dict[str, Any]) -> None:
-    assert not renting.renewals(rent(**changes), NOON + seconds(3500))
-    assert not renting.turns(rent(**changes, until=MIDNIGHT + seconds(3600)), MIDNIGHT)
+    assert not reservations.renewals(rent(**changes), NOON + seconds(3500))
+    assert not reservations.turns(rent(**changes, until=MIDNIGHT + seconds(3600)), MIDNIGHT)
 
 
 def test_the_new_day_takes_a_rent_over_at_midnight() -> None:
     old = rent(since=MIDNIGHT - seconds(1800), until=MIDNIGHT + seconds(1800))
-    assert not renting.turns(old, MIDNIGHT - seconds(1))
-    longest, *_, shortest = renting.turns(old, MIDNIGHT + seconds(40))
+    assert not reservations.turns(old, MIDNIGHT - seconds(1))
+    longest, *_, shortest = reservations.turns(old, MIDNIGHT + seconds(40))
     assert (longest.since, longest.part, longest.start_usd_micros, longest.seq) == (MIDNIGHT, 2, 0, 0)
     assert longest.until == old.until
     assert shortest.until == MIDNIGHT + seconds(40 + 120 + 300)
-    assert renting.allocation_id(longest) != renting.allocation_id(old)
+    assert reservations.allocation_id(longest) != reservations.allocation_id(old)
 
 
 def test_a_rent_that_is_due_is_taken_over_and_prolonged_at_once() -> None:
     old = rent(since=MIDNIGHT - seconds(3000), until=MIDNIGHT + seconds(600))
-    assert renting.turns(old, MIDNIGHT + seconds(30))[0].until == old.until + seconds(3600)
+    assert reservations.turns(old, MIDNIGHT + seconds(30))[0].until == old.until + seconds(3600)
 
 
 @given(
     hourly=st.integers(1, 40_000_000), start=st.integers(0, 3_000_000), granted=st.integers(1, 200_000_000),
 )  # fmt: skip
 def test_what_is_put_aside_pays_to_the_very_end_of_it(hourly: int, start: int, granted: int) -> None:
-    paid = renting.granted(rent(price_usd_micros_per_hour=hourly, start_usd_micros=start), granted, 3)
+    paid = reservations.granted(rent(price_usd_micros_per_hour=hourly, start_usd_micros=start), granted, 3)
     if granted >= start:
-        assert renting.worst_usd_micros(paid) <= granted
+        assert reservations.worst_usd_micros(paid) <= granted
     assert paid.until >= paid.since
     assert paid.seq == 3
 
@@ -170,30 +170,30 @@ def test_an_instance_that_ends_in_time_costs_no_more_than_was_put_aside(
     hourly: int, start: int, lived_s: float
 ) -> None:
     plan = rent(price_usd_micros_per_hour=hourly, start_usd_micros=start, until=NOON + seconds(10_000))
-    paid = renting.granted(plan, renting.worst_usd_micros(plan), 1)
-    ended = renting.ended(paid, NOON + seconds(lived_s))
+    paid = reservations.granted(plan, reservations.worst_usd_micros(plan), 1)
+    ended = reservations.ended(paid, NOON + seconds(lived_s))
     assert paid.until == plan.until
-    assert hourly * lived_s / 3600 - 1 <= renting.cost_usd_micros(ended) <= paid.reserved_usd_micros
+    assert hourly * lived_s / 3600 - 1 <= reservations.cost_usd_micros(ended) <= paid.reserved_usd_micros
 
 
 def test_an_end_that_was_noticed_late_costs_what_was_put_aside() -> None:
-    ended = renting.ended(rent(), NOON + seconds(9000))
-    assert renting.cost_usd_micros(ended) == 365_000
-    over_midnight = renting.ended(rent(since=MIDNIGHT - seconds(3600), until=MIDNIGHT), MIDNIGHT + seconds(900))
-    assert [entry.amount_usd_micros for entry in renting.settlement(over_midnight)] == [365_000]
+    ended = reservations.ended(rent(), NOON + seconds(9000))
+    assert reservations.cost_usd_micros(ended) == 365_000
+    over_midnight = reservations.ended(rent(since=MIDNIGHT - seconds(3600), until=MIDNIGHT), MIDNIGHT + seconds(900))
+    assert [entry.amount_usd_micros for entry in reservations.settlement(over_midnight)] == [365_000]
 
 
 @pytest.mark.parametrize("reserved", [0, 365_000])
 def test_what_was_never_rented_costs_nothing(reserved: int) -> None:
     ended_at = NOON if reserved else NOON + seconds(500)
-    ended = renting.ended(rent(reserved_usd_micros=reserved), ended_at)
-    assert renting.cost_usd_micros(ended) == 0
-    assert renting.settlement(ended) == ()
+    ended = reservations.ended(rent(reserved_usd_micros=reserved), ended_at)
+    assert reservations.cost_usd_micros(ended) == 0
+    assert reservations.settlement(ended) == ()
 
 
 def test_no_cost_is_guessed_while_nobody_knows_the_end() -> None:
     with pytest.raises(ValueError, match="not known"):
-        renting.cost_usd_micros(rent())
+        reservations.cost_usd_micros(rent())
 
 
 @pytest.mark.parametrize(
@@ -209,44 +209,44 @@ def test_no_cost_is_guessed_while_nobody_knows_the_end() -> None:
 def test_an_instance_that_was_never_seen_may_still_come_for_a_while(
     changes: dict[str, Any], after_s: int, comes: bool
 ) -> None:
-    assert renting.may_come(rent(**changes), NOON + seconds(after_s)) is comes
+    assert reservations.may_come(rent(**changes), NOON + seconds(after_s)) is comes
 
 
 def test_an_end_that_is_known_stays() -> None:
-    ended = renting.ended(rent(), NOON + seconds(60))
-    assert renting.ended(ended, NOON + seconds(90)) == ended
-    assert renting.ended(rent(), NOON - seconds(5)).ended_at == NOON
+    ended = reservations.ended(rent(), NOON + seconds(60))
+    assert reservations.ended(ended, NOON + seconds(90)) == ended
+    assert reservations.ended(rent(), NOON - seconds(5)).ended_at == NOON
 
 
 def test_a_rent_knows_its_instance_once_that_has_a_name() -> None:
     other = rent(label="goblin-job-7-a2")
-    named = renting.named((rent(), rent(part=2), other), LABEL, "i1")
+    named = reservations.named((rent(), rent(part=2), other), LABEL, "i1")
     assert [one.instance_id for one in named] == ["i1", "i1", None]
-    (entry,) = renting.settlement(renting.ended(named[0], NOON + seconds(9)))
+    (entry,) = reservations.settlement(reservations.ended(named[0], NOON + seconds(9)))
     assert entry.instance_id == "i1"
 
 
 def test_a_settlement_counts_at_the_provider_and_for_the_job() -> None:
-    (entry,) = renting.settlement(renting.ended(rent(), NOON + seconds(600)))
+    (entry,) = reservations.settlement(reservations.ended(rent(), NOON + seconds(600)))
     assert entry.entry_id == "rent:goblin-job-7-a1:1:settled"
     assert entry.accounts == ("total", "vastai", "vastai/job-7", "job/job-7")
     assert entry.amount_usd_micros == 60_000 + 5_000
-    assert (entry,) == renting.settlement(renting.ended(rent(seq=9), NOON + seconds(600)))
+    assert (entry,) == reservations.settlement(reservations.ended(rent(seq=9), NOON + seconds(600)))
 
 
 def test_what_ran_over_midnight_in_one_part_is_settled_day_by_day() -> None:
     old = rent(since=MIDNIGHT - seconds(600), until=MIDNIGHT + seconds(900))
-    first, second = renting.settlement(renting.ended(old, MIDNIGHT + seconds(300)))
+    first, second = reservations.settlement(reservations.ended(old, MIDNIGHT + seconds(300)))
     assert (first.amount_usd_micros, f"{first.at:%d}") == (60_000 + 5_000, "25")
     assert (second.amount_usd_micros, f"{second.at:%d}") == (30_000, "26")
     assert first.entry_id != second.entry_id
-    assert len(renting.settlement(renting.ended(old, MIDNIGHT))) == 1
+    assert len(reservations.settlement(reservations.ended(old, MIDNIGHT))) == 1
 
 
 def test_there_is_time_to_save_between_the_last_call_and_the_release() -> None:
-    assert renting.leave_at(rent()) == NOON + seconds(3480)
-    assert renting.last_call(rent(), save_s=1) == NOON + seconds(3300)
-    assert renting.last_call(rent(), save_s=200) == NOON + seconds(3480 - 490)
+    assert reservations.leave_at(rent()) == NOON + seconds(3480)
+    assert reservations.last_call(rent(), save_s=1) == NOON + seconds(3300)
+    assert reservations.last_call(rent(), save_s=200) == NOON + seconds(3480 - 490)
 
 
 def job(budget: str | None) -> Job:
@@ -257,11 +257,11 @@ def job(budget: str | None) -> Job:
 @pytest.mark.parametrize(("budget", "micros"), [("5", 5_000_000), ("0.0000019", 1), ("0", 0)])
 def test_a_jobs_budget_holds_for_its_whole_life_and_is_not_rounded_up(budget: str, micros: int) -> None:
     expected = Limit(period=Period.LIFETIME, limit_usd_micros=micros, action=BudgetAction.ALERT)
-    assert renting.limit_of(job(budget)) == ("job/job-7", expected)
+    assert reservations.limit_of(job(budget)) == ("job/job-7", expected)
 
 
 def test_a_job_without_a_budget_has_no_limit() -> None:
-    assert renting.limit_of(job(None)) is None
+    assert reservations.limit_of(job(None)) is None
 
 
 def freeze(account: str, action: BudgetAction | None, reason: str = "spent") -> Freeze:
@@ -284,14 +284,14 @@ def freeze(account: str, action: BudgetAction | None, reason: str = "spent") -> 
 def test_a_freeze_keeps_jobs_from_starting_and_may_stop_those_that_run(
     frozen: list[Freeze], starts: bool, stops: bool
 ) -> None:
-    found, accounts = renting.halt(frozen), renting.accounts_of("vastai", "job-7")
-    assert bool(renting.why_halted(accounts, found.starts)) is starts
-    assert bool(renting.why_halted(accounts, found.stops)) is stops
+    found, accounts = reservations.halt(frozen), reservations.accounts_of("vastai", "job-7")
+    assert bool(reservations.why_halted(accounts, found.starts)) is starts
+    assert bool(reservations.why_halted(accounts, found.stops)) is stops
 
 
 def test_the_oldest_freeze_gives_the_reason() -> None:
-    found = renting.halt([freeze("total", None, "first"), freeze("total", None, "second")])
-    assert renting.why_halted(("total",), found.starts) == "total is frozen: first"
+    found = reservations.halt([freeze("total", None, "first"), freeze("total", None, "second")])
+    assert reservations.why_halted(("total",), found.starts) == "total is frozen: first"
 
 
 @pytest.mark.parametrize("resets_at", [None, MIDNIGHT])
@@ -300,20 +300,20 @@ def test_a_shortage_says_what_there_is_and_whether_waiting_helps(resets_at: date
         account="job/job-7", period=Period.LIFETIME, limit_usd_micros=5_000_000, left_usd_micros=10_000,
         need_usd_micros=20_000, resets_at=resets_at,
     )  # fmt: skip
-    assert renting.is_used_up(short) is (resets_at is None)
-    assert "$5.00, has $0.01 left, and $0.02 are needed" in renting.said(short)
-    assert ("2026-11-26" in renting.said(short)) is (resets_at is not None)
+    assert reservations.is_used_up(short) is (resets_at is None)
+    assert "$5.00, has $0.01 left, and $0.02 are needed" in reservations.said(short)
+    assert ("2026-11-26" in reservations.said(short)) is (resets_at is not None)
 
 
 def test_a_shorter_first_slice_than_planned_keeps_what_makes_it_worth_a_start() -> None:
     plan = replace(rent(reserved_usd_micros=0), until=NOON + seconds(720))
-    assert [one.until for one in renting.slices(plan)] == [plan.until]
+    assert [one.until for one in reservations.slices(plan)] == [plan.until]
 
 
 def test_a_rent_is_bounded_with_its_start_and_its_idle_tail() -> None:
-    found = renting.rent_bound_usd_micros(
+    found = reservations.rent_bound_usd_micros(
         price_usd_micros_per_hour=440_001, seconds=3000, start_s_max=480, idle_s_max=120, disk_usd_micros=7,
         traffic_usd_micros=5,
     )  # fmt: skip
     assert found == 440_001 + 12
-    assert renting.rent_bound_usd_micros(price_usd_micros_per_hour=1, seconds=1, start_s_max=0, idle_s_max=0) == 1
+    assert reservations.rent_bound_usd_micros(price_usd_micros_per_hour=1, seconds=1, start_s_max=0, idle_s_max=0) == 1

@@ -23,7 +23,7 @@ from goblin.jobs.domain.job import (
     StopRequest,
 )
 from goblin.jobs.domain.market import ExpectedRun, Offer, Placement
-from goblin.jobs.policy import state_machine as policy
+from goblin.jobs.policy import state_machine
 from goblin.jobs.policy.state_machine import TABLE, FollowUp, Trigger, apply, observe
 
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
@@ -114,7 +114,7 @@ def test_an_end_is_dated_and_stays_open_while_an_instance_may_be_left() -> None:
     ended = apply(job(), Trigger.BROKEN, now=NOW, reason="x")
     assert ended is not None
     assert (ended.job.ended_at, ended.job.open) == (NOW, True)
-    assert ended.job.expires_at == NOW + policy.ENDED_KEPT
+    assert ended.job.expires_at == NOW + state_machine.ENDED_KEPT
     settled = apply(ended.job, Trigger.SETTLED, now=NOW)
     assert settled is not None
     assert not settled.job.open
@@ -150,20 +150,22 @@ def test_who_was_asked_to_stop_or_got_no_instance_has_not_failed() -> None:
     unrented = apply(job(state=JobState.PLACING, failures=1, refusals=2), Trigger.NOT_RENTED, now=NOW)
     assert unrented is not None
     assert (unrented.job.state, unrented.job.failures, unrented.job.preemptions) == (JobState.QUEUED, 1, 0)
-    assert unrented.job.not_before == NOW + timedelta(seconds=4 * policy.NO_CAPACITY_S)
+    assert unrented.job.not_before == NOW + timedelta(seconds=4 * state_machine.NO_CAPACITY_S)
 
 
 def test_who_works_on_a_machine_that_is_being_taken_away_is_asked_once_to_save() -> None:
-    asked = policy.asked_to_leave(job(), LEAVING, now=NOW)
+    asked = state_machine.asked_to_leave(job(), LEAVING, now=NOW)
     assert asked == StopRequest(
-        reason="instance i-1 of fake is outbid or taken back (outbid)", by=NOW + policy.LEAVES_WITHIN, leaving=True
+        reason="instance i-1 of fake is outbid or taken back (outbid)",
+        by=NOW + state_machine.LEAVES_WITHIN,
+        leaving=True,
     )
-    assert policy.asked_to_leave(job(stop=asked), LEAVING, now=NOW) is None
+    assert state_machine.asked_to_leave(job(stop=asked), LEAVING, now=NOW) is None
     for other in (job(state=JobState.STARTING), job(lease=None)):
-        assert policy.asked_to_leave(other, LEAVING, now=NOW) is None
+        assert state_machine.asked_to_leave(other, LEAVING, now=NOW) is None
     for seen in (SEEN, EMPTY, UNKNOWN, KnownInventory(instances=frozenset({STOPPED}))):
-        assert policy.asked_to_leave(job(), seen, now=NOW) is None
-    ending = policy.asked_to_leave(job(stop=StopRequest(reason="r", by=LATE, ends_job=True)), LEAVING, now=NOW)
+        assert state_machine.asked_to_leave(job(), seen, now=NOW) is None
+    ending = state_machine.asked_to_leave(job(stop=StopRequest(reason="r", by=LATE, ends_job=True)), LEAVING, now=NOW)
     assert ending is not None
     assert ending.ends_job
 
@@ -172,10 +174,10 @@ def test_a_machine_that_is_taken_away_is_one_loss_whenever_it_is_noticed() -> No
     working, leaving = job(), job(stop=StopRequest(reason="r", by=LATE, leaving=True))
     gone = [apply(one, Trigger.STOPPED, now=NOW) for one in (working, leaving)]
     at_once, in_the_end = (one.job for one in gone if one is not None)
-    assert policy.is_loss(working, at_once)
-    assert policy.is_loss(working, leaving)
-    assert not policy.is_loss(leaving, in_the_end)
-    assert not policy.is_loss(working, replace(working, step=9))
+    assert state_machine.is_loss(working, at_once)
+    assert state_machine.is_loss(working, leaving)
+    assert not state_machine.is_loss(leaving, in_the_end)
+    assert not state_machine.is_loss(working, replace(working, step=9))
     assert (at_once.failures, in_the_end.failures) == (1, 1), "nothing was saved"
     assert in_the_end.stop is None
 
@@ -219,7 +221,7 @@ SEEN = KnownInventory(instances=frozenset({Instance(provider="fake", instance_id
 EMPTY = KnownInventory(instances=frozenset())
 UNKNOWN = UnknownInventory(reason="410")
 LATE = NOW + timedelta(seconds=31)
-STALLED = NOW + timedelta(seconds=max(policy.STALL_S, 3 * 60 * SPEC.checkpoint_minutes) + 1)
+STALLED = NOW + timedelta(seconds=max(state_machine.STALL_S, 3 * 60 * SPEC.checkpoint_minutes) + 1)
 STOPPED = Instance(provider="fake", instance_id="i-1", label=LABEL, state=InstanceState.STOPPED)
 LEAVING = KnownInventory(instances=frozenset({replace(STOPPED, state=InstanceState.LEAVING, detail="outbid")}))
 SLOW_START = lease(until=STALLED + timedelta(hours=1), progressed_at=NOW)
@@ -312,12 +314,12 @@ PLACED = Placement(
 @pytest.mark.parametrize(
     ("speed", "best", "age", "trigger"),
     [
-        (3.9, {"RTX_4090": 10.0}, policy.JUDGED_AFTER, Trigger.STALLED),
-        (4.0, {"RTX_4090": 10.0}, policy.JUDGED_AFTER, None),
-        (3.9, {"RTX_4090": 10.0}, policy.JUDGED_AFTER / 2, None),
-        (3.9, {"H100": 10.0}, policy.JUDGED_AFTER, None),
-        (3.9, {}, policy.JUDGED_AFTER, None),
-        (None, {"RTX_4090": 10.0}, policy.JUDGED_AFTER, None),
+        (3.9, {"RTX_4090": 10.0}, state_machine.JUDGED_AFTER, Trigger.STALLED),
+        (4.0, {"RTX_4090": 10.0}, state_machine.JUDGED_AFTER, None),
+        (3.9, {"RTX_4090": 10.0}, state_machine.JUDGED_AFTER / 2, None),
+        (3.9, {"H100": 10.0}, state_machine.JUDGED_AFTER, None),
+        (3.9, {}, state_machine.JUDGED_AFTER, None),
+        (None, {"RTX_4090": 10.0}, state_machine.JUDGED_AFTER, None),
     ],
 )
 def test_a_machine_far_slower_than_another_with_the_same_gpu_is_left(
@@ -338,11 +340,11 @@ def test_the_best_speed_of_a_gpu_is_kept_from_attempt_to_attempt() -> None:
 
 
 def test_only_the_current_leases_instance_is_wanted() -> None:
-    assert policy.has_live_lease(job(), LABEL)
-    assert not policy.has_live_lease(job(), "goblin-j-a2")
-    assert not policy.has_live_lease(job(state=JobState.PREEMPTED), LABEL)
-    assert not policy.has_live_lease(job(state=JobState.FINISHING), LABEL)
-    assert not policy.has_live_lease(None, LABEL)
+    assert state_machine.has_live_lease(job(), LABEL)
+    assert not state_machine.has_live_lease(job(), "goblin-j-a2")
+    assert not state_machine.has_live_lease(job(state=JobState.PREEMPTED), LABEL)
+    assert not state_machine.has_live_lease(job(state=JobState.FINISHING), LABEL)
+    assert not state_machine.has_live_lease(None, LABEL)
 
 
 @pytest.mark.parametrize(
@@ -358,7 +360,7 @@ def test_only_the_current_leases_instance_is_wanted() -> None:
     ],
 )
 def test_a_checkpoint_moves_forward_by_the_current_attempt_only(what: Job, saved: Checkpoint, taken: bool) -> None:
-    assert (policy.refuses_checkpoint(what, saved) is None) is taken
+    assert (state_machine.refuses_checkpoint(what, saved) is None) is taken
 
 
 @given(st.lists(st.tuples(st.sampled_from(sorted(Trigger)), st.integers(0, 60)), max_size=60))

@@ -41,7 +41,7 @@ from goblin.billing.domain.ledger import (
     lineage,
     month_of,
 )
-from goblin.billing.policy import allocation as spending
+from goblin.billing.policy import allocation as allocation_policy
 from goblin.billing.policy.allocation import AllocationRequest, AllocationResult
 from goblin.core.errors import Conflict, StoreUnavailable
 from goblin.gcp.firestore.documents import CALL, DEADLINE_S, in_time, plain, read
@@ -88,7 +88,10 @@ class FirestoreLedger:
         if entry.kind in ACTIONS:
             return await self._act(entry)
         result = await self._step(
-            None, entry.accounts, lambda _, accounts: spending.record_entry(entry, accounts, now=entry.at), unless=entry
+            None,
+            entry.accounts,
+            lambda _, accounts: allocation_policy.record_entry(entry, accounts, now=entry.at),
+            unless=entry,
         )
         return result.writes
 
@@ -115,7 +118,7 @@ class FirestoreLedger:
         return await self._step(
             request.allocation_id,
             accounts,
-            lambda allocation, found: spending.exchange(request, allocation, found, now=now),
+            lambda allocation, found: allocation_policy.exchange(request, allocation, found, now=now),
             eager=request.need_usd_micros > 0,
         )
 
@@ -145,13 +148,15 @@ class FirestoreLedger:
 
     async def expire(self, allocation_id: str, *, now: datetime) -> AllocationResult:
         return await self._lease_step(
-            allocation_id, lambda allocation, found: spending.expire(allocation, found, now=now)
+            allocation_id, lambda allocation, found: allocation_policy.expire(allocation, found, now=now)
         )
 
     async def resolve(self, allocation_id: str, *, spent_usd_micros: int, now: datetime) -> AllocationResult:
         return await self._lease_step(
             allocation_id,
-            lambda allocation, found: spending.resolve(allocation, found, spent_usd_micros=spent_usd_micros, now=now),
+            lambda allocation, found: allocation_policy.resolve(
+                allocation, found, spent_usd_micros=spent_usd_micros, now=now
+            ),
         )
 
     async def _lease_step(

@@ -25,7 +25,7 @@ from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.anthropic.codec import messages_body, unsupported, version_of, wants_schema
-from goblin.providers.common import probes as probing
+from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream, events
 from goblin.providers.common.refusals import ErrorDetail, detail_of, fault_of
 
@@ -90,11 +90,11 @@ class Anthropic:
         raise unsupported(self._endpoint, UNSUPPORTED[Capability.EMBEDDINGS])
 
     async def probe(self) -> Probe:
-        return await probing.look(self._look)
+        return await probes.look(self._look)
 
     async def _look(self) -> Probe:
         path = f"/v1/models?limit={MODELS_MAX}"
-        answer = await self._upstream.json("GET", path, timeout_s=probing.PROBE_TIMEOUT_S)
+        answer = await self._upstream.json("GET", path, timeout_s=probes.PROBE_TIMEOUT_S)
         listed = self._upstream.convert(answer, AnthropicModels)
         return Probe(finding=Finding.OK, models=tuple(row.id for row in listed.data))
 

@@ -21,7 +21,7 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings
 from goblin.gateway.domain.endpoint_health import Finding, Probe, Warmth
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.common import probes as probing
+from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 
@@ -57,24 +57,24 @@ class FlyApp:
         return await self._wire.embed(request, model=model)
 
     async def probe(self) -> Probe:
-        return await probing.look(self._look if self._app is None else self._look_at_machines)
+        return await probes.look(self._look if self._app is None else self._look_at_machines)
 
     async def _look(self) -> Probe:
-        await self._root.exchange("GET", "/health", timeout_s=probing.PROBE_TIMEOUT_S)
-        models = await self._wire.models(timeout_s=probing.PROBE_TIMEOUT_S)
+        await self._root.exchange("GET", "/health", timeout_s=probes.PROBE_TIMEOUT_S)
+        models = await self._wire.models(timeout_s=probes.PROBE_TIMEOUT_S)
         return Probe(finding=Finding.OK, models=models, loaded=models, warmth=Warmth.WARM)
 
     async def _look_at_machines(self) -> Probe:
         path = f"/apps/{quote(self._app or '', safe='')}/machines"
         try:
-            answer = await self._api.json("GET", path, timeout_s=probing.PROBE_TIMEOUT_S)
+            answer = await self._api.json("GET", path, timeout_s=probes.PROBE_TIMEOUT_S)
         except GoblinError as error:
             # What is wrong with the API, or with our token for it, says nothing about the app.
             return Probe(finding=Finding.UNCLEAR, reason=f"Machines API: {error.message}")
         seen = judge_machines(self._api.convert(answer, tuple[FlyMachine, ...]))
         if seen.warmth is not Warmth.WARM or self._models is not None:
             return replace(seen, models=self._models)
-        models = await self._wire.models(timeout_s=probing.PROBE_TIMEOUT_S)
+        models = await self._wire.models(timeout_s=probes.PROBE_TIMEOUT_S)
         return replace(seen, models=models, loaded=models)
 
 

@@ -21,7 +21,7 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.common import probes as probing
+from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 from goblin.providers.common.refusals import detail_of
@@ -76,10 +76,10 @@ class Groq:
         raise self._unsupported(Capability.EMBEDDINGS)
 
     async def probe(self) -> Probe:
-        return await probing.look(self._look)
+        return await probes.look(self._look)
 
     async def _look(self) -> Probe:
-        models = await self._wire.models(timeout_s=probing.PROBE_TIMEOUT_S)
+        models = await self._wire.models(timeout_s=probes.PROBE_TIMEOUT_S)
         return Probe(finding=Finding.OK, models=models)
 
     def _plain(self, chunk: ChatChunk) -> ChatChunk:

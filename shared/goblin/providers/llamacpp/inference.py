@@ -21,7 +21,7 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings
 from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.common import probes as probing
+from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 
@@ -57,13 +57,13 @@ class LlamaCpp:
         return await self._wire.embed(request, model=model)
 
     async def probe(self) -> Probe:
-        return await probing.look(self._look)
+        return await probes.look(self._look)
 
     async def _look(self) -> Probe:
         if self._on_cloud_run:
             return Probe(finding=Finding.UNCLEAR, reason="looking would start a GPU", models=self._models)
         started = time.monotonic()
-        await self._root.json("GET", "/health", timeout_s=probing.PROBE_TIMEOUT_S)
-        latency_ms = probing.elapsed_ms(started)
-        models = await self._wire.models(timeout_s=probing.PROBE_TIMEOUT_S)
+        await self._root.json("GET", "/health", timeout_s=probes.PROBE_TIMEOUT_S)
+        latency_ms = probes.elapsed_ms(started)
+        models = await self._wire.models(timeout_s=probes.PROBE_TIMEOUT_S)
         return Probe(finding=Finding.OK, latency_ms=latency_ms, models=models, loaded=models)

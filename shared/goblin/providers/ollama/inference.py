@@ -40,7 +40,7 @@ from goblin.gateway.domain.requests import (
     Message,
 )
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.common import probes as probing
+from goblin.providers.common import probes
 from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream, lines
 
 NAME = "ollama"
@@ -91,12 +91,12 @@ class Ollama:
         return Embeddings(data=rows, usage=usage)
 
     async def probe(self) -> Probe:
-        return await probing.look(self._look)
+        return await probes.look(self._look)
 
     async def _look(self) -> Probe:
         started = time.monotonic()
         await self._get("/api/version")
-        latency_ms = probing.elapsed_ms(started)
+        latency_ms = probes.elapsed_ms(started)
         loaded = self._upstream.convert(await self._get("/api/ps"), OllamaModels)
         there = self._upstream.convert(await self._get("/api/tags"), OllamaModels)
         return Probe(
@@ -107,7 +107,7 @@ class Ollama:
         )
 
     async def _get(self, path: str) -> Any:
-        return await self._upstream.json("GET", path, timeout_s=probing.PROBE_TIMEOUT_S)
+        return await self._upstream.json("GET", path, timeout_s=probes.PROBE_TIMEOUT_S)
 
     def _keep_alive(self) -> dict[str, Any]:
         keep = self._endpoint.options.get("keep_alive")

@@ -14,7 +14,7 @@ from msgspec import Meta
 
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import Fault, ProviderUnavailable, Transient
-from goblin.providers.common import rental_http as rental_wire
+from goblin.providers.common import rental_http
 from goblin.providers.common.refusals import error_detail, retry_after_s, says_no_capacity
 from goblin.providers.common.rental_http import CONNECT_S
 
@@ -159,7 +159,7 @@ class RunPodApi:
 
     def parse(self, answer: RunPodReply, kind: type[T]) -> T:
         """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
-        return rental_wire.parse(self._name, answer.data, kind)
+        return rental_http.parse(self._name, answer.data, kind)
 
     def refused(self, answer: RunPodReply, path: str) -> ProviderUnavailable:
         """A status that was not hoped for, without the words that came with it: they may quote a key."""
@@ -192,10 +192,10 @@ class RunPodApi:
     ) -> RunPodReply:
         self._sent = key
         within_s = READ_S if method == "GET" else WRITE_S
-        request = rental_wire.build(method, self._url + path, key, within_s=within_s, params=params, body=body)
+        request = rental_http.build(method, self._url + path, key, within_s=within_s, params=params, body=body)
         try:
             async with asyncio.timeout(within_s + CONNECT_S):
-                response, data = await rental_wire.exchange(self._client, request)
+                response, data = await rental_http.exchange(self._client, request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ProviderUnavailable(f"{self._name} cannot be reached: {type(error).__name__}.") from error
         except (httpx.HTTPError, TimeoutError) as error:

@@ -30,7 +30,7 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings
 from goblin.gateway.domain.endpoint_health import Finding, Probe, Warmth
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.common import probes as probing
+from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_as_vllm, limited, streaming, told
 from goblin.providers.common.refusals import judge_gpu_host
@@ -84,7 +84,7 @@ class Direct:
         raise _no_embeddings(self._endpoint)
 
     async def probe(self) -> Probe:
-        return await probing.look(self._view.look)
+        return await probes.look(self._view.look)
 
 
 class Queued:
@@ -112,7 +112,7 @@ class Queued:
         raise _no_embeddings(self._endpoint)
 
     async def probe(self) -> Probe:
-        return await probing.look(self._view.look)
+        return await probes.look(self._view.look)
 
     async def _run(self, route: str, body: dict[str, Any]) -> AsyncGenerator[ChatChunk, None]:
         work = body if self._plain else {"openai_route": route, "openai_input": body}
@@ -134,7 +134,7 @@ class View:
         self._models = endpoint.models
 
     async def look(self) -> Probe:
-        answer = await self._upstream.json("GET", self._path, timeout_s=probing.PROBE_TIMEOUT_S)
+        answer = await self._upstream.json("GET", self._path, timeout_s=probes.PROBE_TIMEOUT_S)
         seen = self._upstream.convert(answer, Seen)
         probe = judge_workers(seen.workers if isinstance(seen.workers, Workers) else seen.summary)
         warm = self._models if probe.warmth is Warmth.WARM else ()

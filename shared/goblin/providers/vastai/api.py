@@ -20,7 +20,7 @@ import httpx
 
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import Fault, ProviderUnavailable, Transient
-from goblin.providers.common import rental_http as rental_wire
+from goblin.providers.common import rental_http
 from goblin.providers.common.refusals import ErrorDetail, error_detail, retry_after_s
 from goblin.providers.common.rental_http import CONNECT_S
 
@@ -154,7 +154,7 @@ class VastApi:
         """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
         if answer.status != httpx.codes.OK:
             raise self.refused(answer)
-        return rental_wire.parse(self._name, answer.data, kind)
+        return rental_http.parse(self._name, answer.data, kind)
 
     def refused(self, answer: VastReply) -> ProviderUnavailable:
         """A status that was not hoped for, without the words that came with it: they may quote a key."""
@@ -166,17 +166,17 @@ class VastApi:
     async def _send(
         self, key: str, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
     ) -> VastReply:
-        request = rental_wire.build(method, self._url + path, key, within_s=ANSWER_S, params=params, body=body)
+        request = rental_http.build(method, self._url + path, key, within_s=ANSWER_S, params=params, body=body)
         creates = path.startswith("/api/v0/asks/")
         try:
             async with asyncio.timeout(ANSWER_S + CONNECT_S):
                 try:
-                    response, data = await rental_wire.exchange(self._client, request)
+                    response, data = await rental_http.exchange(self._client, request)
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                     if creates:
                         raise
                     # A kept connection may have been closed at the other end while it lay idle.
-                    response, data = await rental_wire.exchange(self._client, request)
+                    response, data = await rental_http.exchange(self._client, request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ProviderUnavailable(f"{self._name} cannot be reached: {type(error).__name__}.") from error
         except (httpx.HTTPError, TimeoutError) as error:

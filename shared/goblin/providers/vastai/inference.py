@@ -24,7 +24,7 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings
 from goblin.gateway.domain.endpoint_health import Finding, Probe, Warmth
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.common import probes as probing
+from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_as_vllm
 from goblin.providers.vastai.instances import ServerState, VastInstances
@@ -99,7 +99,7 @@ class VastServers:
             return await anext(answers)
 
     async def probe(self) -> Probe:
-        return await probing.look(self._look)
+        return await probes.look(self._look)
 
     async def _watched(self, server: VastServer, answer: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
         """Count a request in and out; one that fails makes us doubt its server, and the list."""
@@ -190,9 +190,9 @@ class VastServers:
                 self._doubt(server)
         if not well:
             raise next(answer for answer in answers if isinstance(answer, BaseException))
-        models = self._endpoint.models or await well[0].wire.models(timeout_s=probing.PROBE_TIMEOUT_S)
+        models = self._endpoint.models or await well[0].wire.models(timeout_s=probes.PROBE_TIMEOUT_S)
         return Probe(finding=Finding.OK, models=models, loaded=models, warmth=Warmth.WARM)
 
 
 async def _healthy(server: VastServer) -> None:
-    await server.health.exchange("GET", "/health", timeout_s=probing.PROBE_TIMEOUT_S)
+    await server.health.exchange("GET", "/health", timeout_s=probes.PROBE_TIMEOUT_S)

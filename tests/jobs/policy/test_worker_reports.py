@@ -10,10 +10,10 @@ from goblin.jobs.domain.checkpoints import STEP_MAX, Checkpoint
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import Job, JobState, Progress
 from goblin.jobs.domain.worker import WorkerReport
-from goblin.jobs.policy import invalid_reports
+from goblin.jobs.policy import worker_reports
 from goblin.jobs.policy.checkpoint_retention import Saved, choose_kept
 from goblin.jobs.policy.spot.checkpoint_interval import choose_interval
-from goblin.jobs.policy.training import checkpoint_s, impossible
+from goblin.jobs.policy.worker_reports import checkpoint_s, why_impossible
 from tests.fakes.training_host import placement, spec
 
 NOON = datetime(2026, 11, 26, 12, tzinfo=UTC)
@@ -52,7 +52,7 @@ def job(**changes: Any) -> Job:
     ],
 )
 def test_numbers_that_cannot_be_are_named(step: int, told: dict[str, Any], lie: str | None) -> None:
-    found = impossible(job(), step, WorkerReport(**told))
+    found = why_impossible(job(), step, WorkerReport(**told))
     assert found == lie if lie is None else lie in str(found)
 
 
@@ -127,9 +127,9 @@ def test_the_last_three_the_best_and_what_is_in_use_are_kept(
 
 def test_three_lies_of_one_attempt_end_it_and_no_more_stand_in_its_history() -> None:
     now, found = NOON, job()
-    for number in range(invalid_reports.LIES_MAX):
+    for number in range(worker_reports.INVALID_REPORTS_MAX):
         assert found.state is JobState.RUNNING
-        found = invalid_reports.caught(found, "x" * 10_000, now=now).job
+        found = worker_reports.note_invalid_report(found, "x" * 10_000, now=now).job
         assert found.invalid_reports == number + 1
     assert found.state is JobState.PREEMPTED
     assert max(len(line.text) for line in found.reasons) < 400
@@ -138,24 +138,27 @@ def test_three_lies_of_one_attempt_end_it_and_no_more_stand_in_its_history() -> 
 
 def test_an_honest_attempt_does_not_pay_for_the_one_before() -> None:
     found = job()
-    for _ in range(invalid_reports.LIES_MAX - 1):
-        found = invalid_reports.caught(found, "a", now=NOON).job
+    for _ in range(worker_reports.INVALID_REPORTS_MAX - 1):
+        found = worker_reports.note_invalid_report(found, "a", now=NOON).job
     found = replace(found, attempt=3)
-    assert (invalid_reports.told_by_attempt(found), invalid_reports.caught(found, "b", now=NOON).job.state) == (
+    assert (
+        worker_reports.invalid_reports_of_attempt(found),
+        worker_reports.note_invalid_report(found, "b", now=NOON).job.state,
+    ) == (
         0,
         JobState.RUNNING,
     )
 
 
 def test_attempt_1_is_not_attempt_12() -> None:
-    found = invalid_reports.caught(job(attempt=12), "a", now=NOON).job
-    assert invalid_reports.told_by_attempt(replace(found, attempt=1)) == 0
+    found = worker_reports.note_invalid_report(job(attempt=12), "a", now=NOON).job
+    assert worker_reports.invalid_reports_of_attempt(replace(found, attempt=1)) == 0
 
 
 def test_strangers_cannot_write_a_job_full() -> None:
     found, writes = job(), 0
-    while (transition := invalid_reports.strange(found, now=NOON + timedelta(seconds=writes))) is not None:
+    while (transition := worker_reports.note_foreign_token(found, now=NOON + timedelta(seconds=writes))) is not None:
         found, writes = transition.job, writes + 1
         assert writes < 10
     assert (writes, found.invalid_reports, found.state) == (3, 3, JobState.RUNNING)
-    assert invalid_reports.strange(job(open=False), now=NOON) is None
+    assert worker_reports.note_foreign_token(job(open=False), now=NOON) is None
