@@ -114,7 +114,10 @@ async def begin_checkpoint(job_id: str, token: str, request: Request, deps: JobD
     said = jobs_schema.parse(jobs_schema.BeginCheckpointBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     files = [file.artifact() for file in said.files]
     upload_id, grants = await worker_api.begin_checkpoint(job_id, token, said.step, files, deps)
-    return {"upload_id": upload_id, "grants": {name: jobs_schema.grant(grant) for name, grant in grants.items()}}
+    return {
+        "upload_id": upload_id,
+        "grants": {name: jobs_schema.signed_request(grant) for name, grant in grants.items()},
+    }
 
 
 async def commit_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
@@ -131,7 +134,7 @@ async def commit_checkpoint(job_id: str, token: str, request: Request, deps: Job
 async def log_piece(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
     said = jobs_schema.parse(jobs_schema.LogPieceBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     given = await worker_api.log_piece(job_id, token, said.number, size=said.size, crc32c=said.crc32c, deps=deps)
-    return jobs_schema.grant(given)
+    return jobs_schema.signed_request(given)
 
 
 async def finish(job_id: str, token: str, request: Request, deps: JobDeps) -> object:

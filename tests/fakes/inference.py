@@ -31,7 +31,7 @@ from goblin.gateway.router import Router
 from goblin.gateway.uptime import UptimeSessions
 from goblin.gateway.warm_up import WarmUps
 from tests.fakes.ledger import MemoryLedger
-from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
+from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReceipts, MemoryReplies
 
 HANG = "hang"
 KEY = "sk-goblin-test"
@@ -144,7 +144,7 @@ class World:
     clock: FakeClock
     keys: MemoryKeys
     health: MemoryHealth
-    receipts: MemoryRequests
+    receipts: MemoryReceipts
     meter: CountingMeter
     deps: chat.InferenceDeps
     health_deps: health.HealthDeps
@@ -157,7 +157,7 @@ def world(
     *, endpoints: dict[str, dict[str, Any]] | None = None, routing: Routing | None = None, **providers: ScriptedProvider
 ) -> World:
     """Endpoints named like the arguments, in their order, each serving the model `m`."""
-    clock, keys, stored, receipts = FakeClock(), MemoryKeys(), MemoryHealth(), MemoryRequests()
+    clock, keys, stored, receipts = FakeClock(), MemoryKeys(), MemoryHealth(), MemoryReceipts()
     ledger = MemoryLedger()
     spend = budgets.BudgetDeps(ledger=ledger, clock=clock)
 

@@ -278,7 +278,7 @@ class MemoryAttemptKeys:
         self.keys.pop(digest, None)
 
 
-class MemoryHints:
+class MemoryWebhookEvents:
     """The port `HintStore`."""
 
     def __init__(self) -> None:

@@ -15,7 +15,7 @@ from goblin.billing.domain.ledger import (
     Freeze,
     LedgerEntry,
     day_of,
-    is_rent,
+    is_instance_settlement,
     month_of,
 )
 from goblin.billing.policy import allocation as allocation_policy
@@ -184,9 +184,9 @@ class MemoryLedger:
         self._check()
         return sorted(self.written.values(), key=lambda entry: entry.at, reverse=True)[:limit]
 
-    async def rented(self, day: str) -> Sequence[LedgerEntry]:
+    async def instance_settlements(self, day: str) -> Sequence[LedgerEntry]:
         self._check()
-        found = [entry for entry in self.written.values() if is_rent(entry) and day_of(entry.at) == day]
+        found = [entry for entry in self.written.values() if is_instance_settlement(entry) and day_of(entry.at) == day]
         return sorted(found, key=lambda entry: entry.entry_id)
 
     async def actions(self, *, limit: int) -> Sequence[LedgerEntry]:

@@ -66,7 +66,7 @@ class MemoryHealth(_Failing):
         self.pauses.setdefault(endpoint, {})[pause.model, pause.kind] = pause
 
 
-class MemoryRequests(_Failing):
+class MemoryReceipts(_Failing):
     def __init__(self) -> None:
         self.records: dict[str, Receipt] = {}
         self.batches: list[int] = []

@@ -11,7 +11,7 @@ from goblin.gateway import receipts
 from goblin.gateway.ports import Receipt
 from goblin.gateway.receipts import ReceiptWriter
 from tests.fakes.inference import FakeClock
-from tests.fakes.stores import MemoryRequests
+from tests.fakes.stores import MemoryReceipts
 
 NOW = datetime(2026, 11, 23, tzinfo=UTC)
 RECORD = Receipt(
@@ -45,7 +45,7 @@ class Here:
     """Batches over a store in memory; a pause lasts until the test says so."""
 
     def __init__(self) -> None:
-        self.store, self.clock = MemoryRequests(), FakeClock()
+        self.store, self.clock = MemoryReceipts(), FakeClock()
         self._over = asyncio.Semaphore(0)
         self.batches = ReceiptWriter(self.store, self.clock, pause=self._pause)
 

@@ -17,7 +17,7 @@ from goblin.cli import paths
 from goblin.core.errors import Conflict, NotFound, StoreUnavailable
 from goblin.core.events import CheckpointSaved, JobRequested
 from goblin.core.ports import ObjectStore
-from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
+from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarketHistory
 from goblin.gcp.pubsub import PubSubBus
 from goblin.gcp.storage import GcsObjects
 from goblin.jobs.domain.checkpoints import Checkpoint
@@ -149,7 +149,7 @@ async def market(request: pytest.FixtureRequest) -> AsyncIterator[MarketHistoryS
     if request.param == "memory":
         yield MemoryMarket()
         return
-    yield FirestoreMarket(firestore(request.getfixturevalue("cloud")))
+    yield FirestoreMarketHistory(firestore(request.getfixturevalue("cloud")))
 
 
 async def test_what_was_seen_of_the_market_is_written_by_one_at_a_time(market: MarketHistoryStore) -> None:

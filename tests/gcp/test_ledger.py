@@ -299,7 +299,7 @@ async def test_what_was_rented_on_a_day_is_listed_by_it(ledger: Any) -> None:
         await ledger.record(one)
     await ledger.record(replace(rented[0], entry_id="rent:goblin-j-a3:1:settled", at=AT + timedelta(days=1)))
     await ledger.record(entry("request:1", 3))
-    assert await ledger.rented(day) == sorted(rented, key=lambda one: one.entry_id)
+    assert await ledger.instance_settlements(day) == sorted(rented, key=lambda one: one.entry_id)
 
 
 async def test_a_rent_lives_in_the_ledger_as_it_does_in_memory(ledger: Any) -> None:
@@ -331,5 +331,5 @@ async def test_a_rent_lives_in_the_ledger_as_it_does_in_memory(ledger: Any) -> N
     usages = {account.name: account.usages[Period.LIFETIME] for account in await ledger.accounts()}
     for name in ("total", "vastai", "vastai/j", "job/j"):
         assert (usages[name].spent_usd_micros, usages[name].allocated_usd_micros) == (4_500_000, 0)
-    (written,) = await ledger.rented(f"{AT:%Y-%m-%d}")
+    (written,) = await ledger.instance_settlements(f"{AT:%Y-%m-%d}")
     assert (written.entry_id, written.instance_id) == ("rent:goblin-j-a1:1:settled", "i")

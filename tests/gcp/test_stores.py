@@ -31,7 +31,7 @@ from goblin.gateway.ports import (
 )
 from tests.clouds import RunningCloud
 from tests.fakes.serving import closed_port
-from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReplies, MemoryRequests
+from tests.fakes.stores import MemoryAnswers, MemoryHealth, MemoryKeys, MemoryReceipts, MemoryReplies
 
 NOW = datetime(2026, 11, 23, 12, 0, 0, 123456, tzinfo=UTC)
 KEY = ApiKey(digest="ab" * 32, name="me", created_at=NOW)
@@ -98,22 +98,22 @@ def firestore_client(address: str, project: str) -> Any:
 
 
 def in_firestore(client: Any) -> Stores:
-    from goblin.gcp.firestore.answers import FirestoreAnswers, FirestoreReplies
-    from goblin.gcp.firestore.gateway import FirestoreHealth, FirestoreKeys, FirestoreRequests
+    from goblin.gcp.firestore.answers import FirestoreCache, FirestoreIdempotency
+    from goblin.gcp.firestore.gateway import FirestoreHealth, FirestoreKeys, FirestoreReceipts
 
     return Stores(
         FirestoreKeys(client),
         FirestoreHealth(client),
-        FirestoreRequests(client),
-        FirestoreAnswers(client),
-        FirestoreReplies(client),
+        FirestoreReceipts(client),
+        FirestoreCache(client),
+        FirestoreIdempotency(client),
     )
 
 
 @pytest.fixture(params=["memory", "firestore"])
 async def stores(request: pytest.FixtureRequest) -> AsyncIterator[Stores]:
     if request.param == "memory":
-        yield Stores(MemoryKeys(), MemoryHealth(), MemoryRequests(), MemoryAnswers(), MemoryReplies())
+        yield Stores(MemoryKeys(), MemoryHealth(), MemoryReceipts(), MemoryAnswers(), MemoryReplies())
         return
     cloud: RunningCloud = request.getfixturevalue("cloud")
     yield in_firestore(firestore_client(str(cloud.addresses.firestore), cloud.project()))

@@ -10,7 +10,7 @@ from goblin.jobs.domain.instances import Instance, InstanceState
 from goblin.jobs.domain.job import JobState
 from goblin.jobs.ports import WebhookEvent
 from goblin.jobs.reconcile import reconcile
-from tests.fakes.jobs import START, MemoryHints, World
+from tests.fakes.jobs import START, MemoryWebhookEvents, World
 from tests.jobs.test_placement import market, requested
 
 OUTBID = WebhookEvent(provider="vastai", event_id="e1", kind="outbid")
@@ -32,7 +32,7 @@ def stop(world: World, state: InstanceState) -> None:
 
 
 async def test_an_outbid_instance_is_replaced_before_the_minutes_tick() -> None:
-    world, store = market(), MemoryHints()
+    world, store = market(), MemoryWebhookEvents()
     await requested(world)
     wait = Waiting(world)
     stop(world, InstanceState.STOPPED)
@@ -44,7 +44,7 @@ async def test_an_outbid_instance_is_replaced_before_the_minutes_tick() -> None:
 
 
 async def test_an_attempt_that_still_works_on_an_outbid_instance_saves_before_it_is_replaced() -> None:
-    world, store = market(), MemoryHints()
+    world, store = market(), MemoryWebhookEvents()
     await requested(world)
     await worker_api.claim("j", world.token(), world.deps)
     stop(world, InstanceState.LEAVING)
@@ -76,19 +76,19 @@ async def test_a_word_that_the_list_does_not_bear_out_changes_nothing() -> None:
     world = market()
     await requested(world)
     before = world.job()
-    assert await webhooks.follow(OUTBID, world.deps, MemoryHints(), sleep=Waiting(world))
+    assert await webhooks.follow(OUTBID, world.deps, MemoryWebhookEvents(), sleep=Waiting(world))
     assert (world.job().state, world.job().attempt) == (before.state, 1)
     assert world.job().state is JobState.STARTING
 
 
 async def test_the_same_event_is_followed_once() -> None:
-    world, store = market(), MemoryHints()
+    world, store = market(), MemoryWebhookEvents()
     assert await webhooks.follow(OUTBID, world.deps, store, sleep=Waiting(world))
     assert not await webhooks.follow(OUTBID, world.deps, store, sleep=Waiting(world))
 
 
 async def test_one_that_could_not_be_followed_may_come_again() -> None:
-    world, store = market(), MemoryHints()
+    world, store = market(), MemoryWebhookEvents()
     world.jobs.down = True
     with pytest.raises(StoreUnavailable):
         await webhooks.follow(OUTBID, world.deps, store, sleep=Waiting(world))
@@ -98,7 +98,7 @@ async def test_one_that_could_not_be_followed_may_come_again() -> None:
 
 @pytest.mark.parametrize("kind", ["webhook_test", "instance_created", "instance_started", "something new"])
 async def test_what_takes_nothing_away_can_wait(kind: str) -> None:
-    world, store = market(), MemoryHints()
+    world, store = market(), MemoryWebhookEvents()
     world.jobs.down = True
     assert not await webhooks.follow(WebhookEvent(provider="vastai", event_id="e", kind=kind), world.deps, store)
     assert not store.taken

@@ -8,7 +8,7 @@ from goblin.core.labels import job_of_label
 from goblin.jobs import webhooks
 from goblin.jobs.domain.job import JobKind
 from goblin.jobs.ports import WebhookEvent
-from tests.fakes.jobs import MemoryHints
+from tests.fakes.jobs import MemoryWebhookEvents
 from tests.simulation.hosts import Host, Manner
 from tests.simulation.market import Machine, Provider, Rented
 from tests.simulation.network import Reached
@@ -26,7 +26,7 @@ class Clouds:
 
     def __init__(self, life: Life) -> None:
         self._life = life
-        self._hints: Any = Reached(MemoryHints(), life.network, "hints")
+        self._webhook_events: Any = Reached(MemoryWebhookEvents(), life.network, "hints")
         self.providers = {name: self._cloud(name) for name in ("runpod", "vastai")}
         if not life.weather.promise and life.rng.random() < 0.2:
             self.providers["local"] = self._own()
@@ -124,7 +124,7 @@ class Clouds:
 
         for host in list(self._life.hosts.values()):
             await host.freshen()
-        await webhooks.follow(hint, self._life.function(), self._hints, sleep=sleep)
+        await webhooks.follow(hint, self._life.function(), self._webhook_events, sleep=sleep)
 
     def _stopped(self, rented: Rented) -> None:
         """Its process is no more."""

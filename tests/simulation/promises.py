@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from goblin.billing.domain.accounts import Account, window_of
-from goblin.billing.domain.ledger import EntryKind, LedgerEntry, is_rent
+from goblin.billing.domain.ledger import EntryKind, LedgerEntry, is_instance_settlement
 from goblin.core.labels import job_of_label
 from goblin.core.ports import SignedRequest
 from goblin.jobs.domain.checkpoints import folder
@@ -222,7 +222,7 @@ class Promises:
     def booked(self, accounts: tuple[Account, ...], entries: tuple[LedgerEntry, ...]) -> None:
         """The ledger was written."""
         for entry in entries:
-            if entry.kind is EntryKind.ADJUST or (is_rent(entry) and job_label(entry) in self.excused):
+            if entry.kind is EntryKind.ADJUST or (is_instance_settlement(entry) and job_label(entry) in self.excused):
                 for account in entry.accounts:
                     self.over[account] += max(0, entry.amount_usd_micros)
         for account in accounts:

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 from goblin.billing import settlement
 from goblin.billing.budget_client import BudgetClient
 from goblin.billing.domain.accounts import Allocation, Limit, Period
-from goblin.billing.domain.ledger import RENT, Balance, Bill, Charge, EntryKind, Freeze, LedgerEntry
+from goblin.billing.domain.ledger import INSTANCE_PREFIX, Balance, Bill, Charge, EntryKind, Freeze, LedgerEntry
 from goblin.billing.policy.allocation import AllocationRequest, AllocationResult, InsufficientBudget, ThresholdEvent
 from goblin.billing.ports import BillSource
 from goblin.core.errors import StoreUnavailable
@@ -102,8 +102,8 @@ class PausedLedger:
         found: Sequence[Balance] = await self._call(self.inner.balances(window))
         return found
 
-    async def rented(self, day: str) -> Sequence[LedgerEntry]:
-        found: Sequence[LedgerEntry] = await self._call(self.inner.rented(day))
+    async def instance_settlements(self, day: str) -> Sequence[LedgerEntry]:
+        found: Sequence[LedgerEntry] = await self._call(self.inner.instance_settlements(day))
         return found
 
     async def entries(self, *, limit: int) -> Sequence[LedgerEntry]:
@@ -430,7 +430,7 @@ class World:
         written: the next day's bill tells of it, as a fact that comes late."""
         sums: dict[str, int] = defaultdict(int)
         for machine in self.machines:
-            if any(f"{RENT}{machine.label}:{part}:resolve" in self.ledger.written for part in (1, 2, 3)):
+            if any(f"{INSTANCE_PREFIX}{machine.label}:{part}:resolve" in self.ledger.written for part in (1, 2, 3)):
                 _, *after = machine.cost(self.now).values() or [0]
                 for account in reservation_policy.accounts_of(machine.provider, job_of_label(machine.label)):
                     sums[account] += sum(after)

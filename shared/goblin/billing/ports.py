@@ -6,8 +6,6 @@ from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Protocol
 
-import msgspec
-
 from goblin.billing.domain.accounts import Account, Allocation, Limit, Period
 from goblin.billing.domain.ledger import Balance, Bill, Freeze, LedgerEntry
 from goblin.billing.domain.run_service import RunService
@@ -38,7 +36,7 @@ class Ledger(Protocol):
     async def entries(self, *, limit: int) -> Sequence[LedgerEntry]:
         """The last entries, the newest first."""
 
-    async def rented(self, day: str) -> Sequence[LedgerEntry]:
+    async def instance_settlements(self, day: str) -> Sequence[LedgerEntry]:
         """The settlements of rented instances that count in a day, by id."""
 
     async def actions(self, *, limit: int) -> Sequence[LedgerEntry]:
@@ -122,10 +120,3 @@ class ServiceScaler(Protocol):
         Raises:
             Conflict: It has changed since it was read.
         """
-
-
-class Bus(Protocol):
-    """Topics. As the jobs' port."""
-
-    async def publish(self, topic: str, event: msgspec.Struct) -> None:
-        """Returns once the message is kept. Raises `StoreUnavailable`."""

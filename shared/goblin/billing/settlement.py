@@ -11,7 +11,7 @@ from datetime import datetime
 
 from goblin.billing import scale_to_zero
 from goblin.billing.domain.accounts import Allocation, Period
-from goblin.billing.domain.ledger import RENT, TOTAL, EntryKind, LedgerEntry
+from goblin.billing.domain.ledger import INSTANCE_PREFIX, TOTAL, EntryKind, LedgerEntry
 from goblin.billing.policy import prices
 from goblin.billing.policy import settlement as policy
 from goblin.billing.policy.allocation import ThresholdEvent
@@ -94,9 +94,9 @@ async def _settle_provider(source: BillSource, deps: SettlementDeps, report: Set
             earlier=[
                 allocation
                 for allocation in allocations
-                if allocation.windows[Period.DAY] < day and allocation.allocation_id.startswith(RENT)
+                if allocation.windows[Period.DAY] < day and allocation.allocation_id.startswith(INSTANCE_PREFIX)
             ],
-            rented=await deps.ledger.rented(day),
+            rented=await deps.ledger.instance_settlements(day),
             final=policy.is_over(day, now, source.final_after),
         )
         settlements = [policy.settle_day(facts) for facts in parts]

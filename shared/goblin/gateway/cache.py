@@ -31,7 +31,7 @@ LOOKUP_S_MAX = 0.25
 
 
 @dataclass(slots=True)
-class _Kept:
+class _CacheEntry:
     answer: CachedAnswer
     until: float
     size: int
@@ -45,7 +45,7 @@ class AnswerCache:
         self._clock = clock
         self._bytes_max = bytes_max
         self._held = 0
-        self._kept: OrderedDict[str, _Kept] = OrderedDict()
+        self._kept: OrderedDict[str, _CacheEntry] = OrderedDict()
 
     async def find(self, key: str, *, shared: bool) -> CachedAnswer | None:
         """The answer, if it was given before. Never raises."""
@@ -87,7 +87,7 @@ class AnswerCache:
             self._drop(key)
         if size <= self._bytes_max // 8:
             left_s = (answer.expires_at - self._clock.now()).total_seconds()
-            self._kept[key] = _Kept(answer, self._clock.monotonic() + min(MEMORY_S, left_s), size)
+            self._kept[key] = _CacheEntry(answer, self._clock.monotonic() + min(MEMORY_S, left_s), size)
             self._held += size
             while self._held > self._bytes_max:
                 self._drop(next(iter(self._kept)))

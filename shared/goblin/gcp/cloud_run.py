@@ -31,7 +31,7 @@ FIELDS = ["scaling", "annotations"]
 T = TypeVar("T")
 
 
-class _Kept(msgspec.Struct, frozen=True, kw_only=True):
+class _ScalingBefore(msgspec.Struct, frozen=True, kw_only=True):
     """What the annotation says."""
 
     frozen_by: str
@@ -63,7 +63,7 @@ class CloudRun:
             raise Conflict(f"{service.name} has changed")
         annotations = {key: value for key, value in there.annotations.items() if key != KEPT}
         if service.kept is not None:
-            kept = _Kept(frozen_by=service.frozen_by, had=service.kept)
+            kept = _ScalingBefore(frozen_by=service.frozen_by, had=service.kept)
             annotations[KEPT] = msgspec.json.encode(kept).decode()
         manual = service.scaling.instances_exactly
         modes = run_v2.ServiceScaling.ScalingMode
@@ -106,7 +106,7 @@ def parse_service(said: Any) -> RunService:
     kept = None
     if text := said.annotations.get(KEPT):
         try:
-            kept = msgspec.json.decode(text, type=_Kept)
+            kept = msgspec.json.decode(text, type=_ScalingBefore)
         except (msgspec.DecodeError, UnicodeError) as error:
             raise Broken(
                 f"{said.name}: the annotation {KEPT} cannot be read. Set the scaling by hand and take it away."

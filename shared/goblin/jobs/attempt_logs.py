@@ -31,7 +31,7 @@ def folder(bucket: str, job_id: str, attempt: int) -> str:
     return f"gs://{bucket}/logs/{job_id}/a{attempt}/"
 
 
-async def grant(job_id: str, attempt: int, number: int, *, size: int, crc32c: str, deps: JobDeps) -> SignedRequest:
+async def sign_piece(job_id: str, attempt: int, number: int, *, size: int, crc32c: str, deps: JobDeps) -> SignedRequest:
     """Let the attempt upload one piece, once.
 
     Raises:

@@ -174,9 +174,9 @@ async def _inputs(job: Job, token: str, manifest: Manifest | None, deps: JobDeps
             reason = f"{dataset.uri} is gone or was replaced since the job was accepted"
             await _end(job.job_id, token, Trigger.BROKEN, reason, deps)
             raise Conflict(reason, code="attempt_over")
-        grant = await deps.objects.sign_get(dataset.uri, generation=dataset.generation)
+        request = await deps.objects.sign_get(dataset.uri, generation=dataset.generation)
         name = training.input_name(dataset.uri)
-        files.append(InputFile(name=name, size=facts.size, crc32c=facts.crc32c, sha256=None, grant=grant))
+        files.append(InputFile(name=name, size=facts.size, crc32c=facts.crc32c, sha256=None, grant=request))
     saved = [
         InputFile(
             name=file.name, size=file.size, crc32c=file.crc32c, sha256=file.sha256 or None,
@@ -261,7 +261,7 @@ async def log_piece(job_id: str, token: str, number: int, *, size: int, crc32c: 
     job = await _attempt(job_id, token, deps)
     if job.state is not JobState.RUNNING:
         raise Conflict(f"the attempt is over: the job is {job.state}", code="attempt_over")
-    return await attempt_logs.grant(job_id, job.attempt, number, size=size, crc32c=crc32c, deps=deps)
+    return await attempt_logs.sign_piece(job_id, job.attempt, number, size=size, crc32c=crc32c, deps=deps)
 
 
 async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Job:

@@ -242,7 +242,7 @@ def assignment(work: Assignment) -> dict[str, Any]:
     return fields
 
 
-def grant(given: SignedRequest) -> dict[str, Any]:
+def signed_request(given: SignedRequest) -> dict[str, Any]:
     """One signed request."""
     return {"method": given.method, "url": given.url, "headers": dict(given.headers)}
 
@@ -250,7 +250,7 @@ def grant(given: SignedRequest) -> dict[str, Any]:
 def inputs(given: SignedRequest | TrainingInputs) -> dict[str, Any]:
     """What an attempt reads: a batch's dataset, or all that a training starts from."""
     if isinstance(given, SignedRequest):
-        return grant(given)
+        return signed_request(given)
     fields: dict[str, Any] = msgspec.to_builtins(given)
     return fields
 

@@ -26,8 +26,8 @@ from goblin.gateway.receipts import ReceiptWriter
 from goblin.gateway.router import Router
 from goblin.gateway.uptime import UptimeSessions
 from goblin.gateway.warm_up import WarmUps
-from goblin.gcp.firestore.answers import FirestoreAnswers, FirestoreReplies
-from goblin.gcp.firestore.gateway import FirestoreHealth, FirestoreKeys, FirestoreRequests
+from goblin.gcp.firestore.answers import FirestoreCache, FirestoreIdempotency
+from goblin.gcp.firestore.gateway import FirestoreHealth, FirestoreKeys, FirestoreReceipts
 from goblin.web.metrics import PrometheusMeter
 from goblin.wiring.endpoints import connect
 from goblin.wiring.ledger import budget_client, ledger
@@ -102,7 +102,7 @@ class Configured:
 
     @cached_property
     def receipts(self) -> ReceiptWriter:
-        writer = ReceiptWriter(FirestoreRequests(self.process.firestore), SystemClock())
+        writer = ReceiptWriter(FirestoreReceipts(self.process.firestore), SystemClock())
         before_the_end(writer.close)
         return writer
 
@@ -131,8 +131,8 @@ class Configured:
             meter=meter(),
             clock=clock,
             admission=AdmissionControl(AdmissionLimits(), clock),
-            answers=AnswerCache(FirestoreAnswers(firestore), clock),
-            once=IdempotentRequests(FirestoreReplies(firestore), clock),
+            answers=AnswerCache(FirestoreCache(firestore), clock),
+            once=IdempotentRequests(FirestoreIdempotency(firestore), clock),
             warm_ups=WarmUps(stats),
             tracer=tracer(),
         )

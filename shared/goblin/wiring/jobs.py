@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from goblin.core.clock import SystemClock
 from goblin.core.errors import NotFound
 from goblin.core.money import to_micros
-from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarket
+from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarketHistory
 from goblin.gcp.firestore.webhooks import FirestoreWebhookEvents
 from goblin.jobs import reservations
 from goblin.jobs.domain.job import JobKind
@@ -51,7 +51,7 @@ def jobs(process: Process) -> JobDeps:
         url=_url(process),
         limits=LIMITS,
         new_secret=lambda: secrets.token_urlsafe(32),
-        market=FirestoreMarket(firestore),
+        market=FirestoreMarketHistory(firestore),
         money=reservations.ReservationDeps(budget_client=budget_client(), ledger=ledger()),
         caps=_caps(process),
         image=process.settings.variables.get("GOBLIN_AGENT_IMAGE", ""),

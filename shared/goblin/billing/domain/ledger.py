@@ -173,13 +173,13 @@ class Freeze:
     action: BudgetAction | None = None
 
 
-RENT = "rent:"
+INSTANCE_PREFIX = "rent:"
 """How the leases and the entries of rented instances are called."""
 
 
-def is_rent(entry: LedgerEntry) -> bool:
+def is_instance_settlement(entry: LedgerEntry) -> bool:
     """Whether it says what a rented instance cost."""
-    return entry.kind is EntryKind.SETTLE and entry.entry_id.startswith(RENT)
+    return entry.kind is EntryKind.SETTLE and entry.entry_id.startswith(INSTANCE_PREFIX)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,7 +8,7 @@ from datetime import datetime
 from enum import StrEnum
 
 from goblin.billing.domain.accounts import Allocation, Period
-from goblin.billing.domain.ledger import RENT, TOTAL, Balance
+from goblin.billing.domain.ledger import INSTANCE_PREFIX, TOTAL, Balance
 from goblin.billing.policy.settlement import forecast
 
 
@@ -63,7 +63,7 @@ def costs(
     """
     running: dict[str, int] = {}
     for allocation in allocations:
-        if allocation.allocation_id.startswith(RENT) and allocation.windows[Period.MONTH] == month:
+        if allocation.allocation_id.startswith(INSTANCE_PREFIX) and allocation.windows[Period.MONTH] == month:
             left = max(0, allocation.granted_usd_micros - allocation.settled_usd_micros)
             running |= {account: running.get(account, 0) + left for account in allocation.accounts}
     spent = {balance.account: balance for balance in balances}

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 
 from goblin.billing.domain.accounts import Account, Allocation
-from goblin.billing.domain.ledger import RENT, Balance, Bill, EntryKind, LedgerEntry
+from goblin.billing.domain.ledger import INSTANCE_PREFIX, Balance, Bill, EntryKind, LedgerEntry
 from goblin.billing.policy.allocation import ThresholdEvent, threshold_event
 from goblin.core.labels import job_of_label
 from goblin.core.money import show_usd
@@ -145,7 +145,7 @@ def split(
         provider,
         bill,
         rented,
-        [allocation for allocation in (*allocations, *earlier) if allocation.allocation_id.startswith(RENT)],
+        [allocation for allocation in (*allocations, *earlier) if allocation.allocation_id.startswith(INSTANCE_PREFIX)],
     )
 
     def part(

@@ -16,7 +16,7 @@ from goblin.gateway.ports import CachedAnswer, IdempotencyClaim, StoredHttpReply
 from goblin.gcp.firestore.documents import CALL, in_time, plain, read
 
 
-class FirestoreAnswers:
+class FirestoreCache:
     """The port `AnswerStore`."""
 
     def __init__(self, client: AsyncClient) -> None:
@@ -30,7 +30,7 @@ class FirestoreAnswers:
         await in_time(self._answers.document(key).set(plain(answer), **CALL), "write of a cached answer")
 
 
-class FirestoreReplies:
+class FirestoreIdempotency:
     """The port `ReplyStore`."""
 
     def __init__(self, client: AsyncClient) -> None:

@@ -110,7 +110,7 @@ class FirestoreHealth:
         )
 
 
-class FirestoreRequests:
+class FirestoreReceipts:
     """The port `RequestBatchStore`; `expires_at` is the collection's TTL field."""
 
     def __init__(self, client: AsyncClient) -> None:

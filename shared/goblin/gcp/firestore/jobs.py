@@ -108,7 +108,7 @@ class FirestoreJobs:
         return [_stored(document).job for document in found]
 
 
-class FirestoreMarket:
+class FirestoreMarketHistory:
     """The port `MarketStore`: one document, as JSON; thousands of its fields would be thousands of index entries."""
 
     def __init__(self, client: AsyncClient) -> None:

@@ -37,7 +37,7 @@ from goblin.billing.domain.ledger import (
     Freeze,
     LedgerEntry,
     day_of,
-    is_rent,
+    is_instance_settlement,
     lineage,
     month_of,
 )
@@ -294,7 +294,7 @@ class FirestoreLedger:
             for document in await in_time(query.get(**CALL), "list of ledger entries")
         ]
 
-    async def rented(self, day: str) -> Sequence[LedgerEntry]:
+    async def instance_settlements(self, day: str) -> Sequence[LedgerEntry]:
         query = self._entries.where(filter=FieldFilter("rented_on", "==", day)).limit(LISTED_MAX)
         found = await in_time(query.get(**CALL), "list of what was rented")
         return [read(LedgerEntry, document.to_dict()) for document in sorted(found, key=lambda document: document.id)]
@@ -362,7 +362,7 @@ def _account(name: str, document: Any) -> Account:
 
 def _document(entry: LedgerEntry) -> dict[str, Any]:
     # The marks make the list of actions one query over one field and an order, and that of a day's rents one over one.
-    rented = {"rented_on": day_of(entry.at)} if is_rent(entry) else {}
+    rented = {"rented_on": day_of(entry.at)} if is_instance_settlement(entry) else {}
     return {**plain(entry), "action": entry.kind in ACTIONS, **rented}
 
 

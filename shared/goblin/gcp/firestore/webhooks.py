@@ -16,18 +16,18 @@ class FirestoreWebhookEvents:
     """The port `HintStore`."""
 
     def __init__(self, client: AsyncClient) -> None:
-        self._hints = client.collection("hints")
+        self._webhook_events = client.collection("hints")
 
     async def take(self, event: WebhookEvent, *, until: datetime) -> bool:
         fields = {"provider": event.provider, "kind": event.kind, "expires_at": until}
         try:
-            await in_time(self._hints.document(_name(event)).create(fields, **CALL), "note of a hint")
+            await in_time(self._webhook_events.document(_name(event)).create(fields, **CALL), "note of a hint")
         except AlreadyExists:
             return False
         return True
 
     async def give_back(self, event: WebhookEvent) -> None:
-        await in_time(self._hints.document(_name(event)).delete(**CALL), "delete of a hint")
+        await in_time(self._webhook_events.document(_name(event)).delete(**CALL), "delete of a hint")
 
 
 def _name(event: WebhookEvent) -> str:

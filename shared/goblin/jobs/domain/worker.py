@@ -19,6 +19,7 @@ class InputFile:
     sha256: str | None
     """None: nobody who can be trusted has computed it."""
     grant: SignedRequest
+    """Named as the worker protocol names it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

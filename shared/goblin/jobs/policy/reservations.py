@@ -15,7 +15,16 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 
 from goblin.billing.domain.accounts import Account, Limit, Period
-from goblin.billing.domain.ledger import RENT, TOTAL, BudgetAction, EntryKind, Freeze, LedgerEntry, day_of, lineage
+from goblin.billing.domain.ledger import (
+    INSTANCE_PREFIX,
+    TOTAL,
+    BudgetAction,
+    EntryKind,
+    Freeze,
+    LedgerEntry,
+    day_of,
+    lineage,
+)
 from goblin.billing.policy import allocation
 from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.billing.policy.local_allocation import LocalAllocation
@@ -228,7 +237,7 @@ def unwritten(reservation: InstanceReservation) -> InstanceReservation | None:
 
 def allocation_id(reservation: InstanceReservation) -> str:
     """The ledger's lease: one for each attempt and day."""
-    return f"{RENT}{reservation.label}:{reservation.part}"
+    return f"{INSTANCE_PREFIX}{reservation.label}:{reservation.part}"
 
 
 def accounts_of(provider: str, job_id: str) -> tuple[str, ...]:

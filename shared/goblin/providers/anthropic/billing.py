@@ -21,10 +21,10 @@ URL = "https://api.anthropic.com"
 
 
 def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, url: str = URL) -> BillSource:
-    return CostReport(key, bills.BillingApi(NAME, url, client))
+    return AnthropicCosts(key, bills.BillingApi(NAME, url, client))
 
 
-class CostReport:
+class AnthropicCosts:
     provider = NAME
     final_after = timedelta(hours=12)
 
