@@ -1,4 +1,4 @@
-"""`python -m localcloud`: serve until SIGTERM or Ctrl-C; the first line on standard output says where, as JSON."""
+"""Serve the local cloud until SIGTERM or Ctrl-C. The first line on standard output is a JSON object of addresses."""
 
 import argparse
 import asyncio
@@ -14,22 +14,26 @@ from localcloud.server import SERVICES, LocalCloud, Options
 
 
 def options(words: list[str] | None = None) -> Options:
-    """Read the command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m localcloud", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="folder that holds all state")
-    parser.add_argument("--services", default=",".join(SERVICES), help="which of: " + ", ".join(SERVICES))
+    parser.add_argument("--data", type=Path, required=True, help="Folder that holds all state.")
+    parser.add_argument(
+        "--services",
+        default=",".join(SERVICES),
+        help="Services to serve, separated by commas. Default: " + ", ".join(SERVICES),
+    )
     parser.add_argument("--pubsub-port", type=int, default=0)
     parser.add_argument("--firestore-port", type=int, default=0)
     parser.add_argument("--storage-port", type=int, default=0)
-    parser.add_argument("--declaration", type=Path, help="JSON file with indexes, ttl and schedules")
-    parser.add_argument("--functions-url", help="where scheduled functions answer")
+    parser.add_argument("--declaration", type=Path, help="JSON file with indexes, ttl and schedules.")
+    parser.add_argument("--functions-url", help="Base URL of the scheduled functions. Without it no schedule runs.")
     parser.add_argument(
         "--every", action="append", type=_every, default=[], metavar="SCHEDULE=SECONDS",
-        help="tick a schedule every so many seconds (1 to 59) instead of as it is declared",
+        help="Run a schedule every SECONDS (1 to 59) instead of as declared. Repeatable.",
     )  # fmt: skip
     parser.add_argument("--invoker-email", default=Options.__dataclass_fields__["invoker_email"].default)
     parser.add_argument("--firestore-mode", choices=["pessimistic", "optimistic"], default="pessimistic")
-    parser.add_argument("--chaos-seed", type=int, help="duplicate and reorder deliveries on purpose, from this seed")
+    parser.add_argument("--chaos-seed", type=int, help="Duplicate and reorder deliveries, from this seed.")
     said = parser.parse_args(words)
     services = tuple(name for name in SERVICES if name in said.services.split(","))
     return Options(
@@ -50,12 +54,12 @@ def options(words: list[str] | None = None) -> Options:
 def _every(text: str) -> tuple[str, int]:
     name, _, seconds = text.partition("=")
     if not name or not seconds.isdecimal() or not 1 <= int(seconds) <= 59:
-        raise argparse.ArgumentTypeError(f"{text!r} is not SCHEDULE=SECONDS, 1 to 59 seconds")
+        raise argparse.ArgumentTypeError(f"{text!r} is not SCHEDULE=SECONDS with 1 to 59 seconds")
     return name, int(seconds)
 
 
 async def serve(chosen: Options) -> None:
-    """Serve until a signal comes."""
+    """Serve until SIGTERM or SIGINT."""
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
@@ -68,7 +72,7 @@ async def serve(chosen: Options) -> None:
 
 
 def main() -> int:
-    """Run the command line."""
+    """Run the command line and return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:

@@ -1,13 +1,13 @@
-"""What time it is, as an argument."""
+"""The clock as an argument."""
 
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TypeAlias
 
 Clock: TypeAlias = Callable[[], datetime]
-"""Answers an aware UTC instant."""
+"""A function that returns an aware UTC instant."""
 
 
 def utc_now() -> datetime:
-    """The time of day, aware UTC."""
+    """Return the present time, aware UTC."""
     return datetime.now(UTC)

@@ -1,6 +1,6 @@
-"""What the local cloud must know in advance: composite indexes, time-to-live fields and schedules.
+"""The declaration: composite indexes, time-to-live fields and schedules that the local cloud must know in advance.
 
-The same JSON file that Terraform reads for production; topics are created by clients, as in production.
+It is the JSON file that Terraform reads for production. Topics are not in it: clients create them, as in production.
 """
 
 import json
@@ -15,7 +15,7 @@ from localcloud.scheduler import Schedule
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Declaration:
-    """The parts of the declaration that a server, not a client, applies."""
+    """The parts of the declaration that the server applies."""
 
     indexes: Sequence[CompositeIndex] = ()
     ttl: Sequence[TtlField] = ()
@@ -26,12 +26,12 @@ def read(path: Path | None, *, functions_url: str | None, every_s: Mapping[str, 
     """Read the declaration file.
 
     Args:
-        path: The file; None declares nothing.
-        functions_url: Where scheduled functions answer, each at `/fn/<name>/`; None ticks none.
-        every_s: Schedules that tick every so many seconds instead, from each full minute on.
+        path: The file. None declares nothing.
+        functions_url: The base URL of the scheduled functions, each at `/fn/<name>/`. None runs no schedule.
+        every_s: Schedules that run every so many seconds instead, counted from each full minute.
 
     Raises:
-        ValueError: The file does not say what it must; the message names the place.
+        ValueError: The file is malformed; the message names the file and the place.
     """
     if path is None:
         return Declaration()
@@ -39,7 +39,7 @@ def read(path: Path | None, *, functions_url: str | None, every_s: Mapping[str, 
         said = json.loads(path.read_text())
         every_s = every_s or {}
         if unknown := every_s.keys() - said.get("schedules", {}).keys():
-            raise ValueError(f"{path}: there is no schedule {', '.join(sorted(unknown))}")
+            raise ValueError(f"{path}: there is no schedule {', '.join(sorted(unknown))}. Declare it first.")
         schedules = [
             Schedule(
                 name=name,

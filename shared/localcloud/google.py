@@ -1,4 +1,4 @@
-"""Google's own Pub/Sub and Firestore emulators, where gcloud and Java are installed: the second opinion.
+"""Google's own Pub/Sub and Firestore emulators, to check localcloud against where gcloud and Java are installed.
 
 The jars are started directly: `gcloud emulators` adds a second of Python and a process tree that is hard to stop.
 Source: gcloud SDK 528.0.0, pubsub emulator 0.8.20 and firestore emulator 1.19.9, tried 2026-11-23.
@@ -20,7 +20,7 @@ START_S_MAX = 60.0
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Emulators:
-    """What is installed; `reason` says what is missing when something is."""
+    """The installed emulators; `reason` says what is missing."""
 
     java: str | None
     pubsub_jar: Path | None
@@ -28,7 +28,7 @@ class Emulators:
 
     @property
     def reason(self) -> str | None:
-        """Why they cannot be used, and what installs them; None when they can."""
+        """Why the emulators cannot be used and how to install them; None when they can."""
         if self.java is None:
             return "Google's emulators need Java 11 or newer on PATH"
         missing = [
@@ -42,7 +42,7 @@ class Emulators:
 
 
 def find() -> Emulators:
-    """Look for the emulators: `GOBLIN_EMULATORS` (an SDK root), beside `gcloud`, then the usual SDK roots."""
+    """Find the emulators: in `GOBLIN_EMULATORS` (an SDK root), beside `gcloud`, then in the usual SDK roots."""
     roots = [Path(named)] if (named := os.environ.get("GOBLIN_EMULATORS")) else []
     if gcloud := shutil.which("gcloud"):
         roots.append(Path(gcloud).resolve().parent.parent)
@@ -60,41 +60,41 @@ def find() -> Emulators:
 
 
 def free_port() -> int:
-    """A port that was free a moment ago; the emulators cannot be told to choose one themselves."""
+    """Return a port that was free a moment ago; the emulators cannot choose one themselves."""
     with socket.socket() as sock:
         sock.bind((HOST, 0))
         return int(sock.getsockname()[1])
 
 
 def pubsub_command(found: Emulators, port: int) -> list[str]:
-    """The command line of the Pub/Sub emulator."""
+    """Return the command line of the Pub/Sub emulator."""
     jvm = ["-XX:+UseSerialGC", "-Xmx256m", "-XX:TieredStopAtLevel=1"]
     return [str(found.java), *jvm, "-jar", str(found.pubsub_jar), f"--host={HOST}", f"--port={port}"]
 
 
 def firestore_command(found: Emulators, port: int) -> list[str]:
-    """The command line of the Firestore emulator."""
+    """Return the command line of the Firestore emulator."""
     jvm = ["-XX:+UseSerialGC", "-Xmx512m", "-Duser.language=en", "-cp", str(found.firestore_jar)]
     main = "com.google.cloud.datastore.emulator.firestore.CloudFirestore"
     return [str(found.java), *jvm, main, f"--host={HOST}", f"--port={port}"]
 
 
 def wait_for_port(port: int, process: subprocess.Popen[bytes]) -> None:
-    """Return when something listens on the port.
+    """Wait until a process listens on the port.
 
     Raises:
-        RuntimeError: The process ended, or nothing listened in time.
+        RuntimeError: The process ended, or did not listen within `START_S_MAX`.
     """
     deadline = time.monotonic() + START_S_MAX
     while time.monotonic() < deadline:
         if process.poll() is not None:
-            raise RuntimeError(f"emulator ended with {process.returncode}")
+            raise RuntimeError(f"The emulator exited with status {process.returncode}.")
         try:
             with socket.create_connection((HOST, port), timeout=1):
                 return
         except OSError:
             time.sleep(0.05)
-    raise RuntimeError(f"emulator did not listen on {port} within {START_S_MAX:.0f} s")
+    raise RuntimeError(f"The emulator did not listen on port {port} within {START_S_MAX:.0f} s.")
 
 
 @contextmanager

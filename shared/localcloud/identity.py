@@ -1,4 +1,4 @@
-"""Google's token service on a laptop: OIDC tokens, their certificates, and a service account that signs URLs.
+"""Google's token service on loopback: OIDC tokens, their certificates, and a service account that signs URLs.
 
 Two RSA keys, so that a signed URL's key never mints a token. Tokens are RS256 with the claims that Google puts
 in them; `google.oauth2.id_token.verify_token(token, request, audience=…, certs_url=…)` accepts them when
@@ -30,24 +30,24 @@ SERVICE_ACCOUNT_EMAIL = "localcloud@local.iam.gserviceaccount.com"
 KEY_BITS = 2048
 CERTIFICATE_VALID_FROM = dt.datetime(2020, 1, 1, tzinfo=dt.UTC)
 CERTIFICATE_VALID_UNTIL = dt.datetime(2120, 1, 1, tzinfo=dt.UTC)
-"""Fixed, so that one key always has the same validity; Google rotates weekly, a laptop need not."""
+"""Fixed, so that one key always has the same validity. Google rotates its keys weekly; localcloud does not."""
 
 
 class Identity:
-    """Mints and publishes; whoever verifies only needs the routes."""
+    """The token issuer: it signs tokens and publishes the keys that verify them."""
 
     def __init__(self, folder: Path | None, *, clock: Clock = utc_now) -> None:
         """Make the keys on first use.
 
         Args:
-            folder: Where the private keys are kept, readable by their owner only; None keeps them in memory.
+            folder: Where the private keys are kept, readable by their owner only. None keeps them in memory.
             clock: The time that tokens are issued at.
         """
         self._folder = folder
         self._clock = clock
 
     def mint(self, *, email: str, audience: str, lifetime_s: int = 3600) -> str:
-        """An OIDC identity token for a service account, as Google's token service would issue it."""
+        """Issue an OIDC identity token for a service account, as Google's token service would."""
         issued_at = int(self._clock().timestamp())
         subject = subject_of(email)
         claims = {
@@ -71,17 +71,17 @@ class Identity:
         return fingerprint(self._token_key.public_key())
 
     def certificates(self) -> dict[str, str]:
-        """`kid` → PEM x509, the map that google-auth reads."""
+        """Return `kid` → PEM x509, the map that google-auth reads."""
         return {self.key_id: self._certificate}
 
     def jwks(self) -> dict[str, Any]:
-        """The same key as a JSON Web Key Set (RFC 7517)."""
+        """Return the same key as a JSON Web Key Set (RFC 7517)."""
         numbers = self._token_key.public_key().public_numbers()
         key = {"n": _base64url(_big_endian(numbers.n)), "e": _base64url(_big_endian(numbers.e))}
         return {"keys": [{"kty": "RSA", "use": "sig", "alg": "RS256", "kid": self.key_id, **key}]}
 
     def routes(self) -> list[BaseRoute]:
-        """The addresses of www.googleapis.com and accounts.google.com that publish the keys."""
+        """Return the routes of www.googleapis.com and accounts.google.com that publish the keys."""
         return [
             Route("/oauth2/v1/certs", self._serve_certificates),
             Route("/oauth2/v3/certs", self._serve_jwks),
@@ -90,7 +90,7 @@ class Identity:
 
     @cached_property
     def service_account(self) -> dict[str, str]:
-        """What a service account's key file holds; it signs V4 URLs and is good for nothing else."""
+        """The content of a service account's key file. Its key only signs V4 URLs."""
         private_key = self._signing_key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -101,13 +101,13 @@ class Identity:
             "private_key": private_key.decode(),
             "client_email": SERVICE_ACCOUNT_EMAIL,
             "client_id": subject_of(SERVICE_ACCOUNT_EMAIL),
-            # Never asked: signing needs no token. A loopback address, so that nothing can call out.
+            # Never called: signing needs no token. A loopback address, so that no request can leave this machine.
             "token_uri": "http://127.0.0.1/token",
         }
 
     @cached_property
     def public_key(self) -> rsa.RSAPublicKey:
-        """Verifies what `service_account` signed."""
+        """The key that verifies the signatures of `service_account`."""
         return self._signing_key.public_key()
 
     @cached_property
@@ -142,7 +142,7 @@ class Identity:
         path.chmod(0o600)
         key = serialization.load_pem_private_key(path.read_bytes(), password=None)
         if not isinstance(key, rsa.RSAPrivateKey):
-            raise TypeError(f"{path} does not hold an RSA key; delete it and a new one is made")
+            raise TypeError(f"{path} does not hold an RSA key. Delete the file; the next start makes a new one.")
         return key
 
     async def _serve_certificates(self, _request: Request) -> JSONResponse:
@@ -165,18 +165,18 @@ class Identity:
 
 
 def fingerprint(key: rsa.RSAPublicKey) -> str:
-    """Forty hex digits that name a key, as Google's key ids look."""
+    """Return forty hex digits that name a key, in the form of Google's key ids."""
     der = key.public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(der).hexdigest()[:40]
 
 
 def subject_of(email: str) -> str:
-    """A stable 21-digit account number, as Google's `sub` looks."""
+    """Return a stable 21-digit account number, in the form of Google's `sub`."""
     return str(10**20 + int.from_bytes(hashlib.sha256(email.encode()).digest()[:8], "big"))
 
 
 def _write_new_key(path: Path) -> None:
-    """Write a key that nobody else can read, whole or not at all; whoever comes first wins."""
+    """Write a new key file, readable by its owner only, whole or not at all; an existing file stays."""
     key = rsa.generate_private_key(public_exponent=65537, key_size=KEY_BITS)
     pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def _write_new_key(path: Path) -> None:
     try:
         os.link(draft, path)
     except FileExistsError:
-        pass  # Another process was faster: its key is the key.
+        pass  # Another process wrote its key first: use that one.
     finally:
         draft.unlink()
 

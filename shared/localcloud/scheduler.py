@@ -1,4 +1,4 @@
-"""Cloud Scheduler on a laptop: HTTP targets called by cron, as production calls them.
+"""Cloud Scheduler on loopback: HTTP targets called by cron, as production calls them.
 
 Source: Cloud Scheduler v1 REST and its documented request headers, read 2026-11-23. A tick whose target fails is
 tried again with backoff until the next tick is due; two runs of one job never overlap.
@@ -33,19 +33,19 @@ class Schedule:
 
     name: str
     cron: str
-    """Five fields, UTC; a sixth, before them, is seconds."""
+    """Five fields, UTC. A sixth field before them is seconds."""
     url: str
     audience: str
     attempt_deadline_s: float = 180.0
 
 
 def next_tick(cron: str, now: datetime) -> datetime:
-    """When a schedule is due next, strictly after `now`."""
+    """Return when a schedule is due next, strictly after `now`."""
     return next(CronSim(cron, now)).replace(tzinfo=UTC)
 
 
 class Scheduler:
-    """Ticks every schedule, and runs one at once when asked to (`jobs.run`)."""
+    """All schedules: each is called when it is due, and at once by `jobs.run`."""
 
     def __init__(
         self,
@@ -67,11 +67,11 @@ class Scheduler:
         self._running = {name: asyncio.Lock() for name in self._schedules}
 
     async def start(self) -> None:
-        """Begin to tick."""
+        """Start all schedules."""
         self._tasks = [asyncio.create_task(self._tick(schedule)) for schedule in self._schedules.values()]
 
     async def close(self) -> None:
-        """Stop ticking; a call in flight is cut."""
+        """Stop all schedules; a call in flight is cancelled."""
         for task in self._tasks:
             task.cancel()
         for task in self._tasks:
@@ -90,7 +90,7 @@ class Scheduler:
                 backoff_s = min(BACKOFF_S_MAX, backoff_s * 2)
 
     async def _call(self, schedule: Schedule, due: datetime) -> bool:
-        """Call the target once; true when it answered 2xx."""
+        """Call the target once. True when it answered 2xx."""
         token = self._identity.mint(email=self._email, audience=schedule.audience)
         headers = {
             "authorization": f"Bearer {token}",
@@ -112,11 +112,11 @@ class Scheduler:
             "status": {"code": 0 if done else 13, "message": "" if done else f"HTTP {code}: {text}"},
         }
         if not done:
-            log.warning("schedule %s: %s answered %s %s", schedule.name, schedule.url, code, text)
+            log.warning("Schedule %s failed: %s answered %s %s", schedule.name, schedule.url, code, text)
         return done
 
     def routes(self) -> Sequence[BaseRoute]:
-        """`jobs.list`, `jobs.get` and `jobs.run` of Cloud Scheduler's REST API."""
+        """Return the routes for `jobs.list`, `jobs.get` and `jobs.run` of Cloud Scheduler's REST API."""
         base = "/v1/projects/{project}/locations/{location}/jobs"
         return [
             Route(base, self._list),

@@ -1,6 +1,6 @@
-"""The local cloud as one process on one asyncio loop: gRPC for Pub/Sub, Firestore, Secret Manager; HTTP for the rest.
+"""The local cloud as one process on one event loop: gRPC for Pub/Sub, Firestore, Secret Manager; HTTP for the rest.
 
-It binds loopback only: it keeps no account and checks no permission but the ones its clients ask it to (signed URLs).
+It binds loopback only, because it has no accounts and checks no permissions, except the signatures of signed URLs.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 REQUEST_BYTES_MAX = 11 << 20
-"""Above Google's 10 MiB, so that the service and not the transport says what is too large."""
+"""Above Google's 10 MiB, so that the service, not the transport, refuses what is too large."""
 
 Service = Literal["pubsub", "firestore", "storage"]
 SERVICES: tuple[Service, ...] = ("pubsub", "firestore", "storage")
@@ -42,42 +42,42 @@ SERVICES: tuple[Service, ...] = ("pubsub", "firestore", "storage")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Options:
-    """How to run; ports of 0 are chosen by the system."""
+    """Settings of a local cloud. Port 0 lets the system choose one."""
 
     folder: Path
-    """Where all state lives; made if absent."""
+    """The folder of all state; created if absent."""
     services: Sequence[Service] = SERVICES
-    """What to serve; Secret Manager, identity and schedules always come along, with Storage's HTTP port."""
+    """The services to serve. Secret Manager, identity and schedules are always served, on Storage's HTTP port."""
     pubsub_port: int = 0
     firestore_port: int = 0
     storage_port: int = 0
     declaration: Path | None = None
     functions_url: str | None = None
-    """Scheduled functions answer below it; None ticks none."""
+    """The base URL of the scheduled functions. None runs no schedule."""
     every_s: Mapping[str, int] = field(default_factory=dict)
-    """Schedules that tick every so many seconds, 1 to 59, instead of as they are declared: nobody watches a minute."""
+    """Schedules that run every so many seconds, 1 to 59, instead of as declared: a person does not wait a minute."""
     invoker_email: str = "goblin-invoker@goblin-local.iam.gserviceaccount.com"
-    """Who scheduled calls say they are."""
+    """The service account that calls scheduled functions."""
     firestore_mode: Literal["pessimistic", "optimistic"] = "pessimistic"
     chaos: Chaos | None = None
-    """Duplicate and reorder deliveries on purpose."""
+    """Injects duplicated and reordered deliveries. None injects none."""
     clock: Callable[[], datetime] = utc_now
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Addresses:
-    """Where the services listen, as the Google clients' environment variables want it."""
+    """The addresses of the services, in the form of the Google clients' environment variables."""
 
     pubsub: str | None
-    """`host:port`, for `PUBSUB_EMULATOR_HOST`; None when not served. Secret Manager's gRPC answers there too."""
+    """`host:port`, for `PUBSUB_EMULATOR_HOST`; None when not served. Secret Manager's gRPC is there too."""
     firestore: str | None
     """`host:port`, for `FIRESTORE_EMULATOR_HOST`; None when not served."""
     http: str
-    """`http://host:port`, for `STORAGE_EMULATOR_HOST`; Secret Manager's REST, Scheduler's and the certificates too."""
+    """`http://host:port`, for `STORAGE_EMULATOR_HOST`. Also Secret Manager's REST API, Scheduler and certificates."""
 
 
 class LocalCloud:
-    """All services together. `start`, use, `close`; state stays in the folder."""
+    """All services together: `start`, use, `close`. The state stays in the folder."""
 
     def __init__(self, options: Options) -> None:
         self._options = options
@@ -103,7 +103,7 @@ class LocalCloud:
         self._http_task: asyncio.Task[None] | None = None
 
     async def start(self) -> Addresses:
-        """Open the ports and begin to serve.
+        """Open the ports and start all services.
 
         Raises:
             OSError: A port is taken.
@@ -135,13 +135,13 @@ class LocalCloud:
         try:
             bound = server.add_insecure_port(f"{HOST}:{port}")
         except RuntimeError as error:
-            raise OSError(f"port {port} is taken") from error
+            raise OSError(f"port {port} is taken. Choose another.") from error
         await server.start()
         self._grpc.append(server)
         return f"{HOST}:{bound}"
 
     async def _listen_http(self, port: int) -> str:
-        # Storage comes last: its XML routes take every path that nobody else has.
+        # Storage comes last: its XML routes match every path that no other route matches.
         routes = [
             Route("/localcloud", self._who),
             *self.identity.routes(),
@@ -156,16 +156,16 @@ class LocalCloud:
         )  # fmt: skip
         self._http = uvicorn.Server(config)
         sock = _bind(port)
-        # Not `serve`, which would take the process's signal handlers: they belong to whoever started us.
+        # Not `serve`, which would replace the process's signal handlers: they belong to the caller.
         self._http_task = asyncio.create_task(self._http._serve([sock]))
         return f"http://{HOST}:{sock.getsockname()[1]}"
 
     async def _who(self, _: Request) -> Response:
-        """Tell a starter that these ports are ours and not a stranger's; all are open once this one answers."""
+        """Answer our process id, so that the parent process knows these ports are ours. All ports are open by now."""
         return JSONResponse({"pid": os.getpid()})
 
     async def close(self) -> None:
-        """Finish what runs, stop, and close the files."""
+        """Finish running requests, stop, and close the files."""
         await self._scheduler.close()
         await self._pubsub.close()
         await asyncio.gather(*(server.stop(grace=1.0) for server in self._grpc))
@@ -181,6 +181,6 @@ def _bind(port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     sock.bind((HOST, port))
-    # Listening already: who connects before the server's first loop turn waits instead of being refused.
+    # Listen now: a client that connects before the server's first loop turn waits instead of being refused.
     sock.listen(1024)
     return sock

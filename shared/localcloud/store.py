@@ -1,7 +1,7 @@
-"""SQLite as every service here uses it: one file, one writer, durable against `kill -9` at any moment.
+"""SQLite for all services: one file, one writer, durable against `kill -9` at any moment.
 
-Write-ahead logging with `synchronous=NORMAL` keeps every committed transaction when the process dies; only a
-power cut can lose the last ones, and even then the file stays whole.
+Write-ahead logging with `synchronous=NORMAL` keeps every committed transaction when the process dies. Only a power
+cut can lose the last ones, and even then the file is not corrupted.
 """
 
 import sqlite3
@@ -32,7 +32,7 @@ class Store:
         self._depth = 0
 
     def execute(self, sql: str, parameters: tuple[object, ...] = ()) -> sqlite3.Cursor:
-        """Run one statement; outside `transaction` it commits by itself."""
+        """Run one statement. Outside of `transaction` it commits at once."""
         return self._db.execute(sql, parameters)
 
     def executemany(self, sql: str, rows: list[tuple[object, ...]]) -> sqlite3.Cursor:
@@ -41,9 +41,9 @@ class Store:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        """Commit everything inside together, or nothing. Never `await` inside: other handlers would join in."""
+        """Commit all statements inside together, or none. Never `await` inside: other handlers would join in."""
         if self._depth:
-            yield  # The outer transaction decides.
+            yield  # The outer transaction commits or rolls back.
             return
         self._db.execute("BEGIN IMMEDIATE")
         self._depth += 1

@@ -1,4 +1,4 @@
-"""Firestore, as the unmodified Google clients see it; state in SQLite."""
+"""Firestore on loopback for the unmodified Google clients; state in SQLite."""
 
 from localcloud.firestore.indexes import CompositeIndex
 from localcloud.firestore.server import Firestore

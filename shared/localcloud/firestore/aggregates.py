@@ -30,15 +30,15 @@ def check(aggregations: Sequence[Pb]) -> None:
 
 
 def fields(aggregations: Sequence[Pb]) -> list[values.FieldPath]:
-    """The fields that are summed or averaged, each once."""
+    """Return the fields that are summed or averaged, each once."""
     operators = [getattr(one, one.WhichOneof("operator")) for one in aggregations if not one.HasField("count")]
     return list(dict.fromkeys(values.parse_path(operator.field.field_path) for operator in operators))
 
 
 def compute(aggregations: Sequence[Pb], documents: Sequence[Pb]) -> dict[str, Pb]:
-    """Aggregate documents; the answer is by alias, `field_1` and so on where none was given.
+    """Aggregate documents. Returns the results by alias; the default aliases are `field_1`, `field_2`, …
 
-    Production's documents all have every field that is summed or averaged: no others are in the index it reads.
+    All documents must have every summed or averaged field: production reads an index that holds no others.
     """
     unnamed = iter(range(1, len(aggregations) + 1))
     return {one.alias or f"field_{next(unnamed)}": _compute_one(one, documents) for one in aggregations}

@@ -13,7 +13,7 @@ from localcloud.firestore.transactions import Transactions
 
 
 class Commits:
-    """Answers what writes."""
+    """The handlers of writing RPCs."""
 
     def __init__(
         self, documents: Documents, transactions: Transactions, *, lock_wait_s: float, write_wait_s: float
@@ -36,11 +36,11 @@ class Commits:
             self._transactions.validate(transaction)
             return self._apply(database, paths, request.writes)
         finally:
-            # Whatever came of it, the transaction is over; a client that retries begins another.
+            # In any case the transaction is over; a client that retries begins another.
             self._transactions.end(transaction)
 
     async def write(self, database_name: str, requested: Sequence[Pb]) -> Pb:
-        """Commit outside of any transaction; waits a little for transactions that hold the documents."""
+        """Commit outside of any transaction; waits a little for transactions that hold locks on the documents."""
         database = self._documents.database(database_name)
         paths = _paths(database_name, requested)
         owner = Owner()
@@ -71,7 +71,7 @@ class Commits:
         return response
 
     async def batch_write(self, request: Pb) -> Pb:
-        """Commit each write by itself; one that is refused leaves the others alone."""
+        """Commit each write by itself; a refused one does not affect the others."""
         targets = [writes.target(write) for write in request.writes]
         if len(set(targets)) < len(targets):
             raise invalid("A batch may write a document only once.")

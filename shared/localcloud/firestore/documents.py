@@ -1,7 +1,7 @@
-"""Documents in SQLite, in Firestore's order, and the versions that open snapshots still see.
+"""Documents in SQLite, in Firestore's order, and old versions that open snapshots still read.
 
 A document's `update_time` is its version: commit times are whole microseconds and strictly increase, also over
-restarts, so two versions of a document never share one.
+restarts, so two versions of a document never have the same time.
 """
 
 from collections import OrderedDict, defaultdict, deque
@@ -31,30 +31,30 @@ CREATE INDEX IF NOT EXISTS documents_by_collection ON documents (database, colle
 """
 
 CACHED_BYTES_MAX = 32 << 20
-"""Serialised size of the parsed documents kept in memory; parsed they take a few times that."""
+"""Serialised size of the parsed documents cached in memory; parsed they take a few times that."""
 
 CHANGES_KEPT = 4096
-"""Changes remembered for listeners that come back; who was away longer starts afresh."""
+"""Changes kept for listeners that reconnect. A listener that missed more starts from scratch."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scope:
-    """Which documents a query looks at, before its filters."""
+    """The documents that a query considers before its filters."""
 
     database: int
     parent: bytes
-    """Only documents below this path; empty is the root."""
+    """The path that documents must be below; empty is the root."""
     collection: str | None
-    """Only documents in collections of this id; None is any."""
+    """The id of the collections that documents must be in; None is any."""
     all_descendants: bool
-    """Whether collections at any depth below the parent count, or only its own."""
+    """Whether collections at any depth below the parent count, or only its direct ones."""
     low: bytes = b""
-    """Only paths at or after this one."""
+    """The lowest path, inclusive."""
     high: bytes = names.AFTER_DESCENDANTS
-    """Only paths before this one."""
+    """The highest path, exclusive."""
 
     def holds(self, path: bytes) -> bool:
-        """Whether a document's path is in this scope."""
+        """Return whether a document's path is in this scope."""
         if not (path.startswith(self.parent) and self.low <= path < self.high):
             return False
         below = names.decode(path[len(self.parent) :])
@@ -65,7 +65,7 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """What a commit did to one document."""
+    """The effect of a commit on one document."""
 
     at_us: int
     database: int
@@ -73,7 +73,7 @@ class Change:
 
 
 class Documents:
-    """All documents of all databases; used from one event loop, never across an `await`."""
+    """All documents of all databases. Use it from one event loop, never across an `await`."""
 
     def __init__(self, path: Path | None, clock: Callable[[], datetime]) -> None:
         self._store = Store(path, SCHEMA)
@@ -88,18 +88,18 @@ class Documents:
         self.changes: deque[Change] = deque(maxlen=CHANGES_KEPT)
         """The newest changes, oldest first."""
         self.changes_since_us = self.now_us()
-        """Every change after this instant is in `changes`."""
+        """The instant after which every change is in `changes`."""
 
     def now_us(self) -> int:
-        """The time, never before the last commit's."""
+        """Return the present time, never before the last commit's."""
         return max(times.from_datetime(self._clock()), self.last_us)
 
     def next_us(self) -> int:
-        """A time for a commit, after all others."""
+        """Return a time for a commit, after all others."""
         return max(times.from_datetime(self._clock()), self.last_us + 1)
 
     def database(self, name: str) -> int:
-        """The number of a database; one comes to be when it is first named."""
+        """Return the number of a database, creating it on first use."""
         if (known := self._databases.get(name)) is not None:
             return known
         names.check_database(name)
@@ -109,10 +109,10 @@ class Documents:
         return self._databases[name]
 
     def database_names(self) -> dict[int, str]:
-        """Every database that was ever named, by number."""
+        """Return the names of all databases by number."""
         return {row[0]: row[1] for row in self._store.execute("SELECT id, name FROM databases")}
 
-    # Reading. What is answered is shared: copy before changing it.
+    # Reading. Returned documents are shared: copy one before changing it.
 
     def get(self, database: int, path: bytes, at_us: int | None = None) -> Pb | None:
         """Return a document as it is, or as it was at the time of an open snapshot."""
@@ -132,7 +132,7 @@ class Documents:
         return document
 
     def scan(self, scope: Scope, at_us: int | None = None) -> Iterator[tuple[bytes, Pb]]:
-        """Every document in a scope with its path, in path order."""
+        """Yield every document in a scope with its path, in path order."""
         if at_us is None or not self._replaced:
             yield from self._scan_current(scope)
             return
@@ -157,7 +157,7 @@ class Documents:
         elif scope.collection is not None:
             where += " AND collection = ?"
             parameters.append(scope.collection)
-        # Paths alone come from an index; bodies are read only when they are not in memory.
+        # An index yields the paths; bodies are read only when they are not cached.
         rows = self._store.execute(
             f"SELECT path FROM documents WHERE {where} ORDER BY path",  # noqa: S608 - from the constants above
             tuple(parameters),
@@ -169,7 +169,7 @@ class Documents:
                 yield path, document
 
     def children(self, database: int, parent: bytes, after: bytes = b"") -> Iterator[bytes]:
-        """Distinct paths one segment below a path that are or lead to a document, in order, `after` one of them."""
+        """Yield distinct child paths that are, or lead to, a document, in order, those after the child `after`."""
         after = after + names.AFTER_DESCENDANTS if after else parent
         while True:
             row = self._store.execute(
@@ -222,21 +222,21 @@ class Documents:
                 self.changes_since_us = self.changes[0].at_us
             self.changes.append(change)
 
-    # Who watches.
+    # Listeners.
 
     def listen(self, listener: Callable[[list[Change]], None]) -> Callable[[], None]:
-        """Call `listener` after each commit; returns what ends that."""
+        """Call `listener` after each commit. Returns a function that stops it."""
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
     def open_snapshot(self) -> int:
-        """Keep what is there now readable as of the answered time, until `close_snapshot`."""
+        """Keep the present state readable as of the returned time, until `close_snapshot`."""
         at_us = self.last_us
         self._snapshots[at_us] += 1
         return at_us
 
     def close_snapshot(self, at_us: int) -> None:
-        """Forget the versions that nobody can read any more."""
+        """Drop the versions that no open snapshot can read any more."""
         self._snapshots[at_us] -= 1
         if not self._snapshots[at_us]:
             del self._snapshots[at_us]
@@ -262,7 +262,7 @@ class Documents:
 
 
 class _Cache:
-    """Parsed documents, least recently used first out; bounded by their serialised bytes."""
+    """An LRU cache of parsed documents, bounded by their serialised bytes."""
 
     def __init__(self) -> None:
         self._documents: OrderedDict[tuple[int, bytes], tuple[Pb, int]] = OrderedDict()

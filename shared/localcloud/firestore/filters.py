@@ -1,4 +1,4 @@
-"""Filters: which documents a query matches, and the disjunctions that a filter amounts to.
+"""Filters: tests of documents, and the disjunctions that a filter expands to.
 
 Source of the rules: https://firebase.google.com/docs/firestore/query-data/queries, read 2026-11-25.
 """
@@ -17,7 +17,7 @@ Op = FieldFilter.Operator
 Unary = UnaryFilter.Operator
 
 Test = Callable[[Pb], bool]
-"""Whether a document passes."""
+"""A function that returns whether a document matches."""
 
 INEQUALITIES = frozenset(
     {Op.LESS_THAN, Op.LESS_THAN_OR_EQUAL, Op.GREATER_THAN, Op.GREATER_THAN_OR_EQUAL, Op.NOT_EQUAL, Op.NOT_IN}
@@ -34,7 +34,7 @@ _UNLISTED = {
     Op.IN: frozenset({values.NULL_KEY, values.NAN_KEY}),
     Op.ARRAY_CONTAINS_ANY: frozenset({values.NULL_KEY}),
 }
-"""Equal to nothing when they stand in a list of alternatives."""
+"""Values that match nothing when they are listed as alternatives."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,16 +45,16 @@ class Term:
     op: int
     """A `FieldFilter.Operator`; unary filters are EQUAL and NOT_EQUAL with null or NaN."""
     keys: tuple[bytes, ...]
-    """Order keys of the operand, of its elements where the operator takes a list."""
+    """Order keys of the operand, or of its elements where the operator takes a list."""
 
     @property
     def is_inequality(self) -> bool:
-        """Whether it orders the results by its field."""
+        """Whether the comparison orders the results by its field."""
         return self.op in INEQUALITIES
 
 
 def terms(where: Pb) -> Iterator[Term]:
-    """Every comparison in a filter, in order of appearance."""
+    """Yield every comparison in a filter, in order of appearance."""
     match where.WhichOneof("filter_type"):
         case "composite_filter":
             if where.composite_filter.op not in {CompositeFilter.Operator.AND, CompositeFilter.Operator.OR}:
@@ -70,7 +70,9 @@ def terms(where: Pb) -> Iterator[Term]:
 
 
 def disjunctions(where: Pb) -> list[list[Term]]:
-    """The filter as alternatives of comparisons that must all hold; IN and ARRAY_CONTAINS_ANY are alternatives too.
+    """Expand a filter into alternatives, each a list of comparisons that must all hold.
+
+    IN and ARRAY_CONTAINS_ANY are alternatives too.
 
     Raises:
         Refused: There are more alternatives than production evaluates.
@@ -78,7 +80,7 @@ def disjunctions(where: Pb) -> list[list[Term]]:
     if where.WhichOneof("filter_type") != "composite_filter":
         (term,) = terms(where)
         return [[single] for single in _alternatives(term)]
-    # What is said twice counts once.
+    # Repeated parts count once.
     parts = {part.SerializeToString(deterministic=True): part for part in where.composite_filter.filters}
     inner = [disjunctions(part) for part in parts.values()]
     if where.composite_filter.op == CompositeFilter.Operator.OR:
@@ -146,7 +148,7 @@ def _unary_term(unary: Pb) -> Term:
 
 
 def compile_filter(where: Pb) -> Test:
-    """Turn a filter into a test of documents."""
+    """Compile a filter into a test of documents."""
     if where.WhichOneof("filter_type") != "composite_filter":
         (term,) = terms(where)
         return compile_term(term)
@@ -157,7 +159,7 @@ def compile_filter(where: Pb) -> Test:
 
 
 def compile_term(term: Term) -> Test:
-    """Turn one comparison into a test of documents."""
+    """Compile one comparison into a test of documents."""
     if term.op in {Op.ARRAY_CONTAINS, Op.ARRAY_CONTAINS_ANY}:
         return _contains(term)
     holds = _comparison(term)
@@ -170,7 +172,7 @@ def compile_term(term: Term) -> Test:
 
 
 def field_key(document: Pb, path: values.FieldPath) -> bytes | None:
-    """The order key of a document's field, None where it has none; `__name__` is its reference."""
+    """Return the order key of a document's field, None where it has none; `__name__` is its reference."""
     if path == values.NAME:
         return values.reference_key(document.name)
     value = values.get_field(document.fields, path)

@@ -1,11 +1,11 @@
-"""Which composite index a query needs, and whether a declared one serves it.
+"""Composite indexes: which one a query needs, and whether a declared one serves it.
 
-What production keeps by itself: for every field of a collection an index in each direction and one for
-array-contains. They serve one field's range or order, and any number of equalities and array-contains, which are
-merged. Everything else needs a composite index: a prefix of equalities in any order, then what the results are
-sorted by, all directions as asked or all reversed. Collection groups have nothing by themselves.
+Production keeps for every field of a collection an index in each direction and one for array-contains. They serve
+one field's range or order, and any number of equalities and array-contains, by merging indexes. Everything else
+needs a composite index: a prefix of equalities in any order, then the sort fields, with all directions as requested
+or all reversed. Collection groups have no automatic indexes.
 
-Each alternative of an OR (IN and ARRAY_CONTAINS_ANY are ORs) is looked up for itself.
+Each alternative of an OR (IN and ARRAY_CONTAINS_ANY are ORs) is checked separately.
 Source: https://firebase.google.com/docs/firestore/query-data/index-overview and .../multiple-range-fields, read
 2026-11-25.
 """
@@ -27,28 +27,28 @@ QueryScope = Literal["COLLECTION", "COLLECTION_GROUP"]
 
 @dataclass(frozen=True, slots=True)
 class IndexField:
-    """One field of an index and how it is kept."""
+    """One field of an index and its mode."""
 
     path: values.FieldPath
     mode: Mode
 
     @classmethod
     def parse(cls, field: Mapping[str, str]) -> Self:
-        """Read `{"path": …, "order": …}` or `{"path": …, "array": "CONTAINS"}`."""
+        """Parse `{"path": …, "order": …}` or `{"path": …, "array": "CONTAINS"}`."""
         mode = field["array"] if "array" in field else field["order"]
         if mode not in ({"CONTAINS"} if "array" in field else {"ASCENDING", "DESCENDING"}):
-            raise ValueError(f"index field {field['path']}: {mode} is neither an order nor CONTAINS")
+            raise ValueError(f"index field {field['path']}: {mode} is not ASCENDING, DESCENDING or CONTAINS.")
         return cls(values.parse_path(field["path"]), mode)  # type: ignore[arg-type]
 
     def as_dict(self) -> dict[str, str]:
-        """What `parse` reads."""
+        """Return the form that `parse` reads."""
         kind = "array" if self.mode == "CONTAINS" else "order"
         return {"path": values.render_path(self.path), kind: self.mode}
 
 
 @dataclass(frozen=True, slots=True)
 class CompositeIndex:
-    """An index as the declaration has it; `__name__` comes last by itself, in the direction of the last field."""
+    """An index of the declaration. `__name__` implicitly comes last, in the direction of the last field."""
 
     collection: str
     fields: tuple[IndexField, ...]
@@ -56,22 +56,22 @@ class CompositeIndex:
 
     @classmethod
     def parse(cls, index: Mapping[str, Any]) -> Self:
-        """Read one entry of the declaration.
+        """Parse one entry of the declaration.
 
         Raises:
-            ValueError: It says something that no index can be.
-            KeyError: It lacks something.
+            ValueError: A value is not allowed in an index.
+            KeyError: A key is missing.
         """
         scope = index.get("scope", "COLLECTION")
         if scope not in {"COLLECTION", "COLLECTION_GROUP"}:
-            raise ValueError(f"index on {index['collection']}: {scope} is no scope")
+            raise ValueError(f"index on {index['collection']}: {scope} is not COLLECTION or COLLECTION_GROUP.")
         fields = tuple(map(IndexField.parse, index["fields"]))
         if not fields:
-            raise ValueError(f"index on {index['collection']} has no fields")
+            raise ValueError(f"index on {index['collection']} has no fields.")
         return cls(index["collection"], fields, scope)
 
     def as_dict(self) -> dict[str, Any]:
-        """What `parse` reads."""
+        """Return the form that `parse` reads."""
         return {
             "collection": self.collection,
             "scope": self.scope,
@@ -81,21 +81,21 @@ class CompositeIndex:
 
 @dataclass(frozen=True, slots=True)
 class _Need:
-    """What one alternative of a query asks of its indexes."""
+    """The index that one alternative of a query needs."""
 
     collection: str
     scope: QueryScope
     pinned: tuple[IndexField, ...]
-    """Fields held to one value; `order` is any direction."""
+    """The fields compared with one value; `order` is any direction."""
     sorted_by: tuple[Order, ...]
-    """Then these, in order; without `__name__`."""
+    """The sort fields that follow, in order, without `__name__`."""
     name_descending: bool
     aggregated: tuple[values.FieldPath, ...]
-    """Then these, in any order and direction."""
+    """The aggregated fields that follow, in any order and direction."""
 
     @property
     def is_automatic(self) -> bool:
-        """Whether the indexes that production keeps by itself serve it."""
+        """Whether the automatic indexes of production serve it."""
         further = {order.path for order in self.sorted_by} | set(self.aggregated)
         if not self.pinned and not further:
             return True
@@ -107,7 +107,7 @@ class _Need:
         return not self.pinned and len(further) == 1 and (natural or bool(self.aggregated))
 
     def as_index(self) -> CompositeIndex:
-        """The smallest index that serves it alone."""
+        """Return the smallest index that serves it alone."""
         fields = [*self.pinned, *map(_sorted_field, self.sorted_by)]
         fields += [IndexField(path, "ASCENDING") for path in self.aggregated]
         name_descends_by_itself = bool(fields) and fields[-1].mode == "DESCENDING"
@@ -116,7 +116,7 @@ class _Need:
         return CompositeIndex(self.collection, tuple(fields), self.scope)
 
     def pinned_by(self, index: CompositeIndex) -> frozenset[values.FieldPath] | None:
-        """The pinned fields that an index covers, if after them it continues as this needs; None if not."""
+        """Return the pinned fields that an index covers if its remaining fields match this need; None if not."""
         if (index.collection, index.scope) != (self.collection, self.scope):
             return None
         pinned = {field.path: field.mode == "CONTAINS" for field in self.pinned}
@@ -155,7 +155,7 @@ def _sorted_field(order: Order) -> IndexField:
 
 def _needs(structured: Pb, aggregated: Iterable[values.FieldPath]) -> list[_Need]:
     if not structured.from_ or not structured.from_[0].collection_id:
-        return []  # All collections at once are read by name only.
+        return []  # A query of all collections at once is read by name only.
     has_filter = structured.HasField("where")
     terms = list(filters.terms(structured.where)) if has_filter else []
     orders = normalized_orders(structured, terms)
@@ -187,14 +187,14 @@ def _need(selector: Pb, branch: list[Term], orders: list[Order], aggregated: tup
 
 
 def required_index(structured: Pb, aggregated: Iterable[values.FieldPath] = ()) -> CompositeIndex | None:
-    """The smallest composite index for a query.
+    """Return the smallest composite index for a query.
 
     Args:
         structured: A `StructuredQuery` that `Query` accepts.
         aggregated: The fields that are summed or averaged over it.
 
     Returns:
-        The index that the first alternative in need of one needs; None when none does.
+        The index for the first alternative that needs one; None when none does.
     """
     return missing_index(structured, (), aggregated)
 
@@ -202,7 +202,7 @@ def required_index(structured: Pb, aggregated: Iterable[values.FieldPath] = ()) 
 def missing_index(
     structured: Pb, declared: Iterable[CompositeIndex], aggregated: Iterable[values.FieldPath] = ()
 ) -> CompositeIndex | None:
-    """The composite index that a query lacks; None when the declared ones, alone or merged, serve it."""
+    """Return the composite index that a query lacks; None when the declared ones, alone or merged, serve it."""
     declared = tuple(declared)
     for need in _needs(structured, aggregated):
         if need.is_automatic:
@@ -214,7 +214,7 @@ def missing_index(
 
 
 def check(structured: Pb, declared: Iterable[CompositeIndex], aggregated: Iterable[values.FieldPath] = ()) -> None:
-    """Refuse a query that production would refuse for want of a composite index."""
+    """Refuse a query that lacks a composite index, as production does."""
     if (index := missing_index(structured, declared, aggregated)) is not None:
         raise failed_precondition(
             "The query requires an index. You can create it by adding to the declaration: "

@@ -1,10 +1,10 @@
-"""Listening: a stream that first says what there is and then what changes.
+"""The Listen stream: it first sends the present results, then each change.
 
     client   add_target 1 ──────────────────────────────────────
     server   ADD 1 · documents · CURRENT 1 · NO_CHANGE (read_time, resume_token) · changes · NO_CHANGE · …
 
-Each NO_CHANGE without target ids closes one consistent view. A client that comes back with a resume token gets only
-what changed since; when that is no longer known, RESET and everything.
+Each NO_CHANGE without target ids closes one consistent view. A client that reconnects with a resume token gets only
+what changed since. When that is no longer known, it gets RESET and all documents.
 """
 
 import asyncio
@@ -20,9 +20,9 @@ from localcloud.firestore.refusals import Refused, invalid
 from localcloud.firestore.transactions import version
 
 DIRTY_MAX = 10_000
-"""Changed documents to look at one by one; beyond, targets are read anew."""
+"""Changed documents to check one by one; beyond that, targets are read again in full."""
 TARGETS_MAX = 100
-"""Targets of one stream."""
+"""Most targets of one stream."""
 REQUESTS_AHEAD_MAX = 16
 
 Kind = TargetChange.TargetChangeType
@@ -30,17 +30,17 @@ Kind = TargetChange.TargetChangeType
 
 @dataclass(eq=False, slots=True)
 class _Target:
-    """What one target watches and what its client knows."""
+    """One target: what it watches and what its client has."""
 
     target_id: int
     query: Query | None
     paths: dict[bytes, str]
-    """The named documents, when it is no query."""
+    """The named documents, when the target is not a query."""
     known: dict[bytes, int] = field(default_factory=dict)
-    """The version of each document the client has in this target."""
+    """The version of each document that the client has in this target."""
 
     def is_reordered_by(self, paths: set[bytes]) -> bool:
-        """Whether changes at these paths may push others out of, or let them into, the results."""
+        """Return whether changes at these paths may move other documents out of, or into, the results."""
         return self.query is not None and self.query.is_cut and any(map(self.query.scope.holds, paths))
 
 
@@ -51,7 +51,7 @@ class Listening:
         self._documents = documents
         self._declared = declared
         self._targets: dict[int, _Target] = {}
-        self._database = 0  # None yet; the first request names it.
+        self._database = 0  # 0 until the first request names the database.
         self._database_name = ""
         self._dirty: set[bytes] | None = set()
         """Paths changed since the last answer; None when too many to list."""
@@ -59,7 +59,7 @@ class Listening:
         self._requests: asyncio.Queue[Pb | None] = asyncio.Queue(REQUESTS_AHEAD_MAX)
 
     async def answer(self, requests: AsyncIterator[Pb]) -> AsyncIterator[Pb]:
-        """Answer the client's requests and tell it of changes until it hangs up."""
+        """Answer the client's requests and send changes until it hangs up."""
         stop = self._documents.listen(self._note)
         reader = asyncio.create_task(self._read(requests))
         try:
@@ -90,7 +90,7 @@ class Listening:
         self._wake.set()
 
     def _respond(self) -> tuple[list[Pb], bool]:
-        """Everything to say now, of one instant, and whether the client has hung up."""
+        """Return all messages to send for one instant, and whether the client has hung up."""
         dirty, self._dirty = self._dirty, set()
         responses = [
             response for target in self._targets.values() for response in self._changes(target, dirty)
@@ -144,7 +144,7 @@ class Listening:
         return _Target(target_id, query, {})
 
     def _catch_up(self, target: _Target, wanted: Pb) -> Iterator[Pb]:
-        """What the client does not know yet of a new target."""
+        """Yield what the client does not have yet of a new target."""
         since_us = _resume_us(wanted)
         if since_us is None:
             yield from self._changes(target, None)
@@ -156,13 +156,13 @@ class Listening:
                 change.path for change in self._documents.changes
                 if change.at_us > since_us and change.database == self._database
             }  # fmt: skip
-            # What the client has is not known; assume what is there now, older than its token, and what changed.
+            # The client's documents are unknown: assume what is there now, older than its token, and what changed.
             target.known = {path: version(document) or 0 for path, document in self._current(target).items()}
             target.known |= dict.fromkeys(changed, 0)
             yield from self._changes(target, changed)
 
     def _current(self, target: _Target) -> dict[bytes, Pb]:
-        """The documents of a target as they are now."""
+        """Return the documents of a target as they are now."""
         if target.query is not None:
             results, _ = target.query.run()
             return {names.encode(names.split(document.name)[1]): document for document in results}
@@ -170,7 +170,7 @@ class Listening:
         return {path: document for path, document in found.items() if document is not None}
 
     def _changes(self, target: _Target, dirty: set[bytes] | None) -> Iterator[Pb]:
-        """How a target differs from what its client knows; `dirty` are the paths to look at, None is all."""
+        """Yield how a target differs from what its client has; `dirty` are the paths to check, None is all."""
         whole = dirty is None or target.is_reordered_by(dirty)
         current = self._current(target) if whole else {}
         paths = target.known.keys() | current.keys() | target.paths.keys() if whole else dirty or set()
@@ -182,7 +182,7 @@ class Listening:
                 yield self._gone(target, path)
 
     def _member(self, target: _Target, path: bytes) -> Pb | None:
-        """The document at a path if it belongs to a target."""
+        """Return the document at a path if it belongs to a target."""
         if target.query is None and path not in target.paths:
             return None
         document = self._documents.get(self._database, path)

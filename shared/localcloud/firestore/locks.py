@@ -1,10 +1,10 @@
-"""Locks in order of age: who began first goes first, whoever waits is served, and no cycle lasts.
+"""Locks in order of age: the oldest waiting owner gets a lock next, no owner starves, and deadlocks are broken.
 
     T1 begins, reads a ─── holds a ─────────── commits
        T2 begins, reads a ── waits ─────────── holds a ── commits
           T3 begins, reads a ── waits ────────────────── holds a
 
-A transaction that retries keeps its age, and with it its place in line.
+A transaction that retries keeps its age, and so its place in the queue.
 """
 
 import asyncio
@@ -20,15 +20,15 @@ _ages = itertools.count(1)
 
 @dataclass(eq=False, slots=True)
 class Owner:
-    """Who holds locks: a transaction, or one write outside of any."""
+    """An owner of locks: a transaction, or one write outside of any."""
 
     age: int = field(default_factory=lambda: next(_ages))
-    """Smaller is older."""
+    """A smaller number is older."""
     held: set[Key] = field(default_factory=set)
     awaited: dict[Key, int] = field(default_factory=dict)
-    """What it waits for now, with how many calls wait for it."""
+    """The keys that it waits for, with the number of calls that wait for each."""
     lost: bool = False
-    """It gave up its locks so that others could go on; it must not commit."""
+    """Whether it gave up its locks to break a deadlock; it must not commit."""
 
 
 @dataclass(eq=False, slots=True)
@@ -48,15 +48,15 @@ class Locks:
         self._waiters: dict[Key, list[_Waiter]] = {}
 
     async def acquire(self, owner: Owner, keys: Iterable[Key], *, wait_s: float) -> bool:
-        """Take locks one after the other, waiting where another holds one.
+        """Take locks one after the other; waits where another owner holds one.
 
         Args:
-            owner: Who takes them; what it holds already it keeps.
-            keys: In the same order for everybody, or cycles are likelier than they must be.
-            wait_s: How long to wait in all, seconds.
+            owner: The owner that takes them; it keeps those it holds already.
+            keys: The keys, in the same order for all owners; another order makes deadlocks likelier.
+            wait_s: The most seconds to wait for all of them.
 
         Returns:
-            Whether the owner now holds all of them. When not, `owner.lost` says so, and it holds nothing.
+            Whether the owner now holds all of them. If not, `owner.lost` is set and it holds none.
         """
         missing = [key for key in keys if key not in owner.held]
         if not owner.lost and all(self._take(owner, key) for key in missing):
@@ -98,7 +98,7 @@ class Locks:
             self.give_up(max(cycle, key=lambda member: member.age))
 
     def _cycle(self, owner: Owner) -> list[Owner] | None:
-        """The owners on a way from `owner`, over who holds what each waits for, back to it."""
+        """Return the owners of a deadlock that includes `owner`, or None."""
         seen: set[int] = set()
 
         def follow(path: list[Owner]) -> list[Owner] | None:
@@ -116,7 +116,7 @@ class Locks:
         return follow([owner])
 
     def give_up(self, owner: Owner) -> None:
-        """Take everything from an owner, what it waits for included; it can only abort now."""
+        """Release everything of an owner and stop its waits; it can only abort now."""
         owner.lost = True
         for key in list(owner.awaited):
             for waiter in self._waiters.get(key, ()):
@@ -125,7 +125,7 @@ class Locks:
         self.release(owner)
 
     def release(self, owner: Owner) -> None:
-        """Give all locks of an owner to who has waited for them longest by age."""
+        """Pass each lock of an owner to the oldest owner that waits for it."""
         for key in owner.held:
             del self._holders[key]
             for waiter in self._waiters.get(key, ()):
@@ -137,13 +137,13 @@ class Locks:
         owner.held = set()
 
     def is_held_by_another(self, owner: Owner | None, key: Key) -> bool:
-        """Whether somebody else holds the lock."""
+        """Return whether another owner holds the lock."""
         holder = self._holders.get(key)
         return holder is not None and holder is not owner
 
     @property
     def waiting(self) -> int:
-        """How many wait."""
+        """How many calls wait for a lock."""
         return sum(map(len, self._waiters.values()))
 
     @property

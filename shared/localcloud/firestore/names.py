@@ -1,7 +1,7 @@
 """Resource names, and paths as bytes that sort as Firestore sorts documents.
 
 A path is the segments below `documents`: (`jobs`, `j1`) is a document, (`jobs`,) a collection. As bytes, each
-segment ends itself, so a path's descendants are exactly the byte strings that start with it.
+segment has a terminator, so a path's descendants are exactly the byte strings that start with it.
 Source: https://cloud.google.com/firestore/quotas, read 2026-11-25.
 """
 
@@ -12,10 +12,10 @@ from localcloud.firestore.refusals import invalid
 
 SEGMENT_BYTES_MAX = 1500
 PATH_DEPTH_MAX = 100
-"""Collections a document's path may pass through."""
+"""Most collections in a document's path."""
 
 AFTER_DESCENDANTS = b"\xff"
-"""Appended to a path, sorts after all of its descendants."""
+"""A suffix: a path with it sorts after all descendants of the path."""
 
 _NAME = re.compile(r"(projects/[^/]+/databases/[^/]+)/documents(?:/(.*))?", re.DOTALL)
 _DATABASE = re.compile(r"projects/[^/]+/databases/[^/]+")
@@ -28,10 +28,10 @@ _END = b"\x00\x01"
 
 @lru_cache(maxsize=16_384)
 def split(name: str) -> tuple[str, tuple[str, ...]]:
-    """Take a resource name apart.
+    """Split a resource name.
 
     Returns:
-        The database's name and the segments below `documents`, none for the root.
+        The database's name and the segments below `documents`; no segments for the root.
 
     Raises:
         Refused: The name is not of this shape.
@@ -46,14 +46,14 @@ def split(name: str) -> tuple[str, tuple[str, ...]]:
 
 
 def check_database(name: str) -> str:
-    """Return the database's name if it is one."""
+    """Return the database's name; a malformed one is refused."""
     if not _DATABASE.fullmatch(name):
         raise invalid(f'Invalid database name: "{name}".')
     return name
 
 
 def parent_segments(name: str) -> tuple[str, tuple[str, ...]]:
-    """Take the name of a document, or of the root above all, apart as `split` does."""
+    """Split the name of a document, or of the root, as `split` does."""
     database, segments = split(name)
     if len(segments) % 2:
         raise invalid(f'The parent "{name}" is not a document.')
@@ -90,13 +90,13 @@ def check_writable(name: str) -> None:
 
 
 def encode_text(text: bytes) -> bytes:
-    """Bytes that sort like `text` and end themselves."""
+    """Encode bytes so that they sort like `text` and end with a terminator."""
     return text.replace(b"\x00", b"\x00\xff") + _END
 
 
 @lru_cache(maxsize=16_384)
 def encode(segments: tuple[str, ...]) -> bytes:
-    """Turn a path into bytes that sort as Firestore sorts it."""
+    """Encode a path as bytes that sort as Firestore sorts it."""
     return b"".join(map(_encode_segment, segments))
 
 
@@ -109,7 +109,7 @@ def _encode_segment(segment: str) -> bytes:
 
 
 def decode(path: bytes) -> tuple[str, ...]:
-    """Turn a path's bytes back into segments."""
+    """Decode a path's bytes into segments."""
     segments = []
     at = 0
     while at < len(path):
@@ -125,5 +125,5 @@ def decode(path: bytes) -> tuple[str, ...]:
 
 
 def join(database: str, segments: tuple[str, ...]) -> str:
-    """Make a resource name."""
+    """Build a resource name."""
     return "/".join((database, "documents", *segments))

@@ -1,4 +1,4 @@
-"""What results are sorted by: as asked, and what production adds."""
+"""Sort orders of a query: the requested ones, and those that production adds."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ class Order:
     descending: bool
 
     def key(self, key: bytes) -> bytes:
-        """The value's order key as this order sorts it."""
+        """Return the value's order key as this order sorts it."""
         return values.invert(key) if self.descending else key
 
 
 def normalized_orders(structured: Pb, terms: Iterable[Term]) -> list[Order]:
-    """All fields results are sorted by: as asked, then fields of inequalities by name, then `__name__`.
+    """Return all sort fields: the requested ones, then fields of inequalities by name, then `__name__`.
 
-    What is implied takes the direction of the last order asked for.
+    Added fields take the direction of the last requested order.
     """
     orders = [
         Order(values.parse_path(order.field.field_path), order.direction == DESCENDING) for order in structured.order_by
@@ -41,12 +41,12 @@ def normalized_orders(structured: Pb, terms: Iterable[Term]) -> list[Order]:
 
 
 def sorted_by_also(structured: Pb, orders: Sequence[Order], further: Iterable[values.FieldPath]) -> Pb:
-    """A query that sorts by further fields too, just before the name, and so needs its results to have them.
+    """Return a query that also sorts by further fields, just before the name, so that its results must have them.
 
     Args:
         structured: A `StructuredQuery`; not changed.
-        orders: All that its results are sorted by, by the name last.
-        further: What to add; fields that are sorted by already stay where they are.
+        orders: All sort orders of its results, the name last.
+        further: The fields to add; fields that are sorted by already stay where they are.
     """
     *sorted_by, name = orders
     known = {order.path for order in sorted_by}

@@ -1,6 +1,6 @@
 """The raw protobuf classes under the client library's wrappers, which are several times slower.
 
-Descriptors carry no type annotations, so a message is `Any` here; names say which one is meant.
+Descriptors carry no type annotations, so a message is `Any` here; names tell which message is meant.
 """
 
 from typing import Any, TypeAlias

@@ -1,4 +1,4 @@
-"""Structured queries: what they look at, in which order, and what they answer."""
+"""Structured queries: their scope, their order, and their results."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from localcloud.firestore.protos import CompositeFilter, Document, Pb
 from localcloud.firestore.refusals import invalid
 
 _NAME_END = b"\x00"
-"""After a path, so that none is the start of another and `invert` turns their order around."""
+"""The terminator of a path in a sort key: no key is a prefix of another, so `invert` reverses their order."""
 
 SortKey = tuple[bytes, ...]
 """One order key for each order, already inverted where the order descends."""
@@ -19,28 +19,28 @@ SortKey = tuple[bytes, ...]
 
 @dataclass(frozen=True, slots=True)
 class Bound:
-    """Where results start or end: a position in the order, of as many keys as were given."""
+    """The start or end of the results: a position in the order, given by one or more keys."""
 
     key: SortKey
     before: bool
     """Whether the position is just before the equal documents, or just after them."""
 
     def is_after(self, key: SortKey) -> bool:
-        """Whether this position comes after a document that sorts at `key`."""
+        """Return whether this position comes after a document that sorts at `key`."""
         prefix = key[: len(self.key)]
         return prefix < self.key or (prefix == self.key and not self.before)
 
 
 class Query:
-    """A query of one database, checked and compiled; it can be run any number of times."""
+    """A checked and compiled query of one database; it can be run any number of times."""
 
     def __init__(self, documents: Documents, parent: str, structured: Pb) -> None:
         """Check and compile a query.
 
         Args:
-            documents: What it will run on.
-            parent: The resource name of the document or root it starts from.
-            structured: A `StructuredQuery`; not kept changed.
+            documents: The documents that it runs on.
+            parent: The resource name of the document or root that it starts from.
+            structured: A `StructuredQuery`; not changed.
 
         Raises:
             Refused: Production would refuse it, or this server cannot run it.
@@ -60,11 +60,11 @@ class Query:
         self._projection = selected if structured.HasField("select") and selected else None
         self.scope = self._scope(database, segments)
         self.fingerprint = (parent, structured.SerializeToString(deterministic=True))
-        """Equal for equal queries."""
+        """A key that is equal for equal queries."""
 
     @property
     def is_cut(self) -> bool:
-        """Whether a document's place among the others decides that it is a result."""
+        """Whether a limit or an offset decides which documents are results."""
         return self._limit is not None or self._offset > 0
 
     def _scope(self, database: str, segments: tuple[str, ...]) -> Scope:
@@ -98,7 +98,7 @@ class Query:
     # Running.
 
     def matches(self, path: bytes, document: Pb) -> bool:
-        """Whether a document is a result, its place among the others aside."""
+        """Return whether a document matches, without regard to limit and offset."""
         if not self.scope.holds(path) or (self._matches is not None and not self._matches(document)):
             return False
         key = self._sort_key(path, document)
@@ -132,7 +132,7 @@ class Query:
         return [document for _, document in found[self._offset : end]], skipped
 
     def _sort_key(self, path: bytes, document: Pb) -> SortKey | None:
-        """Where a document sorts; None when it lacks a field that results are sorted by."""
+        """Return where a document sorts; None when it lacks a field that results are sorted by."""
         keys = []
         for order in self.orders:
             # Within a database, paths sort as references do, and are at hand.
@@ -148,12 +148,12 @@ class Query:
         return self._end is None or self._end.is_after(key)
 
     def project(self, document: Pb) -> Pb:
-        """The document with the selected fields only."""
+        """Return the document with the selected fields only."""
         return document if self._projection is None else masked(document, self._projection)
 
 
 def masked(document: Pb, paths: Iterable[values.FieldPath]) -> Pb:
-    """A document with only the fields at the given paths; `__name__` selects none."""
+    """Return a document with only the fields at the given paths; `__name__` selects none."""
     part = Document(name=document.name, create_time=document.create_time, update_time=document.update_time)
     for path in paths:
         value = values.get_field(document.fields, path)
@@ -163,13 +163,13 @@ def masked(document: Pb, paths: Iterable[values.FieldPath]) -> Pb:
 
 
 def _name_range(structured: Pb) -> tuple[bytes, bytes]:
-    """The paths that `__name__` comparisons leave, so that a scan need not look further."""
+    """Return the range of paths that `__name__` comparisons allow, to shorten the scan."""
     lows = _name_bounds(structured.where, {Op.GREATER_THAN, Op.GREATER_THAN_OR_EQUAL, Op.EQUAL})
     highs = _name_bounds(structured.where, {Op.LESS_THAN, Op.LESS_THAN_OR_EQUAL, Op.EQUAL})
     orders = [order.field.field_path for order in structured.order_by]
     if structured.start_at.values and orders == ["__name__"] and structured.order_by[0].direction != DESCENDING:
         lows.append(names.encode(names.split(structured.start_at.values[0].reference_value)[1]))
-    # A path itself is the only one between it and its first descendant.
+    # No path sorts between a path itself and its first descendant.
     return max(lows, default=b""), min([high + b"\x00" for high in highs], default=names.AFTER_DESCENDANTS)
 
 

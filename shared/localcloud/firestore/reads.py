@@ -28,12 +28,12 @@ from localcloud.firestore.transactions import Transaction, Transactions
 PAGE_SIZE_DEFAULT = 300
 PAGE_SIZE_MAX = 5000
 PAGE_BYTES_MAX = 3 << 20
-"""Clients of an emulator may refuse messages over gRPC's default of 4 MiB."""
+"""Bytes of one page: clients of an emulator may refuse messages over gRPC's default of 4 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
 class _Reading:
-    """Inside which transaction a request reads."""
+    """The transaction that a request reads in."""
 
     transaction: Transaction | None = None
     announced: bytes = b""
@@ -41,7 +41,7 @@ class _Reading:
 
 
 class Reads:
-    """Answers what only reads."""
+    """The handlers of reading RPCs."""
 
     def __init__(
         self,
@@ -149,7 +149,7 @@ class Reads:
         if not aggregated:
             return query
         rules.check_aggregated(structured, query.terms, query.orders, aggregated)
-        # What is aggregated is read from the index that sorts by it, too.
+        # Aggregated fields are read from the index that sorts by them.
         return Query(self._documents, request.parent, sorted_by_also(structured, query.orders, aggregated))
 
     async def _results(self, query: Query, reading: _Reading) -> tuple[list[Pb], int, Pb]:
@@ -163,8 +163,8 @@ class Reads:
         return results, skipped, self._stamp(at_us)
 
     async def _lock_results(self, query: Query, transaction: Transaction) -> None:
-        # First the question itself, so that those who ask the same stand in one line; then the results, again and
-        # again until waiting for them has not changed them.
+        # First lock the query itself, so that transactions with the same query wait in one queue. Then lock the
+        # results, until waiting for the locks has not changed the results.
         if transaction.kind != "pessimistic":
             return
         await self._transactions.lock(transaction, [query.fingerprint], wait_s=self._lock_wait_s)
@@ -176,7 +176,7 @@ class Reads:
             await self._transactions.lock(transaction, keys, wait_s=self._lock_wait_s)
 
     async def partition_query(self, request: Pb) -> Pb:
-        """Split points that divide a collection group's documents evenly; all in one page."""
+        """Return split points that divide a collection group's documents evenly, all in one page."""
         if request.partition_count < 1:
             raise invalid("The partition count must be positive.")
         structured = request.structured_query

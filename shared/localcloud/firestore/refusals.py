@@ -1,4 +1,4 @@
-"""How a request is refused: with the status code that production gives."""
+"""Refusals with the status code that production answers."""
 
 import logging
 from typing import NoReturn
@@ -18,26 +18,26 @@ class Refused(Exception):
 
 
 def invalid(message: str) -> Refused:
-    """The request is wrong whatever the state."""
+    """Refuse a request that is wrong in any state."""
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def aborted(message: str) -> Refused:
-    """The transaction lost a race; the client may try again."""
+    """Abort a transaction that lost a race; the client may try again."""
     return Refused(grpc.StatusCode.ABORTED, message)
 
 
 def failed_precondition(message: str) -> Refused:
-    """The state is not what the request asks for."""
+    """Refuse what the present state does not allow."""
     return Refused(grpc.StatusCode.FAILED_PRECONDITION, message)
 
 
 def not_found(name: str) -> Refused:
-    """No document has this name."""
+    """Refuse the name of a document that does not exist."""
     return Refused(grpc.StatusCode.NOT_FOUND, f"No document to update: {name}")
 
 
 def refuse_unsupported(what: str) -> NoReturn:
-    """Say what this server does not do, instead of doing something else."""
-    log.warning("a client asked for %s, which is not implemented here", what)
+    """Refuse what this server does not support, instead of ignoring it."""
+    log.warning("A client asked for %s, which is not implemented here.", what)
     raise Refused(grpc.StatusCode.UNIMPLEMENTED, f"localcloud's Firestore does not support {what}")

@@ -1,4 +1,4 @@
-"""Queries that production refuses to run, whatever its indexes.
+"""Queries that production refuses to run, with any indexes.
 
 Source: https://firebase.google.com/docs/firestore/query-data/queries, read 2026-11-25, and the refusals of Google's
 emulator 1.19.9.
@@ -19,7 +19,7 @@ def check(structured: Pb, terms: Sequence[Term], orders: Sequence[Order]) -> Non
     Args:
         structured: A `StructuredQuery`.
         terms: Its comparisons.
-        orders: All that its results are sorted by.
+        orders: All sort orders of its results.
     """
     if structured.HasField("find_nearest"):
         refuse_unsupported("find_nearest")

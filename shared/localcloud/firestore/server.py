@@ -1,6 +1,6 @@
-"""Firestore v1 over gRPC: the RPCs that Google's clients send, and a loud UNIMPLEMENTED for every other.
+"""Firestore v1 over gRPC: the RPCs that Google's clients send; every other is logged and answered UNIMPLEMENTED.
 
-Atomicity comes from running on one event loop: what decides and what stores happens without an `await` between.
+Atomicity comes from one event loop: a request is decided and stored without an `await` in between.
 """
 
 import asyncio
@@ -38,7 +38,7 @@ SWEEP_EVERY_S = 60.0
 
 
 class Firestore:
-    """The service; `handlers` go into any `grpc.aio` server whose message limit is above 10 MiB."""
+    """The service. Add `handlers` to any `grpc.aio` server whose message limit is above 10 MiB."""
 
     def __init__(
         self,
@@ -55,14 +55,14 @@ class Firestore:
         """Open the state.
 
         Args:
-            path: The SQLite file; None keeps everything in memory.
-            clock: Answers the time, aware UTC.
-            indexes: The composite indexes there are; a query that needs another is refused.
-            ttl: Which fields say when a document expires.
-            mode: How transactions that do not say themselves keep out of one another's way.
-            ttl_delay_s: How long after it expires a document is deleted at the earliest, seconds.
-            lock_wait_s: How long a transaction waits for locks before it is set to abort, seconds.
-            write_wait_s: How long a write outside of transactions waits before it is ABORTED, seconds.
+            path: The SQLite file. None keeps everything in memory.
+            clock: Returns the time, aware UTC.
+            indexes: The composite indexes that exist; a query that needs another is refused.
+            ttl: The fields that hold when a document expires.
+            mode: The concurrency mode of transactions that do not choose one.
+            ttl_delay_s: The least seconds between a document's expiry and its deletion.
+            lock_wait_s: The most seconds that a transaction waits for locks before it must abort.
+            write_wait_s: The most seconds that a write outside of transactions waits before it is ABORTED.
         """
         self._documents = Documents(path, clock)
         self._transactions = Transactions(self._documents, mode)
@@ -74,7 +74,7 @@ class Firestore:
         self._chores: list[asyncio.Task[None]] = []
 
     def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
-        """What a `grpc.aio` server adds."""
+        """Return the handlers for a `grpc.aio` server."""
         return [_Rpcs(self._methods())]
 
     def _methods(self) -> dict[str, grpc.RpcMethodHandler]:
@@ -112,10 +112,10 @@ class Firestore:
     def _listen(self, requests: AsyncIterator[Pb]) -> AsyncIterator[Pb]:
         return Listening(self._documents, self._indexes).answer(requests)
 
-    # Chores.
+    # Periodic tasks.
 
     async def start(self) -> None:
-        """Begin to expire transactions and documents."""
+        """Start to expire transactions and documents."""
         self._chores = [
             asyncio.create_task(_repeat(EXPIRE_EVERY_S, self.expire_transactions)),
             asyncio.create_task(_repeat(SWEEP_EVERY_S, self.sweep)),
@@ -126,7 +126,7 @@ class Firestore:
         self._transactions.expire()
 
     def sweep(self) -> None:
-        """Delete the documents that have expired, as a write would: those that a transaction holds stay for now."""
+        """Delete the documents that have expired, except those that a transaction holds locks on."""
         before_us = self._documents.now_us() - self._ttl_delay_us
         nobody = Owner()
         for ttl in self._ttl:
@@ -135,7 +135,7 @@ class Firestore:
                     self._documents.write(database, {path: None}, self._documents.next_us())
 
     async def close(self) -> None:
-        """Stop the chores and close the file."""
+        """Stop the periodic tasks and close the file."""
         for chore in self._chores:
             chore.cancel()
         await asyncio.gather(*self._chores, return_exceptions=True)
@@ -147,7 +147,7 @@ async def _repeat(every_s: float, chore: Callable[[], None]) -> None:
         try:
             chore()
         except (sqlite3.Error, Refused):
-            log.exception("a chore failed; it is tried again in %s s", every_s)
+            log.exception("A periodic task failed. It runs again in %s s.", every_s)
         await asyncio.sleep(every_s)
 
 
@@ -155,7 +155,7 @@ async def _repeat(every_s: float, chore: Callable[[], None]) -> None:
 
 
 class _Rpcs(grpc.GenericRpcHandler):
-    """Finds an RPC's handler; what Firestore has and this server has not is refused by name."""
+    """The handlers by RPC name; RPCs of Firestore that this server lacks are refused by name."""
 
     def __init__(self, methods: dict[str, grpc.RpcMethodHandler]) -> None:
         self._methods = methods
@@ -168,7 +168,7 @@ class _Rpcs(grpc.GenericRpcHandler):
             return known
 
         async def refuse(_requests: AsyncIterator[bytes], context: Any) -> None:
-            log.warning("a client called %s, which is not implemented here", name)
+            log.warning("A client called %s, which is not implemented here.", name)
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"localcloud does not implement {name}")
 
         return grpc.stream_stream_rpc_method_handler(refuse)

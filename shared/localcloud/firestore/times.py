@@ -9,15 +9,15 @@ _MICROSECOND = timedelta(microseconds=1)
 
 
 def from_datetime(instant: datetime) -> int:
-    """Microseconds of an aware instant."""
+    """Return the microseconds of an aware instant."""
     return (instant - _EPOCH) // _MICROSECOND
 
 
 def from_timestamp(stamp: Timestamp) -> int:
-    """Microseconds of a protobuf timestamp."""
+    """Return the microseconds of a protobuf timestamp."""
     return stamp.seconds * 1_000_000 + stamp.nanos // 1000
 
 
 def to_timestamp(instant_us: int) -> Timestamp:
-    """A protobuf timestamp."""
+    """Build a protobuf timestamp."""
     return Timestamp(seconds=instant_us // 1_000_000, nanos=instant_us % 1_000_000 * 1000)

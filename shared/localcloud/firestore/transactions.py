@@ -1,9 +1,9 @@
-"""Transactions: what each has read, and whether that still stands when it commits.
+"""Transactions: what each has read, and whether that is unchanged when it commits.
 
-Pessimistic ones hold locks on what they read, so they wait for one another; optimistic ones read a snapshot and
-hold nothing. Both are validated at commit: every document and every query result they saw must be unchanged, so a
-commit is as if the whole transaction had run at that instant. A transaction that lost a race is told so at commit
-and never at a read, because clients retry only there.
+Pessimistic transactions lock what they read, so they wait for one another; optimistic ones read a snapshot and
+hold no locks. Both are validated at commit: every document and every query result they read must be unchanged, so
+a commit is as if the whole transaction had run at that instant. A transaction that lost a race is refused at
+commit and never at a read, because clients retry only there.
 Limits: https://cloud.google.com/firestore/quotas, read 2026-11-25.
 """
 
@@ -25,11 +25,11 @@ Mode = Literal["pessimistic", "optimistic"]
 IDLE_US_MAX = 60_000_000
 TOTAL_US_MAX = 270_000_000
 ID_BYTES = 16
-"""Eight that tell one start of the server from another, then a number."""
+"""Eight bytes that identify one start of the server, then a number."""
 OPEN_MAX = 10_000
-"""Open transactions; more are refused."""
+"""Most open transactions; more are refused."""
 REMEMBERED_MAX = 10_000
-"""Ended transactions whose age a retry may still inherit."""
+"""Most ended transactions whose age a retry may still inherit."""
 
 Concurrency = TransactionOptions.ConcurrencyMode
 
@@ -45,13 +45,13 @@ class Transaction:
     started_us: int
     used_us: int
     snapshot_us: int | None = None
-    """The time its reads see; None while it has not read, and always when it locks instead."""
+    """The time that its reads see; None while it has not read, and always when it uses locks instead."""
     documents_read: dict[bytes, int | None] = field(default_factory=dict)
-    """The version of each document read, None where there was none."""
+    """The version of each document read; None where there was none."""
     queries_read: dict[object, tuple[Query, object]] = field(default_factory=dict)
-    """Each query by its fingerprint, with its results' versions."""
+    """Each query by its fingerprint, with the versions of its results."""
     calls: int = 0
-    """Requests of this transaction being answered; it is not idle meanwhile."""
+    """Requests of this transaction being answered; it is not idle while there are any."""
 
 
 class Transactions:
@@ -98,17 +98,17 @@ class Transactions:
         return self._mode
 
     def _owner(self, retried: bytes) -> Owner:
-        # The Python client keeps the id to retry on the decorated function, which threads share: what one of them
-        # names may be another's transaction, still open. It lends its age and is otherwise left alone.
+        # The Python client keeps the id to retry on the decorated function, which threads share: the id may be that of
+        # another thread's transaction, still open. Take over its age and leave it alone otherwise.
         previous = self._open.get(retried)
         age = previous.owner.age if previous is not None else self._ended.get(retried)
         return Owner() if age is None else Owner(age=age)
 
     def get(self, transaction_id: bytes, database: int) -> Transaction:
-        """Find an open transaction and note that it is used.
+        """Return an open transaction and note that it is used.
 
         Raises:
-            Refused: It is not open; ABORTED, which clients retry, when it was opened before a restart.
+            Refused: It is not open. ABORTED, which clients retry, when it was opened before a restart.
         """
         transaction = self._open.get(transaction_id)
         if len(transaction_id) != ID_BYTES:
@@ -129,11 +129,11 @@ class Transactions:
             raise invalid("Invalid transaction.")
 
     def _is_ours(self, transaction_id: bytes) -> bool:
-        """Whether it was opened since this server started."""
+        """Return whether it was opened since this server started."""
         return transaction_id.startswith(self._born)
 
     def end(self, transaction: Transaction) -> None:
-        """Close a transaction and let those who wait for it go on."""
+        """Close a transaction and release its locks."""
         if self._open.pop(transaction.transaction_id, None) is None:
             return
         self.locks.give_up(transaction.owner)
@@ -144,7 +144,7 @@ class Transactions:
             self._ended.popitem(last=False)
 
     def expire(self) -> None:
-        """Close what was left open too long."""
+        """Close the transactions that were left open too long."""
         now_us = self._documents.now_us()
         for transaction in list(self._open.values()):
             idle = not transaction.calls and now_us - transaction.used_us >= IDLE_US_MAX
@@ -154,7 +154,7 @@ class Transactions:
     # Reading.
 
     async def lock(self, transaction: Transaction, keys: list[object], *, wait_s: float) -> None:
-        """Lock what a pessimistic transaction is about to read; when that fails its commit will say so."""
+        """Lock what a pessimistic transaction is about to read; after a failure its commit is refused."""
         if transaction.kind != "pessimistic":
             return
         transaction.calls += 1
@@ -165,23 +165,23 @@ class Transactions:
             transaction.used_us = self._documents.now_us()
 
     def read_time_us(self, transaction: Transaction) -> int | None:
-        """The instant a transaction's reads see; None is now."""
+        """Return the instant that a transaction's reads see; None is now."""
         if transaction.kind == "optimistic" and transaction.snapshot_us is None:
             transaction.snapshot_us = self._documents.open_snapshot()
         return transaction.snapshot_us
 
     def saw_document(self, transaction: Transaction, path: bytes, document: Pb | None) -> None:
-        """Remember what a transaction read first."""
+        """Remember the first version that a transaction read."""
         transaction.documents_read.setdefault(path, version(document))
 
     def saw_results(self, transaction: Transaction, query: Query, results: list[Pb]) -> None:
-        """Remember what a query answered first."""
+        """Remember the first results of a query."""
         transaction.queries_read.setdefault(query.fingerprint, (query, versions(results)))
 
     # Committing.
 
     def validate(self, transaction: Transaction) -> None:
-        """Refuse the commit of a transaction that has seen what is no longer so.
+        """Refuse the commit of a transaction whose reads are outdated.
 
         Raises:
             Refused: ABORTED.
@@ -197,10 +197,10 @@ class Transactions:
 
 
 def version(document: Pb | None) -> int | None:
-    """A document's version, None where there is no document."""
+    """Return a document's version; None where there is no document."""
     return None if document is None else times.from_timestamp(document.update_time)
 
 
 def versions(documents: list[Pb]) -> object:
-    """What identifies a list of results."""
+    """Return a value that identifies a list of results."""
     return [(document.name, version(document)) for document in documents]

@@ -1,4 +1,4 @@
-"""Time to live: documents past their expiry are deleted, some time after; until then they are read as any other.
+"""Time to live: expired documents are deleted some time after their expiry; until then they can be read.
 
 Source: https://firebase.google.com/docs/firestore/ttl, read 2026-11-25.
 """
@@ -13,23 +13,23 @@ from localcloud.firestore.documents import Documents, Scope
 
 @dataclass(frozen=True, slots=True)
 class TtlField:
-    """The field, of all collections of one id, that holds when a document expires."""
+    """The field that holds a document's expiry, in all collections of one id."""
 
     collection: str
     field: values.FieldPath
 
     @classmethod
     def parse(cls, declared: Mapping[str, Any]) -> Self:
-        """Read `{"collection": …, "field": …}`.
+        """Parse `{"collection": …, "field": …}`.
 
         Raises:
-            KeyError: It lacks something.
+            KeyError: A key is missing.
         """
         return cls(declared["collection"], values.parse_path(declared["field"]))
 
 
 def expired(documents: Documents, ttl: TtlField, *, before_us: int) -> Iterator[tuple[int, bytes]]:
-    """Every document, as database and path, that expired before an instant; values that are no time never expire."""
+    """Yield documents, as database and path, that expired before an instant; values of other types never expire."""
     for database in documents.database_names():
         scope = Scope(database, b"", ttl.collection, all_descendants=True)
         for path, document in documents.scan(scope):

@@ -1,7 +1,7 @@
 """Values: their order across types, their size, and the paths of fields.
 
-An order key is a byte string: comparing keys compares values as production does, equal keys are equal values
-(1 and 1.0, 0.0 and -0.0), and no key is the start of another, so keys can be joined and inverted.
+An order key is a byte string. Comparing keys compares values as production does, equal keys are equal values
+(1 and 1.0, 0.0 and -0.0), and no key is a prefix of another, so keys can be joined and inverted.
 Order and sizes: https://firebase.google.com/docs/firestore/manage-data/data-types and
 https://cloud.google.com/firestore/docs/storage-size, read 2026-11-25.
 """
@@ -17,12 +17,12 @@ from localcloud.firestore.protos import Pb
 from localcloud.firestore.refusals import invalid
 
 DEPTH_MAX = 20
-"""Maps and arrays inside one another."""
+"""Most levels of maps and arrays inside one another."""
 FIELD_BYTES_MAX = 1_048_487
 DOCUMENT_BYTES_MAX = 1 << 20
 FIELD_NAME_BYTES_MAX = 1500
 _YEAR_1_S, _YEAR_10000_S = -62_135_596_800, 253_402_300_800
-"""The seconds between which timestamps lie."""
+"""The seconds between which timestamps must lie."""
 
 NULL, BOOLEAN, NAN, NUMBER, TIMESTAMP, STRING = 0x10, 0x18, 0x20, 0x21, 0x28, 0x30
 BYTES, REFERENCE, GEO_POINT, ARRAY, VECTOR, MAP = 0x38, 0x40, 0x48, 0x50, 0x58, 0x60
@@ -76,17 +76,17 @@ def reference_key(name: str) -> bytes:
 
 
 def invert(key: bytes) -> bytes:
-    """Turn keys around: what sorted first sorts last."""
+    """Invert a key, so that keys sort in reverse."""
     return key.translate(_INVERT)
 
 
 def comparable(left: bytes, right: bytes) -> bool:
-    """Whether two order keys are of types that `<` compares; NaN compares with nothing."""
+    """Return whether two order keys are of types that `<` compares; NaN compares with nothing."""
     return left[0] == right[0]
 
 
 def _number_key(number: int | float) -> bytes:
-    # An integer beyond 2**53 shares its nearest double with others; what the double lost comes after it.
+    # An integer beyond 2**53 shares its nearest double with others; the difference follows as further bytes.
     if isinstance(number, float) and math.isnan(number):
         return NAN_KEY
     double = float(number)
@@ -110,7 +110,7 @@ def _map_key(fields: Mapping[str, Pb]) -> bytes:
 
 
 def is_vector(fields: Mapping[str, Pb]) -> bool:
-    """Whether a map is how a vector is written."""
+    """Return whether a map is the representation of a vector."""
     return "__type__" in fields and fields["__type__"].string_value == "__vector__" and "value" in fields
 
 
@@ -123,10 +123,10 @@ _ESCAPED = re.compile(r"\\(.)", re.DOTALL)
 
 @lru_cache(maxsize=4096)
 def parse_path(text: str) -> FieldPath:
-    """Take a field path apart: dots separate, backticks quote.
+    """Split a field path: dots separate, backticks quote.
 
     Raises:
-        Refused: It is no field path.
+        Refused: It is not a field path.
     """
     parts = []
     at = 0
@@ -144,7 +144,7 @@ def parse_path(text: str) -> FieldPath:
 
 
 def render_path(path: FieldPath) -> str:
-    """Write a field path so that `parse_path` reads it."""
+    """Format a field path so that `parse_path` reads it."""
     return ".".join(
         part if _SIMPLE_NAME.fullmatch(part) else "`" + part.replace("\\", "\\\\").replace("`", "\\`") + "`"
         for part in path
@@ -152,7 +152,7 @@ def render_path(path: FieldPath) -> str:
 
 
 def get_field(fields: Mapping[str, Pb], path: FieldPath) -> Pb | None:
-    """Return the value at a path, None where there is none."""
+    """Return the value at a path; None where there is none."""
     for part in path[:-1]:
         if part not in fields or fields[part].WhichOneof("value_type") != "map_value":
             return None
@@ -161,7 +161,7 @@ def get_field(fields: Mapping[str, Pb], path: FieldPath) -> Pb | None:
 
 
 def set_field(fields: Pb, path: FieldPath, value: Pb) -> None:
-    """Put a value at a path; what stands in the way of the maps it needs is replaced."""
+    """Set a value at a path; values that are in the way of the needed maps are replaced."""
     for part in path[:-1]:
         parent = fields[part]
         if parent.WhichOneof("value_type") != "map_value":
@@ -172,7 +172,7 @@ def set_field(fields: Pb, path: FieldPath, value: Pb) -> None:
 
 
 def delete_field(fields: Pb, path: FieldPath) -> None:
-    """Remove what is at a path, if anything; the map that held it stays, even empty."""
+    """Remove the value at a path, if any; the map that held it stays, even empty."""
     for part in path[:-1]:
         if part not in fields or fields[part].WhichOneof("value_type") != "map_value":
             return
@@ -184,13 +184,13 @@ def delete_field(fields: Pb, path: FieldPath) -> None:
 
 
 def document_size(document: Pb) -> int:
-    """Return the bytes the document counts for against the 1 MiB limit."""
+    """Return the bytes that the document counts for against the 1 MiB limit."""
     fields = sum(_size(name) + value_size(value) for name, value in document.fields.items())
     return _name_size(document.name) + fields + 32
 
 
 def value_size(value: Pb) -> int:
-    """Return the bytes a value counts for."""
+    """Return the bytes that a value counts for."""
     match value.WhichOneof("value_type"):
         case "string_value":
             return _size(value.string_value)
@@ -221,7 +221,7 @@ def check_fields(fields: Pb, *, depth: int = 0, inside_vector: bool = False) -> 
     """Refuse field names and values that production would not store; truncate timestamps to microseconds.
 
     Raises:
-        Refused: The first thing found wrong.
+        Refused: The first problem found.
     """
     for name, value in fields.items():
         if not name:

@@ -1,6 +1,6 @@
-"""One write, applied to one document: precondition, mask, transforms, limits.
+"""Apply one write to one document: precondition, mask, transforms, limits.
 
-Pure: the document before in, the document after and the result out.
+Pure functions: from the document before to the document after and the result.
 """
 
 import math
@@ -34,7 +34,7 @@ def target(write: Pb) -> str:
 
 
 def check_transform_count(writes: Iterable[Pb]) -> None:
-    """Refuse a commit that transforms one document more than it may."""
+    """Refuse a commit that transforms one document more often than allowed."""
     counts: dict[str, int] = {}
     for write in writes:
         name = target(write)
@@ -47,12 +47,12 @@ def apply(before: Pb | None, write: Pb, now_us: int) -> tuple[Pb | None, Pb]:
     """Apply a write.
 
     Args:
-        before: The document so far, None when there is none; not changed.
+        before: The document so far; None when there is none. Not changed.
         write: A `Write`.
         now_us: The commit's time.
 
     Returns:
-        The document after, None when there is none, and the `WriteResult`.
+        The document after, None when it is deleted, and the `WriteResult`.
 
     Raises:
         Refused: The precondition does not hold, or the document would break a limit.
@@ -83,7 +83,7 @@ def apply(before: Pb | None, write: Pb, now_us: int) -> tuple[Pb | None, Pb]:
 
 
 def check_precondition(document: Pb, condition: Pb, name: str) -> None:
-    """Refuse when the document is not as the write asks for."""
+    """Refuse when the document does not meet the write's precondition."""
     match condition.WhichOneof("condition_type"):
         case "exists" if condition.exists and document is None:
             raise not_found(name)
@@ -113,7 +113,7 @@ def _update(after: Pb, before: Pb | None, write: Pb) -> None:
 
 
 def _stamp(after: Pb, before: Pb | None, now_us: int) -> None:
-    # A write that changes nothing leaves the version alone.
+    # A write that changes nothing keeps the version.
     if before is not None and _same_fields(after, before):
         after.create_time.CopyFrom(before.create_time)
         after.update_time.CopyFrom(before.update_time)
@@ -123,7 +123,7 @@ def _stamp(after: Pb, before: Pb | None, now_us: int) -> None:
 
 
 def _same_fields(after: Pb, before: Pb) -> bool:
-    # Not message equality, which takes -0.0 for 0.0 and never NaN for NaN.
+    # Not message equality, which treats -0.0 as 0.0 and NaN as different from itself.
     if after.fields.keys() != before.fields.keys():
         return False
     return all(
@@ -136,7 +136,7 @@ def _same_fields(after: Pb, before: Pb) -> bool:
 
 
 def _transform(fields: Pb, transform: Pb, now_us: int) -> Pb:
-    """Apply one field transform; returns what the client is told."""
+    """Apply one field transform. Returns the result for the client."""
     path = values.parse_path(transform.field_path)
     present = values.get_field(fields, path)
     old = present if present is not None else Value()
@@ -156,7 +156,7 @@ def _transform(fields: Pb, transform: Pb, now_us: int) -> Pb:
             new, told = _remove_all(old, transform.remove_all_from_array), Value(null_value=0)
         case _:
             raise invalid(f'The transform of "{transform.field_path}" is of no known type.')
-    told = _copy(told)  # It may live in the document, which later transforms change.
+    told = _copy(told)  # The result may be part of the document, which later transforms change.
     values.set_field(fields, path, _copy(new))
     return told
 
@@ -199,7 +199,7 @@ def _extreme(old: Pb, operand: Pb, *, larger: bool) -> Pb:
         return old
     if math.isnan(right):
         return operand
-    # Equal numbers of two types keep the one that is stored.
+    # Of equal numbers of two types, keep the stored one.
     return operand if (right > left if larger else right < left) else old
 
 

@@ -1,4 +1,4 @@
-"""Google Cloud Pub/Sub on loopback: the Publisher and Subscriber services, push, and a little chaos for tests."""
+"""Google Cloud Pub/Sub on loopback: Publisher, Subscriber, push delivery, and fault injection for tests."""
 
 from localcloud.pubsub.chaos import Chaos
 from localcloud.pubsub.errors import Refused

@@ -1,4 +1,4 @@
-"""One subscription's messages: the queue in memory, the journal on disk, and whoever waits for the next one."""
+"""One subscription's unacknowledged messages: the queue in memory, the journal on disk, and the waiting readers."""
 
 import asyncio
 import logging
@@ -15,16 +15,16 @@ from localcloud.pubsub.wire import MICROS, PubsubMessage, Raw, duration_us
 log = logging.getLogger(__name__)
 
 WINDOW = 1000
-"""Entries read from disk at a time; more stand in memory only while leases or ordering keys block those."""
+"""Entries read from disk at a time. The queue holds more only while leases or ordering keys block these."""
 ANSWER_BYTES_MAX = 3 << 20
-"""Of one pull: the Python client reads answers up to gRPC's 4 MiB when it talks to an emulator."""
+"""Bytes in the answer to one pull: the Python client accepts gRPC's default of 4 MiB when it talks to an emulator."""
 PUSH_BACKOFF_US_MIN = MICROS // 10
 PUSH_BACKOFF_US_MAX = 60 * MICROS
-"""Between push attempts without a retry policy: 100 ms to 60 s, as production documents."""
+"""Pause between push attempts without a retry policy: 100 ms to 60 s, as production documents."""
 
 
 class Backlog:
-    """Delivers, takes acknowledgements, and brings back what was not acknowledged in time."""
+    """The deliveries of one subscription: it leases messages, acknowledges them, and redelivers after the deadline."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class Backlog:
 
         Args:
             number: The subscription's id on disk.
-            epoch: How often it was sought.
+            epoch: How often the subscription was sought; a seek voids all older ack ids.
             topic: The topic's id on disk.
-            resource: The `Subscription`.
-            journal: The disk.
+            resource: The `Subscription` message.
+            journal: The storage on disk.
             now_us: Microseconds since 1970.
-            bury: Publishes (subscription, message, attempts) as a dead letter; False when nowhere takes it.
-            keeps_bodies: Whether a topic retains messages that nobody owes.
-            fates: Chaos, or None.
+            bury: Publishes (subscription, message, attempts) as a dead letter. False when the topic does not exist.
+            keeps_bodies: Whether a topic retains messages that all subscriptions have acknowledged.
+            fates: Injected faults, one for each message; None injects none.
         """
         self.number = number
         self.epoch = epoch
@@ -58,7 +58,7 @@ class Backlog:
         self.resource = resource
         self.matches = parse_filter(resource.filter)
         self.over: Refused | None = None
-        """Why nothing can be delivered any more, once the subscription is deleted or detached."""
+        """The error that every call answers once the subscription is deleted or detached; None before."""
         self._journal = journal
         self._now_us = now_us
         self._bury = bury
@@ -78,44 +78,44 @@ class Backlog:
 
     @property
     def push_endpoint(self) -> str:
-        """Where messages are pushed; empty for pull."""
+        """The URL that messages are pushed to; empty for a pull subscription."""
         return str(self.resource.push_config.push_endpoint)
 
     @property
     def shows_attempts(self) -> bool:
-        """Production counts attempts only for subscriptions with a dead letter policy."""
+        """Whether answers carry the delivery attempt: only with a dead letter policy, as in production."""
         return bool(self.resource.HasField("dead_letter_policy"))
 
     # Waiting.
 
     def listen(self, bell: asyncio.Event) -> None:
-        """Have an event set whenever something may have become deliverable, or a lease ended."""
+        """Set an event whenever a message may have become deliverable or a lease has ended."""
         self._listeners.add(bell)
         bell.set()
 
     def unlisten(self, bell: asyncio.Event) -> None:
-        """The inverse of `listen`."""
+        """Stop setting an event that was passed to `listen`."""
         self._listeners.discard(bell)
 
     def ring(self) -> None:
-        """Wake everyone who waits."""
+        """Wake all readers that wait for a message."""
         for bell in self._listeners:
             bell.set()
 
     def wake(self) -> None:
-        """Do what is due now: end leases, end pauses, bury the dead; then set the timer for the next time."""
+        """End the leases and pauses that are due, dead-letter exhausted messages, and set the next timer."""
         self._expire()
         self.ring()
         self._set_timer()
 
     def resume(self) -> None:
-        """After a start: read the first messages and do what fell due meanwhile."""
+        """Read the first messages after a start, and do what became due while the server was down."""
         if self.over is None:
             self._read_more()
             self.wake()
 
     def end(self, reason: Refused) -> None:
-        """Deliver nothing any more."""
+        """Stop delivering for good."""
         self.over = reason
         self._queue.clear()
         self._more_on_disk = False
@@ -124,24 +124,24 @@ class Backlog:
         self.ring()
 
     def reconfigured(self) -> None:
-        """Follow a changed resource."""
+        """Apply a changed `Subscription` resource."""
         self._queue.policy = policy_of(self.resource)
         self.wake()
 
-    # Messages come.
+    # Incoming messages.
 
     def debt(self, message_id: int, message: Raw, size: int) -> Delivery | None:
-        """What a published message makes this subscription owe; None when its filter does not match."""
+        """Return the delivery that a published message needs here, or None when the filter does not match."""
         if self.over is not None or not self.matches(message.attributes):
             return None
         return Delivery(message_id, size, self.key_of(message.ordering_key))
 
     def key_of(self, ordering_key: str) -> str:
-        """The ordering key, where the subscription asked for order."""
+        """Return the ordering key, or an empty string when the subscription does not order messages."""
         return ordering_key if self.resource.enable_message_ordering else ""
 
     def arrived(self, deliveries: Sequence[Delivery]) -> None:
-        """Take in what the journal now holds; beyond the window it stays there."""
+        """Queue deliveries that the journal now holds; beyond the window they stay on disk."""
         if not self._more_on_disk and len(self._queue.entries) < WINDOW:
             self._admit(deliveries)
         else:
@@ -149,7 +149,7 @@ class Backlog:
         self.ring()
 
     def restart(self) -> None:
-        """Forget the queue and read the journal anew, after a seek."""
+        """Clear the queue and read the journal again, after a seek."""
         self.epoch += 1
         self._queue.clear()
         self._read_to = 0
@@ -157,14 +157,14 @@ class Backlog:
         self.wake()
 
     def forget_before(self, message_id: int) -> bool:
-        """Drop what is older than the retention; answers whether there was any."""
+        """Drop deliveries of messages older than the retention. Returns whether there were any."""
         if not self._journal.forget_before(self.number, message_id):
             return False
         for old in [one for one in self._queue.entries if one < message_id]:
             self._queue.remove(old, self._now_us())
         return True
 
-    # Messages go.
+    # Outgoing messages.
 
     def take(
         self,
@@ -175,7 +175,7 @@ class Backlog:
         bytes_max: int = ANSWER_BYTES_MAX,
         run_max: int = WINDOW,
     ) -> list[Received]:
-        """Lease the next messages; see `Queue.take`. Empty when nothing may go now."""
+        """Lease the next messages; see `Queue.take`. The list is empty when no message may be delivered now."""
         if self.over is not None:
             raise self.over
         now_us = self._now_us()
@@ -204,9 +204,9 @@ class Backlog:
         return self._with_bodies(taken)
 
     def acknowledge(self, ack_ids: Iterable[str]) -> dict[str, str]:
-        """Make acknowledgements durable.
+        """Store acknowledgements durably.
 
-        Late ones count too, unless the subscription delivers exactly once. Answers ack id → reason for those
+        Late ones count too, unless the subscription delivers exactly once. Returns ack id → reason for the ack ids
         that did not count.
         """
         done: list[int] = []
@@ -231,7 +231,7 @@ class Backlog:
         return failed
 
     def modify_deadline(self, ack_ids: Iterable[str], seconds: int) -> dict[str, str]:
-        """Extend leases, or with 0 give messages back; answers like `acknowledge`."""
+        """Extend leases, or return messages to the queue with 0 seconds. Returns failures like `acknowledge`."""
         failed: dict[str, str] = {}
         returned: list[Entry] = []
         now_us = self._now_us()
@@ -259,7 +259,7 @@ class Backlog:
         self._after_return(self._queue.expire(self._now_us()))
 
     def _parse(self, text: str, failed: dict[str, str]) -> AckId | None:
-        """The delivery that an ack id names; None when a seek or a recreation made it void."""
+        """Return the delivery that an ack id names, or None when a seek or a recreated subscription made it void."""
         ack = AckId.parse(text)
         if ack.subscription == self.number and ack.epoch == self.epoch:
             return ack
@@ -281,7 +281,7 @@ class Backlog:
             self._queue.remove(message_id, now_us)
 
     def _after_return(self, returned: Sequence[Entry]) -> None:
-        """Write down the pauses, and bury what is exhausted."""
+        """Store the pauses of returned messages, and dead-letter the exhausted ones."""
         paused = [(one.message_id, one.available_at_us) for one in returned if one.available_at_us]
         if paused and self._queue.policy.backoff_us_max:
             self._journal.delay(self.number, paused)
@@ -306,13 +306,13 @@ class Backlog:
         self._after_return(())
 
     def _next_fate(self) -> Fate:
-        """Chaos keeps out of subscriptions that were promised exactly-once delivery."""
+        """Return the next injected fault; subscriptions with exactly-once delivery get none."""
         if self._fates is None or self.resource.enable_exactly_once_delivery:
             return CALM
         return next(self._fates)
 
     def _read_more(self) -> bool:
-        """Read the next window from disk; False when there is none."""
+        """Read the next window from disk. False when there is nothing left to read."""
         if not self._more_on_disk:
             return False
         some = self._journal.waiting(self.number, after=self._read_to, limit=WINDOW)
@@ -326,7 +326,7 @@ class Backlog:
         for entry in taken:
             body = bodies.get(entry.message_id)
             if body is None:
-                log.error("%s: message %d is gone from the disk", self.name, entry.message_id)
+                log.error("Subscription %s: message %d is missing on disk and is dropped.", self.name, entry.message_id)
                 self._queue.remove(entry.message_id, self._now_us())
                 continue
             message = PubsubMessage.FromString(body)
@@ -337,7 +337,7 @@ class Backlog:
         return received
 
     def _set_timer(self) -> None:
-        """Have `wake` called when the next lease or pause ends."""
+        """Schedule `wake` for the end of the next lease or pause."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -349,7 +349,7 @@ class Backlog:
 
 
 def policy_of(resource: Raw) -> Policy:
-    """How a subscription's messages come back."""
+    """Return the redelivery policy of a subscription."""
     attempts_max = None
     if resource.HasField("dead_letter_policy"):
         attempts_max = resource.dead_letter_policy.max_delivery_attempts

@@ -1,4 +1,4 @@
-"""Deliveries made worse on purpose, so that tests meet what production only does at night."""
+"""Fault injection: duplicated and reordered deliveries, so that tests meet what production rarely does."""
 
 import random
 from collections.abc import Iterator
@@ -7,22 +7,22 @@ from enum import Enum
 
 
 class Duplicate(Enum):
-    """How a message comes a second time."""
+    """How a message is delivered a second time."""
 
     NO = "no"
     TWIN = "twin"
-    """Twice at the same moment, so that two handlers work on one message; never with an ordering key."""
+    """Twice at the same moment, so that two handlers work on one message. Never with an ordering key."""
     LOST_ACK = "lost ack"
     """Once more after it was acknowledged."""
 
 
 @dataclass(frozen=True, slots=True)
 class Fate:
-    """What happens to one message of one subscription."""
+    """The fault injected into the delivery of one message to one subscription."""
 
     duplicate: Duplicate = Duplicate.NO
     moves_back: bool = False
-    """Lets the ones behind it go first; never with an ordering key."""
+    """Whether later messages are delivered first. Never with an ordering key."""
 
 
 CALM = Fate()
@@ -30,14 +30,14 @@ CALM = Fate()
 
 @dataclass(frozen=True, slots=True)
 class Chaos:
-    """How much worse: shares of all messages between 0 and 1."""
+    """Which share of all messages, between 0 and 1, is duplicated and reordered."""
 
     seed: int
     duplicate: float = 0.1
     reorder: float = 0.1
 
     def fates(self, subscription: str) -> Iterator[Fate]:
-        """The fates of a subscription's first, second, … message; the same for the same seed and name."""
+        """Yield the faults of a subscription's first, second, … message; the same for the same seed and name."""
         rng = random.Random(f"{self.seed}:{subscription}")
         while True:
             duplicate, kind, moves_back = rng.random(), rng.random(), rng.random()

@@ -1,4 +1,4 @@
-"""One delivery of one message, and the id that acknowledges it."""
+"""One delivery of one message, and its ack id."""
 
 import re
 from dataclasses import dataclass
@@ -8,13 +8,13 @@ from localcloud.pubsub.errors import invalid
 from localcloud.pubsub.wire import Raw, ReceivedMessage
 
 TWIN = "-twin"
-"""Ends the ack id of a duplicate made on purpose: clients keep books by ack id."""
+"""Suffix of the ack id of an injected duplicate: clients track messages by ack id."""
 
 _ACK_ID = re.compile(r"([0-9a-f]{1,15})-([0-9a-f]{1,15})-([0-9a-f]{1,15})-([0-9a-f]{1,15})(?:-twin)?")
 
 
 class AckId(NamedTuple):
-    """One delivery, and the epoch of its subscription that a seek ends."""
+    """One delivery, with the epoch of its subscription; a seek ends the epoch."""
 
     subscription: int
     epoch: int
@@ -22,12 +22,12 @@ class AckId(NamedTuple):
     attempt: int
 
     def text(self) -> str:
-        """How clients see it."""
+        """Return the ack id as clients see it."""
         return "-".join(f"{part:x}" for part in self)
 
     @staticmethod
     def parse(text: str) -> "AckId":
-        """The inverse of `text`; refused when it cannot be one of ours."""
+        """Parse an ack id made by `text`. Refused when it cannot be one of ours."""
         found = _ACK_ID.fullmatch(text)
         if found is None:
             raise invalid(f"You have passed an invalid ack ID to the service (ack_id={text[:200]}).")
@@ -40,11 +40,11 @@ class Received:
 
     ack_id: str
     message: Raw
-    """A `PubsubMessage`."""
+    """The `PubsubMessage`."""
     attempt: int
 
     def wire(self, *, with_attempt: bool) -> Raw:
-        """The `ReceivedMessage` of pull and streaming pull."""
+        """Build the `ReceivedMessage` of pull and streaming pull."""
         return ReceivedMessage(
             ack_id=self.ack_id, message=self.message, delivery_attempt=self.attempt if with_attempt else 0
         )

@@ -1,4 +1,4 @@
-"""How a request is refused: a gRPC code, a sentence and, for acknowledgements, one reason per ack id."""
+"""Refusals: a gRPC code, a message and, for acknowledgements, one reason per ack id."""
 
 from collections.abc import Mapping
 
@@ -10,15 +10,15 @@ STATUS_KEY = "grpc-status-details-bin"
 
 
 class Refused(Exception):
-    """The answer is no; the handler turns it into a gRPC status."""
+    """The request is refused; the handler turns this into a gRPC status."""
 
     def __init__(self, code: grpc.StatusCode, message: str, reasons: Mapping[str, str] | None = None) -> None:
-        """Say no.
+        """Create a refusal.
 
         Args:
-            code: What the client's library maps to its exception.
-            message: For a person.
-            reasons: What `ErrorInfo.metadata` carries: ack id → reason, with exactly-once delivery.
+            code: The gRPC code, which the client library maps to its exception.
+            message: The text for people.
+            reasons: Ack id → reason, sent in `ErrorInfo.metadata` with exactly-once delivery.
         """
         super().__init__(message)
         self.code = code
@@ -26,7 +26,7 @@ class Refused(Exception):
         self.reasons = dict(reasons or {})
 
     def trailing_metadata(self) -> tuple[tuple[str, bytes], ...]:
-        """The rich status that client libraries unpack; empty when the code says it all."""
+        """Return the rich status that client libraries unpack; empty when the code is enough."""
         if not self.reasons:
             return ()
         detail = any_pb2.Any()
@@ -36,21 +36,21 @@ class Refused(Exception):
 
 
 def invalid(message: str) -> Refused:
-    """The request can never succeed."""
+    """Refuse a request that can never succeed."""
     return Refused(grpc.StatusCode.INVALID_ARGUMENT, message)
 
 
 def not_found(kind: str, name: str) -> Refused:
-    """No such topic, subscription or snapshot."""
+    """Refuse the name of a topic, subscription or snapshot that does not exist."""
     return Refused(grpc.StatusCode.NOT_FOUND, f"{kind} not found (resource={name.rpartition('/')[2]}).")
 
 
 def exists(kind: str, name: str) -> Refused:
-    """Names are taken for ever, even by an equal resource."""
+    """Refuse to create a resource whose name is taken, even when the resources are equal."""
     resource = name.rpartition("/")[2]
     return Refused(grpc.StatusCode.ALREADY_EXISTS, f"{kind} already exists (resource={resource}).")
 
 
 def unsupported(what: str) -> Refused:
-    """Production can, we cannot: said loudly instead of ignored."""
+    """Refuse what production supports and localcloud does not: an error instead of ignoring it."""
     return Refused(grpc.StatusCode.UNIMPLEMENTED, f"localcloud does not implement {what}.")

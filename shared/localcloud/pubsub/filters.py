@@ -1,4 +1,4 @@
-"""The filter language of a subscription: which attributes a message must have.
+"""The filter language of a subscription, which selects messages by their attributes.
 
     expression = term { AND term } | term { OR term }        AND and OR are never mixed without parentheses
     term       = [ NOT | - ] factor
@@ -20,7 +20,7 @@ from localcloud.pubsub.errors import invalid
 
 FILTER_BYTES_MAX = 256
 DEPTH_MAX = 32
-"""Parentheses and negations inside each other; 256 bytes could nest deeper than anyone reads."""
+"""Nested parentheses and negations. A filter of 256 bytes could nest deeper than recursion should go."""
 
 Attributes: TypeAlias = Mapping[str, str]
 Filter: TypeAlias = Callable[[Attributes], bool]
@@ -37,7 +37,7 @@ _ESCAPE = re.compile(r"\\(.)", re.DOTALL)
 
 
 class Token(NamedTuple):
-    """A piece of the expression; `kind` is `string`, `word`, `mark` or, after the last one, `end`."""
+    """A token of the expression; `kind` is `string`, `word`, `mark` or, after the last one, `end`."""
 
     kind: str
     text: str
@@ -47,12 +47,12 @@ END = Token("end", "")
 
 
 def everything(_attributes: Attributes) -> bool:
-    """The empty filter."""
+    """Accept every message: the empty filter."""
     return True
 
 
 def parse_filter(text: str) -> Filter:
-    """Compile a filter; nonsense is refused with INVALID_ARGUMENT."""
+    """Compile a filter. An invalid one is refused with INVALID_ARGUMENT."""
     if not text.strip():
         return everything
     if len(text.encode()) > FILTER_BYTES_MAX:
@@ -76,14 +76,14 @@ def _tokens(text: str) -> list[Token]:
 
 
 class _Reader:
-    """Recursive descent, one method for each line of the grammar."""
+    """A recursive descent parser with one method for each line of the grammar."""
 
     def __init__(self, tokens: list[Token]) -> None:
         self._tokens = tokens
         self._at = 0
 
     def expression(self, depth: int) -> Filter:
-        """`term { AND term } | term { OR term }`."""
+        """Parse `term { AND term } | term { OR term }`."""
         if depth > DEPTH_MAX:
             raise invalid("Invalid filter: nested too deeply.")
         terms = [self._term(depth)]
@@ -97,7 +97,7 @@ class _Reader:
         return _all_of(terms) if joiner == "AND" else _any_of(terms)
 
     def expect(self, kind: str, text: str | None = None) -> str:
-        """The next token, which must be this one."""
+        """Return the text of the next token, which must be of this kind and text."""
         token = self._tokens[self._at]
         if token.kind != kind or (text is not None and token.text != text):
             wanted = text or {"end": "the end", "word": "a name", "string": "a quoted string"}.get(kind, kind)

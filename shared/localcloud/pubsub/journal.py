@@ -1,6 +1,6 @@
-"""Every message and who still owes an acknowledgement, in SQLite; written before anyone is answered.
+"""All messages and unacknowledged deliveries in SQLite, written before a request is answered.
 
-A message's number is its publish time in microseconds since 1970, made unique by counting on: it grows with
+A message's number is its publish time in microseconds since 1970, incremented until it is unique: it grows with
 every message, is never used twice, and turns retention and seeks into ranges of the primary key.
 """
 
@@ -47,7 +47,7 @@ _ORPHANED = """
 
 
 class Delivery(NamedTuple):
-    """What one subscription owes for one message."""
+    """The delivery of one message to one subscription, until it is acknowledged."""
 
     message_id: int
     size: int
@@ -57,7 +57,7 @@ class Delivery(NamedTuple):
 
 
 class Journal:
-    """The statements; each method is one thought and joins the caller's transaction if there is one."""
+    """The SQL statements. Each method joins the caller's transaction if there is one."""
 
     def __init__(self, store: Store) -> None:
         """Continue after the last message ever published."""
@@ -72,7 +72,7 @@ class Journal:
         return self._last
 
     def next_message(self, now_us: int) -> int:
-        """A number for a new message."""
+        """Return a number for a new message."""
         self._last = max(self._last + 1, now_us)
         return self._last
 
@@ -82,7 +82,7 @@ class Journal:
         bodies: Sequence[tuple[int, bytes]],
         owed: Sequence[tuple[int, Delivery]],
     ) -> None:
-        """Keep messages and what each subscription owes for them."""
+        """Store messages and the deliveries they need."""
         with self.store.transaction():
             self.store.executemany(
                 "INSERT INTO messages (id, topic, body) VALUES (?, ?, ?)",
@@ -94,7 +94,7 @@ class Journal:
             )
 
     def waiting(self, subscription: int, *, after: int, limit: int) -> list[Delivery]:
-        """The oldest unacknowledged deliveries behind a message."""
+        """Return the oldest unacknowledged deliveries after a message."""
         rows = self.store.execute(
             "SELECT message, size, key, attempts, available_us FROM deliveries INDEXED BY deliveries_waiting "
             "WHERE subscription = ? AND message > ? AND acked = 0 ORDER BY message LIMIT ?",
@@ -103,7 +103,7 @@ class Journal:
         return [Delivery(*row) for row in rows]
 
     def owes(self, subscription: int, message: int) -> bool:
-        """Whether a message is still unacknowledged."""
+        """Return whether a message is still unacknowledged."""
         found = self.store.execute(
             "SELECT 1 FROM deliveries WHERE subscription = ? AND message = ? AND acked = 0",
             (subscription, message),
@@ -111,7 +111,7 @@ class Journal:
         return found.fetchone() is not None
 
     def bodies(self, messages: Sequence[int]) -> dict[int, bytes]:
-        """Serialised messages by their numbers."""
+        """Return serialised messages by their numbers."""
         found: dict[int, bytes] = {}
         for start in range(0, len(messages), QUERY_IDS_MAX):
             some = tuple(messages[start : start + QUERY_IDS_MAX])
@@ -121,7 +121,7 @@ class Journal:
         return found
 
     def count_attempts(self, subscription: int, messages: Iterable[int]) -> None:
-        """Remember that each was delivered once more."""
+        """Count one more delivery attempt of each message."""
         with self.store.transaction():
             self.store.executemany(
                 "UPDATE deliveries SET attempts = attempts + 1 WHERE subscription = ? AND message = ?",
@@ -129,7 +129,7 @@ class Journal:
             )
 
     def delay(self, subscription: int, until_us: Iterable[tuple[int, int]]) -> None:
-        """Remember the pause of messages that came back: (message, until when)."""
+        """Store until when returned messages pause: (message, instant)."""
         with self.store.transaction():
             self.store.executemany(
                 "UPDATE deliveries SET available_us = ? WHERE subscription = ? AND message = ?",
@@ -137,13 +137,13 @@ class Journal:
             )
 
     def acknowledge(self, subscription: int, messages: Sequence[int], *, retain: bool, keep_bodies: bool) -> None:
-        """Owe nothing any more.
+        """Acknowledge messages of a subscription.
 
         Args:
-            subscription: Whose debt.
-            messages: What is acknowledged.
-            retain: Keep the deliveries for a later seek (`retain_acked_messages`).
-            keep_bodies: The topic retains its messages.
+            subscription: The subscription's id.
+            messages: The acknowledged messages.
+            retain: Whether to keep the deliveries for a later seek (`retain_acked_messages`).
+            keep_bodies: Whether the topic retains its messages.
         """
         debts: list[tuple[object, ...]] = [(subscription, message) for message in messages]
         with self.store.transaction():
@@ -158,24 +158,24 @@ class Journal:
                 )
 
     def forget_before(self, subscription: int, message: int) -> int:
-        """Drop deliveries, acknowledged or not, of messages older than one; answers how many."""
+        """Drop deliveries, acknowledged or not, of messages older than one. Returns how many."""
         return self.store.execute(
             "DELETE FROM deliveries WHERE subscription = ? AND message < ?", (subscription, message)
         ).rowcount
 
     def forget_subscription(self, subscription: int) -> None:
-        """Drop everything a subscription owed."""
+        """Drop all deliveries of a subscription."""
         self.store.execute("DELETE FROM deliveries WHERE subscription = ?", (subscription,))
 
     def sweep(self, topic: int, *, before: int) -> None:
-        """Drop a topic's messages that nobody owes, no snapshot needs and its retention no longer keeps."""
+        """Drop a topic's old messages that no delivery and no snapshot needs."""
         self.store.execute(
             f"DELETE FROM messages WHERE topic = ? AND id < ? AND {_ORPHANED}",  # noqa: S608
             (topic, before),
         )
 
     def forget_snapshots(self, now_us: int) -> set[int]:
-        """Drop the snapshots that have expired; answers their topics."""
+        """Drop the snapshots that have expired. Returns their topics."""
         expired = self.store.execute("SELECT id, topic FROM snapshots WHERE expires_us <= ?", (now_us,)).fetchall()
         for number, _ in expired:
             self.forget_snapshot(number)
@@ -187,12 +187,12 @@ class Journal:
         self.store.execute("DELETE FROM snapshots WHERE id = ?", (snapshot,))
 
     def settle_before(self, subscription: int, message: int, *, retain: bool) -> None:
-        """A seek: acknowledge everything older than a message."""
+        """Acknowledge everything older than a message, for a seek."""
         change = "UPDATE deliveries SET acked = 1" if retain else "DELETE FROM deliveries"
         self.store.execute(f"{change} WHERE subscription = ? AND message < ?", (subscription, message))
 
     def owe_again(self, subscription: int, message: int) -> None:
-        """A seek: take back the acknowledgements from a message on; attempts start anew."""
+        """Undo the acknowledgements from a message on, for a seek; attempts count from zero again."""
         self.store.execute(
             "UPDATE deliveries SET acked = 0, attempts = 0, available_us = 0 WHERE subscription = ? AND message >= ?",
             (subscription, message),
@@ -201,12 +201,12 @@ class Journal:
     def owe_from_topic(
         self, subscription: int, topic: int, *, since: int, matches: Filter, key_of: Callable[[str], str]
     ) -> None:
-        """A seek: owe every retained message of the topic from one on, delivered before or not."""
+        """Deliver every retained message of the topic from one on, delivered before or not, for a seek."""
         rows = self.store.execute("SELECT id, body FROM messages WHERE topic = ? AND id >= ?", (topic, since))
         self._owe(subscription, ((row[0], row[1]) for row in rows), matches, key_of)
 
     def owe_snapshot(self, subscription: int, snapshot: int, *, matches: Filter, key_of: Callable[[str], str]) -> None:
-        """A seek: owe what a snapshot's subscription owed when it was made."""
+        """Deliver what the snapshot's subscription had not acknowledged when it was made, for a seek."""
         rows = self.store.execute(
             "SELECT id, body FROM messages JOIN snapshot_messages ON message = id WHERE snapshot = ?",
             (snapshot,),

@@ -1,4 +1,4 @@
-"""What production accepts as a name, a label and a page.
+"""Validation of names, labels and update masks, and pages of names, by production's rules.
 
 Source: the field comments of `google.pubsub.v1` and https://cloud.google.com/pubsub/quotas, read 2026-11-23.
 """
@@ -29,13 +29,13 @@ def check_name(collection: str, name: str) -> None:
 
 
 def check_project(project: str) -> None:
-    """Refuse what is not `projects/{project}`."""
+    """Refuse a name that is not `projects/{project}`."""
     if not _PROJECT.fullmatch(project):
         raise invalid(f"Invalid project name: (name={project[:512]})")
 
 
 def check_labels(labels: Mapping[str, str]) -> None:
-    """Refuse labels that no Google resource takes: at most 64, lower case, at most 63 characters."""
+    """Refuse labels that no Google resource accepts: at most 64, lower case, at most 63 characters."""
     if len(labels) > LABELS_MAX:
         raise invalid(f"A resource has at most {LABELS_MAX} labels; this one has {len(labels)}.")
     for key, value in labels.items():
@@ -44,7 +44,7 @@ def check_labels(labels: Mapping[str, str]) -> None:
 
 
 def check_mask(request: str, resource: Raw, mask: Raw, mutable: frozenset[str]) -> Sequence[str]:
-    """The fields that an update names.
+    """Return the fields that an update changes.
 
     Args:
         request: The request's name, for the message.
@@ -82,7 +82,7 @@ def apply_fields(target: Raw, source: Raw, fields: Sequence[str]) -> None:
 
 
 def page(names: Sequence[str], page_size: int, page_token: str) -> tuple[Sequence[str], str]:
-    """One page of names in their order, and the token of the next page or an empty string."""
+    """Return one page of names in their order, and the token of the next page or an empty string."""
     if page_size < 0:
         raise invalid("page_size must not be negative.")
     after = _read_token(page_token) if page_token else ""

@@ -1,7 +1,7 @@
-"""Push delivery: messages go to an HTTP endpoint on this machine, and its answer acknowledges them.
+"""Push delivery: messages are posted to an HTTP endpoint on this machine, and its answer acknowledges them.
 
 Source: https://cloud.google.com/pubsub/docs/push, read 2026-11-23. The ack deadline is the HTTP timeout. Each
-subscription has its own window of requests, so a hung endpoint starves nobody else.
+subscription has its own window of requests, so a hung endpoint does not delay other subscriptions.
 """
 
 import asyncio
@@ -25,14 +25,14 @@ from localcloud.pubsub.wire import MICROS, Raw, rfc3339, timestamp_us
 log = logging.getLogger(__name__)
 
 IN_FLIGHT_MAX = 50
-"""Requests of one subscription at a time."""
+"""Requests in flight of one subscription."""
 IDLE_MAX = 8
-"""Connections of one subscription that are kept for the next request."""
+"""Idle connections of one subscription kept for the next request."""
 ACKNOWLEDGING = frozenset({102, 200, 201, 202, 204})
 LEASE_MARGIN_S = 5
-"""A lease outlives its request, so that only the request decides."""
+"""Seconds that a lease outlives its request, so that the answer alone decides about the message."""
 TOKEN_AGE_S_MAX = 1800
-"""Tokens are used again for half of their hour."""
+"""Seconds for which a token is reused: half of its lifetime of an hour."""
 ANSWER_BYTES_READ_MAX = 1 << 16
 
 _HEADER_NAME = re.compile(r"[!#$%&'*+\-.^_`|~0-9A-Za-z]+")
@@ -44,7 +44,7 @@ _OWN_HEADERS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class _Token:
-    """A bearer token for one configuration."""
+    """A bearer token for one push configuration."""
 
     email: str
     audience: str
@@ -53,7 +53,7 @@ class _Token:
 
 
 class Pusher:
-    """Pushes one subscription's messages for as long as it has an endpoint."""
+    """Delivery of one subscription's messages to its push endpoint."""
 
     def __init__(
         self,
@@ -66,10 +66,10 @@ class Pusher:
         """Prepare; `run` delivers.
 
         Args:
-            backlog: The subscription.
-            connect: Opens a client for one request at a time. One shared pool would do, were it not that
-                httpcore walks through all of its connections for each request: 3 ms of processor with fifty.
-            identity: Signs tokens.
+            backlog: The subscription's messages.
+            connect: Opens a client for one request at a time. One shared pool would be simpler, but
+                httpcore walks through all of its connections for each request: 3 ms of CPU with fifty.
+            identity: Signs the tokens.
             now_us: Microseconds since 1970.
         """
         self._backlog = backlog
@@ -82,7 +82,7 @@ class Pusher:
         self._bell = asyncio.Event()
 
     async def run(self) -> None:
-        """Until the subscription ends; idles while it is a pull subscription."""
+        """Push until the subscription ends; wait while it is a pull subscription."""
         self._backlog.listen(self._bell)
         try:
             while self._backlog.over is None:
@@ -90,7 +90,7 @@ class Pusher:
                 if not self._start_some():
                     await self._bell.wait()
         except Refused as refused:
-            log.info("push of %s ends: %s", self._backlog.name, refused)
+            log.info("Push delivery of %s ended: %s", self._backlog.name, refused)
         finally:
             self._backlog.unlisten(self._bell)
             for request in self._requests:
@@ -100,7 +100,7 @@ class Pusher:
                 await client.aclose()
 
     def _start_some(self) -> bool:
-        """Start a request for each message that may go now; False when there is none."""
+        """Start a request for each message that may be delivered now. False when there is none."""
         free = IN_FLIGHT_MAX - len(self._requests)
         if not self._backlog.push_endpoint or free <= 0:
             return False
@@ -116,7 +116,7 @@ class Pusher:
         self._requests.discard(request)
         self._bell.set()
         if not request.cancelled() and (error := request.exception()) is not None:
-            log.error("push of %s failed", self._backlog.name, exc_info=error)
+            log.error("Push delivery of %s failed.", self._backlog.name, exc_info=error)
 
     async def _push(self, received: Received) -> None:
         backlog = self._backlog
@@ -127,7 +127,7 @@ class Pusher:
             backlog.modify_deadline([received.ack_id], 0)
 
     async def _accepts(self, config: Raw, received: Received, deadline_s: int) -> bool:
-        """Whether the endpoint acknowledged; everything else, and silence, is a no."""
+        """Return whether the endpoint acknowledged; any other answer, and a timeout, is a no."""
         headers, body = request_of(self._backlog, received)
         if config.HasField("oidc_token"):
             headers.append(("Authorization", f"Bearer {self._bearer(config)}"))
@@ -139,16 +139,16 @@ class Pusher:
             ):
                 await _drain(answer)
         except (httpx.HTTPError, httpx.InvalidURL, TimeoutError) as error:
-            log.info("push of %s to %s: %r", self._backlog.name, config.push_endpoint, error)
+            log.info("Push delivery of %s to %s failed: %r", self._backlog.name, config.push_endpoint, error)
             return False
         if answer.status_code not in ACKNOWLEDGING:
-            log.info("push of %s: HTTP %d", self._backlog.name, answer.status_code)
+            log.info("Push delivery of %s was answered with HTTP %d.", self._backlog.name, answer.status_code)
             return False
         return True
 
     @asynccontextmanager
     async def _client(self) -> AsyncIterator[httpx.AsyncClient]:
-        """The client that was used last, whose connection is warmest, or a new one."""
+        """Yield the client that was used last, whose connection is most likely open, or a new one."""
         client = self._idle.pop() if self._idle else self._connect()
         try:
             yield client
@@ -170,7 +170,7 @@ class Pusher:
 
 
 async def _drain(answer: httpx.Response) -> None:
-    """Read a short answer, so that its connection can be used again; leave a long one."""
+    """Read a short answer, so that its connection can be reused; leave a long one unread."""
     read = 0
     async for chunk in answer.aiter_bytes():
         read += len(chunk)
@@ -179,7 +179,7 @@ async def _drain(answer: httpx.Response) -> None:
 
 
 def request_of(backlog: Backlog, received: Received) -> tuple[list[tuple[str, str]], bytes]:
-    """The headers and the body that production would send."""
+    """Return the headers and the body that production would send."""
     headers = [
         ("Accept-Encoding", "identity"),
         ("User-Agent", "CloudPubSub-Google"),
@@ -196,7 +196,7 @@ def request_of(backlog: Backlog, received: Received) -> tuple[list[tuple[str, st
 
 
 def wrapped(subscription: str, message: Raw, attempt: int | None) -> dict[str, Any]:
-    """The JSON of a wrapped push; ids and times in both spellings, as production sends them."""
+    """Build the JSON of a wrapped push, with ids and times in both spellings, as production sends them."""
     published_at = rfc3339(timestamp_us(message.publish_time))
     inner: dict[str, Any] = {}
     if message.attributes:
@@ -212,7 +212,7 @@ def wrapped(subscription: str, message: Raw, attempt: int | None) -> dict[str, A
 
 
 def metadata_headers(subscription: str, message: Raw) -> list[tuple[str, str]]:
-    """Attributes and ids of an unwrapped push; what HTTP cannot carry stays behind."""
+    """Return attributes and ids as headers of an unwrapped push; values that HTTP cannot carry are left out."""
     own = {
         "x-goog-pubsub-message-id": message.message_id,
         "x-goog-pubsub-publish-time": rfc3339(timestamp_us(message.publish_time)),

@@ -1,4 +1,4 @@
-"""Which message of a subscription may be delivered now: a state machine without clock, disk or network.
+"""Delivery states of one subscription's messages: a state machine without clock, disk or network.
 
     add ──▶ ready ──take──▶ leased ──ack──▶ (gone)
               ▲               │
@@ -7,9 +7,9 @@
             delayed ◀─backoff─┤
                               └──deliveries used up──▶ exhausted ──▶ dead letter
 
-Messages of one ordering key stand in a `Line`: its first messages may be leased together, as a run; nothing
-more of the key is delivered until the whole run is acknowledged, and when one comes back, those after it in the
-run come back too.
+Messages of one ordering key are in a `Line`. Its first messages may be leased together, as a run. Nothing more
+of the key is delivered until the whole run is acknowledged; when one of the run comes back, those after it
+come back too.
 """
 
 import heapq
@@ -22,7 +22,7 @@ from localcloud.pubsub.chaos import CALM, Duplicate, Fate
 
 @dataclass(slots=True)
 class Holder:
-    """Who holds leases; counts them for flow control."""
+    """The holder of leases, for example a stream; counts them for flow control."""
 
     messages: int = 0
     bytes: int = 0
@@ -34,7 +34,7 @@ class Entry:
 
     message_id: int
     size: int
-    """Bytes."""
+    """Size of the message in bytes."""
     key: str = ""
     """The ordering key; empty when order does not matter."""
     attempts: int = 0
@@ -45,24 +45,24 @@ class Entry:
     deadline_us: int = 0
     holder: Holder | None = None
     gone: bool = False
-    """Acknowledged while it waited; whoever meets it drops it."""
+    """Whether the message was acknowledged while it waited; the next reader of the queue drops it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Policy:
-    """How a message comes back."""
+    """How a message is redelivered."""
 
     backoff_us_min: int = 0
     backoff_us_max: int = 0
     attempts_max: int | None = None
-    """Deliveries before a message is exhausted; None means never."""
+    """Deliveries before a message is exhausted; None means no limit."""
 
     def backoff_us(self, attempts: int) -> int:
-        """The pause after the n-th delivery failed: doubles each time."""
+        """Return the pause after the n-th delivery failed; it doubles each time."""
         return min(self.backoff_us_max, self.backoff_us_min << min(max(attempts - 1, 0), 40))
 
     def exhausts(self, entry: Entry) -> bool:
-        """Whether the last delivery was the last one."""
+        """Return whether the entry has used up its deliveries."""
         return self.attempts_max is not None and entry.attempts >= self.attempts_max
 
 
@@ -72,21 +72,21 @@ class Line:
 
     key: str
     waiting: list[tuple[int, Entry]] = field(default_factory=list)
-    """A heap: the oldest message first."""
+    """A heap with the oldest message first."""
     run: dict[int, Entry] = field(default_factory=dict)
-    """Leased, oldest first."""
+    """The leased messages, oldest first."""
     queued: bool = False
 
 
 class Queue:
-    """All that is known in memory of one subscription's unacknowledged messages. Instants are microseconds."""
+    """The queue in memory of one subscription's unacknowledged messages. Instants are microseconds."""
 
     def __init__(self, policy: Policy) -> None:
         """Start empty; `policy` may be replaced at any time."""
         self.policy = policy
         self.entries: dict[int, Entry] = {}
         self.exhausted: list[Entry] = []
-        """Used up their deliveries: the owner must `remove` or `readmit` each at once."""
+        """Entries that used up their deliveries. The owner must `remove` or `readmit` each at once."""
         self._ready: deque[Entry | Line] = deque()
         self._lines: dict[str, Line] = {}
         self._deadlines: list[tuple[int, int]] = []
@@ -94,7 +94,7 @@ class Queue:
         self._leased = 0
 
     def add(self, entry: Entry, now_us: int) -> None:
-        """Take in a message that is not yet here."""
+        """Add a message that is not in the queue yet."""
         self.entries[entry.message_id] = entry
         if self.policy.exhausts(entry):
             self.exhausted.append(entry)
@@ -112,16 +112,16 @@ class Queue:
         run_max: int = 1000,
         force_one: bool = True,
     ) -> list[Entry]:
-        """Lease what may go now.
+        """Lease the messages that may be delivered now.
 
         Args:
-            limit: Messages at most.
-            bytes_max: Together at most.
-            now_us: Now.
+            limit: Most messages.
+            bytes_max: Most bytes of all messages together.
+            now_us: The present.
             deadline_us: When the leases end.
-            holder: Whose flow control counts them.
-            run_max: Messages of one ordering key at most.
-            force_one: Let one message pass that alone is larger than `bytes_max`.
+            holder: The holder whose flow control counts the leases.
+            run_max: Most messages of one ordering key.
+            force_one: Whether one message that alone is larger than `bytes_max` may pass.
         """
         taken: list[Entry] = []
         size = 0
@@ -144,17 +144,17 @@ class Queue:
         return taken
 
     def lease_of(self, message_id: int, attempt: int) -> Entry | None:
-        """The entry when exactly this delivery still holds its lease."""
+        """Return the entry if exactly this delivery still holds its lease."""
         entry = self.entries.get(message_id)
         return entry if entry is not None and entry.leased and entry.attempts == attempt else None
 
     def extend(self, entry: Entry, deadline_us: int) -> None:
-        """Move the deadline of a leased entry, either way."""
+        """Move the deadline of a leased entry, later or earlier."""
         entry.deadline_us = deadline_us
         self._push_deadline(entry)
 
     def nack(self, entry: Entry, now_us: int) -> list[Entry]:
-        """Take a lease back; answers what came back with it, for the same ordering key."""
+        """End a lease early. Returns the entry and those of the same ordering key that come back with it."""
         self._release(entry)
         together = []
         line = self._lines.get(entry.key) if entry.key else None
@@ -171,12 +171,12 @@ class Queue:
         return [entry, *together]
 
     def readmit(self, entry: Entry, now_us: int) -> None:
-        """Deliver an exhausted entry again, since nowhere takes it."""
+        """Deliver an exhausted entry again, because no dead letter topic accepts it."""
         entry.available_at_us = now_us + self.policy.backoff_us(entry.attempts)
         self._place(entry, now_us)
 
     def remove(self, message_id: int, now_us: int) -> None:
-        """Forget a message, wherever it stands: acknowledged, dead or too old."""
+        """Remove a message in any state: acknowledged, dead-lettered or too old."""
         entry = self.entries.pop(message_id, None)
         if entry is None:
             return
@@ -188,7 +188,7 @@ class Queue:
             self._settle(line, now_us)
 
     def expire(self, now_us: int) -> list[Entry]:
-        """Take back every lease whose deadline passed and wake what waited long enough; answers the former."""
+        """End every lease whose deadline passed, and every pause that is over. Returns the entries of ended leases."""
         returned: list[Entry] = []
         while self._deadlines and self._deadlines[0][0] <= now_us:
             deadline_us, message_id = heapq.heappop(self._deadlines)
@@ -208,16 +208,16 @@ class Queue:
 
     @property
     def has_ready(self) -> bool:
-        """Whether `take` stopped at its limits rather than for want of messages."""
+        """Whether `take` stopped at its limits and more messages are ready."""
         return bool(self._ready)
 
     def next_wake_us(self) -> int | None:
-        """When `expire` has something to do again; None while nothing is leased or delayed."""
+        """Return when `expire` is due next; None while nothing is leased or delayed."""
         heads = [heap[0][0] for heap in (self._deadlines, self._delays) if heap]
         return min(heads, default=None)
 
     def clear(self) -> None:
-        """Forget everything; leases end."""
+        """Remove everything; leases end."""
         for entry in self.entries.values():
             if entry.leased:
                 self._release(entry)
@@ -240,7 +240,7 @@ class Queue:
             self._ready.append(entry)
 
     def _settle(self, line: Line, now_us: int) -> None:
-        """Queue a line whose first message may go, or wake it when it may."""
+        """Queue a line whose first message may be delivered, or delay it until then."""
         while line.waiting and line.waiting[0][1].gone:
             heapq.heappop(line.waiting)
         if line.queued or line.run:
@@ -256,7 +256,7 @@ class Queue:
             self._ready.append(line)
 
     def _next_of(self, unit: Entry | Line, now_us: int) -> Entry | None:
-        """The message to lease next from what stood first; None when it must wait or has gone."""
+        """Return the message to lease next from the first unit; None when it must wait or was removed."""
         if isinstance(unit, Line):
             while unit.waiting and unit.waiting[0][1].gone:
                 heapq.heappop(unit.waiting)
@@ -272,7 +272,7 @@ class Queue:
         return unit
 
     def _put_back(self, unit: Entry | Line) -> None:
-        """Undo the `popleft`; a line that already leased a part of its run waits for that part."""
+        """Undo the `popleft`. A line that already leased a part of its run waits for that part."""
         if isinstance(unit, Line) and unit.run:
             unit.queued = False
         else:
@@ -305,7 +305,7 @@ class Queue:
 
     def _push_deadline(self, entry: Entry) -> None:
         heapq.heappush(self._deadlines, (entry.deadline_us, entry.message_id))
-        # Extended and ended leases leave their old deadlines behind: sweep before they are the most.
+        # Extended and ended leases leave their old deadlines in the heap: drop these before they are the majority.
         if len(self._deadlines) > 2 * self._leased + 1000:
             self._deadlines = list(set(_live_deadlines(self.entries.values())))
             heapq.heapify(self._deadlines)
@@ -316,7 +316,7 @@ def _live_deadlines(entries: Iterable[Entry]) -> list[tuple[int, int]]:
 
 
 def duplicates(entry: Entry, how: Duplicate) -> bool:
-    """Whether chaos repeats this delivery in this way; it does so once in a message's life."""
+    """Return whether this delivery is duplicated in this way; it happens once per message."""
     if entry.fate.duplicate is not how or (how is Duplicate.TWIN and entry.key):
         return False
     entry.fate = Fate(Duplicate.NO, entry.fate.moves_back)

@@ -1,4 +1,4 @@
-"""The gRPC doorway: unmodified clients of `google.pubsub.v1` in, SQLite and HTTP pushes out."""
+"""The gRPC server of `google.pubsub.v1`, for unmodified clients; state in SQLite, pushes over HTTP."""
 
 import asyncio
 import logging
@@ -37,7 +37,7 @@ Unary = Callable[[Any, Any], Awaitable[Any]]
 
 
 class PubSub:
-    """Google Cloud Pub/Sub, embedded; one event loop, one file."""
+    """Google Cloud Pub/Sub in this process: one event loop, one SQLite file."""
 
     def __init__(
         self,
@@ -52,8 +52,8 @@ class PubSub:
         Args:
             path: The SQLite file; None keeps everything in memory.
             identity: Signs the tokens of authenticated pushes.
-            clock: The time of day; `wake` follows a clock that jumps.
-            chaos: Makes deliveries worse on purpose.
+            clock: The time of day; call `wake` after it jumps.
+            chaos: Injects duplicated and reordered deliveries; None injects none.
         """
         self._store = Store(path, SCHEMA)
         self._state = State(self._store, clock=clock, chaos=chaos)
@@ -73,7 +73,7 @@ class PubSub:
         self._sweeper = asyncio.create_task(self._sweep_regularly())
 
     async def close(self) -> None:
-        """Stop pushing and close the file; what is unacknowledged comes again after the next start."""
+        """Stop pushing and close the file; unacknowledged messages are delivered again after the next start."""
         self._closed = True
         tasks = [*self._pushes.values(), *([self._sweeper] if self._sweeper else [])]
         for task in tasks:
@@ -85,10 +85,10 @@ class PubSub:
         self._store.close()
 
     async def publish(self, topic: str, data: bytes, attributes: Mapping[str, str]) -> str:
-        """Publish from inside the process, as Storage does for its notifications; answers the message id.
+        """Publish from this process, as Storage does for its notifications. Returns the message id.
 
         Raises:
-            Refused: The topic does not exist, the message is not one, or the server is shutting down.
+            Refused: The topic does not exist, the message is invalid, or the server is shutting down.
         """
         message = PubsubMessage(data=data, attributes=attributes)
         self._check_open()
@@ -102,7 +102,7 @@ class PubSub:
             backlog.wake()
 
     def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
-        """What a `grpc.aio.server` needs; allow requests of 10 MB and a little more."""
+        """Return the handlers for a `grpc.aio.server`, which must accept requests of a little more than 10 MB."""
         publisher, subscriber, snapshots = (
             Publisher(self._state),
             Subscriber(self._state),
@@ -154,7 +154,7 @@ class PubSub:
         )
 
     def _unary(self, request: str, method: Callable[[Raw], Awaitable[Raw]]) -> grpc.RpcMethodHandler:
-        """A handler for a method that needs only its request; None answers `Empty`."""
+        """Return a handler for a method that needs only its request; None is answered as `Empty`."""
 
         async def answer(message: Raw, _context: Any) -> Raw:
             return await method(message)
@@ -173,7 +173,7 @@ class PubSub:
         return grpc.unary_unary_rpc_method_handler(answer, raw(request).FromString, _serialise)
 
     def _check_open(self) -> None:
-        """While the server drains, clients are told to come back."""
+        """Refuse with UNAVAILABLE while the server shuts down, so that clients retry."""
         if self._closed:
             raise Refused(grpc.StatusCode.UNAVAILABLE, SHUTTING_DOWN)
 
@@ -193,7 +193,7 @@ class PubSub:
         return both
 
     def _follow_pushes(self) -> None:
-        """Give every push subscription its own task; it ends with the subscription."""
+        """Start a task for every push subscription that has none; it ends with the subscription."""
         if not self._started or self._closed:
             return
         for backlog in self._state.backlogs.values():
@@ -204,7 +204,7 @@ class PubSub:
                 task.add_done_callback(partial(self._push_ended, backlog))
 
     def _connect(self) -> httpx.AsyncClient:
-        """An HTTP client that obeys no proxy and follows no redirect: pushes stay on this machine."""
+        """Open an HTTP client without proxies and redirects: pushes stay on this machine."""
         if self._tls is None:
             self._tls = httpx.create_ssl_context(trust_env=False)
         return httpx.AsyncClient(
@@ -217,7 +217,7 @@ class PubSub:
     def _push_ended(self, backlog: Backlog, task: "asyncio.Task[None]") -> None:
         self._pushes.pop(backlog, None)
         if not task.cancelled() and (error := task.exception()) is not None:
-            log.error("push of %s stopped", backlog.name, exc_info=error)
+            log.error("The push task of %s stopped.", backlog.name, exc_info=error)
 
     async def _sweep_regularly(self) -> None:
         while True:
@@ -226,13 +226,13 @@ class PubSub:
 
 
 class _Unknown(grpc.GenericRpcHandler):
-    """Says no, loudly, to every RPC of Pub/Sub that is not served."""
+    """A handler that refuses and logs every RPC of Pub/Sub that is not implemented."""
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> grpc.RpcMethodHandler | None:
         method = str(handler_call_details.method)
         if not method.startswith(SERVED_PREFIXES):
             return None
-        log.warning("Pub/Sub: %s is not implemented here", method)
+        log.warning("Pub/Sub: %s is not implemented here.", method)
 
         async def refuse(_request: bytes, context: Any) -> None:
             await context.abort(grpc.StatusCode.UNIMPLEMENTED, f"localcloud's Pub/Sub does not implement {method}")

@@ -14,12 +14,12 @@ class Snapshots:
     """The snapshot RPCs of `google.pubsub.v1.Subscriber`."""
 
     def __init__(self, state: State) -> None:
-        """Serve from a state."""
+        """Use a state."""
         self._state = state
         self._store = state.store
 
     async def create_snapshot(self, request: Raw) -> Raw:
-        """CreateSnapshot: what a subscription owes now, and everything its topic gets from now on."""
+        """CreateSnapshot: keep what is unacknowledged now, and everything the topic gets from now on."""
         names.check_name("snapshots", request.name)
         names.check_name("subscriptions", request.subscription)
         names.check_labels(request.labels)
@@ -84,7 +84,7 @@ class Snapshots:
         return snapshot
 
     async def delete_snapshot(self, request: Raw) -> Raw:
-        """DeleteSnapshot; messages that only it needed go with it."""
+        """DeleteSnapshot: also drop the messages that only it needed."""
         names.check_name("snapshots", request.snapshot)
         row = self._find(request.snapshot)
         if row is None:
@@ -95,7 +95,7 @@ class Snapshots:
             self._state.journal.sweep(topic, before=self._state.retained_since(topic))
 
     async def seek(self, request: Raw) -> Raw:
-        """Seek: to an instant or to a snapshot; outstanding leases end."""
+        """Seek to an instant or to a snapshot; outstanding leases end."""
         names.check_name("subscriptions", request.subscription)
         backlog = self._state.backlog(request.subscription)
         if backlog.over is not None:
@@ -111,7 +111,7 @@ class Snapshots:
         return raw("SeekResponse")()
 
     def _seek_to_time(self, backlog: Backlog, at_us: int) -> None:
-        """Everything published before is acknowledged, everything retained from then on is not."""
+        """Acknowledge everything published before an instant, and nothing retained from then on."""
         topic = self._state.topics.get(backlog.resource.topic)
         journal = self._state.journal
         with self._store.transaction():
@@ -152,7 +152,7 @@ class Snapshots:
             self._finish(backlog)
 
     def _finish(self, backlog: Backlog) -> None:
-        """Void every ack id given out before, and drop messages that nobody owes any more."""
+        """Void all older ack ids, and drop messages that no delivery needs any more."""
         backlog.restart()
         self._state.save_subscription(backlog)
         self._state.journal.sweep(backlog.topic, before=self._state.retained_since(backlog.topic))

@@ -1,4 +1,4 @@
-"""Topics and who subscribes to them; publishing writes for all of them at once."""
+"""Topics and their subscriptions; a publish is written for all of them in one transaction."""
 
 import logging
 from collections.abc import Sequence
@@ -37,15 +37,15 @@ class TopicState:
 
     @property
     def retention_us(self) -> int:
-        """How long it keeps messages that nobody owes; 0 when it does not."""
+        """How long the topic keeps acknowledged messages, in microseconds; 0 when it does not."""
         return duration_us(self.resource.message_retention_duration)
 
 
 class State:
-    """Everything that outlives a request."""
+    """All topics, subscriptions and snapshots."""
 
     def __init__(self, store: Store, *, clock: Clock, chaos: Chaos | None) -> None:
-        """Read what the store holds, which has `journal.SCHEMA`."""
+        """Read the store, which must have `journal.SCHEMA`."""
         self.store = store
         self.journal = Journal(store)
         self.topics: dict[str, TopicState] = {}
@@ -59,18 +59,18 @@ class State:
             self._attach(row["id"], row["epoch"], row["topic"], Subscription.FromString(row["resource"]))
 
     def now_us(self) -> int:
-        """Microseconds since 1970."""
+        """Return microseconds since 1970."""
         return micros(self._clock())
 
     def topic(self, name: str) -> TopicState:
-        """A topic; refused with NOT_FOUND."""
+        """Return a topic; refused with NOT_FOUND."""
         topic = self.topics.get(name)
         if topic is None:
             raise not_found("Topic", name)
         return topic
 
     def backlog(self, name: str) -> Backlog:
-        """A subscription; refused with NOT_FOUND."""
+        """Return a subscription; refused with NOT_FOUND."""
         backlog = self.backlogs.get(name)
         if backlog is None:
             raise not_found("Subscription", name)
@@ -79,14 +79,14 @@ class State:
     # Topics.
 
     def add_topic(self, resource: Raw) -> None:
-        """Keep a new topic."""
+        """Store a new topic."""
         cursor = self.store.execute(
             "INSERT INTO topics (name, resource) VALUES (?, ?)", (resource.name, resource.SerializeToString())
         )
         self.topics[resource.name] = TopicState(int(cursor.lastrowid or 0), resource)
 
     def save_topic(self, topic: TopicState) -> None:
-        """Keep a changed topic."""
+        """Store a changed topic."""
         self.store.execute(
             "UPDATE topics SET resource = ? WHERE id = ?",
             (topic.resource.SerializeToString(), topic.number),
@@ -107,7 +107,7 @@ class State:
     # Subscriptions.
 
     def add_subscription(self, resource: Raw) -> Backlog:
-        """Keep a new subscription."""
+        """Store a new subscription."""
         topic = self.topic(resource.topic)
         cursor = self.store.execute(
             "INSERT INTO subscriptions (name, topic, resource) VALUES (?, ?, ?)",
@@ -116,14 +116,14 @@ class State:
         return self._attach(int(cursor.lastrowid or 0), 0, topic.number, resource)
 
     def save_subscription(self, backlog: Backlog) -> None:
-        """Keep a changed subscription."""
+        """Store a changed subscription."""
         self.store.execute(
             "UPDATE subscriptions SET resource = ?, epoch = ? WHERE id = ?",
             (backlog.resource.SerializeToString(), backlog.epoch, backlog.number),
         )
 
     def drop_subscription(self, name: str) -> None:
-        """Delete a subscription with everything it owes."""
+        """Delete a subscription with all its deliveries."""
         backlog = self.backlog(name)
         with self.store.transaction():
             self.store.execute("DELETE FROM subscriptions WHERE id = ?", (backlog.number,))
@@ -132,7 +132,7 @@ class State:
         backlog.end(not_found("Subscription", name))
 
     def detach(self, backlog: Backlog, reason: Refused) -> None:
-        """Cut a subscription from its topic for ever; what it owed is gone."""
+        """Detach a subscription from its topic for good; its deliveries are dropped."""
         with self.store.transaction():
             backlog.resource.detached = True
             self.save_subscription(backlog)
@@ -149,11 +149,11 @@ class State:
     # Messages.
 
     def publish(self, topic_name: str, messages: Sequence[Raw]) -> list[str]:
-        """Write messages down for every subscription whose filter matches; answers their ids.
+        """Store messages for every subscription whose filter matches. Returns their ids.
 
         Args:
             topic_name: The topic; refused with NOT_FOUND.
-            messages: `PubsubMessage`s, already checked; they receive their id and publish time.
+            messages: `PubsubMessage`s, already checked; this sets their id and publish time.
         """
         topic = self.topic(topic_name)
         keeps_all = self._keeps_bodies(topic.number) or self._has_snapshot(topic.number)
@@ -180,7 +180,7 @@ class State:
         return [message.message_id for message in messages]
 
     def sweep(self) -> None:
-        """Drop what is older than its retention; touches only topics where something may have aged."""
+        """Drop what is older than its retention; reads only topics that may hold old messages."""
         now_us = self.now_us()
         aged = {topic.number for topic in self.topics.values() if topic.retention_us}
         with self.store.transaction():
@@ -192,7 +192,7 @@ class State:
                 self.journal.sweep(number, before=self.retained_since(number))
 
     def retained_since(self, topic: int) -> int:
-        """The oldest message that a topic's own retention keeps."""
+        """Return the oldest message that a topic's own retention keeps."""
         for state in self.topics.values():
             if state.number == topic and state.retention_us:
                 return self.now_us() - state.retention_us
@@ -225,10 +225,10 @@ class State:
         return backlog
 
     def _bury(self, backlog: Backlog, message: Raw, attempts: int) -> bool:
-        """Publish a dead letter as production does, with where it came from in its attributes."""
+        """Publish a dead letter as production does, with its origin in the attributes."""
         grave = backlog.resource.dead_letter_policy.dead_letter_topic
         if grave not in self.topics:
-            log.warning("%s: the dead letter topic %s does not exist; trying again", backlog.name, grave)
+            log.warning("%s: dead letter topic %s does not exist. Redelivering.", backlog.name, grave)
             return False
         letter = PubsubMessage(data=message.data, ordering_key=message.ordering_key)
         letter.attributes.update(message.attributes)
@@ -244,7 +244,7 @@ class State:
 
 
 def detached(name: str) -> Refused:
-    """What a detached subscription answers to pull."""
+    """Return the refusal of a pull from a detached subscription."""
     return Refused(
         grpc.StatusCode.FAILED_PRECONDITION,
         f"Subscription is detached from its topic (resource={name.rpartition('/')[2]}).",

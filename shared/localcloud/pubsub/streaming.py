@@ -1,6 +1,6 @@
-"""StreamingPull: messages flow while the client holds fewer than it asked for.
+"""StreamingPull: send messages while the client holds fewer than its flow control limit.
 
-One task reads what the client says (acknowledgements, deadlines), one writes messages; either may end the call.
+One task reads the client's acknowledgements and deadlines, another writes messages; either may end the call.
 """
 
 import asyncio
@@ -16,29 +16,29 @@ from localcloud.pubsub.subscriptions import ACK_DEADLINE_S_MAX, ACK_DEADLINE_S_M
 from localcloud.pubsub.wire import Raw, raw
 
 BATCH_MESSAGES_MAX = 100
-"""In one answer, so that several streams of a subscription share its messages."""
+"""Messages in one answer, so that several streams of a subscription share its messages."""
 UNLIMITED = 1 << 62
 
 
 class Call(Protocol):
-    """The server's side of one stream; a `grpc.aio.ServicerContext`."""
+    """The server's side of one stream: a `grpc.aio.ServicerContext`."""
 
     async def read(self) -> Any:
-        """The next request, or `grpc.aio.EOF`."""
+        """Return the next request, or `grpc.aio.EOF`."""
 
     async def write(self, message: Any) -> None:
         """Send one answer; waits while the client is slow to read."""
 
 
 class Stream:
-    """One client on one subscription."""
+    """One client's stream on one subscription."""
 
     def __init__(self, backlog: Backlog, first: Raw) -> None:
         """Open with the client's first request.
 
         Args:
-            backlog: The subscription it names.
-            first: Carries the deadline and the flow control limits; 0 or less means no limit.
+            backlog: The subscription that the request names.
+            first: The first request, with the deadline and the flow control limits; 0 or less means no limit.
         """
         refuse_push(backlog)
         self._messages_max = first.max_outstanding_messages if first.max_outstanding_messages > 0 else UNLIMITED
@@ -50,7 +50,7 @@ class Stream:
         self._set_deadline(first.stream_ack_deadline_seconds, required=True)
 
     async def serve(self, first: Raw, call: Call, eof: Any) -> None:
-        """Until the client hangs up or the subscription ends."""
+        """Deliver until the client hangs up or the subscription ends."""
         self._obey(first, first=True)
         self._backlog.listen(self._bell)
         tasks = [asyncio.create_task(self._listen(call, eof)), asyncio.create_task(self._deliver(call))]
@@ -102,7 +102,7 @@ class Stream:
             )
 
     def _obey(self, request: Raw, *, first: bool = False) -> None:
-        """Acknowledgements and deadlines inside the stream."""
+        """Apply the acknowledgements and deadlines of a request."""
         if request.subscription and not first:
             raise invalid("Only the first request of a stream names the subscription.")
         if (request.max_outstanding_messages or request.max_outstanding_bytes) and not first:

@@ -16,15 +16,15 @@ from localcloud.pubsub.wire import Raw, Subscription, raw
 
 PULL_MESSAGES_MAX = 1000
 PULL_WAIT_S = 60.0
-"""An idle pull answers empty after this, or shortly before its caller gives up."""
+"""Seconds after which an idle pull answers empty; earlier when its caller's deadline is near."""
 PULL_ANSWER_MARGIN_S = 0.3
 
 
 class Subscriber:
-    """One method for each unary RPC: raw request in, raw answer out, `Refused` raised."""
+    """The unary RPCs: each method takes and returns a raw message, or raises `Refused`."""
 
     def __init__(self, state: State) -> None:
-        """Serve from a state."""
+        """Use a state."""
         self._state = state
 
     async def create_subscription(self, request: Raw) -> Raw:
@@ -82,7 +82,7 @@ class Subscriber:
         self._change(backlog, changed)
 
     async def pull(self, request: Raw, *, time_left_s: float | None) -> Raw:
-        """Pull: waits for a first message, then answers with what there is."""
+        """Pull: wait for a first message, then answer with what is ready."""
         if request.max_messages <= 0:
             raise invalid("max_messages must be positive.")
         backlog = self._named(request.subscription)
@@ -113,7 +113,7 @@ class Subscriber:
         refuse_failures(backlog.acknowledge(request.ack_ids))
 
     async def modify_ack_deadline(self, request: Raw) -> Raw:
-        """ModifyAckDeadline: 0 gives the message back."""
+        """ModifyAckDeadline: 0 returns the message to the queue."""
         backlog = self._named(request.subscription)
         if not request.ack_ids:
             raise invalid("No ack ids specified.")
@@ -135,7 +135,7 @@ class Subscriber:
             raise not_found("Dead letter topic", grave)
 
     def _shown(self, backlog: Backlog) -> Raw:
-        """The resource with what production adds to its answers."""
+        """Return the resource with the fields that production adds to its answers."""
         topic = self._state.topics.get(backlog.resource.topic)
         shown = Subscription()
         shown.CopyFrom(backlog.resource)
@@ -145,13 +145,13 @@ class Subscriber:
 
 
 def take_for_pull(backlog: Backlog, limit: int) -> list[Received]:
-    """What may go now, as long as the subscription is not pushed."""
+    """Lease messages for a pull; refused while the subscription is pushed."""
     refuse_push(backlog)
     return backlog.take(limit=limit, deadline_s=backlog.resource.ack_deadline_seconds)
 
 
 def refuse_push(backlog: Backlog) -> None:
-    """Only one of push and pull delivers."""
+    """Refuse to pull a push subscription: only one of push and pull delivers."""
     if backlog.push_endpoint:
         raise Refused(
             grpc.StatusCode.FAILED_PRECONDITION,
@@ -160,7 +160,7 @@ def refuse_push(backlog: Backlog) -> None:
 
 
 def refuse_failures(failures: dict[str, str]) -> None:
-    """Tell an exactly-once client which acknowledgements did not count."""
+    """Report to an exactly-once client which acknowledgements did not count."""
     if failures:
         raise Refused(
             grpc.StatusCode.FAILED_PRECONDITION,
@@ -170,6 +170,6 @@ def refuse_failures(failures: dict[str, str]) -> None:
 
 
 def check_deadline(seconds: Any) -> None:
-    """0 to 600 seconds."""
+    """Refuse a deadline outside of 0 to 600 seconds."""
     if not 0 <= seconds <= ACK_DEADLINE_S_MAX:
         raise invalid(f"ack_deadline_seconds must be between 0 and {ACK_DEADLINE_S_MAX}, not {seconds}.")

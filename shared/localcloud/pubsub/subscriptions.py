@@ -1,7 +1,7 @@
-"""What a subscription may say, and the defaults that production fills in.
+"""Validation of a subscription, and production's defaults.
 
 Source: the field comments of `google.pubsub.v1.Subscription` and https://cloud.google.com/pubsub/quotas, read
-2026-11-23. Expiration policies are kept and shown; nothing here expires for being idle.
+2026-11-23. Expiration policies are stored and returned, but no subscription expires for being idle.
 """
 
 import ipaddress
@@ -53,7 +53,7 @@ def complete(subscription: Raw) -> None:
 
 
 def check_push(push_config: Raw) -> None:
-    """Refuse an endpoint that is no URL, or that is not on this machine."""
+    """Refuse an endpoint that is not a URL, or that is not on this machine."""
     endpoint = push_config.push_endpoint
     if not endpoint:
         if push_config.HasField("oidc_token") or push_config.HasField("no_wrapper"):

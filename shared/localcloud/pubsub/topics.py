@@ -21,10 +21,10 @@ NOT_HERE = ("schema_settings", "ingestion_data_source_settings", "message_transf
 
 
 class Publisher:
-    """One method for each RPC: raw request in, raw answer out, `Refused` raised."""
+    """The Publisher RPCs: each method takes and returns a raw message, or raises `Refused`."""
 
     def __init__(self, state: State) -> None:
-        """Serve from a state."""
+        """Use a state."""
         self._state = state
 
     async def create_topic(self, request: Raw) -> Raw:
@@ -109,7 +109,7 @@ class Publisher:
 
 
 def check_topic(topic: Raw) -> None:
-    """Refuse what production refuses, and loudly what is not here."""
+    """Refuse what production refuses, and features that localcloud does not implement."""
     names.check_labels(topic.labels)
     refuse_missing(topic, NOT_HERE)
     if topic.HasField("message_retention_duration"):
@@ -117,7 +117,7 @@ def check_topic(topic: Raw) -> None:
 
 
 def check_retention(retention_us: int) -> None:
-    """10 minutes to 31 days."""
+    """Refuse a retention outside of 10 minutes to 31 days."""
     if not RETENTION_S_MIN * MICROS <= retention_us <= RETENTION_S_MAX * MICROS:
         raise invalid(f"message_retention_duration out of bounds: {RETENTION_S_MIN} to {RETENTION_S_MAX} seconds.")
 
@@ -131,7 +131,7 @@ def refuse_missing(resource: Raw, fields: tuple[str, ...]) -> None:
 
 
 def check_message(message: Raw) -> None:
-    """Data or attributes, attributes within their limits."""
+    """Refuse a message without data and attributes, or with attributes beyond their limits."""
     if not message.data and not message.attributes:
         raise invalid("Some messages are empty: each must have data or at least one attribute.")
     if len(message.ordering_key.encode()) > ORDERING_KEY_BYTES_MAX:

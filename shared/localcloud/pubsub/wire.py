@@ -1,4 +1,4 @@
-"""The raw protobuf classes of Pub/Sub, without the proto-plus wrappers that cost ten times as much."""
+"""The raw protobuf classes of Pub/Sub: proto-plus wrappers cost ten times as much."""
 
 from datetime import UTC, datetime
 from typing import Any, TypeAlias
@@ -20,37 +20,37 @@ MICROS = 1_000_000
 
 
 def raw(name: str) -> Any:
-    """The raw class of a request or an answer, by its name in `google.pubsub.v1`."""
+    """Return the raw class of a request or an answer, by its name in `google.pubsub.v1`."""
     return getattr(pubsub, name).pb()
 
 
 def micros(instant: datetime) -> int:
-    """Microseconds since 1970 of an aware instant."""
+    """Return the microseconds since 1970 of an aware instant."""
     return round(instant.timestamp() * MICROS)
 
 
 def timestamp(at_us: int) -> timestamp_pb2.Timestamp:
-    """A protobuf Timestamp."""
+    """Build a protobuf Timestamp."""
     seconds, rest = divmod(at_us, MICROS)
     return timestamp_pb2.Timestamp(seconds=seconds, nanos=rest * 1000)
 
 
 def timestamp_us(value: Raw) -> int:
-    """The inverse of `timestamp`, cut to microseconds."""
+    """Return the microseconds since 1970 of a Timestamp, truncated."""
     return int(value.seconds) * MICROS + int(value.nanos) // 1000
 
 
 def duration(seconds: int) -> duration_pb2.Duration:
-    """A protobuf Duration."""
+    """Build a protobuf Duration."""
     return duration_pb2.Duration(seconds=seconds)
 
 
 def duration_us(value: Raw) -> int:
-    """Microseconds of a protobuf Duration."""
+    """Return the microseconds of a protobuf Duration."""
     return int(value.seconds) * MICROS + int(value.nanos) // 1000
 
 
 def rfc3339(at_us: int) -> str:
-    """`2026-11-23T08:00:00.123Z`, milliseconds as Pub/Sub prints them."""
+    """Format an instant as `2026-11-23T08:00:00.123Z`, with milliseconds as Pub/Sub prints them."""
     instant = datetime.fromtimestamp(at_us // MICROS, UTC)
     return f"{instant:%Y-%m-%dT%H:%M:%S}.{at_us % MICROS // 1000:03d}Z"

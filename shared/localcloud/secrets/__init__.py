@@ -12,23 +12,23 @@ from localcloud.secrets.vault import Vault
 
 
 class SecretManager:
-    """One vault, two transports."""
+    """Secret Manager: one vault, served over two transports."""
 
     def __init__(self, path: Path | None, *, clock: Clock = utc_now) -> None:
         """Open the state.
 
         Args:
-            path: The SQLite file, made readable by its owner only; None keeps it in memory.
+            path: The SQLite file, made readable by its owner only. None keeps it in memory.
             clock: Aware UTC; decides when secrets expire.
         """
         self._vault = Vault(path, clock=clock)
 
     def handlers(self) -> Sequence[grpc.GenericRpcHandler]:
-        """For a `grpc.aio` server: `google.cloud.secretmanager.v1.SecretManagerService`."""
+        """Return the handlers of `google.cloud.secretmanager.v1.SecretManagerService` for a `grpc.aio` server."""
         return [GrpcHandlers(self._vault)]
 
     def routes(self) -> list[BaseRoute]:
-        """For a Starlette app: `/v1/projects/P/secrets…`."""
+        """Return the routes `/v1/projects/P/secrets…` for a Starlette app."""
         return rest_routes(self._vault)
 
     def close(self) -> None:

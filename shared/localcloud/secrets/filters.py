@@ -1,4 +1,4 @@
-"""The part of Secret Manager's filter language that is kept: terms joined by AND.
+"""The supported part of Secret Manager's filter language: terms joined by AND.
 
     name:text   labels.key=value   labels.key:*   for secrets
     state:ENABLED or state=ENABLED                for versions
@@ -18,13 +18,13 @@ _STATES = {"ENABLED", "DISABLED", "DESTROYED"}
 
 
 def secrets(text: str) -> Callable[[Any], bool]:
-    """Whether a secret is wanted."""
+    """Return a test of whether a secret matches the filter."""
     tests = [_secret_term(term) for term in _terms(text)]
     return lambda secret: all(test(secret) for test in tests)
 
 
 def state(text: str) -> str | None:
-    """The state that wanted versions are in; None for any."""
+    """Return the state that matching versions are in; None for any."""
     terms = _terms(text)
     if not terms:
         return None

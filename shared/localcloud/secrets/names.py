@@ -11,7 +11,7 @@ _VERSION = re.compile(_SECRET.pattern + r"/versions/([A-Za-z0-9_-]{1,64})")
 
 
 def project(name: str) -> str:
-    """The name itself; raises for any other shape."""
+    """Return the project's name; any other shape is refused."""
     _refuse_regions(name)
     if not _PROJECT.fullmatch(name):
         raise invalid(f"The parent must look like projects/P, not {name!r}.")
@@ -19,7 +19,7 @@ def project(name: str) -> str:
 
 
 def secret(name: str) -> str:
-    """The name itself; raises for any other shape."""
+    """Return the secret's name; any other shape is refused."""
     _refuse_regions(name)
     if not _SECRET.fullmatch(name):
         raise invalid(f"A secret's name must look like projects/P/secrets/S, not {name!r}.")
@@ -27,7 +27,7 @@ def secret(name: str) -> str:
 
 
 def version(name: str) -> tuple[str, str]:
-    """The secret's name and which version: a number, `latest` or an alias."""
+    """Return the secret's name and the version: a number, `latest` or an alias."""
     _refuse_regions(name)
     match = _VERSION.fullmatch(name)
     if match is None:
@@ -36,7 +36,7 @@ def version(name: str) -> tuple[str, str]:
 
 
 def child(parent: str, secret_id: str) -> str:
-    """The name of a new secret."""
+    """Return the name of a new secret."""
     if not _SECRET_ID.fullmatch(secret_id):
         raise invalid("A secret id has 1 to 255 letters, digits, hyphens and underscores.")
     return f"{project(parent)}/secrets/{secret_id}"

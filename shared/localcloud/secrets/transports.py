@@ -1,4 +1,4 @@
-"""The same vault over gRPC and over REST."""
+"""The gRPC and REST transports of one vault."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 
 SERVICE = "google.cloud.secretmanager.v1.SecretManagerService"
 BODY_BYTES_MAX = 256 << 10
-"""A payload of 64 KiB in base64, and the rest of its request."""
+"""Room for a payload of 64 KiB in base64 and the rest of its request."""
 
 Rpc = Callable[[Any], Any]
 
@@ -36,7 +36,7 @@ _HTTP_STATUS = {
 
 
 def methods(vault: Vault) -> dict[str, tuple[Any, Any, Rpc]]:
-    """Each RPC by name: its request, its response, what does it."""
+    """Return each RPC by name, with its request class, its response class and its function."""
     secret, version = vaults.Secret, vaults.SecretVersion
     table: dict[str, tuple[Any, Any, Rpc]] = {
         "CreateSecret": (service.CreateSecretRequest, secret, vault.create_secret),
@@ -64,7 +64,7 @@ def methods(vault: Vault) -> dict[str, tuple[Any, Any, Rpc]]:
 
 
 class GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]  # The stubs leave it untyped.
-    """Every RPC of the service; those not kept answer UNIMPLEMENTED and say so in the log."""
+    """Handlers for every RPC of the service. Unsupported ones answer UNIMPLEMENTED and are logged."""
 
     def __init__(self, vault: Vault) -> None:
         """Serve this vault."""
@@ -76,11 +76,11 @@ class GrpcHandlers(grpc.GenericRpcHandler):  # type: ignore[misc, unused-ignore]
         }
 
     def service(self, handler_call_details: grpc.HandlerCallDetails) -> Any:
-        """The handler for a path; None for paths of other services."""
+        """Return the handler for a path; None for paths of other services."""
         path = handler_call_details.method
         found = self._handlers.get(path)
         if found is None and path.startswith(f"/{SERVICE}/"):
-            log.warning("%s is not kept by the local cloud", path)
+            log.warning("%s is not supported by localcloud.", path)
         return found
 
 
@@ -97,13 +97,13 @@ def _over_grpc(rpc: Rpc) -> Callable[[Any, grpc.aio.ServicerContext], Any]:
 
 
 def rest_routes(vault: Vault) -> list[BaseRoute]:
-    """REST as production maps it: `/v1/projects/P/secrets/S/versions/V:access`."""
+    """Return REST routes as production maps them: `/v1/projects/P/secrets/S/versions/V:access`."""
     rpcs = methods(vault)
     secrets = "/v1/projects/{project}/secrets"
     one = secrets + "/{secret}"
     version = one + "/versions/{version}"
     table: Sequence[tuple[str, str, str, str, str | None]] = (
-        # HTTP method, path, RPC, the field that the path names, the field that the body is.
+        # HTTP method, path, RPC, the field from the path, the field from the body.
         ("POST", secrets, "CreateSecret", "parent", "secret"),
         ("GET", secrets, "ListSecrets", "parent", None),
         ("POST", one + ":addVersion", "AddSecretVersion", "parent", ""),
@@ -140,7 +140,7 @@ def _over_rest(request_class: Any, rpc: Rpc, path_field: str, body_field: str | 
 
 
 async def _read(request: Request, request_class: Any, path_field: str, body_field: str | None) -> Any:
-    """The request message, from the path, the query and the body."""
+    """Build the request message from the path, the query and the body."""
     fields: dict[str, Any] = {}
     for key, value in parse_qsl(request.url.query, keep_blank_values=True):
         if not key.startswith("$"):  # `$alt=json;enum-encoding=int` is about the answer.
@@ -158,7 +158,7 @@ async def _read(request: Request, request_class: Any, path_field: str, body_fiel
     try:
         return ParseDict(fields, request_class())
     except (ParseError, ValueError) as error:
-        # The error may quote the payload; its class says enough.
+        # The error may quote the payload; name its class only.
         raise invalid(f"Invalid JSON payload received ({type(error).__name__}).") from error
 
 

@@ -1,4 +1,4 @@
-"""Secrets and their versions: what production's `SecretManagerService` does, without a transport.
+"""Secrets and their versions: the logic of `SecretManagerService`, without a transport.
 
 Source: https://cloud.google.com/secret-manager/docs/reference/rpc/google.cloud.secretmanager.v1, read 2026-11-25.
 """
@@ -21,7 +21,7 @@ from localcloud.secrets import filters, names
 from localcloud.secrets.errors import SecretError, failed_precondition, invalid, not_found, unkept
 from localcloud.store import Store
 
-# The protobuf classes below proto-plus's wrappers: plain, quick, and what both transports speak.
+# The protobuf classes below proto-plus's wrappers: faster, and what both transports use.
 Secret: Any = resources.Secret._meta.pb
 SecretVersion: Any = resources.SecretVersion._meta.pb
 AccessResponse: Any = service.AccessSecretVersionResponse._meta.pb
@@ -53,16 +53,16 @@ CREATE TABLE IF NOT EXISTS versions (
 
 
 class Vault:
-    """One method for each RPC: a protobuf request in, a protobuf response out, or `SecretError`."""
+    """The RPCs: each takes a protobuf request and returns a protobuf response, or raises `SecretError`."""
 
     def __init__(self, path: Path | None, *, clock: Clock) -> None:
-        """Open the state; its file is readable by its owner only, and SQLite's side files follow it."""
+        """Open the state. Its file is readable by its owner only, and so are SQLite's side files."""
         if path is not None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(mode=0o600)
             path.chmod(0o600)
         self._store = Store(path, SCHEMA)
-        # A destroyed payload is overwritten, not only forgotten.
+        # Overwrite a destroyed payload on disk, instead of only unlinking it.
         self._store.execute("PRAGMA secure_delete=ON")
         self._clock = clock
 
@@ -89,11 +89,11 @@ class Vault:
         return self._secret(name)
 
     def get_secret(self, request: Any) -> Any:
-        """One secret's metadata."""
+        """Return one secret's metadata."""
         return self._secret(names.secret(request.name))
 
     def list_secrets(self, request: Any) -> Any:
-        """A project's secrets by name."""
+        """Return a project's secrets by name."""
         project, after = names.project(request.parent), request.page_token
         size = _page_size(request.page_size)
         wanted = filters.secrets(request.filter)
@@ -140,7 +140,7 @@ class Vault:
         return Empty()
 
     def add_secret_version(self, request: Any) -> Any:
-        """Add an enabled version with the next number, which no version ever had."""
+        """Add an enabled version with the next number; numbers are never used twice."""
         name = names.secret(request.parent)
         payload = request.payload
         if not payload.data:
@@ -162,18 +162,18 @@ class Vault:
         return self._message(name, number)
 
     def get_secret_version(self, request: Any) -> Any:
-        """One version's metadata."""
+        """Return one version's metadata."""
         name, number = self._find(request.name)
         return self._message(name, number)
 
     def list_secret_versions(self, request: Any) -> Any:
-        """A secret's versions, the newest first."""
+        """Return a secret's versions, newest first."""
         name = names.secret(request.parent)
         self._secret(name)
         size = _page_size(request.page_size)
         state = filters.state(request.filter)
         if request.page_token and not re.fullmatch(r"[0-9]{1,18}", request.page_token):
-            raise invalid("The page token is none of ours.")
+            raise invalid("The page_token is invalid.")
         rows: Sequence[Row] = self._store.execute(
             "SELECT * FROM versions WHERE secret = ? ORDER BY number DESC", (name,)
         ).fetchall()
@@ -186,7 +186,7 @@ class Vault:
         return response
 
     def access_secret_version(self, request: Any) -> Any:
-        """The payload of an enabled version, under its number's name."""
+        """Return the payload of an enabled version, named by its number."""
         name, number = self._find(request.name)
         row = self._version_row(name, number)
         if row is None:
@@ -201,15 +201,15 @@ class Vault:
         return response
 
     def enable_secret_version(self, request: Any) -> Any:
-        """Make it accessible again."""
+        """Enable a version again."""
         return self._set_state(request, ENABLED)
 
     def disable_secret_version(self, request: Any) -> Any:
-        """Make it inaccessible for the time being."""
+        """Disable a version until it is enabled again."""
         return self._set_state(request, DISABLED)
 
     def destroy_secret_version(self, request: Any) -> Any:
-        """Overwrite the payload; there is no way back."""
+        """Overwrite the payload of a version for good."""
         message = self._set_state(request, DESTROYED)
         self._forget_log()
         return message
@@ -238,13 +238,13 @@ class Vault:
         return self._message(name, number)
 
     def _find(self, version_name: str) -> tuple[str, int]:
-        """The secret's name and the number that `latest`, an alias or a number stands for."""
+        """Return the secret's name and the version's number, resolving `latest` and aliases."""
         name, which = names.version(version_name)
         secret = self._secret(name)
         if which.isdigit():
             return name, int(which)
         if which == "latest":
-            # The newest, whatever its state: a disabled latest version is an error and not the one before.
+            # The newest in any state: when the latest version is disabled, answer an error, not the one before it.
             number = self._store.execute(
                 "SELECT max(number) AS newest FROM versions WHERE secret = ?", (name,)
             ).fetchone()["newest"]
@@ -262,7 +262,7 @@ class Vault:
         return _secret(row)
 
     def _row(self, name: str) -> Row | None:
-        """None when there is no such secret, or it has expired; then it is gone for good."""
+        """Return a secret's row, or None when there is none. An expired secret is deleted."""
         found: Row | None = self._store.execute("SELECT * FROM secrets WHERE name = ?", (name,)).fetchone()
         if found is not None and found["expires_us"] is not None and found["expires_us"] <= self._now_us():
             self._store.execute("DELETE FROM secrets WHERE name = ?", (name,))
@@ -282,7 +282,7 @@ class Vault:
         return found
 
     def _set_expiry(self, secret: Any) -> None:
-        """Turn a time to live into an instant, as production answers it."""
+        """Turn a time to live into an instant, as production returns it."""
         if secret.WhichOneof("expiration") == "ttl":
             at = self._clock() + secret.ttl.ToTimedelta()
             secret.expire_time.FromDatetime(at)
@@ -294,12 +294,12 @@ class Vault:
         return int(self._clock().timestamp() * 1_000_000)
 
     def _forget_log(self) -> None:
-        """Truncate SQLite's log, which may still hold a payload that is gone."""
+        """Truncate SQLite's log, which may still hold a deleted payload."""
         self._store.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 
 def _check(secret: Any) -> None:
-    """Production's limits."""
+    """Refuse what exceeds production's limits."""
     if secret.HasField("version_destroy_ttl"):
         raise unkept("version_destroy_ttl")
     if len(secret.labels) > LABELS_MAX:
@@ -323,7 +323,7 @@ def _check_etag(wanted: str, current: str) -> None:
 
 def _copy_field(source: Any, target: Any, path: str) -> None:
     if path == "etag":
-        return  # Names what is expected, and was checked.
+        return  # The expected etag, already checked.
     target.ClearField(path)
     partial = type(source)()
     partial.CopyFrom(source)
@@ -355,7 +355,7 @@ def _version(row: Row) -> Any:
 
 
 def _etag(name: str, revision: int) -> str:
-    """Quoted, as production's are; changes with every change."""
+    """Return a quoted etag, as production's are; it changes with every change."""
     return f'"{binascii.crc32(name.encode()):08x}{revision:06x}"'
 
 

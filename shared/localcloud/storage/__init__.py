@@ -1,4 +1,4 @@
-"""Cloud Storage on loopback: the JSON API, and of the XML API what signed URLs and parallel uploads need."""
+"""Cloud Storage on loopback: the JSON API, and the parts of the XML API for signed URLs and parallel uploads."""
 
 import asyncio
 import logging
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 class Storage:
-    """All of it: `start`, serve `routes`, `close`."""
+    """The Cloud Storage service: `start`, serve `routes`, `close`."""
 
     def __init__(
         self,
@@ -36,10 +36,10 @@ class Storage:
         """Open the state.
 
         Args:
-            folder: Where `storage.db`, `objects/` and `incoming/` lie; made if absent.
-            clock: Aware UTC; decides generations and the life of signed URLs.
-            publish: Sends object notifications; without it they are not sent.
-            signers: Whose V4 signatures count; without it nobody's.
+            folder: Holds `storage.db`, `objects/` and `incoming/`; created if absent.
+            clock: Aware UTC; decides generations and when signed URLs expire.
+            publish: Publishes object notifications. None publishes none.
+            signers: The accounts whose V4 signatures are accepted. None accepts none.
         """
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self._catalog = Catalog(folder / "storage.db", clock=clock)
@@ -55,15 +55,15 @@ class Storage:
         )
 
     def routes(self) -> list[BaseRoute]:
-        """One route that takes every path: put it behind all others."""
+        """Return one route that matches every path; put it behind all others."""
         return [Route("/{path:path}", self._routes)]
 
     async def start(self) -> None:
-        """Clear what a killed process left, then publish what it had still to tell."""
+        """Remove files of a killed process, then publish its remaining notifications."""
         incoming = self._sessions.sweep()
         swept = await asyncio.to_thread(self._files.sweep, generations=self._catalog.generations(), incoming=incoming)
         if swept:
-            log.info("swept %d files of unfinished uploads", swept)
+            log.info("Removed %d files of unfinished uploads.", swept)
         self._notifications.start()
 
     async def close(self) -> None:

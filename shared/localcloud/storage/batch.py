@@ -25,7 +25,7 @@ Answer = Callable[[Request], Awaitable[Response]]
 
 
 async def batch(request: Request, answer: Answer) -> Response:
-    """Answer each call in order, whatever becomes of the others; one part each."""
+    """Answer each call in order, one part each; a failed call does not stop the others."""
     content_type = request.headers.get("content-type", "")
     boundary(content_type, "multipart/mixed")
     body = await read_body(request, BYTES_MAX)
@@ -46,7 +46,7 @@ async def batch(request: Request, answer: Answer) -> Response:
 
 
 def _inner_request(outer: Request, call: Message) -> Request:
-    """The call as if it had come alone over the same connection."""
+    """Build the request as if the call had come alone over the same connection."""
     raw = call.get_payload(decode=True)
     head, separator, body = (raw if isinstance(raw, bytes) else b"").replace(b"\r\n", b"\n").partition(b"\n\n")
     line, _, header_lines = head.partition(b"\n")

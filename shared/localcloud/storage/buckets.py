@@ -23,10 +23,10 @@ _LABELS_MAX = 64
 
 
 class Buckets:
-    """Handlers; each takes the request and the names in its path."""
+    """The handlers; each takes the request and the names in its path."""
 
     def __init__(self, catalog: Catalog, notifications: Notifications) -> None:
-        """Work on these."""
+        """Use a catalog and its notifications."""
         self._catalog = catalog
         self._notifications = notifications
 
@@ -79,15 +79,15 @@ class Buckets:
         return _answer(request, found)
 
     async def patch(self, request: Request, bucket: str) -> Response:
-        """PATCH `/b/B`: merge; null removes."""
+        """PATCH `/b/B`: merge the fields; null removes one."""
         return self._change(request, bucket, await read_json(request), whole=False)
 
     async def update(self, request: Request, bucket: str) -> Response:
-        """PUT `/b/B`: replace."""
+        """PUT `/b/B`: replace all fields."""
         return self._change(request, bucket, await read_json(request), whole=True)
 
     async def delete(self, request: Request, bucket: str) -> Response:
-        """DELETE `/b/B`, which must be empty."""
+        """DELETE `/b/B`; the bucket must be empty."""
         with self._catalog.transaction():
             found = self._catalog.bucket(bucket)
             preconditions.from_query(request.query_params).check_numbers(0, found.metageneration)
@@ -97,7 +97,7 @@ class Buckets:
         return Response(status_code=204)
 
     async def service_account(self, request: Request, project: str) -> Response:
-        """GET `/projects/P/serviceAccount`: who publishes notifications."""
+        """GET `/projects/P/serviceAccount`: the account that publishes notifications."""
         del request
         email = f"service-{project_number(project)}@gs-project-accounts.iam.gserviceaccount.com"
         return json_response({"kind": "storage#serviceAccount", "email_address": email})
@@ -139,7 +139,7 @@ class Buckets:
 
 
 def check_bucket_name(name: object) -> str:
-    """The name; raises 400 for what production takes for none."""
+    """Return a valid bucket name; raises 400 for a name that production refuses."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise invalid(f"Invalid bucket name: '{name}'", xml_code="InvalidBucketName")
     too_long = any(len(part) > 63 for part in name.split("."))
@@ -149,7 +149,7 @@ def check_bucket_name(name: object) -> str:
 
 
 def _settings(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a client may set on a bucket."""
+    """Return the fields that a client may set on a bucket."""
     settings = {key: value for key, value in fields.items() if key not in READ_ONLY_BUCKET_FIELDS}
     labels = settings.get("labels", {})
     if not isinstance(labels, Mapping) or not all(isinstance(value, str) for value in labels.values()):

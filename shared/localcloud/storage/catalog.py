@@ -1,4 +1,4 @@
-"""Buckets and object versions as rows; the bytes live in `files`."""
+"""Rows of buckets and object versions; `files` holds the bytes."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -48,25 +48,25 @@ CREATE TABLE IF NOT EXISTS outbox (
 
 
 class Catalog:
-    """Rows in, rows out; whoever calls decides, inside `transaction`."""
+    """The tables of buckets and objects. Callers make decisions, inside `transaction`."""
 
     def __init__(self, path: Path, *, clock: Clock) -> None:
-        """Open the file; generations continue after the last one it ever gave."""
+        """Open the file; generations continue after the last one used."""
         self.store = Store(path, SCHEMA)
         self._clock = clock
         row = self.store.execute("SELECT value FROM last_generation").fetchone()
         self._last_generation: int = row["value"] if row else 0
 
     def transaction(self) -> AbstractContextManager[None]:
-        """All of it or nothing; never `await` inside."""
+        """Commit all statements inside or none; never `await` inside."""
         return self.store.transaction()
 
     def now_us(self) -> int:
-        """Microseconds since 1970."""
+        """Return microseconds since 1970."""
         return int(self._clock().timestamp() * 1_000_000)
 
     def next_generation(self) -> int:
-        """A number no version ever had, even if the clock stood still or went back."""
+        """Return a new generation, never used before, even if the clock stood still or went back."""
         self._last_generation = max(self.now_us(), self._last_generation + 1)
         self.store.execute(
             "INSERT INTO last_generation VALUES (1, ?) ON CONFLICT (only) DO UPDATE SET value = excluded.value",
@@ -75,19 +75,19 @@ class Catalog:
         return self._last_generation
 
     def find_bucket(self, name: str) -> Bucket | None:
-        """None when no bucket has the name."""
+        """Return a bucket, or None."""
         row = self.store.execute("SELECT * FROM buckets WHERE name = ?", (name,)).fetchone()
         return _bucket(row) if row else None
 
     def bucket(self, name: str) -> Bucket:
-        """Raise 404 when no bucket has the name."""
+        """Return a bucket; raises 404 when there is none."""
         found = self.find_bucket(name)
         if found is None:
             raise no_such_bucket()
         return found
 
     def buckets(self, project: str, *, prefix: str, after: str, limit: int) -> list[Bucket]:
-        """A project's buckets by name, those after `after`."""
+        """Return a project's buckets by name, those after `after`."""
         rows = self.store.execute(
             "SELECT * FROM buckets WHERE project = ? AND name > ? AND substr(name, 1, ?) = ? ORDER BY name LIMIT ?",
             (project, after, len(prefix), prefix, limit),
@@ -95,7 +95,7 @@ class Catalog:
         return [_bucket(row) for row in rows]
 
     def save_bucket(self, bucket: Bucket) -> None:
-        """Insert or replace."""
+        """Insert or replace a bucket."""
         self.store.execute(
             "INSERT INTO buckets VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (name) DO UPDATE SET"
             " metageneration = excluded.metageneration, updated_us = excluded.updated_us, fields = excluded.fields",
@@ -110,16 +110,16 @@ class Catalog:
         )
 
     def delete_bucket(self, name: str) -> None:
-        """Its objects must be gone before."""
+        """Delete a bucket; its objects must be deleted before."""
         self.store.execute("DELETE FROM uploads WHERE bucket = ?", (name,))
         self.store.execute("DELETE FROM buckets WHERE name = ?", (name,))
 
     def is_empty(self, bucket: str) -> bool:
-        """Whether no version of any object is left."""
+        """Return whether the bucket has no version of any object."""
         return self.store.execute("SELECT 1 FROM objects WHERE bucket = ? LIMIT 1", (bucket,)).fetchone() is None
 
     def find_object(self, bucket: str, name: str, generation: int | None = None) -> StoredObject | None:
-        """The live version, or the one with this generation; None when there is none."""
+        """Return the live version, or the one with this generation; None when there is none."""
         if generation is None:
             row = self.store.execute(
                 "SELECT * FROM objects WHERE bucket = ? AND name = ? AND deleted_us IS NULL", (bucket, name)
@@ -132,7 +132,7 @@ class Catalog:
         return _object(row) if row else None
 
     def object(self, bucket: str, name: str, generation: int | None = None) -> StoredObject:
-        """Raise 404 when the bucket or the version is not there."""
+        """Return a version like `find_object`; raises 404 when the bucket or the version does not exist."""
         self.bucket(bucket)
         found = self.find_object(bucket, name, generation)
         if found is None:
@@ -142,14 +142,14 @@ class Catalog:
     def objects_from(
         self, bucket: str, *, name: str, generation: int, end: str | None, versions: bool, limit: int
     ) -> Iterator[StoredObject]:
-        """Versions in order of name (as UTF-8) and generation, from `(name, generation)` on.
+        """Yield versions in order of name (as UTF-8) and generation, from `(name, generation)` on.
 
         Args:
-            bucket: Whose objects.
-            name: The first name that may come.
-            generation: The first generation of exactly that name that may come.
-            end: Names from here on do not come; None for no end.
-            versions: Whether noncurrent versions come too.
+            bucket: The bucket's name.
+            name: The first name to include.
+            generation: The first generation of exactly that name to include.
+            end: The first name to exclude; None for no end.
+            versions: Whether to include noncurrent versions.
             limit: The most rows.
         """
         conditions = ["bucket = ?", "(name, generation) >= (?, ?)"]
@@ -188,7 +188,7 @@ class Catalog:
         )
 
     def update_object(self, stored: StoredObject) -> None:
-        """Save what may change about a version."""
+        """Store the changeable fields of a version."""
         self.store.execute(
             "UPDATE objects SET metageneration = ?, updated_us = ?, deleted_us = ?, fields = ?"
             " WHERE bucket = ? AND name = ? AND generation = ?",
@@ -204,14 +204,14 @@ class Catalog:
         )
 
     def delete_object(self, stored: StoredObject) -> None:
-        """Forget one version."""
+        """Delete one version."""
         self.store.execute(
             "DELETE FROM objects WHERE bucket = ? AND name = ? AND generation = ?",
             (stored.bucket, stored.name, stored.generation),
         )
 
     def generations(self) -> set[int]:
-        """All versions there are: whose data files must stay."""
+        """Return the generations of all versions, whose data files must stay."""
         return {row["generation"] for row in self.store.execute("SELECT generation FROM objects")}
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""Sending an object's bytes: whole, a range of them, or decompressed for a client that takes no gzip."""
+"""Downloads: an object's bytes, whole, as a range, or decompressed for a client that does not accept gzip."""
 
 import re
 import zlib
@@ -15,14 +15,14 @@ from localcloud.storage.files import CHUNK, Files
 from localcloud.storage.records import StoredObject
 
 _HEADER_NAME_MARKS = "!#$&'*+-.^_`|~"
-"""What may stand in a header's name beside letters and digits."""
+"""The characters allowed in a header's name beside letters and digits."""
 
 
 _RANGE = re.compile(r"bytes=([0-9]{0,18})-([0-9]{0,18})")
 
 
 class RangeNotSatisfiable(StorageError):
-    """416: the object has no such bytes."""
+    """416: the object does not have the requested range."""
 
     def __init__(self, size: int) -> None:
         super().__init__(416, "requestedRangeNotSatisfiable", "Request range not satisfiable", xml_code="InvalidRange")
@@ -35,9 +35,9 @@ async def send(
     """Answer with the object's bytes.
 
     Args:
-        files: Where they lie.
-        stored: Which version.
-        request: Its `Range` and `Accept-Encoding` are heeded; HEAD gets headers only.
+        files: The data files.
+        stored: The version to send.
+        request: The request; its `Range` and `Accept-Encoding` are applied, and HEAD gets headers only.
         overrides: Headers that a signed URL asks for in place of the object's own.
     """
     headers = {**object_headers(stored), **(overrides or {})}
@@ -59,13 +59,13 @@ async def send(
     chunks = disk.read(files.path(stored.generation), start, length)
     if length <= CHUNK:
         return Response(b"".join([chunk async for chunk in chunks]), status, headers=headers)
-    # The file is opened before the first header goes, so that a deletion meanwhile cuts nobody short.
+    # Open the file before the first header is sent, so that a deletion meanwhile does not cut the download short.
     first = await anext(chunks)
     return StreamingResponse(_chain(first, chunks), status, headers=headers)
 
 
 def object_headers(stored: StoredObject) -> dict[str, str]:
-    """What both APIs say about a version in headers, its custom metadata included."""
+    """Return the headers of a version in both APIs, with its custom metadata."""
     fields = stored.fields
     headers = {
         "content-type": stored.content_type,
@@ -90,10 +90,10 @@ def object_headers(stored: StoredObject) -> dict[str, str]:
 
 
 def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
-    """`(start, length)` of a single range; None to send everything, as for a range that cannot be read.
+    """Parse a single range as `(start, length)`. None sends everything, also for a range that cannot be parsed.
 
     Raises:
-        RangeNotSatisfiable: It begins past the end.
+        RangeNotSatisfiable: The range begins past the end.
     """
     match = _RANGE.fullmatch((header or "").replace(" ", ""))
     if match is None or match[0] == "bytes=-":
@@ -118,7 +118,7 @@ def _takes_gzip(request: Request) -> bool:
 
 
 def header_text(value: str) -> str:
-    """Latin-1 stays; the rest is percent-encoded, and nothing can end a header early."""
+    """Return a value safe for a header: Latin-1 stays, the rest and line breaks are percent-encoded."""
     if value.isascii() and value.isprintable():
         return value
     return quote(value, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~\"")
@@ -145,4 +145,4 @@ async def _gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 async def _nothing() -> AsyncIterator[bytes]:
     return
-    yield b""  # Makes it a generator.
+    yield b""  # The `yield` makes it a generator.

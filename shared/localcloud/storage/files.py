@@ -1,11 +1,11 @@
-"""Object bytes on disk: one file per generation, written aside and linked into place.
+"""Object bytes on disk: one file per generation, written to a temporary file and linked into place.
 
-    incoming/<random>   being received; swept at start unless a resumable upload or a part still needs it
-    objects/<xx>/<generation>   whole, never changed again; swept at start unless a row names it
+    incoming/<random>           being received; removed at start unless a resumable upload or a part needs it
+    objects/<xx>/<generation>   complete, never changed again; removed at start unless a row names it
 
 A version becomes visible when its row commits, after its file is in place. A process killed at any moment
-leaves at most a file nobody names. Nothing calls fsync: like the rows, bytes survive the death of the
-process, not of the machine.
+leaves at most a file that no row names. There is no fsync: like the rows, bytes survive a crash of the process,
+not of the machine.
 """
 
 import asyncio
@@ -22,14 +22,14 @@ import google_crc32c
 from localcloud.storage.records import Content
 
 CHUNK = 1 << 20
-"""Bytes per read, write or hash; each upload holds two of them, each download one."""
+"""Bytes per read, write or hash. Each upload holds two chunks in memory, each download one."""
 
 
 class Hashes:
-    """CRC32C and MD5 of the same bytes, as they come."""
+    """A running CRC32C and MD5 of the same bytes."""
 
     def __init__(self, *, md5: bool = True) -> None:
-        """Nothing seen yet; MD5 is slow, and composed objects have none."""
+        """Start empty. `md5=False` skips MD5, which is slow and which composed objects do not have."""
         self.size = 0
         self._crc32c = google_crc32c.Checksum()
         self._md5 = hashlib.md5(usedforsecurity=False) if md5 else None
@@ -42,7 +42,7 @@ class Hashes:
         self.size += len(chunk)
 
     def content(self) -> Content:
-        """What was seen so far."""
+        """Return size and checksums of the bytes so far."""
         return Content(
             size=self.size,
             crc32c=base64.b64encode(self._crc32c.digest()).decode(),
@@ -54,17 +54,17 @@ class Incoming:
     """A file that is being received: a thread hashes and writes one chunk while the next arrives."""
 
     def __init__(self, path: Path, hashes: Hashes | None = None) -> None:
-        """Append to `path`, whose bytes so far `hashes` has seen."""
+        """Append to `path`; `hashes` already covers its bytes so far."""
         self.path = path
         self.hashes = hashes or Hashes()
         self.size = self.hashes.size
-        """Bytes taken so far, written or about to be."""
+        """Bytes received so far, written or about to be."""
         self._chunks: list[bytes] = []
         self._held = 0
         self._writing: asyncio.Future[None] | None = None
 
     async def write(self, chunk: bytes) -> None:
-        """Take bytes; waits only when the disk is slower than the sender."""
+        """Add bytes; waits only when the disk is slower than the sender."""
         self._chunks.append(chunk)
         self._held += len(chunk)
         self.size += len(chunk)
@@ -72,13 +72,13 @@ class Incoming:
             await self._hand_over()
 
     async def finish(self) -> Content:
-        """Write what is held back and say what the file holds."""
+        """Write the buffered bytes and return what the file holds."""
         await self._hand_over()
         await self._settle()
         return self.hashes.content()
 
     async def discard(self) -> None:
-        """Remove the file, whatever became of it."""
+        """Remove the file, even after a failed write."""
         with suppress(OSError):
             await self._settle()
         await asyncio.to_thread(self.path.unlink, missing_ok=True)
@@ -104,18 +104,18 @@ class Files:
     """The folder of data files."""
 
     def __init__(self, folder: Path) -> None:
-        """Use or make the folder."""
+        """Use or create the folder."""
         self._objects = folder / "objects"
         self._incoming = folder / "incoming"
         for path in (self._objects, self._incoming):
             path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
     def incoming(self) -> Incoming:
-        """A new file to receive into."""
+        """Create a new file to receive into."""
         return Incoming(self.incoming_path(uuid4().hex))
 
     async def received(self, chunks: AsyncIterator[bytes]) -> Incoming:
-        """A new file with all that comes; nothing stays of it when something breaks on the way."""
+        """Receive all chunks into a new file; nothing is left of it after an error."""
         incoming = self.incoming()
         try:
             async for chunk in chunks:
@@ -126,15 +126,15 @@ class Files:
         return incoming
 
     def incoming_path(self, file: str) -> Path:
-        """Where a file that is being received lies; `file` is one of our own random names."""
+        """Return the path of a file that is being received; `file` is a random name made here."""
         return self._incoming / file
 
     def path(self, generation: int) -> Path:
-        """Where the bytes of a generation lie."""
+        """Return the path of a generation's bytes."""
         return self._objects / f"{generation & 0xFF:02x}" / str(generation)
 
     def adopt(self, source: Path, generation: int) -> None:
-        """Give the bytes at `source` a second name: the generation's.
+        """Link the bytes at `source` to the generation's path.
 
         The first name stays, so that an upload whose row never commits can still be resumed.
         """
@@ -143,19 +143,19 @@ class Files:
         os.link(source, target)
 
     def remove(self, generations: Iterable[int]) -> None:
-        """Forget bytes; whoever has the file open reads on."""
+        """Remove data files; readers that have one open can finish."""
         for generation in generations:
             self.path(generation).unlink(missing_ok=True)
 
     def sweep(self, *, generations: set[int], incoming: set[str]) -> int:
-        """Remove what a killed process left behind; call before anything else is served.
+        """Remove what a killed process left behind. Call it before anything is served.
 
         Args:
-            generations: Those that rows name.
-            incoming: Files that unfinished uploads still need.
+            generations: The generations that rows name.
+            incoming: The files that unfinished uploads still need.
 
         Returns:
-            How many files went.
+            How many files were removed.
         """
         swept = 0
         for path in self._objects.glob("*/*"):
@@ -169,7 +169,7 @@ class Files:
         return swept
 
     def concatenate(self, sources: Sequence[Path], target: Path) -> Content:
-        """Write all of `sources`, in order, to a new file, without an MD5; blocks, so call it in a thread."""
+        """Write all of `sources`, in order, to a new file, without an MD5. It blocks: call it in a thread."""
         hashes = Hashes(md5=False)
         with target.open("wb", buffering=0) as out:
             for source in sources:
@@ -181,7 +181,7 @@ class Files:
 
 
 def hash_file(path: Path) -> Hashes:
-    """Read a file once for its checksums; blocks, so call it in a thread."""
+    """Hash a file. It blocks: call it in a thread."""
     hashes = Hashes()
     if path.exists():
         with path.open("rb", buffering=0) as file:
@@ -191,7 +191,7 @@ def hash_file(path: Path) -> Hashes:
 
 
 async def read(path: Path, start: int, length: int) -> AsyncIterator[bytes]:
-    """`length` bytes from `start`, in chunks; the file stays readable when its name goes meanwhile.
+    """Yield `length` bytes from `start`, in chunks; removing the file meanwhile does not stop it.
 
     Raises:
         EOFError: The file is shorter than its row says.
@@ -203,7 +203,7 @@ async def read(path: Path, start: int, length: int) -> AsyncIterator[bytes]:
         while left:
             chunk = await asyncio.to_thread(os.pread, file.fileno(), min(CHUNK, left), offset)
             if not chunk:
-                raise EOFError(f"{path} ends at {offset}, {left} bytes early")
+                raise EOFError(f"{path} ends at byte {offset}, {left} bytes early.")
             yield chunk
             left -= len(chunk)
             offset += len(chunk)

@@ -1,6 +1,6 @@
-"""One page of a listing: prefix, delimiter, offsets, versions.
+"""Pages of a listing: prefix, delimiter, offsets, versions.
 
-Names are ordered by their UTF-8 bytes. Whatever hides behind a common prefix is skipped, not read.
+Names are ordered by their UTF-8 bytes. Names behind a common prefix are skipped, not read.
 Source: https://cloud.google.com/storage/docs/json_api/v1/objects/list, read 2026-11-25.
 """
 
@@ -23,19 +23,19 @@ _GLOB_MAX = 256
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listing:
-    """What is asked for."""
+    """The parameters of a listing."""
 
     prefix: str = ""
     delimiter: str = ""
     start: str = ""
-    """The first name that may come."""
+    """The first name to include."""
     end: str = ""
-    """Names from here on do not come; empty for no end."""
+    """The first name to exclude; empty for no end."""
     trailing: bool = False
     """Whether an object named like a common prefix is also an item."""
     versions: bool = False
     pattern: re.Pattern[str] | None = None
-    """What item names must match."""
+    """The pattern that item names must match."""
     limit: int = PAGE_MAX
     token: str = ""
 
@@ -50,12 +50,12 @@ class Page:
 
     @property
     def count(self) -> int:
-        """Items and prefixes so far."""
+        """How many items and prefixes the page holds so far."""
         return len(self.items) + len(self.prefixes)
 
 
 class _Position(NamedTuple):
-    """Where a page begins."""
+    """The position where a page begins."""
 
     name: str
     generation: int
@@ -64,7 +64,7 @@ class _Position(NamedTuple):
 
 
 def from_query(query: Mapping[str, str]) -> Listing:
-    """Read the parameters of `objects.list`."""
+    """Parse the parameters of `objects.list`."""
     if _flag(query, "softDeleted"):
         raise unkept("Soft delete")
     glob = query.get("matchGlob")
@@ -86,7 +86,7 @@ def _flag(query: Mapping[str, str], name: str) -> bool:
 
 
 def page_size(query: Mapping[str, str]) -> int:
-    """`maxResults`, at most a thousand."""
+    """Return `maxResults`, at most a thousand."""
     raw = query.get("maxResults", "")
     if not raw:
         return PAGE_MAX
@@ -96,7 +96,7 @@ def page_size(query: Mapping[str, str]) -> int:
 
 
 def list_page(catalog: Catalog, bucket: str, listing: Listing) -> Page:
-    """One page; items and prefixes count together, and only a trailing delimiter may add one more."""
+    """Return one page. Items and prefixes count together; only a trailing delimiter may add one more."""
     at = _Position(max(listing.prefix, listing.start, key=str.encode), 0, "")
     if listing.token:
         at = max(at, _read_token(listing.token), key=lambda one: (one.name.encode(), one.generation))
@@ -126,7 +126,7 @@ def list_page(catalog: Catalog, bucket: str, listing: Listing) -> Page:
             if adds_item:
                 page.items.append(row)
             at = _Position(row.name, row.generation + 1, (common if adds_prefix else None) or at.last_prefix)
-            # The rest behind a shown prefix adds nothing: leap over it.
+            # All further names behind a shown prefix add nothing: skip them.
             leap = after_prefix(common) if common is not None and common == at.last_prefix else None
             if leap is not None and not adds_item:
                 at = _Position(leap, 0, at.last_prefix)
@@ -138,7 +138,7 @@ def list_page(catalog: Catalog, bucket: str, listing: Listing) -> Page:
 
 
 def common_prefix(name: str, prefix: str, delimiter: str) -> str | None:
-    """The name up to the first delimiter after `prefix`; None when there is none."""
+    """Return the name up to the first delimiter after `prefix`; None when there is none."""
     if not delimiter:
         return None
     at = name.find(delimiter, len(prefix))
@@ -146,20 +146,20 @@ def common_prefix(name: str, prefix: str, delimiter: str) -> str | None:
 
 
 def after_prefix(prefix: str) -> str | None:
-    """The first name, by UTF-8 bytes, after all names that start with `prefix`; None when there is none."""
+    """Return the first name, by UTF-8 bytes, after all names that start with `prefix`; None when there is none."""
     stem = prefix
     while stem:
         last = ord(stem[-1])
         stem = stem[:-1]
         if last < 0x10FFFF:
-            # UTF-8 orders as code points do, and knows no surrogates.
+            # UTF-8 orders as code points do, and has no surrogates.
             following = 0xE000 if last == 0xD7FF else last + 1
             return stem + chr(following)
     return None
 
 
 def glob_pattern(glob: str) -> re.Pattern[str]:
-    """Read `matchGlob`: `*` and `?` stop at a slash, `**` does not; `[a-z]`, `[!a-z]`, `{a,b}`."""
+    """Compile `matchGlob`: `*` and `?` stop at a slash, `**` does not; `[a-z]`, `[!a-z]`, `{a,b}`."""
     if len(glob) > _GLOB_MAX:
         raise invalid(f"matchGlob is longer than {_GLOB_MAX} characters")
     out: list[str] = []
@@ -198,7 +198,7 @@ def glob_pattern(glob: str) -> re.Pattern[str]:
 
 
 def _earlier(first: str | None, second: str | None) -> str | None:
-    """The earlier end; None is no end."""
+    """Return the earlier end; None is no end."""
     if first is None or second is None:
         return first or second
     return min(first, second, key=str.encode)

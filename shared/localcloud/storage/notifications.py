@@ -1,7 +1,7 @@
-"""Events about objects, published to Pub/Sub at least once.
+"""Object notifications, published to Pub/Sub at least once.
 
-An event is a row in the outbox, committed with the change it tells of; a task publishes rows in order and
-forgets each when Pub/Sub has it. A process killed in between publishes again after its next start.
+An event is a row in the outbox, committed with its change. A task publishes the rows in order and deletes each
+after Pub/Sub accepted it. After a crash in between, the next start publishes the event again.
 Source: https://cloud.google.com/storage/docs/pubsub-notifications, read 2026-11-25.
 """
 
@@ -22,7 +22,7 @@ from localcloud.storage.records import PRODUCTION_ENDPOINT, StoredObject, rfc333
 log = logging.getLogger(__name__)
 
 Publish = Callable[[str, bytes, Mapping[str, str]], Awaitable[str]]
-"""`publish("projects/P/topics/T", data, attributes)` answers the message id."""
+"""A function: `publish("projects/P/topics/T", data, attributes)` returns the message id."""
 
 _TOPIC = re.compile(r"//pubsub\.googleapis\.com/(projects/[^/]+/topics/[^/]+)")
 _PER_BUCKET_MAX = 100
@@ -41,10 +41,10 @@ class Event(StrEnum):
 
 
 class Notifications:
-    """Which buckets tell which topics, and the outbox."""
+    """The notification configurations of all buckets, and the outbox."""
 
     def __init__(self, catalog: Catalog, publish: Publish | None) -> None:
-        """Without `publish`, configurations are kept and nothing is told."""
+        """Use the outbox. Without `publish`, configurations are stored and events are dropped."""
         self._catalog = catalog
         self._store = catalog.store
         self._publish = publish
@@ -52,23 +52,23 @@ class Notifications:
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
-        """Publish what an earlier process left, and whatever comes."""
+        """Publish the events left by an earlier process, then all new ones."""
         if self._publish is not None:
             self._task = asyncio.create_task(self._publish_all(self._publish), name="storage notifications")
             self._news.set()
 
     async def close(self) -> None:
-        """Stop; what is left is published after the next start."""
+        """Stop; the remaining events are published after the next start."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
     def wake(self) -> None:
-        """Say that the outbox may have rows."""
+        """Announce that the outbox may have rows."""
         self._news.set()
 
     def create(self, bucket: str, fields: Mapping[str, Any]) -> dict[str, Any]:
-        """Add a configuration; raises 400 for a topic that is none."""
+        """Add a configuration; raises 400 for a malformed topic."""
         topic = fields.get("topic")
         if not isinstance(topic, str) or _TOPIC.fullmatch(topic) is None:
             raise invalid("topic must look like //pubsub.googleapis.com/projects/P/topics/T")
@@ -93,19 +93,19 @@ class Notifications:
         return _resource(bucket, number, kept)
 
     def all(self, bucket: str) -> list[dict[str, Any]]:
-        """All configurations of a bucket."""
+        """Return all configurations of a bucket."""
         self._catalog.bucket(bucket)
         return [_resource(bucket, number, fields) for number, fields in self._configurations(bucket)]
 
     def get(self, bucket: str, number: str) -> dict[str, Any]:
-        """One configuration, or 404."""
+        """Return one configuration; raises 404 when there is none."""
         for resource in self.all(bucket):
             if resource["id"] == number:
                 return resource
         raise StorageError(404, "notFound", f"The specified notification {number} does not exist.")
 
     def delete(self, bucket: str, number: str) -> None:
-        """Remove one configuration, or 404."""
+        """Remove one configuration; raises 404 when there is none."""
         self.get(bucket, number)
         self._store.execute("DELETE FROM notifications WHERE bucket = ? AND id = ?", (bucket, int(number)))
 
@@ -117,11 +117,11 @@ class Notifications:
         overwrote: int | None = None,
         overwritten_by: int | None = None,
     ) -> None:
-        """Put an event into the outbox, in the transaction of the change itself; `wake` after it.
+        """Add an event to the outbox, in the transaction of the change itself; call `wake` after it.
 
         Args:
             event: What happened.
-            stored: The version it happened to.
+            stored: The version that it happened to.
             overwrote: The generation that a finalised one replaced.
             overwritten_by: The generation that replaced a deleted or archived one.
         """
@@ -171,15 +171,15 @@ class Notifications:
                 backoff_s = min(backoff_s * 2, _BACKOFF_MAX_S)
 
     async def _publish_pass(self, publish: Publish) -> bool:
-        """Try every row once; a topic that fails holds back its own later rows only.
+        """Try every row once; a failing topic holds back its own later rows only.
 
         Returns:
-            Whether nothing is left.
+            Whether the outbox is empty.
         """
         oldest_us = self._catalog.now_us() - _KEPT_US
         dropped = self._store.execute("DELETE FROM outbox WHERE created_us < ?", (oldest_us,)).rowcount
         if dropped:
-            log.warning("dropped %d object events that no topic took in seven days", dropped)
+            log.warning("Dropped %d object events that could not be published for seven days.", dropped)
         failed: set[str] = set()
         after = 0
         while rows := self._store.execute(
@@ -192,7 +192,7 @@ class Notifications:
                 try:
                     await publish(topic, row["data"], msgspec.json.decode(row["attributes"]))
                 except Exception as error:  # noqa: BLE001 (Whatever Pub/Sub raises, the event must not be lost.)
-                    log.warning("object events wait: cannot publish to %s: %r", topic, error)
+                    log.warning("Cannot publish object events to %s, trying again: %r", topic, error)
                     failed.add(topic)
                 else:
                     self._store.execute("DELETE FROM outbox WHERE id = ?", (row["id"],))
@@ -212,5 +212,5 @@ def _resource(bucket: str, number: int, fields: Mapping[str, Any]) -> dict[str, 
 def _topic(fields: Mapping[str, Any]) -> str:
     match = _TOPIC.fullmatch(fields["topic"])
     if match is None:
-        raise ValueError(f"a stored topic is malformed: {fields['topic']}")
+        raise ValueError(f"The stored topic {fields['topic']} is malformed.")
     return match.group(1)

@@ -1,4 +1,4 @@
-"""What can happen to objects: each change checks, links bytes, and commits rows and events together."""
+"""Changes of objects: each checks preconditions, links bytes, and commits rows and events together."""
 
 import asyncio
 from collections.abc import Callable, Iterable, Mapping
@@ -19,10 +19,10 @@ SOURCES_MAX = 32
 
 
 class Objects:
-    """Every way an object comes, changes and goes."""
+    """All operations that create, change and delete objects."""
 
     def __init__(self, catalog: Catalog, files: Files, notifications: Notifications) -> None:
-        """Work on these."""
+        """Use a catalog, its files and notifications."""
         self.catalog = catalog
         self.files = files
         self._notifications = notifications
@@ -39,17 +39,17 @@ class Objects:
         storage_class: str | None = None,
         within: Callable[[StoredObject], None] | None = None,
     ) -> StoredObject:
-        """Make the bytes at `source` the live version, or raise and change nothing.
+        """Make the bytes at `source` the live version; on an error nothing changes.
 
         Args:
-            bucket: Where to.
-            name: Any UTF-8 that `check_name` takes.
-            source: A whole file on the store's own disk; it keeps its name.
-            content: What `source` holds.
+            bucket: The target bucket.
+            name: Any UTF-8 name that `check_name` accepts.
+            source: A complete file on the store's own disk; it stays.
+            content: Size and checksums of `source`.
             fields: The writable fields; others are dropped.
-            preconditions: What must hold for the version that is live now.
-            storage_class: The bucket's own when None.
-            within: Further rows to commit together with the object's.
+            preconditions: Conditions on the version that is live now.
+            storage_class: The storage class. None takes the bucket's.
+            within: Writes further rows in the transaction of the object's.
         """
         check_name(name)
         catalog = self.catalog
@@ -77,7 +77,7 @@ class Objects:
                 self._notifications.record(Event.FINALIZE, stored, overwrote=current.generation if current else None)
                 if within is not None:
                     within(stored)
-                # The bytes are in place before the row commits; a crash in between leaves a file to sweep.
+                # The bytes are in place before the row commits; after a crash in between the next start removes them.
                 self.files.adopt(source, generation)
         except BaseException:
             self.files.remove([generation])
@@ -95,13 +95,13 @@ class Objects:
         preconditions: Preconditions,
         expected: Mapping[str, str],
     ) -> StoredObject:
-        """Finish an upload that came in one request; the received file goes either way.
+        """Finish an upload that came in one request; the received file is removed in any case.
 
         Args:
-            bucket: Where to.
-            name: The object's.
-            incoming: All bytes were written to it.
-            fields: As for `put`; `storageClass` is heeded too.
+            bucket: The target bucket.
+            name: The object's name.
+            incoming: The received file, complete.
+            fields: As for `put`; `storageClass` is used too.
             preconditions: As for `put`.
             expected: `crc32c` and `md5` that the client sent, in base64.
         """
@@ -123,7 +123,7 @@ class Objects:
     async def delete(self, bucket: str, name: str, *, generation: int | None, preconditions: Preconditions) -> None:
         """Delete the live version, or one generation for good.
 
-        Without a generation, a bucket that keeps versions keeps this one as noncurrent.
+        Without a generation, a bucket with versioning keeps the live version as noncurrent.
         """
         with self.catalog.transaction():
             home = self.catalog.bucket(bucket)
@@ -165,8 +165,8 @@ class Objects:
         fields: Fields,
         preconditions: Preconditions,
     ) -> StoredObject:
-        """Give the same bytes a second object; its fields are the source's unless `fields` has any."""
-        # Nothing is awaited between the caller's look at the source and the link, so its file is there.
+        """Link the same bytes to a second object; its fields are the source's unless `fields` has any."""
+        # There is no `await` between the caller's read of the source and the link, so its file still exists.
         return await self.put(
             bucket,
             name,
@@ -234,7 +234,7 @@ class Objects:
             await incoming.discard()
 
     def _retire(self, home: Bucket, stored: StoredObject, *, replaced_by: int | None = None) -> list[int]:
-        """Make the live version noncurrent or drop it; returns the generations whose bytes may go."""
+        """Make the live version noncurrent or delete it; returns the generations whose bytes may be removed."""
         if not home.keeps_versions:
             return self._drop(stored, replaced_by=replaced_by)
         archived = replace(stored, deleted_us=self.catalog.now_us())
@@ -250,14 +250,14 @@ class Objects:
         return [stored.generation]
 
     async def _forget(self, generations: list[int]) -> None:
-        """Free the bytes of versions that are gone; freeing gigabytes takes a while, so off the loop."""
+        """Remove the bytes of deleted versions, in a thread: removing gigabytes takes a while."""
         self._notifications.wake()
         if generations:
             await asyncio.to_thread(self.files.remove, generations)
 
 
 def check_name(name: str) -> None:
-    """Raise 400 for what production takes for no object name; slashes, spaces and `..` inside are fine."""
+    """Raise 400 for an object name that production refuses; slashes, spaces and `..` inside are allowed."""
     size = len(name.encode())
     if not 0 < size <= NAME_BYTES_MAX:
         raise invalid(f"The object name must have 1 to {NAME_BYTES_MAX} bytes of UTF-8, not {size}")
@@ -266,7 +266,7 @@ def check_name(name: str) -> None:
 
 
 def check_digests(content: Content, expected: Mapping[str, str]) -> None:
-    """Raise 400 if the bytes are not what the client said it sent."""
+    """Raise 400 if the bytes do not have the checksums that the client sent."""
     crc32c = expected.get("crc32c")
     if crc32c is not None and crc32c != content.crc32c:
         raise bad_digest(f'Provided CRC32C "{crc32c}" doesn\'t match calculated CRC32C "{content.crc32c}".')
@@ -276,7 +276,7 @@ def check_digests(content: Content, expected: Mapping[str, str]) -> None:
 
 
 def merge(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """RFC 7396 merge patch: null removes, objects merge, anything else replaces."""
+    """Apply an RFC 7396 merge patch: null removes, objects merge, anything else replaces."""
     merged = dict(old)
     for key, value in changes.items():
         before = merged.get(key)
@@ -290,7 +290,7 @@ def merge(old: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def writable(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields a client may set, nulls dropped, within production's limits."""
+    """Return the fields that a client may set, without nulls and within production's limits."""
     kept = {key: value for key, value in fields.items() if key in WRITABLE_OBJECT_FIELDS and value is not None}
     metadata = kept.get("metadata", {})
     if not isinstance(metadata, Mapping):

@@ -1,4 +1,4 @@
-"""XML multipart uploads: parts in any order, from many connections, published by the last request.
+"""XML multipart uploads: parts in any order, over many connections, published by the last request.
 
 Source: https://cloud.google.com/storage/docs/multipart-uploads, read 2026-11-25.
 """
@@ -17,12 +17,12 @@ from localcloud.storage.sessions import Plan, Session, Sessions
 MULTIPART = "multipart"
 PARTS_MAX = 10_000
 PART_BYTES_MIN = 5 << 20
-"""Every part but the last has at least these bytes."""
+"""The fewest bytes of every part but the last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """One part that is on disk."""
+    """One part on disk."""
 
     number: int
     file: str
@@ -36,7 +36,7 @@ class Parts:
     """All XML multipart uploads."""
 
     def __init__(self, objects: Objects, sessions: Sessions) -> None:
-        """Keep uploads beside the resumable ones."""
+        """Use the session store of resumable uploads."""
         self._objects = objects
         self._sessions = sessions
         self._store = objects.catalog.store
@@ -47,7 +47,7 @@ class Parts:
         return self._sessions.begin(bucket, name, plan, kind=MULTIPART)
 
     def find(self, upload_id: str, bucket: str, name: str) -> Session:
-        """Raise 404 unless the upload is for this object."""
+        """Return an upload; raises 404 unless it is for this object."""
         session = self._sessions.find(upload_id, kind=MULTIPART)
         if (session.bucket, session.name) != (bucket, name):
             raise StorageError(404, "notFound", "No such upload", xml_code="NoSuchUpload")
@@ -56,7 +56,7 @@ class Parts:
     async def put(
         self, session: Session, number: int, chunks: AsyncIterator[bytes], expected: Mapping[str, str]
     ) -> tuple[str, Content]:
-        """Keep one part, in place of an earlier one of its number; returns its etag and content."""
+        """Store one part, in place of an earlier one of its number. Returns its etag and content."""
         if not 1 <= number <= PARTS_MAX:
             raise invalid(f"Part number must be an integer between 1 and {PARTS_MAX}, inclusive.")
         incoming = self._files.incoming()
@@ -90,7 +90,7 @@ class Parts:
         return etag, content
 
     def list(self, session: Session, *, after: int, limit: int) -> list[Part]:
-        """Parts in order of number, those after `after`."""
+        """Return parts in order of number, those after `after`."""
         rows = self._store.execute(
             "SELECT number, file, etag, size, updated_us FROM parts WHERE upload = ? AND number > ?"
             " ORDER BY number LIMIT ?",
@@ -103,7 +103,7 @@ class Parts:
         async with self._sessions.lock(session.upload_id):
             session = self._sessions.find(session.upload_id, kind=MULTIPART)
             if session.generation is not None:
-                return self._sessions.finished(session)  # A repetition; the client did not hear our answer.
+                return self._sessions.finished(session)  # A retry of a client that did not get our answer.
             kept = {part.number: part for part in self.list(session, after=0, limit=PARTS_MAX)}
             chosen = _choose(kept, wanted)
             incoming = self._files.incoming()
@@ -133,7 +133,7 @@ class Parts:
             return stored
 
     async def abort(self, session: Session) -> None:
-        """Forget the upload and its parts."""
+        """Delete the upload and its parts."""
         async with self._sessions.lock(session.upload_id):
             self._unfinished(session)
             files = [part.file for part in self.list(session, after=0, limit=PARTS_MAX)]
@@ -153,7 +153,7 @@ class Parts:
 
 
 def _choose(kept: Mapping[int, Part], wanted: Sequence[tuple[int, str]]) -> list[Part]:
-    """The parts to publish, in order; raises 400 as production does."""
+    """Return the parts to publish, in order; raises 400 as production does."""
     if not wanted:
         raise invalid("You must specify at least one part.", xml_code="MalformedXML")
     numbers = [number for number, _ in wanted]

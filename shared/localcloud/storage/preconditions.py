@@ -1,4 +1,4 @@
-"""`if*Match`: write, read or delete only what is still as the client last saw it.
+"""`if*Match` preconditions: write, read or delete only what is still as the client last saw it.
 
 Source: https://cloud.google.com/storage/docs/request-preconditions, read 2026-11-25.
 """
@@ -12,7 +12,7 @@ from localcloud.storage.records import StoredObject
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preconditions:
-    """What must hold; generation 0 stands for an object that is not there."""
+    """The preconditions of a request. Generation 0 means that the object must not exist."""
 
     generation: int | None = None
     not_generation: int | None = None
@@ -25,7 +25,7 @@ class Preconditions:
         """Raise 412, or 304 when `reading` and the client has this version already.
 
         Args:
-            current: The version that the request is about; None when there is none.
+            current: The version in question; None when there is none.
             reading: Whether the request only reads.
         """
         generation = current.generation if current else 0
@@ -37,7 +37,7 @@ class Preconditions:
             raise _had_already(reading)
 
     def check_numbers(self, generation: int, metageneration: int | None, *, reading: bool = False) -> None:
-        """The same for whoever has numbers and no etag, such as a bucket."""
+        """Check like `check` where there is no etag, as for a bucket."""
         if self.generation is not None and generation != self.generation:
             raise precondition_failed("If-Match")
         if self.metageneration is not None and metageneration != self.metageneration:
@@ -52,9 +52,9 @@ NONE = Preconditions()
 
 
 def from_query(query: Mapping[str, str], *, source: bool = False) -> Preconditions:
-    """Read `ifGenerationMatch` and its siblings; `source` reads `ifSourceGenerationMatch` and its.
+    """Parse `ifGenerationMatch` and its siblings; `source` parses `ifSourceGenerationMatch` and its siblings.
 
-    Capitals do not count: the Python client's uploads send `ifMetaGenerationNotMatch`.
+    Capitals are ignored: the Python client's uploads send `ifMetaGenerationNotMatch`.
     """
     found = {name.lower(): value for name, value in query.items()}
     prefix = "ifsource" if source else "if"
@@ -67,7 +67,7 @@ def from_query(query: Mapping[str, str], *, source: bool = False) -> Preconditio
 
 
 def from_request(query: Mapping[str, str], headers: Mapping[str, str]) -> Preconditions:
-    """The query's, and `If-Match` and `If-None-Match` with their etags."""
+    """Parse the query parameters, and `If-Match` and `If-None-Match` with their etags."""
     numbers = from_query(query)
     return Preconditions(
         generation=numbers.generation,
@@ -80,7 +80,7 @@ def from_request(query: Mapping[str, str], headers: Mapping[str, str]) -> Precon
 
 
 def from_headers(headers: Mapping[str, str]) -> Preconditions:
-    """The XML API's: `x-goog-if-generation-match`, `x-goog-if-metageneration-match`, `If-Match`."""
+    """Parse the XML API's `x-goog-if-generation-match`, `x-goog-if-metageneration-match`, `If-Match`."""
     return Preconditions(
         generation=_number(headers, "x-goog-if-generation-match"),
         metageneration=_number(headers, "x-goog-if-metageneration-match"),
@@ -94,7 +94,7 @@ def _number(values: Mapping[str, str], name: str) -> int | None:
     if raw is None:
         return None
     if not raw.isascii() or not raw.isdigit() or len(raw) > 19:
-        raise invalid(f"Invalid value for {name}: a whole number is wanted")
+        raise invalid(f"Invalid value for {name}: it must be a whole number")
     return int(raw)
 
 

@@ -1,4 +1,4 @@
-"""The nouns of Cloud Storage and their JSON: a bucket and one version of an object."""
+"""Buckets and object versions, and their JSON."""
 
 import base64
 import binascii
@@ -26,7 +26,7 @@ WRITABLE_OBJECT_FIELDS = frozenset(
         "temporaryHold",
     }
 )
-"""What a client may set on an object; everything else in its JSON is ours to say."""
+"""The fields that a client may set on an object; the server sets all others."""
 
 READ_ONLY_BUCKET_FIELDS = frozenset(
     {
@@ -44,17 +44,17 @@ READ_ONLY_BUCKET_FIELDS = frozenset(
 )
 
 Fields = Mapping[str, Any]
-"""JSON members as the client sent them, nulls removed."""
+"""JSON members as the client sent them, without nulls."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Content:
-    """Bytes at rest, and what proves them."""
+    """Size and checksums of stored bytes."""
 
     size: int
     """Bytes."""
     crc32c: str
-    """Base64 of the big-endian checksum, as both APIs carry it."""
+    """Base64 of the big-endian checksum, as in both APIs."""
     md5: str | None
     """Base64; None for composed and multipart objects, as in production."""
     components: int | None = None
@@ -80,11 +80,11 @@ class Bucket:
 
     @property
     def storage_class(self) -> str:
-        """What objects get that do not name a class."""
+        """The storage class of objects that name none."""
         return str(self.fields.get("storageClass", "STANDARD"))
 
     def as_json(self, endpoint: str) -> dict[str, Any]:
-        """The resource `storage#bucket`, its links under `endpoint`."""
+        """Return the resource `storage#bucket`, with links under `endpoint`."""
         return {
             "location": "US",
             "locationType": "multi-region",
@@ -104,12 +104,12 @@ class Bucket:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredObject:
-    """One version of one object; its bytes never change, its fields may."""
+    """One version of one object. Its bytes never change, its fields may."""
 
     bucket: str
     name: str
     generation: int
-    """Microseconds since 1970 and strictly increasing over the whole store; names the data file."""
+    """Microseconds since 1970, strictly increasing over the whole store; names the data file."""
     metageneration: int
     content: Content
     storage_class: str
@@ -121,19 +121,19 @@ class StoredObject:
 
     @property
     def etag(self) -> str:
-        """As production makes it: generation and metageneration, packed."""
+        """Generation and metageneration, packed as production packs them."""
         return etag(self.generation, self.metageneration)
 
     @property
     def xml_etag(self) -> str:
-        """The XML API's: the MD5 in hexadecimal where there is one."""
+        """The etag of the XML API: the MD5 in hexadecimal where there is one."""
         if self.content.md5 is None:
             return f"-{self.etag}"
         return base64.b64decode(self.content.md5).hex()
 
     @property
     def content_type(self) -> str:
-        """Never empty."""
+        """The content type, never empty."""
         return str(self.fields.get("contentType") or "application/octet-stream")
 
     @property
@@ -143,7 +143,7 @@ class StoredObject:
         return f"crc32c={self.content.crc32c}{md5}"
 
     def as_json(self, endpoint: str) -> dict[str, Any]:
-        """The resource `storage#object`, its links under `endpoint`."""
+        """Return the resource `storage#object`, with links under `endpoint`."""
         path = f"/storage/v1/b/{self.bucket}/o/{quote(self.name, safe='')}"
         resource: dict[str, Any] = {
             **self.fields,
@@ -174,7 +174,7 @@ class StoredObject:
 
 
 def etag(*numbers: int) -> str:
-    """Base64 of a protobuf message whose first fields are `numbers`, as production's etags are."""
+    """Return base64 of a protobuf message whose first fields are `numbers`, as production's etags are."""
     packed = bytearray()
     for field, number in enumerate(numbers, start=1):
         packed.append(field << 3)
@@ -187,11 +187,11 @@ def etag(*numbers: int) -> str:
 
 
 def rfc3339(instant_us: int) -> str:
-    """Microseconds since 1970 as production prints instants, in milliseconds."""
+    """Format an instant as production prints it, with milliseconds."""
     instant = datetime.fromtimestamp(instant_us // 1_000_000, UTC).replace(microsecond=instant_us % 1_000_000)
     return instant.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 def project_number(project: str) -> str:
-    """Twelve digits that stay the same for one project id."""
+    """Return twelve digits that are always the same for one project id."""
     return str(100_000_000_000 + binascii.crc32(project.encode()))

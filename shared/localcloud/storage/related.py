@@ -1,4 +1,4 @@
-"""`multipart/related` as a stream: a small JSON part, then a part of any size."""
+"""A streaming parser of `multipart/related`: a small JSON part, then a part of any size."""
 
 from collections.abc import AsyncIterator
 from email.message import Message
@@ -11,7 +11,7 @@ _HEAD_BYTES_MAX = 16 << 10
 
 
 def boundary(content_type: str, kind: str) -> bytes:
-    """The boundary that a multipart content type names; raises 400 when it names none."""
+    """Return the boundary that a multipart content type names; raises 400 when it names none."""
     message = Message()
     message["content-type"] = content_type
     found = message.get_param("boundary")
@@ -32,7 +32,7 @@ class Related:
         """The content type of the second part, known after `metadata`."""
 
     async def metadata(self) -> dict[str, Any]:
-        """The first part."""
+        """Read the first part."""
         await self._until(self._mark, _HEAD_BYTES_MAX)
         await self._headers()
         metadata = parse_json(await self._until(self._mark, JSON_BYTES_MAX))
@@ -40,16 +40,16 @@ class Related:
         return metadata
 
     async def media(self) -> AsyncIterator[bytes]:
-        """The second part, chunk by chunk; raises 400 when the body ends without the closing mark."""
+        """Yield the second part in chunks; raises 400 when the body ends without the closing mark."""
         while True:
             end = self._held.find(self._mark)
             if end >= 0:
                 if end:
                     yield self._held[:end]
                 async for _ in self._chunks:
-                    pass  # What follows the closing mark means nothing.
+                    pass  # Bytes after the closing mark are ignored.
                 return
-            # The mark may be cut in two by the end of a chunk.
+            # The end of a chunk may cut the mark in two.
             safe = len(self._held) - len(self._mark) + 1
             if safe > 0:
                 yield self._held[:safe]
@@ -62,7 +62,7 @@ class Related:
         return {name.strip().lower(): value.strip() for name, _, value in lines}
 
     async def _until(self, stop: bytes, limit: int) -> bytes:
-        """Everything before `stop`, which is dropped; raises 400 past `limit` bytes."""
+        """Read everything before `stop`, which is dropped; raises 400 past `limit` bytes."""
         while (at := self._held.find(stop)) < 0:
             if len(self._held) > limit:
                 raise invalid("A part of the multipart body is too large")

@@ -1,4 +1,4 @@
-"""Reading what a client sends, within bounds."""
+"""Readers of request bodies and parameters, with limits."""
 
 import base64
 import binascii
@@ -12,11 +12,11 @@ from localcloud.storage.errors import invalid, too_large, unkept
 
 JSON_BYTES_MAX = 1 << 20
 OBJECT_BYTES_MAX = 5 << 40
-"""Production's: 5 TiB."""
+"""Production's limit: 5 TiB."""
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """A whole small body; raises 413 above `limit` bytes."""
+    """Read a whole small body; raises 413 above `limit` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(f"The request body is larger than {limit} bytes")
@@ -29,12 +29,12 @@ async def read_body(request: Request, limit: int) -> bytes:
 
 
 async def read_json(request: Request) -> dict[str, Any]:
-    """A JSON object; an empty body is an empty object."""
+    """Read a JSON object; an empty body is an empty object."""
     return parse_json(await read_body(request, JSON_BYTES_MAX))
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """A JSON object; raises 400 for anything else."""
+    """Parse a JSON object; raises 400 for anything else."""
     if not body.strip():
         return {}
     try:
@@ -45,7 +45,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
 
 
 def generation(query: Mapping[str, str], name: str = "generation") -> int | None:
-    """The generation that a request names; None when it names none."""
+    """Return the generation that a request names; None when it names none."""
     raw = query.get(name)
     if raw is None:
         return None
@@ -55,7 +55,7 @@ def generation(query: Mapping[str, str], name: str = "generation") -> int | None
 
 
 def digests(headers: Mapping[str, str], fields: Mapping[str, Any] | None = None) -> dict[str, str]:
-    """The checksums a client says its bytes have: `x-goog-hash`, `Content-MD5`, or JSON members."""
+    """Return the checksums that a client sent: in `x-goog-hash`, `Content-MD5`, or JSON members."""
     found: dict[str, str] = {}
     if "content-md5" in headers:
         found["md5"] = headers["content-md5"]
@@ -72,13 +72,13 @@ def digests(headers: Mapping[str, str], fields: Mapping[str, Any] | None = None)
 
 
 def refuse_customer_keys(headers: Mapping[str, str]) -> None:
-    """Raise 501 for customer-supplied encryption keys: keeping the bytes in clear would be a lie."""
+    """Raise 501 for customer-supplied encryption keys: localcloud would store the bytes unencrypted."""
     if any(name.startswith(("x-goog-encryption-key", "x-goog-copy-source-encryption")) for name in headers):
         raise unkept("Encryption with customer-supplied keys")
 
 
 async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The same chunks; raises 413 past the largest object there can be."""
+    """Yield the same chunks; raises 413 past the size of the largest allowed object."""
     size = 0
     async for chunk in chunks:
         size += len(chunk)
@@ -88,7 +88,7 @@ async def bounded(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def endpoint(request: Request) -> str:
-    """How the client reached us, for links in answers."""
+    """Return the base URL that the client used, for links in answers."""
     return f"{request.url.scheme}://{request.headers.get('host', '127.0.0.1')}"
 
 

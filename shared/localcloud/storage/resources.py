@@ -19,14 +19,14 @@ from localcloud.storage.requests import endpoint, generation, read_json, refuse_
 from localcloud.storage.uploads import json_response, object_response
 
 _REWRITE_STEP = 1 << 20
-"""`maxBytesRewrittenPerCall` is a multiple of it, in bytes."""
+"""Bytes; `maxBytesRewrittenPerCall` is a multiple of it."""
 
 
 class Resources:
-    """Handlers; each takes the request and the names in its path."""
+    """The handlers; each takes the request and the names in its path."""
 
     def __init__(self, objects: Objects) -> None:
-        """Work on these."""
+        """Use the objects."""
         self._objects = objects
         self._catalog = objects.catalog
 
@@ -53,11 +53,11 @@ class Resources:
         return object_response(request, stored)
 
     async def patch(self, request: Request, bucket: str, name: str) -> Response:
-        """PATCH `/b/B/o/O`: merge; null removes."""
+        """PATCH `/b/B/o/O`: merge the fields; null removes one."""
         return self._change(request, bucket, name, await read_json(request), whole=False)
 
     async def update(self, request: Request, bucket: str, name: str) -> Response:
-        """PUT `/b/B/o/O`: replace."""
+        """PUT `/b/B/o/O`: replace all fields."""
         return self._change(request, bucket, name, await read_json(request), whole=True)
 
     async def delete(self, request: Request, bucket: str, name: str) -> Response:
@@ -122,7 +122,7 @@ class Resources:
         return object_response(request, stored)
 
     def _source(self, bucket: str, source: Mapping[str, Any]) -> StoredObject:
-        """One component of a composition, checked against its own preconditions."""
+        """Return one source of a composition, checked against its own preconditions."""
         name = source.get("name")
         if not isinstance(name, str):
             raise invalid("Each source object needs a name")
@@ -158,7 +158,7 @@ class Resources:
 
 
 class _RewriteToken(msgspec.Struct, frozen=True, array_like=True):
-    """How far a rewrite came; bound to its source and target, so that it continues nothing else."""
+    """The progress of a rewrite, bound to its source and target, so that it cannot continue another."""
 
     generation: int
     bucket: str
@@ -170,7 +170,7 @@ class _RewriteToken(msgspec.Struct, frozen=True, array_like=True):
 
 
 def _rewritten(query: Mapping[str, str], source: StoredObject, bucket: str, name: str) -> int:
-    """How many bytes are copied after this call."""
+    """Return how many bytes are copied after this call."""
     step = source.content.size
     if raw := query.get("maxBytesRewrittenPerCall"):
         if not raw.isascii() or not raw.isdigit() or not int(raw) or int(raw) % _REWRITE_STEP:

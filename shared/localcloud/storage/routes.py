@@ -1,6 +1,6 @@
-"""From a path to a handler, and from an error to the shape its API has.
+"""Routing: from a path to its handler, and from an error to the shape of its API.
 
-Paths are matched as they came over the wire: an object named `a/b` is the one segment `a%2Fb` there.
+Paths are matched undecoded, as sent: an object named `a/b` is the one segment `a%2Fb`.
 """
 
 import logging
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[..., Awaitable[Response]]
 DRAINED_MAX = 8 << 20
-"""Bytes of an unread body that are read and dropped, so that the client is listening when we refuse."""
+"""Bytes of an unread body that are read and dropped, so that the client reads our refusal."""
 
 _JSON_PREFIXES = ("/storage/", "/upload/", "/download/", "/resumable/", "/batch")
 
@@ -34,7 +34,7 @@ class Routes:
     """The ASGI application of Cloud Storage."""
 
     def __init__(self, buckets: Buckets, resources: Resources, uploads: Uploads, xml: Xml) -> None:
-        """Lead to these."""
+        """Route to these handlers."""
         self._xml = xml
         one, bucket = "/storage/v1", "/storage/v1/b/{}"
         thing = bucket + "/o/{}"
@@ -80,7 +80,7 @@ class Routes:
         try:
             response = await self.answer(request)
         except ClientDisconnect:
-            log.info("the client hung up during %s %s", request.method, request.url.path)
+            log.info("The client hung up during %s %s.", request.method, request.url.path)
             return
         await response(scope, receive, send)
 
@@ -99,11 +99,11 @@ class Routes:
             return error_response(error, is_json=is_json)
 
     async def _answer_json(self, request: Request) -> Response:
-        """One call of a batch: JSON only, no batch inside a batch, no media."""
+        """Answer one call of a batch: JSON only, no batch inside a batch, no media."""
         path = request.scope["raw_path"].decode("latin-1")
         try:
             if request.query_params.get("alt") == "media":
-                raise invalid("A batch carries no media")
+                raise invalid("A batch request cannot carry media")
             return await self._json(request, path)
         except StorageError as error:
             return error_response(error, is_json=True)
@@ -123,7 +123,7 @@ class Routes:
 
 
 def error_response(error: StorageError, *, is_json: bool) -> Response:
-    """The error in the shape of the API that was called."""
+    """Build the error response in the shape of the API that was called."""
     headers: dict[str, str] = {}
     if isinstance(error, RangeNotSatisfiable):
         headers["content-range"] = f"bytes */{error.size}"
@@ -137,11 +137,11 @@ def _decode(segment: str) -> str:
     try:
         return unquote(segment, errors="strict")
     except UnicodeDecodeError as error:
-        raise invalid("Names are UTF-8") from error
+        raise invalid("Names must be UTF-8") from error
 
 
 async def _drain(request: Request) -> None:
-    """Read what is left of a small body; a client that is still sending may not hear a refusal."""
+    """Read the rest of a small body: a client that is still sending may not read a refusal."""
     stream: Any = request.stream()
     size = 0
     try:
@@ -150,4 +150,4 @@ async def _drain(request: Request) -> None:
             if size > DRAINED_MAX:
                 return
     except (RuntimeError, ClientDisconnect):
-        return  # Read already, or nobody is left to hear.
+        return  # The body is read already, or the client has gone.

@@ -1,7 +1,7 @@
-"""Resumable uploads: a row that says what the upload is for, a file that holds what came so far.
+"""Resumable uploads: a row that describes the upload, and a file with the bytes so far.
 
-What a client was told it sent is on disk, so an upload goes on after any crash. A finished upload is
-remembered, because the client may not have heard. Sessions live a week, as in production.
+All bytes that a client was told are received are on disk, so an upload continues after any crash. A finished
+upload is remembered, because the client may have missed the answer. Sessions live a week, as in production.
 Source: https://cloud.google.com/storage/docs/performing-resumable-uploads, read 2026-11-25.
 """
 
@@ -24,7 +24,7 @@ from localcloud.storage.records import StoredObject
 
 RESUMABLE = "resumable"
 CHUNK_MIN = 256 << 10
-"""Bytes that every chunk but the last has at least."""
+"""The fewest bytes of every chunk but the last."""
 _HASHES_KEPT = 64
 _LIFE_US = 7 * 86_400 * 1_000_000
 
@@ -32,14 +32,14 @@ _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d{1,18})-(?P<last>\d{1,18})|\*
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What an upload will become."""
+    """The description of an upload, given at its start."""
 
     fields: dict[str, Any]
     preconditions: Preconditions
     expected: dict[str, str] = {}
-    """`crc32c` and `md5` in base64, if the client said so at the start."""
+    """`crc32c` and `md5` in base64, if the client sent them at the start."""
     total: int | None = None
-    """Bytes, if the client said so at the start."""
+    """Size in bytes, if the client sent it at the start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,41 +51,41 @@ class Session:
     name: str
     plan: Plan
     generation: int | None
-    """What it became; None until it is finished."""
+    """The generation that the upload created; None until it is finished."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ContentRange:
-    """Where in the object the request's bytes belong."""
+    """The position in the object of a request's bytes."""
 
     first: int | None
-    """None for a question after the state."""
+    """The offset of the first byte; None for a status query."""
     length: int | None
-    """None when the header does not say."""
+    """The number of bytes; None when the header does not say."""
     total: int | None
-    """None when the client does not know yet."""
+    """The size of the whole object; None when the client does not know it yet."""
 
 
 class Sessions:
     """All resumable uploads."""
 
     def __init__(self, objects: Objects) -> None:
-        """Work on these objects' catalog and files."""
+        """Use these objects' catalog and files."""
         self._objects = objects
         self._catalog = objects.catalog
         self._store = objects.catalog.store
         self._files = objects.files
-        # Checksums so far, to spare reading the file again for every chunk.
+        # Checksums so far, so that the file is not read again for every chunk.
         self._hashes: OrderedDict[str, Hashes] = OrderedDict()
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     def begin(self, bucket: str, name: str, plan: Plan, *, kind: str = RESUMABLE) -> str:
-        """Open a session and return its id; raises at once what finishing would raise."""
+        """Open a session and return its id; refuses at once what the final request would refuse."""
         check_name(name)
         with self._catalog.transaction():
             self._catalog.bucket(bucket)
             plan.preconditions.check(self._catalog.find_object(bucket, name))
-            upload_id = uuid4().hex + uuid4().hex  # Whoever knows it may write.
+            upload_id = uuid4().hex + uuid4().hex  # The id is the permission to write.
             self._store.execute(
                 "INSERT INTO uploads VALUES (?, ?, ?, ?, ?, ?, NULL)",
                 (upload_id, kind, bucket, name, msgspec.json.encode(plan), self._catalog.now_us()),
@@ -93,7 +93,7 @@ class Sessions:
         return upload_id
 
     def find(self, upload_id: str, *, kind: str = RESUMABLE) -> Session:
-        """Raise 404 for an upload that was never begun, was cancelled or is too old."""
+        """Return an upload; raises 404 when it was never begun, was cancelled or is too old."""
         row = self._store.execute(
             "SELECT * FROM uploads WHERE id = ? AND kind = ? AND created_us > ?",
             (upload_id, kind, self._catalog.now_us() - _LIFE_US),
@@ -109,40 +109,40 @@ class Sessions:
         )
 
     def lock(self, upload_id: str) -> asyncio.Lock:
-        """Whoever changes an upload holds this."""
+        """Return the lock to hold while changing an upload."""
         return self._locks.setdefault(upload_id, asyncio.Lock())
 
     def finished(self, session: Session) -> StoredObject:
-        """What a finished upload became; raises 410 when that is gone."""
+        """Return the object that a finished upload created; raises 410 when it no longer exists."""
         stored = self._catalog.find_object(session.bucket, session.name, session.generation)
         if stored is None:
-            raise StorageError(410, "gone", "The object that this upload made is gone", xml_code="NoSuchUpload")
+            raise StorageError(410, "gone", "The object of this upload no longer exists", xml_code="NoSuchUpload")
         return stored
 
     async def receive(
         self, upload_id: str, where: ContentRange, chunks: AsyncIterator[bytes], expected: Mapping[str, str]
     ) -> StoredObject | int:
-        """Take a chunk, or answer a question after the state.
+        """Receive a chunk, or answer a status query.
 
         Args:
-            upload_id: From `begin`.
-            where: From `parse_content_range`.
-            chunks: The body; bytes we have already are skipped.
+            upload_id: The id from `begin`.
+            where: The position from `parse_content_range`.
+            chunks: The body; bytes received before are skipped.
             expected: Checksums of the whole object, if they came with its last chunk.
 
         Returns:
-            The finished object, or how many bytes we have so far.
+            The finished object, or the number of bytes received so far.
         """
         async with self.lock(upload_id):
             session = self.find(upload_id)
             if session.generation is not None:
                 async for _ in chunks:
-                    pass  # A repetition of what was finished already.
+                    pass  # A retry of a request that finished the upload.
                 return self.finished(session)
             incoming = await self._open(upload_id)
             total = where.total if where.total is not None else session.plan.total
             if session.plan.total is not None and total != session.plan.total:
-                raise invalid(f"The upload was begun with {session.plan.total} bytes, not {total}")
+                raise invalid(f"The upload was started with a size of {session.plan.total} bytes, not {total}")
             if where.first is not None:
                 await self._append(incoming, where, chunks)
                 self._remember(upload_id, incoming.hashes)
@@ -153,13 +153,13 @@ class Sessions:
             return await self._finish(session, incoming, total, {**session.plan.expected, **expected})
 
     async def cancel(self, upload_id: str) -> None:
-        """Forget an upload and its bytes."""
+        """Delete an upload and its bytes."""
         async with self.lock(upload_id):
             session = self.find(upload_id)
             await self._drop(session.upload_id)
 
     def sweep(self) -> set[str]:
-        """Forget what is too old; return the files that unfinished uploads still need."""
+        """Delete expired uploads; return the files that unfinished uploads still need."""
         self._store.execute("DELETE FROM uploads WHERE created_us < ?", (self._catalog.now_us() - _LIFE_US,))
         sessions = self._store.execute(
             "SELECT id AS file FROM uploads WHERE kind = ? AND generation IS NULL UNION ALL SELECT file FROM parts",
@@ -192,13 +192,13 @@ class Sessions:
                 if room is not None:
                     room -= len(chunk)
                     if room < 0:
-                        raise invalid("The body is longer than Content-Range says")
+                        raise invalid("The body is longer than its Content-Range")
                 fresh = chunk[known:] if known else chunk
                 known = max(0, known - len(chunk))
                 if fresh:
                     await incoming.write(fresh)
         finally:
-            # Even when the client hangs up, what came is kept: it goes on from there.
+            # Keep the bytes even when the client hangs up: the next request continues from there.
             await incoming.finish()
 
     async def _finish(
@@ -213,7 +213,7 @@ class Sessions:
 
         try:
             if content.size > total:
-                raise invalid(f"{content.size} bytes were uploaded of an object of {total}")
+                raise invalid(f"{content.size} bytes were uploaded, but the object has {total}")
             check_digests(content, expected)
             stored = await self._objects.put(
                 session.bucket,
@@ -245,7 +245,7 @@ class Sessions:
 
 
 def parse_content_range(header: str | None, content_length: str | None) -> ContentRange:
-    """Read `Content-Range`; without one the body is the whole object."""
+    """Parse `Content-Range`; without one the body is the whole object."""
     if header is None:
         length = int(content_length) if content_length and content_length.isdigit() else None
         return ContentRange(first=0, length=length, total=length)

@@ -1,4 +1,4 @@
-"""V4 signed URLs: who signed what, and until when.
+"""V4 signed URLs: signatures and expiry.
 
 Source: https://cloud.google.com/storage/docs/access-control/signed-urls and
 https://cloud.google.com/storage/docs/authentication/canonical-requests, read 2026-11-25.
@@ -37,7 +37,7 @@ _SCOPE = re.compile(r"(?P<email>[^/]+)/(?P<date>\d{8})/[^/]+/storage/goog4_reque
 
 
 def is_signed(query: Sequence[tuple[str, str]]) -> bool:
-    """Whether a URL claims to be signed; then it must be, in every part. V2 is a claim too, and refused."""
+    """Return whether a URL claims a V2 or V4 signature. Then every part of it must be valid; V2 is refused."""
     claims = {name.lower() for name in _PARAMETERS} | {"googleaccessid", "signature"}
     return any(name.lower() in claims for name, _ in query)
 
@@ -51,15 +51,15 @@ def verify(
     signers: Signers,
     now: datetime,
 ) -> None:
-    """Raise unless the request is what a known account signed and is made in time.
+    """Raise unless a known account signed the request and the signature has not expired.
 
     Args:
-        method: In capitals.
-        path: Decoded, from the slash on.
-        query: Decoded, in any order.
-        headers: Names in small letters.
-        signers: Whom we know.
-        now: Aware UTC.
+        method: The HTTP method in capitals.
+        path: The decoded path, from the slash on.
+        query: The decoded parameters, in any order.
+        headers: The headers, with names in small letters.
+        signers: The known accounts.
+        now: The present, aware UTC.
     """
     values = dict(query)
     missing = [name for name in _PARAMETERS if name not in values]
@@ -109,7 +109,7 @@ def canonical_request(
     headers: Mapping[str, str],
     signed_headers: Sequence[str],
 ) -> str:
-    """What the client hashed and signed, rebuilt from what arrived."""
+    """Rebuild the text that the client hashed and signed from the received request."""
     pairs = sorted(
         f"{quote(name, safe='~')}={quote(value, safe='~')}" for name, value in query if name != "X-Goog-Signature"
     )
@@ -150,7 +150,7 @@ def _check_time(values: Mapping[str, str], scope_date: str, now: datetime) -> No
 
 
 def _check_headers(headers: Mapping[str, str], signed_headers: Sequence[str]) -> None:
-    """Every `x-goog-` header must be signed, or whoever holds the URL could add what its signer never meant."""
+    """Require that every `x-goog-` header is signed, so that the holder of the URL cannot add any."""
     if "host" not in signed_headers or list(signed_headers) != sorted(set(signed_headers)):
         raise _malformed("X-Goog-SignedHeaders")
     for name in headers:

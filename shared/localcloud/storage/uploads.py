@@ -17,19 +17,19 @@ from localcloud.storage.requests import bounded, digests, endpoint, read_json, r
 from localcloud.storage.sessions import Plan, Sessions, parse_content_range
 
 CANCELLED = 499
-"""Production's answer to a cancelled upload."""
+"""Production's status for a cancelled upload."""
 
 
 class Uploads:
     """Handlers below `/upload/storage/v1`."""
 
     def __init__(self, objects: Objects, sessions: Sessions) -> None:
-        """Work on these."""
+        """Use the objects and upload sessions."""
         self._objects = objects
         self._sessions = sessions
 
     async def insert(self, request: Request, bucket: str) -> Response:
-        """POST: a whole object, or the beginning of a resumable upload."""
+        """POST: a whole object, or the start of a resumable upload."""
         refuse_customer_keys(request.headers)
         if "upload_id" in request.query_params:
             return await self.resume(request, bucket)
@@ -43,15 +43,15 @@ class Uploads:
         raise invalid(f"Unknown uploadType: {kind}")
 
     async def resume(self, request: Request, bucket: str) -> Response:
-        """PUT: the next chunk of a resumable upload, or a question after its state."""
-        del bucket  # The session knows its own.
+        """PUT: the next chunk of a resumable upload, or a status query."""
+        del bucket  # The session knows its own bucket.
         outcome = await receive_chunk(self._sessions, request)
         if isinstance(outcome, int):
             return incomplete(outcome)
         return object_response(request, outcome)
 
     async def cancel(self, request: Request, bucket: str) -> Response:
-        """DELETE: forget a resumable upload."""
+        """DELETE: cancel a resumable upload."""
         del bucket
         await self._sessions.cancel(_upload_id(request))
         return Response(status_code=CANCELLED)
@@ -108,23 +108,23 @@ class Uploads:
 
 
 async def receive_chunk(sessions: Sessions, request: Request) -> StoredObject | int:
-    """Hand a request's body to the session it names; both APIs carry chunks the same way."""
+    """Pass a request's body to the session it names; both APIs send chunks the same way."""
     where = parse_content_range(request.headers.get("content-range"), request.headers.get("content-length"))
     return await sessions.receive(_upload_id(request), where, bounded(request.stream()), digests(request.headers))
 
 
 def incomplete(size: int) -> Response:
-    """308: we have `size` bytes so far and wait for more."""
+    """Return 308: `size` bytes are received, more are expected."""
     return Response(status_code=308, headers={"range": f"bytes=0-{size - 1}"} if size else {})
 
 
 def object_response(request: Request, stored: StoredObject) -> Response:
-    """The object's resource."""
+    """Return the object's resource."""
     return json_response(stored.as_json(endpoint(request)), etag=stored.etag)
 
 
 def json_response(resource: Mapping[str, Any], *, etag: str | None = None) -> Response:
-    """200 with a JSON body."""
+    """Return 200 with a JSON body."""
     headers = {"cache-control": "no-cache, no-store, max-age=0, must-revalidate"}
     if etag is not None:
         headers["etag"] = etag

@@ -1,7 +1,7 @@
-"""The XML API: what signed URLs and `upload_chunks_concurrently` speak, `/{bucket}/{object}`.
+"""The part of the XML API that signed URLs and `upload_chunks_concurrently` need: `/{bucket}/{object}`.
 
-A URL that claims to be signed must prove it. One that claims nothing is whoever runs this on their own
-machine, as with the JSON API.
+A URL that claims a signature must have a valid one. A URL without one is allowed, as in the JSON API: the caller
+runs localcloud on their own machine.
 Source: https://cloud.google.com/storage/docs/xml-api/reference-methods, read 2026-11-25.
 """
 
@@ -49,7 +49,7 @@ _LENGTH_RANGE = re.compile(r"(\d{1,18}),(\d{1,18})")
 
 
 class Xml:
-    """One handler for each method on an object."""
+    """The handlers of all methods on an object."""
 
     def __init__(
         self,
@@ -59,7 +59,7 @@ class Xml:
         signers: signed.Signers,
         clock: Clock,
     ) -> None:
-        """Work on these; `signers` and `clock` decide about signed URLs."""
+        """Use the objects and sessions; `signers` and `clock` decide about signed URLs."""
         self._objects = objects
         self._sessions = sessions
         self._parts = Parts(objects, sessions)
@@ -67,7 +67,7 @@ class Xml:
         self._clock = clock
 
     async def handle(self, request: Request, bucket: str, name: str) -> Response:
-        """Let in whoever may, then do what method and query say."""
+        """Check the signature, then dispatch by method and query."""
         headers = _joined_headers(request)
         self._authenticate(request, bucket, name, headers)
         refuse_customer_keys(headers)
@@ -208,7 +208,7 @@ class Xml:
 
 
 def fields_of(headers: Mapping[str, str]) -> dict[str, Any]:
-    """The object's fields that came as headers."""
+    """Return the object's fields that came as headers."""
     fields: dict[str, Any] = {
         field: headers[header] for header, field in _FIELDS_OF_HEADERS.items() if headers.get(header)
     }
@@ -217,9 +217,9 @@ def fields_of(headers: Mapping[str, str]) -> dict[str, Any]:
 
 
 def parse_complete(body: bytes) -> list[tuple[int, str]]:
-    """`(number, etag)` of each part in `CompleteMultipartUpload`."""
+    """Parse `(number, etag)` of each part in `CompleteMultipartUpload`."""
     if b"<!" in body:
-        raise invalid("Declarations are not taken", xml_code="MalformedXMLError")
+        raise invalid("XML declarations such as DOCTYPE are not allowed", xml_code="MalformedXMLError")
     try:
         root = ET.fromstring(body)  # noqa: S314 (Entities need a declaration.)
         parts = [
@@ -228,12 +228,12 @@ def parse_complete(body: bytes) -> list[tuple[int, str]]:
     except (ET.ParseError, ValueError) as error:
         raise invalid("The XML you provided was not well-formed", xml_code="MalformedXML") from error
     if len(parts) > PARTS_MAX:
-        raise invalid(f"At most {PARTS_MAX} parts", xml_code="MalformedXML")
+        raise invalid(f"An upload has at most {PARTS_MAX} parts", xml_code="MalformedXML")
     return parts
 
 
 async def within_range(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
-    """The same chunks; raises 400 if `x-goog-content-length-range` forbids that many bytes."""
+    """Yield the same chunks; raises 400 if `x-goog-content-length-range` forbids their size."""
     raw = headers.get("x-goog-content-length-range")
     match = _LENGTH_RANGE.fullmatch(raw.replace(" ", "")) if raw is not None else None
     if raw is not None and match is None:
@@ -254,7 +254,7 @@ async def within_range(chunks: AsyncIterator[bytes], headers: Mapping[str, str])
 
 
 def _joined_headers(request: Request) -> dict[str, str]:
-    """Headers by small name; those sent twice are joined, so that what is checked is what is used."""
+    """Return headers by small name. Repeated ones are joined, so that the checked value is the used one."""
     joined: dict[str, list[str]] = defaultdict(list)
     for name, value in request.headers.items():
         joined[name.lower()].append(value.strip())
@@ -286,5 +286,5 @@ def _whole(raw: str | None, default: int) -> int:
     if raw is None:
         return default
     if not raw.isascii() or not raw.isdigit() or len(raw) > 9:
-        raise invalid("A whole number is wanted")
+        raise invalid("The value must be a whole number")
     return int(raw)
