@@ -1,1 +1,1 @@
-"""Budgets that cannot be overspent: accounts, the ledger's client, settlement against bills, cost reports."""
+"""Budgets that cannot be overspent: accounts, the budget client, settlement against bills, cost reports."""

@@ -1,4 +1,4 @@
-"""Budgets: what crossing one leads to, and what the router must know of it."""
+"""Budgets: the actions that follow from a threshold event, and the freezes as the router sees them."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ log = logging.getLogger(__name__)
 
 REFRESH_S = 5.0
 LOOK_FIRST_AFTER_S = 20.0
-"""A copy so old, as after a quiet time, is renewed before it is gone by, and so is one that would refuse: it may have
-been thawed."""
+"""A copy of the freezes this old, as after a quiet time, is renewed before it is used. So is a copy that would refuse a
+request: the account may have been thawed."""
 LOOK_S_MAX = 1.0
-"""How long a request waits for that."""
+"""How long a request waits for that renewal."""
 BLIND_AFTER_S = 60.0
-"""How long the last look at the ledger is good enough to spend by."""
-BLIND = "the spend ledger cannot be read, and without it nothing is spent"
+"""How long a copy of the freezes is good enough to spend by."""
+BLIND = "the spend ledger cannot be read, so nothing that costs money is sent"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -37,16 +37,17 @@ class BudgetDeps:
     ledger: Ledger
     clock: Clock
     scaling: scale_to_zero.ScaleToZeroDeps | None = None
-    """For the services that a freeze may turn off; None: there are none, or they are no concern here."""
+    """For the services that a freeze may scale to zero. None: there are none, or this process does not scale them."""
 
 
 async def follow(event: events.Event, deps: BudgetDeps) -> None:
-    """Act on a crossing: ours, or one that Cloud Billing tells of. Once, however often it is delivered.
+    """Act on a threshold event of our ledger or of Cloud Billing. It acts once, however often it is delivered.
 
     Raises:
-        MalformedEvent: It is neither, or contradicts itself.
+        MalformedEvent: The event is neither of these, or contradicts itself.
         StoreUnavailable: Nothing was done.
-        GoblinError: It is recorded, and not every Cloud Run service could be turned off: to be delivered again.
+        GoblinError: The action is recorded, but some Cloud Run service could not be scaled to zero. Deliver the event
+            again.
     """
     now = deps.clock.now()
     decision: LedgerEntry | NoAction | IgnoredNotification
@@ -59,36 +60,41 @@ async def follow(event: events.Event, deps: BudgetDeps) -> None:
         decision = policy.react(events.decode(events.BudgetExceeded, event.data), now=now)
     match decision:
         case NoAction(reason=reason):
-            log.info("budget notification: %s", reason)
+            log.info("Budget notification without an action: %s", reason)
         case IgnoredNotification(reason=reason):
             raise MalformedEvent(f"budget-exceeded: {reason}")
         case LedgerEntry():
             if await deps.ledger.record(decision):
                 log.warning("%s of %s: %s", decision.kind, decision.account, decision.note)
-            # The second time too: the first may have died between the two.
+            # On a second delivery too: the first may have crashed between the two steps.
             if decision.kind is EntryKind.FREEZE and deps.scaling is not None:
                 await scale_to_zero.bring_in_line(deps.scaling)
 
 
 async def thaw(account: str, *, actor: str, wish_id: str, deps: BudgetDeps) -> list[Freeze]:
-    """Lift what is frozen under an account by its own name; what that was.
+    """Lift the freezes of an account.
 
-    A freeze made in the meantime is not lifted: nobody has seen it.
+    A freeze made in the meantime is not lifted: the person has not seen it.
 
     Args:
-        account: `total` or a provider's name.
-        actor: Who says so.
-        wish_id: Fresh for each wish, the same for each retry of it.
+        account: `total` or a provider's name. Freezes of other accounts stay.
+        actor: The person who lifts them.
+        wish_id: New for each thaw, the same for each retry of it.
+
+    Returns:
+        The freezes that were lifted.
 
     Raises:
-        NotFound: It is not frozen.
-        GoblinError: It is lifted, and not every Cloud Run service could be turned on; the next hour tries again.
+        InvalidRequest: The account's name is not valid.
+        NotFound: The account is not frozen.
+        GoblinError: The freezes are lifted, but some Cloud Run service could not be scaled back. The next hourly run
+            tries again.
     """
     if not ACCOUNT.fullmatch(account):
-        raise InvalidRequest(f"{account!r} is no account.", param="account")
+        raise InvalidRequest(f"{account!r} is not an account. Examples: total, openai, vastai/job-7.", param="account")
     lifted = [freeze for freeze in await deps.ledger.freezes() if freeze.account == account]
     if not lifted:
-        raise NotFound(f"{account} is not frozen.", param="account")
+        raise NotFound(f'Account {account} is not frozen. List the freezes with "goblin budget show".', param="account")
     entry = LedgerEntry(
         entry_id=f"thaw:{wish_id}",
         kind=EntryKind.THAW,
@@ -106,7 +112,7 @@ async def thaw(account: str, *, actor: str, wish_id: str, deps: BudgetDeps) -> l
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BudgetRow:
-    """One limit of one account, as it stands."""
+    """One limit of one account, with its usage now."""
 
     account: str
     period: Period
@@ -114,17 +120,17 @@ class BudgetRow:
     limit_usd_micros: int
     spent_usd_micros: int
     reserved_usd_micros: int
-    """Lent to instances and jobs: reserved by what is under way, or spare."""
+    """Allocated to processes and rented instances: reserved by requests in flight, or spare."""
     left_usd_micros: int
     resets_at: datetime | None
     action: BudgetAction
     unreachable: WhenUnreachable
     frozen: str = ""
-    """Why nothing is spent under the account, whatever is left."""
+    """Why nothing is spent under the account, whatever is left. Empty: it is not frozen."""
 
 
 async def overview(deps: BudgetDeps) -> list[BudgetRow]:
-    """Every budget, by account. Raises `StoreUnavailable`."""
+    """List every budget, by account. Raises `StoreUnavailable`."""
     now = deps.clock.now()
     reasons = {freeze.account: freeze.reason for freeze in await deps.ledger.freezes()}
     found = []
@@ -142,7 +148,7 @@ async def overview(deps: BudgetDeps) -> list[BudgetRow]:
             if usage is None or usage.window != window:
                 usage = BudgetUsage(window=window)
             used = usage.spent_usd_micros + usage.allocated_usd_micros
-            # Borrowers tell of what they have settled when they next ask; entries know it now.
+            # Holders of allocations report what they settled at their next exchange; the balances have it now.
             spent = max(usage.spent_usd_micros, balances.get((window, account.name), 0))
             found.append(
                 BudgetRow(
@@ -163,21 +169,21 @@ async def overview(deps: BudgetDeps) -> list[BudgetRow]:
 
 
 async def limit(account: str, period: Period, limit: Limit | None, deps: BudgetDeps) -> None:
-    """Set or remove a budget. Raises `InvalidRequest`."""
+    """Set a budget, or remove it if `limit` is None. Raises `InvalidRequest`."""
     if not ACCOUNT.fullmatch(account):
-        raise InvalidRequest(f"{account!r} is no account.", param="account")
+        raise InvalidRequest(f"{account!r} is not an account. Examples: total, openai, vastai/job-7.", param="account")
     await deps.ledger.limit(account, period, limit)
 
 
 async def reactions(deps: BudgetDeps, action: BudgetAction) -> frozenset[str]:
-    """The accounts for which an action holds until a thaw: what jobs and services ask before they go on."""
+    """Return the accounts for which an action holds until a thaw. Jobs and services check it before they continue."""
     return frozenset(freeze.account for freeze in await deps.ledger.freezes() if freeze.action is action)
 
 
 class FreezeView:
-    """What the router believes is frozen: a copy, renewed beside the requests and not in their way.
+    """A copy of the freezes for the router, renewed in the background so that requests do not wait for the ledger.
 
-    When the ledger has been silent for too long, everything that costs money counts as frozen.
+    When the ledger has not answered for too long, everything that costs money counts as frozen.
     """
 
     def __init__(self, deps: BudgetDeps) -> None:
@@ -188,7 +194,7 @@ class FreezeView:
         self._refreshing: asyncio.Task[None] | None = None
 
     async def current(self) -> None:
-        """See to it that the copy is fresh enough; waits only where it matters. Never raises."""
+        """Make the copy fresh enough. A request waits only where it matters. Never raises."""
         now = self._deps.clock.monotonic()
         if self._tried_at is None or now - self._tried_at > REFRESH_S:
             if self._refreshing is None or self._refreshing.done():
@@ -199,25 +205,25 @@ class FreezeView:
                 await asyncio.wait({self._refreshing}, timeout=LOOK_S_MAX)
 
     async def refresh(self) -> None:
-        """Read now. Never raises."""
+        """Read the freezes now. Never raises."""
         try:
             self._freezes = await self._deps.ledger.freezes()
             self._read_at = self._deps.clock.monotonic()
         except StoreUnavailable as error:
-            log.warning("freezes could not be read: %s", error.message)
+            log.warning("The freezes could not be read: %s", error.message)
         self._tried_at = self._deps.clock.monotonic()
 
     @property
     def blind(self) -> bool:
-        """Whether nobody knows what is frozen."""
+        """Whether the copy is too old to spend by."""
         return self._read_at is None or self._deps.clock.monotonic() - self._read_at > BLIND_AFTER_S
 
     def why_frozen(self, endpoint: Endpoint) -> str:
-        """As the policy's, with silence as a reason."""
+        """Return why nothing may be spent on an endpoint, a ledger that cannot be read included; empty: it may."""
         if self.blind:
             return BLIND if policy.is_paid(endpoint) else ""
         return policy.why_frozen(endpoint, self._freezes)
 
     def why_payer_frozen(self, accounts: Sequence[str]) -> str:
-        """The reason why nothing may be spent under accounts that are no provider's: a key's, a job's."""
+        """Return why nothing may be spent under accounts of keys or jobs; empty: it may."""
         return next((freeze.reason for freeze in self._freezes if freeze.account in accounts), "")

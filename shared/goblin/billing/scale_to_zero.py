@@ -1,6 +1,6 @@
-"""Cloud Run services in line with the freezes: turned off while one wants that, and as they were when none does.
+"""Cloud Run services in line with the freezes: scaled to zero by a freeze, and scaled back after its thaw.
 
-Nothing follows from an event but from what is frozen now, so that it may be done twice, late, or by two at once:
+Each run starts from what is frozen now, not from an event. So it may run twice, late, or in two processes at once:
 after an event, after a thaw, and each hour.
 """
 
@@ -20,7 +20,7 @@ from goblin.core.ports import Clock
 log = logging.getLogger(__name__)
 
 ROUNDS_MAX = 3
-"""How often it is done again because the freezes changed meanwhile; whoever acts last has seen the last of them."""
+"""Runs in a row when the freezes changed meanwhile, so that the last process to act has seen the latest freezes."""
 TRIES_MAX = 3
 
 
@@ -29,16 +29,19 @@ class ScaleToZeroDeps:
     ledger: Ledger
     scaler: ServiceScaler
     services: Mapping[str, Sequence[Endpoint]]
-    """By their full names, the endpoints that they stand behind."""
+    """Endpoints that a service stands behind, by the service's full name."""
     clock: Clock
 
 
 async def bring_in_line(deps: ScaleToZeroDeps) -> list[str]:
-    """Turn off what a freeze turns off, and on what was off by none that is left; what was done.
+    """Scale services to zero that a freeze covers, and scale back those whose freeze was lifted.
+
+    Returns:
+        A note for each service that was changed.
 
     Raises:
         GoblinError: A service could not be read or written; the others are in line.
-        StoreUnavailable: Nobody knows what is frozen.
+        StoreUnavailable: The freezes could not be read.
     """
     done: list[str] = []
     failed: GoblinError | None = None
@@ -51,7 +54,7 @@ async def bring_in_line(deps: ScaleToZeroDeps) -> list[str]:
             try:
                 done += await _bring(name, policy.why_off(endpoints, freezes), deps)
             except GoblinError as error:
-                log.error("Cloud Run's %s is not in line with the budgets: %s", name, error.message)
+                log.error("Cloud Run service %s is not in line with the budgets: %s", name, error.message)
                 failed = error
     if failed is not None:
         raise failed
@@ -66,7 +69,7 @@ async def _bring(name: str, freeze: Freeze | None, deps: ScaleToZeroDeps) -> lis
             return []
         account = freeze.account if freeze is not None else TOTAL
         entry = policy.record_of(service, wanted, account, now=deps.clock.now())
-        # Written before it is done: a crash leaves what was meant, and whoever comes next does it.
+        # Recorded before the change: after a crash the ledger holds the intent, and the next run makes the change.
         await deps.ledger.record(entry)
         try:
             await deps.scaler.write(wanted)
@@ -74,4 +77,4 @@ async def _bring(name: str, freeze: Freeze | None, deps: ScaleToZeroDeps) -> lis
             continue
         log.warning("%s", entry.note)
         return [entry.note]
-    raise ProviderUnavailable(f"{name} is being changed by others all the time.")
+    raise ProviderUnavailable(f"Cloud Run service {name} keeps changing during the update. Try again later.")

@@ -1,5 +1,5 @@
-"""The hourly settlement: leases of the dead, each provider's own bill, crossings nobody heard of, old prices, and
-what freezes turned off."""
+"""The hourly settlement: expired allocations, each provider's own bill, threshold events that were not announced, old
+prices, and Cloud Run services that are not in line with the freezes."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ class SettlementDeps:
 
 @dataclass(slots=True)
 class SettlementReport:
-    """What one run did, for the log and for whoever started it."""
+    """What one run did, for the log and for the caller."""
 
     expired: list[str] = field(default_factory=list)
     resolved: list[str] = field(default_factory=list)
     corrected: dict[str, int] = field(default_factory=dict)
-    """By account and day, in millionths of a dollar."""
+    """By account and day, in micro-dollars."""
     alarms: list[str] = field(default_factory=list)
     unknown: dict[str, str] = field(default_factory=dict)
     """Providers whose bill could not be read, and why."""
     announced: list[str] = field(default_factory=list)
     stale_prices: list[str] = field(default_factory=list)
     scaled: list[str] = field(default_factory=list)
-    """Cloud Run services that were not in line with the freezes, and are now."""
+    """A note for each Cloud Run service that was not in line with the freezes, and is now."""
 
 
 async def settle(deps: SettlementDeps) -> SettlementReport:
-    """Do all of it. Every part may be repeated, and a provider that does not answer holds up no other.
+    """Run the hourly settlement. Every part may be repeated, and a provider that does not answer delays no other.
 
     Raises:
         StoreUnavailable: The ledger does not answer.
@@ -72,7 +72,7 @@ async def settle(deps: SettlementDeps) -> SettlementReport:
             await _settle_provider(source, deps, report, now)
         except Transient as error:
             report.unknown[source.provider] = error.message
-            log.warning("the bill of %s is unknown: %s", source.provider, error.message)
+            log.warning("The bill of %s is unknown: %s", source.provider, error.message)
     await _believe_the_billless(deps, report, now)
     await _announce(deps, report)
     await _scale(deps, report)
@@ -100,7 +100,7 @@ async def _settle_provider(source: BillSource, deps: SettlementDeps, report: Set
             final=policy.is_over(day, now, source.final_after),
         )
         settlements = [policy.settle_day(facts) for facts in parts]
-        # What is added goes before what is taken back: what moves from one part to another is never counted nowhere.
+        # Additions come before deductions: an amount that moves from one part to another is counted at all times.
         for settlement in sorted(settlements, key=lambda one: -one.adds_usd_micros):
             await _apply(settlement, deps, report, now)
 
@@ -122,7 +122,7 @@ async def _apply(settlement: Settlement, deps: SettlementDeps, report: Settlemen
 
 
 async def _believe_the_billless(deps: SettlementDeps, report: SettlementReport, now: datetime) -> None:
-    """Take what the dead may have spent for spent, where no bill will ever say."""
+    """Count expired allocations as fully spent where no bill arrived in time."""
     for allocation in await deps.allocation_store.allocations():
         if allocation.expired and policy.is_over(allocation.windows[Period.DAY], now, policy.BELIEVED_AFTER):
             await _resolve(allocation, allocation.lost_usd_micros, deps, report, now)
@@ -137,7 +137,7 @@ async def _resolve(
 
 
 async def _look_at_prices(deps: SettlementDeps, report: SettlementReport, now: datetime) -> None:
-    """Say once of each set of old prices that they are to be read again."""
+    """Record an alert, once for each set of old prices, that they are to be read again."""
     report.stale_prices = prices.stale(deps.prices, now)
     if not report.stale_prices:
         return
@@ -165,6 +165,6 @@ async def _announce(deps: SettlementDeps, report: SettlementReport) -> None:
         try:
             await deps.announce(threshold_event)
         except GoblinError as error:
-            log.warning("nobody was told of %s: %s", threshold_event.account, error.message)
+            log.warning("The threshold event of %s was not announced: %s", threshold_event.account, error.message)
             continue
         report.announced.append(f"{threshold_event.account} {threshold_event.window} {threshold_event.percent} %")

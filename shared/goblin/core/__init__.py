@@ -1,1 +1,1 @@
-"""What two rooms share: nouns with their units, errors, events, and the ports that more than one room needs."""
+"""Shared by several rooms: nouns with their units, errors, events, and ports."""

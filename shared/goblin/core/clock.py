@@ -1,4 +1,4 @@
-"""The machine's clock."""
+"""The system clock, behind the port `Clock`."""
 
 from __future__ import annotations
 

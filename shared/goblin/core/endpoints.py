@@ -1,4 +1,4 @@
-"""What serves which model: endpoints, what they can do, what they cost, and how to choose among them."""
+"""Endpoints: which models they serve, what they can do, what they cost, and how they authenticate us."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ class Capability(StrEnum):
     CHOICES = "choices"
     """More than one answer to one prompt (`n`)."""
     PREFILL = "prefill"
-    """A last message of the assistant is continued, not answered."""
+    """Continuing a last message of the assistant instead of answering it."""
 
 
 ORDINARY = frozenset(Capability) - {Capability.PREFILL}
-"""What is believed of an endpoint that says nothing: few continue a message, and none says so when it does not."""
+"""Capabilities of an endpoint that declares none. Few endpoints continue a message, and the others do not say so."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
-    """Millionths of a dollar per million tokens. An unknown price is the absence of this, never zero."""
+    """Price in micro-dollars per million tokens. An unknown price is the absence of this object, never zero."""
 
     input_usd_micros_per_mtok: int
     output_usd_micros_per_mtok: int
     output_tokens_default: int = 4096
-    """The limit that is sent with a request that has none: what is not limited cannot be paid for in advance."""
+    """Token limit sent with a request that has none: without a limit, the worst case could not be reserved."""
     output_tokens_max: int | None = None
-    """The most that is asked for, whatever the caller wants."""
+    """The most output tokens to request, whatever the caller wants."""
     image_tokens_max: int = 50_000
-    """The most that one image counts; gpt-4o-mini counts up to 48,169 tokens for one."""
+    """The most tokens that one image counts; gpt-4o-mini counts up to 48,169 tokens for one."""
     source: str = ""
-    """Where it was read, for a person."""
+    """Where the price was read, for a person."""
     read_on: date | None = None
-    """When; older than 90 days, it is to be read again."""
+    """Date on which the price was read. After 90 days it is to be read again."""
 
     def cost_usd_micros(self, *, input_tokens: int, output_tokens: int) -> int:
-        """Rounded up, so that a sum of estimates never undercuts the bill."""
+        """Compute the cost, rounded up so that a sum of estimates is never below the bill."""
         parts = input_tokens * self.input_usd_micros_per_mtok + output_tokens * self.output_usd_micros_per_mtok
         return -(-parts // 1_000_000)
 
 
 class KeySource(Protocol):
-    """What gives a key at the moment it is needed: keys are rotated while a process lives."""
+    """A source of a key at the moment of use, because keys are rotated while a process runs."""
 
     async def key(self) -> str:
-        """The key now. Raises `ProviderUnavailable` when it cannot be had."""
+        """Return the current key. Raises `ProviderUnavailable` when it cannot be read."""
 
     async def renew(self, refused: str) -> bool:
-        """Look again, because this key was refused; whether there is another one now. Raises like `key`."""
+        """Read the key again, because `refused` was refused; True if it is another one now. Raises like `key`."""
 
 
 class Credential(NamedTuple):
-    """A header that says who we are."""
+    """A header that authenticates this process."""
 
     header: str
     scheme: str
-    """`Bearer`, or nothing where the header is the key alone."""
+    """`Bearer`, or empty where the header is the key alone."""
     key: str | KeySource
 
     def value(self, key: str) -> str:
@@ -81,45 +81,46 @@ class Endpoint:
     """A URL that answers OpenAI-like requests for some models, as `goblin.toml` declares it."""
 
     name: str
-    """Unique; the key in `/providers` and the label in metrics."""
+    """Unique name; the key in `/providers` and the label in metrics."""
     provider: str
-    """The file in `adapters/providers/` that speaks its language."""
+    """The package in `goblin/providers/` that speaks its API."""
     url: str
     api_key: str | KeySource | None = field(default=None, repr=False)
-    """For what answers at `url`."""
+    """Key for the server at `url`."""
     account_key: str | KeySource | None = field(default=None, repr=False)
-    """For the provider's own API, where machines are listed; never sent to what answers requests."""
+    """Key for the provider's own API, where machines are listed; never sent to `url`."""
     credentials: tuple[Credential, ...] = field(default=(), repr=False)
     """Headers that identify this process to `url` beside the key, such as an identity token for Cloud Run."""
     models: tuple[str, ...] | None = None
     """None: ask the endpoint."""
     capabilities: frozenset[Capability] = ORDINARY
-    """What its models can do; what the provider's file cannot do is taken off."""
+    """What its models can do, without what the provider's adapter cannot do."""
     lacks: Mapping[Capability, str] = field(default_factory=dict)
-    """What the provider's file cannot do, each with its reason."""
+    """What the provider's adapter cannot do, each with its reason."""
     context_tokens: int | None = None
     price: Price | None = None
     cancel_stops_bill: bool = True
-    """Hanging up ends what it costs; else an answer nobody reads is read to its end, to know what it cost."""
+    """Whether a closed connection ends the cost. Otherwise an answer without a reader is drained, to know the cost."""
     weight: int = 1
     parallel: int = 1
     """Requests it serves at once before the next one waits."""
     first_token_prior_ms: int = 1000
-    """What we expect of it before we have seen it; never zero, or a newcomer would get every request."""
+    """Expected time to the first token before any request was measured; never zero, or a new endpoint would get every
+    request."""
     prefill_prior_tokens_per_s: int = 2000
     decode_prior_tokens_per_s: int = 30
     cold_start_prior_ms: int = 30_000
-    """From asleep to the first token, beyond what it takes when awake."""
+    """Extra time to the first token after a cold start, beyond that of a warm endpoint."""
     sleeps_after_s: int | None = None
-    """Idle for so long, it scales to zero or unloads its model; None: never."""
+    """Idle time after which it scales to zero or unloads its model; None: never."""
     price_usd_micros_per_hour: int | None = None
-    """What the machine costs while it is awake, for one that sleeps and is not billed by the token."""
+    """Price of the machine while it runs, for a machine that sleeps and is not billed by the token."""
     request_s_max: float = 300.0
-    """The longest that a request may keep such a machine busy, its start included: what is not limited cannot be
-    paid for in advance."""
+    """The longest that a request may keep such a machine busy, its start included: without a limit, the worst case
+    could not be reserved."""
     external: bool = False
-    """Somebody else's service reads the prompts; `allow_external: false` keeps them from it."""
+    """Whether a third party's service reads the prompts; `allow_external: false` keeps them from it."""
     upstream_model: str | None = None
-    """What the endpoint calls the model that was asked for; None: the same."""
+    """The endpoint's name of the requested model; None: the same."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """What only its provider's file understands, such as Ollama's `keep_alive`."""
+    """Options that only the provider's adapter understands, for example Ollama's `keep_alive`."""

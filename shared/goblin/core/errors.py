@@ -1,4 +1,4 @@
-"""Every error of ours. The class says what the caller does next; the instance carries the data.
+"""All errors of this project. The class says what the caller does next; the instance carries the data.
 
 GoblinError
 ├─ Transient   try again: redelivered, HTTP 503 or 429
@@ -12,7 +12,7 @@ from enum import StrEnum
 
 
 class GoblinError(Exception):
-    """Base of all; what a doorway needs to answer is on the class, the message is for a person.
+    """Base of all errors. The class holds what a doorway needs to answer; the message is for a person.
 
     `status`, `type` and `code` are the HTTP status and the `error.type` and `error.code` of OpenAI's shape.
     """
@@ -29,12 +29,12 @@ class GoblinError(Exception):
             self.code = code
 
     def body(self) -> dict[str, dict[str, str | None]]:
-        """OpenAI's error shape, as every client library parses it."""
+        """Build the error in OpenAI's shape, which every client library parses."""
         return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
 
 class Transient(GoblinError):
-    """It may work later: raise from an event function, answer 503 from an HTTP one."""
+    """An error that may pass: raise it from an event function, answer 503 from an HTTP function."""
 
     status = 503
     type = "service_unavailable_error"
@@ -52,28 +52,28 @@ class Transient(GoblinError):
 
 
 class Fault(StrEnum):
-    """Why an endpoint did not serve a request that was not to blame for it; the router reads it."""
+    """Why an endpoint did not serve a request, when the request was not the cause. The router reads it."""
 
     TRANSIENT = "transient"
-    """Refused, timed out, cut, 408, 5xx, or an answer that makes no sense."""
+    """Connection refused, timeout, connection cut, 408, 5xx, or an answer that makes no sense."""
     LOADING = "loading"
-    """It is up and loads its model."""
+    """The endpoint is up and loads its model."""
     CAPACITY = "capacity"
-    """It is well and full."""
+    """The endpoint is healthy and full."""
     RATE = "rate"
-    """A limit per time was reached."""
+    """A rate limit was reached."""
     MONEY = "money"
     """A quota or a balance is used up; waiting a second does not help."""
     AUTH = "auth"
-    """It refuses our key; a person must look."""
+    """The endpoint refuses our key; a person must look."""
     MISSING = "missing"
-    """It does not have this model; its other models are not concerned."""
+    """The endpoint does not have this model. Its other models are not affected."""
     UNSUPPORTED = "unsupported"
-    """It cannot do what this request asks; it is well otherwise."""
+    """The endpoint cannot do what this request needs. It is healthy otherwise."""
 
 
 class ProviderUnavailable(Transient):
-    """A provider did not answer, or answered that it cannot now; `fault` says in what way."""
+    """A provider that did not answer, or answered that it cannot serve now; `fault` says why."""
 
     code = "provider_unavailable"
 
@@ -83,13 +83,13 @@ class ProviderUnavailable(Transient):
 
 
 class StreamCut(ProviderUnavailable):
-    """The provider broke off after the caller had seen a part of the answer."""
+    """An answer that broke off after the caller had seen a part of it."""
 
     code = "stream_cut"
 
 
 class RateLimited(Transient):
-    """A limit per time was reached, a provider's or ours."""
+    """A rate limit that was reached, a provider's or ours."""
 
     status = 429
     type = "rate_limit_error"
@@ -97,41 +97,41 @@ class RateLimited(Transient):
 
 
 class StoreUnavailable(Transient):
-    """Firestore or Storage did not answer in time; nothing was decided."""
+    """Firestore, Pub/Sub or Cloud Storage that did not answer in time; nothing was decided."""
 
     code = "store_unavailable"
 
 
 class UnknownTopic(StoreUnavailable):
-    """There is no such topic: it may be made later, or was never meant to be."""
+    """A topic that does not exist: it may be created later, or its name is wrong."""
 
 
 class LeaseHeld(Transient):
-    """Somebody else works on the document now."""
+    """A document that another process works on now."""
 
     code = "lease_held"
 
 
 class Refused(GoblinError):
-    """The answer is no, and asking again changes nothing."""
+    """A refusal that a retry does not change."""
 
     status = 400
     type = "invalid_request_error"
 
 
 class InvalidRequest(Refused):
-    """The request cannot be understood; `param` names the field."""
+    """A request that cannot be understood; `param` names the field."""
 
 
 class TooLarge(Refused):
-    """The body is over the limit, which the message names."""
+    """A body over the limit, which the message names."""
 
     status = 413
     code = "request_too_large"
 
 
 class Unauthenticated(Refused):
-    """No key, or one that is not ours."""
+    """A request without a key, or with an unknown one."""
 
     status = 401
     code = "invalid_api_key"
@@ -146,41 +146,41 @@ class Forbidden(Refused):
 
 
 class UnknownModel(Refused):
-    """No configured endpoint serves the model."""
+    """A model that no configured endpoint serves."""
 
     status = 404
     code = "model_not_found"
 
 
 class NotFound(Refused):
-    """The thing asked for does not exist."""
+    """A requested thing that does not exist."""
 
     status = 404
     code = "not_found"
 
 
 class MethodNotAllowed(Refused):
-    """The path exists, the method does not."""
+    """A path that exists, with a method that it does not have."""
 
     status = 405
     code = "method_not_allowed"
 
 
 class Conflict(Refused):
-    """The thing changed since the caller looked at it."""
+    """A thing that changed since the caller read it."""
 
     status = 409
     code = "conflict"
 
 
 class InvalidReport(Conflict):
-    """What a host said or uploaded is not so."""
+    """A report or upload of a host that was not true."""
 
     code = "untrue"
 
 
 class BudgetExhausted(Refused):
-    """What is left of a budget does not cover the worst case."""
+    """A budget whose rest does not cover the worst case."""
 
     status = 402
     type = "insufficient_quota"
@@ -188,11 +188,11 @@ class BudgetExhausted(Refused):
 
 
 class Broken(GoblinError):
-    """Redelivery cannot mend it: after its deliveries the message is a dead letter for a person."""
+    """An error that redelivery cannot fix: after its last delivery the message is a dead letter for a person."""
 
 
 class MalformedEvent(Broken):
-    """A message that no schema of ours fits."""
+    """A message that fits no schema of ours."""
 
     status = 400
     code = "malformed_event"

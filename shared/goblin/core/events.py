@@ -1,4 +1,4 @@
-"""Every event: one frozen class per topic, and the one parser for every shape an event arrives in.
+"""All events: one frozen class per topic, and one parser for every shape in which an event arrives.
 
 Fields are added, never renamed: a publisher deployed a year ago must still be understood.
 """
@@ -22,7 +22,7 @@ EVENT_BYTES_MAX = 10 * 1024 * 1024
 PUSH_BYTES_MAX = EVENT_BYTES_MAX * 4 // 3 + 64 * 1024
 """A push carries the message in base64, with its attributes around it."""
 
-# `\Z` and not `$`, which lets a newline follow.
+# `\Z` and not `$`, which would allow a newline at the end.
 JOB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 JobId = Annotated[str, msgspec.Meta(pattern=JOB_ID)]
 GcsUri = Annotated[str, msgspec.Meta(pattern=r"^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/[^\r\n]{1,1024}\Z")]
@@ -32,7 +32,7 @@ Gpu = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9 ._-]{0,63}\Z"
 
 
 class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic `job-requested`: somebody wants a job run."""
+    """Topic `job-requested`: a request to run a job."""
 
     job_id: JobId
     """Chosen by the caller; the same id twice is the same job."""
@@ -42,40 +42,40 @@ class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
     output_uri: GcsUri | None = None
     model: str | None = None
     checkpoint_every: Annotated[int, msgspec.Meta(ge=1)] = 50
-    """A batch: items between checkpoints. A training saves by time, see `checkpoint_minutes`."""
+    """Batch: items between checkpoints. Training saves by time, see `checkpoint_minutes`."""
     priority: str = "default"
     """`high`, `default` or `low`."""
     parameters: dict[str, Any] = msgspec.field(default_factory=dict)
-    """The task's own: for a batch `parallel`, for training what its task takes."""
+    """Parameters of the task: `parallel` for a batch, the task's own for training."""
     image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
-    """A container image whose entry point is the agent; None: ours."""
+    """Container image whose entry point is the agent; None: our default image."""
     task: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
-    """Training: which of the tasks in the image; None: its first."""
+    """Training: name of a task in the image; None: its first."""
     gpu_types: Annotated[tuple[Gpu, ...], msgspec.Meta(max_length=16)] = ()
-    """Any of these, as in `RTX_4090`; empty: any."""
+    """GPU models of which any will do, for example `RTX_4090`; empty: every model will do."""
     gpu_count: Annotated[int, msgspec.Meta(ge=0, le=16)] | None = None
-    """None: one if `gpu_types` or `gpu_memory_mib_min` is given, else none is needed."""
+    """None: one if `gpu_types` or `gpu_memory_mib_min` is given, else none."""
     gpu_memory_mib_min: Annotated[int, msgspec.Meta(ge=0, le=1024 * 1024)] = 0
-    """Of each GPU."""
+    """Memory of each GPU."""
     disk_gib: Annotated[int, msgspec.Meta(ge=1, le=4096)] = 20
     est_hours: Annotated[float, msgspec.Meta(gt=0, le=10_000)] | None = None
-    """Work on any fitting GPU, without interruptions; needed with a deadline."""
+    """Hours of work on any fitting GPU, without interruptions; required with a deadline."""
     deadline: datetime | None = None
-    """With its time zone. A deadline that cannot be promised is refused at once."""
+    """With a time zone. A deadline that cannot be promised is refused at once."""
     budget_usd: Decimal | None = None
-    """The most that it may cost over all its attempts."""
+    """The most that the job may cost over all its attempts."""
     max_price_per_hour: Decimal | None = None
-    """Dollars an hour that no instance may exceed."""
+    """The highest price of an instance, in dollars per hour."""
     checkpoint_minutes: Annotated[float, msgspec.Meta(ge=0.5, le=24 * 60)] = 15
-    """Training: the most work between two checkpoints; fewer where losses are frequent."""
+    """Training: the most minutes of work between two checkpoints; fewer where preemptions are frequent."""
     retries: Annotated[int, msgspec.Meta(ge=0, le=100)] = 4
-    """Attempts in a row without a new checkpoint, beyond the first, before it fails; after progress they are free."""
+    """Retries in a row without a new checkpoint before the job fails. A new checkpoint resets the count."""
     callback_topic: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,254}\Z")] | None = None
-    """A topic of this project that hears of its changes of state too, beside `job-status-changed`."""
+    """Topic of this project that receives the job's changes of state too, beside `job-status-changed`."""
 
 
 class JobStatusChanged(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic `job-status-changed`: a job is in another state, or on another attempt; for apps, at least once."""
+    """Topic `job-status-changed`: a job is in another state, or on another attempt. For apps; sent at least once."""
 
     job_id: JobId
     kind: str
@@ -83,7 +83,7 @@ class JobStatusChanged(msgspec.Struct, frozen=True, kw_only=True):
     reason: str
     at: datetime
     seq: Annotated[int, msgspec.Meta(ge=1)]
-    """Counts this job's announcements; a lower number arriving later is old news."""
+    """Counts this job's announcements; ignore a lower number that arrives later."""
     attempt: int
     step: int
     total: int | None = None
@@ -92,7 +92,7 @@ class JobStatusChanged(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class CheckpointSaved(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic `checkpoint-saved`: an attempt wrote a manifest; the checkpoint is whole if it verifies."""
+    """Topic `checkpoint-saved`: an attempt wrote a manifest. The checkpoint is complete if it verifies."""
 
     job_id: JobId
     attempt: Annotated[int, msgspec.Meta(ge=1)]
@@ -110,29 +110,29 @@ class ModelPromoted(msgspec.Struct, frozen=True, kw_only=True):
     artifact_uri: GcsUri
     sha256: Sha256
     seq: Annotated[int, msgspec.Meta(ge=1)]
-    """Counts this model's promotions; a lower number arriving later is old news."""
+    """Counts this model's promotions; ignore a lower number that arrives later."""
     previous: str | None = None
     event_id: str | None = None
     actor: str | None = None
 
 
 class BudgetExceeded(msgspec.Struct, frozen=True, kw_only=True):
-    """Topic `budget-exceeded`: an account crossed a threshold of its budget."""
+    """Topic `budget-exceeded`: an account passed a threshold of its budget."""
 
     account: str
     """`total` or a provider's name."""
     window: str
-    """The month or day, as `2026-11` or `2026-11-25`."""
+    """The month or day, for example `2026-11` or `2026-11-25`."""
     spent_usd_micros: Micros
     limit_usd_micros: Micros
     reserved_usd_micros: Micros = 0
     threshold: Annotated[float, msgspec.Meta(gt=0)] = 1.0
     action: str = "freeze"
-    """What follows at the limit: `alert`, `freeze`, `stop_jobs` or `scale_to_zero`; a budget of ours says its own."""
+    """Action at the limit: `alert`, `freeze`, `stop_jobs` or `scale_to_zero`; our ledger sends the budget's own."""
 
 
 class CloudBudget(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """Cloud Billing's own notification, which comes to `budget-exceeded` too; attributes name the budget.
+    """Cloud Billing's own notification, which arrives on `budget-exceeded` too; attributes name the budget.
 
     Source: cloud.google.com/billing/docs/how-to/budgets-programmatic-notifications, schema 1.0, read 2026-11-23.
     """
@@ -144,7 +144,7 @@ class CloudBudget(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     currency_code: str
     budget_amount_type: str = ""
     alert_threshold_exceeded: float | None = None
-    """A share, as in 0.5; absent in the notifications that come regardless."""
+    """A share, for example 0.5; absent in the notifications that are sent regardless of thresholds."""
     forecast_threshold_exceeded: float | None = None
 
 
@@ -154,46 +154,47 @@ TOPICS: Mapping[str, type[msgspec.Struct]] = {
     "model-promoted": ModelPromoted,
     "budget-exceeded": BudgetExceeded,
 }
-"""What our functions subscribe to."""
+"""Topics that our functions subscribe to."""
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 class Event(msgspec.Struct, frozen=True, kw_only=True):
-    """One delivery of one message, whatever shape it arrived in."""
+    """One delivery of one message, in whatever shape it arrived."""
 
     event_id: str
-    """The message id: the same fact delivered twice has it twice, a fact published twice does not."""
+    """The message id: the same for each delivery of one message, different if a fact is published twice."""
     data: bytes
     attributes: dict[str, str] = msgspec.field(default_factory=dict)
     source: str = ""
-    """The topic's or subscription's full name, where the delivery says it."""
+    """Full name of the topic or subscription, where the delivery has it."""
     type: str = "google.cloud.pubsub.topic.v1.messagePublished"
     published_at: datetime | None = None
     ordering_key: str | None = None
     delivery_attempt: int | None = None
-    """Counts from 1 where the subscription has a dead letter policy."""
+    """Counted from 1, where the subscription has a dead letter policy."""
 
 
 def decode(schema: type[T], data: bytes) -> T:
-    """Read an event's payload strictly; unknown fields are for newer readers and pass.
+    """Decode an event's payload strictly, except that unknown fields pass: a newer publisher may send them.
 
     Raises:
-        MalformedEvent: Not JSON, or a field is missing, of another type or out of range; the message names it.
+        MalformedEvent: The data is not JSON, or a field is missing, of another type or out of range. The message
+            names the field.
     """
     try:
         return msgspec.json.decode(data, type=schema)
     except msgspec.DecodeError as error:
-        raise MalformedEvent(f"{schema.__name__}: {error}") from error
+        raise MalformedEvent(f"Malformed {schema.__name__} event: {error}") from error
 
 
 def encode(event: msgspec.Struct) -> bytes:
-    """Write an event's payload as JSON."""
+    """Encode an event's payload as JSON."""
     return msgspec.json.encode(event)
 
 
 class _Message(msgspec.Struct, rename="camel"):
-    """Pub/Sub's message in JSON; Google sends camel and snake case side by side, camel is the documented one."""
+    """Pub/Sub's message in JSON. Google sends camel and snake case side by side; camel case is documented."""
 
     data: str = ""
     attributes: dict[str, str] | None = None
@@ -221,7 +222,7 @@ class _CloudEvent(msgspec.Struct):
 
 
 def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
-    """Understand every shape Google delivers a message in.
+    """Parse an event in any of the shapes in which Google delivers a message.
 
     Binary CloudEvents (Eventarc), structured CloudEvents, a raw push, a raw push of attributes only, a raw push whose
     attributes are a CloudEvent (`ce-*`, Eventarc's binding mode), and an unwrapped push with or without metadata.
@@ -232,10 +233,10 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
         body: The whole request body.
 
     Raises:
-        MalformedEvent: No known shape, or bytes that are not what the shape promises.
+        MalformedEvent: The shape is unknown, or the bytes do not match it.
     """
     if len(body) > PUSH_BYTES_MAX:
-        raise MalformedEvent(f"event of {len(body)} bytes; the limit is {PUSH_BYTES_MAX}")
+        raise MalformedEvent(f"The event has {len(body)} bytes; the limit is {PUSH_BYTES_MAX}.")
     known = {name.lower(): value for name, value in headers.items()}
     content_type = known.get("content-type", "").split(";")[0].strip().lower()
     if content_type == "application/cloudevents+json":
@@ -248,7 +249,7 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
         push = _try(_Push, body)
         if push is not None:
             return _from_push(push, {})
-    raise MalformedEvent(f"no event shape fits a body of type {content_type or 'none'!r}")
+    raise MalformedEvent(f"The body is not an event in a known shape; its content type is {content_type or 'none'!r}.")
 
 
 def _try(schema: type[T], body: bytes) -> T | None:
@@ -262,11 +263,11 @@ def _unbase64(text: str, what: str) -> bytes:
     try:
         return base64.b64decode(text, validate=True)
     except (binascii.Error, ValueError) as error:
-        raise MalformedEvent(f"{what} is not base64: {error}") from error
+        raise MalformedEvent(f"The field {what} is not base64: {error}") from error
 
 
 def _from_push(push: _Push, context: Mapping[str, Any]) -> Event:
-    """Turn a push body into an event; `context` is what an envelope around it already said."""
+    """Turn a push body into an event. `context` holds the fields that an envelope around it already gave."""
     message = push.message
     attributes = dict(message.attributes or {})
     fields: dict[str, Any] = {
@@ -284,7 +285,7 @@ def _from_push(push: _Push, context: Mapping[str, Any]) -> Event:
         }
         attributes = {name: value for name, value in attributes.items() if not name.startswith("ce-")}
     if not fields["event_id"]:
-        raise MalformedEvent("message has no messageId")
+        raise MalformedEvent("The message has no messageId.")
     return Event(
         data=_unbase64(message.data, "message.data"),
         attributes=attributes,
@@ -318,7 +319,7 @@ def _structured(body: bytes) -> Event:
     try:
         event = msgspec.json.decode(body, type=_CloudEvent)
     except msgspec.DecodeError as error:
-        raise MalformedEvent(f"structured CloudEvent: {error}") from error
+        raise MalformedEvent(f"The structured CloudEvent is malformed: {error}") from error
     context: dict[str, Any] = {
         "event_id": event.id,
         "type": event.type,
@@ -331,13 +332,13 @@ def _structured(body: bytes) -> Event:
         try:
             push = msgspec.convert(event.data, _Push)
         except msgspec.ValidationError as error:
-            raise MalformedEvent(f"structured CloudEvent: {error}") from error
+            raise MalformedEvent(f"The structured CloudEvent is malformed: {error}") from error
         return _from_push(push, context)
     return Event(data=msgspec.json.encode(event.data), **context)
 
 
 def _unwrapped(headers: Mapping[str, str], body: bytes) -> Event:
-    """With `no_wrapper` and `write_metadata` attributes are plain headers beside everyone else's."""
+    """Parse an unwrapped push: with `no_wrapper` and `write_metadata`, attributes are headers among all others."""
     prefix = "x-goog-pubsub-"
     return Event(
         event_id=headers[f"{prefix}message-id"],
@@ -367,4 +368,4 @@ def _instant(text: str) -> datetime:
     try:
         return msgspec.convert(text, datetime)
     except msgspec.ValidationError as error:
-        raise MalformedEvent(f"not a time: {text!r}") from error
+        raise MalformedEvent(f"The event's time is malformed: {text!r}.") from error

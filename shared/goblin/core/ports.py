@@ -1,4 +1,4 @@
-"""What more than one room needs from outside: each docstring is the contract."""
+"""Ports that more than one room needs. Each docstring is the contract."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ import msgspec
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignedRequest:
-    """One request that somebody without a key may make for a while."""
+    """A request with a time limit that needs no key."""
 
     method: str
     url: str
     headers: Mapping[str, str]
-    """To be sent word for word: they are part of what was signed."""
+    """Headers to send exactly as they are, because they are signed too."""
 
 
 class Clock(Protocol):
-    """Time, so that tests can choose it."""
+    """The time, as a port so that tests can set it."""
 
     def now(self) -> datetime:
-        """Aware UTC."""
+        """Return the current time in aware UTC."""
 
     def monotonic(self) -> float:
-        """Seconds, for durations."""
+        """Return seconds of a clock that never goes back, for durations."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ObjectFacts:
-    """An object as the bucket describes it; no data was read."""
+    """An object's metadata, without its data."""
 
     uri: str
     generation: int
@@ -45,42 +45,42 @@ class ObjectStore(Protocol):
     """Objects by `gs://` URI. Every method raises `StoreUnavailable` when the store does not answer."""
 
     async def stat(self, uri: str) -> ObjectFacts | None:
-        """What lies there now; None when nothing does."""
+        """Read the metadata of the current object; None when there is none."""
 
     async def list_from(self, prefix: str, start: str) -> Sequence[str]:
-        """The URIs that begin with `prefix` and do not sort before `start`, in order; both are URIs of one bucket."""
+        """List the URIs that begin with `prefix` and do not sort before `start`, in order. Both are in one bucket."""
 
     def read(self, uri: str, *, generation: int, start: int = 0) -> AsyncGenerator[bytes, None]:
-        """The object's bytes from `start` on, in chunks of about a mebibyte.
+        """Read the object's bytes from `start` on, in chunks of about a mebibyte.
 
         Raises:
-            NotFound: It, or this generation of it, is not there.
+            NotFound: The object, or this generation of it, does not exist.
         """
 
     async def create(self, uri: str, data: bytes, *, content_type: str) -> ObjectFacts | None:
-        """Write a small object; None when one is there already."""
+        """Write a small object; None when there is one already."""
 
     async def compose(
         self, sources: Sequence[ObjectFacts], uri: str, *, metadata: Mapping[str, str]
     ) -> ObjectFacts | None:
-        """Join at most 32 objects of one bucket, in order; None when something lies at `uri` already.
+        """Join at most 32 objects of one bucket, in order; None when there is an object at `uri` already.
 
         Raises:
-            Conflict: A source is not what the facts say any more.
+            Conflict: A source was deleted or replaced.
         """
 
     async def delete(self, facts: ObjectFacts) -> None:
-        """Delete one generation; gone already is no error."""
+        """Delete one generation of an object; it is no error if it is gone already."""
 
     async def sign_get(self, uri: str, *, generation: int) -> SignedRequest:
-        """Let somebody read one generation of an object."""
+        """Sign a request that reads one generation of an object."""
 
     async def sign_put(self, uri: str, *, size: int, crc32c: str) -> SignedRequest:
-        """Let somebody create an object of exactly this size and checksum."""
+        """Sign a request that creates an object of exactly this size and checksum."""
 
 
 class Bus(Protocol):
-    """Topics."""
+    """Topics that events are published to."""
 
     async def publish(self, topic: str, event: msgspec.Struct) -> None:
-        """Returns once the message is kept. Raises `StoreUnavailable`, `UnknownTopic` among them."""
+        """Publish an event; return once it is stored. Raises `StoreUnavailable`, or its subclass `UnknownTopic`."""

@@ -1,10 +1,10 @@
-"""Cloud Run's Admin API: how many instances a service keeps.
+"""Cloud Run's Admin API: the scaling of a service.
 
-A service whose scaling is `MANUAL` with 0 instances is turned off: requests get an error and no instance starts, and
-no revision is made. What it had before is kept in an annotation of the service, written with the scaling in one update
-that names the version it was made from, so that no crash comes between them.
+A service whose scaling is `MANUAL` with 0 instances is turned off: requests get an error, no instance starts, and no
+revision is made. Its former scaling is kept in an annotation of the service. One update writes both, on condition of
+the version that was read, so that a crash cannot separate them.
 Source: cloud.google.com/run/docs/configuring/services/manual-scaling and the proto of google-cloud-run 0.16, read
-2026-11-26. The client is synchronous here: its calls are rare, and run in a thread. Importing it costs 80 ms.
+2026-11-26. The client is synchronous here: its calls are rare, and run in a thread. Importing it takes 80 ms.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from goblin.core.errors import Broken, Fault, ProviderUnavailable
 
 DEADLINE_S = 8.0
 DONE_S_MAX = 20.0
-"""How long an update that was accepted may take to be done."""
+"""The longest that an accepted update may take to complete."""
 KEPT = "goblin-scaled-to-zero"
-"""The annotation."""
+"""Name of the annotation that holds the former scaling."""
 FIELDS = ["scaling", "annotations"]
 T = TypeVar("T")
 
 
 class _ScalingBefore(msgspec.Struct, frozen=True, kw_only=True):
-    """What the annotation says."""
+    """The content of the annotation."""
 
     frozen_by: str
     had: ServiceScaling
 
 
 class CloudRun:
-    """The port `ServiceScaler`. The client is made on first use."""
+    """The port `ServiceScaler`. The client is created on first use."""
 
     def __init__(self, *, emulator: str = "") -> None:
-        """Remember whom to ask: `http://host:port`, or Google for an empty text."""
+        """Set the address of the API: `http://host:port` of an emulator, or empty for Google's."""
         self._emulator = emulator
         self._client: Any = None
 
@@ -60,7 +60,7 @@ class CloudRun:
 
         there = self._get(service.name)
         if there.etag != service.version:
-            raise Conflict(f"{service.name} has changed")
+            raise Conflict(f"{service.name} has changed.")
         annotations = {key: value for key, value in there.annotations.items() if key != KEPT}
         if service.kept is not None:
             kept = _ScalingBefore(frozen_by=service.frozen_by, had=service.kept)
@@ -94,22 +94,26 @@ class CloudRun:
         try:
             return await asyncio.to_thread(call)
         except (Aborted, Conflict, FailedPrecondition) as error:
-            raise errors.Conflict(f"{name} was changed by somebody else.") from error
+            raise errors.Conflict(
+                f"Cloud Run service {name} was changed by another client at the same time."
+            ) from error
         except (PermissionRefused, NotFound, GoogleAuthError) as error:
-            raise ProviderUnavailable(f"{name}: {type(error).__name__}.", fault=Fault.AUTH) from error
+            raise ProviderUnavailable(
+                f"Cloud Run service {name} cannot be read or changed: {type(error).__name__}.", fault=Fault.AUTH
+            ) from error
         except (GoogleAPICallError, RetryError, TimeoutError, OSError) as error:
-            raise ProviderUnavailable(f"{name}: Cloud Run did not do it: {type(error).__name__}.") from error
+            raise ProviderUnavailable(f"Cloud Run did not answer for {name}: {type(error).__name__}.") from error
 
 
 def parse_service(said: Any) -> RunService:
-    """Turn `run_v2.Service` into our words. Raises `Broken` when our annotation is not ours any more."""
+    """Convert a `run_v2.Service` to our type. Raises `Broken` when our annotation on it cannot be read."""
     kept = None
     if text := said.annotations.get(KEPT):
         try:
             kept = msgspec.json.decode(text, type=_ScalingBefore)
         except (msgspec.DecodeError, UnicodeError) as error:
             raise Broken(
-                f"{said.name}: the annotation {KEPT} cannot be read. Set the scaling by hand and take it away."
+                f"{said.name}: the annotation {KEPT} cannot be read. Set the scaling by hand and remove the annotation."
             ) from error
     manual = None
     if said.scaling.scaling_mode == type(said.scaling).ScalingMode.MANUAL:

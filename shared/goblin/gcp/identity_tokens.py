@@ -1,9 +1,9 @@
-"""Who we are to a private Cloud Run service: OIDC tokens of this process's own account for one audience.
+"""OIDC tokens that authenticate this process's service account to a private Cloud Run service, for one audience.
 
 Source: google-auth 2.x `google.oauth2.id_token`, read 2026-11-25. The credentials come from the metadata server or
 from a service account's key file; a user's own login cannot mint such tokens. Tokens live an hour. A service that
 wants a key of its own in `Authorization` reads our token from `X-Serverless-Authorization`, which Cloud Run checks
-first and takes off. Source: cloud.google.com/run/docs/authenticating/service-to-service.
+first and removes. Source: cloud.google.com/run/docs/authenticating/service-to-service.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from goblin.core.endpoints import Credential, Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
 
 LIFE_LEFT_S = 300.0
-"""A token with less life than this is replaced, so that none dies under way."""
+"""A token that expires sooner than this is replaced, so that none expires in flight."""
 LOOK_AGAIN_S = 10.0
 
 
 AUDIENCE = "audience"
-"""The option of an endpoint that is a private Cloud Run service."""
+"""Name of the option that marks an endpoint as a private Cloud Run service."""
 
 
 def credentials_for(endpoint: Endpoint) -> tuple[Credential, ...]:
-    """How to get past Cloud Run to an endpoint; nothing for one that names no audience."""
+    """Return the credentials that Cloud Run checks in front of an endpoint; none for one without an audience."""
     audience = endpoint.options.get(AUDIENCE)
     if not audience:
         return ()
@@ -38,7 +38,7 @@ def credentials_for(endpoint: Endpoint) -> tuple[Credential, ...]:
 
 
 class IdentityToken:
-    """A `KeySource`; nothing is fetched before it is needed."""
+    """A `KeySource` of identity tokens. A token is fetched on first use."""
 
     def __init__(
         self,
@@ -47,12 +47,12 @@ class IdentityToken:
         mint: Callable[[str], tuple[str, float]] | None = None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        """Keep whom tokens are for.
+        """Set the audience of the tokens.
 
         Args:
             audience: The service's URL.
-            mint: Makes a token and says when it ends, in seconds since 1970. It blocks.
-            now: Seconds since 1970.
+            mint: Makes a token and returns it with its end, in seconds since 1970. It blocks.
+            now: Returns seconds since 1970.
         """
         self._audience = audience
         self._mint = mint or _mint
@@ -81,13 +81,13 @@ class IdentityToken:
             self._token, self._until = await asyncio.to_thread(self._mint, self._audience)
         except (GoogleAuthError, OSError, ValueError) as error:
             raise ProviderUnavailable(
-                f"No identity token for {self._audience}: {type(error).__name__}.", fault=Fault.AUTH
+                f"Google gave no identity token for {self._audience}: {type(error).__name__}.", fault=Fault.AUTH
             ) from error
         self._minted_at = self._now()
 
 
 def _mint(audience: str) -> tuple[str, float]:
-    """A token from wherever this process has its account."""
+    """Fetch a token with the credentials of this process's service account."""
     from google.auth.transport import requests
     from google.oauth2 import id_token
 

@@ -1,8 +1,8 @@
-"""The model registry in Cloud Storage; `domain/registry.py` has the layout.
+"""The model registry in Cloud Storage; `registry/domain/versions.py` has the layout.
 
 The client is Google's blocking one: every call runs in a thread, and has a deadline. Each write carries a
-precondition, so the client may repeat it safely; a repeated write that had arrived answers 412 like a lost race, and
-the caller tells the two apart. Source: google-cloud-storage 3.17, read 2026-11-25.
+precondition, so the client may repeat it safely. A repeated write whose first try had arrived answers 412 like a lost
+race, and the caller distinguishes the two. Source: google-cloud-storage 3.17, read 2026-11-25.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ log = logging.getLogger(__name__)
 
 CALL_S_MAX = 10.0
 UPLOAD_CHUNK_BYTES = 16 << 20
-"""Sent and acknowledged one by one: what a cut connection costs, and what is held in memory."""
+"""Size of the chunks that are acknowledged one by one: the most that a cut connection loses, and that memory holds."""
 UPLOAD_CHUNK_S_MAX = 300.0
 DOCUMENT_BYTES_MAX = 64 * 1024
-"""Of a manifest or pointer; the bucket may hold anything under their names."""
+"""The most bytes read of a manifest or pointer; the bucket may hold anything under their names."""
 DOCUMENTS_MAX = 10_000
 
 T = TypeVar("T")
@@ -72,12 +72,14 @@ class GcsRegistry:
         try:
             await _in_thread(send)
         except PreconditionFailed:
-            pass  # Somebody was here before, perhaps we ourselves: what counts is what lies there.
+            pass  # The object exists, perhaps from our own earlier try: the comparison below decides.
         except DataCorruption as error:
-            raise StoreUnavailable(f"{file.name} was damaged on its way; nothing was kept.") from error
+            raise StoreUnavailable(
+                f"{file.name} was damaged during the upload; nothing was stored. Upload it again."
+            ) from error
         await _in_thread(blob.reload, timeout=CALL_S_MAX)
         if blob.size != size or blob.crc32c != crc32c:
-            raise Conflict(f"{self._root}{blob.name} is there already, and is another file.")
+            raise Conflict(f"{self._root}{blob.name} exists already, and is another file.")
         return ModelArtifact(
             uri=f"{self._root}{blob.name}", generation=_generation(blob), size=size, crc32c=crc32c, sha256=sha256
         )
@@ -98,7 +100,7 @@ class GcsRegistry:
                 try:
                     found.append(self._checked(Version, path, read[0]))
                 except Broken as error:
-                    log.error("left out: %s", error.message)
+                    log.error("Skipped in the list: %s", error.message)
         return found
 
     async def pointer(self, name: ModelName) -> Pointer | None:
@@ -110,7 +112,7 @@ class GcsRegistry:
             try:
                 pointer = await self._pointer(path)
             except Broken as error:
-                log.error("left out: %s", error.message)
+                log.error("Skipped in the list: %s", error.message)
                 continue
             if pointer is not None:
                 found.append(pointer)
@@ -118,7 +120,7 @@ class GcsRegistry:
 
     async def move(self, promotion: Promotion, *, generation: int) -> None:
         if not await self._create(promotion.name.pointer_path, promotion, generation=generation):
-            raise Conflict(f"Production of {promotion.name} was moved by somebody else at the same time.")
+            raise Conflict(f"The production pointer of {promotion.name} was moved by another process at the same time.")
 
     async def history(self, name: ModelName, seq: int) -> Promotion | None:
         path = name.history_path(seq)
@@ -127,7 +129,7 @@ class GcsRegistry:
             return None
         move = self._checked(Promotion, path, read[0])
         if move.seq != seq:
-            raise Broken(f"{self._root}{path} tells of another move.")
+            raise Broken(f"{self._root}{path} describes another promotion.")
         return move
 
     async def append_history(self, promotion: Promotion) -> None:
@@ -140,7 +142,7 @@ class GcsRegistry:
         return Pointer(promotion=self._checked(Promotion, path, read[0]), generation=read[1])
 
     async def _create(self, path: str, noun: Version | Promotion, *, generation: int = 0) -> bool:
-        """Write a document over `generation`, or where there is none; False when something else is there."""
+        """Write a document over `generation`, or as a new one for 0; False when another one is there."""
         blob = self._bucket.blob(path)
         blob.cache_control = "no-store"
         try:
@@ -153,7 +155,7 @@ class GcsRegistry:
         return True
 
     async def _read(self, path: str) -> tuple[bytes, int] | None:
-        """A document and its generation, of one read."""
+        """Read a document and its generation in one call; None when there is none."""
         blob = self._bucket.blob(path)
         try:
             data: bytes = await _in_thread(blob.download_as_bytes, end=DOCUMENT_BYTES_MAX, timeout=CALL_S_MAX)
@@ -174,7 +176,7 @@ class GcsRegistry:
         return await _in_thread(names)
 
     def _checked(self, kind: type[Noun], path: str, data: bytes) -> Noun:
-        """Read a document, which anybody with write access may have put there."""
+        """Decode and check a document; any account with write access may have written it."""
         try:
             fields = msgspec.json.decode(data, type=dict[str, Any])
             name = ModelName.parse(f"{fields.pop('org')}/{fields.pop('model')}")
@@ -183,24 +185,24 @@ class GcsRegistry:
             raise Broken(f"{self._root}{path} is not a {kind.__name__}: {error}") from error
         folder = f"{noun.name.folder}/"
         if not path.startswith(folder) or not noun.artifact.uri.startswith(f"{self._root}{folder}"):
-            raise Broken(f"{self._root}{path} speaks of {noun.name} and {noun.artifact.uri}.")
+            raise Broken(f"{self._root}{path} names {noun.name} and {noun.artifact.uri}, which are elsewhere.")
         return noun
 
 
 def _document(noun: Version | Promotion) -> bytes:
-    """One flat object, for people who look into the bucket too."""
+    """Encode a noun as one flat JSON object, which people can read in the bucket too."""
     fields: dict[str, Any] = msgspec.to_builtins(noun)
     return msgspec.json.format(msgspec.json.encode({**fields.pop("name"), **fields}), indent=1)
 
 
 def _generation(blob: Any) -> int:
     if blob.generation is None:
-        raise StoreUnavailable(f"The bucket did not say which generation of {blob.name} it read.")
+        raise StoreUnavailable(f"Cloud Storage answered without the generation of {blob.name}.")
     return int(blob.generation)
 
 
 def _digests(file: Path, progress: Callable[[int], None]) -> tuple[str, str, int]:
-    """SHA-256 in hex, CRC32C as Cloud Storage writes it, and the size."""
+    """Compute the SHA-256 in hex, the CRC32C as Cloud Storage writes it, and the size."""
     sha256, crc32c, size = hashlib.sha256(), google_crc32c.Checksum(), 0
     with file.open("rb") as opened:
         while piece := opened.read(1 << 20):
@@ -212,7 +214,7 @@ def _digests(file: Path, progress: Callable[[int], None]) -> tuple[str, str, int
 
 
 class _Watched:
-    """A file that tells how far it was read."""
+    """A file that reports how far it was read."""
 
     def __init__(self, file: BinaryIO, told: Callable[[int], None]) -> None:
         self._file = file
@@ -236,4 +238,4 @@ async def _in_thread(call: Callable[..., T], *words: Any, **named: Any) -> T:
     except (NotFound, PreconditionFailed, RequestRangeNotSatisfiable):
         raise
     except (GoogleAPICallError, GoogleAuthError, RetryError, RequestException, TimeoutError) as error:
-        raise StoreUnavailable(f"Cloud Storage did not answer as it should: {error}") from error
+        raise StoreUnavailable(f"Cloud Storage failed to answer: {error}") from error

@@ -1,7 +1,7 @@
-"""Who calls a private function: Google's OIDC tokens, as Cloud Scheduler and Pub/Sub send them.
+"""Authentication of a private function's caller by Google's OIDC tokens, as Cloud Scheduler and Pub/Sub send them.
 
 Source: cloud.google.com/pubsub/docs/authenticate-push-subscriptions, read 2026-11-23. Signature, audience and
-time are checked by google-auth; issuer and the account are ours to check.
+time are checked by google-auth; this module checks issuer and account.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ ISSUERS = frozenset({"https://accounts.google.com", "accounts.google.com"})
 TOKEN_BYTES_MAX = 8192
 FETCH_TIMEOUT_S = 5.0
 REFETCH_AFTER_S = 30.0
-"""An unknown key id may be a fresh one, or nonsense from a stranger: look again, but not for every stranger."""
+"""Shortest time between reads of the certificates for an unknown key id: it may be a new key, or a forged token."""
 CERTS_LIFE_S = (60.0, 86400.0)
 
 
 class CallerVerifier:
-    """Tells whether a caller is one of the accounts we invite; with nobody invited, nobody is."""
+    """A check whether a caller is one of the allowed accounts. Without an allowed account, every caller is refused."""
 
     def __init__(self, client: httpx.AsyncClient, *, audience: str, emails: Collection[str], certs_url: str) -> None:
         self._client = client
@@ -42,22 +42,24 @@ class CallerVerifier:
         self._fetching = asyncio.Lock()
 
     async def verify(self, authorization: str | None) -> str:
-        """The account that signed in.
+        """Verify a caller's token and return its account.
 
         Raises:
-            Unauthenticated: no token, or not a good one.
-            Forbidden: a good token of somebody else.
+            Unauthenticated: There is no token, or it is not valid.
+            Forbidden: The token is valid, but its account is not allowed.
             Transient: Google's certificates could not be read.
         """
         if not self._audience or not self._emails:
             raise Forbidden("No caller is configured: set GOBLIN_PUSH_AUDIENCE and GOBLIN_INVOKER_EMAIL.")
         scheme, _, token = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not token or len(token) > TOKEN_BYTES_MAX:
-            raise Unauthenticated("An OIDC token is needed.", code="missing_token")
+            raise Unauthenticated(
+                'An OIDC token is required. Send it as "Authorization: Bearer TOKEN".', code="missing_token"
+            )
         claims = await self._claims(token)
         email = str(claims.get("email", ""))
         if claims.get("iss") not in ISSUERS or claims.get("email_verified") is not True:
-            raise Unauthenticated("The token is not one of Google's.", code="invalid_token")
+            raise Unauthenticated("The OIDC token was not issued by Google.", code="invalid_token")
         if email not in self._emails:
             raise Forbidden(f"{email} may not call this function.")
         return email
@@ -68,9 +70,9 @@ class CallerVerifier:
             certs = await self._certificates(str(key_id))
             claims: Mapping[str, object] = jwt.decode(token, certs=certs, audience=self._audience)
         except (exceptions.GoogleAuthError, ValueError) as error:
-            # The reason helps an attacker more than a caller; the log has it.
-            log.warning("an OIDC token was refused: %.200s", error)
-            raise Unauthenticated("The token is not valid.", code="invalid_token") from error
+            # The reason would help an attacker more than a caller; it is in the log.
+            log.warning("An OIDC token was refused: %.200s", error)
+            raise Unauthenticated("The OIDC token is not valid.", code="invalid_token") from error
         return claims
 
     async def _certificates(self, key_id: str) -> Mapping[str, str]:
@@ -88,7 +90,7 @@ class CallerVerifier:
             response.raise_for_status()
             self._certs = msgspec.json.decode(response.content, type=dict[str, str])
         except (httpx.HTTPError, msgspec.MsgspecError) as error:
-            raise Transient("The certificates of OIDC tokens could not be read.") from error
+            raise Transient("Google's certificates for OIDC tokens could not be read. Try again later.") from error
         self._fetched_at = now
         self._fresh_until = now + _life_s(response.headers.get("cache-control", ""))
 

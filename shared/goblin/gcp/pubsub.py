@@ -1,4 +1,4 @@
-"""Pub/Sub: publishing events."""
+"""Publishing of events to Pub/Sub."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ class PubSubBus:
             async with asyncio.timeout(DEADLINE_S + 1):
                 await asyncio.wrap_future(sent)
         except NotFound as error:
-            raise UnknownTopic(f"there is no topic {topic}") from error
+            raise UnknownTopic(f"There is no topic {topic}.") from error
         except (GoogleAPICallError, GoogleAuthError, RetryError, TimeoutError) as error:
-            raise StoreUnavailable(f"Pub/Sub: {type(error).__name__}: {error}") from error
+            raise StoreUnavailable(f"Pub/Sub did not take the event: {type(error).__name__}: {error}") from error

@@ -1,8 +1,8 @@
 """Secret Manager: provider keys that are rotated while functions run.
 
-A key is read when first needed and believed for five minutes; a provider that refuses it makes us look at once, so
-that a rotated key works without a redeploy. What a failure says never contains the key. Google's client is
-synchronous here: its calls are rare, and run in a thread of their own.
+A key is read on first use and cached for five minutes. When a provider refuses it, it is read again at once, so that a
+rotated key works without a redeploy. Error messages never contain the key. Google's client is synchronous here: its
+calls are rare, and run in a thread of their own.
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ PREFIX = "secret:"
 DEADLINE_S = 5.0
 CACHE_TTL_S = 300.0
 LOOK_AGAIN_S = 10.0
-"""A key that is refused again and again is not looked up for every request."""
+"""Shortest time between reads of a key that is refused, so that it is not read again for every request."""
 _NAME = re.compile(r"(?:projects/(?P<project>[^/]{1,128})/secrets/)?(?P<name>[A-Za-z0-9_-]{1,255})"
                    r"(?:/versions/(?P<version>[A-Za-z0-9_-]{1,64}))?")  # fmt: skip
 _KEY = re.compile(r"[!-~]{1,8192}")
 
 
 class SecretManager:
-    """Reads versions of secrets. The client is made on first use: importing it costs half a second."""
+    """A reader of secret versions. The client is created on first use: importing it takes half a second."""
 
     def __init__(self, project: str, *, emulator: str = "") -> None:
-        """Remember whom to ask.
+        """Set the address and the default project.
 
         Args:
-            project: Whose secrets names without a project are.
+            project: The project of secrets whose names have none.
             emulator: `http://host:port` of a local Secret Manager; empty means Google's.
         """
         self._project = project
@@ -55,10 +55,10 @@ class SecretManager:
         self._threads = ThreadPoolExecutor(1, thread_name_prefix="secrets")
 
     def source(self, name: str) -> SecretKey:
-        """The key in a secret: `NAME`, `NAME/versions/3` or `projects/P/secrets/NAME`. Raises `ValueError`."""
+        """Return the source of a key: `NAME`, `NAME/versions/3` or `projects/P/secrets/NAME`. Raises `ValueError`."""
         found = _NAME.fullmatch(name)
         if found is None:
-            raise ValueError(f"{name[:300]!r} is not a secret's name")
+            raise ValueError(f"{name[:300]!r} is not the name of a secret")
         project = found["project"] or self._project
         if not project:
             raise ValueError("no project is set")
@@ -66,10 +66,10 @@ class SecretManager:
         return SecretKey(f"projects/{project}/secrets/{found['name']}/versions/{version}", self.read)
 
     async def read(self, resource: str) -> str:
-        """The text of a version, without the newline that editors add.
+        """Read the text of a version, without the newline that editors add.
 
         Raises:
-            ProviderUnavailable: `AUTH` when a person must look, `TRANSIENT` when it may be there later.
+            ProviderUnavailable: With fault `AUTH` when a person must look, `TRANSIENT` when a retry may help.
         """
         try:
             data = await asyncio.get_running_loop().run_in_executor(self._threads, self._access, resource)
@@ -79,8 +79,8 @@ class SecretManager:
             raise ProviderUnavailable(f"{resource} cannot be read: {type(error).__name__}.") from error
         text = data.decode("utf-8", "replace").strip()
         if not _KEY.fullmatch(text):
-            # It would make an illegal header, which libraries quote in their errors.
-            raise ProviderUnavailable(f"{resource} holds no key.", fault=Fault.AUTH)
+            # It would make an illegal header, which libraries quote in their error messages.
+            raise ProviderUnavailable(f"{resource} holds no key. Add a version with the key.", fault=Fault.AUTH)
         return text
 
     def _access(self, resource: str) -> bytes:
@@ -106,7 +106,7 @@ class SecretManager:
 
 
 class SecretKey:
-    """A `KeySource`: the newest version of one secret."""
+    """A `KeySource` that reads one version of one secret, by default its newest."""
 
     def __init__(
         self,
@@ -138,11 +138,11 @@ class SecretKey:
             return self._key != refused
 
     async def _look(self) -> None:
-        """Read it; an old key is better than none while the store is away."""
+        """Read the key. While Secret Manager does not answer, keep the old key."""
         try:
             self._key = await self._read(self._resource)
         except ProviderUnavailable as error:
             if self._key is None:
                 raise
-            log.warning("a key is kept beyond its time: %s", error.message)
+            log.warning("A cached key is used beyond its time: %s", error.message)
         self._read_at = self._monotonic()

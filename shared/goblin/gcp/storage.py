@@ -1,8 +1,8 @@
 """Cloud Storage: objects by URI, every write with a precondition, signed URLs for hosts without a key.
 
-The client is synchronous; its calls run in a few threads of their own. Facts about signing: a URL is signed with a
-key where the credentials hold one (a laptop), by IAM's signBlob where they do not (Cloud Run); `headers` given to the
-signature must be sent word for word. Source: google-cloud-storage 3.17, read 2026-11-23.
+The client is synchronous; its calls run in a few threads of their own. A URL is signed with a private key where the
+credentials hold one (a laptop), and by IAM's signBlob where they do not (Cloud Run). The `headers` that are signed must
+be sent exactly as they are. Source: google-cloud-storage 3.17, read 2026-11-23.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ THREADS = 8
 DEADLINE_S = 30.0
 READ_BYTES = 1024 * 1024
 GRANT_LIFE = timedelta(hours=1)
-"""A signature by signBlob is sure to verify for twelve hours."""
+"""Validity of a signed request; a signature by signBlob is guaranteed to verify for twelve hours."""
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
 T = TypeVar("T")
 
@@ -50,7 +50,7 @@ class GcsObjects:
 
         Args:
             client: Used from several threads.
-            signer: Who signs URLs; None looks for the process's own credentials when first needed.
+            signer: Credentials that sign URLs; None: the process's own, looked up on first use.
         """
         self._client = client
         self._signer = signer
@@ -96,9 +96,9 @@ class GcsObjects:
                 start=start, end=start + READ_BYTES - 1, raw_download=True, checksum=None, timeout=DEADLINE_S
             )
         except GoogleNotFound as error:
-            raise NotFound(f"there is no {uri} of generation {generation}") from error
+            raise NotFound(f"There is no object {uri} of generation {generation}.") from error
         except RequestRangeNotSatisfiable:
-            return b""  # The last chunk ended exactly at the end.
+            return b""  # The previous chunk ended exactly at the end of the object.
         return found
 
     async def create(self, uri: str, data: bytes, *, content_type: str) -> ObjectFacts | None:
@@ -129,10 +129,10 @@ class GcsObjects:
                     timeout=DEADLINE_S,
                 )
             except (GoogleNotFound, PreconditionFailed) as error:
-                # One answer for two conditions: is it the target that exists, or a source that changed?
+                # The answer is the same for two causes: the target exists, or a source changed.
                 if self._blob(uri).exists(timeout=DEADLINE_S):
                     return None
-                raise Conflict(f"a part of {uri} is gone or was replaced") from error
+                raise Conflict(f"A part of {uri} was deleted or replaced.") from error
             blob.reload(timeout=DEADLINE_S)
             return _facts(blob)
 
@@ -166,7 +166,7 @@ class GcsObjects:
         return SignedRequest(method=method, url=url, headers=headers)
 
     def _signature(self) -> dict[str, Any]:
-        """Whose signature, in the words of `generate_signed_url`."""
+        """Return the signing arguments of `generate_signed_url`."""
         if self._signer is None:
             self._signer, _ = google.auth.default(scopes=SCOPES)
         signer = self._signer
@@ -176,7 +176,9 @@ class GcsObjects:
             signer.refresh(google.auth.transport.requests.Request())
         email = getattr(signer, "service_account_email", None)
         if not email:
-            raise Broken("no service account to sign URLs with: set GOOGLE_APPLICATION_CREDENTIALS to its key file")
+            raise Broken(
+                "There is no service account to sign URLs with. Set GOOGLE_APPLICATION_CREDENTIALS to its key file."
+            )
         return {"service_account_email": email, "access_token": signer.token}
 
     def _blob(self, uri: str, generation: int | None = None) -> Any:
@@ -187,7 +189,7 @@ class GcsObjects:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except (GoogleAPICallError, GoogleAuthError, RetryError, RequestException) as error:
-            raise StoreUnavailable(f"Cloud Storage: {type(error).__name__}: {error}") from error
+            raise StoreUnavailable(f"Cloud Storage failed to answer: {type(error).__name__}: {error}") from error
 
 
 def _facts(blob: Any) -> ObjectFacts:

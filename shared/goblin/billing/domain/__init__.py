@@ -1,1 +1,1 @@
-"""Nouns of this room, frozen, with their units. No I/O, no decisions."""
+"""Immutable nouns of this room, with their units. No I/O, no decisions."""

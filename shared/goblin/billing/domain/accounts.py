@@ -1,4 +1,4 @@
-"""Budgets as accounts with limits, and what is lent of them; whole millionths of a dollar throughout."""
+"""Budgets as accounts with limits, and the allocations made from them; all amounts in whole micro-dollars."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from goblin.billing.domain.ledger import LIFETIME, BudgetAction, day_of, lineage
 
 
 class Period(StrEnum):
-    """How long a limit holds before it starts anew, in UTC."""
+    """Length of the window that a limit counts in, in UTC."""
 
     DAY = "day"
     MONTH = "month"
@@ -19,7 +19,7 @@ class Period(StrEnum):
 
 
 def window_of(period: Period, at: datetime) -> str:
-    """The window that an instant lies in: `2026-11-25`, `2026-11` or `lifetime`."""
+    """Return the window that an instant lies in: `2026-11-25`, `2026-11` or `lifetime`."""
     match period:
         case Period.DAY:
             return day_of(at)
@@ -30,12 +30,12 @@ def window_of(period: Period, at: datetime) -> str:
 
 
 def windows_of(at: datetime) -> dict[Period, str]:
-    """The three windows that an instant lies in."""
+    """Return the three windows that an instant lies in."""
     return {period: window_of(period, at) for period in Period}
 
 
 def resets_at(period: Period, now: datetime) -> datetime | None:
-    """When the present window ends; None when it never does."""
+    """Return the instant at which the current window ends; None when it never ends."""
     today = now.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     match period:
         case Period.DAY:
@@ -47,15 +47,16 @@ def resets_at(period: Period, now: datetime) -> datetime | None:
 
 
 class WhenUnreachable(StrEnum):
-    """What may be spent under a budget while nobody can ask the ledger; what is free goes on in any case.
+    """What may be spent under a budget while the ledger cannot be reached. Free requests go on in any case.
 
-    Neither can overspend: an amount beyond what was lent could not be bounded for all instances together.
+    Neither choice can overspend: nothing beyond the allocations is spent, as it could not be bounded for all processes
+    together.
     """
 
     REFUSE = "refuse"
-    """Nothing, from when it is noticed, which takes seconds."""
+    """Nothing is spent, once the outage is noticed, which takes seconds."""
     SPEND_LENT = "spend_lent"
-    """What an instance was lent before, for a minute: a freeze made in the meantime is not known."""
+    """A process may spend what was allocated to it before, for a minute. It does not see a freeze of that time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -65,7 +66,7 @@ class Limit:
     period: Period
     limit_usd_micros: int
     action: BudgetAction = BudgetAction.ALERT
-    """What follows when it is used up."""
+    """The action that follows when it is used up."""
     unreachable: WhenUnreachable = WhenUnreachable.REFUSE
 
 
@@ -75,16 +76,16 @@ class BudgetUsage:
 
     window: str
     spent_usd_micros: int = 0
-    """Settled by those who borrowed, as of when they last said so, and what the dead may have spent."""
+    """Settled by holders as of their last exchange, and all of expired allocations."""
     allocated_usd_micros: int = 0
-    """Lent out: settled and not told yet, reserved, or spare."""
+    """In allocations: settled but not reported yet, reserved, or spare."""
     told_percent: int = 0
-    """The highest threshold that was announced."""
+    """The highest threshold that was announced, in percent."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Account:
-    """One document: its limits and the tallies of the present windows. Past windows are in the balances."""
+    """An account's limits and its usage in the current windows; one document. Past windows are in the balances."""
 
     name: str
     limits: tuple[Limit, ...] = ()
@@ -93,24 +94,24 @@ class Account:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Allocation:
-    """A part of the budgets of some accounts, lent to one borrower, who spends from it without asking."""
+    """A part of the budgets of some accounts, granted to one holder to spend without asking the ledger."""
 
     allocation_id: str
     account: str
     also: tuple[str, ...] = ()
     windows: Mapping[Period, str]
-    """When it was opened; nothing is reserved from it once one of them is over."""
+    """The windows in which it was opened. Nothing is reserved from it once one of them is over."""
     granted_usd_micros: int = 0
-    """All that was ever lent on it."""
+    """All that was ever granted on it and not given back."""
     settled_usd_micros: int = 0
-    """Of it, what entries say was spent: moved in the commit that writes them."""
+    """The part of it that entries say was spent, updated in the commit that writes them."""
     counted_usd_micros: int = 0
-    """Of that, what the accounts' tallies know as spent."""
+    """The part of that which the accounts' usage counts as spent."""
     seq: int = 0
-    """Counts the borrower's exchanges, so that one whose answer was lost is not made twice."""
+    """Counts the holder's exchanges, so that an exchange whose answer was lost is not made twice."""
     expires_at: datetime
     expired: bool = False
-    """The borrower fell silent, and all of it counts as spent."""
+    """Whether it ended without word from its holder. Then all of it counts as spent."""
 
     @property
     def accounts(self) -> tuple[str, ...]:
@@ -119,5 +120,5 @@ class Allocation:
 
     @property
     def lost_usd_micros(self) -> int:
-        """What an expired lease may have spent without an entry."""
+        """The most that an expired allocation may have spent without an entry."""
         return max(0, self.granted_usd_micros - self.settled_usd_micros) if self.expired else 0

@@ -1,4 +1,4 @@
-"""A Cloud Run service, as far as a budget may turn it off."""
+"""A Cloud Run service, as far as a budget may scale it to zero."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServiceScaling:
-    """How many instances a service keeps, at the level of the service."""
+    """The numbers of instances of a service, set at the level of the service."""
 
     instances_min: int = 0
     instances_max: int = 0
-    """0: whatever its revisions say."""
+    """0: the limit of its revisions holds."""
     instances_exactly: int | None = None
-    """However many requests come; None: as many as they need."""
+    """A fixed number, independent of the load; None: Cloud Run scales with the load."""
 
     @property
     def is_zero(self) -> bool:
-        """Whether it is turned off."""
+        """Whether the service is turned off."""
         return self.instances_exactly == 0
 
     def __str__(self) -> str:
@@ -32,17 +32,17 @@ ZERO = ServiceScaling(instances_exactly=0)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RunService:
-    """What is stored of one service, on the service itself."""
+    """The state of one service, all of it stored on the service itself."""
 
     name: str
     """`projects/P/locations/R/services/S`."""
     scaling: ServiceScaling
     kept: ServiceScaling | None = None
-    """What it had before a freeze turned it off."""
+    """Its scaling before a freeze scaled it to zero; None: no freeze did."""
     frozen_by: str = ""
-    """The entry of that freeze."""
+    """The id of that freeze's entry."""
     version: str = ""
-    """Of the service as it was read; it is written only as long as it has this one."""
+    """The version that was read. A write fails if the service has another one by then."""
 
     @property
     def short(self) -> str:

@@ -1,12 +1,12 @@
-"""How budgets are lent, so that none is ever overspent.
+"""How budgets are allocated, so that none is ever overspent.
 
-    limit ─┬─ spent    settled by borrowers, and what the dead may have spent
-           ├─ leased   lent: settled and not told yet, reserved by requests under way, or spare
-           └─ left     may still be lent
+    limit ─┬─ spent      settled by holders, and all of expired allocations
+           ├─ allocated  settled but not reported yet, reserved by requests in flight, or spare
+           └─ left       may still be allocated
 
-A borrower (an instance, or a job) reserves the worst case of each request from its lease and from nothing else, and
-the ledger lends only what is left. So for every budget, at every instant: settled + reserved <= spent + leased <=
-limit. Each function below is one step of the ledger, written in one commit that no other step can come between.
+A holder (a process, or a rented instance) reserves the worst case of each request from its allocation and from nothing
+else, and the ledger allocates only what is left. So for every budget, at every instant: settled + reserved <= spent +
+allocated <= limit. Each function below is one step of the ledger, written in one atomic commit.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from goblin.billing.domain.ledger import BudgetAction, EntryKind, LedgerEntry
 
 ALLOCATION_LIFE = timedelta(minutes=3)
 ALLOCATION_USD_MICROS_MAX = 5_000_000
-"""The most that is spare in one lease, and so the most that one crash can hold up without a request under way."""
+"""The most that is spare in one allocation: the most that one crash can hold back without a request in flight."""
 SHARES = 32
-"""A lease's spare part is at most this part of what is left."""
+"""The spare part of an allocation is at most one SHARES-th of what is left."""
 NEAR_THE_LIMIT = 10
-"""When less than this part of a limit is left, nothing spare is lent: only worst cases."""
+"""When less than one tenth of a limit is left, nothing spare is allocated, only worst cases."""
 THRESHOLDS_PERCENT = (50, 80, 95)
 USED_UP_PERCENT = 100
 USED_UP_FROM_PERCENT = 95
-"""From here on a refusal means that the budget is used up; below, that the request was too large for what is left."""
+"""From this share on, a refusal means that the budget is used up. Below it, the request was too large for the rest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AllocationRequest:
-    """What a borrower says and wants; the ledger takes its word for what it has used."""
+    """What a holder reports and needs. The ledger trusts its report of what it has used."""
 
     allocation_id: str
     account: str
@@ -42,24 +42,26 @@ class AllocationRequest:
     seq: int
     """From 1; the same for each retry of the same exchange."""
     used_usd_micros: int
-    """All that it settled on this lease and has reserved now."""
+    """All that it settled on this allocation and has reserved now."""
     need_usd_micros: int = 0
     """Worst case of the request that waits."""
     want_usd_micros: int = 0
-    """Spare money that would save it further exchanges."""
+    """Spare money that would save further exchanges."""
     may_shrink: bool = False
-    """Nothing is reserved from the lease until the answer is here, so it may shrink; otherwise it may only grow."""
+    """Whether the allocation may shrink, because the holder reserves nothing until the answer is here. Otherwise it may
+    only grow."""
     close: bool = False
-    """It is done with the lease; ignored while anything is reserved or not yet written as an entry."""
+    """Whether the holder is done with the allocation. Ignored while anything is reserved or not yet written as an
+    entry."""
     expires_at: datetime | None = None
-    """When it counts as dead unless it is heard of again; None: after `ALLOCATION_LIFE`."""
+    """When the allocation expires without another exchange; None: after `ALLOCATION_LIFE`."""
     budget_required: bool = False
-    """Nothing is lent where no budget limits it: who rents machines for hours must have been told how much."""
+    """Whether nothing is allocated unless some budget limits it, as for instances that are rented for hours."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InsufficientBudget:
-    """Which budget does not cover it."""
+    """The budget that does not cover a need."""
 
     account: str
     period: Period
@@ -68,12 +70,12 @@ class InsufficientBudget:
     need_usd_micros: int
     resets_at: datetime | None
     unset: bool = False
-    """There is no budget at all, and there must be one."""
+    """Whether there is no budget at all, and one is required."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ThresholdEvent:
-    """A budget has passed a threshold in this very step."""
+    """A threshold that a budget has passed in this step."""
 
     account: str
     window: str
@@ -89,34 +91,34 @@ class AllocationResult:
     """What one commit writes."""
 
     accounts: tuple[Account, ...] = ()
-    """As they are from now on; none of them is written when this is empty."""
+    """The accounts after the step. Empty: no account is written."""
     allocation: Allocation | None = None
-    """As it is from now on; None: there is none any more."""
+    """The allocation after the step; None: it is gone."""
     entries: tuple[LedgerEntry, ...] = ()
     insufficient: InsufficientBudget | None = None
-    """Why the need is not met; what was lent and not used went back in this step."""
+    """Why the need is not met. The unused part of the allocation went back in this step."""
     threshold_events: tuple[ThresholdEvent, ...] = ()
     near_limit: bool = False
-    """So little is left that nothing spare is lent; what is not needed should come back at once."""
+    """Whether so little is left that nothing spare is allocated. Spare money should be given back at once."""
     refuse_when_unreachable: bool = True
-    """While the ledger is silent nothing is spent of it: one of its budgets says so."""
+    """Whether nothing may be spent from it while the ledger does not answer, because one of its budgets says so."""
     writes: bool = True
-    """False when the step was made before, or there is nothing to do."""
+    """Whether the step changes anything. False: it was made before, or there is nothing to do."""
 
 
 def exchange(
     request: AllocationRequest, allocation: Allocation | None, accounts: Sequence[Account], *, now: datetime
 ) -> AllocationResult:
-    """Open, renew, shrink or close a lease.
+    """Open, renew, shrink or close an allocation.
 
     Args:
-        ask: The borrower's word.
-        lease: As it is stored; None when there is none.
-        accounts: One for each that the ask names.
-        now: The borrower's clock; when it is behind the accounts', theirs holds.
+        request: The holder's report and needs.
+        allocation: As stored; None when there is none.
+        accounts: One for each account that the request names.
+        now: The holder's clock. When the windows of the accounts are ahead of it, they hold.
 
     Returns:
-        A step whose lease is None when the lease is gone, which a borrower that has one must take for: it expired.
+        A step whose allocation is None when it is gone. A holder that has one must conclude that it expired.
     """
     if allocation is None and request.seq > 1:
         return AllocationResult(writes=False)
@@ -170,7 +172,7 @@ def exchange(
 
 
 def expire(allocation: Allocation, accounts: Sequence[Account], *, now: datetime) -> AllocationResult:
-    """Count all of a silent borrower's lease as spent; what it settles later comes out of that."""
+    """Count all of an expired allocation as spent. What its holder settles later comes out of that."""
     if allocation.expired or now < allocation.expires_at:
         return AllocationResult(allocation=allocation, writes=False)
     windows = _windows(accounts, now)
@@ -189,16 +191,20 @@ def expire(allocation: Allocation, accounts: Sequence[Account], *, now: datetime
 def resolve(
     allocation: Allocation, accounts: Sequence[Account], *, spent_usd_micros: int, now: datetime
 ) -> AllocationResult:
-    """Replace what an expired lease may have spent by what it did.
+    """Replace what an expired allocation may have spent by what it really spent.
 
     Args:
-        spent_usd_micros: Of what it lost; the rest goes back to the budgets whose windows are not over.
+        allocation: Unless it is expired, nothing is done.
+        accounts: One for each of its accounts.
+        spent_usd_micros: The part of its lost amount that was spent. The rest goes back to the budgets whose windows
+            are not over.
+        now: Aware UTC.
     """
     if not allocation.expired:
         return AllocationResult(allocation=allocation, writes=False)
     found = min(allocation.lost_usd_micros, spent_usd_micros)
     windows = _windows(accounts, now)
-    # It was counted as spent up to what was granted.
+    # It counted as spent up to the granted amount.
     change = allocation.settled_usd_micros + found - allocation.counted_usd_micros
     accounts = [_move(_turn(account, windows), allocation, spent=change, allocated=0) for account in accounts]
     told, threshold_events = _announce(accounts)
@@ -219,14 +225,14 @@ def resolve(
 
 
 def noon_of(allocation: Allocation) -> datetime:
-    """An instant on the day that a lease was opened, for what is found later to count in its windows."""
+    """Return noon of the day on which an allocation was opened, so that late findings count in its windows."""
     return datetime.fromisoformat(allocation.windows[Period.DAY]).replace(hour=12, tzinfo=UTC)
 
 
 def record_entry(entry: LedgerEntry, accounts: Sequence[Account], *, now: datetime) -> AllocationResult:
-    """Count an entry that no lease covers: a bill's correction, a credit, or a settlement that came too late.
+    """Count an entry that no allocation covers: a bill's correction, a credit, or a settlement that came too late.
 
-    It is a fact and may take a budget over its limit; then nothing is lent until there is room again.
+    It is a fact and may take a budget over its limit. Then nothing is allocated until there is room again.
     """
     windows, said = _windows(accounts, now), windows_of(entry.at)
     changed = []
@@ -244,7 +250,7 @@ def record_entry(entry: LedgerEntry, accounts: Sequence[Account], *, now: dateti
 
 
 def _windows(accounts: Sequence[Account], now: datetime) -> dict[Period, str]:
-    """The present windows by the latest clock that any account has seen: windows never turn back."""
+    """Return the current windows by the latest clock that any account has seen: windows never go back."""
     windows = windows_of(now)
     for account in accounts:
         for period, usage in account.usages.items():
@@ -253,7 +259,7 @@ def _windows(accounts: Sequence[Account], now: datetime) -> dict[Period, str]:
 
 
 def _turn(account: Account, windows: Mapping[Period, str]) -> Account:
-    """The account with new tallies where a window is over."""
+    """Return the account with a new usage for each window that is over."""
     usages = {}
     for period, window in windows.items():
         usage = account.usages.get(period)
@@ -262,13 +268,13 @@ def _turn(account: Account, windows: Mapping[Period, str]) -> Account:
 
 
 def _count(account: Account, allocation: Allocation) -> Account:
-    """Move what a lease's entries say was spent from leased to spent."""
+    """Move what an allocation's entries say was spent from allocated to spent."""
     moved = allocation.settled_usd_micros - allocation.counted_usd_micros
     return _move(account, allocation, spent=moved, allocated=-moved)
 
 
 def _move(account: Account, allocation: Allocation, *, spent: int, allocated: int) -> Account:
-    """Change the tallies that the lease was opened in; those of later windows are not concerned."""
+    """Change the usage of the windows in which the allocation was opened, not of later ones."""
     usages = {
         period: replace(
             usage,
@@ -283,7 +289,7 @@ def _move(account: Account, allocation: Allocation, *, spent: int, allocated: in
 
 
 def _room(accounts: Sequence[Account], spare: int) -> tuple[int, bool, tuple[Account, Limit] | None]:
-    """What may be lent with what is spare already, whether that is near a limit, and the tightest limit."""
+    """Return what may be allocated, spare money included, whether that is near a limit, and the tightest limit."""
     room, near_limit, tightest = ALLOCATION_USD_MICROS_MAX * SHARES, False, None
     unlimited = True
     for account in accounts:
@@ -318,7 +324,7 @@ def _insufficient(tightest: tuple[Account, Limit], room: int, need: int, now: da
 def _announce(
     accounts: Sequence[Account], *, refused: InsufficientBudget | None = None
 ) -> tuple[tuple[Account, ...], tuple[ThresholdEvent, ...]]:
-    """Mark the thresholds that were passed, each once in its window."""
+    """Mark the thresholds that were passed, each once per window, and return their events."""
     marked, threshold_events = [], []
     for account in accounts:
         usages = dict(account.usages)
@@ -341,7 +347,7 @@ def _announce(
 def threshold_event(
     account: str, usage: BudgetUsage, limit: Limit, percent: int, *, refused: int = 0
 ) -> ThresholdEvent:
-    """What is announced of a threshold; what was refused counts with what is reserved: together they are too much."""
+    """Build a threshold event. A refused amount counts as reserved, because together they exceed the limit."""
     return ThresholdEvent(
         account=account,
         window=usage.window,

@@ -1,4 +1,4 @@
-"""What follows when a budget is crossed, and which endpoints a freeze concerns."""
+"""The action that follows from a threshold event, and the endpoints that a freeze covers."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from goblin.core.money import show_usd, to_micros
 
 SEVERITY = (BudgetAction.ALERT, BudgetAction.FREEZE, BudgetAction.STOP_JOBS, BudgetAction.SCALE_TO_ZERO)
 FREEZES_FROM = 1.0
-"""The share of a budget from which on spending stops; below it people are told."""
+"""Share of a budget from which on spending stops. Below it only an alert is recorded."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoAction:
-    """Why nothing is recorded."""
+    """A notification that calls for no action."""
 
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IgnoredNotification:
-    """Why no sense can be made of it; a person must look."""
+    """A notification that makes no sense; a person must look."""
 
     reason: str
 
 
 def budget_exceeded_event(threshold_event: ThresholdEvent) -> BudgetExceeded:
-    """What is published of a threshold that our own ledger saw passed."""
+    """Build the event to publish when our own ledger passes a threshold."""
     return BudgetExceeded(
         account=threshold_event.account,
         window=threshold_event.window,
@@ -58,22 +58,22 @@ def budget_exceeded_event(threshold_event: ThresholdEvent) -> BudgetExceeded:
 
 
 def react(event: BudgetExceeded, *, now: datetime) -> LedgerEntry | IgnoredNotification:
-    """Decide what a crossing in our own ledger leads to.
+    """Decide the action that follows from a threshold event of our own ledger.
 
-    The entry's id is made of account, window and threshold, so one crossing acts once however often it is told, and
-    a thaw is not undone by an old message.
+    The entry's id is made of account, window and threshold. So one event acts once, however often it is delivered, and
+    an old message does not undo a thaw.
     """
     if not ACCOUNT.fullmatch(event.account):
-        return IgnoredNotification(reason=f"{event.account[:80]!r} is no account")
+        return IgnoredNotification(reason=f"{event.account[:80]!r} is not an account")
     if not WINDOW.fullmatch(event.window):
-        return IgnoredNotification(reason=f"{event.window[:80]!r} is no window")
+        return IgnoredNotification(reason=f"{event.window[:80]!r} is not a window")
     if event.action not in list(BudgetAction):
-        return IgnoredNotification(reason=f"{event.action[:80]!r} is no action")
+        return IgnoredNotification(reason=f"{event.action[:80]!r} is not an action")
     action = BudgetAction(event.action)
     if event.limit_usd_micros and event.spent_usd_micros + event.reserved_usd_micros < (
         event.threshold * event.limit_usd_micros
     ):
-        return IgnoredNotification(reason="it says a threshold was crossed, and its own figures say it was not")
+        return IgnoredNotification(reason="its spent and reserved amounts are below the threshold that it names")
     said = (
         f"{event.account} spent {show_usd(event.spent_usd_micros)} of {show_usd(event.limit_usd_micros)} "
         f"in {event.window}"
@@ -96,26 +96,26 @@ def react(event: BudgetExceeded, *, now: datetime) -> LedgerEntry | IgnoredNotif
 def react_to_billing(
     event: CloudBudget, *, budget_id: str, limits: Sequence[Limit] = (), now: datetime
 ) -> LedgerEntry | NoAction | IgnoredNotification:
-    """Decide what Cloud Billing's own notification leads to.
+    """Decide the action that follows from Cloud Billing's own notification.
 
-    It comes several times a day whether or not anything was crossed; without a threshold nothing was. It knows
-    only the project, so it concerns `total`, hours late: the second guard, not the first.
+    It is sent several times a day, whether or not a threshold was passed; without a threshold none was. It knows only
+    the project, so it concerns `total`, and it is hours late: it is the second guard, not the first.
 
     Args:
-        event: What it says.
-        budget_id: Of its attributes.
-        limits: Of `total`: what is to follow when they are used up follows from this too, and a freeze at the least.
+        event: The notification.
+        budget_id: From the message's attributes.
+        limits: The limits of `total`. The most severe of their actions follows from this too, and at least a freeze.
         now: Aware UTC.
     """
     threshold, forecast = event.alert_threshold_exceeded, event.forecast_threshold_exceeded
     crossed = threshold if threshold is not None else forecast
     if crossed is None:
-        return NoAction(reason="no threshold was crossed")
+        return NoAction(reason="no threshold was passed")
     entry_id = f"billing:{budget_id}:{event.cost_interval_start:%Y-%m-%dT%H:%M:%SZ}:{crossed:g}"
     if threshold is None:
         entry_id += ":forecast"
     if not budget_id or not ENTRY_ID.fullmatch(entry_id):
-        return IgnoredNotification(reason="it has no budgetId that could be one")
+        return IgnoredNotification(reason="its attribute budgetId is missing or malformed")
     freezes = threshold is not None and threshold >= FREEZES_FROM
     spent = f"{event.cost_amount} of {event.budget_amount} {event.currency_code}"
     if event.currency_code == "USD":
@@ -135,16 +135,16 @@ def react_to_billing(
 
 
 def is_paid(endpoint: Endpoint) -> bool:
-    """Whether a request to it may cost something; an unknown price is not zero."""
+    """Tell whether a request to an endpoint may cost something; an unknown price is not zero."""
     return not prices.is_free(endpoint)
 
 
 def why_frozen(endpoint: Endpoint, freezes: Sequence[Freeze]) -> str:
-    """The reason nothing may be spent on an endpoint; empty when it may, or when it costs nothing.
+    """Return the reason why nothing may be spent on an endpoint; empty when it may, or when it costs nothing.
 
     Args:
-        endpoint: Frozen by its own name, by its provider's, or by `total`.
-        freezes: The first that concerns it is the reason.
+        endpoint: Covered by a freeze of its own name, of its provider's, or of `total`.
+        freezes: All in force. The first one that covers the endpoint gives the reason.
     """
     if not is_paid(endpoint):
         return ""

@@ -1,4 +1,4 @@
-"""Spending as a person asks for it: by what, and what it comes to by the end of the month."""
+"""Cost reports: a month's spending by provider, model, job or key, with a forecast for its end."""
 
 from __future__ import annotations
 
@@ -29,37 +29,37 @@ class CostLine:
     spent_usd_micros: int
     entries: int
     running_usd_micros: int = 0
-    """Put aside for instances whose cost is not written yet: the most that it will be, so far."""
+    """Reserved for instances whose cost is not in the ledger yet: the most that it can be so far."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostReport:
-    """A month."""
+    """The costs of one month."""
 
     month: str
     by: GroupBy
     lines: tuple[CostLine, ...]
-    """The dearest first."""
+    """The most expensive first."""
     total_usd_micros: int
     unattributed_usd_micros: int
-    """Of the total, what has no such thing: corrections by a bill have no model, machines have no key."""
+    """The part of the total that no line covers: corrections by a bill have no model, instances have no key."""
     forecast_usd_micros: int
-    """At the end of the month, at the average rate of the month so far, with what runs counted as spent."""
+    """Spending at the end of the month, at the average rate so far, with running instances counted as spent."""
     running_usd_micros: int = 0
-    """Put aside for instances whose cost is not written yet."""
+    """Reserved for instances whose cost is not in the ledger yet."""
 
 
 def costs(
     balances: Sequence[Balance], *, month: str, by: GroupBy, now: datetime, allocations: Sequence[Allocation] = ()
 ) -> CostReport:
-    """Split a month's balances.
+    """Build the cost report of a month.
 
     Args:
-        balances: The month's.
-        month: As `2026-11`.
+        balances: The month's balances.
+        month: For example `2026-11`.
         by: What to split by.
         now: Aware UTC.
-        leases: All; those of rents of the month are what runs.
+        allocations: All allocations. Those of instances that were opened in the month count as running.
     """
     running: dict[str, int] = {}
     for allocation in allocations:
@@ -93,7 +93,7 @@ def costs(
 
 
 def _name(account: str, by: GroupBy) -> str:
-    """What an account is called among those that costs are split by; empty: it is not one of them."""
+    """Return an account's name in a report split by `by`; empty: the account is of another sort."""
     first, _, rest = account.partition("/")
     if by is not GroupBy.PROVIDER:
         return rest if first == by else ""

@@ -1,4 +1,4 @@
-"""Facts about prices: what costs nothing, and which prices are old."""
+"""Facts about prices: which endpoints are free, and which prices are old."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ STALE_AFTER = timedelta(days=90)
 
 
 def is_free(endpoint: Endpoint) -> bool:
-    """Whether requests to it cost nothing; an unknown price is not zero."""
+    """Tell whether requests to an endpoint cost nothing; an unknown price is not zero."""
     price = endpoint.price
     if bills_time(endpoint):
         return False
@@ -19,12 +19,12 @@ def is_free(endpoint: Endpoint) -> bool:
 
 
 def is_stale(read_on: date | None, now: datetime) -> bool:
-    """Whether a price is too old to be believed without a look; one without a date is the operator's own word."""
+    """Tell whether a price must be read again. A price without a date was set by the operator and does not age."""
     return read_on is not None and now.date() - read_on > STALE_AFTER
 
 
 def stale(prices: Mapping[tuple[str, str], Price], now: datetime) -> list[str]:
-    """Which prices are to be read again, each as a person would say it, with its date."""
+    """List the prices that are to be read again, each as text for a person, with its date."""
     return [
         f"{provider}/{model} ({price.read_on})"
         for (provider, model), price in sorted(prices.items())
@@ -33,5 +33,5 @@ def stale(prices: Mapping[tuple[str, str], Price], now: datetime) -> list[str]:
 
 
 def bills_time(endpoint: Endpoint) -> bool:
-    """Whether requests to it are charged for the time that they keep a machine awake."""
+    """Tell whether requests to an endpoint are charged for the time that they keep its machine running."""
     return bool(endpoint.price_usd_micros_per_hour) and endpoint.sleeps_after_s is not None

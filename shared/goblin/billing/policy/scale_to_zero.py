@@ -1,4 +1,4 @@
-"""Which Cloud Run services a freeze turns off, and what they are given back when it is lifted."""
+"""Which Cloud Run services a freeze scales to zero, and which scaling they get back after its thaw."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from goblin.core.endpoints import Endpoint
 
 
 def why_off(endpoints: Sequence[Endpoint], freezes: Sequence[Freeze]) -> Freeze | None:
-    """The freeze that wants no instance of a service; None: it may run.
+    """Find the freeze that scales a service to zero; None: the service may run.
 
     Args:
-        endpoints: Those that the service stands behind; a freeze of any of them turns it off.
-        freezes: All there are now, the oldest first.
+        endpoints: Endpoints that the service stands behind. A freeze of any of them scales it to zero.
+        freezes: All that are in force now, the oldest first.
     """
     accounts = {TOTAL, *(e.name for e in endpoints), *(e.provider for e in endpoints)}
     return next((f for f in freezes if f.action is BudgetAction.SCALE_TO_ZERO and f.account in accounts), None)
 
 
 def changed(service: RunService, freeze: Freeze | None) -> RunService | None:
-    """The service as it must become; None: it is as it must be.
+    """Build the service as it should be; None: it is so already.
 
-    What it had is kept when it is turned off, and given back once. Turned off by somebody else it is not ours to
-    turn on; turned on while it was frozen, by a deployment say, it is turned off again; and what a person set in the
-    meantime is not set back.
+    Its scaling is kept when it is scaled to zero, and given back once. A service that something else scaled to zero
+    stays so. A service that was scaled up while frozen, for example by a deployment, is scaled to zero again. A scaling
+    that a person set in the meantime is not set back.
     """
     if freeze is not None:
         if service.scaling.is_zero:
@@ -40,7 +40,7 @@ def changed(service: RunService, freeze: Freeze | None) -> RunService | None:
 
 
 def record_of(before: RunService, after: RunService, account: str, *, now: datetime) -> LedgerEntry:
-    """The fact that a service is turned off or on again; of one freeze each happens once."""
+    """Build the entry that says that a service is scaled to zero or back. Each happens once for one freeze."""
     off = after.kept is not None
     freeze, name = after.frozen_by if off else before.frozen_by, after.name.replace("/", "~")
     return LedgerEntry(
@@ -55,5 +55,5 @@ def record_of(before: RunService, after: RunService, account: str, *, now: datet
 
 def _said(before: ServiceScaling, after: RunService) -> str:
     if after.kept is not None:
-        return f"Cloud Run's {after.short} keeps no instance; it had {before}"
-    return f"Cloud Run's {after.short} may run again, with {after.scaling}"
+        return f"Cloud Run service {after.short} is scaled to zero; it had {before}"
+    return f"Cloud Run service {after.short} may run again, with {after.scaling}"

@@ -1,4 +1,4 @@
-"""Our ledger against a provider's bill: what the dead spent, what we counted wrong, and when a person must look."""
+"""Our ledger against a provider's bill: spend of expired allocations, corrections, and alarms for a person."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from goblin.core.labels import job_of_label
 from goblin.core.money import show_usd
 
 DRIFT_SHARE = Decimal("0.05")
-"""Of a bill; a difference beyond that, and beyond a cent, is for a person."""
+"""Share of a bill. A difference beyond that, and beyond a cent, raises an alarm for a person."""
 DRIFT_USD_MICROS = 10_000
 GRACE = timedelta(minutes=2)
-"""A lease is given so long beyond its time: clocks differ."""
+"""Time after which an allocation past its end is expired: clocks differ."""
 BELIEVED_AFTER = timedelta(days=3)
-"""Whoever sends no bill is then believed to have taken all that the dead may have spent."""
+"""Time after the end of a day after which expired allocations without a bill count as fully spent."""
 DAYS = 3
-"""How far back bills are read: today's, and those that may still have changed."""
+"""Days whose bills are read: today, and those before whose bills may still have changed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ProviderDay:
-    """One account's day, as both sides know it: a provider's, or what a job's instances are of it."""
+    """One account's day in our ledger and in the bill. The account is a provider's, or a job's below it."""
 
     account: str
     also: tuple[str, ...] = ()
@@ -34,38 +34,38 @@ class ProviderDay:
     day: str
     billed_usd_micros: int
     booked_usd_micros: int
-    """The balance of its account, corrections included."""
+    """The balance of the account, corrections included."""
     entries: int = 0
-    """That the balance is made of: no two states of a day are the same."""
+    """Number of entries in the balance. It grows with each change, so no two states of a day look the same."""
     lost: tuple[Allocation, ...] = ()
-    """Expired leases of that day, in order."""
+    """Expired allocations of that day, in order."""
     lent_usd_micros: int = 0
-    """What living leases of that day have not written yet."""
+    """What open allocations of that day hold and have not written as spent yet."""
     final: bool
-    """The bill will not change any more."""
+    """Whether the bill will not change any more."""
     bounded: bool = False
-    """What is booked is the most that it could be, as of rents: that it was less is no news."""
+    """Whether the booked amount is an upper bound, as for instances. Then a smaller bill raises no alarm."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settlement:
-    """What follows."""
+    """The outcome of comparing one day with its bill."""
 
     found: tuple[tuple[Allocation, int], ...] = ()
-    """What each of the lost leases really spent."""
+    """What each expired allocation really spent."""
     corrections: tuple[LedgerEntry, ...] = ()
-    """To be recorded after those: an adjustment, and an alarm."""
+    """Entries to record after those are resolved: an adjustment, and perhaps an alarm."""
 
     @property
     def adds_usd_micros(self) -> int:
-        """By how much the corrections change what is booked."""
+        """The amount by which the corrections change what is booked."""
         return sum(entry.amount_usd_micros for entry in self.corrections)
 
 
 def settle_day(facts: ProviderDay) -> Settlement:
-    """Bring the ledger to the bill.
+    """Decide how the ledger must change to match the bill.
 
-    While a bill may still grow nothing is taken back, and only what goes beyond everything we know of is added.
+    While a bill may still grow, nothing is taken back. Only an amount beyond everything that the ledger knows is added.
     """
     difference = facts.billed_usd_micros - facts.booked_usd_micros
     lost = sum(allocation.lost_usd_micros for allocation in facts.lost)
@@ -79,14 +79,14 @@ def settle_day(facts: ProviderDay) -> Settlement:
         left -= spent
     explained = sum(spent for _, spent in found)
     booked = facts.booked_usd_micros + explained
-    # As they will be once what was found is written: whoever sees it half written corrects by the same entry.
+    # The count after these amounts are written. A run that sees them half written makes the same correction entry.
     entries = facts.entries + sum(spent > 0 for _, spent in found)
     corrections = _corrections(replace(facts, entries=entries), difference - explained, booked)
     return Settlement(found=tuple(found), corrections=corrections)
 
 
 def _corrections(facts: ProviderDay, amount: int, booked: int) -> tuple[LedgerEntry, ...]:
-    """An adjustment whose id is made of all that it follows from, so that the same facts correct once."""
+    """Build the adjustment. Its id is made of all facts behind it, so that the same facts correct once."""
     if not amount:
         return ()
     fact = f"{facts.account.replace('/', '~')}:{facts.day}:{facts.billed_usd_micros}:{booked}:{facts.entries}"
@@ -107,7 +107,7 @@ def _corrections(facts: ProviderDay, amount: int, booked: int) -> tuple[LedgerEn
     drift = off > DRIFT_USD_MICROS and off > DRIFT_SHARE * facts.billed_usd_micros
     if not orphan and not drift:
         return (adjust,)
-    why = "spending that nobody here asked for" if orphan else "the bill and the ledger drift apart"
+    why = "spending that is unknown to the ledger" if orphan else "the bill and the ledger differ too much"
     alarm = LedgerEntry(
         entry_id=f"drift:{fact}", kind=EntryKind.ALERT, account=facts.account, amount_usd_micros=0, at=at,
         note=f"{why}; {said}",
@@ -126,17 +126,17 @@ def split(
     rented: Sequence[LedgerEntry],
     final: bool,
 ) -> list[ProviderDay]:
-    """A provider's day, part by part: each job whose instances its bill tells of, and then all the rest.
+    """Split a provider's day into parts: one for each job whose instances the bill lists, and one for all the rest.
 
     Args:
-        provider: Whose bill it is.
+        provider: The provider that sent the bill.
         day: In UTC.
-        bill: Its instances are known by our label, or by the ids in the entries.
-        balances: The day's, by account.
-        leases: Those that were opened on the day, of any provider, in order.
-        earlier: Those of rents of days before that are not settled: they may run into this day.
-        rented: What was settled for instances on the day, of any provider.
-        final: The bill will not change any more.
+        bill: Its instances are matched by our label, or by the ids in the entries.
+        balances: The day's balances, by account.
+        allocations: Those that were opened on the day, of any provider, in order.
+        earlier: Allocations of instances from days before that are not settled. They may run into this day.
+        rented: Settlements of instances on the day, of any provider.
+        final: Whether the bill will not change any more.
     """
     allocations = [allocation for allocation in allocations if provider_of(allocation) == provider]
     earlier = [allocation for allocation in earlier if provider_of(allocation) == provider]
@@ -190,7 +190,7 @@ def split(
 
 
 def _told(provider: str, bill: Bill, rented: Sequence[LedgerEntry], renting: Sequence[Allocation]) -> dict[str, int]:
-    """What is charged for the instances of each job, by account, as far as the bill tells; a job's all or nothing."""
+    """Sum the charges for each job's instances, by account. A job is listed with all of its charges, or not at all."""
     by_instance = {entry.instance_id: entry.account for entry in rented if entry.instance_id}
     told: dict[str, int] = {}
     unclear = False
@@ -203,11 +203,11 @@ def _told(provider: str, bill: Bill, rented: Sequence[LedgerEntry], renting: Seq
             told[account] = told.get(account, 0) + charge.usd_micros
         unclear = unclear or not account
     if unclear:
-        # What is nobody's we know may be of any instance whose name we do not know.
+        # A charge that we cannot assign may belong to any instance whose provider id we do not know.
         nameless = {entry.account for entry in rented if not entry.instance_id} | {one.account for one in renting}
         return {account: micros for account, micros in told.items() if account not in nameless}
     if bill.charges is not None:
-        # Each charge is somebody's, so who has none was not charged.
+        # Every charge is assigned, so an account without a charge was not charged.
         return (
             dict.fromkeys([entry.account for entry in rented] + [allocation.account for allocation in renting], 0)
             | told
@@ -216,27 +216,27 @@ def _told(provider: str, bill: Bill, rented: Sequence[LedgerEntry], renting: Seq
 
 
 def is_over(day: str, now: datetime, final_after: timedelta) -> bool:
-    """Whether a day's bill is final: so long after its end."""
+    """Tell whether a day's bill is final: `final_after` has passed since the end of the day."""
     end = datetime.combine(datetime.fromisoformat(day), time(0), tzinfo=UTC) + timedelta(days=1)
     return now >= end + final_after
 
 
 def days_to_read(now: datetime) -> list[str]:
-    """The days whose bills are worth reading, the oldest first."""
+    """List the days whose bills are worth reading, the oldest first."""
     return [f"{now.astimezone(UTC) - timedelta(days=back):%Y-%m-%d}" for back in reversed(range(DAYS))]
 
 
 def provider_of(one: Allocation | LedgerEntry) -> str:
-    """Whose bill will show what it spent."""
+    """Return the provider whose bill shows what an allocation or entry spent."""
     return one.account.split("/")[0]
 
 
 def untold(accounts: Sequence[Account], acted: frozenset[str]) -> list[ThresholdEvent]:
-    """Crossings that were marked and of which nothing came: the event was lost, or is on its way.
+    """List the threshold events that were marked without an action so far: the message was lost, or is on its way.
 
     Args:
-        accounts: As they are.
-        acted: The ids of the latest actions; a crossing's is made of what it is.
+        accounts: The accounts now.
+        acted: The ids of the latest actions; see `action_id`.
     """
     found = []
     for account in accounts:
@@ -251,16 +251,16 @@ def untold(accounts: Sequence[Account], acted: frozenset[str]) -> list[Threshold
 
 
 def action_id(account: str, window: str, threshold: float) -> str:
-    """The id of what follows from a crossing: one crossing acts once, however often it is told."""
+    """Return the id of the action that follows from a threshold event: it acts once, however often it is announced."""
     return f"budget:{account.replace('/', '~')}:{window}:{threshold:g}"
 
 
 def forecast(spent_usd_micros: int, month: str, now: datetime) -> int:
-    """A month's spending at its end, by the average of its time so far; a past month's is what it was."""
+    """Forecast a month's spending at its end, at its average rate so far; a past month's is its actual spending."""
     start = datetime.fromisoformat(f"{month}-01").replace(tzinfo=UTC)
     end = (start + timedelta(days=32)).replace(day=1)
     if now >= end or now <= start:
         return spent_usd_micros
-    # The first hours say little: an hour at the least is taken as having passed.
+    # The first minutes say little: at least an hour counts as having passed.
     passed = max((now - start).total_seconds(), 3600.0)
     return round(spent_usd_micros * (end - start).total_seconds() / passed)

@@ -1,1 +1,1 @@
-"""Firestore: one file for each group of documents."""
+"""Adapters to Firestore: one file for each group of collections."""

@@ -1,7 +1,7 @@
-"""Firestore: `cache/{sha256}`, answers given before, and `idempotency/{sha256}`, requests that are answered once.
+"""Firestore: `cache/{sha256}`, cached answers, and `idempotency/{sha256}`, idempotent requests.
 
-Both are forgotten by their TTL field `expires_at`. They hold words of callers, as receipts do not: who may read
-these collections reads what was said.
+Firestore deletes both by their TTL field `expires_at`. Unlike receipts they hold text of callers and answers: any
+account that may read these collections can read that text.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from goblin.gcp.firestore.documents import CALL, in_time, plain, read
 
 
 class FirestoreCache:
-    """The port `AnswerStore`."""
+    """The port `CacheStore`."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._answers = client.collection("cache")
@@ -31,7 +31,7 @@ class FirestoreCache:
 
 
 class FirestoreIdempotency:
-    """The port `ReplyStore`."""
+    """The port `IdempotencyStore`."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
@@ -52,16 +52,16 @@ class FirestoreIdempotency:
             if not dead:
                 return there
             try:
-                # Only if it is still the dead one.
+                # Delete it only if it has not changed since it was read.
                 option = self._client.write_option(last_update_time=found.update_time)
-                await in_time(document.delete(option, **CALL), "end of a dead claim")
+                await in_time(document.delete(option, **CALL), "delete of an expired claim")
             except StoreUnavailable as error:
                 if not isinstance(error.__cause__, FailedPrecondition | NotFound):
                     raise
         try:
             await in_time(document.create(plain(claim), **CALL), "claim of a request")
         except AlreadyExists as error:
-            raise StoreUnavailable("Somebody else claims the request at this moment.") from error
+            raise StoreUnavailable("Another process claims the request at this moment. Try again.") from error
         return None
 
     async def finish(self, entry: str, reply: StoredHttpReply) -> None:

@@ -1,4 +1,4 @@
-"""What the Firestore adapters of registry and ledger share: deadlines, errors, and nouns as documents."""
+"""Shared by the Firestore adapters: deadlines, errors, and conversion between nouns and documents."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from goblin.core.errors import StoreUnavailable
 
 DEADLINE_S = 5.0
 CALL: Mapping[str, Any] = {"timeout": DEADLINE_S, "retry": None}
-"""What every call is given: a deadline, and no retries of the client's own."""
+"""Arguments of every call: a deadline, and no retries by the client itself."""
 T = TypeVar("T")
 
 
 async def in_time(call: Awaitable[T], what: str, *, answers: tuple[type[Exception], ...] = (AlreadyExists,)) -> T:
-    """Wait for a call; raises `StoreUnavailable`, and lets those through that are an answer."""
+    """Wait for a call until its deadline. Raises `StoreUnavailable`; exceptions in `answers` pass unchanged."""
     try:
         async with asyncio.timeout(DEADLINE_S + 0.5):
             return await call
@@ -31,18 +31,18 @@ async def in_time(call: Awaitable[T], what: str, *, answers: tuple[type[Exceptio
 
 
 def plain(noun: Any, stored_as: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """Fields that Firestore has types for: tuples become arrays, instants stay instants.
+    """Convert a noun to types that Firestore has: tuples become arrays, instants stay instants.
 
     Args:
         noun: A dataclass or struct.
-        stored_as: Names of fields that are stored under an older name, at any depth.
+        stored_as: Older names under which fields are stored, by present name, at any depth.
     """
     fields: dict[str, Any] = msgspec.to_builtins(noun, builtin_types=(datetime,))
     return _renamed(fields, stored_as) if stored_as else fields
 
 
 def read(kind: type[T], fields: Mapping[str, Any] | None, stored_as: Mapping[str, str] | None = None) -> T:
-    """Turn a document into a noun; raises `StoreUnavailable` when it is not one."""
+    """Convert a document to a noun. Raises `StoreUnavailable` when it does not fit."""
     try:
         found = plain_instants(fields or {})
         if stored_as:
@@ -64,7 +64,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def plain_instants(value: Any) -> Any:
-    """The same fields with every instant a plain, aware datetime, to the microsecond."""
+    """Replace every instant by a plain, aware datetime, to the microsecond."""
     if isinstance(value, datetime):
         return EPOCH + (value - EPOCH)
     if isinstance(value, Mapping):

@@ -1,7 +1,7 @@
-"""Firestore: `keys/{sha256}`, `health/{endpoint}` and `requests/{id}`, one document per thing.
+"""Firestore: `keys/{sha256}`, `health/{endpoint}` and `requests/{id}`: API keys, endpoint health and receipts.
 
-Every call has a deadline and no retries of its own: a request that waits for a store must learn soon that it
-waits in vain. The client belongs to the event loop it was made in.
+Every call has a deadline and no retries by the client itself: a request that waits for a store must fail soon if the
+store does not answer. The client belongs to the event loop it was created in.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ class FirestoreHealth:
         for document in found:
             fields = document.to_dict() or {}
             if "status" not in fields:
-                continue  # Somebody had to leave it alone before anybody judged it.
+                continue  # The endpoint was paused before its first health check.
             try:
                 pauses = list(fields.pop("pauses", {}).values())
                 judged[document.id] = _read(EndpointHealth, {**fields, "pauses": pauses})
             except StoreUnavailable as error:
-                # One document that a newer version wrote, or a person, must not hide the others.
-                log.warning("health of %s is left out: %s", document.id, error.message)
+                # One document that a newer version or a person wrote must not hide the others.
+                log.warning("The health document of %s is skipped: %s", document.id, error.message)
         return judged
 
     async def put(self, health: EndpointHealth) -> None:
@@ -99,7 +99,7 @@ class FirestoreHealth:
         await self._merge(health.endpoint, fields)
 
     async def pause(self, endpoint: str, pause: Pause) -> None:
-        # A model's name may be no field name, so the field is a digest; what it is about is inside.
+        # A model's name may be invalid as a field name, so the field is a digest; model and kind are inside.
         key = hashlib.sha256(f"{pause.kind}/{pause.model}".encode()).hexdigest()[:24]
         await self._merge(endpoint, {"pauses": {f"p{key}": _plain(pause)}})
 
@@ -111,14 +111,14 @@ class FirestoreHealth:
 
 
 class FirestoreReceipts:
-    """The port `RequestBatchStore`; `expires_at` is the collection's TTL field."""
+    """The port `ReceiptBatchStore`; `expires_at` is the collection's TTL field."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._client = client
         self._requests = client.collection("requests")
 
     async def put_all(self, records: Sequence[Receipt]) -> None:
-        # The client's own batch builds a wrapper for every field of every receipt, which costs ten times this.
+        # The client's own batch builds a wrapper for every field of every receipt, which takes ten times as long.
         request = CommitRequest()
         raw = CommitRequest.pb(request)
         raw.database = self._client._database_string
@@ -147,13 +147,13 @@ class FirestoreReceipts:
 
 
 def _plain(noun: Any) -> dict[str, Any]:
-    """Fields that Firestore has types for: tuples become arrays, instants stay instants."""
+    """Convert a noun to types that Firestore has: tuples become arrays, instants stay instants."""
     plain: dict[str, Any] = msgspec.to_builtins(noun, builtin_types=(datetime,))
     return plain
 
 
 def _fill(message: Any, value: Any) -> None:
-    """Give a protobuf `Value` its value."""
+    """Set the value of a protobuf `Value`."""
     match value:
         case None:
             message.null_value = 0
@@ -168,7 +168,7 @@ def _fill(message: Any, value: Any) -> None:
         case datetime():
             message.timestamp_value.FromDatetime(value)
         case dict():
-            message.map_value.SetInParent()  # An empty one is there, too.
+            message.map_value.SetInParent()  # Without it, an empty map would be absent.
             for name, inner in value.items():
                 _fill(message.map_value.fields[name], inner)
         case list() | tuple():
@@ -176,7 +176,7 @@ def _fill(message: Any, value: Any) -> None:
             for inner in value:
                 _fill(message.array_value.values.add(), inner)
         case _:
-            raise TypeError(f"a receipt holds a {type(value).__name__}")
+            raise TypeError(f"A receipt holds a value of an unsupported type: {type(value).__name__}.")
 
 
 def _read(kind: type[T], fields: Mapping[str, Any]) -> T:

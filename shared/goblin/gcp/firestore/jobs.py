@@ -1,6 +1,6 @@
-"""Firestore: `jobs/{job_id}`, changed only at the update time that was read, and the keys of attempts.
+"""Firestore: `jobs/{job_id}`, written only at the update time that was read, the market history, and attempts' keys.
 
-A commit that was written and whose answer was lost looks like somebody else's write: the caller reads again.
+A commit whose answer was lost looks like another process's write: the caller reads again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from goblin.jobs.ports import StoredJob
 DEADLINE_S = 5.0
 PLACE_TRIES = 3
 STORED_AS = {"reservations": "rents", "invalid_reports": "lies"}
-"""Fields of a job whose stored names are older than their present ones."""
+"""Older names under which fields of a job are stored, by present name."""
 T = TypeVar("T")
 
 
@@ -35,9 +35,9 @@ async def _in_time(call: Awaitable[T], what: str) -> T:
         async with asyncio.timeout(DEADLINE_S + 0.5):
             return await call
     except (AlreadyExists, FailedPrecondition, NotFound):
-        raise  # An answer, and the caller's to read.
+        raise  # These are answers; the caller decides.
     except (GoogleAPICallError, GoogleAuthError, RetryError, TimeoutError) as error:
-        raise StoreUnavailable(f"Firestore did not answer ({what})") from error
+        raise StoreUnavailable(f"Firestore did not answer in time ({what}).") from error
 
 
 class FirestoreJobs:
@@ -82,7 +82,7 @@ class FirestoreJobs:
             if not now.exists or _version(now) != version:
                 return False
             placed = [one async for one in query.stream(transaction=transaction, timeout=DEADLINE_S, retry=None)]
-            # Counted here: what is compared in the query would need an index of its own.
+            # The kind is compared here, because in the query it would need a further index.
             if sum(one.get("spec.kind") == job.spec.kind for one in placed if one.id != job.job_id) >= limit:
                 return False
             transaction.update(written, _fields(job))
@@ -92,8 +92,8 @@ class FirestoreJobs:
             if not await _in_time(attempt(self._client.transaction(max_attempts=PLACE_TRIES)), "placing of a job"):
                 return None
         except ValueError as error:
-            # The client's word for a transaction that others kept aborting.
-            raise StoreUnavailable("others are placing jobs") from error
+            # The client raises ValueError for a transaction that other writers kept aborting.
+            raise StoreUnavailable("Other processes are placing jobs at the same time. Try again.") from error
         stored = await self.get(job.job_id)
         return stored if stored is not None and stored.job == job else None
 
@@ -109,20 +109,20 @@ class FirestoreJobs:
 
 
 class FirestoreMarketHistory:
-    """The port `MarketStore`: one document, as JSON; thousands of its fields would be thousands of index entries."""
+    """The port `MarketHistoryStore`: one document with JSON; as fields it would need thousands of index entries."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._document = client.collection("market").document("watched")
         self._client = client
 
     async def load(self) -> tuple[MarketHistory, str | None]:
-        found = await _in_time(self._document.get(timeout=DEADLINE_S, retry=None), "read of the market")
+        found = await _in_time(self._document.get(timeout=DEADLINE_S, retry=None), "read of the market history")
         if not found.exists:
             return MarketHistory(), None
         try:
             return msgspec.json.decode(found.get("json"), type=MarketHistory), _version(found)
         except (msgspec.DecodeError, KeyError):
-            # Written by another version of us: statistics are learned again.
+            # Written by another version of this program: the statistics are learned again.
             return MarketHistory(), _version(found)
 
     async def save(self, history: MarketHistory, version: str | None) -> bool:
@@ -133,21 +133,21 @@ class FirestoreMarketHistory:
             option = self._client.write_option(last_update_time=_timestamp(version))
             call = self._document.update(fields, option=option, timeout=DEADLINE_S, retry=None)
         try:
-            await _in_time(call, "write of the market")
+            await _in_time(call, "write of the market history")
         except (AlreadyExists, FailedPrecondition, NotFound):
             return False
         return True
 
 
 class FirestoreAttemptKeys:
-    """The port `AttemptKeys`: documents in `keys`, where the gateway looks."""
+    """The port `AttemptKeys`: documents in `keys`, where the gateway looks up API keys."""
 
     def __init__(self, client: AsyncClient) -> None:
         self._keys = client.collection("keys")
 
     async def open(self, digest: str, *, name: str, until: datetime) -> None:
         fields = {"name": name, "disabled": False, "created_at": datetime.now(UTC), "expires_at": until}
-        # A rented host may ask models, and nothing else that keys are for.
+        # A rented host may send inference requests, and nothing else that keys allow.
         fields["scopes"] = ["inference"]
         await _in_time(self._keys.document(digest).set(fields, timeout=DEADLINE_S, retry=None), "write of a key")
 
@@ -156,9 +156,9 @@ class FirestoreAttemptKeys:
 
 
 def _fields(job: Job) -> dict[str, Any]:
-    """A document that a person can read in the console.
+    """Convert a job to a document that a person can read in the console.
 
-    Parameters are the caller's own and go as JSON: Firestore has no lists of lists and no integers over 64 bits.
+    The caller's parameters are stored as JSON: Firestore has no lists of lists and no integers over 64 bits.
     """
     fields: dict[str, Any] = msgspec.to_builtins(job, builtin_types=(datetime,))
     fields["spec"]["parameters"] = msgspec.json.encode(job.spec.parameters).decode()
@@ -175,7 +175,7 @@ def _stored(document: Any) -> StoredJob:
 
 
 def _version(written: Any) -> str:
-    """The update time, to the nanosecond."""
+    """Return the update time, to the nanosecond."""
     return str(written.update_time.rfc3339())
 
 

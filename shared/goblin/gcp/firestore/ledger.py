@@ -1,15 +1,16 @@
 """The spend ledger in Firestore.
 
     ledger/{entry_id}            created once, never changed
-    balances/{window}:{account}:{part}  a part of the sum of its entries in a month or a day, moved in their commit
-    accounts/{account}           limits, and what is spent and lent in the present windows
-    leases/{lease_id}            what one borrower was lent
-    freezes/{entry_id}           made in the commit that creates a freeze, gone with the one of its thaw
+    balances/{window}:{account}:{part}  a part of the sum of its entries in a month or a day, changed in their commit
+    accounts/{account}           limits, and what is spent and allocated in the current windows
+    leases/{allocation_id}       one allocation
+    freezes/{entry_id}           created in the commit of a freeze, deleted in the commit of its thaw
 
-A step of lending reads its lease and accounts, decides, and writes them on condition that none has changed; otherwise
-it is decided anew. What is spent from a lease is written without reading: entries, balances and the lease's own
-document, so that requests contend for nothing; a lease has a part of the balances, that instances may not meet in one
-document more often than Firestore likes. A `/` of an account is written `~` in a document's name.
+A step of an allocation reads the allocation and its accounts, decides, and writes them on condition that none has
+changed; otherwise it reads and decides again. Settlements from an allocation are written without reading: entries,
+balances and the allocation's own document, so that requests contend for nothing. Each allocation writes to one part of
+the balances, so that processes do not write one document more often than Firestore allows. A `/` of an account is `~`
+in a document's name.
 """
 
 from __future__ import annotations
@@ -48,31 +49,31 @@ from goblin.gcp.firestore.documents import CALL, DEADLINE_S, in_time, plain, rea
 
 LISTED_MAX = 10_000
 AGAIN = AsyncRetry(if_exception_type(Aborted, ServiceUnavailable), initial=0.02, maximum=0.5, timeout=DEADLINE_S)
-"""Balances are shared by all writers, so a commit may meet another; its create makes a second try harmless."""
+"""Retry of commits that contend for balances, which all writers share. The `create` in them makes a retry harmless."""
 CONTENDED = (Aborted, AlreadyExists, FailedPrecondition, NotFound)
-"""Somebody else was quicker: read again."""
+"""Answers to a commit when another writer changed a document first: read again."""
 WRITTEN_BEFORE = (AlreadyExists, NotFound)
 PAUSES_MAX, PAUSE_S_MAX = 16, 1.0
-"""The longest pause between tries, in times that the last one took: the more there are who want the same documents,
-and the longer each of them takes, the further apart they must come."""
+"""The longest pause between tries: as a multiple of the time that the last try took, and in seconds. The more writers
+want the same documents, and the longer each takes, the longer the pauses must be."""
 YIELDS = 4
-"""How many times longer than whom a request waits for anybody else pauses at first."""
+"""How many times longer a step pauses at first if no request waits for it."""
 PARTS = 16
-"""Of a balance: 64 busy instances write to each about four times a second."""
+"""Parts of a balance. With 64 busy processes, each part is written about four times a second."""
 STORED_AS = {"allocation_id": "lease_id", "allocated_usd_micros": "leased_usd_micros", "usages": "tallies"}
-"""Fields whose stored names are older than their present ones."""
+"""Older names under which fields are stored, by present name."""
 Decide = Callable[[Allocation | None, Sequence[Account]], AllocationResult]
 
 
 class FirestoreLedger:
-    """The ports `Ledger` and `Lender`."""
+    """The ports `Ledger` and `AllocationStore`."""
 
     def __init__(self, client: AsyncClient, *, declared: Mapping[str, Sequence[Limit]] | None = None) -> None:
-        """Take a client of this event loop.
+        """Keep the client.
 
         Args:
-            client: Firestore's.
-            declared: Limits by account that hold beside those that are stored.
+            client: Firestore's client of this event loop.
+            declared: Configured limits by account, which hold beside those that are stored.
         """
         self._client = client
         self._declared = declared or {}
@@ -81,7 +82,7 @@ class FirestoreLedger:
         self._accounts = client.collection("accounts")
         self._allocations = client.collection("leases")
         self._freezes = client.collection("freezes")
-        # Steps of one process wait for each other here instead of failing on each other's commits.
+        # Steps of one process wait for each other here, instead of aborting each other's commits.
         self._turn = asyncio.Lock()
 
     async def record(self, entry: LedgerEntry) -> bool:
@@ -130,17 +131,15 @@ class FirestoreLedger:
         spent = sum(entry.spent_usd_micros for entry in entries)
         batch.update(self._allocations.document(allocation_id), {"settled_usd_micros": Increment(spent)})
         try:
-            await in_time(
-                batch.commit(timeout=DEADLINE_S, retry=AGAIN), "write of what was spent", answers=WRITTEN_BEFORE
-            )
+            await in_time(batch.commit(timeout=DEADLINE_S, retry=AGAIN), "write of settlements", answers=WRITTEN_BEFORE)
         except AlreadyExists:
-            return True  # This very batch, earlier: its answer was lost.
+            return True  # This same batch was written earlier, and its answer was lost.
         except NotFound:
             return False
         return True
 
     async def allocations(self) -> Sequence[Allocation]:
-        found = await in_time(self._allocations.limit(LISTED_MAX).get(**CALL), "list of leases")
+        found = await in_time(self._allocations.limit(LISTED_MAX).get(**CALL), "list of allocations")
         return [
             read(Allocation, document.to_dict(), STORED_AS)
             for document in sorted(found, key=lambda document: document.id)
@@ -162,7 +161,9 @@ class FirestoreLedger:
     async def _lease_step(
         self, allocation_id: str, decide: Callable[[Allocation, Sequence[Account]], AllocationResult]
     ) -> AllocationResult:
-        fields = (await in_time(self._allocations.document(allocation_id).get(**CALL), "read of a lease")).to_dict()
+        fields = (
+            await in_time(self._allocations.document(allocation_id).get(**CALL), "read of an allocation")
+        ).to_dict()
         if fields is None:
             return AllocationResult(writes=False)
         names = read(Allocation, fields, STORED_AS).accounts
@@ -183,14 +184,14 @@ class FirestoreLedger:
         unless: LedgerEntry | None = None,
         eager: bool = False,
     ) -> AllocationResult:
-        """Read, decide, and write if nothing has changed in between; until it works or time is over.
+        """Read, decide, and write if nothing has changed in between. Repeat until it succeeds or the deadline passes.
 
         Args:
-            lease_id: The lease to read and write.
+            allocation_id: The allocation to read and write.
             names: The accounts to read and write.
-            decide: The policy.
-            unless: Nothing is done when this entry is there.
-            eager: A request waits for it; others make way.
+            decide: The policy function.
+            unless: Nothing is done when this entry exists already.
+            eager: Whether a request waits for the step, so that it pauses less than others.
         """
         try:
             async with asyncio.timeout(DEADLINE_S), self._turn:
@@ -203,12 +204,12 @@ class FirestoreLedger:
                     pauses = min(2 * pauses, PAUSES_MAX)
                     await asyncio.sleep(random.uniform(0, min(pauses * (clock() - started), PAUSE_S_MAX)))
         except TimeoutError as error:
-            raise StoreUnavailable("The ledger is too busy, or does not answer.") from error
+            raise StoreUnavailable("The spend ledger is too busy, or does not answer. Try again later.") from error
 
     async def _try_step(
         self, allocation_id: str | None, names: Sequence[str], decide: Decide, unless: LedgerEntry | None
     ) -> AllocationResult | None:
-        """None: somebody else was quicker."""
+        """Try a step once; None: another writer changed a document first."""
         wanted = [self._accounts.document(_named(name)) for name in names]
         if allocation_id is not None:
             wanted.append(self._allocations.document(allocation_id))
@@ -228,7 +229,7 @@ class FirestoreLedger:
 
         batch = self._client.batch()
         for account, before, document in zip(result.accounts, kept, documents, strict=True):
-            # Configured limits are not stored: they are what the configuration says.
+            # Configured limits are not stored, as the configuration may change.
             self._write(batch, document, plain(replace(account, limits=before.limits), STORED_AS))
         if there is not None:
             self._write(batch, there, plain(result.allocation, STORED_AS) if result.allocation is not None else None)
@@ -242,14 +243,14 @@ class FirestoreLedger:
         return result
 
     async def _read(self, wanted: list[Any]) -> dict[str, Any]:
-        """Documents of one instant, by collection and id."""
+        """Read documents as of one instant, by collection and id."""
         return {
             "/".join(document.reference.path.split("/")[-2:]): document
             async for document in self._client.get_all(wanted, **CALL)
         }
 
     def _write(self, batch: Any, before: Any, fields: Mapping[str, Any] | None) -> None:
-        """Write a document as long as it is what was read."""
+        """Write a document on condition that it has not changed since it was read."""
         if not before.exists:
             if fields is not None:
                 batch.create(before.reference, fields)
@@ -261,7 +262,7 @@ class FirestoreLedger:
             batch.update(before.reference, fields, option=unchanged)
 
     def _count(self, batch: Any, entries: Sequence[LedgerEntry], writer: str) -> None:
-        """Move the writer's part of the balances of all accounts, once for each."""
+        """Add to the writer's part of the balances of all accounts, once for each."""
         part = zlib.crc32(writer.encode()) % PARTS
         sums: dict[tuple[str, str], list[int]] = defaultdict(list)
         for entry in entries:
@@ -296,7 +297,7 @@ class FirestoreLedger:
 
     async def instance_settlements(self, day: str) -> Sequence[LedgerEntry]:
         query = self._entries.where(filter=FieldFilter("rented_on", "==", day)).limit(LISTED_MAX)
-        found = await in_time(query.get(**CALL), "list of what was rented")
+        found = await in_time(query.get(**CALL), "list of instance settlements")
         return [read(LedgerEntry, document.to_dict()) for document in sorted(found, key=lambda document: document.id)]
 
     async def actions(self, *, limit: int) -> Sequence[LedgerEntry]:
@@ -340,7 +341,7 @@ class FirestoreLedger:
                 kept = [one for one in _account(account, before).limits if one.period is not period]
                 limits = [plain(one) for one in (*kept, *([limit] if limit is not None else []))]
                 batch = self._client.batch()
-                # Tallies are none of our business, so only the limits are written.
+                # The usage belongs to the steps of allocations, so only the limits are written.
                 self._write(batch, before, {"limits": limits} if before.exists else {"name": account, "limits": limits})
                 try:
                     await in_time(batch.commit(**CALL), "write of a limit", answers=CONTENDED)
@@ -361,11 +362,11 @@ def _account(name: str, document: Any) -> Account:
 
 
 def _document(entry: LedgerEntry) -> dict[str, Any]:
-    # The marks make the list of actions one query over one field and an order, and that of a day's rents one over one.
+    # Two extra fields for queries: `action` lists actions in order, `rented_on` a day's settlements of instances.
     rented = {"rented_on": day_of(entry.at)} if is_instance_settlement(entry) else {}
     return {**plain(entry), "action": entry.kind in ACTIONS, **rented}
 
 
 def _check_same(entry: LedgerEntry, there: LedgerEntry) -> None:
     if (entry.accounts, entry.spent_usd_micros) != (there.accounts, there.spent_usd_micros):
-        raise Conflict(f"The ledger has another entry {entry.entry_id}.")
+        raise Conflict(f"The spend ledger has entry {entry.entry_id} already, with other accounts or another amount.")

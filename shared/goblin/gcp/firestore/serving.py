@@ -1,4 +1,4 @@
-"""Firestore: `serving/{endpoint}`, what each model server was made to serve and what it refused."""
+"""Firestore: `serving/{endpoint}`, the versions that each model server serves and those that it refused."""
 
 from __future__ import annotations
 
