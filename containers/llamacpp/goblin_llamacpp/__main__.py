@@ -1,12 +1,13 @@
-"""`python -m goblin_llamacpp --model PATH`: listen at once, load, serve, drain on SIGTERM.
+"""Serve one GGUF model over an OpenAI-compatible HTTP API: `python -m goblin_llamacpp --model PATH`.
 
-Every option can be given by the environment: `--api-key-file` as `GOBLIN_LLAMACPP_API_KEY_FILE`.
+The server listens at once, loads the model behind the open port, and drains on SIGTERM. Every option can also be set in
+the environment: `--api-key-file` as `GOBLIN_LLAMACPP_API_KEY_FILE`.
 """
 
 import os
 
-# Read by libgomp and ggml when llama_cpp is imported: idle threads that spin take the core from those that
-# work, and a failed assertion would try to start a debugger.
+# libgomp and ggml read these when llama_cpp is imported. Without them, idle threads would spin and take the core from
+# those that work, and a failed assertion would try to start a debugger.
 os.environ.setdefault("GGML_NO_BACKTRACE", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -27,10 +28,11 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(argv: list[str] | None = None) -> int:
+    """Run the server and return its exit status."""
     options = _parser().parse_args(argv)
     keys = tuple(options.api_key_file.read_text().split()) if options.api_key_file else ()
     if options.api_key_file and not keys:
-        sys.stderr.write("the API key file is empty\n")
+        sys.stderr.write("The file of --api-key-file has no key. Write one key per line.\n")
         return 2
     shows_slots = options.slots_endpoint == "on" or (options.slots_endpoint == "auto" and options.host in LOOPBACK)
     source = ModelSource(options.model, options.sha256)
@@ -88,31 +90,39 @@ def _parser() -> argparse.ArgumentParser:
                 settings["default"] = value.lower() in ("1", "true", "yes", "on")
         parser.add_argument(name, **settings)  # type: ignore[arg-type]
 
-    option("--model", required=True, help="the GGUF: a path, or an https:// or gs:// address")
-    option("--sha256", help="its digest, checked before it is loaded; an address needs one")
-    option("--alias", action="append", help="what requests call the model; repeatable; default: its file's stem")
-    option("--lora", action="append", default=[], type=_adapter, metavar="NAME=PATH", help="an adapter; repeatable")
+    option("--model", required=True, help="GGUF to serve: a path, or an https://, http:// or gs:// URL.")
+    option("--sha256", help="SHA-256 of the GGUF, checked before it is loaded. Required for a URL.")
+    option("--alias", action="append", help="Model name in requests. Repeatable. Default: the file name without .gguf.")
+    option("--lora", action="append", default=[], type=_adapter, metavar="NAME=PATH", help="LoRA adapter. Repeatable.")
     option("--host", default="127.0.0.1")
     option(
-        "--port", type=int, default=os.environ.get("PORT", "8080"), help="0 takes a free one; default: $PORT or 8080"
+        "--port",
+        type=int,
+        default=os.environ.get("PORT", "8080"),
+        help="Port; 0 takes a free one. Default: $PORT or 8080.",
     )
-    option("--port-file", type=Path, help="where to write the port once it listens")
-    option("--api-key-file", type=Path, help="keys, one per line; without it no key is asked for")
-    option("--slots", type=_positive, default=8, help="requests decoded together")
-    option("--ctx", type=_positive, help="tokens per request, prompt and answer; default: the model's, at most 4096")
-    option("--cells", type=_positive, help="tokens in the shared key-value pool; default: slots x ctx")
-    option("--batch", type=_positive, default=512, help="tokens per decode")
-    option("--prefill", type=_positive, help="prompt tokens per decode; default: 128, on a GPU the batch")
-    option("--threads", type=_positive, help="default: the cores, or 1 for a very small model")
-    option("--queue", type=int, default=64, help="requests that may wait; beyond, 429")
-    option("--gpu-layers", type=int, default=0, help="-1 puts all layers on the GPU")
+    option("--port-file", type=Path, help="File to write the port to once the server listens.")
+    option("--api-key-file", type=Path, help="File of API keys, one per line. Without it, requests need no key.")
+    option("--slots", type=_positive, default=8, help="Requests decoded together. Default: 8.")
+    option("--ctx", type=_positive, help="Tokens per request, prompt and answer. Default: the model's, at most 4096.")
+    option("--cells", type=_positive, help="Tokens in the shared key-value pool. Default: slots x ctx.")
+    option("--batch", type=_positive, default=512, help="Tokens per decode. Default: 512.")
+    option("--prefill", type=_positive, help="Prompt tokens per decode. Default: 128, on a GPU the batch.")
+    option("--threads", type=_positive, help="CPU threads. Default: all cores, or 1 for a small model.")
+    option("--queue", type=int, default=64, help="Requests that may wait; further ones get 429. Default: 64.")
+    option("--gpu-layers", type=int, default=0, help="Layers on the GPU; -1 puts all there. Default: 0.")
     option("--kv-type", choices=sorted(KV_TYPES), default="f16")
-    option("--memory-mib", type=_positive, help="what the model may use; default: what is free")
+    option("--memory-mib", type=_positive, help="Memory that the model may use, in MiB. Default: what is free.")
     option("--body-bytes-max", type=_positive, default=4 * 2**20)
-    option("--slots-endpoint", choices=("auto", "on", "off"), default="auto", help="auto: on for a loopback host")
-    option("--allow-load", action="store_true", help="serve POST /models/load")
-    option("--models-dir", type=Path, help="where /models/load may read from, and downloads go")
-    option("--grace-s", type=float, default=8.0, help="how long running answers may go on after SIGTERM")
+    option(
+        "--slots-endpoint",
+        choices=("auto", "on", "off"),
+        default="auto",
+        help="GET /slots. Default: auto, on for loopback.",
+    )
+    option("--allow-load", action="store_true", help="Serve POST /models/load.")
+    option("--models-dir", type=Path, help="Folder that /models/load may read from and downloads go to.")
+    option("--grace-s", type=float, default=8.0, help="Seconds that answers may go on after SIGTERM. Default: 8.")
     return parser
 
 

@@ -1,4 +1,4 @@
-"""From the engine's events to OpenAI's objects, streamed and whole."""
+"""Conversion of the engine's events to OpenAI's objects, for streams and for whole answers."""
 
 import secrets
 import time
@@ -13,12 +13,13 @@ from .tools import CallArguments, CallStarted, Delta, Text, ToolCallReader
 
 
 def new_id(prefix: str) -> str:
+    """Return a random id with a prefix such as `chatcmpl-`."""
     return f"{prefix}{secrets.token_hex(12)}"
 
 
 @dataclass(slots=True)
 class Frame:
-    """What every chunk and object of one response repeats."""
+    """Fields that every chunk or object of one response repeats."""
 
     model_name: str
     model: Model
@@ -28,7 +29,7 @@ class Frame:
 
 
 class ChatAnswer:
-    """Collects one choice of a chat, and says what each event adds to it."""
+    """One choice of a chat: it converts events to deltas and collects the whole answer."""
 
     def __init__(self, frame: Frame, index: int, *, reads_tools: bool) -> None:
         self._frame = frame
@@ -40,14 +41,14 @@ class ChatAnswer:
         self.finished: Finished | None = None
 
     def take_piece(self, piece: Piece) -> list[dict[str, Any]]:
-        """The deltas of one event, each ready to be a choice of a chunk."""
+        """Convert an event to the choices of the chunks that it adds."""
         logprobs = [_chat_logprob(entry, self._frame.model) for entry in piece.logprobs]
         self._logprobs += logprobs
         deltas = [self._to_delta(d) for d in (self._reader.push(piece.text) if self._reader else [Text(piece.text)])]
         return self._choices(deltas, logprobs)
 
     def take_finished(self, event: Finished) -> list[dict[str, Any]]:
-        """What was held back; then the choice that carries the reason."""
+        """Convert the last event: text that was held back, then the choice with the finish reason."""
         self.finished = event
         deltas = [self._to_delta(delta) for delta in (self._reader.flush() if self._reader else [])]
         return [*self._choices(deltas, []), self._choice({}, self.finish_reason)]
@@ -59,10 +60,11 @@ class ChatAnswer:
         return "length" if self.finished is None or self.finished.reason != "stop" else "stop"
 
     def opening(self) -> dict[str, Any]:
-        """The first choice of a stream names the role."""
+        """Return the first choice of a stream, which names the role."""
         return self._choice({"role": "assistant", "content": ""}, None)
 
     def whole(self) -> dict[str, Any]:
+        """Return the finished choice as OpenAI's object."""
         content = "".join(self._content)
         message: dict[str, Any] = {
             "role": "assistant",
@@ -80,7 +82,7 @@ class ChatAnswer:
 
     def _choices(self, deltas: list[dict[str, Any]], logprobs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         if logprobs and not deltas:
-            deltas = [{"content": ""}]  # Tokens without text of their own still report their probability.
+            deltas = [{"content": ""}]  # A token without text still reports its probability.
         choices = [self._choice(delta, None) for delta in deltas]
         if choices and logprobs:
             choices[0]["logprobs"] = {"content": logprobs, "refusal": None}
@@ -97,13 +99,13 @@ class ChatAnswer:
             call = {"id": new_id("call_"), "type": "function"}
             self._calls.append(call | {"function": {"name": delta.name, "arguments": ""}})
             return {"tool_calls": [{"index": delta.index, **call, "function": {"name": delta.name, "arguments": ""}}]}
-        assert isinstance(delta, CallArguments)  # noqa: S101 - the last of the three.
+        assert isinstance(delta, CallArguments)  # noqa: S101 - the only remaining type.
         self._calls[delta.index]["function"]["arguments"] += delta.text
         return {"tool_calls": [{"index": delta.index, "function": {"arguments": delta.text}}]}
 
 
 class TextAnswer:
-    """The same for plain completions, whose chunks look like their whole."""
+    """One choice of a plain completion. Its chunks have the same shape as the whole answer."""
 
     def __init__(self, frame: Frame, index: int, *, with_logprobs: bool) -> None:
         self._frame = frame
@@ -135,6 +137,7 @@ class TextAnswer:
         return "stop" if self.finished is not None and self.finished.reason == "stop" else "length"
 
     def whole(self) -> dict[str, Any]:
+        """Return the finished choice as OpenAI's object."""
         return self._choice("".join(self._text), self._logprobs, self.finish_reason)
 
     def _choice(self, text: str, logprobs: Any, reason: str | None) -> dict[str, Any]:
@@ -145,6 +148,7 @@ Answer = ChatAnswer | TextAnswer
 
 
 def envelope(frame: Frame, kind: str, choices: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return a chunk or object of the type `kind` around its choices."""
     return {
         "id": frame.id,
         "object": kind,
@@ -156,7 +160,7 @@ def envelope(frame: Frame, kind: str, choices: list[dict[str, Any]]) -> dict[str
 
 
 def usage(finished: Iterable[Finished]) -> dict[str, Any]:
-    """Of all choices together; they share one prompt, which is counted once."""
+    """Return the usage of all choices together. They share one prompt, which is counted once."""
     events = list(finished)
     prompt = events[0].prompt_tokens
     completion = sum(event.completion_tokens for event in events)
@@ -170,7 +174,7 @@ def usage(finished: Iterable[Finished]) -> dict[str, Any]:
 
 
 def timings(event: Finished) -> dict[str, Any]:
-    """llama-server's extra key, in milliseconds."""
+    """Return llama-server's extra key `timings`, in milliseconds."""
     prompt_n = event.prompt_tokens - event.cached_tokens
     return {
         "cache_n": event.cached_tokens,

@@ -1,4 +1,4 @@
-"""The native batch, kept for the engine's life and filled by slices."""
+"""The native batch, allocated once per engine and filled with slices."""
 
 import ctypes
 
@@ -15,7 +15,7 @@ class Batch:
         self._sequence_counts = np.ones(capacity, dtype=np.int32)
         self._sequences = np.zeros(capacity, dtype=np.int32)
         self._logits = np.zeros(capacity, dtype=np.int8)
-        # llama.cpp wants a pointer per token, as a token may belong to several sequences; ours have one.
+        # llama.cpp wants a pointer per token, because a token may belong to several sequences. Here each has one.
         start = self._sequences.ctypes.data
         sequence = ctypes.POINTER(llama_cpp.llama_seq_id)
         self._pointers = (sequence * capacity)(*(ctypes.cast(start + 4 * i, sequence) for i in range(capacity)))
@@ -38,8 +38,11 @@ class Batch:
         """Append a run of tokens that starts at position `at`.
 
         Args:
-            logits: Ask for the output of the last token, to sample from.
-            every_row: Ask for all outputs, which pooling needs.
+            sequence: The sequence that the tokens belong to.
+            tokens: At least one token id.
+            at: Position of the first token in the sequence.
+            logits: Whether to compute the output of the last token, to sample from it.
+            every_row: Whether to compute the output of every token, which pooling needs.
         """
         start = self.native.n_tokens
         end = start + len(tokens)
@@ -52,5 +55,5 @@ class Batch:
         self.native.n_tokens = end
 
     def row_of(self, sequence: int) -> int:
-        """Index in the batch of a sequence's last token."""
+        """Return the index in the batch of a sequence's last token."""
         return self._rows[sequence]

@@ -1,6 +1,6 @@
-"""Embeddings: a second context on the same weights, made on first use, one batch at a time.
+"""Embeddings: a second context on the same weights, created on first use, one batch at a time.
 
-Its own lock and not the engine's thread: streams go on while it decodes.
+It has its own lock and does not use the engine's thread, so streams go on while it decodes.
 """
 
 import threading
@@ -15,34 +15,34 @@ from .batch import Batch
 from .model import Model
 
 EMBED_SEQUENCES_MAX = 8
-"""Texts in one decode."""
+"""Most texts in one decode."""
 
 
 class NotWanted(Exception):
-    """Whoever asked has left."""
+    """The client has disconnected."""
 
 
 class Embedder:
-    """Turns token lists into unit vectors."""
+    """Embedding context of one model: it converts token lists to unit vectors."""
 
     def __init__(self, model: Model, *, ctx: int, threads: int) -> None:
         self.model = model
         self.ctx = ctx
-        """The most tokens of one text: a pooled text must fit one physical batch."""
+        """Most tokens of one text, because a pooled text must fit one physical batch."""
         self._threads = threads
         self._lock = threading.Lock()
         self._context: int | None = None
         self._batch = Batch(ctx)
 
     def embed(self, texts: list[list[int]], is_wanted: Callable[[], bool]) -> npt.NDArray[np.float32]:
-        """One L2-normalised row per text, each of 1 to `ctx` tokens. Blocks; call it off the event loop.
+        """Compute one L2-normalised row per text. This blocks: call it off the event loop.
 
         Args:
-            texts: At least one.
-            is_wanted: Asked before each batch.
+            texts: At least one text, each of 1 to `ctx` tokens.
+            is_wanted: Called before each batch; False stops the work.
 
         Raises:
-            NotWanted: It said no.
+            NotWanted: `is_wanted` returned False.
             RuntimeError: llama.cpp failed.
         """
         rows: list[npt.NDArray[np.float32]] = []
@@ -65,15 +65,15 @@ class Embedder:
         params.n_threads = params.n_threads_batch = self._threads
         params.kv_unified = True
         params.embeddings = True
-        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED  # What the file says.
+        params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_UNSPECIFIED  # The pooling that the file declares.
         context = llama_cpp.llama_init_from_model(self.model.handle, params)
         if context and llama_cpp.llama_pooling_type(context) == llama_cpp.LLAMA_POOLING_TYPE_NONE:
-            # A generator says nothing about pooling; the mean of its last layer is the usual choice.
+            # A text generator declares no pooling. The mean of its last layer is the usual choice.
             llama_cpp.llama_free(context)
             params.pooling_type = llama_cpp.LLAMA_POOLING_TYPE_MEAN
             context = llama_cpp.llama_init_from_model(self.model.handle, params)
         if not context:
-            raise RuntimeError("llama.cpp can not make a context for embeddings")
+            raise RuntimeError("llama.cpp cannot create a context for embeddings.")
         return context
 
     def _decode(self, group: list[list[int]]) -> list[npt.NDArray[np.float32]]:
@@ -91,7 +91,7 @@ class Embedder:
 
 
 def _groups(texts: list[list[int]], ctx: int) -> list[list[list[int]]]:
-    """In order, as many per decode as its tokens and sequences allow."""
+    """Split texts into decodes, in order, each filled up to the limits on tokens and sequences."""
     groups: list[list[list[int]]] = []
     room = 0
     for tokens in texts:

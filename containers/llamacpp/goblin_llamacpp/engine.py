@@ -1,10 +1,10 @@
-"""Continuous batching: one thread, one context, one decode loop; requests join and leave between steps.
+"""Continuous batching: one thread, one context, one decode loop. Requests join and leave between steps.
 
     submit ──▶ queue ──▶ slot ──▶ batch ──▶ llama_decode ──▶ sample ──▶ text ──▶ sink (on the event loop)
                fair,      prefix    1 token per running sequence,
                bounded    reuse     then prompt chunks within a budget
 
-Only the engine's thread touches the context. Others append to the queue, set `cancelled`, and read numbers.
+Only the engine's thread touches the context. Other threads append to the queue, set `cancelled`, and read counters.
 """
 
 import ctypes
@@ -28,17 +28,21 @@ from .slots import Adapters, Placement, Row, Slot, choose_adapters, place, plan_
 log = logging.getLogger(__name__)
 
 NO_KV_SLOT = 1
-"""`llama_decode`: the pool has no room, and nothing was changed."""
+"""Return code of `llama_decode`: the key-value pool has no room, and nothing was changed."""
 
 Post = Callable[[list[tuple[Generation, Event]]], None]
-"""Carries a step's events to the event loop; must not block."""
+"""Function that hands the events of one step to the event loop. It must not block."""
 
 
 class Engine:
-    """Serves one model until closed."""
+    """Decode loop of one model, running from its creation until it is closed."""
 
     def __init__(self, model: Model, settings: EngineSettings, meters: Meters, post: Post) -> None:
-        """Raises ModelRefused when llama.cpp can not make the context."""
+        """Open the context and start the thread.
+
+        Raises:
+            ModelRefused: llama.cpp cannot create the context.
+        """
         self.model = model
         self.settings = settings
         self.meters = meters
@@ -52,7 +56,7 @@ class Engine:
         self._step = 0
         self._last_adapters: Adapters | None = None
         self._adapters: Adapters = ()
-        """Those the context is set to."""
+        """Adapters that the context is set to."""
         self._beat_at = time.monotonic()
         self._idle = True
         self._recent_s = 1.0
@@ -65,13 +69,13 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="llama-engine", daemon=True)
         self._thread.start()
 
-    # What others may call.
+    # Called from other threads.
 
     def submit(self, *generations: Generation) -> None:
-        """Queue answers that belong together: all or none.
+        """Queue the answers of one request: all of them or none.
 
         Raises:
-            ApiError: 429 when they do not all fit the queue, 503 while closing, 500 after a fatal error.
+            ApiError: 429 if they do not all fit the queue, 503 while closing, 500 after a fatal error.
         """
         with self._wake:
             if self._fatal:
@@ -86,22 +90,27 @@ class Engine:
             self._wake.notify()
 
     def cancel(self, generation: Generation) -> None:
-        """Stop it before the next step; its sink still gets `Finished("cancelled")`."""
+        """Stop an answer before the next step. Its sink still gets `Finished("cancelled")`."""
         generation.cancelled = True
         with self._wake:
             self._wake.notify()
 
     def close(self, *, cut: bool = False) -> None:
-        """Take nothing new; the thread ends when the running and queued answers have, or now if `cut`."""
+        """Refuse new answers and let the thread end after the running and queued ones. A second call is safe.
+
+        Args:
+            cut: End the running and queued answers before the next step.
+        """
         with self._wake:
             self._accepting = False
             self._cut = self._cut or cut
             self._wake.notify()
 
     def join(self, timeout_s: float | None = None) -> bool:
-        """Wait for the thread's end and free the context; False if it is still running.
+        """Wait for the thread to end, then free the context.
 
-        Not freeing is then the only safe thing: the thread may be inside the library.
+        Returns:
+            False if the thread still runs. The context is not freed then: the thread may be inside the library.
         """
         self._thread.join(timeout_s)
         if self._thread.is_alive():
@@ -122,13 +131,13 @@ class Engine:
 
     @property
     def is_alive(self) -> bool:
-        """Idle, or made a step lately; never false because of waiting or loading."""
+        """Whether the engine is idle or made a step within `stall_s`. Waiting for requests counts as alive."""
         if self._fatal or not self._thread.is_alive():
             return False
         return self._idle or time.monotonic() - self._beat_at < self.settings.stall_s
 
     def describe_slots(self) -> list[dict[str, object]]:
-        """llama-server's `/slots`, without anybody's words."""
+        """Return llama-server's `/slots` objects, without any prompt or answer text."""
         running = dict(self._running)
         return [
             {
@@ -146,7 +155,7 @@ class Engine:
         rounds = 1 + (len(self._queue) + len(self._running)) / self.settings.slots
         return min(max(round(self._recent_s * rounds), 1), 60)
 
-    # The engine's thread.
+    # Run on the engine's thread.
 
     def _run(self) -> None:
         try:
@@ -154,15 +163,15 @@ class Engine:
                 self._make_step()
                 self._deliver()
         except Exception as error:
-            log.exception("the engine died")
-            self._fatal = f"The engine died: {error}"
+            log.exception("The engine stopped because of an error.")
+            self._fatal = f"The engine stopped because of an error: {error}."
         with self._wake:
             self._accepting = False
             left = list(self._queue)
         for generation in [*self._running.values(), *left]:
             self._drop_sampler(generation)
             self.meters.failed += 1
-            self._tell(generation, Failed(self._fatal or "The engine has stopped"))
+            self._tell(generation, Failed(self._fatal or "The engine has stopped."))
         self._deliver()
 
     def _wait_for_work(self) -> bool:
@@ -211,7 +220,7 @@ class Engine:
         for index in list(self._running):
             self._release(index, "length", cut_short=True)
 
-    # Joining.
+    # Requests join.
 
     def _admit(self) -> None:
         while len(self._running) < len(self._slots):
@@ -254,11 +263,11 @@ class Engine:
         self._running[slot.index] = generation
 
     def _reuse(self, placement: Placement) -> int:
-        """Prepare the slot's keys and values; returns how many prompt tokens they cover."""
+        """Prepare the slot's keys and values, and return how many tokens they cover."""
         slot, source, reuse = self._slots[placement.slot], self._slots[placement.source], placement.reuse
         if slot is source:
             kept = slot.cached[:reuse]
-            # A recurrent state can not be cut back; then all of it goes.
+            # A recurrent state cannot be cut back, so all of it is dropped.
             if not llama_cpp.llama_memory_seq_rm(self._memory, slot.index, reuse, -1):
                 self._forget(slot)
                 kept = []
@@ -290,7 +299,7 @@ class Engine:
         self._adapters = adapters
 
     def _decode(self, rows: list[Row]) -> bool:
-        """Run one batch. False when it must be planned again."""
+        """Run one batch. Return False if it must be planned again."""
         self._batch.clear()
         for row in rows:
             slot = self._slots[row.slot]
@@ -322,7 +331,7 @@ class Engine:
         meters.tokens_max = max(meters.tokens_max, *(len(self._slots[r.slot].cached) + r.count for r in rows))
 
     def _make_room(self) -> None:
-        """The pool was full against the plan: give up idle caches, else send the youngest request back."""
+        """Free cells when the pool is full against the plan: evict idle caches, else requeue the youngest request."""
         cached = [slot for slot in self._slots if not slot.busy and slot.cached]
         if cached:
             for slot in cached:
@@ -330,7 +339,7 @@ class Engine:
             return
         if len(self._running) == 1:
             (index,) = self._running
-            self._fail(index, Failed("The request does not fit the key-value cache"))
+            self._fail(index, Failed("The request does not fit the key-value cache."))
             return
         index = max(self._running, key=lambda i: self._running[i].admitted_at or 0.0)
         generation = self._running.pop(index)
@@ -354,7 +363,7 @@ class Engine:
             self._take(row.slot, generation, token, position)
 
     def _take(self, index: int, generation: Generation, token: int, position: int) -> None:
-        """One new token: show its text, then end the answer or continue it."""
+        """Handle a new token: send its text, then end the answer or continue it."""
         if generation.first_token_at is None:
             generation.first_token_at = time.monotonic()
         slot = self._slots[index]
@@ -377,7 +386,7 @@ class Engine:
         else:
             slot.pending = [token]
 
-    # Leaving.
+    # Requests leave.
 
     def _show(self, generation: Generation, text: str, *, all_logprobs: bool = False) -> None:
         held = generation.held_logprobs
@@ -424,7 +433,7 @@ class Engine:
         self._tell(generation, event)
 
     def _free(self, slot: Slot) -> None:
-        """The slot is idle again; what it holds stays as a prefix cache."""
+        """Mark a slot as idle. Its keys and values stay as a prefix cache."""
         slot.busy, slot.prefilling, slot.reserved = False, False, 0
         slot.pending, slot.used_at = [], self._step
 

@@ -1,10 +1,10 @@
-"""What can be answered to a client instead of a result, in OpenAI's error shape."""
+"""Errors answered to clients, in OpenAI's error shape."""
 
 from typing import Any
 
 
 class ApiError(Exception):
-    """One HTTP error answer: `{"error": {"message", "type", "param", "code", …}}`."""
+    """An HTTP error answer: `{"error": {"message", "type", "param", "code", …}}`."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class ApiError(Exception):
         self.facts = facts or {}
 
     def body(self) -> dict[str, Any]:
-        """The JSON object of the answer; `facts` are numbers a client may act on."""
+        """Return the JSON object of the answer. `facts` are numbers that a client may use, such as the context size."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error | self.facts}
 
@@ -40,7 +40,7 @@ def invalid(message: str, *, param: str | None = None, code: str | None = None) 
 
 
 def context_exceeded(n_prompt_tokens: int, n_ctx: int) -> ApiError:
-    """The prompt leaves no room for one generated token."""
+    """Return the error for a prompt that leaves no room for one generated token."""
     return ApiError(
         400,
         f"This model's context is {n_ctx} tokens per request, but the prompt has {n_prompt_tokens}; "
@@ -52,18 +52,20 @@ def context_exceeded(n_prompt_tokens: int, n_ctx: int) -> ApiError:
 
 
 def loading() -> ApiError:
-    """llama-server's exact words, which probes look for."""
+    """Return the error while the model loads, in llama-server's exact words: probes look for them."""
     return ApiError(503, "Loading model", type="unavailable_error", code=503, retry_after_s=1)
 
 
 def draining() -> ApiError:
-    return ApiError(503, "The server is shutting down", type="unavailable_error", code="shutting_down", retry_after_s=5)
+    return ApiError(
+        503, "The server is shutting down.", type="unavailable_error", code="shutting_down", retry_after_s=5
+    )
 
 
 def queue_full(retry_after_s: int) -> ApiError:
     return ApiError(
         429,
-        f"All slots are busy and the queue is full; retry in {retry_after_s} s",
+        f"All slots are busy and the queue is full. Retry in {retry_after_s} s.",
         type="rate_limit_error",
         code="queue_full",
         retry_after_s=retry_after_s,

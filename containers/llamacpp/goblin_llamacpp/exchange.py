@@ -1,4 +1,4 @@
-"""One request's answers on the event loop: submit, follow, stream or collect, cancel when the client leaves."""
+"""Answers of one request on the event loop: submit, stream or collect, cancel when the client disconnects."""
 
 import asyncio
 from collections.abc import Callable, Sequence
@@ -14,11 +14,11 @@ from .errors import ApiError, broken, invalid
 from .generation import Event, Failed, Finished, Generation, Piece
 
 PING_S = 15.0
-"""A stream that has nothing to say says so, or proxies take it for dead."""
+"""Silence after which a stream sends a comment, so that proxies do not close it."""
 
 
 class Mailbox:
-    """Events of one request, from the engine's deliveries to its one reader."""
+    """Events of one request, from the engine to the one task that reads them."""
 
     def __init__(self) -> None:
         self._events: list[tuple[int, Event]] = []
@@ -26,13 +26,14 @@ class Mailbox:
         self._waiter: asyncio.Future[None] | None = None
 
     def put(self, generation: Generation, event: Event) -> None:
+        """Add an event and wake the reader. Call it on the event loop."""
         self._events.append((generation.index, event))
         self._wake()
 
     async def take(self, timeout_s: float | None = None) -> list[tuple[int, Event]]:
-        """All events there are, at least one; empty when none came in time.
+        """Take all events, waiting for the first one. The list is empty if none came in time.
 
-        Once per token: a future and a timer, where `asyncio.wait_for` would make a task.
+        This runs once per token. A future and a timer are cheaper than the task that `asyncio.wait_for` would create.
         """
         if not self._events:
             self._waiter = self._loop.create_future()
@@ -52,7 +53,7 @@ class Mailbox:
 
 
 class Exchange:
-    """The answers to one request."""
+    """One request with its answers, from submission to the end."""
 
     def __init__(
         self,
@@ -69,10 +70,15 @@ class Exchange:
         self.answers = answers
 
     def submit(self) -> None:
+        """Queue all answers in the engine.
+
+        Raises:
+            ApiError: As `Engine.submit`.
+        """
         self._engine.submit(*self._generations)
 
     def cancel(self) -> None:
-        """Harmless after the end."""
+        """Cancel all answers. After the end this does nothing."""
         for generation in self._generations:
             self._engine.cancel(generation)
 
@@ -81,10 +87,10 @@ class Exchange:
         return all(answer.finished is not None for answer in self.answers)
 
     async def next_choices(self, timeout_s: float | None) -> list[dict[str, Any]] | None:
-        """What the events that came mean for the client; None when none came in time.
+        """Wait for events and convert them to choices, or return None if none came in time.
 
         Raises:
-            ApiError: The engine gave up on one of the answers; the others are cancelled.
+            ApiError: An answer failed; the others are cancelled.
         """
         events = await self._mailbox.take(timeout_s)
         if not events:
@@ -101,7 +107,11 @@ class Exchange:
         return choices
 
     async def collect(self, receive: Receive, kind: str) -> Response:
-        """The whole answer as one JSON object; nothing is sent if the client leaves."""
+        """Wait for the whole answer and return it as one JSON object. A disconnect cancels it.
+
+        Raises:
+            ApiError: An answer failed; the others are cancelled.
+        """
         watch = asyncio.create_task(on_disconnect(receive, self.cancel))
         try:
             while not self.is_over:
@@ -113,7 +123,7 @@ class Exchange:
         return JSONResponse(body | self.closing())
 
     def closing(self) -> dict[str, Any]:
-        """Usage and timings, once all answers have ended."""
+        """Return usage and timings. Call it when all answers have ended."""
         ends = [answer.finished for answer in self.answers if answer.finished is not None]
         extra: dict[str, Any] = {"usage": usage(ends), "timings": timings(ends[0])}
         if any(end.cut_short for end in ends):
@@ -122,9 +132,9 @@ class Exchange:
 
 
 class EventStream(Response):
-    """Server-sent events in OpenAI's order: role, deltas, reason, usage if asked for, `[DONE]`.
+    """Server-sent events in OpenAI's order: role, deltas, finish reason, usage if requested, `[DONE]`.
 
-    Nothing is sent before the first event: an error until then is an ordinary HTTP error. A later one is an
+    The response starts with the first event, so an error before it is an ordinary HTTP error. A later error is an
     `error` event, and the stream ends without `[DONE]`.
     """
 
@@ -177,7 +187,7 @@ class EventStream(Response):
         if self._wants_usage:
             body["usage"] = None
         if choices and choices[0]["finish_reason"] is not None and self._exchange.is_over:
-            # The stream's last choice also carries how it went.
+            # The last choice of the stream also carries the timings.
             closing = self._exchange.closing()
             del closing["usage"]
             body |= closing
@@ -197,11 +207,12 @@ def _explain(event: Failed) -> ApiError:
 
 
 async def on_disconnect(receive: Receive, act: Callable[[], None]) -> None:
-    """Wait until the client has left, then act."""
+    """Wait until the client has disconnected, then call `act`."""
     while (await receive())["type"] != "http.disconnect":
         pass
     act()
 
 
 def error_response(error: ApiError) -> JSONResponse:
+    """Return the HTTP response for an error."""
     return JSONResponse(error.body(), status_code=error.status, headers=error.headers())

@@ -1,4 +1,4 @@
-"""One answer being generated, and what its engine says about it while it goes."""
+"""One answer being generated, and the events that the engine sends about it."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,7 +13,7 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """Text that may be shown, and the tokens it is made of where log-probabilities were asked for."""
+    """Text for the client, with the log-probabilities of its tokens if they were requested."""
 
     text: str
     logprobs: tuple[TokenLogprob, ...] = ()
@@ -30,12 +30,12 @@ class Finished:
     prompt_s: float
     predicted_s: float
     cut_short: bool = False
-    """The server is going away; another one could continue."""
+    """Whether the server ended the answer because it shuts down. Another server could continue it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Failed:
-    """The last event of an answer that can not be finished."""
+    """The last event of an answer that cannot be finished."""
 
     message: str
     client_fault: bool = False
@@ -46,17 +46,17 @@ Event = Piece | Finished | Failed
 
 @dataclass(slots=True, eq=False)
 class Generation:
-    """A request for one answer. The first block is the asker's, the second the engine's."""
+    """One answer to generate. The server sets the first block of fields, the engine the second."""
 
     prompt: list[int]
-    """Token ids in range, at least one."""
+    """At least one token id; all ids are in range."""
     sampling: Sampling
     max_new: int
     sink: Callable[["Generation", Event], None]
-    """Called on the event loop, in order; `Finished` or `Failed` comes last, exactly once."""
+    """Called on the event loop, in order. `Finished` or `Failed` comes last, exactly once."""
     stop: tuple[str, ...] = ()
     top_logprobs: int | None = None
-    """How many alternatives to report; None reports no log-probabilities at all."""
+    """Number of alternatives to report. None reports no log-probabilities at all."""
     adapters: Adapters = ()
     client: str = ""
     index: int = 0
@@ -67,10 +67,13 @@ class Generation:
     generated: list[int] = field(default_factory=list)
     cached_tokens: int = 0
     admitted_at: float | None = None
-    """Monotonic seconds, as the next one."""
+    """Seconds of the monotonic clock, as in `first_token_at`."""
     first_token_at: float | None = None
     held_logprobs: list[tuple[int, TokenLogprob]] = field(default_factory=list)
-    """With the character at which each token starts; they wait as its text does."""
+    """(start, entry) pairs: the character at which the token starts, and its log-probability.
+
+    They are held back until the text of the token is sent.
+    """
 
     def __post_init__(self) -> None:
         self.text = TextStream(self.stop)

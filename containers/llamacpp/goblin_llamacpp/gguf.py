@@ -1,7 +1,7 @@
-"""The header of a GGUF file: what it is, before gigabytes are read. Pure but for the reading.
+"""Reader for the header of a GGUF file, which describes the model before its gigabytes are read.
 
 Source: ggml's gguf.h, versions 2 and 3 (little endian): magic, version, counts, then key-value pairs; strings and
-arrays carry 64-bit lengths. Everything read is bounded, for the file may come from anywhere.
+arrays carry 64-bit lengths. Every size is checked against a limit, because the file is not trusted.
 """
 
 import struct
@@ -19,15 +19,15 @@ _STRING, _ARRAY = 8, 9
 
 
 class NotGguf(ValueError):
-    """The file is no GGUF that can be served; the words say why."""
+    """The file is not a GGUF that can be served. The message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What a file says about itself."""
+    """Metadata from the header of a file."""
 
     metadata: dict[str, Any]
-    """Arrays of strings are left out (a vocabulary is of no use here), arrays of numbers are lists."""
+    """Values by key. Arrays of numbers are lists; arrays of strings, such as the vocabulary, are left out."""
     n_tensors: int
     file_bytes: int
 
@@ -36,14 +36,14 @@ class Header:
         return str(self.metadata.get("general.architecture", ""))
 
     def number(self, key: str, default: int = 0) -> int:
-        """A number of this architecture, such as `block_count`; of an array its largest."""
+        """Return a number of this architecture, such as `block_count`. Of an array, return the largest."""
         value = self.metadata.get(f"{self.architecture}.{key}", default)
         if isinstance(value, list):
             return max((int(item) for item in value), default=default)
         return int(value)
 
     def numbers(self, key: str, count: int) -> list[int]:
-        """One number per layer; a single one stands for all."""
+        """Return one number per layer. A single number in the file counts for all layers."""
         value = self.metadata.get(f"{self.architecture}.{key}", 0)
         return [int(item) for item in value] if isinstance(value, list) else [int(value)] * count
 
@@ -52,24 +52,24 @@ def read_header(path: Path) -> Header:
     """Read and check the header.
 
     Raises:
-        NotGguf: With the reason.
-        OSError: The file can not be read.
+        NotGguf: The header is damaged or unsupported; the message says why.
+        OSError: The file cannot be read.
     """
     with path.open("rb") as file:
         try:
             return _read(file, path.stat().st_size)
         except (struct.error, UnicodeDecodeError) as error:
-            raise NotGguf(f"{path.name} ends inside its header, or its header is damaged") from error
+            raise NotGguf(f"{path.name} ends inside its header, or its header is damaged.") from error
 
 
 def _read(file: BinaryIO, file_bytes: int) -> Header:
     if file.read(4) != b"GGUF":
-        raise NotGguf("The file does not start with GGUF")
+        raise NotGguf("The file is not a GGUF: it does not start with GGUF.")
     version, n_tensors, n_pairs = struct.unpack("<IQQ", file.read(20))
     if version not in (2, 3):
-        raise NotGguf(f"GGUF version {version} is not supported")
+        raise NotGguf(f"GGUF version {version} is not supported. Versions 2 and 3 are.")
     if not 0 < n_tensors <= TENSORS_MAX or n_pairs > PAIRS_MAX:
-        raise NotGguf(f"The header counts {n_tensors} tensors and {n_pairs} keys, which can not be")
+        raise NotGguf(f"The header is damaged: it counts {n_tensors} tensors and {n_pairs} keys.")
     metadata: dict[str, Any] = {}
     for _ in range(n_pairs):
         key = _read_string(file)
@@ -79,7 +79,7 @@ def _read(file: BinaryIO, file_bytes: int) -> Header:
             metadata[key] = value
     header = Header(metadata, n_tensors, file_bytes)
     if not header.architecture:
-        raise NotGguf("The header names no architecture")
+        raise NotGguf("The header is missing the key general.architecture.")
     return header
 
 
@@ -94,29 +94,29 @@ def _read_value(file: BinaryIO, kind: int) -> Any:
 def _read_scalar(file: BinaryIO, kind: int) -> Any:
     layout = _SCALARS.get(kind)
     if layout is None:
-        raise NotGguf(f"The header has a value of unknown type {kind}")
+        raise NotGguf(f"The header has a value of unknown type {kind}.")
     return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
 
 
 def _read_string(file: BinaryIO) -> str:
     (size,) = struct.unpack("<Q", file.read(8))
     if size > STRING_BYTES_MAX:
-        raise NotGguf(f"The header has a string of {size} bytes")
+        raise NotGguf(f"The header has a string of {size} bytes, which is too long.")
     data = file.read(size)
     if len(data) != size:
-        raise NotGguf("The file ends inside its header")
+        raise NotGguf("The file ends inside its header.")
     return data.decode("utf-8", "replace")
 
 
 def _read_array(file: BinaryIO) -> list[Any] | None:
     kind, count = struct.unpack("<IQ", file.read(12))
     if count > ARRAY_ITEMS_MAX or kind == _ARRAY:
-        raise NotGguf(f"The header has an array of {count} values of type {kind}")
+        raise NotGguf(f"The header has an array of {count} values of type {kind}, which is not supported.")
     if kind == _STRING:
         for _ in range(count):
             (size,) = struct.unpack("<Q", file.read(8))
             if size > STRING_BYTES_MAX:
-                raise NotGguf(f"The header has a string of {size} bytes")
+                raise NotGguf(f"The header has a string of {size} bytes, which is too long.")
             file.seek(size, 1)
         return None
     return [_read_scalar(file, kind) for _ in range(count)]

@@ -1,4 +1,4 @@
-"""A model ready to answer: weights, template, engine and embedder, together and replaceable as one."""
+"""A loaded model: weights, template, engine and embedder, which are replaced together."""
 
 import time
 from dataclasses import dataclass
@@ -17,38 +17,38 @@ from .model import Model
 from .template import ChatTemplate
 
 SMALL_MODEL_BYTES = 64 * 2**20
-"""Below this a second thread costs more in hand-overs than it computes."""
+"""Model size below which a second thread costs more in synchronisation than it gains."""
 EMBED_CTX_MAX = 2048
 
 
 @dataclass(frozen=True, slots=True)
 class LoadSettings:
-    """How any model is loaded by this process."""
+    """Settings for every model that this process loads."""
 
     slots: int = 8
     ctx: int | None = None
-    """Tokens per request; None is what the model was trained for, at most 4096."""
+    """Tokens per request, prompt and answer. None takes the model's training context, at most 4096."""
     cells: int | None = None
-    """Tokens in the shared pool; None is slots x ctx."""
+    """Tokens in the shared key-value pool. None takes slots x ctx."""
     batch: int = 512
     prefill: int | None = None
-    """Prompt tokens per step; None is 128, or the whole batch when layers are on a GPU."""
+    """Prompt tokens per step. None takes 128, or the whole batch if layers are on a GPU."""
     threads: int | None = None
     queue: int = 64
     gpu_layers: int = 0
     stall_s: float = 60.0
     kv_type: str = "f16"
     adapters: tuple[tuple[str, Path], ...] = ()
-    """LoRA adapters by name, for the model the process starts with."""
+    """LoRA adapters by name, for the model that the process starts with."""
     memory_bytes: int | None = None
-    """What model, cache and buffers may use; None is what the machine has free."""
+    """Memory for weights, cache and buffers. None takes what the machine has free."""
 
 
 KV_TYPES = {"f16": 1, "q8_0": 8}
 
 
 class LoadedModel:
-    """Serves requests until `close`; two can live side by side while one replaces the other."""
+    """A model that serves requests until `close`. Two can be open at once while one replaces the other."""
 
     def __init__(
         self,
@@ -61,17 +61,17 @@ class LoadedModel:
         post: Post,
         sha256: str | None = None,
     ) -> None:
-        """Load; takes seconds to minutes.
+        """Load the model; this takes seconds to minutes.
 
         Raises:
-            NotGguf: The file's header is wrong.
+            NotGguf: The file's header is not a valid GGUF header.
             DoesNotFit: There is not enough memory.
-            ModelRefused: llama.cpp can not serve it.
-            TemplateRefused: Its chat template does not compile.
+            ModelRefused: llama.cpp cannot load the model or an adapter.
+            TemplateRefused: The model's chat template does not compile.
         """
         self.alias = alias
         self.sha256 = sha256
-        """Of the file, where somebody checked it."""
+        """Digest of the file; None if it was not checked."""
         self.loaded_at = time.time()
         self.memory = plan(path, settings)
         self.model = Model(path, gpu_layers=settings.gpu_layers)
@@ -84,22 +84,22 @@ class LoadedModel:
             special_texts=self.model.special_texts,
         )
         sizes = engine_settings(settings, self.model.n_ctx_train, self.model.size_bytes, cores)
-        _ = self.model.eog_tokens, self.model.longest_piece_bytes  # Counted now, not in the first request.
+        _ = self.model.eog_tokens, self.model.longest_piece_bytes  # Computed before the first request.
         self.engine = Engine(self.model, sizes, meters, post)
         self.embedder = Embedder(self.model, ctx=min(sizes.ctx, EMBED_CTX_MAX), threads=sizes.threads)
 
     def close(self) -> None:
-        """Take nothing new and wait for the running answers; the weights go with the last reference to them."""
+        """Refuse new requests and wait for the running answers. The weights are freed with the last reference."""
         self.engine.close()
         self.engine.join()
 
     @property
     def fingerprint(self) -> str:
-        """Changes with whatever may change an answer to the same seed."""
+        """Value of `system_fingerprint`: it changes when the same seed may give another answer."""
         return f"fp_{__version__}_{(self.sha256 or self.model.path.stem)[:16]}"
 
     def describe(self) -> dict[str, Any]:
-        """The `meta` of `/v1/models`, as llama-server gives it."""
+        """Return the `meta` object of `/v1/models`, as llama-server has it."""
         model = self.model
         return {
             "vocab_type": model.vocab_type,
@@ -114,7 +114,12 @@ class LoadedModel:
 
 
 def plan(path: Path, settings: LoadSettings) -> MemoryPlan | None:
-    """Refuse by the header alone what could not be held; None where free memory is unknown."""
+    """Plan the memory of a model from its header, or return None if free memory is unknown.
+
+    Raises:
+        NotGguf: The file's header is not a valid GGUF header.
+        DoesNotFit: There is not enough memory.
+    """
     header = read_header(path)
     available = settings.memory_bytes or available_bytes(on_gpu=bool(settings.gpu_layers))
     sizes = engine_settings(settings, header.number("context_length", 4096), header.file_bytes, 1)
@@ -131,14 +136,14 @@ def plan(path: Path, settings: LoadSettings) -> MemoryPlan | None:
 
 
 def engine_settings(settings: LoadSettings, n_ctx_train: int, size_bytes: int, cores: int) -> EngineSettings:
-    """Fill in what was left open, from the model and the machine. Pure."""
+    """Fill in the settings that were left open, from the model and the machine. Pure."""
     ctx = settings.ctx or min(n_ctx_train, 4096)
     cells = settings.cells or settings.slots * ctx
     batch = max(settings.batch, settings.slots)
     return EngineSettings(
         slots=settings.slots,
         ctx=min(ctx, cells),
-        # llama.cpp rounds up to 256 itself; counting on less is safe.
+        # llama.cpp rounds this up to a multiple of 256. Planning with the smaller number is safe.
         cells=cells,
         batch=batch,
         prefill=settings.prefill or (batch if settings.gpu_layers else min(128, batch)),

@@ -1,4 +1,4 @@
-"""What the machine has free: main memory under its control group, or the GPU's."""
+"""Free memory of the machine: main memory within the control group, or the GPU's."""
 
 import ctypes
 from pathlib import Path
@@ -10,12 +10,17 @@ MEMINFO = Path("/proc/meminfo")
 
 
 def available_bytes(*, on_gpu: bool) -> int | None:
-    """Bytes a model may take now; None where the machine does not tell."""
+    """Return the bytes that a model may take now, or None if the machine does not report them."""
     return _gpu_free() if on_gpu else main_memory_free(MEMINFO, CGROUP)
 
 
 def main_memory_free(meminfo: Path, cgroup: Path) -> int | None:
-    """The smaller of what the kernel has and what the container may still take."""
+    """Return the smaller of the kernel's available memory and the rest of the container's limit.
+
+    Args:
+        meminfo: Path of the kernel's `meminfo` file.
+        cgroup: Folder of the control group.
+    """
     limits = [value for value in (_meminfo_available(meminfo), _cgroup_left(cgroup)) if value is not None]
     return min(limits, default=None)
 
@@ -41,7 +46,7 @@ def _cgroup_left(folder: Path) -> int | None:
 
 
 def _gpu_free() -> int | None:
-    """Free memory of the first GPU, asked of ggml, which the binding does not expose."""
+    """Return the free memory of the first GPU, from ggml directly: the Python binding does not expose it."""
     library = ctypes.CDLL(str(Path(llama_cpp.__file__).parent / "lib" / "libggml.so"))
     library.ggml_backend_dev_by_type.restype = ctypes.c_void_p
     device = library.ggml_backend_dev_by_type(1)  # GGML_BACKEND_DEVICE_TYPE_GPU

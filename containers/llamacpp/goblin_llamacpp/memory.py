@@ -1,6 +1,6 @@
-"""How much memory a model needs with its key-value cache, and whether that is there. Pure.
+"""Memory plan of a model with its key-value cache, and the check that it fits. Pure.
 
-Keys and values take, per token, 2 x layers x kv_heads x head_dim x bytes; the file says all of these.
+Keys and values take 2 x layers x kv_heads x head_dim x bytes per token. The file's header has all of these numbers.
 """
 
 from dataclasses import dataclass
@@ -8,18 +8,18 @@ from dataclasses import dataclass
 from .gguf import Header
 
 KV_BYTES = {"f16": 2.0, "q8_0": 34 / 32, "q4_0": 18 / 32}
-"""Per value; quantised ones carry a scale per 32."""
+"""Bytes per value. Quantised types store a scale per 32 values."""
 RESERVE = 0.03
-"""Of what is free, for allocators and the interpreter."""
+"""Share of the free memory that is left to allocators and the interpreter."""
 
 
 class DoesNotFit(ValueError):
-    """The words are the arithmetic."""
+    """The model does not fit into memory. The message has the arithmetic."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPlan:
-    """In bytes."""
+    """Memory of a model in bytes; `cells` counts tokens."""
 
     weights: int
     kv_per_token: float
@@ -36,6 +36,7 @@ class MemoryPlan:
         return self.weights + self.kv + self.compute
 
     def explain(self) -> str:
+        """Return the arithmetic as one line."""
         return (
             f"weights {_mib(self.weights)} + keys and values {_mib(self.kv)} "
             f"({self.cells} tokens x {self.kv_per_token / 1024:.1f} KiB) + compute {_mib(self.compute)} "
@@ -44,14 +45,18 @@ class MemoryPlan:
 
 
 def plan_memory(header: Header, *, cells: int, slots: int, batch: int, kv_type: str, available: int) -> MemoryPlan:
-    """The plan, if it fits.
+    """Plan the memory of a model.
 
     Args:
+        header: The header of the model's file.
         cells: Tokens in the shared key-value pool.
+        slots: Sequences decoded together.
+        batch: Tokens per decode.
+        kv_type: Type of keys and values, a key of `KV_BYTES`.
         available: Bytes that may be used.
 
     Raises:
-        DoesNotFit: With the arithmetic, and how many tokens would fit.
+        DoesNotFit: The model does not fit; the message has the arithmetic and how many tokens would fit.
     """
     plan = MemoryPlan(
         weights=header.file_bytes,
@@ -64,24 +69,24 @@ def plan_memory(header: Header, *, cells: int, slots: int, batch: int, kv_type: 
         return plan
     left = plan.available - plan.weights - plan.compute
     most = max(int(left / plan.kv_per_token), 0) if plan.kv_per_token else 0
-    advice = f"at most {most} tokens would fit" if most else "the model itself does not fit"
-    raise DoesNotFit(f"Not enough memory: {plan.explain()}; {advice}")
+    advice = f"At most {most} tokens would fit." if most else "The model itself does not fit."
+    raise DoesNotFit(f"Not enough memory: {plan.explain()}. {advice}")
 
 
 def kv_bytes_per_token(header: Header, kv_type: str) -> float:
-    """Keys and values of one token over all layers."""
+    """Return the bytes of the keys and values of one token over all layers."""
     layers = header.number("block_count")
     heads = max(header.number("attention.head_count"), 1)
     head_dim = header.number("embedding_length") // heads
     keys = header.number("attention.key_length", head_dim)
     values = header.number("attention.value_length", head_dim)
-    # A file that does not say has as many key-value heads as heads.
+    # A file without this number has as many key-value heads as attention heads.
     kv_heads = [count or heads for count in header.numbers("attention.head_count_kv", layers)]
     return sum(kv_heads) * (keys + values) * KV_BYTES[kv_type]
 
 
 def compute_bytes(header: Header, *, cells: int, slots: int, batch: int) -> int:
-    """Buffers of one step, roughly: activations, the attention mask, and a row of logits per slot."""
+    """Estimate the buffers of one step: activations, the attention mask, and a row of logits per slot."""
     width = header.number("embedding_length")
     wide = max(header.number("feed_forward_length"), width)
     vocab = header.number("vocab_size", 32_000)

@@ -1,7 +1,7 @@
 """Counters of one server and their Prometheus text, under llama-server's names. Pure.
 
-Written by the engine's thread, read by the event loop; each field is one number, so a reader sees a value
-that was true a moment ago.
+The engine's thread writes them and the event loop reads them without a lock. Each field is one number, so a reader
+sees a recent value.
 """
 
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ GAUGES = {
 
 @dataclass(slots=True)
 class Meters:
-    """Totals since the process started, over every model it has served."""
+    """Totals since the process started, over every model that it has served."""
 
     prompt_tokens: int = 0
     prompt_tokens_cached: int = 0
@@ -44,14 +44,19 @@ class Meters:
     predicted_s: float = 0.0
     decodes: int = 0
     busy_slots: int = 0
-    """Sum over decodes of the slots that took part."""
+    """Number of slots that took part, summed over all decodes."""
     tokens_max: int = 0
     cancelled: int = 0
     refused: int = 0
     failed: int = 0
 
     def render(self, *, processing: int, deferred: int) -> str:
-        """Prometheus text format 0.0.4."""
+        """Render the Prometheus text format 0.0.4.
+
+        Args:
+            processing: Requests being decoded now.
+            deferred: Requests waiting in the queue.
+        """
         values: dict[str, float] = {
             "prompt_tokens_total": self.prompt_tokens,
             "prompt_seconds_total": round(self.prompt_s, 6),

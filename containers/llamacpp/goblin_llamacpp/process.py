@@ -1,9 +1,9 @@
-"""The life of the process: bind, announce, load behind an open port, drain on a signal, end.
+"""Lifecycle of the process: bind the port, announce it, load the model, drain on a signal, exit.
 
-0 s   bind; probes answer "Loading model"
-SIGTERM at T: readiness 503, new requests 503, running answers go on
-T + grace (8 s): what still runs is given its last chunk
-T + grace + 1 s: exit 0, whatever happens; a second signal exits at once
+start              bind the port; probes get 503 "Loading model" until the model is loaded
+SIGTERM at T       readiness and new requests get 503; running answers go on
+T + grace (8 s)    running answers are cut and get their last chunk
+T + grace + 1 s    exit 0 in any case; a second signal exits at once
 """
 
 import asyncio
@@ -30,9 +30,9 @@ from .source import ModelSource
 log = logging.getLogger(__name__)
 
 SWITCH_INTERVAL_S = 0.0005
-"""The engine's thread must get the interpreter back soon after each decode; the default is 5 ms."""
+"""Python's thread switch interval. Its default is 5 ms, but the engine's thread needs the GIL soon after a decode."""
 CUT_S = 0.7
-"""From the last chunks to the exit."""
+"""Time for the last chunks, from the cut to the exit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,7 @@ class ProcessSettings:
 
 
 class _Listener(uvicorn.Server):
-    """uvicorn without its signal handlers: ours drain first."""
+    """uvicorn without its signal handlers, because this module drains on signals first."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -56,10 +56,14 @@ class _Listener(uvicorn.Server):
 
 
 async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettings) -> int:
-    """Serve until a signal; returns the exit status."""
+    """Serve until a signal.
+
+    Returns:
+        The exit status: 0, or 1 if the model could not be loaded.
+    """
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # It would log signed URLs, which are secrets.
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # httpx would log signed URLs, which are secrets.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     quiet_llama()
     bound = _bind(process.host, process.port)
@@ -79,7 +83,7 @@ async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettin
     if loading.done() and (refusal := _refusal(loading)):
         listener.should_exit = True
         await listening
-        sys.stderr.write(f"the model could not be loaded: {refusal}\n")
+        sys.stderr.write(f"The model could not be loaded: {refusal}\n")
         return 1
     await asyncio.wait({listening, stop}, return_when=asyncio.FIRST_COMPLETED)
     await _end(serving, listener, listening, loading, process.grace_s)
@@ -87,7 +91,7 @@ async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettin
 
 
 def _refusal(loading: asyncio.Task[None]) -> str | None:
-    """Why there is nothing to serve; a fault of ours is raised."""
+    """Return why the model could not be loaded, or None. A bug in the loader is raised."""
     try:
         loading.result()
     except LoadRefused as error:
@@ -104,13 +108,13 @@ async def _end(
 ) -> None:
     log.info("draining")
     serving.drain()
-    # Whatever hangs, the platform must see a clean exit before it kills. Not a timer of the event loop, which
-    # ends before the threads do.
+    # Even if a thread hangs, the platform must see exit 0 before it kills the process. A timer of the event loop would
+    # not do, because the loop ends before the threads.
     last_resort = threading.Timer(grace_s + 1, os._exit, (0,))
     last_resort.daemon = True
     last_resort.start()
     if not loading.done():
-        os._exit(0)  # Loading can not be interrupted, and nobody waits for an answer.
+        os._exit(0)  # Loading cannot be interrupted, and no answer is running yet.
     await serving.finish(grace_s=grace_s, cut_s=CUT_S)
     listener.should_exit = True
     await listening
@@ -134,7 +138,7 @@ def _bind(host: str, port: int) -> socket.socket:
     try:
         bound.bind((host, port))
     except OSError as error:
-        sys.stderr.write(f"can not listen on {host}:{port}: {error.strerror}\n")
+        sys.stderr.write(f"Cannot listen on {host}:{port}: {error.strerror}. Choose another --host or --port.\n")
         raise SystemExit(1) from None
     bound.listen(512)
     return bound
@@ -146,7 +150,7 @@ def _announce(bound: socket.socket, process: ProcessSettings) -> None:
     sys.stdout.write(f"listening on http://{host}:{port}\n")
     sys.stdout.flush()
     if process.port_file:
-        # Renamed into place, so that a reader never sees half a number.
+        # Written beside it and renamed, so that a reader never sees half a number.
         partial = process.port_file.with_suffix(".partial")
         partial.write_text(str(port))
         partial.replace(process.port_file)

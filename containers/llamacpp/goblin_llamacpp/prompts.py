@@ -1,4 +1,4 @@
-"""From a checked request to what the engine needs: tokens, sampling, grammar. Runs off the event loop."""
+"""Preparation of a checked request for the engine: tokens, sampling, grammar. Runs off the event loop."""
 
 import json
 import secrets
@@ -18,14 +18,14 @@ from .slots import Adapters
 from .template import Part, TemplateRefused
 
 SEED_RANGE = 2**32 - 1
-"""The last 32-bit value means "any" to llama.cpp, so it is left out."""
+"""Number of seeds. The last 32-bit value means "any seed" to llama.cpp, so it is excluded."""
 
 SPECIALS_MAX = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """Everything about a request that does not depend on which of its `n` answers is meant."""
+    """A prepared request: everything that its `n` answers have in common."""
 
     prompt: list[int]
     sampling: Sampling
@@ -34,22 +34,22 @@ class Prepared:
     top_logprobs: int | None
     adapters: Adapters = ()
     reads_tools: bool = False
-    """Whether `<tool_call>` in the answer is a call and not text."""
+    """Whether `<tool_call>` in the answer is read as a tool call, not as text."""
 
 
 def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> Prepared:
-    """Render, tokenise and bound a chat. A last message of the assistant is continued, as llama-server does.
+    """Render and tokenise a chat. If the last message is the assistant's, it is continued, as llama-server does.
 
     Raises:
-        ApiError: 400, naming what is wrong.
+        ApiError: 400; the message and `param` name what is wrong.
     """
     tools = [] if request.tool_choice == "none" else request.tools or []
     if request.tools and not loaded.template.knows_tools:
-        raise invalid("This model's chat template has no tools", param="tools", code="tools_not_supported")
+        raise invalid("This model's chat template does not support `tools`.", param="tools", code="tools_not_supported")
     messages, begun = _begun(request.messages)
     grammar = _chat_grammar(request, tools)
     if begun and grammar is not None:
-        raise invalid("An answer that has begun cannot be bound to a grammar", param="messages")
+        raise invalid("A continued assistant message cannot have a grammar.", param="messages")
     try:
         parts = loaded.template.render(
             [_to_template(message) for message in messages],
@@ -72,16 +72,16 @@ def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> Prepared:
 
 
 def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> Prepared:
-    """Tokenise a raw prompt: its author writes all of it, control words included.
+    """Tokenise a raw prompt. Control words in it act as control tokens.
 
     Raises:
-        ApiError: 400, naming what is wrong.
+        ApiError: 400; the message and `param` name what is wrong.
     """
     prompt = one_prompt(request.prompt, loaded)
     grammar = request.grammar
     if request.json_schema is not None:
         if grammar:
-            raise invalid("`grammar` and `json_schema` exclude each other", param="grammar")
+            raise invalid("Give either `grammar` or `json_schema`, not both.", param="grammar")
         grammar = _schema_grammar(request.json_schema, param="json_schema")
     return Prepared(
         prompt=prompt,
@@ -94,7 +94,7 @@ def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> Prepa
 
 
 def to_generations(prepared: Prepared, request: Common, sink: Any, *, client: str) -> list[Generation]:
-    """One per answer; each has its own seed, the first the one that was asked for."""
+    """Create one generation per answer. The first has the requested seed, each further one the next seed."""
     user = request.safety_identifier or request.user
     return [
         Generation(
@@ -113,34 +113,38 @@ def to_generations(prepared: Prepared, request: Common, sink: Any, *, client: st
 
 
 def one_prompt(prompt: str | list[str | int | list[int]], loaded: LoadedModel) -> list[int]:
-    """A prompt given as text, as token ids, or as a list of one of these."""
+    """Tokenise a prompt given as text, as token ids, or as a list with one of these.
+
+    Raises:
+        ApiError: 400; the message and `param` name what is wrong.
+    """
     if isinstance(prompt, list) and len(prompt) == 1 and not isinstance(prompt[0], int):
         prompt = prompt[0]  # type: ignore[assignment]
     if isinstance(prompt, str):
         return tokenize_text(prompt, loaded, param="prompt")
     if any(not isinstance(token, int) for token in prompt):
-        raise invalid("Only one prompt per request is supported", param="prompt")
+        raise invalid("Only one prompt per request is supported.", param="prompt")
     return check_tokens(prompt, loaded, param="prompt")  # type: ignore[arg-type]
 
 
 def embedding_inputs(request: EmbeddingRequest, loaded: LoadedModel) -> list[list[int]]:
-    """The texts of an embedding request as tokens, each within the embedder's context.
+    """Tokenise the texts of an embedding request, each within the embedder's context.
 
     Raises:
-        ApiError: 400, naming the input.
+        ApiError: 400; the message and `param` name what is wrong.
     """
     if request.dimensions is not None and request.dimensions != loaded.model.n_embd:
-        raise invalid(f"This model's embeddings have {loaded.model.n_embd} dimensions", param="dimensions")
+        raise invalid(f"This model's embeddings have {loaded.model.n_embd} dimensions.", param="dimensions")
     given = request.input
     if isinstance(given, str) or (given and all(isinstance(item, int) for item in given)):
         given = [given]  # type: ignore[list-item]
     if not 0 < len(given) <= EMBED_INPUTS_MAX:
-        raise invalid(f"`input` has 1 to {EMBED_INPUTS_MAX} texts", param="input")
+        raise invalid(f"`input` must have 1 to {EMBED_INPUTS_MAX} texts.", param="input")
     ctx = loaded.embedder.ctx
     inputs = []
     for item in given:
         if isinstance(item, int):
-            raise invalid("`input` mixes token ids with texts", param="input")
+            raise invalid("`input` mixes token ids with texts. Send one or the other.", param="input")
         if isinstance(item, str):
             tokens = tokenize_text(item, loaded, param="input")
         else:
@@ -155,33 +159,37 @@ def tokenize_text(text: str, loaded: LoadedModel, *, param: str) -> list[int]:
     refuse_hopeless(text, loaded)
     tokens = loaded.model.tokenize(text, add_special=True, parse_special=True)
     if not tokens:
-        raise invalid(f"`{param}` is empty", param=param)
+        raise invalid(f"`{param}` is empty.", param=param)
     return tokens
 
 
 def check_tokens(tokens: list[int], loaded: LoadedModel, *, param: str) -> list[int]:
-    """llama.cpp ends the process on an id that is out of range."""
+    """Refuse token ids that are out of range: llama.cpp would end the process.
+
+    Raises:
+        ApiError: 400, naming `param`.
+    """
     if not tokens:
-        raise invalid(f"`{param}` is empty", param=param)
+        raise invalid(f"`{param}` is empty.", param=param)
     if any(not 0 <= token < loaded.model.n_vocab for token in tokens):
-        raise invalid(f"Token ids are from 0 to {loaded.model.n_vocab - 1}", param=param)
+        raise invalid(f"Token ids must be from 0 to {loaded.model.n_vocab - 1}.", param=param)
     return tokens
 
 
 def _begun(messages: list[Message]) -> tuple[list[Message], str]:
-    """The conversation, and the words with which the assistant has begun to answer it."""
+    """Split off the text with which the assistant has begun to answer, if the last message has one."""
     *before, last = messages
     if last.role != "assistant" or last.tool_calls or not (text := _text_of(last)):
         return messages, ""
     if before and before[-1].role == "assistant":
-        raise invalid("Only one assistant message can be continued", param="messages")
+        raise invalid("Only one assistant message can be continued.", param="messages")
     return before, text
 
 
 def _to_template(message: Message) -> dict[str, Any]:
-    """The shape that templates expect: text content, arguments as an object."""
+    """Convert a message to the shape that templates expect: text content, arguments as an object."""
     result: dict[str, Any] = {
-        # Templates were written before there were developers.
+        # Most templates are older than the role `developer`.
         "role": "system" if message.role == "developer" else message.role,
         "content": _text_of(message),
     }
@@ -205,13 +213,13 @@ def _text_of(message: Message) -> str:
     if message.content is None:
         if message.role in ("assistant", "tool"):
             return ""
-        raise invalid(f"A `{message.role}` message needs `content`", param="messages")
+        raise invalid(f"A `{message.role}` message needs `content`.", param="messages")
     if isinstance(message.content, str):
         return message.content
     texts = []
     for part in message.content:
         if part.type != "text" or part.text is None:
-            raise invalid(f"Content of type `{part.type}` is not supported", param="messages")
+            raise invalid(f"Content of type `{part.type}` is not supported. Only `text` is.", param="messages")
         texts.append(part.text)
     return "".join(texts)
 
@@ -236,22 +244,26 @@ def _tool_to_template(tool: Tool) -> dict[str, Any]:
 
 
 def _tokenize_parts(parts: list[Part], loaded: LoadedModel) -> list[int]:
-    """Clients' control words as plain text, everything else with the template's control words."""
+    """Tokenise a rendered prompt: control words of the template act, those from clients are plain text."""
     model = loaded.model
     refuse_hopeless("".join(part.text for part in parts), loaded)
-    # Most templates write the opening token themselves; a second one would confuse the model.
+    # Most templates write the BOS token themselves. A second one would confuse the model.
     writes_bos = bool(parts and model.bos_text and parts[0].text.startswith(model.bos_text))
     tokens: list[int] = []
     for position, part in enumerate(parts):
         add_special = position == 0 and model.adds_bos and not writes_bos
         tokens += model.tokenize(part.text, add_special=add_special, parse_special=not part.literal)
     if not tokens:
-        raise invalid("The rendered prompt is empty", param="messages")
+        raise invalid("The rendered prompt is empty.", param="messages")
     return tokens
 
 
 def refuse_hopeless(text: str, loaded: LoadedModel) -> None:
-    """Do not spend time on tokenising what can not fit."""
+    """Refuse a text that cannot fit the context, without the cost of tokenising it.
+
+    Raises:
+        ApiError: 400, the text is too long or has too many control words.
+    """
     check_specials(text, loaded)
     at_least = len(text.encode("utf-8", "replace")) // loaded.model.longest_piece_bytes
     if at_least > loaded.engine.settings.ctx:
@@ -259,9 +271,13 @@ def refuse_hopeless(text: str, loaded: LoadedModel) -> None:
 
 
 def check_specials(text: str, loaded: LoadedModel) -> None:
-    """llama.cpp's time to read control words grows with the square of their number."""
+    """Refuse a text with too many control words: llama.cpp's time grows with the square of their number.
+
+    Raises:
+        ApiError: 400, there are too many.
+    """
     if loaded.model.count_specials(text) > SPECIALS_MAX:
-        raise invalid(f"The text has more than {SPECIALS_MAX} control words")
+        raise invalid(f"The text has more than {SPECIALS_MAX} control words.")
 
 
 def _room(prompt: list[int], wanted: int | None, loaded: LoadedModel) -> int:
@@ -278,7 +294,7 @@ def _chat_grammar(request: ChatRequest, tools: list[Tool]) -> str | None:
     wants_json = given is not None and given.type != "text"
     if sum((must_call, wants_json, bool(request.grammar))) > 1:
         raise invalid(
-            "`grammar`, a JSON `response_format` and a forced `tool_choice` exclude each other",
+            "Give only one of `grammar`, a JSON `response_format` and a forced `tool_choice`.",
             param="response_format",
         )
     if must_call:
@@ -292,11 +308,11 @@ def _chat_grammar(request: ChatRequest, tools: list[Tool]) -> str | None:
 
 
 def _call_grammar(tools: list[Tool], choice: Any) -> str:
-    """The answer is one call, of any tool or the named one."""
+    """Return the grammar of one tool call, of any tool or of the named one."""
     if isinstance(choice, NamedTool):
         tools = [tool for tool in tools if tool.function.name == choice.function.name]
     if not tools:
-        raise invalid("`tool_choice` asks for a tool that `tools` does not have", param="tool_choice")
+        raise invalid("`tool_choice` requires a tool that is not in `tools`.", param="tool_choice")
     calls = [
         {
             "type": "object",
@@ -308,7 +324,7 @@ def _call_grammar(tools: list[Tool], choice: Any) -> str:
         }
         for tool in tools
     ]
-    # References inside a tool's parameters point into those, so each becomes its own set of rules.
+    # References inside a tool's parameters are relative to them, so each tool gets its own set of rules.
     rules = []
     for number, call in enumerate(calls):
         definitions = call["properties"]["arguments"]  # type: ignore[index]
@@ -328,7 +344,7 @@ def _parameters(tool: Tool) -> Mapping[str, Any]:
 
 
 def _prefixed(grammar: str, prefix: str) -> str:
-    """Rename every rule, so that grammars can be put side by side."""
+    """Add a prefix to every rule name, so that several grammars can be joined."""
     return gbnf.rename_rules(grammar, lambda name: prefix + name)
 
 
@@ -347,7 +363,7 @@ def _sampling(request: Common, loaded: LoadedModel, grammar: str | None) -> Samp
     penalised = bool(request.presence_penalty or request.frequency_penalty)
     last_n = request.repeat_last_n
     if last_n is None:
-        # OpenAI's penalties count the whole answer, llama.cpp's own the last few words.
+        # OpenAI's penalties count the whole answer, llama.cpp's own only the last tokens.
         last_n = -1 if penalised else base.repeat_last_n
     return Sampling(
         temperature=_or(request.temperature, base.temperature),
@@ -374,17 +390,17 @@ def _check_grammar(grammar: str, loaded: LoadedModel) -> None:
     except gbnf.GrammarTooMuch as error:
         raise invalid(str(error), param="grammar", code="invalid_grammar") from None
     if not is_valid_grammar(loaded.model, grammar):
-        raise invalid("The grammar is not valid GBNF", param="grammar", code="invalid_grammar")
+        raise invalid("The grammar is not valid GBNF.", param="grammar", code="invalid_grammar")
 
 
 def _adapters(request: Common, loaded: LoadedModel) -> Adapters:
-    """By name or number; one asked for with scale 0 is not asked for."""
+    """Resolve the adapters of a request by name or number. An adapter with scale 0 is left out."""
     names = list(loaded.model.adapters)
     asked: dict[str, float] = {}
     for adapter in request.lora or []:
         known = adapter.id in names if isinstance(adapter.id, str) else 0 <= adapter.id < len(names)
         if not known:
-            raise invalid(f"There is no adapter `{adapter.id}`", param="lora")
+            raise invalid(f"This server has no adapter `{adapter.id}`.", param="lora")
         name = adapter.id if isinstance(adapter.id, str) else names[adapter.id]
         asked[name] = adapter.scale
     return tuple(sorted((name, scale) for name, scale in asked.items() if scale))
@@ -394,13 +410,13 @@ def _logit_bias(request: Common, loaded: LoadedModel) -> tuple[tuple[int, float]
     biases: dict[int, float] = {}
     for key, value in (request.logit_bias or {}).items():
         if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= loaded.model.n_vocab:
-            raise invalid(f"`{key}` is no token id of this model", param="logit_bias")
-        # OpenAI's -100 is a ban.
+            raise invalid(f"`{key}` is not a token id of this model.", param="logit_bias")
+        # In OpenAI's API, -100 bans a token.
         biases[int(key)] = float("-inf") if value <= -100 else value
     if request.ignore_eos:
         biases |= dict.fromkeys(loaded.model.eog_tokens, float("-inf"))
     if len(biases) >= loaded.model.n_vocab and all(value == float("-inf") for value in biases.values()):
-        raise invalid("Not every token can be banned", param="logit_bias")
+        raise invalid("`logit_bias` bans every token. Leave at least one.", param="logit_bias")
     return tuple(sorted(biases.items()))
 
 

@@ -1,4 +1,4 @@
-"""From logits to a token: one chain of llama.cpp samplers per request, and its grammar beside it.
+"""Sampling: one chain of llama.cpp samplers per request, and the request's grammar beside it.
 
 The order of the chain is llama-server's: bias, penalties, top-k, top-p, min-p, temperature, draw.
 """
@@ -16,18 +16,18 @@ import numpy.typing as npt
 from .model import Model
 
 GRAMMAR_STEP_S_MAX = 1.0
-"""An ambiguous grammar can double its work with every character; past this its request is given up."""
+"""Time limit of one token within a grammar. The work of an ambiguous grammar can double with every character."""
 
 
 SMALL_VOCAB = 40_000
-"""Up to here a draw takes less time than giving the interpreter away and getting it back."""
+"""Vocabulary size up to which a draw takes less time than releasing and reacquiring the GIL."""
 
 
 def _keeping_gil() -> Any:
-    """`llama_sampler_sample` without releasing the interpreter, which ctypes does around every call.
+    """Return `llama_sampler_sample` as a function that keeps the GIL, which ctypes releases around every call.
 
-    A step samples a row per stream: between two, the event loop would take the interpreter for a write to one
-    socket, and the next decode would wait for it. The decode itself releases it for long enough.
+    A step samples one row per stream. Between two rows the event loop would take the GIL to write to a socket, and the
+    next decode would wait for it. The decode itself releases the GIL for long enough.
     """
     draw = ctypes.PyDLL(llama_cpp.llama_cpp._lib._name).llama_sampler_sample
     draw.argtypes = llama_cpp.llama_sampler_sample.argtypes
@@ -39,38 +39,38 @@ _draw_keeping_gil = _keeping_gil()
 
 
 class NoTokenAllowed(Exception):
-    """The grammar has no continuation in this vocabulary, or following it has become too expensive."""
+    """The grammar allows no further token of this vocabulary, or following it takes too long."""
 
 
 class GrammarRefused(Exception):
-    """llama.cpp can not parse the grammar."""
+    """llama.cpp cannot parse the grammar."""
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How the next token is drawn. Defaults are llama-server's."""
+    """Sampling parameters of a request. The defaults are llama-server's."""
 
     temperature: float = 0.8
-    """0 takes the likeliest token."""
+    """0 always takes the likeliest token."""
     top_k: int = 40
-    """0 considers all."""
+    """0 considers all tokens."""
     top_p: float = 0.95
     min_p: float = 0.05
     repeat_penalty: float = 1.0
-    """1 is none; counted over the last `repeat_last_n` generated tokens."""
+    """1 is no penalty. Counted over the last `repeat_last_n` generated tokens."""
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repeat_last_n: int = 64
     seed: int = 0
-    """32 bits; the same seed, prompt and batch company give the same tokens."""
+    """32 bits. The same seed and prompt, in the same batches, give the same tokens."""
     logit_bias: tuple[tuple[int, float], ...] = ()
     grammar: str | None = None
-    """GBNF with the rule `root`."""
+    """GBNF with a rule `root`."""
 
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprob:
-    """Natural-log probabilities before any filter; `top` is the likeliest tokens, best first."""
+    """Natural logarithm of a token's probability before any filter; `top` holds the likeliest tokens, best first."""
 
     token: int
     logprob: float
@@ -78,17 +78,21 @@ class TokenLogprob:
 
 
 class Sampler:
-    """Draws the tokens of one request. Owned by the engine's thread; `close` frees it."""
+    """The sampler chain and grammar of one request. Used by the engine's thread only; `close` frees it."""
 
     def __init__(self, model: Model, sampling: Sampling) -> None:
-        """Raises GrammarRefused."""
+        """Build the chain.
+
+        Raises:
+            GrammarRefused: llama.cpp cannot parse the grammar.
+        """
         self._model = model
         self._draw = _draw_keeping_gil if model.n_vocab <= SMALL_VOCAB else llama_cpp.llama_sampler_sample
         self._grammar = None
         if sampling.grammar is not None:
             self._grammar = llama_cpp.llama_sampler_init_grammar(model.vocab, sampling.grammar.encode(), b"root")
             if not self._grammar:
-                raise GrammarRefused("The grammar is not valid GBNF")
+                raise GrammarRefused("The grammar is not valid GBNF.")
         self._chain = llama_cpp.llama_sampler_chain_init(llama_cpp.llama_sampler_chain_default_params())
         for part in _chain_parts(model, sampling):
             llama_cpp.llama_sampler_chain_add(self._chain, part)
@@ -103,16 +107,20 @@ class Sampler:
         """Draw and accept the next token from a row of the last decode.
 
         Raises:
-            NoTokenAllowed: See there.
+            NoTokenAllowed: The grammar allows no token, or is too ambiguous to follow.
         """
         if self._grammar is None:
             return int(self._draw(self._chain, context, row))
         return self.sample_within_grammar(read_logits(context, row, self._model.n_vocab))
 
     def sample_within_grammar(self, logits: npt.NDArray[np.float32]) -> int:
-        """As `sample`, for a row given as numbers and a request with a grammar."""
-        # Not put into the chain: a grammar that allows nothing must be noticed before a token is accepted,
-        # for accepting one that the grammar forbids ends the process.
+        """Draw and accept the next token from a row of logits, for a request with a grammar.
+
+        Raises:
+            NoTokenAllowed: The grammar allows no token, or is too ambiguous to follow.
+        """
+        # The grammar is not part of the chain. Accepting a token that it forbids ends the process, so the case that it
+        # allows none must be noticed before a token is accepted.
         started = time.monotonic()
         candidates = np.zeros(len(logits), dtype=_CANDIDATE)
         candidates["id"] = np.arange(len(logits), dtype=np.int32)
@@ -122,16 +130,16 @@ class Sampler:
         )
         llama_cpp.llama_sampler_apply(self._grammar, ctypes.byref(array))
         if not np.isfinite(candidates["logit"]).any():
-            raise NoTokenAllowed("The grammar allows no further token")
+            raise NoTokenAllowed("The grammar allows no further token of this model.")
         llama_cpp.llama_sampler_apply(self._chain, ctypes.byref(array))
         chosen = array.data[array.selected]
         if not math.isfinite(chosen.logit):
-            raise NoTokenAllowed("The grammar allows no further token")
+            raise NoTokenAllowed("The grammar allows no further token of this model.")
         token = int(chosen.id)
         llama_cpp.llama_sampler_accept(self._grammar, token)
         llama_cpp.llama_sampler_accept(self._chain, token)
         if time.monotonic() - started > GRAMMAR_STEP_S_MAX:
-            raise NoTokenAllowed("The grammar is too ambiguous to follow")
+            raise NoTokenAllowed("The grammar is too ambiguous to follow. Simplify it.")
         return token
 
 
@@ -169,13 +177,13 @@ def _chain_parts(model: Model, sampling: Sampling) -> list[int]:
 
 
 def read_logits(context: int, row: int, n_vocab: int) -> npt.NDArray[np.float32]:
-    """A view of one row's logits, valid until the next decode."""
+    """Return a view of one row's logits, valid until the next decode."""
     pointer = llama_cpp.llama_get_logits_ith(context, row)
     return np.ctypeslib.as_array(pointer, shape=(n_vocab,))
 
 
 def logprobs(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenLogprob:
-    """Log-softmax of a row: the chosen token's and the `top` likeliest."""
+    """Compute the log-softmax of a row, for the chosen token and the `top` likeliest."""
     shifted = logits.astype(np.float64) - float(logits.max())
     values = shifted - math.log(float(np.exp(shifted).sum()))
     best = np.argpartition(values, -top)[-top:] if top else np.empty(0, dtype=np.int64)
@@ -184,7 +192,7 @@ def logprobs(logits: npt.NDArray[np.float32], token: int, top: int) -> TokenLogp
 
 
 def is_valid_grammar(model: Model, grammar: str) -> bool:
-    """Whether llama.cpp accepts it; `grammar.py` must have bounded it before."""
+    """Tell whether llama.cpp can parse a grammar; `gbnf.check_grammar` must have accepted it before."""
     sampler = llama_cpp.llama_sampler_init_grammar(model.vocab, grammar.encode(), b"root")
     if not sampler:
         return False

@@ -1,6 +1,7 @@
-"""What a client may send, as types; what it sent wrong, as OpenAI-shaped errors. Pure.
+"""Request bodies as types, and their validation with OpenAI-shaped errors. Pure.
 
-Unknown fields are ignored, as OpenAI's own server grows them monthly; known ones that we can not honour are refused.
+Unknown fields are ignored, because OpenAI adds fields every month. Known fields that this server cannot honour are
+refused.
 """
 
 import re
@@ -30,14 +31,14 @@ class StreamOptions(Struct):
 
 
 class Adapter(Struct):
-    """One LoRA adapter of a request, as llama-server takes it: `lora: [{"id": 0, "scale": 0.5}]`."""
+    """One LoRA adapter of a request, in llama-server's form: `lora: [{"id": 0, "scale": 0.5}]`."""
 
     id: int | str
     scale: Annotated[float, Meta(ge=-8, le=8)] = 1.0
 
 
 class Common(Struct, kw_only=True):
-    """What chat and plain completions share. Null means absent, everywhere."""
+    """Fields that chat and plain completions share. In every field, null means absent."""
 
     model: str | None = None
     stream: bool | None = None
@@ -62,11 +63,16 @@ class Common(Struct, kw_only=True):
     safety_identifier: str | None = None
 
     def stops(self) -> tuple[str, ...]:
+        """Return the stop strings without duplicates.
+
+        Raises:
+            ApiError: 400, there are too many or one is empty or too long.
+        """
         stops = [self.stop] if isinstance(self.stop, str) else self.stop or []
         if len(stops) > STOPS_MAX:
-            raise invalid(f"At most {STOPS_MAX} stop strings are allowed", param="stop")
+            raise invalid(f"`stop` must have at most {STOPS_MAX} strings.", param="stop")
         if any(not 0 < len(stop) <= STOP_CHARS_MAX for stop in stops):
-            raise invalid(f"A stop string has 1 to {STOP_CHARS_MAX} characters", param="stop")
+            raise invalid(f"Each string of `stop` must have 1 to {STOP_CHARS_MAX} characters.", param="stop")
         return tuple(dict.fromkeys(stops))
 
     @property
@@ -129,11 +135,11 @@ class ResponseFormat(Struct, kw_only=True):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: JsonSchema | None = None
     schema: dict[str, Any] | None = None
-    """llama-server's short form."""
+    """Schema in llama-server's short form, instead of `json_schema.schema`."""
 
 
 class ChatRequest(Common, kw_only=True):
-    """`POST /v1/chat/completions`."""
+    """Body of `POST /v1/chat/completions`."""
 
     messages: Annotated[list[Message], Meta(min_length=1, max_length=MESSAGES_MAX)]
     max_completion_tokens: Count | None = None
@@ -149,15 +155,15 @@ class ChatRequest(Common, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.functions:
-            raise invalid("`functions` is not supported; use `tools`", param="functions")
+            raise invalid("`functions` is not supported. Use `tools`.", param="functions")
         if self.modalities and self.modalities != ["text"]:
-            raise invalid("Only the modality `text` is supported", param="modalities")
+            raise invalid("Only the modality `text` is supported.", param="modalities")
         if self.top_logprobs is not None and not self.logprobs:
-            raise invalid("`top_logprobs` needs `logprobs` to be true", param="top_logprobs")
+            raise invalid("`top_logprobs` needs `logprobs` to be true.", param="top_logprobs")
 
 
 class CompletionRequest(Common, kw_only=True):
-    """`POST /v1/completions`: one prompt, as text or as token ids."""
+    """Body of `POST /v1/completions`: one prompt, as text or as token ids."""
 
     prompt: str | list[str | int | list[int]]
     logprobs: Annotated[int, Meta(ge=0, le=TOP_LOGPROBS_MAX)] | None = None
@@ -168,15 +174,15 @@ class CompletionRequest(Common, kw_only=True):
 
     def __post_init__(self) -> None:
         if self.echo:
-            raise invalid("`echo` is not supported", param="echo")
+            raise invalid("`echo` is not supported.", param="echo")
         if self.suffix:
-            raise invalid("`suffix` is not supported", param="suffix")
+            raise invalid("`suffix` is not supported.", param="suffix")
         if self.best_of is not None and self.best_of != (self.n or 1):
-            raise invalid("`best_of` is not supported; use `n`", param="best_of")
+            raise invalid("`best_of` is not supported. Use `n`.", param="best_of")
 
 
 class EmbeddingRequest(Struct, kw_only=True):
-    """`POST /v1/embeddings`."""
+    """Body of `POST /v1/embeddings`."""
 
     input: str | list[str | int | list[int]]
     model: str | None = None
@@ -197,7 +203,7 @@ class DetokenizeRequest(Struct, kw_only=True):
 
 
 class LoadRequest(Struct, kw_only=True):
-    """`POST /models/load`: exactly one of `path` and `url`."""
+    """Body of `POST /models/load`: exactly one of `path` and `url`."""
 
     sha256: Annotated[str, Meta(pattern="^[0-9a-fA-F]{64}$")]
     path: str | None = None
@@ -206,11 +212,11 @@ class LoadRequest(Struct, kw_only=True):
 
     def __post_init__(self) -> None:
         if (self.path is None) == (self.url is None):
-            raise invalid("Give either `path` or `url`", param="path")
+            raise invalid("Give either `path` or `url`, and not both.", param="path")
 
 
 def is_light(request: ChatRequest | CompletionRequest) -> bool:
-    """Whether preparing it takes well under a millisecond: few words, no grammar, no tools."""
+    """Tell whether preparing a request takes well under a millisecond: short text, no grammar, no tools."""
     if request.grammar:
         return False
     if isinstance(request, CompletionRequest):
@@ -225,11 +231,11 @@ _AT = re.compile(r"^(?P<words>.*?)(?: - at `(?P<path>[^`]*)`)?$", re.DOTALL)
 _MISSING = re.compile(r"missing required field `(?P<field>[^`]+)`")
 
 
-def parse(body: bytes, type: type[Body]) -> Body:  # noqa: A002 - msgspec's own word.
-    """Decode and check a request.
+def parse(body: bytes, type: type[Body]) -> Body:  # noqa: A002 - msgspec's own name.
+    """Decode and check a request body.
 
     Raises:
-        ApiError: 400 with the `param` that is wrong, as a path such as `messages[0].role`.
+        ApiError: 400; `param` is the path of the wrong field, such as `messages[0].role`.
     """
     try:
         return msgspec.json.decode(body, type=type)
@@ -240,7 +246,7 @@ def parse(body: bytes, type: type[Body]) -> Body:  # noqa: A002 - msgspec's own 
             raise error.__cause__ from None
         raise _explain(str(error)) from None
     except (msgspec.DecodeError, RecursionError, UnicodeDecodeError) as error:
-        raise invalid(f"The body is not valid JSON: {error}", code="invalid_json") from None
+        raise invalid(f"The body is not valid JSON: {error}.", code="invalid_json") from None
 
 
 def _explain(text: str) -> ApiError:

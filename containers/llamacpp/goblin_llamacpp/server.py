@@ -1,4 +1,4 @@
-"""The routes: read, check, ask the model, answer. OpenAI's and llama-server's shapes."""
+"""HTTP routes in the shapes of OpenAI and llama-server: read, check, run the model, answer."""
 
 import asyncio
 import base64
@@ -40,7 +40,7 @@ from .source import ModelSource
 log = logging.getLogger(__name__)
 
 PUBLIC = {"/health", "/v1/health", "/health/live", "/health/ready"}
-"""Paths that need no key: probes have none."""
+"""Paths that need no API key, because probes have none."""
 BODY_READ_S = 30.0
 
 Body = TypeVar("Body")
@@ -50,33 +50,33 @@ Asked = TypeVar("Asked", schema.ChatRequest, schema.CompletionRequest)
 
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
-    """How the process behaves towards clients."""
+    """Settings of the HTTP routes."""
 
     api_keys: tuple[str, ...] = ()
-    """Empty: no key is asked for."""
+    """Accepted keys. If empty, requests need no key."""
     body_bytes_max: int = 4 * 2**20
     shows_slots: bool = False
     allows_load: bool = False
     models_dir: Path | None = None
-    """Where `/models/load` may read from; None is anywhere."""
+    """Folder that `/models/load` may read from. None allows any path."""
 
 
 class Server:
-    """Handlers over one `Serving`."""
+    """Request handlers over one `Serving`."""
 
     def __init__(self, serving: Serving, settings: ServerSettings) -> None:
         self.serving = serving
         self.settings = settings
-        # Rendering and tokenising leave the event loop; two at a time is as much as they gain.
+        # Rendering and tokenising run off the event loop. More than two at a time gain nothing.
         self._workers = ThreadPoolExecutor(max_workers=2, thread_name_prefix="prepare")
         self._embedders = ThreadPoolExecutor(max_workers=1, thread_name_prefix="embed")
         self._embedding = 0
-        """Requests for embeddings that run or wait."""
+        """Number of embedding requests that run or wait."""
 
-    # Probes and looks.
+    # Probes and state.
 
     async def health(self, _request: Request) -> Response:
-        """llama-server's: 503 with its own words while loading, then ok."""
+        """Answer as llama-server: 503 `Loading model` while loading, 200 after."""
         self.serving.current()
         return JSONResponse({"status": "ok"})
 
@@ -86,7 +86,9 @@ class Server:
 
     async def live(self, _request: Request) -> Response:
         if not self.serving.is_alive:
-            raise ApiError(503, "The engine does not move", type="unavailable_error", code="engine_dead")
+            raise ApiError(
+                503, "The engine stopped or is stalled. Restart it.", type="unavailable_error", code="engine_dead"
+            )
         return JSONResponse({"status": "ok", "state": self.serving.state})
 
     async def models(self, _request: Request) -> Response:
@@ -132,7 +134,12 @@ class Server:
 
     async def slots(self, request: Request) -> Response:
         if not self.settings.shows_slots:
-            raise ApiError(501, "This server does not show its slots", type="not_supported_error", code=501)
+            raise ApiError(
+                501,
+                "Slots are hidden. Start the server with --slots-endpoint on.",
+                type="not_supported_error",
+                code=501,
+            )
         slots = self.serving.current().engine.describe_slots()
         if request.query_params.get("fail_on_no_slot") and all(slot["is_processing"] for slot in slots):
             raise ApiError(503, "No slot available", type="unavailable_error", code=503, retry_after_s=1)
@@ -211,7 +218,7 @@ class Server:
         )
 
     async def _embed(self, request: Request, loaded: LoadedModel, inputs: list[list[int]]) -> Any:
-        """In a thread of its own, so that a long one does not keep others from being prepared."""
+        """Embed in a thread of its own, so that a long request does not delay the preparation of others."""
         if self._embedding >= loaded.engine.settings.queue:
             self.serving.meters.refused += 1
             raise queue_full(retry_after_s=1)
@@ -251,39 +258,39 @@ class Server:
         return JSONResponse({"content": loaded.model.detokenize(tokens)})
 
     async def load(self, request: Request) -> Response:
-        """Replace the model without dropping a running answer."""
+        """Replace the model. Running answers finish on the old one."""
         if not self.settings.allows_load:
-            raise ApiError(501, "This server was started without --allow-load", type="not_supported_error")
+            raise ApiError(501, "Loading is disabled. Start the server with --allow-load.", type="not_supported_error")
         if not self.settings.api_keys and not _is_loopback(request):
-            raise ApiError(403, "Without an API key, only this machine may do that", type="permission_error")
+            raise ApiError(403, "Without an API key, only local clients may load models.", type="permission_error")
         body = await self._read(request, schema.LoadRequest)
         source = ModelSource(self._allowed_path(body.path) if body.path else body.url or "", body.sha256)
         try:
             loaded = await self.serving.replace(source, body.alias or source.stem)
         except FetchFailed as error:
-            # Not the model's fault: who asks may ask again.
+            # The download failed, not the model: the client may try again.
             raise ApiError(502, str(error), type="unavailable_error", code="fetch_failed") from error
         except LoadRefused as error:
             raise ApiError(400, f"The model was refused: {error}", code="model_refused") from error
         return JSONResponse({"model": loaded.alias, "sha256": loaded.sha256, "meta": loaded.describe()})
 
-    # Inside.
+    # Helpers.
 
     def _allowed_path(self, given: str) -> str:
         path = Path(given).resolve()
         folder = self.settings.models_dir
         if folder is not None and not path.is_relative_to(folder.resolve()):
-            raise invalid("`path` is outside the models folder", param="path")
+            raise invalid("`path` is outside the folder of --models-dir.", param="path")
         return str(path)
 
     async def _read(self, request: Request, type: type[Body]) -> Body:  # noqa: A002
-        """Read a bounded body in bounded time, and check it."""
-        self.serving.current()  # Refuse before reading what would be thrown away.
+        """Read and check a body, within limits on its size and time."""
+        self.serving.current()  # Refuse before reading a body that would be thrown away.
         try:
             async with asyncio.timeout(BODY_READ_S):
                 body = await self._read_bytes(request)
         except TimeoutError:
-            raise ApiError(408, "The body took too long to arrive", code="request_timeout") from None
+            raise ApiError(408, "The body took too long to arrive. Send it again.", code="request_timeout") from None
         return schema.parse(body, type)
 
     async def _read_bytes(self, request: Request) -> bytes:
@@ -292,13 +299,13 @@ class Server:
         async for chunk in request.stream():
             body += chunk
             if len(body) > limit:
-                raise ApiError(413, f"The body is larger than {limit} bytes", code="body_too_large")
+                raise ApiError(413, f"The request body is larger than {limit} bytes.", code="body_too_large")
         return bytes(body)
 
     async def _prepare(
         self, work: Callable[[Asked, LoadedModel], Prepared], body: Asked, loaded: LoadedModel
     ) -> Prepared:
-        """Here for a short prompt, which takes less time than the way to another thread and back."""
+        """Prepare a request: a short prompt on the event loop, because switching threads takes longer than the work."""
         if schema.is_light(body):
             return work(body, loaded)
         return await self._off_loop(work, body, loaded)
@@ -307,7 +314,7 @@ class Server:
         return await asyncio.get_running_loop().run_in_executor(self._workers, work, *arguments)
 
     def app(self, **lifespan: Any) -> Starlette:
-        """The ASGI application."""
+        """Build the ASGI application."""
         get, post = ["GET"], ["POST"]
         routes = [
             Route("/health", self.health, methods=get),
@@ -344,7 +351,7 @@ class Server:
 
 
 class KeyCheck:
-    """401 without one of the keys, as `Authorization: Bearer` or `X-Api-Key`."""
+    """Middleware that answers 401 without a valid key in `Authorization: Bearer` or `X-Api-Key`."""
 
     def __init__(self, app: Callable[..., Awaitable[None]], keys: tuple[str, ...]) -> None:
         self._app = app
@@ -360,7 +367,7 @@ class KeyCheck:
     def _knows(self, scope: Any) -> bool:
         headers = dict(scope["headers"])
         given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
-        # Every key is compared in full, so that the time tells nothing.
+        # Every key is compared in full, so that the time reveals nothing.
         return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
 
 
@@ -369,21 +376,23 @@ def _is_loopback(request: Request) -> bool:
 
 
 async def _on_api_error(_request: Request, error: Exception) -> Response:
-    assert isinstance(error, ApiError)  # noqa: S101 - registered for it.
+    assert isinstance(error, ApiError)  # noqa: S101 - registered for this type.
     return error_response(error)
 
 
 async def _on_http_exception(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)  # noqa: S101 - registered for it.
+    assert isinstance(error, HTTPException)  # noqa: S101 - registered for this type.
     message = f"{request.method} {request.url.path}: {error.detail}"
     kind = "not_found_error" if error.status_code == 404 else "invalid_request_error"
     return error_response(ApiError(error.status_code, message, type=kind))
 
 
 async def _on_disconnect(_request: Request, _error: Exception) -> Response:
-    return Response(status_code=499)  # Nobody reads it.
+    return Response(status_code=499)  # The client is gone, so no one reads it.
 
 
 async def _on_bug(_request: Request, error: Exception) -> Response:
-    log.error("a request failed", exc_info=error)
-    return error_response(ApiError(500, "Internal error", type="server_error", code="internal_server_error"))
+    log.error("A request failed because of a bug.", exc_info=error)
+    return error_response(
+        ApiError(500, "Internal error. See the server's log.", type="server_error", code="internal_server_error")
+    )

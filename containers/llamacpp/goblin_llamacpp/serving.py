@@ -1,6 +1,6 @@
-"""What the process serves and whether it may: loading, ready, draining; and replacing the model.
+"""State of the process (loading, ready, draining), the model it serves, and its replacement.
 
-All of it runs on the event loop; loading and freeing run in threads.
+All methods run on the event loop. Loading and freeing a model run in threads.
 """
 
 import asyncio
@@ -23,11 +23,11 @@ log = logging.getLogger(__name__)
 
 State = Literal["loading", "ready", "draining"]
 LoadRefused = (SourceRefused, FetchFailed, NotGguf, DoesNotFit, ModelRefused, TemplateRefused)
-"""Every way in which a model can turn out not to be servable; the words are for its owner."""
+"""Errors that mean that a model cannot be served. Their messages are for the operator."""
 
 
 class Serving:
-    """The current model, its predecessor while that drains, and the state probes ask for."""
+    """The current model, earlier models that still drain, and the state that probes ask for."""
 
     def __init__(self, settings: LoadSettings, *, aliases: tuple[str, ...], cores: int, fetch: Fetch) -> None:
         self.settings = settings
@@ -37,7 +37,7 @@ class Serving:
         self._cores = cores
         self._fetch = replace(fetch, on_progress=self._on_progress)
         self.progress = 0.0
-        """Part of the file that is here, while a model is fetched."""
+        """Share of the file that is downloaded, from 0 to 1, while a model is fetched."""
         self._current: LoadedModel | None = None
         self._retiring: set[LoadedModel] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -45,20 +45,23 @@ class Serving:
         self._swap = asyncio.Lock()
 
     async def load_first(self, source: ModelSource) -> None:
-        """Load in the background of an already listening server.
+        """Load the first model, in the background of a server that already listens.
 
         Raises:
-            LoadRefused: There is nothing to serve; the process should end.
+            LoadRefused: The model cannot be served; the process should exit.
         """
         self._current = await self._load(source, self._aliases[0])
         if self.state == "loading":
             self.state = "ready"
 
     def current(self, wanted: str | None = None) -> LoadedModel:
-        """The model for a new request.
+        """Return the model for a new request.
+
+        Args:
+            wanted: The model name in the request; None accepts the current model.
 
         Raises:
-            ApiError: 503 while loading or draining, 404 for another model.
+            ApiError: 503 while loading or draining, 404 for a name that is not served.
         """
         if self.state == "draining":
             raise draining()
@@ -70,18 +73,18 @@ class Serving:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What a request may call the current model; the first is its own name."""
+        """Names under which requests may address the current model; the first is its alias."""
         alias = self._current.alias if self._current else self._aliases[0]
         return tuple(dict.fromkeys((alias, *self._aliases)))
 
     @property
     def peek(self) -> LoadedModel | None:
-        """The current model for those who only look."""
+        """The current model for callers that only read it, also while draining; None while loading."""
         return self._current
 
     @property
     def is_alive(self) -> bool:
-        """Loading is life; an engine that does not move is not."""
+        """Whether the process is loading, or its engine makes steps."""
         return self._current is None or self._current.engine.is_alive
 
     @property
@@ -93,17 +96,19 @@ class Serving:
         return sum(model.engine.deferred for model in self._all())
 
     async def replace(self, source: ModelSource, alias: str) -> LoadedModel:
-        """Load a model beside the current one, give it all new requests, and let the old one finish.
+        """Load a model beside the current one, send all new requests to it, and let the old one finish.
 
         Raises:
-            ApiError: 409 while another replacement runs.
-            LoadRefused: The current model goes on as if nothing had happened.
+            ApiError: 409 while another replacement runs, 503 while loading or draining.
+            LoadRefused: The new model cannot be served; the current one stays.
         """
         if self._swap.locked():
-            raise ApiError(409, "Another model is being loaded", code="load_in_progress", retry_after_s=5)
+            raise ApiError(
+                409, "Another model is being loaded. Try again later.", code="load_in_progress", retry_after_s=5
+            )
         async with self._swap:
             self.current()
-            # Adapters were made for the model the process started with.
+            # The adapters belong to the model that the process started with.
             self.settings = replace(self.settings, adapters=())
             new = await self._load(source, alias)
             if self.state == "draining":
@@ -118,13 +123,17 @@ class Serving:
             return new
 
     def drain(self) -> None:
-        """New requests are refused from now on; running ones go on."""
+        """Refuse new requests from now on; running ones go on."""
         self.state = "draining"
 
     async def finish(self, *, grace_s: float, cut_s: float) -> None:
-        """Wait for the running answers, and cut what is left after `grace_s`.
+        """Wait for the running answers, and cut those left after `grace_s`.
 
-        Returns within about `grace_s + cut_s`, whatever happens.
+        This takes at most about `grace_s + cut_s`, even if an engine hangs.
+
+        Args:
+            grace_s: How long running answers may go on.
+            cut_s: How long to wait for the last chunks after the cut.
         """
         models = self._all()
         for model in models:
@@ -146,13 +155,13 @@ class Serving:
         return [*self._retiring, *([self._current] if self._current else [])]
 
     async def _load(self, source: ModelSource, alias: str) -> LoadedModel:
-        """Fetch, verify, load; in this order, so that nothing unverified is ever parsed."""
+        """Fetch, verify and load a model, in this order: an unverified file is never parsed."""
         async with local_model(source, self._fetch) as file:
             model = await asyncio.to_thread(self._open, file, alias)
             if not file.is_unchanged():
                 await asyncio.to_thread(model.close)
-                raise SourceRefused(f"{file.path.name} was changed while it was loaded")
-        log.info("serving %s (%s)", alias, file.sha256 or file.path.name)
+                raise SourceRefused(f"{file.path.name} was changed while it was loaded. Load it again.")
+        log.info("Serving model %s (%s).", alias, file.sha256 or file.path.name)
         return model
 
     def _open(self, file: LocalModel, alias: str) -> LoadedModel:
@@ -170,12 +179,12 @@ class Serving:
         self.progress = done / total if total else 0.0
 
     def _post(self, events: list[tuple[Generation, Event]]) -> None:
-        """Called by engine threads: one wake-up of the event loop per step, not per token."""
+        """Hand events from an engine's thread to the event loop, with one wake-up per step, not per token."""
         try:
             self._loop.call_soon_threadsafe(_hand_out, events)
         except RuntimeError:
-            # The loop is closed: the process ends and nobody waits for these.
-            log.warning("%d events came after the end", len(events))
+            # The loop is closed: the process is exiting and no client waits for these events.
+            log.warning("Dropped %d events, because the event loop is closed.", len(events))
 
 
 def _hand_out(events: list[tuple[Generation, Event]]) -> None:

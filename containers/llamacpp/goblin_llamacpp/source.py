@@ -1,4 +1,4 @@
-"""Where a model comes from, and proof that it is the one that was meant."""
+"""Source of a model, and the check that the file is the expected one."""
 
 import asyncio
 import hashlib
@@ -13,12 +13,12 @@ from .fetch import Fetch, download
 
 
 class SourceRefused(ValueError):
-    """The file is missing, out of bounds, or not the one that was meant."""
+    """The file is missing, cannot be verified, or is not the expected one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelSource:
-    """A local path, or an `https://`, `http://` or `gs://` address, which needs a digest."""
+    """A local path, or an `https://`, `http://` or `gs://` URL. A URL needs a digest."""
 
     where: str
     sha256: str | None = None
@@ -29,20 +29,23 @@ class ModelSource:
 
     @property
     def stem(self) -> str:
-        """The file's name without its ending, for an alias."""
+        """File name without its extension, used as the default alias."""
         return Path(self.where.split("?", 1)[0]).stem
 
 
 @dataclass(frozen=True, slots=True)
 class LocalModel:
-    """A file ready to be loaded, as it was when its digest was taken."""
+    """A file that is ready to be loaded, with its state when the digest was computed."""
 
     path: Path
     sha256: str | None
     identity: tuple[int, int, int]
 
     def is_unchanged(self) -> bool:
-        """False when the file was written or replaced since, so that what was loaded is not what was checked."""
+        """Tell whether the file was neither written nor replaced since its digest was computed.
+
+        If it was, the weights that were loaded may not be those that were checked.
+        """
         return identity(self.path) == self.identity
 
 
@@ -53,17 +56,19 @@ def identity(path: Path) -> tuple[int, int, int]:
 
 @asynccontextmanager
 async def local_model(source: ModelSource, fetch: Fetch) -> AsyncIterator[LocalModel]:
-    """The model as a verified local file; a downloaded one is deleted at the end, for by then it is in memory.
+    """Provide the model as a verified local file.
+
+    A downloaded file is deleted when the block ends, because the model is in memory by then.
 
     Raises:
-        SourceRefused: Missing, unverifiable, or with another digest.
+        SourceRefused: The file is missing, has another digest, or comes from a URL without a digest.
         FetchFailed: The download failed.
     """
     if not source.is_remote:
         yield await asyncio.to_thread(_verified, Path(source.where), source.sha256)
         return
     if source.sha256 is None:
-        raise SourceRefused("A model from an address needs its SHA-256")
+        raise SourceRefused("A model from a URL needs its SHA-256.")
     path = await download(source.where, fetch)
     try:
         yield await asyncio.to_thread(_verified, path, source.sha256)
@@ -79,7 +84,7 @@ def _verified(path: Path, sha256: str | None) -> LocalModel:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise SourceRefused(f"{path.name}: {os.strerror(error.errno or 0)}") from error
+        raise SourceRefused(f"Cannot read {path.name}: {os.strerror(error.errno or 0)}.") from error
     if not hmac.compare_digest(found, sha256.lower()):
-        raise SourceRefused(f"The SHA-256 of {path.name} is {found}, not {sha256.lower()}")
+        raise SourceRefused(f"The SHA-256 of {path.name} is {found}, not {sha256.lower()}.")
     return LocalModel(path, found, before)

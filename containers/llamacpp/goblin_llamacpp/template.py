@@ -1,8 +1,8 @@
-"""The model's own chat template, and a prompt in which nobody's words become control tokens.
+"""The model's chat template, rendered so that control words in messages stay plain text.
 
-A message may say `<|im_end|>`; read with the template's control words it would end the turn. So each control
-word in what a client sent is replaced by a marker before rendering, and after it the prompt is cut at the
-markers: those parts are later tokenised as plain text.
+A message may contain `<|im_end|>`. Tokenised together with the template's control words, it would end the turn. So each
+control word in client input is replaced by a marker before rendering. After rendering, the prompt is split at the
+markers, and those parts are tokenised as plain text.
 """
 
 import json
@@ -22,23 +22,23 @@ CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""For files without a template, as llama-server does."""
+"""Template for files without one, as in llama-server."""
 
 
 class TemplateRefused(Exception):
-    """The template can not render these messages; its own words say why."""
+    """The template does not compile, or cannot render these messages. The message has the template's own error."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A piece of the prompt; `literal` parts are a client's words that look like control words."""
+    """A piece of the prompt. A `literal` part is client input that looks like a control word."""
 
     text: str
     literal: bool
 
 
 class GenerationTag(jinja2.ext.Extension):
-    """`{% generation %}` marks what training counts; for rendering it is transparent."""
+    """The tag `{% generation %}`, which marks text for training. In rendering it has no effect."""
 
     tags = {"generation"}  # noqa: RUF012 - jinja2 declares it as a plain set.
 
@@ -48,13 +48,23 @@ class GenerationTag(jinja2.ext.Extension):
 
 
 class ChatTemplate:
-    """A compiled template; rendering is thread-safe."""
+    """A compiled chat template. Rendering is thread-safe."""
 
     def __init__(self, source: str | None, *, bos_text: str, eos_text: str, special_texts: Sequence[str] = ()) -> None:
-        """Raises TemplateRefused when the template does not compile."""
+        """Compile the template.
+
+        Args:
+            source: The template; None takes ChatML.
+            bos_text: Text of the BOS token.
+            eos_text: Text of the EOS token.
+            special_texts: Control words of the vocabulary, longest first.
+
+        Raises:
+            TemplateRefused: The template does not compile.
+        """
         self.source = source or CHATML
         self._words = {"bos_token": bos_text, "eos_token": eos_text}
-        # Unguessable, so that a message can not contain a marker.
+        # Random, so that a message cannot contain a marker.
         self._nonce = f"\ue000{secrets.token_hex(8)}"
         self._specials = tuple(special_texts)
         self._special = re.compile("|".join(map(re.escape, special_texts))) if special_texts else None
@@ -72,7 +82,7 @@ class ChatTemplate:
 
     @property
     def knows_tools(self) -> bool:
-        """Whether it shows tools to the model and the model answers with `<tool_call>`."""
+        """Whether the template shows tools to the model, and calls are written as `<tool_call>`."""
         return "tools" in self.source and "<tool_call>" in self.source
 
     def render(
@@ -82,10 +92,15 @@ class ChatTemplate:
         tools: Sequence[Mapping[str, Any]] | None = None,
         extra: Mapping[str, Any] | None = None,
     ) -> list[Part]:
-        """The prompt for the assistant's next answer.
+        """Render the prompt for the assistant's next answer.
+
+        Args:
+            messages: Messages in the shape that templates expect.
+            tools: Tools in the same form as in the request.
+            extra: Further variables of the template.
 
         Raises:
-            TemplateRefused: As above.
+            TemplateRefused: The template cannot render these messages.
         """
         try:
             text = self._template.render(
@@ -95,15 +110,15 @@ class ChatTemplate:
                 add_generation_prompt=True,
             )
         except Exception as error:
-            # The template is code from a file: whatever it raises is its answer to these messages.
+            # The template is code from the model's file. Any exception means that it refuses these messages.
             raise TemplateRefused(f"The model's chat template refused the messages: {error}") from error
         return self._split(text)
 
     def continue_with(self, parts: list[Part], begun: str) -> list[Part]:
-        """The same prompt with the first words of the answer already written."""
+        """Return the prompt with the beginning of the answer appended."""
         more = self._split(self._mark(begun))
         if parts and more and not parts[-1].literal and not more[0].literal:
-            # One text, or tokenizers that put a space before each text would put one into the middle.
+            # Join the two texts: some tokenizers put a space before each text, which would end up in the middle.
             parts, more[0] = parts[:-1], Part(parts[-1].text + more[0].text, literal=False)
         return parts + more
 
@@ -120,7 +135,7 @@ class ChatTemplate:
 
     def _split(self, text: str) -> list[Part]:
         parts = []
-        # `split` with one group alternates: text, marker's number, text, …
+        # `split` with one group alternates between text and the number of a marker.
         for position, piece in enumerate(self._marker.split(text)):
             if position % 2:
                 parts.append(Part(self._specials[int(piece)], literal=True))
@@ -130,7 +145,7 @@ class ChatTemplate:
 
 
 def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    # Jinja's own filter escapes for HTML, which models were not trained on.
+    # Jinja's own filter escapes for HTML. Models were not trained on that.
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
 
 
@@ -139,4 +154,4 @@ def _raise(message: str) -> None:
 
 
 def _strftime_now(format: str) -> str:  # noqa: A002 - templates may pass it by name.
-    return datetime.now().strftime(format)  # noqa: DTZ005 - the machine's day is what templates mean.
+    return datetime.now().strftime(format)  # noqa: DTZ005 - templates expect the machine's local date.

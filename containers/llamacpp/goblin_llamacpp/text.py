@@ -1,13 +1,13 @@
-"""From token bytes to text that may be shown: whole characters only, and nothing of a stop string.
+"""Conversion of token bytes to text for the client: whole characters only, and no part of a stop string.
 
-Pure. The result never depends on how the bytes were cut into tokens.
+Pure. The result does not depend on how the bytes were split into tokens.
 """
 
 import codecs
 
 
 def held_suffix(text: str, stops: tuple[str, ...]) -> int:
-    """How many of the last characters could still become a stop string, and must wait."""
+    """Count the last characters that could be the start of a stop string and must be held back."""
     longest = 0
     for stop in stops:
         for size in range(min(len(stop) - 1, len(text)), longest, -1):
@@ -18,9 +18,9 @@ def held_suffix(text: str, stops: tuple[str, ...]) -> int:
 
 
 def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
-    """The start and the words of the stop string that is completed first.
+    """Find the stop string that is completed first, and where it starts.
 
-    Two that end together: the longer one, which starts first, so that nothing of either is shown.
+    If two end at the same character, the longer one counts: it starts earlier, so no part of either is shown.
     """
     best: tuple[int, int, str] | None = None
     for stop in stops:
@@ -31,15 +31,15 @@ def first_stop(text: str, stops: tuple[str, ...]) -> tuple[int, str] | None:
 
 
 class TextStream:
-    """Turns the bytes of one answer into text, as early as it is safe.
+    """Decoder from the bytes of one answer to text, which is returned as early as it is safe.
 
-    `seen` counts the characters decoded so far and `shown` those returned so far, both from the start of
-    the answer: what lies between is held back.
+    `seen` counts the characters decoded so far and `shown` those returned so far, both from the start of the answer.
+    The characters between the two are held back.
     """
 
     def __init__(self, stops: tuple[str, ...] = ()) -> None:
         self._stops = stops
-        # Bytes that are no UTF-8 at all become U+FFFD; an unfinished character waits for its rest.
+        # Invalid UTF-8 becomes U+FFFD. An unfinished character waits for its remaining bytes.
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._held = ""
         self.seen = 0
@@ -47,7 +47,7 @@ class TextStream:
         self.stopped_by: str | None = None
 
     def push(self, piece: bytes) -> str:
-        """Add one token's bytes; returns what may be shown now. After a stop nothing more is."""
+        """Add the bytes of one token and return the text that may be shown now; empty after a stop string."""
         if self.stopped_by is not None:
             return ""
         new = self._decoder.decode(piece)
@@ -65,7 +65,7 @@ class TextStream:
         return self._show(text[: len(text) - keep])
 
     def flush(self) -> str:
-        """The answer is over: show what was held. An unfinished character is dropped, it says nothing."""
+        """Return the text held back, at the end of the answer. An unfinished character is dropped."""
         if self.stopped_by is not None:
             return ""
         held, self._held = self._held, ""

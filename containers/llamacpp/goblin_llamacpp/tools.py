@@ -1,7 +1,7 @@
-"""Tool calls in an answer: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`, told apart from text.
+"""Parser for tool calls in an answer: `<tool_call>{"name": …, "arguments": {…}}</tool_call>`.
 
-Pure and incremental: arguments are passed on while they are written. What the result says does not depend on
-how the text was cut. A call that is no valid JSON stays text, so nothing the model said is lost.
+Pure and incremental: arguments are passed on while the model writes them. The result does not depend on how the text
+was split. A call that is not valid JSON stays text, so no output of the model is lost.
 """
 
 import json
@@ -12,7 +12,7 @@ from .text import held_suffix
 
 OPEN, CLOSE = "<tool_call>", "</tool_call>"
 
-# The order in which templates show a call, and models write it.
+# The order of keys in which templates show a call, and in which models write it.
 _HEAD = re.compile(r'\s*\{\s*"name"\s*:\s*("(?:[^"\\]|\\.)*")\s*,\s*"(?:arguments|parameters)"\s*:\s*(?=\{)')
 
 
@@ -29,7 +29,7 @@ class CallStarted:
 
 @dataclass(frozen=True, slots=True)
 class CallArguments:
-    """A further piece of a call's arguments, as JSON text."""
+    """Another piece of a call's arguments, as JSON text."""
 
     index: int
     text: str
@@ -39,18 +39,19 @@ Delta = Text | CallStarted | CallArguments
 
 
 class ToolCallReader:
-    """Reads one answer."""
+    """Parser of one answer."""
 
     def __init__(self) -> None:
         self.calls = 0
         self._held = ""
         self._inside = False
         self._raw = ""
-        """Of a call whose arguments have not started, everything since `<tool_call>`."""
+        """Text since `<tool_call>`, of a call whose arguments have not started."""
         self._object: _ObjectEnd | None = None
-        """Set while arguments are passed on."""
+        """Set while the arguments of a call are passed on."""
 
     def push(self, text: str) -> list[Delta]:
+        """Add text of the answer and return what it adds."""
         deltas: list[Delta] = []
         rest = self._held + text
         self._held = ""
@@ -59,7 +60,10 @@ class ToolCallReader:
         return deltas
 
     def flush(self) -> list[Delta]:
-        """The answer is over: an unfinished opening, or a call that never showed its name, is text."""
+        """Return what was held back, at the end of the answer.
+
+        An unfinished `<tool_call>`, or a call whose name never came, is text.
+        """
         left = (OPEN + self._raw if self._inside and self._object is None else "") + self._held
         self._held, self._inside, self._raw, self._object = "", False, "", None
         return [Text(left)] if left else []
@@ -94,13 +98,13 @@ class ToolCallReader:
         return rest
 
     def _read_arguments(self, text: str, deltas: list[Delta]) -> str:
-        assert self._object is not None  # noqa: S101 - asked by the caller.
+        assert self._object is not None  # noqa: S101 - checked by the caller.
         if not self._object.closed:
             count = self._object.feed(text)
             if count:
                 deltas.append(CallArguments(self.calls, text[:count]))
             return text[count:]
-        # After the arguments: the call's own brace and the closing tag, which may arrive in pieces.
+        # After the arguments come the call's own brace and the closing tag. They may arrive in pieces.
         end = text.find(CLOSE)
         if end < 0:
             self._held = text[-(len(CLOSE) - 1) :]
@@ -110,7 +114,7 @@ class ToolCallReader:
         return text[end + len(CLOSE) :]
 
     def _whole_call(self, body: str) -> list[Delta]:
-        """A call in another order, or with arguments as a JSON string."""
+        """Parse a complete call whose keys are in another order, or whose arguments are a JSON string."""
         try:
             call = json.loads(body)
         except ValueError:
@@ -124,7 +128,7 @@ class ToolCallReader:
 
 
 class _ObjectEnd:
-    """Finds where a JSON object ends without parsing it."""
+    """Search for the end of a JSON object without parsing it."""
 
     def __init__(self) -> None:
         self.closed = False
@@ -133,7 +137,7 @@ class _ObjectEnd:
         self._escaped = False
 
     def feed(self, text: str) -> int:
-        """How many characters belong to the object."""
+        """Return how many characters of the text belong to the object."""
         for position, char in enumerate(text):
             if self._in_string:
                 if self._escaped:

@@ -1,4 +1,4 @@
-"""The door to this process: counts who is inside, lets some wait, and sends the rest away before their body is read."""
+"""Admission control: count requests in flight, let some wait, and refuse the rest before their body is read."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ BUCKETS_MAX = 4096
 
 
 class AdmissionControl:
-    """First come, first served."""
+    """The requests of this process that are running or waiting; served in the order of arrival."""
 
     def __init__(self, limits: AdmissionLimits, clock: Clock) -> None:
         self.limits = limits
@@ -26,10 +26,10 @@ class AdmissionControl:
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     async def enter(self, key: ApiKey) -> None:
-        """Come in, now or when somebody leaves; who came in must `leave`.
+        """Admit a request, now or when another one ends. The caller must `leave` once it is admitted.
 
         Raises:
-            RateLimited: too many requests, of this key or of all.
+            RateLimited: There are too many requests, of this key or in all.
         """
         decision = policy.admit(
             running=self._running,
@@ -50,7 +50,7 @@ class AdmissionControl:
         await self._wait(key)
 
     def leave(self, key: ApiKey) -> None:
-        """Go, and let the next one in."""
+        """End an admitted request, and admit the next one that waits."""
         self._running -= 1
         self._of_key[key.digest] -= 1
         self._forget(key.digest)
@@ -64,14 +64,14 @@ class AdmissionControl:
                 await turn
         except BaseException as error:
             if turn.done() and not turn.cancelled():
-                self._running -= 1  # It was its turn just now.
+                self._running -= 1  # It was admitted just before it was cancelled.
                 self._let_in()
             elif turn in self._waiting:
                 self._waiting.remove(turn)
             self._of_key[key.digest] -= 1
             self._forget(key.digest)
             if isinstance(error, TimeoutError):
-                raise RateLimited("Too many requests are under way.", retry_after_s=2.0) from error
+                raise RateLimited("Too many requests are in flight. Try again later.", retry_after_s=2.0) from error
             raise
 
     def _let_in(self) -> None:
@@ -88,7 +88,7 @@ class AdmissionControl:
         while len(self._buckets) > BUCKETS_MAX:
             self._buckets.popitem(last=False)
         if wait_s:
-            raise RateLimited(f"This key may send {per_minute} requests a minute.", retry_after_s=wait_s)
+            raise RateLimited(f"This key may send {per_minute} requests a minute. Slow down.", retry_after_s=wait_s)
 
     def _forget(self, digest: str) -> None:
         if not self._of_key[digest]:

@@ -1,7 +1,7 @@
-"""Answers given before: in this process's memory, and beside it in a store that all instances share.
+"""Cache of answers: in this process's memory, and in a store that all processes share.
 
-The store is asked only for callers who asked for the cache, and waited for only briefly; what is merely
-deterministic lives in memory, so that no ordinary request ever waits for a store.
+The store is read only for callers that opted in, with a short timeout. Answers that are merely deterministic are kept
+in memory only, so that an ordinary request never waits for the store.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class _CacheEntry:
 
 
 class AnswerCache:
-    """Bounded by bytes; the least recently used goes first."""
+    """A cache bounded by bytes; the least recently used answer is dropped first."""
 
     def __init__(self, store: CacheStore, clock: Clock, *, bytes_max: int = MEMORY_BYTES_MAX) -> None:
         self._store = store
@@ -48,7 +48,7 @@ class AnswerCache:
         self._kept: OrderedDict[str, _CacheEntry] = OrderedDict()
 
     async def find(self, key: str, *, shared: bool) -> CachedAnswer | None:
-        """The answer, if it was given before. Never raises."""
+        """Find an answer; None if there is none. Reads the shared store only if `shared`. Never raises."""
         kept = self._kept.get(key)
         if kept is not None:
             if self._clock.monotonic() < kept.until:
@@ -61,7 +61,7 @@ class AnswerCache:
             async with asyncio.timeout(LOOKUP_S_MAX):
                 found = await self._store.get(key)
         except (StoreUnavailable, TimeoutError) as error:
-            log.warning("the shared cache did not answer: %s", error)
+            log.warning("Shared cache was not read: %s", error)
             return None
         if found is None or found.expires_at <= self._clock.now():
             return None
@@ -69,7 +69,7 @@ class AnswerCache:
         return found
 
     async def keep(self, key: str, text: str, finish_reason: str, usage: Usage, *, shared: bool) -> None:
-        """Remember an answer. Never raises."""
+        """Keep an answer in memory and, if `shared`, in the shared store. Never raises."""
         answer = CachedAnswer(
             text=text, finish_reason=finish_reason, usage=usage, expires_at=self._clock.now() + SHARED_LIFE
         )
@@ -79,7 +79,7 @@ class AnswerCache:
         try:
             await self._store.put(key, answer)
         except StoreUnavailable as error:
-            log.warning("an answer is not in the shared cache: %s", error.message)
+            log.warning("Answer was not written to the shared cache: %s", error.message)
 
     def _remember(self, key: str, answer: CachedAnswer) -> int:
         size = len(answer.text.encode("utf-8", "surrogatepass")) + 512
@@ -98,7 +98,7 @@ class AnswerCache:
 
 
 async def replay(answer: CachedAnswer, *, answer_id: str, created: int, model: str) -> AsyncGenerator[ChatChunk, None]:
-    """The answer as it would come from an endpoint that has it all at once."""
+    """Stream a cached answer as an endpoint would that has all of it at once."""
 
     def chunk(*choices: ChunkChoice, usage: Usage | UnsetType = UNSET) -> ChatChunk:
         return ChatChunk(id=answer_id, created=created, model=model, choices=choices, usage=usage)

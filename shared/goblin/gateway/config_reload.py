@@ -1,4 +1,4 @@
-"""`goblin.toml` read again while the process lives: beside the requests, and never to their harm."""
+"""Reload `goblin.toml` while the process runs, in the background; a broken file never affects requests."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ LOOK_EVERY_S = 5.0
 
 
 class ConfigReloader:
-    """Looks at the file when somebody uses what it says, at most every `LOOK_EVERY_S`.
+    """Reads the file again when the configuration is used, at most every `LOOK_EVERY_S`.
 
-    It compares the text and not its time: where files are mounted from a secret or a bucket, times tell little.
+    It compares the text and not the modification time, which is unreliable for files mounted from a secret or a bucket.
     """
 
     def __init__(self, *, text: str, read: Callable[[], str], apply: Callable[[str], None], clock: Clock) -> None:
-        """Take the text that is in force.
+        """Start with the text that is in force.
 
         Args:
-            text: As it was read at the start.
-            read: Reads the file, which may block; raises `Broken` when it cannot.
-            apply: Puts a text in force, all of it or, raising `Broken`, nothing.
-            clock: Its steady time.
+            text: The file as it was read at the start.
+            read: Reads the file, and may block; raises `Broken` when it cannot.
+            apply: Puts a text in force: all of it, or nothing, in which case it raises `Broken`.
+            clock: Its monotonic time is used.
         """
         self._text = text
         self._read = read
@@ -36,10 +36,10 @@ class ConfigReloader:
         self._looked_s = clock.monotonic()
         self._looking: asyncio.Task[None] | None = None
         self.fault = ""
-        """What is wrong with the file as it is now; empty while it is what is in force."""
+        """What is wrong with the file as it is now; empty while the file is in force."""
 
     def poke(self) -> None:
-        """See to it that the file is looked at soon. Costs nothing."""
+        """Schedule a look at the file if one is due. Returns at once."""
         if self._clock.monotonic() - self._looked_s < LOOK_EVERY_S:
             return
         self._looked_s = self._clock.monotonic()
@@ -47,7 +47,7 @@ class ConfigReloader:
             self._looking = asyncio.create_task(self.look())
 
     async def look(self) -> None:
-        """Look now. Never raises `Broken`: a file that cannot be used leaves the old one in force."""
+        """Read the file now. Never raises `Broken`: a file that cannot be used leaves the old one in force."""
         try:
             text = await asyncio.to_thread(self._read)
             if text == self._text and not self.fault:
@@ -55,9 +55,9 @@ class ConfigReloader:
             self._apply(text)
         except Broken as error:
             if error.message != self.fault:
-                log.error("the configuration stays as it was: %s", error.message)
+                log.error("goblin.toml was not applied; the previous configuration stays in force: %s", error.message)
             self.fault = error.message
             return
         if text != self._text:
-            log.info("the configuration was read again")
+            log.info("Reloaded goblin.toml.")
         self._text, self.fault = text, ""

@@ -34,7 +34,7 @@ class DispatchDeps:
     retry_budget: RetryBudget = field(default_factory=RetryBudget)
     drains: Drains = field(default_factory=Drains)
     pause: Callable[[float], Awaitable[None]] = asyncio.sleep
-    """Waits so many seconds, before an endpoint is asked again."""
+    """Waits so many seconds before a request to an endpoint is repeated."""
 
 
 class Dispatcher:
@@ -62,7 +62,7 @@ class Dispatcher:
         return self._failover(EmbeddingsUpstreamRequest(request, self._deps.providers, self.payer))
 
     async def warm_up(self, choice: RouteChoice, like: AnyRequest) -> None:
-        """Start an endpoint by asking it for one token of the same kind. Raises as `Failover.begin`."""
+        """Start an endpoint by sending it a request of the same kind for one token. Raises as `Failover.begin`."""
         failover = self.answer(warm_up.warm_up_request(like))
         patient = replace(failover.routing, attempts_max=1, first_token_timeout_s=warm_up.WARM_UP_S_MAX)
         failover = replace(failover, attempts=[], routing=patient)
@@ -90,7 +90,7 @@ class Dispatcher:
 
 
 async def settle(attempts: Sequence[ActiveAttempt[Any]]) -> None:
-    """Let go of attempts, and replace what was reserved for each by what it cost. Never raises."""
+    """Close attempts, and replace what was reserved for each by what it cost. Never raises."""
     for attempt in attempts:
         await attempt.close()
         await attempt.settle()

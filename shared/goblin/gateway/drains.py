@@ -1,4 +1,4 @@
-"""Answers that go on costing when nobody reads them: they are read to their end, to know what they cost."""
+"""Drains: answers that cost money even after their reader left, read to the end to know what they cost."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ log = logging.getLogger(__name__)
 DRAINS_MAX = 64
 DRAIN_S_MAX = 300.0
 AHEAD_MAX = 64
-"""Items read before the caller has taken them."""
+"""Items that are buffered for the caller."""
 
 
 class _End:
-    """The answer is over, in the way the error says."""
+    """The end of an answer, with its error if it failed."""
 
     def __init__(self, error: BaseException | None) -> None:
         self.error = error
 
 
 class Drains:
-    """The answers of this process that are read only to be counted."""
+    """The answers of this process that are read to the end without a reader."""
 
     def __init__(self, most: int = DRAINS_MAX, seconds_max: float = DRAIN_S_MAX) -> None:
         self._most = most
@@ -37,22 +37,22 @@ class Drains:
         self._after: set[asyncio.Task[None]] = set()
 
     def over(self, stream: AsyncGenerator[Any, None], stream_usage: StreamUsage) -> Drain:
-        """A stream that outlives its reader, if there is room for it."""
+        """Build a drain over a stream, so that it can outlive its reader."""
         return Drain(self, stream, stream_usage)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something once such an answer is over."""
+        """Run work in the background that waits for drains, and keep its task alive."""
         task = asyncio.create_task(work)
         self._after.add(task)
         task.add_done_callback(self._after.discard)
 
     def adopt(self, task: asyncio.Task[Any]) -> bool:
-        """Keep a task that nobody waits for, unless there are too many."""
+        """Keep the task of a drain whose reader left; False when there are too many."""
         if len(self._going) >= self._most:
             return False
         self._going.add(task)
         task.add_done_callback(self._going.discard)
-        # Not for ever: a bill that is known in part is better than a connection that never ends.
+        # Limit the time: a partly known cost is better than a connection that never ends.
         timer = asyncio.get_running_loop().call_later(self._seconds_max, task.cancel)
         task.add_done_callback(lambda _: timer.cancel())
         return True
@@ -71,16 +71,16 @@ class Drain:
 
     @property
     def done(self) -> bool:
-        """Whether all that will ever be known is known."""
+        """Whether reading has ended, so that the usage is final."""
         return self._task is None or self._task.done()
 
     async def wait(self) -> None:
-        """Until then."""
+        """Wait until it is done."""
         if self._task is not None:
             await asyncio.wait({self._task})
 
     async def follow(self) -> AsyncGenerator[Any, None]:
-        """The stream, for its reader; when that one leaves, reading goes on without it."""
+        """Stream the items to the reader. When the reader leaves, reading continues without it."""
         self._task = asyncio.create_task(self._read())
         try:
             while True:
@@ -102,7 +102,7 @@ class Drain:
                     await self._queue.put(item)
                     if self._left:
                         self._count_waiting()
-        except Exception as found:  # noqa: BLE001  It is the reader's.
+        except Exception as found:  # noqa: BLE001  Raised again to the reader.
             error = found
         finally:
             if self._left:
@@ -110,7 +110,7 @@ class Drain:
         if not self._left:
             await self._queue.put(_End(error))
         elif error is not None and not isinstance(error, GoblinError):
-            log.error("an answer that was only read to be counted broke", exc_info=error)
+            log.error("Drain of an answer failed.", exc_info=error)
 
     async def _leave(self) -> None:
         if self._left:
@@ -120,13 +120,13 @@ class Drain:
         if self._task is None or self._task.done():
             return
         if not self._drains.adopt(self._task):
-            log.warning("too many answers are read only to be counted: one is cut, and its cost is an estimate")
+            log.warning("Too many drains: one answer was cancelled, and its cost is an estimate.")
             self._task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await self._task
 
     def _count_waiting(self) -> None:
-        """Count what the reader did not take."""
+        """Count the buffered items that the reader did not take."""
         while not self._queue.empty():
             item = self._queue.get_nowait()
             if not isinstance(item, _End):

@@ -1,4 +1,4 @@
-"""What this process has seen of each endpoint and model: breakers, paces, starts, and the requests under way."""
+"""What this process has seen of each endpoint and model: breakers, latency estimates, warmth, requests in flight."""
 
 from __future__ import annotations
 
@@ -21,33 +21,33 @@ from goblin.gateway.policy.traffic import Traffic, observe_answer, observe_arriv
 
 @dataclass(slots=True)
 class ModelWarmth:
-    """Whether one model of one endpoint is awake, as far as we noticed."""
+    """Warmth of one model of one endpoint, as far as this process noticed."""
 
     heard_s: float | None = None
-    """Last sign of life."""
+    """When it last answered or was woken, in monotonic seconds; None: never."""
     waking_s: float | None = None
-    """When a start began that has not ended."""
+    """When a cold start began that has not ended, in monotonic seconds; None: no start is in progress."""
 
 
 @dataclass(slots=True)
 class TargetStats:
-    """One class of requests to one model of one endpoint."""
+    """Stats of one target: a class of requests to one model of one endpoint."""
 
     warmth: ModelWarmth
     estimate: LatencyEstimate
     breaker: Breaker = field(default_factory=Breaker)
     in_flight: int = 0
     waiting: dict[InFlight, None] = field(default_factory=dict)
-    """Requests without a first token, the oldest first."""
+    """Requests that have no first token yet, the oldest first."""
     answered_s: float = 0.0
-    """Of the last first token."""
+    """When the last first token arrived, in monotonic seconds."""
     well_at: datetime | None = None
-    """Of the last answer; what others said before it is old."""
+    """When the last answer ended well; older pauses of other processes are ignored."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
 class InFlight:
-    """One request that was counted in."""
+    """One request in flight."""
 
     endpoint: Endpoint
     model: str
@@ -57,20 +57,20 @@ class InFlight:
 
 
 TARGETS_MAX = 4096
-"""Endpoints times models times classes; an endpoint that lists models without end must not fill the memory."""
+"""Bound on the targets in memory, because an endpoint could list any number of models."""
 ASLEEP_FROM = 0.5
-"""From this chance on a request that is sent there is taken for the one that wakes it."""
+"""With this chance of a cold start or more, a request that is sent counts as the one that starts the endpoint."""
 WAKING_MAX = 3.0
-"""A start that takes so many times as long as expected is taken for lost."""
+"""A cold start that takes this many times as long as expected is taken as failed."""
 _ACCOUNT_FAULTS = frozenset({Fault.AUTH, Fault.MONEY})
-"""They are about the key, and so about all that it opens."""
+"""Faults of the account: they affect every model and class of the endpoint."""
 _SAYS_NOTHING = frozenset({Fault.UNSUPPORTED, Fault.MISSING})
-"""They say what it does not have, and nothing of how reliable it is."""
+"""Faults that say what the endpoint does not offer, and nothing about its reliability."""
 _ANYTHING = Demand(model="")
 
 
 class Outlook(Struct, frozen=True, kw_only=True):
-    """What to expect of the next request."""
+    """What the next request to an endpoint can expect."""
 
     open_until: datetime | None
     open_reason: str
@@ -84,14 +84,14 @@ class Outlook(Struct, frozen=True, kw_only=True):
 
 
 class EndpointStats:
-    """Passive signals, kept in memory; each request adds to them while it runs and when it ends."""
+    """Passive health signals in memory. Each request adds to them while it runs and when it ends."""
 
     def __init__(self, clock: Clock, *, tell: Callable[[str, Pause], None] | None = None) -> None:
-        """Start knowing nothing.
+        """Start without observations.
 
         Args:
-            clock: Both its times are used: the steady one for durations, the other for what others must understand.
-            tell: Called with an endpoint's name when a breaker opens or closes, to let other processes know.
+            clock: Its monotonic time is used for durations, its UTC time for pauses that other processes read.
+            tell: Called with an endpoint's name when a breaker opens or closes, to share that with other processes.
         """
         self.clock = clock
         self._tell = tell
@@ -109,14 +109,14 @@ class EndpointStats:
         health: EndpointHealth | None = None,
         at: tuple[datetime, float] | None = None,
     ) -> Outlook:
-        """What the next request to this model there is to expect, waiting included.
+        """Forecast the next request to a model of an endpoint, waiting included.
 
         Args:
-            endpoint: Who would be asked.
-            model: As the caller calls it.
-            demand: What is asked.
-            health: What the last looks at it found.
-            at: Both readings of the clock, when many are asked about at once.
+            endpoint: The endpoint that would get the request.
+            model: The model as the caller names it.
+            demand: The request.
+            health: The health that the last probes found.
+            at: UTC and monotonic time, so that one reading of the clock serves many calls.
         """
         now, now_s = at or (self.clock.now(), self.clock.monotonic())
         target = self._targets.get((endpoint.name, model, demand.kind))
@@ -160,7 +160,7 @@ class EndpointStats:
                 if told is Warmth.WARM:
                     heard_ago_s = seen_ago_s
                     if waking_for_ms is not None and seen_ago_s * 1000.0 < waking_for_ms:
-                        waking_for_ms = None  # The start that somebody began is over.
+                        waking_for_ms = None  # The cold start is over.
                 elif told is Warmth.STARTING and waking_for_ms is None:
                     waking_for_ms = seen_ago_s * 1000.0
                 else:
@@ -194,13 +194,13 @@ class EndpointStats:
         force: bool,
         forecast: LatencyForecast | None = None,
     ) -> InFlight | None:
-        """Count a request in; None when the breaker lets nothing through and `force` is not set.
+        """Count a request as in flight; None when the breaker is open and `force` is not set.
 
         Args:
-            endpoint: Who is asked.
-            model: As the caller calls it.
-            force: Ask in spite of the breaker.
-            forecast: What the route expected, and of which request; without it, of a short chat.
+            endpoint: The endpoint that gets the request.
+            model: The model as the caller names it.
+            force: Send even if the breaker is open.
+            forecast: The route's forecast for this request; without it, the forecast for a short chat is used.
         """
         demand = _ANYTHING if forecast is None else forecast.demand
         now, now_s = self.clock.now(), self.clock.monotonic()
@@ -224,29 +224,29 @@ class EndpointStats:
         return request
 
     def arrived(self, model: str) -> None:
-        """A request for a model that somebody has came in; how many do decides whether a start pays."""
+        """Count a request for a served model: the arrival rate decides whether a warm-up is worth its cost."""
         known = self._traffic.get(model) or Traffic()
         if len(self._traffic) >= TARGETS_MAX and model not in self._traffic:
             del self._traffic[next(iter(self._traffic))]
         self._traffic[model] = observe_arrival(known, now_s=self.clock.monotonic())
 
     def traffic(self, model: str) -> Traffic:
-        """How many come, and how long their answers are."""
+        """Return the arrival rate and the answer lengths of a model."""
         return self._traffic.get(model) or Traffic()
 
     def wake_begun(self, endpoint: Endpoint, model: str) -> None:
-        """Somebody has started to wake it, and no request waits for that."""
+        """Record that a warm-up has begun."""
         self._warmth_of(endpoint.name, model).waking_s = self.clock.monotonic()
 
     def wake_ended(self, endpoint: Endpoint, model: str, *, awake: bool) -> None:
-        """It is awake, or it could not be woken."""
+        """Record that a warm-up has ended: the endpoint is awake, or the warm-up failed."""
         warmth = self._warmth_of(endpoint.name, model)
         if awake:
             warmth.heard_s = self.clock.monotonic()
         warmth.waking_s = None
 
     def believe(self, endpoint: Endpoint, pauses: tuple[Pause, ...]) -> None:
-        """Take over what other processes found out. What we have seen ourselves since is newer."""
+        """Apply the pauses that other processes shared. What this process has seen since takes precedence."""
         now = self.clock.now()
         for pause in pauses:
             if pause.open_until <= now:
@@ -263,12 +263,12 @@ class EndpointStats:
                 target.breaker = theirs
 
     def answered(self, model: str, output_tokens: int) -> None:
-        """An answer of so many tokens has ended."""
+        """Record the length of an answer."""
         if model in self._traffic:
             self._traffic[model] = observe_answer(self._traffic[model], output_tokens=output_tokens)
 
     def well(self, endpoint: Endpoint, model: str, kind: Capability, target: TargetStats) -> None:
-        """It answered: its breakers close."""
+        """Close the breakers of a target and of its account after a success."""
         was_open = target.breaker.open_until is not None
         target.breaker, target.well_at = breaker.succeed(target.breaker), self.clock.now()
         if was_open:
@@ -279,7 +279,7 @@ class EndpointStats:
     def failed(
         self, endpoint: Endpoint, model: str, kind: Capability, target: TargetStats, error: ProviderUnavailable
     ) -> None:
-        """It did not answer: the breaker concerned learns of it, the account's if it is about our key."""
+        """Record a failure in the breaker of the target, or of the account if the fault is about our key or credit."""
         now, now_s = self.clock.now(), self.clock.monotonic()
         about_account = error.fault in _ACCOUNT_FAULTS
         before = self._accounts.get(endpoint.name, Breaker()) if about_account else target.breaker
@@ -330,7 +330,7 @@ class EndpointStats:
 
 
 def _warmth(health: EndpointHealth, model: str) -> Warmth:
-    """What the last look says of one model: the endpoint may be awake and this model not in its memory."""
+    """Return the probed warmth of one model: the endpoint may be awake without having this model in memory."""
     if health.loaded is not None and health.warmth in (Warmth.UNKNOWN, Warmth.WARM):
         return Warmth.WARM if model in health.loaded else Warmth.ASLEEP
     return health.warmth

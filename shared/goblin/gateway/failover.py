@@ -1,7 +1,7 @@
-"""The one engine behind every inference route: ask the endpoints of a route until one of them answers.
+"""Failover: try the endpoints of a route until one of them answers. Used by every inference operation.
 
-a ──fails────────────▶ b ──fails──▶ a again, if its fault mends soon ──▶ … up to `attempts_max`
-a ──slow─┬──────────▶ the first token wins; the other is cancelled and settled
+a ──fails────────────▶ b ──fails──▶ a again, if its fault is short-lived ──▶ … up to `attempts_max`
+a ──slow─┬──────────▶ the first to send a token wins; the other is cancelled and settled
          └▶ b (hedge)
 """
 
@@ -32,12 +32,12 @@ T = TypeVar("T", ChatChunk, Embeddings)
 
 
 class EndpointSilent(ProviderUnavailable):
-    """It said nothing for as long as we were ready to wait."""
+    """The endpoint sent nothing within the timeout."""
 
 
 @dataclass(slots=True)
 class RetryBudget:
-    """What this process may do beyond one attempt per request; shared by all requests."""
+    """How many retries and hedges this process may add to its requests; shared by all requests."""
 
     retry: retries.RetryAllowance = field(default_factory=lambda: retries.RetryAllowance(share=0.2))
     hedge: retries.RetryAllowance = field(default_factory=lambda: retries.RetryAllowance(share=0.05))
@@ -60,7 +60,7 @@ class RetryBudget:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptUsage:
-    """What one attempt used up, whether or not the caller saw anything of it."""
+    """What one attempt used, whether or not the caller saw any of it."""
 
     endpoint: Endpoint
     usage: Usage
@@ -69,7 +69,7 @@ class AttemptUsage:
 
 @dataclass(slots=True)
 class ActiveAttempt(Generic[T]):
-    """One endpoint at work on a request."""
+    """An upstream attempt with its stream, its payment and its usage so far."""
 
     attempt: UpstreamAttempt
     stream: AsyncGenerator[T, None]
@@ -77,31 +77,31 @@ class ActiveAttempt(Generic[T]):
     payment: Payment
     stream_usage: StreamUsage = field(default_factory=StreamUsage)
     head: list[T] = field(default_factory=list)
-    """What has come before it was chosen."""
+    """Items that arrived before the attempt was chosen."""
     ended: bool = False
-    """Nothing more will come."""
+    """Whether the stream has ended."""
     silent: bool = False
     drain: Drain | None = None
-    """Set where hanging up does not stop the bill: it reads on when we do not."""
+    """Set where cancelling does not stop the bill: it reads the stream to its end after the reader left."""
 
     def spent(self) -> AttemptUsage | None:
-        """What it has cost so far; None when it refused before it began."""
+        """Return what it has used so far; None when the endpoint refused the request."""
         stream_usage = self.stream_usage
         if stream_usage.told is not None:
             return AttemptUsage(endpoint=self.attempt.endpoint, usage=stream_usage.told, estimated=False)
         if stream_usage.heard or self.silent or self.attempt.abandoned:
-            # It took the request and nobody says what it did with it: the prompt was read at the least.
+            # The endpoint took the request and did not report usage: it has read the prompt at least.
             usage = stream_usage.estimate(self.prompt_bytes())
             return AttemptUsage(endpoint=self.attempt.endpoint, usage=usage, estimated=True)
         return None
 
     def cost_usd_micros(self) -> int:
-        """What it has cost so far, in micro-dollars."""
+        """Compute what it has cost so far, in micro-dollars."""
         spent = self.spent()
         return self.payment.cost_usd_micros(None if spent is None else spent.usage)
 
     async def settle(self) -> None:
-        """Replace what was reserved for it by what it cost; a second time does nothing. Never raises."""
+        """Replace what was reserved for it by what it cost. A second call does nothing. Never raises."""
         spent = self.spent()
         if spent is None:
             await self.payment.settle(None)
@@ -109,7 +109,7 @@ class ActiveAttempt(Generic[T]):
             await self.payment.settle(spent.usage, estimated=spent.estimated)
 
     async def close(self, outcome: str = "left") -> None:
-        """Let go of it, however far it is. A second time does nothing."""
+        """Cancel it, however far it is. A second call does nothing."""
         self.attempt.abandon(outcome)
         await self.stream.aclose()
         if self.drain is None:
@@ -118,7 +118,7 @@ class ActiveAttempt(Generic[T]):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Failover(Generic[T]):
-    """What all attempts at one answer share."""
+    """Tries endpoints until one answers; holds what all attempts at one answer share."""
 
     request: UpstreamRequest[T]
     stats: EndpointStats
@@ -128,21 +128,22 @@ class Failover(Generic[T]):
     pause: Callable[[float], Awaitable[None]]
     rng: Callable[[], float]
     attempts: list[ActiveAttempt[T]]
-    """Every attempt of the request is added here, also when none answers."""
+    """Every attempt of the request is added here, even when none answers."""
 
     async def begin(
         self, candidates: Sequence[RouteChoice], *, last_resort: bool = False, hedge_after_s: float | None = None
     ) -> ActiveAttempt[T]:
-        """Ask until one has sent something the caller would notice.
+        """Try endpoints until one has sent something that the caller would notice.
 
         Args:
-            candidates: Whom to ask, in order.
-            last_resort: Ask them whatever their breakers say.
-            hedge_after_s: How long the first may be silent before the second is asked beside it.
+            candidates: The endpoints to try, in order.
+            last_resort: Try them even if their breakers are open.
+            hedge_after_s: How long the first may be silent before the request is hedged at the second; None: never.
 
         Raises:
-            InvalidRequest: an endpoint found fault with the request, and the others would too; or none can serve it.
-            RateLimited, UnknownModel, ProviderUnavailable: nobody answered.
+            InvalidRequest: An endpoint rejected the request, as the others would; or no endpoint can serve it.
+            RateLimited, UnknownModel, ProviderUnavailable: No endpoint answered.
+            BudgetExhausted, StoreUnavailable: No attempt could be paid.
         """
         failures: list[tuple[RouteChoice, ProviderUnavailable]] = []
         left = list(candidates)
@@ -161,7 +162,7 @@ class Failover(Generic[T]):
     async def _again(
         self, failures: list[tuple[RouteChoice, ProviderUnavailable]], *, attempts_left: int
     ) -> ActiveAttempt[T]:
-        """Everybody was asked: ask again who may be back soonest, or say why nobody answers."""
+        """Retry the failed endpoint that may recover first, or raise why no endpoint answers."""
         everything = [error for _, error in failures]
         for number in range(attempts_left):
             again: tuple[float, RouteChoice] | None = None
@@ -178,10 +179,10 @@ class Failover(Generic[T]):
             if again is None or not self.retry_budget.may_retry():
                 break
             await self.pause(again[0])
-            once_more = RouteChoice(endpoint=again[1].endpoint, reason="asked again", forecast=again[1].forecast)
+            once_more = RouteChoice(endpoint=again[1].endpoint, reason="retried", forecast=again[1].forecast)
             active = await self._start(once_more, force=True)
             if active is None:
-                break  # The money ran out meanwhile.
+                break  # The budget ran out meanwhile.
             failures = [pair for pair in failures if pair[0] is not again[1]]
             seen = len(failures)
             winner = await self._first_of(active, again[1], [], None, failures)
@@ -218,7 +219,7 @@ class Failover(Generic[T]):
         hedge_after_s: float | None,
         failures: list[tuple[RouteChoice, ProviderUnavailable]],
     ) -> ActiveAttempt[T] | None:
-        """The attempt, or the one that hedges it, once it has begun; None when neither does."""
+        """Return the attempt or its hedge, whichever begins to answer first; None when neither does."""
         if hedge_after_s is None or not left:
             return await self._judged(active, choice, failures, self._await_head(active))
         waiting = {asyncio.create_task(self._await_first(active)): (active, choice)}
@@ -254,7 +255,7 @@ class Failover(Generic[T]):
         failures: list[tuple[RouteChoice, ProviderUnavailable]],
         wait: Awaitable[None],
     ) -> ActiveAttempt[T] | None:
-        """Wait for it; a failure is noted, and whoever does not go on is closed."""
+        """Wait for an attempt; on failure, add it to `failures`, close it and return None."""
         going_on = False
         try:
             await wait
@@ -265,7 +266,7 @@ class Failover(Generic[T]):
             log.warning("%s (attempt %d)", error.message, len(self.attempts))
             return None
         except GoblinError:
-            # The endpoint is well; it read the request and found fault with it.
+            # The endpoint works: it read the request and rejected it.
             active.attempt.succeed()
             raise
         finally:
@@ -278,7 +279,7 @@ class Failover(Generic[T]):
         await self._await_rest(active)
 
     async def _await_first(self, active: ActiveAttempt[T]) -> None:
-        """Read up to the first thing the caller would notice."""
+        """Read up to the first item that the caller would notice."""
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self.routing.first_token_timeout_s
         while (item := await next_item(active, deadline - loop.time())) is not None:
@@ -286,10 +287,10 @@ class Failover(Generic[T]):
             if self.request.starts_answer(item):
                 active.attempt.first_token()
                 return
-        raise ProviderUnavailable(f"{active.attempt.endpoint.name} sent an empty answer.")
+        raise ProviderUnavailable(f"Endpoint {active.attempt.endpoint.name} sent an empty answer.")
 
     async def _await_rest(self, active: ActiveAttempt[T]) -> None:
-        """Read on to the end, if nothing may be shown before."""
+        """Read the rest, if the caller gets the answer as a whole."""
         while (
             self.request.whole and (item := await next_item(active, self.routing.between_tokens_timeout_s)) is not None
         ):
@@ -297,10 +298,10 @@ class Failover(Generic[T]):
 
 
 async def next_item(active: ActiveAttempt[T], timeout_s: float) -> T | None:
-    """The next item; None, and `ended`, when there is none.
+    """Read the next item; None, with `ended` set, when the stream has ended.
 
     Raises:
-        ProviderUnavailable: It broke off, said nothing for `timeout_s` (`EndpointSilent`), or its paid time is over.
+        ProviderUnavailable: It broke off, sent nothing for `timeout_s` (`EndpointSilent`), or its paid time is over.
     """
     if active.ended:
         return None
@@ -309,7 +310,7 @@ async def next_item(active: ActiveAttempt[T], timeout_s: float) -> T | None:
     scope: asyncio.Timeout | None = None
     try:
         step = EagerAwait(anext(active.stream))
-        if step.waits:  # Most of a burst does not, and a deadline costs more than reading an item.
+        if step.waits:  # In a burst most items are ready at once, and a timeout costs more than reading an item.
             async with asyncio.timeout(min(timeout_s, left_s)) as scope:
                 item = await step
         else:
@@ -324,14 +325,14 @@ async def next_item(active: ActiveAttempt[T], timeout_s: float) -> T | None:
         if left_s <= timeout_s:
             raise _overtime(active) from error
         active.attempt.timed_out()
-        raise EndpointSilent(f"{active.attempt.endpoint.name} fell silent.") from error
+        raise EndpointSilent(f"Endpoint {active.attempt.endpoint.name} stopped sending data.") from error
     active.stream_usage.add(item)
     return item
 
 
 def _overtime(active: ActiveAttempt[Any]) -> ProviderUnavailable:
     name = active.attempt.endpoint.name
-    return ProviderUnavailable(f"{name} took longer than the {active.payment.endpoint.request_s_max:g} s it may.")
+    return ProviderUnavailable(f"Endpoint {name} exceeded its limit of {active.payment.endpoint.request_s_max:g} s.")
 
 
 async def _settled(task: asyncio.Task[None]) -> None:
@@ -339,13 +340,13 @@ async def _settled(task: asyncio.Task[None]) -> None:
 
 
 def nobody_answered(model: str, failures: Sequence[ProviderUnavailable]) -> GoblinError:
-    """What to tell the caller when the route is used up."""
+    """Choose the error for the caller when every endpoint of the route has failed."""
     faults = {error.fault for error in failures}
     reasons = " ".join(dict.fromkeys(error.message for error in failures)) or "Every endpoint is paused."
     waits = [error.retry_after_s for error in failures if error.retry_after_s is not None]
     wait_s = min(waits) if waits else None
     if faults == {Fault.MISSING}:
-        return UnknownModel(f"The model `{model}` is not there any more. {reasons}", param="model")
+        return UnknownModel(f"The model `{model}` no longer exists at any endpoint. {reasons}", param="model")
     if faults == {Fault.UNSUPPORTED}:
         return InvalidRequest(
             f"No endpoint of `{model}` can serve this request. {reasons}", code="unsupported_by_endpoints"
@@ -359,15 +360,15 @@ A = TypeVar("A")
 
 
 class EagerAwait(Generic[A]):
-    """An awaitable that has been begun: it is over at once, or it waits and must be awaited next."""
+    """An awaitable that was started: it has finished already, or it `waits` and must be awaited next."""
 
     __slots__ = ("_result", "_running", "_wanted", "waits")
 
     def __init__(self, awaitable: Awaitable[A]) -> None:
-        """Run it up to where it waits. Raises what it raises."""
+        """Run the awaitable up to its first wait. Raises what it raises."""
         self._running = awaitable.__await__()
         self.waits = True
-        """It did not end at once."""
+        """Whether it did not finish at once."""
         try:
             self._wanted = next(self._running)
         except StopIteration as end:
@@ -375,7 +376,7 @@ class EagerAwait(Generic[A]):
             self._result: A = end.value
 
     def __await__(self) -> Generator[Any, Any, A]:
-        """Wait for its end; once."""
+        """Wait until it finishes. May be awaited only once."""
         if not self.waits:
             return self._result
         wanted = self._wanted
@@ -383,7 +384,7 @@ class EagerAwait(Generic[A]):
             while True:
                 try:
                     told = yield wanted
-                except BaseException as error:  # noqa: BLE001  It must hear that nobody waits for it any more.
+                except BaseException as error:  # noqa: BLE001  Passed on, so that it sees its cancellation.
                     wanted = self._running.throw(error)
                 else:
                     wanted = self._running.send(told)

@@ -1,4 +1,4 @@
-"""Endpoint health: looked at by schedule, stored, and believed by the router for a while."""
+"""Endpoint health: probed on a schedule, stored, and used by the router until it is too old."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 REFRESH_S = 10.0
 LOOK_AGAIN_S = 5.0
 PROBE_DEADLINE_S = 10.0
-"""Adapters have their own, shorter one; this is for those that forget it."""
+"""A backstop: adapters should have a shorter timeout of their own."""
 
 
 @dataclass(kw_only=True, slots=True)
 class HealthDeps:
     catalog: Catalog
-    """Replaced as a whole when the file has changed."""
+    """Replaced as a whole when `goblin.toml` has changed."""
     providers: Mapping[str, ChatProvider]
     """By endpoint name."""
     store: HealthStore
@@ -34,10 +34,10 @@ class HealthDeps:
 
 
 async def check_all(deps: HealthDeps) -> list[EndpointHealth]:
-    """Probe every configured endpoint at once, judge and store. One that hangs or breaks holds up no other.
+    """Probe every configured endpoint concurrently, judge and store. One that hangs or fails does not delay the others.
 
     Raises:
-        StoreUnavailable: after all were probed and all that could be written was.
+        StoreUnavailable: Raised after all endpoints were probed and all possible writes were done.
     """
     before = await deps.store.all()
     probes = await asyncio.gather(*(_probe(deps.providers[endpoint.name]) for endpoint in deps.catalog.endpoints))
@@ -65,30 +65,30 @@ async def _probe(provider: ChatProvider) -> Probe:
     except TimeoutError:
         return Probe(finding=Finding.FAILED, reason=f"no answer in {PROBE_DEADLINE_S:.0f} s")
     except Exception as error:
-        log.exception("a probe raised")
-        return Probe(finding=Finding.UNCLEAR, reason=f"the probe broke: {type(error).__name__}")
+        log.exception("A probe raised an unexpected error.")
+        return Probe(finding=Finding.UNCLEAR, reason=f"the probe failed: {type(error).__name__}")
 
 
 class HealthView:
-    """What the router believes: a copy of the store, renewed beside the requests and not in their way."""
+    """The router's view of endpoint health: a copy of the store, refreshed in the background."""
 
     def __init__(self, deps: HealthDeps) -> None:
         self._deps = deps
         self._stored: dict[str, EndpointHealth] = {}
         self._seen: dict[str, EndpointHealth] = {}
-        """Looked at by this process itself."""
+        """Health from probes of this process itself."""
         self._read_at: float | None = None
         self._looked_at: float | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._pauses: dict[tuple[str, str, str | None], tuple[str, Pause]] = {}
-        """To be told to the others; of each thing the newest."""
+        """Pauses to write for other processes; only the newest for each endpoint, model and class."""
         self._telling: asyncio.Task[None] | None = None
         self.believe: Callable[[Endpoint, tuple[Pause, ...]], None] | None = None
-        """Told of every pause that others have written, whenever the store was read."""
+        """Called with the pauses of each endpoint whenever the store was read."""
         self._looking: asyncio.Task[None] | None = None
 
     async def current(self) -> dict[str, EndpointHealth]:
-        """One judgement per configured endpoint, in the order of the file. Never raises."""
+        """Return the health of every configured endpoint, in the order of the file. Never raises."""
         age_s = None if self._read_at is None else self._deps.clock.monotonic() - self._read_at
         if age_s is None or age_s > REFRESH_S:
             if self._refreshing is None or self._refreshing.done():
@@ -98,15 +98,15 @@ class HealthView:
         return self._believed()
 
     async def fresh(self) -> dict[str, EndpointHealth]:
-        """The same, read now: for a page, which can wait."""
+        """Return the same, read from the store now: for callers that can wait."""
         await self._refresh()
         return self._believed()
 
     async def look(self) -> dict[str, EndpointHealth]:
-        """Probe the endpoints whose models must be discovered, when somebody asks for a model nobody has.
+        """Probe the endpoints whose models must be discovered, when a request names a model that no endpoint has.
 
-        Right after a start, or when a model was just added, the schedule has not come by yet. At most once in
-        `LOOK_AGAIN_S`, however many ask.
+        Right after a start, or when a model was just added, the scheduled check has not run yet. Probes at most once in
+        `LOOK_AGAIN_S`, however many requests call it.
         """
         recently = self._looked_at is not None and self._deps.clock.monotonic() - self._looked_at < LOOK_AGAIN_S
         if self._looking is None or (self._looking.done() and not recently):
@@ -115,7 +115,7 @@ class HealthView:
         return self._believed()
 
     def tell(self, endpoint: str, pause: Pause) -> None:
-        """Let other processes know, beside the requests; it is advice, and may be lost."""
+        """Write a pause for other processes, in the background. It is advice, and may be lost."""
         self._pauses[endpoint, pause.model, pause.kind] = endpoint, pause
         if self._telling is None or self._telling.done():
             self._telling = asyncio.create_task(self._tell())
@@ -126,7 +126,7 @@ class HealthView:
             try:
                 await self._deps.store.pause(endpoint, pause)
             except StoreUnavailable as error:
-                log.warning("a pause of %s was not told: %s", endpoint, error.message)
+                log.warning("Pause of endpoint %s was not stored: %s", endpoint, error.message)
 
     async def _look(self) -> None:
         endpoints = [e for e in self._deps.catalog.endpoints if e.models is None]
@@ -140,8 +140,8 @@ class HealthView:
         try:
             self._stored = dict(await self._deps.store.all())
         except StoreUnavailable as error:
-            # Health is advice; requests go on without it, and each attempt teaches the breaker.
-            log.warning("provider health could not be read: %s", error.message)
+            # Health is advice: requests go on without it, and the breakers learn from each attempt.
+            log.warning("Endpoint health was not read: %s", error.message)
         else:
             self._pass_on()
         self._read_at = self._deps.clock.monotonic()

@@ -1,11 +1,11 @@
-"""`Idempotency-Key`: the same request sent twice is answered once, and both senders get that answer.
+"""`Idempotency-Key`: the same request sent twice is answered once, and both callers get that answer.
 
 first  ──▶ production ──part──part──part──▶ kept for a day
 second ──▶   └ joins: all parts so far, then each as it comes      third, later ──▶ the same parts again
 another body under the same key ──▶ 409
 
-A production is a task of its own, so that it outlives any one of its readers; when the last one leaves, it ends.
-What failed or broke off is forgotten: the next request with the key tries anew.
+A production is a task of its own, so that it outlives each of its readers; it is cancelled when the last one leaves.
+An answer that failed or broke off is forgotten: the next request with the key starts again.
 """
 
 from __future__ import annotations
@@ -28,35 +28,35 @@ log = logging.getLogger(__name__)
 
 KEY_CHARS_MAX = 255
 LIFE = timedelta(hours=24)
-"""As long as an answer is given again."""
+"""How long a stored answer is replayed."""
 CLAIM_LIFE = timedelta(minutes=15)
-"""After so long an instance that took a request and never answered is taken for dead."""
+"""A process that claimed a request and did not answer within this time is taken as crashed."""
 MEMORY_BYTES_MAX = 64 * 1024 * 1024
 MEMORY_ANSWERS_MAX = 4096
 SHARED_BYTES_MAX = 768 * 1024
-"""A document in Firestore holds 1 MiB; a longer answer is given again by this instance only."""
+"""A document in Firestore holds 1 MiB; a longer answer is replayed by this process only."""
 REPLAYED = {"idempotent-replayed": "true"}
 
 
 class AnswerProduction:
-    """One answer being made, for any number of readers."""
+    """One answer in the making, for any number of readers."""
 
     def __init__(self, body_digest: str) -> None:
         self.body_digest = body_digest
         self.head: HttpReply | None = None
-        """Status and headers, once known; its content is not its own."""
+        """Status and headers, once known; its content is empty, the body is in `parts`."""
         self.parts: list[bytes] = []
         self.made = False
-        """Nothing more will come; it may still have to be settled."""
+        """Whether the answer has ended; it may still have to be settled."""
         self.whole = False
-        """The answer is a good one, with nothing missing."""
+        """Whether the answer is a success and complete."""
         self.streamed = False
         self.readers = 0
         self.until = 0.0
-        """Monotonic seconds; how long it is given again."""
+        """The end of its replays, in monotonic seconds."""
         self.task: asyncio.Task[None] | None = None
         self.given_up = False
-        """Everybody has left; it only has to end."""
+        """Whether all readers have left, so that it was cancelled."""
         self.error: Exception | None = None
         self._news = asyncio.Event()
 
@@ -70,16 +70,16 @@ class AnswerProduction:
         news.set()
 
     async def more(self) -> None:
-        """Until something has changed."""
+        """Wait until `tell` is called."""
         await self._news.wait()
 
     async def settled(self) -> None:
-        """Until it is settled too, if only that is left."""
+        """Wait until it is settled; returns at once while the answer is still in the making."""
         if self.made and self.task is not None:
             await asyncio.wait({self.task})
 
     def leave(self) -> None:
-        """One reader has gone; nobody works for nobody."""
+        """Remove one reader. When the last one leaves, cancel the upstream call."""
         self.readers -= 1
         if not self.readers and not self.made and self.task is not None:
             self.given_up = True
@@ -88,20 +88,20 @@ class AnswerProduction:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AnswerSource:
-    """How an answer is made."""
+    """The way to make an answer."""
 
     make: Callable[[], Awaitable[HttpReply]]
-    """Never raises."""
+    """Makes the answer. Never raises."""
     settle: Callable[[], Awaitable[None]]
-    """Called once it is made, or will not be."""
+    """Called once the answer is made, or has failed."""
     is_whole: Callable[[], bool]
-    """Whether what was made is good and complete; asked afterwards."""
+    """Returns whether the answer is a success and complete; called after it was made."""
     taken: Callable[[AnswerProduction], None]
-    """Called when it begins: from here on it is ours to settle. Never, if the answer is there already."""
+    """Called when a production begins, which then calls `settle`. Not called if an earlier answer is used."""
 
 
 class AnswerReader(AsyncGenerator[bytes, None]):
-    """The parts for one reader, from the first on. A class, so that closing it counts even before it began."""
+    """All parts for one reader. A class and not a generator, so that closing it before its first part counts too."""
 
     def __init__(self, production: AnswerProduction) -> None:
         self._production = production
@@ -134,7 +134,7 @@ class AnswerReader(AsyncGenerator[bytes, None]):
 
 
 class IdempotentRequests:
-    """Answers by tenant and key: those under way in this process, those it gave lately, and what others gave."""
+    """Answers by tenant and key: those in flight in this process, its recent ones, and those of other processes."""
 
     def __init__(self, store: IdempotencyStore, clock: Clock, *, bytes_max: int = MEMORY_BYTES_MAX) -> None:
         self._store = store
@@ -145,21 +145,21 @@ class IdempotentRequests:
         self._held = 0
 
     async def answer(self, tenant: str, operation: str, key: str, body: bytes, work: AnswerSource) -> HttpReply:
-        """The answer to a request, made now or found.
+        """Answer a request: make the answer, join one in the making, or replay a stored one.
 
         Args:
-            tenant: Whose key it is; others may use the same one.
-            operation: Which route.
+            tenant: The owner of the key; the same key of another tenant is another request.
+            operation: The API operation; the same key for another operation is another request.
             key: The caller's `Idempotency-Key`.
-            body: Of the request.
-            work: How to make the answer, if nobody has or does.
+            body: The body of the request.
+            work: How to make the answer, if there is none yet.
 
         Raises:
-            Conflict: the key was used for another request, or another instance works on it now.
-            InvalidRequest: the key is not one.
+            Conflict: The key was used for another request, or another process is answering it now.
+            InvalidRequest: The key is empty, too long or not printable.
         """
         if not 0 < len(key) <= KEY_CHARS_MAX or not key.isprintable():
-            raise InvalidRequest(f"An Idempotency-Key has 1 to {KEY_CHARS_MAX} printable characters.")
+            raise InvalidRequest(f"An Idempotency-Key must have 1 to {KEY_CHARS_MAX} printable characters.")
         entry = hashlib.sha256(f"{tenant}\0{operation}\0{key}".encode("utf-8", "surrogatepass")).hexdigest()
         digest = hashlib.sha256(body).hexdigest()
         production = self._going.get(entry) or self._fresh(entry)
@@ -189,7 +189,7 @@ class IdempotentRequests:
         return replace(answer, headers={**answer.headers, **REPLAYED})
 
     async def _head(self, production: AnswerProduction) -> HttpReply:
-        """The answer for one more reader, who is counted already."""
+        """Wait for the answer's head, for one more reader that `readers` already counts."""
         try:
             while production.head is None and not production.made:
                 await production.more()
@@ -198,7 +198,7 @@ class IdempotentRequests:
             raise
         if production.head is None:
             production.leave()
-            raise Conflict("The request with this Idempotency-Key was given up. Send it again.", code=IN_USE)
+            raise Conflict("The request with this Idempotency-Key was cancelled. Send it again.", code=IN_USE)
         if production.streamed:
             return replace(production.head, content=AnswerReader(production))
         production.leave()
@@ -219,15 +219,15 @@ class IdempotentRequests:
                         production.parts.append(part)
                         production.tell()
             production.whole = work.is_whole()
-        except Exception as error:  # noqa: BLE001  It is the readers'.
+        except Exception as error:  # noqa: BLE001  Raised again to the readers.
             production.error = error
         finally:
             try:
                 if not production.whole:
-                    # Before anybody hears of it: who tries again at once must find the way free.
+                    # Release the claim before readers get the failure, so that an immediate retry finds the key free.
                     await self._publish(entry, production)
                     self._end(entry, production)
-                # The readers have it all now; they need not wait for the books.
+                # The readers have the whole answer now; they need not wait for the settlement.
                 production.made = True
                 production.tell()
                 await work.settle()
@@ -244,7 +244,7 @@ class IdempotentRequests:
         return kept
 
     def _end(self, entry: str, production: AnswerProduction) -> None:
-        """It is made, or will not be; remember the good ones."""
+        """End a production, and keep its answer in memory if it is complete."""
         production.made = True
         production.tell()
         if self._going.get(entry) is production:
@@ -259,25 +259,25 @@ class IdempotentRequests:
             self._held -= oldest.size
 
     async def _claim(self, entry: str, digest: str) -> StoredHttpReply | None:
-        """Take the request for this instance; what another one has answered, if one has."""
+        """Claim the request for this process; return the answer of another process if there is one."""
         now = self._clock.now()
         claim = IdempotencyClaim(body_digest=digest, until=now + CLAIM_LIFE, expires_at=now + LIFE)
         try:
             found = await self._store.claim(entry, claim, now=now)
         except StoreUnavailable as error:
-            # This instance still answers once; that others do cannot be known, and must not stop everything.
-            log.warning("idempotency is this instance's only: %s", error.message)
+            # Within this process the request is still answered once. Refusing all requests would be worse.
+            log.warning("An idempotent request was claimed in this process only: %s", error.message)
             return None
         if found is None:
             return None
         if found.body_digest != digest:
             raise _reused()
         if found.reply is None:
-            raise Conflict("The request with this Idempotency-Key is being answered. Ask again soon.", code=IN_USE)
+            raise Conflict("The request with this Idempotency-Key is in flight. Try again later.", code=IN_USE)
         return found.reply
 
     async def _publish(self, entry: str, production: AnswerProduction) -> None:
-        """Let other instances know how it ended."""
+        """Store the answer for other processes, or release the claim if there is nothing to replay."""
         try:
             if production.whole and production.head is not None and production.size <= SHARED_BYTES_MAX:
                 head = production.head
@@ -291,14 +291,14 @@ class IdempotentRequests:
             else:
                 await self._store.release(entry)
         except StoreUnavailable as error:
-            log.warning("an idempotent answer is this instance's only: %s", error.message)
+            log.warning("An idempotent answer was not stored for other processes: %s", error.message)
 
 
 IN_USE = "idempotency_key_in_use"
 
 
 def _reused() -> Conflict:
-    return Conflict("This Idempotency-Key was used for another request.", code="idempotency_key_reused")
+    return Conflict("This Idempotency-Key was used for another request. Use a new key.", code="idempotency_key_reused")
 
 
 def _reply(stored: StoredHttpReply) -> HttpReply:

@@ -1,8 +1,8 @@
-"""Inference: authenticate, route, attempt, stream, meter, record. One `InferenceCall` per request, whatever the route.
+"""Inference: authenticate, route, attempt, stream, meter, record. One `InferenceCall` per request of any operation.
 
 arrive ─ authenticate ─ route ─ attempt(s) ─ first token ─ … ─ last token ─ settle
                                     │                      │
-                    another endpoint starts over      another one goes on, or the cut is said aloud
+                    another endpoint starts over      another one continues, or the caller gets `StreamCut`
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from goblin.gateway.upstream_attempt import UpstreamAttempt
 from goblin.gateway.warm_up import WarmUps
 
 UNKNOWN_MODEL_LABEL = "unknown"
-"""Callers must not be able to make new label values by asking for models that do not exist."""
+"""The label for models that do not exist: callers must not be able to create new label values."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InferenceDeps(DispatchDeps):
-    """What it takes to serve, beside what it takes to ask."""
+    """What it takes to serve requests, in addition to sending them."""
 
     keys: Keys
     receipts: ReceiptStore
@@ -51,43 +51,43 @@ class InferenceDeps(DispatchDeps):
     once: IdempotentRequests
     warm_ups: WarmUps
     tracer: Tracer | None = None
-    """None: nobody traces."""
+    """None: requests are not traced."""
 
 
 @dataclass(slots=True)
 class InferenceCall:
-    """One request, from its arrival until it is settled, which happens exactly once, however it ends."""
+    """One request, from its arrival until it is settled. It is settled exactly once, however it ends."""
 
     deps: InferenceDeps
     operation: str
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     traceparent: str | None = None
-    """The caller's trace context, as it came."""
+    """The caller's W3C trace context, unchanged."""
     provider: str | None = None
-    """The endpoint that answers, once one does."""
+    """The endpoint that answers; None until one does."""
     usage: Usage | None = None
-    """What the caller used; what it cost is the sum over the attempts."""
+    """The caller's tokens. The cost is a different number: the sum over all attempts."""
     usage_estimated: bool = False
     cache: str = "skip"
-    """`hit`, `miss`, or `skip`: neither taken from the cache nor left there."""
+    """`hit`, `miss`, or `skip`: neither read from the cache nor written to it."""
     timings_ms: dict[str, float] = field(default_factory=dict)
-    """Phases up to the first token, for `server-timing`."""
+    """Duration of each phase up to the first token, for the header `server-timing`."""
     _started: float = 0.0
     _created_at: Any = None
     _key: ApiKey | None = None
     _request: InferenceRequest | None = None
     _route: Route | NoRoute | None = None
     _outcome: str = "left"
-    """Holds unless something better is known at the end."""
+    """`left` until another outcome is known."""
     _label: str = ""
-    """The outcome in metrics, where it is another."""
+    """The outcome in metrics, where it differs from `_outcome`."""
     _stream: AnswerStream | None = None
     _dispatcher: Dispatcher | None = None
     _cache_key: str | None = None
     _production: AnswerProduction | None = None
-    """Who makes the answer in its stead."""
+    """The production that makes the answer and settles this call, for an idempotent request."""
     _inside: bool = False
-    """Counted in at the door."""
+    """Whether admission control has counted it in."""
     _settled: bool = False
 
     def __post_init__(self) -> None:
@@ -96,7 +96,7 @@ class InferenceCall:
 
     @property
     def attempts(self) -> list[UpstreamAttempt]:
-        """Every attempt, in order."""
+        """Every upstream attempt, in order."""
         return [active.attempt for active in self._active_attempts]
 
     @property
@@ -105,20 +105,20 @@ class InferenceCall:
 
     @property
     def tenant(self) -> str:
-        """Whose request it is, once that is known."""
+        """The owner of the API key; empty until it is known."""
         return self._key.owner if self._key is not None else ""
 
     @property
     def whole(self) -> bool:
-        """Whether all of a good answer was passed on."""
+        """Whether a complete answer was passed on."""
         return (self._stream.outcome if self._stream is not None else self._outcome) == "ok"
 
     async def authenticate(self, authorization: str | None) -> None:
-        """Let the caller in.
+        """Authenticate the caller and pass admission control.
 
         Raises:
-            Unauthenticated, Forbidden, StoreUnavailable: as `Keys.authenticate`.
-            RateLimited: there are too many requests.
+            Unauthenticated, Forbidden, StoreUnavailable: As `Keys.authenticate`.
+            RateLimited: There are too many requests.
         """
         with self._noting(), self._timing("auth"):
             self._key = await self.deps.keys.authenticate(authorization, Scope.INFERENCE)
@@ -126,13 +126,14 @@ class InferenceCall:
             self._inside = True
 
     async def chat(self, request: ChatRequest, *, strategy: str | None = None) -> AsyncGenerator[ChatChunk, None]:
-        """Begin an answer. Returns once its first token is here, or all of it if it is not streamed.
+        """Begin an answer. Returns once its first token has arrived, or all of it if it is not streamed.
 
         Returns:
-            The chunks. The last has the usage and no choices, and only a whole answer has it.
+            The chunks. The last one has the usage and no choices; an answer that was cut has no such chunk.
 
         Raises:
-            GoblinError: nothing was answered; from the chunks, `StreamCut`: the answer broke off.
+            GoblinError: No endpoint answered.
+            StreamCut: The answer broke off. Raised by the chunks.
         """
         return await self._generate(request, strategy)
 
@@ -157,19 +158,19 @@ class InferenceCall:
             return Embeddings(data=answer.data, usage=self.usage)
 
     def failed(self, error: Exception) -> None:
-        """Remember how it failed, before anything was answered."""
+        """Set the outcome of a request that failed before anything was answered."""
         if not isinstance(error, GoblinError):
             self._outcome = self._label = "internal_error"
             return
         self._outcome = error.code or error.type
-        # Its code may be a provider's word, and labels must stay few.
+        # The code may come from a provider, and metric labels must stay few.
         self._label = "invalid_request" if isinstance(error, InvalidRequest) else self._outcome
 
     async def once(self, operation: str, key: str, body: bytes, make: Callable[[], Awaitable[HttpReply]]) -> HttpReply:
-        """The answer to a request with an `Idempotency-Key`: made by this call, or by an earlier one.
+        """Answer a request with an `Idempotency-Key`: by this call, or with the answer of an earlier one.
 
         Raises:
-            Conflict, InvalidRequest: as `IdempotentRequests.answer`.
+            Conflict, InvalidRequest: As `IdempotentRequests.answer`.
         """
         work = AnswerSource(make=make, settle=self.settle, is_whole=lambda: self.whole, taken=self._hand_over)
         answer = await self.deps.once.answer(self.tenant, operation, key, body, work)
@@ -178,18 +179,18 @@ class InferenceCall:
         return answer
 
     def _hand_over(self, production: AnswerProduction) -> None:
-        """From here on it is settled by who makes the answer: others may listen to it, too."""
+        """Leave settling to the production that makes the answer, because it may have other readers."""
         self._production = production
 
     async def leave(self) -> None:
-        """Settle, unless the answer goes on for others."""
+        """Settle, unless the answer continues for other readers."""
         if self._production is None:
             await self.settle()
         else:
             await self._production.settled()
 
     async def settle(self) -> None:
-        """Let go of the provider, count, and write the receipt. Never raises; a second time does nothing."""
+        """Close the attempts, update metrics and write the receipt. Never raises; a second call does nothing."""
         if self._settled:
             return
         self._settled = True
@@ -211,7 +212,7 @@ class InferenceCall:
                 self.deps.meter.provider_error(provider=record.endpoint, model=model, outcome=record.outcome)
         drains = [one.drain for one in self._active_attempts if one.drain is not None and not one.drain.done]
         if drains:
-            # Nobody waits for these, and nobody knows yet what they cost.
+            # The caller does not wait for drains, and their cost is not known yet.
             self.deps.drains.later(self._finish_after(drains, duration_s))
         else:
             await self._finish(duration_s)
@@ -222,10 +223,10 @@ class InferenceCall:
         await self._finish(duration_s)
 
     async def _finish(self, duration_s: float) -> None:
-        """Write down what is known now, and will not change."""
+        """Settle the money, write the receipt and fill the cache: all numbers are final now."""
         if self._stream is not None:
             self.usage, self.usage_estimated = self._stream.usage()
-        # Before the receipt: if time runs out, the money is in order.
+        # Before the receipt: if the process is killed meanwhile, the money is settled.
         await settle(self._active_attempts)
         if self._key is not None and self._request is not None:
             await self._tell(self._key, self._request, duration_s)
@@ -254,16 +255,16 @@ class InferenceCall:
         return self._dispatcher
 
     def _accept(self, request: InferenceRequest) -> None:
-        """Raises `Forbidden` or `TooLarge`."""
+        """Check the request against the key and the limits. Raises `Forbidden` or `TooLarge`."""
         self._request = request
         if self._key is not None:
             check_model(self._key, request.model)
         most = self.deps.admission.limits.messages_max
         if isinstance(request, ChatRequest) and len(request.messages) > most:
-            raise TooLarge(f"There are over {most} messages.", param="messages")
+            raise TooLarge(f"The request has more than {most} messages. Send fewer.", param="messages")
 
     async def _find(self, request: AnyRequest) -> CachedAnswer | None:
-        """An answer given before, if one will do."""
+        """Find a cached answer, if the request allows one."""
         if caching.why_skip(request) is not None:
             return None
         self._cache_key = caching.cache_key(self.tenant, request)
@@ -274,7 +275,7 @@ class InferenceCall:
         return found
 
     async def _keep(self) -> None:
-        """Leave a good answer in the cache."""
+        """Write a good answer to the cache."""
         stream, request = self._stream, self._request
         if stream is None or self._cache_key is None or self._outcome != "ok" or self.usage is None:
             return
@@ -306,7 +307,7 @@ class InferenceCall:
         return active
 
     def _wake(self, route: Route, request: AnyRequest) -> None:
-        """Start who should be awake for the next ones; this one does not wait."""
+        """Start warm-ups for later requests; this one does not wait for them."""
         for choice in route.wake:
             self.deps.warm_ups.begin(choice.endpoint, request.model, partial(self._dispatch().warm_up, choice, request))
 
@@ -320,7 +321,7 @@ class InferenceCall:
 
     @contextmanager
     def _noting(self) -> Iterator[None]:
-        """Remember how it failed."""
+        """Set the outcome when the block fails, and re-raise."""
         try:
             yield
         except GoblinError as error:
@@ -336,15 +337,15 @@ class InferenceCall:
             self.timings_ms[phase] = (self.deps.clock.monotonic() - started) * 1000
 
     def spent(self) -> list[AttemptUsage]:
-        """What each attempt used up, in order; those that refused are left out."""
+        """List what each attempt used, in order; attempts that were refused are left out."""
         return [spent for active in self._active_attempts if (spent := active.spent()) is not None]
 
     def cost_usd_micros(self) -> int:
-        """What all attempts cost so far."""
+        """Sum up what all attempts cost so far."""
         return self._dispatcher.cost_usd_micros() if self._dispatcher is not None else 0
 
     async def _tell(self, key: ApiKey, request: InferenceRequest, duration_s: float) -> None:
-        """Write the receipt, and tell whoever traces."""
+        """Write the receipt, and pass it to the tracer."""
         record = receipts.record_of(
             request_id=self.request_id,
             operation=self.operation,

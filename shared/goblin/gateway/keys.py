@@ -1,4 +1,4 @@
-"""Who calls: API keys, known by their hash, read seldom and believed for a short time."""
+"""Authentication of callers: API keys, stored as hashes, looked up once and cached for a short time."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from goblin.gateway.ports import ApiKey, KeyStore, Scope
 
 KEY_LENGTH_MAX = 512
 CACHE_TTL_S = 60.0
-"""How long a good key is believed, and so how long a revoked one may live on."""
+"""How long a valid key is cached, and so how long a revoked key may still work."""
 NEGATIVE_CACHE_TTL_S = 5.0
-"""How long a bad key is refused without looking, and so how long a new one may have to wait."""
+"""How long an invalid key is refused without a lookup, and so how long a new key may have to wait."""
 CACHED_MAX = 4096
 LOOKUPS_MAX = 256
-"""At once, each of another key: made-up keys must not become a flood of reads."""
+"""Lookups in flight at once: invented keys must not cause a flood of reads."""
 
 
 def digest_of(key: str) -> str:
-    """What is stored of a key: SHA-256 is enough for what nobody can guess."""
+    """Compute the stored digest of a key: SHA-256 is enough for a random key that cannot be guessed."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
 class Keys:
-    """Answers who a key belongs to; when the store is silent, nobody."""
+    """Authenticates API keys. While the key store is unavailable, only cached keys pass."""
 
     def __init__(self, store: KeyStore, clock: Clock) -> None:
         self._store = store
@@ -39,14 +39,14 @@ class Keys:
         """Check an `Authorization` header.
 
         Args:
-            authorization: As it came.
-            scope: What the key must be for; None if any key will do.
+            authorization: The value of the header; None without one.
+            scope: The scope that the key must have; None if any key will do.
 
         Raises:
-            Unauthenticated: no key, or not one of ours, or a disabled one.
-            Forbidden: it is not for this.
-            RateLimited: too many keys are being looked up.
-            StoreUnavailable: nobody could tell.
+            Unauthenticated: The key is missing, unknown, disabled or expired.
+            Forbidden: The key does not have the scope.
+            RateLimited: Too many keys are being looked up.
+            StoreUnavailable: The key could not be looked up.
         """
         scheme, _, key = (authorization or "").partition(" ")
         key = key.strip()
@@ -61,9 +61,9 @@ class Keys:
         if found is None or found.disabled or not hmac.compare_digest(found.digest, digest):
             raise Unauthenticated("Incorrect API key provided.")
         if found.expires_at is not None and found.expires_at <= self._clock.now():
-            raise Unauthenticated("This key has expired.", code="expired_api_key")
+            raise Unauthenticated("This API key has expired. Use another one.", code="expired_api_key")
         if scope is not None and scope not in found.scopes:
-            raise Forbidden(f"This key is not for {scope}.")
+            raise Forbidden(f"This API key lacks the scope `{scope}`. Use a key that has it.")
         return found
 
     async def _find(self, digest: str) -> ApiKey | None:
@@ -73,19 +73,19 @@ class Keys:
         looking = self._looking.get(digest)
         if looking is None:
             if len(self._looking) >= LOOKUPS_MAX:
-                raise RateLimited("Too many keys are being looked up.", retry_after_s=1.0)
+                raise RateLimited("Too many API keys are being looked up. Try again later.", retry_after_s=1.0)
             looking = self._looking[digest] = asyncio.create_task(self._look(digest))
             looking.add_done_callback(lambda done: self._looked(digest, done))
-        # Whoever leaves must not take the answer from the others.
+        # A caller that leaves must not cancel the lookup for the others.
         return await asyncio.shield(looking)
 
     def _looked(self, digest: str, done: asyncio.Task[ApiKey | None]) -> None:
         del self._looking[digest]
         if not done.cancelled():
-            done.exception()  # Those who waited have it.
+            done.exception()  # The waiting callers get it; this marks it as retrieved.
 
     async def _look(self, digest: str) -> ApiKey | None:
-        # What the store says is at least as old as the question.
+        # Measured before the read, because the answer may be as old as that.
         asked_at = self._clock.monotonic()
         found = await self._store.get(digest)
         good = found is not None and not found.disabled
@@ -98,13 +98,13 @@ class Keys:
 
 
 def check_model(key: ApiKey, model: str) -> None:
-    """Raises `Forbidden` when the key is not for this model."""
+    """Check that a key may use a model. Raises `Forbidden`."""
     if not may_ask(key, model):
-        raise Forbidden(f"This key is not for the model `{model}`.", param="model", code="model_not_allowed")
+        raise Forbidden(f"This API key may not use the model `{model}`.", param="model", code="model_not_allowed")
 
 
 def may_ask(key: ApiKey, model: str) -> bool:
-    """Whether a key is for a model; `org/*` means all that begin so."""
+    """Return whether a key may use a model; `org/*` means all models that begin with `org/`."""
     if key.models is None:
         return True
     return any(model.startswith(name[:-1]) if name.endswith("*") else model == name for name in key.models)

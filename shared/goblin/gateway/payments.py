@@ -1,4 +1,4 @@
-"""What one request pays: each attempt's worst case is put aside before it is sent, and what it cost is settled."""
+"""Payments of one request: reserve the worst case of each attempt before it is sent, then settle what it cost."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from goblin.gateway.policy.worst_case import Unpriced
 from goblin.gateway.uptime import UptimeSessions
 
 JOB = "job:"
-"""How the keys of attempts are called, before the job's id."""
+"""The prefix, before the job's id, of the names of keys that belong to a job's attempts."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PaymentRefusal:
-    """Why an endpoint is not asked."""
+    """An endpoint that was skipped because an attempt could not be paid, and the reason."""
 
     endpoint: Endpoint
     error: GoblinError
@@ -34,29 +34,29 @@ class PaymentRefusal:
 
 @dataclass(slots=True)
 class Payment:
-    """The money for one attempt."""
+    """The money for one upstream attempt."""
 
     budget_client: BudgetClient
     uptime: UptimeSessions
     endpoint: Endpoint
     request: InferenceRequest
-    """As it may be sent: with the limit that bounds it."""
+    """The request to send: with the output limit that bounds its cost."""
     reservation: Reservation | None
-    """None where nothing costs anything."""
+    """None if the endpoint is free."""
     session: UptimeSession | None = None
-    """Where the time of a machine is billed."""
+    """Set if the endpoint bills uptime."""
 
     def left_s(self) -> float:
-        """How long it may take at the most: no longer than what was put aside covers."""
+        """Return how many more seconds the attempt may take: only as long as the reservation covers."""
         return math.inf if self.session is None else self.session.left_s(self.uptime.now_s())
 
     def leave(self, *, woke: bool) -> None:
-        """The machine is done with it, whenever it is settled; only the first time counts."""
+        """End the uptime session, if any: the machine no longer works for the request. A second call does nothing."""
         if self.session is not None:
             self.session.end(self.uptime.now_s(), woke=woke)
 
     def cost_usd_micros(self, usage: Usage | None) -> int:
-        """What it comes to; None: nothing was used."""
+        """Compute the cost of the attempt. `usage` is None when no tokens were used."""
         price, cost = self.endpoint.price, 0
         if self.session is not None:
             cost = self.session.cost_usd_micros(self.session.charged_s or 0.0)
@@ -65,7 +65,7 @@ class Payment:
         return cost + price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
 
     async def settle(self, usage: Usage | None, *, estimated: bool = False) -> None:
-        """Replace the worst case by what it cost; a second time does nothing. Never raises."""
+        """Replace the reserved worst case by the actual cost. A second call does nothing. Never raises."""
         if self.reservation is None:
             return
         self.leave(woke=usage is not None)
@@ -85,7 +85,7 @@ class Payment:
 
 
 class Payer:
-    """One request, over all its attempts."""
+    """Pays the upstream attempts of one request."""
 
     def __init__(
         self,
@@ -105,10 +105,10 @@ class Payer:
         self._why_frozen = why_frozen
         self._attempts = 0
         self.refusals: list[PaymentRefusal] = []
-        """Every endpoint that was not asked for want of money."""
+        """Every endpoint that was skipped because an attempt could not be paid."""
 
     async def pay(self, endpoint: Endpoint, request: InferenceRequest) -> Payment | None:
-        """Put the worst case of an attempt aside; None when that cannot be, and why is among the refusals."""
+        """Reserve the worst case of an upstream attempt; None when that fails, with the reason in `refusals`."""
         model = endpoint.upstream_model or request.model
         endpoint = replace(endpoint, price=worst_case.price_of(self._prices, endpoint, model))
         if prices.is_free(endpoint):
@@ -122,11 +122,11 @@ class Payer:
     async def _reserve(self, endpoint: Endpoint, request: InferenceRequest) -> Payment | GoblinError:
         bound = worst_case.worst_case(request, endpoint)
         if isinstance(bound, Unpriced):
-            return BudgetExhausted(f"{endpoint.name} is not asked: {bound.reason}.", code="price_unknown")
+            return BudgetExhausted(f"Endpoint {endpoint.name} was skipped: {bound.reason}.", code="price_unknown")
         self._attempts += 1
         key, *others = _payers(self._key_name)
         if reason := self._why_frozen((key, *others, f"{endpoint.provider}/{key.removeprefix('key/')}")):
-            return BudgetExhausted(f"{endpoint.name} is not asked: {reason}.")
+            return BudgetExhausted(f"Endpoint {endpoint.name} was skipped: {reason}.")
         session, most = self._uptime.begin_session(endpoint), bound.cost_usd_micros
         if session is not None:
             most += session.cost_usd_micros(session.worst_s())
@@ -151,15 +151,15 @@ class Payer:
 
 
 def _payers(key_name: str) -> tuple[str, ...]:
-    """Whose budgets a request counts in beside its provider's: its key's, and of an attempt's key its job's."""
+    """List the accounts of a request besides its provider's: its key's, and its job's for the key of an attempt."""
     key = named("key", key_name)
     return (key, named("job", key_name.removeprefix(JOB))) if key_name.startswith(JOB) else (key,)
 
 
 def payment_error(refusals: Sequence[PaymentRefusal]) -> GoblinError | None:
-    """What to tell a caller for whom nobody was asked; None when money was not the reason.
+    """Choose the error for a caller whose request could not be paid anywhere; None when money was not the reason.
 
-    That nobody knows what is left may mend itself and is said first.
+    An unreachable ledger comes first, because it is temporary; then an exhausted budget; then an unknown price.
     """
 
     def order(refusal: PaymentRefusal) -> int:
@@ -171,12 +171,12 @@ def payment_error(refusals: Sequence[PaymentRefusal]) -> GoblinError | None:
 
 
 def rejected(refusals: Sequence[PaymentRefusal]) -> dict[str, str]:
-    """For the receipt: endpoints and why they were not asked."""
+    """Return, for the receipt, the skipped endpoints and the reasons."""
     return {refusal.endpoint.name: refusal.error.message for refusal in refusals}
 
 
 def _said(short: InsufficientBudget) -> str:
-    again = f" It starts anew at {short.resets_at:%Y-%m-%dT%H:%M:%SZ}." if short.resets_at else ""
+    again = f" The budget resets at {short.resets_at:%Y-%m-%dT%H:%M:%SZ}." if short.resets_at else ""
     return (
         f"The {short.period} budget of {short.account}, {show_usd(short.limit_usd_micros)}, has "
         f"{show_usd(short.left_usd_micros)} left, and this request may cost up to {show_usd(short.need_usd_micros)}."

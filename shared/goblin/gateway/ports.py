@@ -1,4 +1,4 @@
-"""What the services need from outside: each docstring is the contract, held by a test that adapters share."""
+"""Ports of the gateway: each docstring is the contract, checked by a test that all adapters share."""
 
 from __future__ import annotations
 
@@ -14,52 +14,52 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 
 
 class ChatProvider(Protocol):
-    """One endpoint, spoken to in its own language.
+    """One endpoint, called through its own API.
 
-    Every method raises `ProviderUnavailable` when the endpoint is to blame, with the fault, and
-    `InvalidRequest` when the request is. Nothing of ours in it retries, except for one new connection when a
-    kept one turns out to be dead. Streams have no timeout of their own between chunks: who reads them has.
+    Every method raises `ProviderUnavailable`, with the fault, when the endpoint is to blame, and `InvalidRequest`
+    when the request is. An adapter does not retry, except that it opens one new connection when a kept one turns out
+    to be closed. Streams have no timeout between chunks: the reader sets one.
     """
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         """Stream an answer.
 
-        Ends normally only when every choice has a finish reason; a stream that stops before raises. Usage, if
-        the endpoint tells it, is on some chunk. Closing the generator closes the connection, which is how the
-        endpoint learns to stop.
+        Ends normally only when every choice has a finish reason; a stream that stops before raises. Usage, if the
+        endpoint reports it, is on some chunk. Closing the generator closes the connection, which tells the endpoint to
+        stop.
         """
 
     def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         """Stream the continuation of a text, as `content` of chunks; otherwise like `chat`."""
 
     async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
-        """Vectors of floats, whatever encoding the caller wants, one per input and in their order."""
+        """Compute one vector of floats per input, in their order, whatever encoding the caller asked for."""
 
     async def probe(self) -> Probe:
-        """Look at the endpoint without being billed. Never raises: what goes wrong is the finding."""
+        """Probe the endpoint at no cost. Never raises: a failure is the finding."""
 
 
 class HealthStore(Protocol):
-    """Judgements over endpoints, shared by all functions. Raises `StoreUnavailable`."""
+    """Health of endpoints, shared by all functions. Every method raises `StoreUnavailable`."""
 
     async def all(self) -> Mapping[str, EndpointHealth]:
-        """Every endpoint's, by its name."""
+        """Read the health of every endpoint, by endpoint name."""
 
     async def put(self, health: EndpointHealth) -> None:
-        """Replace one endpoint's, all but its pauses."""
+        """Replace the health of one endpoint, except its pauses."""
 
     async def pause(self, endpoint: str, pause: Pause) -> None:
-        """Replace what is said of one model and class of an endpoint, or of its account; the rest stays.
+        """Replace the pause of one model and class of an endpoint, or of its account; other pauses stay.
 
-        An endpoint that nobody has judged yet is not among `all` for that.
+        A pause alone does not make an endpoint appear in `all`: it needs a health of its own.
         """
 
 
 class Scope(StrEnum):
-    """What a key is for."""
+    """A part of the API that a key may use."""
 
     INFERENCE = "inference"
-    """`/v1` and one's own receipts."""
+    """`/v1` and the receipts of the key itself."""
     JOBS = "jobs"
     """`/jobs`."""
     OPERATE = "operate"
@@ -68,72 +68,72 @@ class Scope(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
-    """Who may call. The key itself is nowhere: it is known by its SHA-256."""
+    """An API key and what it may do. The key itself is not stored, only its SHA-256."""
 
     digest: str
     """Lower-case hex."""
     name: str
-    """For a person, in lists and records."""
+    """A name for people, in lists and receipts; its spending counts under `key/NAME`."""
     created_at: datetime
     disabled: bool = False
     expires_at: datetime | None = None
-    """An attempt's key ends with it; None never does."""
+    """The key of a job's attempt expires with it. None: never."""
     tenant: str = ""
-    """Whose it is: keys of one tenant share what is cached. Empty: the key is its own tenant."""
+    """The tenant that owns the key; keys of one tenant share cached answers. Empty: the key is its own tenant."""
     scopes: tuple[str, ...] = tuple(Scope)
-    """Words that no version of ours knows allow nothing."""
+    """An unknown scope allows nothing."""
     models: tuple[str, ...] | None = None
-    """Those it may ask; `org/*` means all that begin so. None: all."""
+    """Models that the key may use; `org/*` means all that begin with `org/`. None: all."""
     rate_per_minute: int | None = None
     parallel_max: int | None = None
-    """Requests under way at once; None: as many as anybody's."""
+    """Requests in flight at once. None: the default, `AdmissionLimits.per_key_max`."""
 
     @property
     def owner(self) -> str:
-        """The tenant, so that a key without one shares nothing."""
+        """The owner of cached answers: the tenant, or the key itself, so that a key without a tenant shares nothing."""
         return f"tenant:{self.tenant}" if self.tenant else f"key:{self.digest}"
 
 
 class KeyStore(Protocol):
-    """API keys by digest. Raises `StoreUnavailable`."""
+    """API keys by digest. Every method raises `StoreUnavailable`."""
 
     async def get(self, digest: str) -> ApiKey | None:
-        """The key, disabled or not; None if there is none."""
+        """Read a key, disabled or not; None if there is none."""
 
     async def put(self, key: ApiKey) -> None:
-        """Create or replace."""
+        """Create or replace a key."""
 
     async def all(self) -> Sequence[ApiKey]:
-        """Every key, the oldest first."""
+        """List every key, the oldest first."""
 
     async def disable(self, digest: str) -> bool:
-        """Revoke one; False when there is none."""
+        """Revoke a key; False if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CachedAnswer:
-    """The text of an answer that was given before."""
+    """An earlier answer: its text and usage."""
 
     text: str
     finish_reason: str
     usage: Usage
-    """Of the time when it was written."""
+    """The usage when the answer was written."""
     expires_at: datetime
 
 
 class CacheStore(Protocol):
-    """Answers by the hash of their question. Raises `StoreUnavailable`."""
+    """Answers by the hash of their request. Every method raises `StoreUnavailable`."""
 
     async def get(self, key: str) -> CachedAnswer | None:
-        """One, perhaps expired: what is over is deleted late."""
+        """Read an answer; None if there is none. It may be expired: the store deletes late."""
 
     async def put(self, key: str, answer: CachedAnswer) -> None:
-        """Keep one; the same key again replaces it."""
+        """Write an answer; an earlier one under the same key is replaced."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredHttpReply:
-    """A whole HTTP answer, to be given again."""
+    """A complete HTTP reply that can be replayed."""
 
     status: int
     media_type: str
@@ -143,58 +143,58 @@ class StoredHttpReply:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class IdempotencyClaim:
-    """Somebody's word that a request is being answered, or was."""
+    """A process's claim on an idempotent request, with the reply once there is one."""
 
     body_digest: str
     until: datetime
-    """When whoever works on it is taken for dead."""
+    """After this time, a process that has not replied is taken as crashed."""
     expires_at: datetime
-    """When all of it is forgotten."""
+    """When the claim and its reply are forgotten."""
     reply: StoredHttpReply | None = None
 
 
 class IdempotencyStore(Protocol):
-    """Idempotent requests by entry, shared by all instances. Raises `StoreUnavailable`."""
+    """Idempotent requests by entry, shared by all processes. Every method raises `StoreUnavailable`."""
 
     async def claim(self, entry: str, claim: IdempotencyClaim, *, now: datetime) -> IdempotencyClaim | None:
-        """Write the claim unless there is one; the one that is there, or None if it is ours now.
+        """Write the claim unless there is one already. Returns the existing claim, or None if ours was written.
 
-        One that is past `expires_at`, or past `until` without a reply, counts as none. Of two who claim at once
-        one gets the other's.
+        An existing claim that is past `expires_at`, or past `until` without a reply, is replaced. When two processes
+        claim at once, one of them gets the other's claim.
         """
 
     async def finish(self, entry: str, reply: StoredHttpReply) -> None:
-        """Put the reply into our claim."""
+        """Write the reply into our claim."""
 
     async def release(self, entry: str) -> None:
-        """Take our claim back; nothing happens if there is none."""
+        """Delete our claim; does nothing if there is none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AttemptRecord:
-    """One endpoint that was tried."""
+    """One upstream attempt, as the receipt records it."""
 
     endpoint: str
     reason: str
-    """Why the route had it there."""
+    """Why the route had the endpoint at this place."""
     outcome: str
-    """`ok`, `cut`, `left` (the caller went), `lost` (another was quicker), or a fault."""
+    """`ok`, `cut`, `left` (the caller left), `lost` (another attempt was quicker), or a fault."""
     error: str = ""
     first_token_ms: int | None = None
     duration_ms: int | None = None
     predicted_first_token_ms: int | None = None
-    """What was expected when it was sent."""
+    """The forecast when it was sent."""
     began_ms: int = 0
-    """After the request came; attempts may overlap."""
+    """Its start, counted from the arrival of the request; attempts may overlap."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CandidateRecord:
-    """One endpoint of the route, tried or not, and what was expected of it when the route was chosen."""
+    """One endpoint of the route, tried or not, with the forecast at the time the route was chosen."""
 
     endpoint: str
     reason: str
-    """Why it stands where it stands."""
+    """Why it has this place in the route."""
     predicted_first_token_ms: int | None = None
     predicted_cost_usd_micros: int | None = None
     """None when its price is unknown."""
@@ -202,20 +202,20 @@ class CandidateRecord:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Receipt:
-    """The receipt of one request."""
+    """The record of one request: route, attempts, tokens, cost and reasons."""
 
     request_id: str
     key_digest: str
-    """Whose it is."""
+    """The API key that sent the request."""
     key_name: str
     operation: str
     model: str
     stream: bool
     strategy: str
     outcome: str
-    """`ok`, `cut` (an answer broke off), `left` (the caller went), or an error's code."""
+    """`ok`, `cut` (the answer broke off), `left` (the caller left), or an error's code."""
     provider: str | None
-    """The endpoint that served it."""
+    """The endpoint that served it, `cache` for a cached answer, or None."""
     attempts: tuple[AttemptRecord, ...]
     rejected: Mapping[str, str]
     """Endpoints left out of the route, each with the reason."""
@@ -226,56 +226,56 @@ class Receipt:
     duration_ms: int
     created_at: datetime
     expires_at: datetime
-    """When the store may forget it."""
+    """When the store may delete it."""
     cost_usd_micros: int = 0
-    """Of all attempts, by our prices."""
+    """The cost of all attempts, by our prices."""
     candidates: tuple[CandidateRecord, ...] = ()
-    """The route, in its order."""
+    """The endpoints of the route, in order."""
 
 
 class ReceiptStore(Protocol):
-    """Receipts. Raises `StoreUnavailable`."""
+    """Receipts by request id. Every method raises `StoreUnavailable`."""
 
     async def put(self, record: Receipt) -> None:
-        """Write one; the same id again replaces it."""
+        """Write a receipt; an earlier one with the same id is replaced."""
 
     async def get(self, request_id: str) -> Receipt | None:
-        """Read one."""
+        """Read a receipt; None if there is none."""
 
 
 class ReceiptBatchStore(ReceiptStore, Protocol):
-    """Receipts, many in one write."""
+    """A receipt store that can write many receipts at once."""
 
     async def put_all(self, records: Sequence[Receipt]) -> None:
-        """Write all of them, or none; up to 500."""
+        """Write up to 500 receipts: all of them, or none."""
 
 
 class Tracer(Protocol):
-    """Told of every request when it has ended. Never raises."""
+    """A sink for traces. It gets every request that has ended. Never raises."""
 
     def request(self, record: Receipt, *, traceparent: str | None, model_label: str) -> None:
-        """Tell of one.
+        """Export one request.
 
         Args:
-            record: Its receipt.
-            traceparent: The caller's W3C trace context, as it came.
-            model_label: The model, or a word for those that do not exist: labels must stay few.
+            record: The receipt of the request.
+            traceparent: The caller's W3C trace context, unchanged.
+            model_label: The model, or `unknown` for models that do not exist: labels must stay few.
         """
 
 
 class Meter(Protocol):
-    """Counters and times for operators; labels must come from bounded sets."""
+    """Counters and durations for operators. Labels must come from bounded sets."""
 
     def request(self, *, provider: str, model: str, outcome: str, duration_s: float) -> None:
-        """One request has ended."""
+        """Count one request that has ended."""
 
     def provider_error(self, *, provider: str, model: str, outcome: str) -> None:
-        """One attempt has failed; `outcome` is the fault."""
+        """Count one attempt that has failed; `outcome` is the fault."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HttpReply:
-    """What to send."""
+    """An HTTP reply, whole or streamed."""
 
     status: int = 200
     media_type: str = "application/json"

@@ -1,4 +1,4 @@
-"""The receipt of a request: what was asked, who was tried and why, what came of it and what it cost."""
+"""The receipt of a request: the model, the endpoints tried and why, the outcome and the cost."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ RECEIPT_LIFE = timedelta(days=30)
 
 
 async def find(store: ReceiptStore, key: ApiKey, request_id: str) -> Receipt:
-    """The receipt of a request of the same caller. Raises `NotFound`, also for somebody else's."""
+    """Find the receipt of a request of the same API key. Raises `NotFound`, also for a receipt of another key."""
     found = await store.get(request_id) if request_id.isalnum() and len(request_id) <= 64 else None
     if found is None or found.key_digest != key.digest:
-        raise NotFound(f"There is no receipt `{request_id[:64]}`.")
+        raise NotFound(f"There is no receipt `{request_id[:64]}` for this API key.")
     return found
 
 
 async def put(store: ReceiptStore, record: Receipt) -> None:
-    """Write one. Never raises: the answer was served, and a receipt that cannot be written must not take it back."""
+    """Write a receipt. Never raises: the answer was served, and a failed write must not turn it into an error."""
     try:
         await store.put(record)
     except StoreUnavailable as error:
-        log.warning("no receipt for request %s: %s", record.request_id, error.message)
+        log.warning("Receipt of request %s was not written: %s", record.request_id, error.message)
 
 
 def record_of(
@@ -56,12 +56,13 @@ def record_of(
     started_s: float,
     duration_s: float,
 ) -> Receipt:
-    """All that is known of a request that has ended.
+    """Build the receipt of a request that has ended.
 
     Args:
-        unpaid: Endpoints that were not asked for want of money, each with the reason.
-        started_s: When it came, in monotonic seconds, as `UpstreamAttempt.started_s`.
-        The others: as the record's fields of that name.
+        unpaid: Endpoints that were skipped because no budget covered the attempt, each with the reason.
+        started_s: When the request arrived, in monotonic seconds, like `UpstreamAttempt.started_s`.
+
+        The other arguments have the meaning of the fields of `Receipt` with the same name.
     """
     rejected = route.rejected if route is not None else ()
     firsts = [attempt.first_token_ms for attempt in attempts if attempt.first_token_ms is not None]
@@ -111,14 +112,14 @@ EVERY_S = 1.0
 
 
 BATCH_MAX = 200
-"""Firestore takes up to 10 MiB at once, and a receipt with every endpoint in it is some kilobytes."""
+"""Receipts per write. Firestore takes up to 10 MiB at once; a receipt with every endpoint is some kilobytes."""
 
 
 HELD_MAX = 5000
 
 
 class ReceiptWriter:
-    """The port `RequestStore` over one that writes many at once."""
+    """A `ReceiptStore` that collects receipts and writes them in batches to a `ReceiptBatchStore`."""
 
     def __init__(
         self,
@@ -132,16 +133,16 @@ class ReceiptWriter:
         self._pause = pause
         self._held: dict[str, Receipt] = {}
         self._going: dict[str, Receipt] = {}
-        """Being written now."""
+        """Receipts that are being written now."""
         self._wrote_s = -EVERY_S
         self._turn: asyncio.Task[None] | None = None
         self._one_at_a_time = asyncio.Lock()
         self._ending = False
 
     async def put(self, record: Receipt) -> None:
-        """Take one, and write it now if that is due. Raises `StoreUnavailable`: too many wait already."""
+        """Take a receipt, and write at once if a write is due. Raises `StoreUnavailable` when too many are waiting."""
         if len(self._held) >= HELD_MAX:
-            raise StoreUnavailable("Too many receipts wait to be written.")
+            raise StoreUnavailable("Too many receipts are waiting to be written.")
         self._held[record.request_id] = record
         if self._turn is not None:
             return
@@ -151,12 +152,12 @@ class ReceiptWriter:
             self._turn = asyncio.create_task(self._write_later())
 
     async def get(self, request_id: str) -> Receipt | None:
-        """Find one, written or not."""
+        """Find a receipt, whether or not it is written yet."""
         here = self._held.get(request_id) or self._going.get(request_id)
         return here or await self._store.get(request_id)
 
     async def close(self) -> None:
-        """Write what waits, and from now on what comes; before the process ends."""
+        """Write the waiting receipts, and from now on each new one at once. Called before the process ends."""
         self._ending = True
         if self._turn is not None:
             self._turn.cancel()
@@ -172,7 +173,7 @@ class ReceiptWriter:
             self._turn = None
 
     async def _write(self) -> bool:
-        """Write one batch; what cannot be written waits on."""
+        """Write one batch; if that fails, its receipts keep waiting. Returns whether it was written."""
         async with self._one_at_a_time:
             self._wrote_s = self._clock.monotonic()
             self._going = batch = dict(islice(self._held.items(), BATCH_MAX))
@@ -183,7 +184,7 @@ class ReceiptWriter:
                 await self._store.put_all(tuple(batch.values()))
                 written = True
             except StoreUnavailable as error:
-                log.warning("%d receipts wait on: %s", len(batch), error.message)
+                log.warning("%d receipts were not written and keep waiting: %s", len(batch), error.message)
             finally:
                 if not written:
                     self._held = {**batch, **self._held}

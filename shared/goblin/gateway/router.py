@@ -1,4 +1,4 @@
-"""What is served, and by whom a request should be: facts are gathered here, the choice is policy's."""
+"""The models that are served, and the route of a request: the router gathers the facts, `policy` decides."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from goblin.gateway.policy.traffic import arrivals_per_s, expect_output
 from goblin.gateway.policy.worst_case import price_of
 
 OUTPUT_TOKENS_MAX_GUESS = 4096
-"""How long an answer may become, for a limit on its cost, when the caller sets none on its length."""
+"""Output tokens assumed to check `max_cost_usd`, when neither the caller nor the price limits the length."""
 
 
 KINDS = (Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS)
@@ -42,7 +42,7 @@ KINDS = (Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServedModel:
-    """A model somebody serves."""
+    """A model, and the endpoints that serve it."""
 
     id: str
     endpoints: tuple[str, ...]
@@ -50,27 +50,28 @@ class ServedModel:
 
 @dataclass(kw_only=True, slots=True)
 class Router:
-    """The endpoints, what is known of them, and the choice among them."""
+    """The endpoints, what is known about them, and the choice among them."""
 
     catalog: Catalog
-    """Replaced as a whole when the file has changed."""
+    """Replaced as a whole when `goblin.toml` has changed."""
     stats: EndpointStats
     health: HealthView
     freezes: FreezeView
     rng: Callable[[], float]
-    """From 0 up to 1."""
+    """Returns a number from 0 up to, but not including, 1."""
     turns: Iterator[int]
     reloader: ConfigReloader | None = None
 
     async def choose(self, request: InferenceRequest, header: str | None) -> Route | NoRoute:
-        """Whom to try for a request.
+        """Choose the route of a request.
 
-        When nobody is known to have the model, or those who have it cannot serve this and others have not said
-        yet what they have, the endpoints are asked: right after a start the schedule has not come by yet.
+        The endpoints are probed first when no endpoint is known to have the model, or when those that have it cannot
+        serve the request and the models of others are still unknown: right after a start the scheduled health check
+        has not run yet.
 
         Args:
-            request: What is asked for, with the caller's word on routing.
-            header: The caller's strategy, if it came beside the body.
+            request: The request, with the caller's routing preferences.
+            header: The caller's strategy from the header `x-goblin-strategy`; None without one.
         """
         if self.reloader is not None:
             self.reloader.poke()
@@ -99,7 +100,15 @@ class Router:
         )
 
     def must(self, found: Route | NoRoute) -> Route:
-        """The route, or the error that says why there is none."""
+        """Return the route, or raise the error that says why there is none.
+
+        Raises:
+            UnknownModel: No endpoint has the model.
+            ProviderUnavailable: It is not known yet which endpoint has the model.
+            StoreUnavailable: The freezes could not be read.
+            BudgetExhausted: The endpoints that could serve it are frozen.
+            InvalidRequest: No endpoint can serve this request within the caller's limits.
+        """
         if isinstance(found, Route):
             return found
         match found.obstacle:
@@ -115,11 +124,11 @@ class Router:
                 raise InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
 
     async def models(self) -> list[ServedModel]:
-        """Every model, by id; the endpoints are asked when none is known."""
+        """List every model, sorted by id; the endpoints are probed when no model is known."""
         return self._served(await self.health.current()) or self._served(await self.health.look())
 
     async def model(self, model_id: str) -> ServedModel:
-        """One model. Raises `NotFound`."""
+        """Find one model. Raises `NotFound`."""
         for health in (self.health.current, self.health.look):
             for model in self._served(await health()):
                 if model.id == model_id:
@@ -127,7 +136,7 @@ class Router:
         raise NotFound(f"The model `{model_id}` does not exist.", param="model", code="model_not_found")
 
     def _served(self, health: Mapping[str, EndpointHealth]) -> list[ServedModel]:
-        """Discovered models count while their endpoint's health remembers them."""
+        """List models with their endpoints; a discovered model counts while its endpoint's health still lists it."""
         found: dict[str, list[str]] = {}
         for model in self.catalog.models:
             serving = [
@@ -156,17 +165,17 @@ def decide(
     turn: int,
     rng: float,
 ) -> Route | NoRoute:
-    """Gather what is known, and let policy choose.
+    """Gather the facts about each endpoint, and let policy choose.
 
     Args:
-        demand: As the caller put it; what the file and the last answers say of the model is filled in here.
-        catalog: The file.
-        live: What this process has seen.
-        health: One judgement per endpoint; who has none is unknown.
-        why_frozen: Of an endpoint; empty when it may be used.
-        strategy: The caller's; None: the model's.
+        demand: The caller's request; the model's traffic and default deadline are filled in here.
+        catalog: What `goblin.toml` declares.
+        stats: What this process has seen of the endpoints.
+        health: The judged health by endpoint; an endpoint without one is unknown.
+        why_frozen: Returns why an endpoint is frozen; empty when it may be used.
+        strategy: The caller's strategy; None: the model's.
         turn: As in `choose_route`.
-        dice: As in `choose_route`.
+        rng: As in `choose_route`.
     """
     routing, traffic = catalog.routing_of(demand.model), stats.traffic(demand.model)
     at = stats.clock.now(), stats.clock.monotonic()
@@ -211,7 +220,7 @@ def _fact(
     most = expected
     if demand.max_cost_usd_micros is not None:
         longest = demand.output_tokens_max
-        if longest is None:  # Then this limit is sent with it.
+        if longest is None:  # Then this limit is sent upstream with the request.
             longest = OUTPUT_TOKENS_MAX_GUESS if price is None else price.output_tokens_default
         most = _cost(endpoint, price, outlook, demand, longest)
     return EndpointFacts(
@@ -243,7 +252,7 @@ def _cost(
 
 
 def _serves(endpoint: Endpoint, health: EndpointHealth | None, model: str) -> bool | None:
-    """None when the endpoint never said what it has and cannot be asked now."""
+    """Return whether the endpoint has the model; None when it has never listed its models and is not healthy now."""
     if endpoint.models is not None:
         return model in endpoint.models
     if health is None:
@@ -253,7 +262,7 @@ def _serves(endpoint: Endpoint, health: EndpointHealth | None, model: str) -> bo
 
 
 def demand_of(request: InferenceRequest) -> Demand:
-    """What a request asks for, in the router's terms."""
+    """Describe a request in the router's terms."""
     prompt_bytes = request.prompt_bytes()
     wish = request.goblin or Preferences()
     needs = request.needs()
@@ -266,7 +275,7 @@ def demand_of(request: InferenceRequest) -> Demand:
         output_tokens_max=request.output_tokens_max,
         stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
         provider=wish.provider,
-        # Rounded down: a limit is a limit.
+        # Rounded down, so that the limit is never exceeded.
         max_cost_usd_micros=None if wish.max_cost_usd is None else math.floor(wish.max_cost_usd * USD_MICROS),
         deadline_ms=wish.deadline_ms,
         allow_external=wish.allow_external is not False,
@@ -274,7 +283,7 @@ def demand_of(request: InferenceRequest) -> Demand:
 
 
 def _strategy(request: InferenceRequest, header: str | None) -> Strategy | None:
-    """What the caller asked for; the body is closer to the request than a header."""
+    """Return the caller's strategy; the body takes precedence over the header."""
     if request.goblin is not None and request.goblin.strategy is not None:
         return request.goblin.strategy
     if header is None:
@@ -283,5 +292,5 @@ def _strategy(request: InferenceRequest, header: str | None) -> Strategy | None:
         return Strategy(header.strip())
     except ValueError:
         raise InvalidRequest(
-            f"Unknown strategy `{header[:64]}`; there are {', '.join(Strategy)}.", param="x-goblin-strategy"
+            f"Unknown strategy `{header[:64]}`. Use one of: {', '.join(Strategy)}.", param="x-goblin-strategy"
         ) from None

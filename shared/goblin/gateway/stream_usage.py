@@ -1,4 +1,4 @@
-"""What one attempt has said so far: enough to bill it, to count it, and to go on where it broke off."""
+"""Text and tokens of one upstream attempt so far: enough to bill it, count it and continue it where it broke off."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
 from goblin.gateway.policy import tokens
 
 KEPT_CHARS_MAX = 1 << 20
-"""An answer beyond this is still counted, and can neither be continued nor cached."""
+"""A longer answer is still counted, but can be neither continued nor cached."""
 
 
 @dataclass(slots=True)
 class StreamUsage:
-    """Grows with every chunk, so it does as little as it can with each."""
+    """Usage of one attempt, updated with every chunk, so the work for each is small."""
 
     told: Usage | None = None
-    """The provider's own count."""
+    """The provider's own count; None until it reports one."""
     heard: bool = False
-    """Anything came at all: from here on it may cost."""
+    """Whether any item has arrived: from then on the attempt may cost money."""
     pieces: list[str] = field(default_factory=list)
-    """The text of the one choice, while it is plain."""
+    """The text of the one choice; kept only while `plain`."""
     plain: bool = True
-    """Nothing came but text of one choice: no tool call, no reasoning, no refusal, no sound."""
+    """Whether only text of one choice has arrived: no tool call, no reasoning, no refusal, no audio."""
     finish_reason: str | None = None
     fingerprint: str | None = None
     _steps: int = 0
@@ -57,12 +57,12 @@ class StreamUsage:
         return "".join(self.pieces)
 
     def completion_tokens(self) -> int:
-        """About how many tokens were written: no chunk has less than one."""
+        """Estimate the tokens written: at least one for each chunk."""
         written = self._other_bytes + sum(len(piece.encode("utf-8", "surrogatepass")) for piece in self.pieces)
         return max(tokens.estimate_tokens(written), self._steps)
 
     def estimate(self, prompt_bytes: int) -> Usage:
-        """Usage by our own count."""
+        """Estimate the usage by our own count."""
         asked, answered = tokens.estimate_tokens(prompt_bytes), self.completion_tokens()
         return Usage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered)
 

@@ -1,7 +1,7 @@
-"""One answer as its caller sees it, whoever wrote which part of it.
+"""One answer as its caller sees it, even if several endpoints wrote it.
 
-a: "The cap"  ──breaks off──▶  b is asked to continue "The cap"  ──▶  "ital is Rome."  ──▶  usage
-                                └─ nobody can, or it would not be sound ──▶  `StreamCut`
+a: "The cap"  ──breaks off──▶  b continues "The cap"  ──▶  "ital is Rome."  ──▶  usage
+                                └─ no endpoint can, or it would not be sound ──▶  `StreamCut`
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ CONTINUATIONS_MAX = 3
 
 
 class AnswerStream:
-    """The chunks of one answer, under one id, and what it took to get them."""
+    """The chunks of one answer under one id, with the endpoint that writes it now."""
 
     def __init__(
         self,
@@ -47,34 +47,34 @@ class AnswerStream:
         self._id = answer_id
         self._created = created
         self._before = ""
-        """What endpoints that broke off had written."""
+        """Text from the endpoints that broke off."""
         self._tokens_before = 0
         self._held = ""
         self._seam: continuation.Seam | None = None
         self._continuations = 0
         self.outcome = "left"
-        """`ok` once all of it was passed on, `cut` once it broke off."""
+        """`left` while it runs or if the caller left, `ok` once all of it was passed on, `cut` once it broke off."""
 
     @property
     def active(self) -> ActiveAttempt[ChatChunk]:
-        """Who writes now, or wrote last."""
+        """The attempt that writes now, or wrote last."""
         return self._active
 
     @property
     def text(self) -> str | None:
-        """All that was written, if that was text and nothing else."""
+        """The whole text so far; None if the answer has anything but text."""
         return self._before + self._written() if self._active.stream_usage.plain else None
 
     @property
     def unbroken(self) -> bool:
-        """One endpoint wrote all of it."""
+        """Whether one endpoint wrote all of it."""
         return self._continuations == 0
 
     async def chunks(self) -> AsyncGenerator[ChatChunk, None]:
-        """The answer; the last chunk has the usage and no choices, and only a whole answer has it.
+        """Stream the answer. The last chunk has the usage and no choices; an answer that was cut has no such chunk.
 
         Raises:
-            StreamCut: it broke off, and nobody can go on.
+            StreamCut: The answer broke off, and no endpoint can continue it.
         """
         timeout_s = self._failover.routing.between_tokens_timeout_s
         while True:
@@ -99,10 +99,9 @@ class AnswerStream:
         )
 
     def usage(self) -> tuple[Usage, bool]:
-        """The caller's tokens, and whether we had to count them ourselves.
+        """Count the caller's tokens, and say whether the count is an estimate of ours.
 
-        A continuation is told what was written before as a part of its prompt; for the caller it is a part of
-        the answer.
+        A continuation gets the text written so far as a part of its prompt; for the caller it is a part of the answer.
         """
         stream_usage = self._active.stream_usage
         told = stream_usage.told
@@ -116,7 +115,7 @@ class AnswerStream:
         return _usage(asked_tokens, self._tokens_before + told.completion_tokens), True
 
     def _ours(self, item: ChatChunk) -> ChatChunk | None:
-        """A provider's chunk under our own name; None when nothing of it is new."""
+        """Put our id and model on a provider's chunk; None when nothing in it is new."""
         choices = item.choices if self._seam is None else self._trimmed(item.choices, self._seam)
         if not choices:
             return None
@@ -129,7 +128,7 @@ class AnswerStream:
         )
 
     def _trimmed(self, choices: tuple[ChunkChoice, ...], seam: continuation.Seam) -> tuple[ChunkChoice, ...]:
-        """Without a second beginning, and without the white space that the caller has."""
+        """Remove the repeated role, and the white space that the caller already has."""
         kept = []
         for choice in choices:
             changes: dict[str, Any] = {"role": UNSET}
@@ -141,17 +140,17 @@ class AnswerStream:
         return tuple(kept)
 
     def _written(self) -> str:
-        """What the present endpoint has added to the answer."""
+        """Return the text that the present endpoint has added to the answer."""
         return continuation.Seam(self._held).trim(self._active.stream_usage.text)
 
     async def _go_on(self, error: ProviderUnavailable) -> None:
-        """Have the answer continued. Raises `StreamCut`."""
+        """Continue the answer at another endpoint. Raises `StreamCut`."""
         here = self._active
         here.attempt.fail(error, cut=True)
         await here.stream.aclose()
         candidates = self._who_can(here, error)
         if (why := self._why_not(here, candidates)) is not None:
-            log.warning("an answer of %s is cut: %s", self._request.model, why)
+            log.warning("Answer of model %s was cut: %s", self._request.model, why)
             self.outcome = "cut"
             raise StreamCut(f"The answer broke off. {error.message}", fault=error.fault) from error
         before = self._before + self._written()
@@ -169,15 +168,15 @@ class AnswerStream:
 
     def _why_not(self, here: ActiveAttempt[ChatChunk], candidates: list[RouteChoice]) -> str | None:
         if not here.stream_usage.plain:
-            return "what came so far is more than text"
+            return "the answer so far has more than text"
         if (why := continuation.why_not(self._request)) is not None:
             return why
         if self._continuations >= CONTINUATIONS_MAX:
-            return "it broke off too often"
+            return "it was continued too often already"
         return None if candidates else "no other endpoint continues answers"
 
     def _who_can(self, here: ActiveAttempt[ChatChunk], error: ProviderUnavailable) -> list[RouteChoice]:
-        """Who was not asked yet, in the order of the route; then the one that broke, if it did not just hang."""
+        """List untried endpoints in the order of the route, then the one that broke off, unless it fell silent."""
         need = continuation.needed(self._request)
 
         def able(endpoint: Endpoint) -> bool:

@@ -1,4 +1,4 @@
-"""One request at one endpoint, and what it teaches about that endpoint while it runs and when it ends."""
+"""One request at one endpoint, and what endpoint stats learn from it while it runs and when it ends."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from goblin.gateway.policy.route import LatencyForecast
 from goblin.gateway.ports import AttemptRecord
 
 COLD_SEEN = 0.25
-"""The share of an expected start that an answer must be late by, to have waited for one."""
+"""An answer that is late by more than this share of the expected cold start is counted as one."""
 
 
 class UpstreamAttempt:
-    """One request to one endpoint. Ends once; whatever is said after that is ignored."""
+    """One request to one endpoint. It ends once; later calls that would end it are ignored."""
 
     def __init__(self, stats: EndpointStats, request: InFlight, *, reason: str) -> None:
         self.endpoint = request.endpoint
@@ -41,15 +41,15 @@ class UpstreamAttempt:
         force: bool,
         forecast: LatencyForecast | None = None,
     ) -> UpstreamAttempt | None:
-        """Count a request in; None when the breaker lets nothing through and `force` is not set.
+        """Start an attempt; None when the breaker is open and `force` is not set.
 
         Args:
-            stats: What it teaches goes there.
-            endpoint: Where it is sent.
-            model: As the caller names it.
-            reason: For the receipt.
-            force: Send in spite of the breaker.
-            forecast: What the route expected, and of which request; without it, of a short chat.
+            stats: Where the observations go.
+            endpoint: The endpoint that gets the request.
+            model: The model as the caller names it.
+            reason: Why the route has the endpoint, for the receipt.
+            force: Send even if the breaker is open.
+            forecast: The route's forecast for this request; without it, the forecast for a short chat is used.
         """
         request = stats.start(endpoint, model, force=force, forecast=forecast)
         return None if request is None else cls(stats, request, reason=reason)
@@ -60,11 +60,11 @@ class UpstreamAttempt:
 
     @property
     def abandoned(self) -> bool:
-        """Whether it was let go while it was well."""
+        """Whether it was ended by us although the endpoint had not failed."""
         return self._outcome in ("left", "lost")
 
     def first_token(self) -> None:
-        """The first thing a caller would notice has come."""
+        """Record that the first item that a caller would notice has arrived."""
         if self._first_token_ms is not None:
             return
         self._first_token_ms = took_ms = self._elapsed_ms()
@@ -72,7 +72,7 @@ class UpstreamAttempt:
         self._learn(took_ms)
 
     def succeed(self, *, output_tokens: int | None = None) -> None:
-        """The answer is whole, or the endpoint has shown in another way that it is well."""
+        """End it as a success: the answer is whole, or the endpoint has shown in another way that it works."""
         if not self._end("ok"):
             return
         target, ended_ms = self._target, self._ended_ms
@@ -85,7 +85,7 @@ class UpstreamAttempt:
         self._stats.well(self.endpoint, self._model, self.forecast.demand.kind, target)
 
     def fail(self, error: ProviderUnavailable, *, cut: bool = False) -> None:
-        """The endpoint is to blame."""
+        """End it as a failure of the endpoint; `cut` if the answer had begun."""
         if not self._end("cut" if cut else str(error.fault)):
             return
         self._error = error.message
@@ -94,7 +94,7 @@ class UpstreamAttempt:
         self._stats.failed(self.endpoint, self._model, self.forecast.demand.kind, self._target, error)
 
     def abandon(self, outcome: str = "left") -> None:
-        """It ended through no doing of the endpoint's: the caller left, or another was quicker (`lost`)."""
+        """End it without blame: the caller left (`left`), or another attempt was quicker (`lost`)."""
         if not self._end(outcome):
             return
         self._target.breaker = breaker.abandon(self._target.breaker)
@@ -102,7 +102,7 @@ class UpstreamAttempt:
             self._learn_silence()
 
     def timed_out(self) -> None:
-        """Silence is an observation too: without it a hanging endpoint would keep its good name."""
+        """Count a timeout as an observation: otherwise a hanging endpoint would keep its good estimate."""
         self._learn_silence()
 
     def record(self) -> AttemptRecord:
@@ -126,7 +126,7 @@ class UpstreamAttempt:
         return True
 
     def _learn(self, took_ms: float) -> None:
-        """Tell the parts of a first token's time from each other, and remember each where it belongs."""
+        """Split the time to first token into queue, start and prefill, and update the estimate of each."""
         target, forecast, now_s = self._target, self.forecast, self._stats.clock.monotonic()
         started_by_us = target.warmth.waking_s == self.started_s
         target.warmth.heard_s = target.answered_s = now_s
@@ -135,7 +135,7 @@ class UpstreamAttempt:
         if (forecast.asleep or forecast.waking) and beyond_ms > COLD_SEEN * latency.cold_start_ms(target.estimate):
             if started_by_us:
                 target.estimate = latency.observe_cold_start(target.estimate, beyond_ms)
-            return  # How quick it is when awake cannot be told apart from the start.
+            return  # The cold start hides the latency of the warm endpoint.
         alone_ms = max(took_ms - forecast.queue_ms, min(took_ms, forecast.awake_ms * 0.5))
         target.estimate = latency.observe_first_token(
             target.estimate,
@@ -149,7 +149,7 @@ class UpstreamAttempt:
     def _learn_silence(self) -> None:
         target, forecast = self._target, self.forecast
         if self._first_token_ms is not None or forecast.asleep or forecast.waking:
-            return  # It has answered; or it may be starting, which is no slowness.
+            return  # It has answered, or it may be starting, which does not mean that it is slow.
         target.estimate = latency.observe_silence(
             target.estimate,
             self._elapsed_ms() - forecast.queue_ms,

@@ -46,7 +46,7 @@ class UpstreamRequest(ABC, Generic[T]):
         return await self.payer.pay(endpoint, self.request)
 
     def payment_error(self) -> GoblinError | None:
-        """Explain why no endpoint was asked for want of money; None when that was not the reason."""
+        """Explain why no budget covered an attempt at any endpoint; None when that was not the reason."""
         return payment_error(self.payer.refusals)
 
     @abstractmethod

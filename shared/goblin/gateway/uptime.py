@@ -1,4 +1,4 @@
-"""Which requests of this process keep which machines awake."""
+"""Uptime sessions of this process: which requests keep which machines awake."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from goblin.gateway.drains import DRAIN_S_MAX
 from goblin.gateway.policy.uptime import EndpointMachines, UptimeSession
 
 ENDING_S = 10.0
-"""From hanging up, or asking for an end, until a machine has surely noticed."""
+"""Time from cancelling a request until its machine has certainly noticed."""
 
 
 class UptimeSessions:
-    """The machines of all endpoints that bill time, as this process has seen them."""
+    """The machines of all endpoints that bill uptime, as this process has seen them."""
 
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._fleets: dict[str, EndpointMachines] = defaultdict(EndpointMachines)
 
     def begin_session(self, endpoint: Endpoint) -> UptimeSession | None:
-        """A request begins; None where time costs nothing."""
+        """Begin the uptime session of a request; None if the endpoint does not bill uptime."""
         if not bills_time(endpoint):
             return None
         ending_s = ENDING_S if endpoint.cancel_stops_bill else ENDING_S + DRAIN_S_MAX

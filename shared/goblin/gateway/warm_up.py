@@ -1,7 +1,7 @@
-"""Starting what sleeps, beside a request that is served elsewhere: the next ones find it awake.
+"""Warm-ups: start a sleeping endpoint while another endpoint serves the request, so that later requests find it warm.
 
-The nudge is the smallest request there is, sent and paid for like any other: every provider starts for one, and
-few have another way to be started.
+A warm-up is the smallest possible request, sent and paid for like any other: it starts every provider, and few
+providers have another way to be started.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from goblin.gateway.policy.continuation import AnyRequest
 log = logging.getLogger(__name__)
 
 WARM_UP_S_MAX = 600.0
-"""The longest cold start that is waited for; nobody else waits."""
+"""The longest cold start that a warm-up waits for; no caller waits for it."""
 WARM_UPS_MAX = 16
 
 
 def warm_up_request(like: AnyRequest) -> AnyRequest:
-    """A request of the same kind that asks for one token."""
+    """Build a request of the same kind that asks for one token."""
     body: dict[str, Any] = {"model": like.model, "max_tokens": 1, "stream": True}
     if isinstance(like, ChatRequest):
         body["messages"] = [{"role": "user", "content": "."}]
@@ -36,14 +36,14 @@ def warm_up_request(like: AnyRequest) -> AnyRequest:
 
 
 class WarmUps:
-    """The starts under way: one for each endpoint and model, and not too many."""
+    """The warm-ups in flight: at most one per endpoint and model, and at most `WARM_UPS_MAX` in all."""
 
     def __init__(self, stats: EndpointStats) -> None:
         self._stats = stats
         self._going: dict[tuple[str, str], asyncio.Task[None]] = {}
 
     def begin(self, endpoint: Endpoint, model: str, ask: Callable[[], Awaitable[None]]) -> None:
-        """Wake an endpoint by asking it something, unless that is being done already. Returns at once."""
+        """Start a warm-up in the background, unless one is in flight for this endpoint and model or too many are."""
         key = (endpoint.name, model)
         if key in self._going or len(self._going) >= WARM_UPS_MAX:
             return
@@ -57,6 +57,6 @@ class WarmUps:
             await ask()
             awake = True
         except GoblinError as error:
-            log.warning("%s was not woken: %s", endpoint.name, error.message)
+            log.warning("Warm-up of %s failed: %s", endpoint.name, error.message)
         finally:
             self._stats.wake_ended(endpoint, model, awake=awake)

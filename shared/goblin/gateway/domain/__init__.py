@@ -1,1 +1,1 @@
-"""Nouns of this room, frozen, with their units. No I/O, no decisions."""
+"""Domain of the gateway: frozen nouns, with their units. No I/O, no decisions."""

@@ -1,4 +1,4 @@
-"""What `goblin.toml` declares: endpoints by model, prices, and how to choose."""
+"""What `goblin.toml` declares: endpoints by model, prices, and routing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from goblin.core.endpoints import Endpoint, Price
 
 
 class Strategy(StrEnum):
-    """How the endpoints that could serve a request are put in order."""
+    """The order in which the endpoints that can serve a request are tried."""
 
     LOWEST_LATENCY = "lowest_latency"
     LOWEST_COST = "lowest_cost"
@@ -21,58 +21,58 @@ class Strategy(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Routing:
-    """How to choose and how long to wait."""
+    """How to choose endpoints, and how long to wait for them."""
 
     strategy: Strategy = Strategy.LOWEST_LATENCY
     attempts_max: int = 3
     first_token_timeout_s: float = 60.0
     between_tokens_timeout_s: float = 30.0
     explore_share: float = 0.02
-    """Of `lowest_latency`'s requests, how many go to whoever was not heard of for longest."""
+    """Share of the `lowest_latency` requests that go first to the endpoint without an answer for longest."""
     wake: bool = True
-    """Whether a quicker endpoint that sleeps may be woken beside a request that is served elsewhere."""
+    """Whether a quicker endpoint that sleeps may be warmed up while another endpoint serves the request."""
     deadline_ms: int | None = None
-    """For requests that bring none: until the first token of a stream, or all of another answer."""
+    """Default deadline of a request: for the first token of a stream, or for a whole answer that is not streamed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelSettings:
-    """What the file says of one model, with the defaults filled in."""
+    """The settings of one model in the file, with the defaults filled in."""
 
     routing: Routing
     endpoints: tuple[Endpoint, ...] | None = None
-    """Those that serve it, and nobody else does, each with what is different for this model; None: whoever has it."""
+    """The only endpoints that serve it, each with its overrides for this model. None: every endpoint that has it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Catalog:
-    """Everything `goblin.toml` says once the environment is filled in."""
+    """Everything that `goblin.toml` declares, with environment variables filled in."""
 
     routing: Routing = field(default_factory=Routing)
     endpoints: tuple[Endpoint, ...] = ()
-    """In the order of the file, which is the order of `failover`. Those that lack a variable are left out."""
+    """In the order of the file, which is the order of `failover`. Endpoints that lack a variable are left out."""
     models: Mapping[str, ModelSettings] = field(default_factory=dict)
-    """What is said of a model by name; the others go by the defaults."""
+    """Settings by model; other models use the defaults."""
     prices: Mapping[tuple[str, str], Price] = field(default_factory=dict)
-    """By provider and model; a model's own price goes before its endpoint's."""
+    """By provider and model; a model's own price takes precedence over its endpoint's."""
 
     def prices_in_use(self) -> dict[tuple[str, str], Price]:
-        """Of providers that are configured."""
+        """Return the prices of configured providers."""
         configured = {endpoint.provider for endpoint in self.endpoints}
         return {key: price for key, price in self.prices.items() if key[0] in configured}
 
     def routing_of(self, model: str) -> Routing:
-        """How to choose for a model."""
+        """Return the routing of a model."""
         said = self.models.get(model)
         return self.routing if said is None else said.routing
 
     def endpoints_of(self, model: str) -> tuple[Endpoint, ...]:
-        """Who may serve a model, each as it serves this one, in order."""
+        """List the endpoints that may serve a model, in order, each with its overrides for this model."""
         said = self.models.get(model)
         return self.endpoints if said is None or said.endpoints is None else said.endpoints
 
     def connected(self, endpoints: Mapping[str, Endpoint]) -> Catalog:
-        """The same, with what each endpoint's provider knows of it: what it lacks, and where its keys come from."""
+        """Add to each endpoint what its provider's adapter knows of it: what it lacks, and where its keys come from."""
 
         def known(said: Endpoint) -> Endpoint:
             there = endpoints[said.name]

@@ -1,7 +1,7 @@
-"""What is said between a caller and a model, in the shape of OpenAI's API, which every provider is mapped to.
+"""Chunks, embeddings and usage in the shape of OpenAI's API, to which every provider is mapped.
 
-Chunks are the one currency inside: a whole answer is a stream that was collected. Fields that a provider left
-out stay out (`UNSET`), so that tool calls, refusals, reasoning and log probabilities pass through unchanged.
+Inside the gateway every answer is a stream of chunks: a whole answer is a stream that was collected. Fields that a
+provider left out stay out (`UNSET`), so that tool calls, refusals, reasoning and log probabilities pass unchanged.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def says_something(self) -> bool:
-        """Whether a caller would notice: after this, another provider cannot start over unseen."""
+        """Whether a caller would notice it: after this, another endpoint cannot start over unseen."""
         return bool(
             _given(self.content)
             or _given(self.tool_calls)
@@ -66,7 +66,7 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def beyond_text(self) -> bool:
-        """Whether it has more than content, so that the content alone is not the answer."""
+        """Whether it has anything besides content, so that the content alone is not the answer."""
         return bool(
             self.tool_calls
             or self.refusal
@@ -78,7 +78,7 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
     @property
     def text(self) -> str:
-        """Everything written here that a tokenizer would count."""
+        """All text in it that a tokenizer would count."""
         parts = [self.content, self.refusal, self.reasoning_content, self.reasoning]
         for call in _given(self.tool_calls) or ():
             if function := _given(call.function):
@@ -87,7 +87,7 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
 
 
 class ChunkChoice(Struct, frozen=True, kw_only=True):
-    """One of `n` answers."""
+    """One of the `n` answers."""
 
     index: int = 0
     delta: Delta = Delta()
@@ -107,11 +107,11 @@ class ChatChunk(Struct, frozen=True, kw_only=True):
     service_tier: str | UnsetType | None = UNSET
     usage: Usage | UnsetType | None = UNSET
     cut_short: str | UnsetType | None = UNSET
-    """llama.cpp's server says so beside `length` when it goes away: another one could go on."""
+    """Set by llama.cpp's server, with `length`, when it shuts down: another endpoint can continue the answer."""
 
     @property
     def starts_answer(self) -> bool:
-        """Whether this is the first thing the caller would notice."""
+        """Whether the caller would notice this chunk."""
         return any(choice.finish_reason or choice.delta.says_something for choice in self.choices)
 
 
@@ -130,5 +130,5 @@ class Embeddings(Struct, frozen=True, kw_only=True):
 
 
 def _given(value: Any) -> Any:
-    """The value, or None if the field was left out."""
+    """Return the value, or None if the field was left out."""
     return None if value is UNSET else value

@@ -1,4 +1,4 @@
-"""What is known about an endpoint's health, and what one look at it found."""
+"""Health of an endpoint, and what one probe of it found."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from goblin.core.endpoints import Capability
 
 
 class Status(StrEnum):
-    """The client's words for it, in `/providers`."""
+    """Health status as `/providers` shows it."""
 
     HEALTHY = "healthy"
     DEGRADED = "degraded"
-    """It answers, but slowly, or it has just failed, or just come back."""
+    """It answers, but slowly, or it has just failed once, or has just recovered."""
     UNHEALTHY = "unhealthy"
     UNKNOWN = "unknown"
-    """Not looked at, not lately, or the look itself went wrong. Not a reason to avoid it."""
+    """It was never probed, or not lately, or the probe itself failed. Not a reason to avoid it."""
 
 
 class Finding(StrEnum):
@@ -25,64 +25,64 @@ class Finding(StrEnum):
 
     OK = "ok"
     LOADING = "loading"
-    """Up, and not ready: it says so itself."""
+    """It is up and reports that it is not ready yet."""
     REFUSED = "refused"
     """It refuses our key or our account."""
     FAILED = "failed"
-    """No connection, no answer in time, or a 5xx."""
+    """No connection, no answer in time, or HTTP 5xx."""
     UNCLEAR = "unclear"
-    """It answered what we cannot read, or the probe itself broke."""
+    """Its answer could not be understood, or the probe itself failed."""
 
 
 class Warmth(StrEnum):
-    """Whether the next request meets a machine that is ready; from signals that cost nothing."""
+    """Whether the next request meets a ready machine, as far as signals that cost nothing tell."""
 
     WARM = "warm"
-    """Somebody is ready, or busy and fast to free."""
+    """A machine is ready, or busy and soon free."""
     STARTING = "starting"
     """A cold start is under way."""
     ASLEEP = "asleep"
-    """Nobody is there; a request begins a cold start."""
+    """No machine is running; a request begins a cold start."""
     FULL = "full"
-    """Nobody is there and the provider has no machine to give: a request waits for somebody to leave."""
+    """No machine is running and the provider has none free: a request waits until one is released."""
     UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Probe:
-    """One look at an endpoint that cost nothing."""
+    """The result of one probe of an endpoint, which cost nothing."""
 
     finding: Finding
     reason: str = ""
-    """For a person; empty when all is well."""
+    """For people; empty when the finding is `ok`."""
     latency_ms: int | None = None
     """Round trip of the cheapest request; None when there was no answer."""
     models: tuple[str, ...] | None = None
-    """What it says it serves; None when it did not say."""
+    """The models that it lists; None when it did not list any."""
     loaded: tuple[str, ...] | None = None
-    """Those ready in memory; None when it does not say. The others need a cold start."""
+    """Models in memory; None when it does not report them. The others need a cold start."""
     warmth: Warmth = Warmth.UNKNOWN
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pause:
-    """An endpoint is left alone for a while, because requests to it failed; said so that other processes know."""
+    """A breaker's opening, shared with other processes: an endpoint gets no requests until it ends."""
 
     model: str
-    """Empty when it is about the account."""
+    """Empty when the pause is for the whole account."""
     kind: Capability | None
-    """The class of requests; None when it is about the account: every model and class."""
+    """The class of requests; None when the pause is for the whole account: every model and class."""
     open_until: datetime
-    """Over when this is past."""
+    """The end of the pause."""
     reason: str
     openings: int
-    """In a row."""
+    """Openings in a row."""
     told_at: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EndpointHealth:
-    """The judgement over an endpoint's probes; one document each in Firestore."""
+    """Health of one endpoint, judged from its probes; one document per endpoint in Firestore."""
 
     endpoint: str
     provider: str
@@ -91,12 +91,12 @@ class EndpointHealth:
     latency_ms: int | None = None
     checked_at: datetime | None = None
     models: tuple[str, ...] = ()
-    """As last discovered; kept while it is down, so that its models do not vanish from `/v1/models`."""
+    """Models as last discovered; kept while it is down, so that they do not vanish from `/v1/models`."""
     loaded: tuple[str, ...] | None = None
     warmth: Warmth = Warmth.UNKNOWN
     failures: int = 0
-    """Probes in a row that went wrong."""
+    """Failed probes in a row."""
     successes: int = 0
-    """Probes in a row that went well."""
+    """Successful probes in a row."""
     pauses: tuple[Pause, ...] = ()
-    """What requests found out, each of its own process: breakers that opened. Not the probes' to write."""
+    """Breakers that requests opened, in any process. Probes do not write them."""

@@ -1,4 +1,4 @@
-"""What a caller asks for: OpenAI's request bodies, checked, with fields we do not know kept for the provider."""
+"""Requests of callers: OpenAI's request bodies, validated; unknown fields are kept for the provider."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Count = Annotated[int, Meta(ge=1)]
 
 
 class ImageURL(Struct, frozen=True):
-    """A link, which is passed on and never fetched here, or a `data:` URL."""
+    """A link, which is passed on and never fetched by the gateway, or a `data:` URL."""
 
     url: str
     detail: str | None = None
@@ -67,7 +67,7 @@ class Message(Struct, frozen=True, kw_only=True):
 
     @property
     def text(self) -> str:
-        """Its words, without images and sounds."""
+        """The text of the message, without images and audio."""
         if self.content is None or isinstance(self.content, str):
             return self.content or ""
         return "".join(
@@ -93,19 +93,19 @@ class ResponseFormat(Struct, frozen=True, kw_only=True):
 
 
 class Preferences(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The caller's word on routing: `extra_body={"goblin": {…}}` of the SDK."""
+    """The caller's routing preferences: `extra_body={"goblin": {…}}` in the SDK."""
 
     strategy: Strategy | None = None
     provider: str | None = None
-    """An endpoint's name, or a provider's."""
+    """The name of an endpoint or of a provider."""
     max_cost_usd: Annotated[float, Meta(ge=0, le=1e6)] | None = None
-    """The most that the request may cost; who cannot say what it costs is not asked."""
+    """The most that the request may cost; endpoints whose price is unknown are left out."""
     deadline_ms: Annotated[int, Meta(ge=1)] | None = None
-    """Until the first token of a stream, or until all of another answer is there."""
+    """Deadline for the first token of a stream, or for a whole answer that is not streamed."""
     allow_external: bool | None = None
-    """False keeps the request among our own machines."""
+    """False keeps the request on our own machines."""
     cache: bool | None = None
-    """True: an answer given before will do. False: it will not. None: only if no other was to be expected."""
+    """True: a cached answer will do. False: it will not. None: only if the request is deterministic."""
 
 
 class ChatRequest(Struct, frozen=True, kw_only=True):
@@ -131,14 +131,14 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     top_logprobs: Annotated[int, Meta(ge=0, le=20)] | None = None
     goblin: Preferences | None = None
     body: dict[str, Any] = msgspec.field(default_factory=dict)
-    """The whole request as it came: what a provider that speaks OpenAI's language gets, with our changes."""
+    """The whole request as received: a provider with an OpenAI API gets it, with our changes."""
 
     @property
     def output_tokens_max(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
 
     def needs(self) -> frozenset[Capability]:
-        """What an endpoint must be able to do to serve this."""
+        """Return the capabilities that an endpoint needs to serve the request."""
         needs = {Capability.CHAT}
         if self.tools and self.tool_choice != "none":
             needs.add(Capability.TOOLS)
@@ -156,7 +156,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
         return frozenset(needs)
 
     def prompt_bytes(self) -> int:
-        """Length of all that the model will read as text, in UTF-8."""
+        """Count what the model will read as text, in bytes of UTF-8."""
         total = sum(len(message.text.encode("utf-8", "surrogatepass")) for message in self.messages)
         return total + (len(msgspec.json.encode(self.tools)) if self.tools else 0)
 
@@ -224,10 +224,10 @@ _R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest)
 
 
 def parse(kind: type[_R], data: bytes) -> _R:
-    """Read a body.
+    """Parse and validate a request body.
 
     Raises:
-        InvalidRequest: with the field in `param`, written as OpenAI does: `messages[0].role`.
+        InvalidRequest: The body is not valid. `param` names the field as OpenAI does: `messages[0].role`.
     """
     try:
         body = msgspec.json.decode(data)
@@ -248,7 +248,7 @@ def parse(kind: type[_R], data: bytes) -> _R:
 
 
 def invalid(message: str) -> InvalidRequest:
-    """msgspec's `Expected … - at `$.messages[0].role`` in OpenAI's terms."""
+    """Translate msgspec's message, `Expected … - at `$.messages[0].role``, into OpenAI's error."""
     if missing := re.search(r"missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message):
         field, where = missing.groups()
         param = f"{where}.{field}" if where else field
@@ -261,7 +261,7 @@ def invalid(message: str) -> InvalidRequest:
 
 
 def _check_texts(value: str | list[Any], param: str) -> None:
-    """Text, a list of texts, a list of token ids, or a list of such lists; nothing mixed, nothing empty."""
+    """Check for a text, a list of texts, a list of token ids, or a list of such lists; not mixed and not empty."""
     if isinstance(value, str):
         return
     if value and (_all(value, str) or _all(value, int)):
@@ -280,12 +280,12 @@ def _all(values: list[Any], kind: type) -> bool:
 
 
 def _count(value: str | list[Any]) -> int:
-    """How many prompts there are; a list of token ids is one."""
+    """Count the prompts; a list of token ids is one prompt."""
     return len(value) if isinstance(value, list) and not _all(value, int) else 1
 
 
 def _text_bytes(value: str | list[Any]) -> int:
-    """UTF-8 bytes; a token id stands for four."""
+    """Count the UTF-8 bytes of a text; a token id counts as four."""
     if isinstance(value, str):
         return len(value.encode("utf-8", "surrogatepass"))
     return sum(4 if isinstance(inner, int) else _text_bytes(inner) for inner in value)

@@ -1,6 +1,6 @@
-"""How much is served at once, and to whom: so that one caller cannot starve the others, or all of them the process.
+"""Admission control: limits on requests in flight, so that callers starve neither each other nor the process.
 
-Counted per process: with several instances of the function a key gets as much from each.
+Limits are per process: with several instances of the function, each one admits as much.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from enum import Enum
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdmissionLimits:
-    """Bounds of one process."""
+    """Limits of one process."""
 
     running_max: int = 512
-    """Requests being served."""
+    """Requests that are being served."""
     waiting_max: int = 256
-    """Requests that wait for one of those to end."""
+    """Requests that wait for a running one to end."""
     wait_s_max: float = 10.0
     per_key_max: int = 256
-    """Requests of one key, served or waiting, unless the key says otherwise."""
+    """Requests of one key, running or waiting, unless the key has a limit of its own."""
     messages_max: int = 2048
 
 
 class AdmissionCounts(Enum):
-    """What becomes of a request now."""
+    """Whether an admitted request runs at once or waits."""
 
     RUN = "run"
     WAIT = "wait"
@@ -32,7 +32,7 @@ class AdmissionCounts(Enum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdmissionRefusal:
-    """Not now."""
+    """A request that is refused for now, and why."""
 
     reason: str
     retry_after_s: float
@@ -41,30 +41,30 @@ class AdmissionRefusal:
 def admit(
     *, running: int, waiting: int, of_key: int, key_max: int | None, limits: AdmissionLimits
 ) -> AdmissionCounts | AdmissionRefusal:
-    """Whether a request may begin.
+    """Decide whether a request runs, waits or is refused.
 
     Args:
-        running: Requests being served.
-        waiting: Requests that came before and still wait.
-        of_key: Those of the same key among both.
-        key_max: What the key is allowed, if it says so.
-        limits: What everybody is.
+        running: Requests that are being served.
+        waiting: Earlier requests that still wait.
+        of_key: Requests of the same key among both.
+        key_max: The key's own limit, if it has one.
+        limits: The limits of the process.
     """
     most = limits.per_key_max if key_max is None else key_max
     if of_key >= most:
         return AdmissionRefusal(
-            reason=f"This key has {most} requests under way, which is all it may have.", retry_after_s=1.0
+            reason=f"This key has reached its limit of {most} requests in flight.", retry_after_s=1.0
         )
     if running < limits.running_max and not waiting:
         return AdmissionCounts.RUN
     if waiting < limits.waiting_max:
         return AdmissionCounts.WAIT
-    return AdmissionRefusal(reason="Too many requests are waiting already.", retry_after_s=2.0)
+    return AdmissionRefusal(reason="Too many requests are waiting. Try again later.", retry_after_s=2.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TokenBucket:
-    """What a key may still send now; fills up to a minute's worth."""
+    """How many requests a key may still send now; refills up to a minute's worth."""
 
     tokens: float
     at_s: float
@@ -72,10 +72,10 @@ class TokenBucket:
 
 
 def take(bucket: TokenBucket | None, *, per_minute: int, now_s: float) -> tuple[TokenBucket, float]:
-    """Count one request.
+    """Take a token for one request.
 
     Returns:
-        The bucket after it, and 0; or the bucket as it was, and how many seconds to wait.
+        The refilled bucket less one token, and 0; or the refilled bucket, and how many seconds to wait.
     """
     if bucket is None:
         bucket = TokenBucket(tokens=float(per_minute), at_s=now_s)

@@ -1,4 +1,4 @@
-"""A breaker per endpoint and model: real requests open it, time half-opens it, one trial closes it.
+"""Circuit breaker of one target: failed requests open it, time half-opens it, one successful trial closes it.
 
 closed ──failures──▶ open ──time──▶ half open ──trial succeeds──▶ closed
                        ▲                │
@@ -18,9 +18,9 @@ PAUSE_MIN_S = 5.0
 PAUSE_MAX_S = 120.0
 RETRY_AFTER_MAX_S = 600.0
 TRIAL_S = 120.0
-"""A trial that says nothing for so long is taken for lost, and another one may go."""
+"""A trial without a result after this time is taken as lost, and another one is let through."""
 
-# Faults that one request is proof enough of, and how long to keep away when the provider does not say.
+# Faults that open the breaker at once, and for how long when the provider does not say.
 _AT_ONCE_S = {
     Fault.RATE: 2.0,
     Fault.CAPACITY: 1.0,
@@ -32,7 +32,7 @@ _AT_ONCE_S = {
 
 
 class Gate(StrEnum):
-    """What the breaker says to the next request."""
+    """State of a breaker for the next request."""
 
     CLOSED = "closed"
     OPEN = "open"
@@ -41,19 +41,19 @@ class Gate(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Breaker:
-    """What passed between us and one model of one endpoint."""
+    """Recent failures of one target or account, and whether it gets requests."""
 
     failures: int = 0
-    """In a row."""
+    """Failures in a row."""
     openings: int = 0
-    """In a row; each doubles the pause."""
+    """Openings in a row; each doubles the pause."""
     open_until: datetime | None = None
     trial_until: datetime | None = None
     reason: str = ""
 
 
 def gate(breaker: Breaker, *, now: datetime) -> Gate:
-    """Whether the next request may pass."""
+    """Return the state of a breaker for the next request."""
     if breaker.open_until is None:
         return Gate.CLOSED
     if now < breaker.open_until or (breaker.trial_until is not None and now < breaker.trial_until):
@@ -62,24 +62,24 @@ def gate(breaker: Breaker, *, now: datetime) -> Gate:
 
 
 def start(breaker: Breaker, *, now: datetime) -> Breaker:
-    """A request is sent. When half open it is the trial, and until it ends no other may pass."""
+    """Record that a request is sent. If half open, it is the trial, and no other request passes until it ends."""
     if gate(breaker, now=now) is Gate.HALF_OPEN:
         return replace(breaker, trial_until=now + timedelta(seconds=TRIAL_S))
     return breaker
 
 
 def succeed(breaker: Breaker) -> Breaker:
-    """It answered: all is forgotten."""
+    """Reset the breaker after a success."""
     return Breaker()
 
 
 def abandon(breaker: Breaker) -> Breaker:
-    """The request ended without saying anything about the endpoint: the trial is free again."""
+    """End a request that showed nothing about the endpoint: another trial is allowed."""
     return replace(breaker, trial_until=None)
 
 
 def fail(breaker: Breaker, fault: Fault, *, reason: str, retry_after_s: float | None, now: datetime) -> Breaker:
-    """It did not serve the request. `UNSUPPORTED` says nothing about its health."""
+    """Record a failure. `UNSUPPORTED` says nothing about the endpoint's health."""
     if fault is Fault.UNSUPPORTED:
         return abandon(breaker)
     failures = breaker.failures + 1
@@ -91,10 +91,10 @@ def fail(breaker: Breaker, fault: Fault, *, reason: str, retry_after_s: float | 
     if retry_after_s is not None:
         pause_s = min(max(retry_after_s, 0.0), RETRY_AFTER_MAX_S)
     until = now + timedelta(seconds=pause_s)
-    # Answers arrive in any order: a late one never shortens a pause.
+    # Results arrive in any order: a late one never shortens a pause.
     if breaker.open_until is not None and breaker.open_until > until:
         until = breaker.open_until
-    # Requests that were already under way when it opened fail too; only a new pause counts as a new opening.
+    # Requests that were in flight when it opened may fail too; only a new pause counts as a new opening.
     reopened = breaker.open_until is None or now >= breaker.open_until
     return Breaker(
         failures=failures,

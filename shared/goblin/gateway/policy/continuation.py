@@ -1,8 +1,8 @@
-"""Going on elsewhere with an answer that broke off: when that is sound, and what the next endpoint is asked.
+"""Continuation of an answer that broke off at another endpoint: when that is sound, and with which request.
 
 The next endpoint gets the conversation and the text so far as the assistant's last message, which it continues
-(the capability `prefill`); a plain text is continued as a longer text. What is not sound is refused: the caller
-then hears that the answer is cut.
+(the capability `prefill`); a plain text is continued as a longer text. If a continuation is not sound, the caller
+gets the error that the answer was cut.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Messa
 
 AnyRequest = ChatRequest | CompletionRequest
 
-# Extensions of llama.cpp and vLLM that bind an answer to a grammar, which would start anew in its middle.
+# Extensions of llama.cpp and vLLM that bind an answer to a grammar, which would start over in the middle of it.
 _BINDING = frozenset(
     {
         "grammar",
@@ -31,50 +31,50 @@ _BINDING = frozenset(
 
 
 def why_not(request: AnyRequest) -> str | None:
-    """Why an answer to this request cannot be continued; None when it can, as long as it is text."""
+    """Explain why an answer to this request cannot be continued; None when it can, as long as it is only text."""
     if (request.n or 1) > 1:
-        return "it has several answers"
+        return "the request asks for several answers"
     if any(request.body.get(name) is not None for name in _BINDING):
-        return "it is bound to a grammar"
+        return "the answer is bound to a grammar"
     if isinstance(request, CompletionRequest):
         return _why_not_text(request)
     if request.response_format is not None and request.response_format.type != "text":
-        return "it is bound to a JSON schema"
+        return "the answer is bound to a JSON schema"
     if request.tools and request.tool_choice not in (None, "auto", "none"):
-        return "it must be a tool call"
+        return "the answer must be a tool call"
     return None
 
 
 def _why_not_text(request: CompletionRequest) -> str | None:
     if not isinstance(request.prompt, str) or request.suffix is not None:
-        return "its prompt cannot be made longer"
+        return "the prompt cannot be made longer"
     if request.logprobs is not None or request.body.get("echo") or (request.body.get("best_of") or 1) != 1:
-        return "its answer is more than the text that follows"
+        return "the answer is more than the text that follows the prompt"
     return None
 
 
 def needed(request: AnyRequest) -> Capability:
-    """What an endpoint must be able to do to go on."""
+    """Return the capability that an endpoint needs to continue the answer."""
     return Capability.PREFILL if isinstance(request, ChatRequest) else Capability.COMPLETIONS
 
 
 def seam(text: str) -> tuple[str, str]:
-    """What to send of the text so far, and the white space at its end, which is kept back.
+    """Split the text so far into what to send and the white space at its end, which is held back.
 
-    Models write a word with the space before it, and some APIs refuse a message that ends in one. So the next
-    endpoint writes that space again, and `Seam` takes it off.
+    Models write a word together with the space before it, and some APIs refuse a message that ends in a space. So
+    the next endpoint writes that space again, and `Seam` removes it.
     """
     kept = text.rstrip()
     return kept, text[len(kept) :]
 
 
 def continued(request: AnyRequest, text: str, *, tokens_written: int) -> AnyRequest:
-    """The request for the rest of an answer.
+    """Build the request for the rest of an answer.
 
     Args:
-        request: As the caller made it; `why_not` has nothing against it.
-        text: What was written so far, without white space at the end; may be empty.
-        tokens_written: About how many tokens that was, of those the caller allows.
+        request: The caller's request, for which `why_not` returned None.
+        text: The text so far, without white space at the end; may be empty.
+        tokens_written: The estimated tokens of that text, which count against the caller's limit.
     """
     body: dict[str, Any] = dict(request.body)
     changes: dict[str, Any] = {}
@@ -90,21 +90,21 @@ def continued(request: AnyRequest, text: str, *, tokens_written: int) -> AnyRequ
 
 
 class Seam:
-    """Takes white space off the beginning of a continuation, as far as the caller has it already."""
+    """Removes the white space at the beginning of a continuation that the caller already has."""
 
     def __init__(self, held: str) -> None:
         self._held = held
 
     @property
     def closed(self) -> bool:
-        """Nothing is left to take off."""
+        """Whether nothing is left to remove."""
         return not self._held
 
     def trim(self, text: str) -> str:
-        """What of the next piece is new."""
+        """Return the part of the next piece that is new."""
         shared = 0
         while shared < len(text) and shared < len(self._held) and text[shared] == self._held[shared]:
             shared += 1
-        # A piece that ends here may go on with more of the same; one that differs ends the search.
+        # If the whole piece matched, the next piece may match further; a difference ends the search.
         self._held = self._held[shared:] if shared == len(text) else ""
         return text[shared:]

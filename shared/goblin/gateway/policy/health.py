@@ -1,4 +1,4 @@
-"""From probes to a judgement, slow to condemn and slow to trust again."""
+"""Judge the health of an endpoint by its probes: one probe alone makes it neither unhealthy nor healthy again."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ STALE_AFTER = timedelta(minutes=5)
 
 
 def judge(endpoint: Endpoint, before: EndpointHealth | None, probe: Probe, *, now: datetime) -> EndpointHealth:
-    """What to believe after one more probe.
+    """Update the health of an endpoint after one more probe.
 
-    One failure of an endpoint that was well makes it degraded, the second unhealthy; the first success after
-    that makes it degraded, the second healthy. What the endpoint says of itself, that it loads or refuses our
-    key, needs no second opinion.
+    One failure of a healthy endpoint makes it degraded, the second unhealthy; the first success after that makes it
+    degraded, the second healthy. When the endpoint itself reports that it is loading or refuses our key, it is
+    unhealthy at once.
     """
     if before is None:
         before = unseen(endpoint)
@@ -48,12 +48,12 @@ def _status(before: EndpointHealth, seen: EndpointHealth, probe: Probe) -> tuple
         case Finding.FAILED:
             trusted = before.status in (Status.HEALTHY, Status.DEGRADED)
             if trusted and seen.failures < FAILURES_TO_CONDEMN:
-                return Status.DEGRADED, f"{probe.reason}; once, so far"
+                return Status.DEGRADED, f"{probe.reason}; one failure so far"
             return Status.UNHEALTHY, probe.reason
         case Finding.OK:
-            # Loading ends by itself; only what failed has to prove that it is back.
+            # Loading ends by itself; only an endpoint that failed must succeed twice.
             if before.status is Status.UNHEALTHY and before.failures:
-                return Status.DEGRADED, "just came back"
+                return Status.DEGRADED, "just recovered"
             if probe.warmth is Warmth.FULL:
                 return Status.DEGRADED, probe.reason or "the provider has no machine free"
             if probe.latency_ms is not None and probe.latency_ms >= SLOW_MS:
@@ -62,14 +62,14 @@ def _status(before: EndpointHealth, seen: EndpointHealth, probe: Probe) -> tuple
 
 
 def unseen(endpoint: Endpoint) -> EndpointHealth:
-    """An endpoint nobody has looked at."""
+    """Build the health of an endpoint that was never probed."""
     return EndpointHealth(
         endpoint=endpoint.name, provider=endpoint.provider, status=Status.UNKNOWN, reason="not checked yet"
     )
 
 
 def believe(endpoint: Endpoint, health: EndpointHealth | None, *, now: datetime) -> EndpointHealth:
-    """What a stored judgement is worth now: old ones are hearsay, and hearsay condemns nobody."""
+    """Return the stored health if it is recent; an old or missing one becomes unknown, which excludes no endpoint."""
     if health is None:
         return unseen(endpoint)
     if health.checked_at is None or now - health.checked_at <= STALE_AFTER:

@@ -1,8 +1,9 @@
-"""How fast one endpoint serves one model: estimates that start from a prior, learn at once and forget in time.
+"""Latency estimates of one model at one endpoint: they start from a prior, learn from each request and fade in time.
 
-Two memories lie on each other. The long one fits a line, base + prompt tokens * prefill, and remembers for an hour;
-while little was seen it is drawn towards the file's prior, so a newcomer is never at zero. The short one scales that
-line by how the last answers compared with it, and is forgotten within half a minute: what was slow is tried again.
+Two memories are combined. The long one fits a line, base + prompt tokens * prefill, and remembers for an hour; while
+few answers were seen it is drawn towards the file's prior, so that a new endpoint never starts at zero. The short one
+scales that line by how the last answers compared with it, and fades within half a minute, so that an endpoint that
+was slow is tried again.
 """
 
 from __future__ import annotations
@@ -16,20 +17,20 @@ from goblin.core.endpoints import Endpoint
 
 LONG_HALF_LIFE_S = 1800.0
 LONG_KEEP = 0.98
-"""Share of the old sums that each new observation leaves: about the last fifty count."""
+"""Share of the old sums that each new observation keeps: about the last fifty count."""
 SHORT_HALF_LIFE_S = 10.0
 SHORT_KEEP = 0.8
-"""About the last five count."""
+"""The same for the short memory: about the last five count."""
 SHORT_INERTIA = 3.0
-"""How many observations of the short memory it takes to outweigh the long one."""
+"""How many observations in the short memory it takes to outweigh the long one."""
 CLIP = 4.0
-"""An outlier moves the long memory no further than this many times what was expected; the short one sees it whole."""
+"""An outlier counts in the long memory as at most this many times the expected time; in the short one, in full."""
 RELIEF_MAX = 3.0
 TYPICAL_PROMPT_TOKENS = 500.0
 LEVEL_INERTIA = 0.5
-"""The prior's weight against observations of the level; the more there are, the less it is believed."""
+"""The weight of the prior against observations of the level; the more observations, the less it counts."""
 SLOPE_INERTIA = 1e6
-"""The same against the spread of the prompts, in tokens squared."""
+"""The same for the slope, against the spread of the prompts, in tokens squared."""
 FIRST_TOKEN_MS_MIN = 1.0
 
 FAILED_SHARE_PRIOR = 0.01
@@ -39,16 +40,16 @@ FAILED_KEEP = 0.98
 
 LATE_SHARE = 0.05
 LATE_PRIOR = 3.0
-"""How many times the prediction the slowest twentieth takes, before it was seen."""
+"""The initial ratio of the slowest twentieth of answers to the forecast, before any was seen."""
 LATE_STEP = 0.12
 LATE_MIN, LATE_MAX = 1.2, 20.0
 
 
 class LatencyPrior(Struct, frozen=True, kw_only=True, gc=False):
-    """What the file says, in the units that are predicted in; every figure is positive."""
+    """The file's priors, in the units of the forecast; every number is positive."""
 
     first_token_ms: float = 1000.0
-    """To the first token of a short prompt, awake and alone; the network is in it."""
+    """Time to first token of a short prompt on a warm, idle endpoint, network included."""
     prefill_ms: float = 0.5
     """Per prompt token."""
     decode_ms: float = 33.0
@@ -57,15 +58,15 @@ class LatencyPrior(Struct, frozen=True, kw_only=True, gc=False):
 
 
 class LatencyEstimate(Struct, frozen=True, kw_only=True, gc=False):
-    """What was observed. Sums are weighted, and the weights decay from `at_s` on."""
+    """Observations of one target. Sums are weighted, and the weights decay from `at_s` on."""
 
     prior: LatencyPrior = LatencyPrior()
     answers: int = 0
-    """First tokens seen, ever."""
+    """Number of first tokens ever seen."""
     at_s: float = 0.0
-    """Of the last observation, on whatever steady clock the caller keeps to."""
+    """Time of the last observation, on the caller's monotonic clock."""
     base_ms: float = 0.0
-    """The fitted line; meaningless until `answers`."""
+    """The base of the fitted line; meaningless while `answers` is 0."""
     prefill_ms: float = 0.0
     # The long memory: Σw, Σw·p, Σw·p², Σw·y, Σw·p·y with p prompt tokens and y milliseconds.
     n: float = 0.0
@@ -73,12 +74,12 @@ class LatencyEstimate(Struct, frozen=True, kw_only=True, gc=False):
     pp: float = 0.0
     y: float = 0.0
     py: float = 0.0
-    # The short one.
+    # The short memory: Σv, Σv·p, Σv·y.
     short_n: float = 0.0
     short_p: float = 0.0
     short_y: float = 0.0
     late: float = LATE_PRIOR
-    """The ratio of actual to predicted that all but `LATE_SHARE` stay below."""
+    """The ratio of actual to forecast time that all but `LATE_SHARE` of the answers stay below."""
     decode_n: float = 0.0
     decode_ms: float = 0.0
     cold_n: float = 0.0
@@ -89,7 +90,7 @@ class LatencyEstimate(Struct, frozen=True, kw_only=True, gc=False):
 
 
 def prior_of(endpoint: Endpoint) -> LatencyPrior:
-    """The prior of an endpoint, as its file declares it."""
+    """Build the prior of an endpoint from what the file declares."""
     return LatencyPrior(
         first_token_ms=float(endpoint.first_token_prior_ms),
         prefill_ms=1000.0 / endpoint.prefill_prior_tokens_per_s,
@@ -99,12 +100,12 @@ def prior_of(endpoint: Endpoint) -> LatencyPrior:
 
 
 def first_token_ms(estimate: LatencyEstimate, prompt_tokens: float, now_s: float) -> float:
-    """To the first token, when it is awake and nobody waits before us. Always positive."""
+    """Estimate the time to first token on a warm, idle endpoint. Always positive."""
     if not estimate.answers:
         return estimate.prior.first_token_ms + prompt_tokens * estimate.prior.prefill_ms
     keep = _keep(now_s - estimate.at_s, SHORT_HALF_LIFE_S)
     line = estimate.base_ms * estimate.short_n + estimate.prefill_ms * estimate.short_p
-    # Some observations that the line is right, which never age: noise moves little, and old news fades back to it.
+    # Pseudo-observations that the line is right, which never decay: they damp noise, and old observations fade to them.
     still = SHORT_INERTIA * estimate.base_ms
     scale = (estimate.short_y * keep + still) / (line * keep + still)
     found = (estimate.base_ms + prompt_tokens * estimate.prefill_ms) * scale
@@ -112,17 +113,17 @@ def first_token_ms(estimate: LatencyEstimate, prompt_tokens: float, now_s: float
 
 
 def decode_ms(estimate: LatencyEstimate) -> float:
-    """Per output token."""
+    """Estimate the time per output token."""
     return (estimate.prior.decode_ms + estimate.decode_ms) / (1.0 + estimate.decode_n)
 
 
 def cold_start_ms(estimate: LatencyEstimate) -> float:
-    """From asleep to awake."""
+    """Estimate the duration of a cold start."""
     return (estimate.prior.cold_start_ms + estimate.cold_ms) / (1.0 + estimate.cold_n)
 
 
 def failed_share(estimate: LatencyEstimate, now_s: float) -> float:
-    """How much of what is sent there fails."""
+    """Estimate the share of requests that fail."""
     keep = _keep(now_s - estimate.outcome_at_s, FAILED_HALF_LIFE_S) if estimate.outcomes else 1.0
     return (FAILED_SHARE_PRIOR * FAILED_WEIGHT_PRIOR + estimate.failures * keep) / (
         FAILED_WEIGHT_PRIOR + estimate.outcomes * keep
@@ -138,24 +139,24 @@ def observe_first_token(
     weight: float,
     now_s: float,
 ) -> LatencyEstimate:
-    """A first token has come.
+    """Add the arrival of a first token.
 
     Args:
-        pace: Before.
-        sample_ms: How long it took, without what was waited for a start or a turn.
-        prompt_tokens: Of that request.
-        expected_ms: What was predicted, of the same part.
-        weight: From 0 to 1: less where waiting was most of it, since then little was learned.
-        now_s: Not before `estimate.at_s`.
+        estimate: The estimate so far.
+        sample_ms: How long it took, without the time waited for a cold start or in the queue.
+        prompt_tokens: The prompt tokens of that request.
+        expected_ms: The forecast of the same part.
+        weight: From 0 to 1: lower if the request mostly waited in the queue, because then the sample is uncertain.
+        now_s: The present time, not before `estimate.at_s`.
     """
     sample_ms = max(sample_ms, FIRST_TOKEN_MS_MIN)
     age_s = now_s - estimate.at_s if estimate.answers else 0.0
     keep = _keep(age_s, LONG_HALF_LIFE_S) * LONG_KEEP
     short = _keep(age_s, SHORT_HALF_LIFE_S) * SHORT_KEEP
     line_ms = _line(estimate, prompt_tokens)
-    # The first answers may be anything; only a line that was seen can call them outliers.
+    # The prior may be far off, so the first answers are never outliers: clip only against a fitted line.
     clipped = min(max(sample_ms, line_ms / CLIP), line_ms * CLIP) if estimate.answers >= 3 else sample_ms
-    # Long answers to wait for scatter more, in proportion: they count less, or one long prompt would set the line.
+    # Longer times scatter more, in proportion: they count less, or one long prompt would determine the line.
     typical_ms = _line(estimate, TYPICAL_PROMPT_TOKENS)
     p, w = prompt_tokens, weight * min(typical_ms / line_ms, RELIEF_MAX) ** 2
     v = weight * min(typical_ms / line_ms, RELIEF_MAX)
@@ -184,7 +185,7 @@ def observe_first_token(
 def observe_silence(
     estimate: LatencyEstimate, waited_ms: float, *, prompt_tokens: float, expected_ms: float, now_s: float
 ) -> LatencyEstimate:
-    """No first token came for so long: an observation too, or what hangs would keep its good name."""
+    """Add a wait without a first token: without it, an endpoint that hangs would keep its good estimate."""
     if waited_ms <= expected_ms:
         return estimate
     return observe_first_token(
@@ -193,7 +194,7 @@ def observe_silence(
 
 
 def observe_decode(estimate: LatencyEstimate, *, output_tokens: int, decode_ms: float) -> LatencyEstimate:
-    """An answer ended, so long after its first token."""
+    """Add the decode time of an answer: from its first token to its end."""
     if output_tokens < 2:
         return estimate
     each = decode_ms / (output_tokens - 1)
@@ -205,12 +206,12 @@ def observe_decode(estimate: LatencyEstimate, *, output_tokens: int, decode_ms: 
 
 
 def observe_cold_start(estimate: LatencyEstimate, sample_ms: float) -> LatencyEstimate:
-    """It was asleep and has woken up."""
+    """Add the duration of a cold start."""
     return replace(estimate, cold_n=estimate.cold_n * 0.7 + 1.0, cold_ms=estimate.cold_ms * 0.7 + max(sample_ms, 1.0))
 
 
 def observe_outcome(estimate: LatencyEstimate, *, failed: bool, now_s: float) -> LatencyEstimate:
-    """A request there has ended, well or not."""
+    """Add the success or failure of a request."""
     keep = FAILED_KEEP * (_keep(now_s - estimate.outcome_at_s, FAILED_HALF_LIFE_S) if estimate.outcomes else 1.0)
     return replace(
         estimate,
@@ -227,7 +228,7 @@ def _line(estimate: LatencyEstimate, prompt_tokens: float) -> float:
 
 
 def _fit(prior: LatencyPrior, n: float, p: float, pp: float, y: float, py: float) -> tuple[float, float]:
-    """Base and slope by least squares, drawn towards the prior: the level little, the slope until many have come."""
+    """Fit base and slope by least squares, drawn towards the prior: the level a little, the slope until many came."""
     mean_p = p / n
     spread, together = pp - p * mean_p, py - p * y / n
     slope = max((together + SLOPE_INERTIA * prior.prefill_ms) / (spread + SLOPE_INERTIA), 0.0)
@@ -235,13 +236,13 @@ def _fit(prior: LatencyPrior, n: float, p: float, pp: float, y: float, py: float
     level = (y + belief * (prior.first_token_ms + mean_p * prior.prefill_ms)) / (n + belief)
     base = level - slope * mean_p
     if base < FIRST_TOKEN_MS_MIN:
-        # Noise alone can tilt the line below zero at no prompt; then all of it is prefill.
+        # Noise can tilt the line below zero for an empty prompt; then all of the level counts as prefill.
         return FIRST_TOKEN_MS_MIN, max(level - FIRST_TOKEN_MS_MIN, 0.0) / mean_p
     return base, slope
 
 
 def _move_late(late: float, ratio: float) -> float:
-    """One step of a running quantile, in logarithms: up by much and seldom, down by little and often."""
+    """Move a running quantile by one step, in logarithms: seldom up by much, often down by little."""
     step = LATE_STEP * (1.0 - LATE_SHARE) if ratio > late else -LATE_STEP * LATE_SHARE
     return min(max(late * math.exp(step), LATE_MIN), LATE_MAX)
 

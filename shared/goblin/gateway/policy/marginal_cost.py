@@ -1,10 +1,10 @@
-"""What one more request costs at an endpoint, in millionths of a dollar, rounded up; unknown is None, never zero.
+"""Cost of one more request at an endpoint, in micro-dollars, rounded up; an unknown cost is None, never zero.
 
-Billed by the token: tokens * price. Billed while it is awake: the seconds that the request adds to its being awake,
-which are the start, the work, and the idle time until it sleeps again:
+An endpoint that bills tokens costs tokens * price. One that bills uptime costs the seconds that the request adds to
+its uptime, which are the start, the work, and the idle time until it sleeps again:
 
 asleep   ▁▁▁▁▁[start][work][idle tail]▁▁▁      all of it
-idle     ▔▔▔▔[since the last one][work][…]▁    the tail begins anew, later by the time since the last one and the work
+idle     ▔▔▔▔[since the last one][work][…]▁    the tail starts over, later by the time since the last request + the work
 busy     ▔▔▔▔[work / parallel]▔▔▔▔▔▔▔▔▔▔▔▔▔    a share of the work
 """
 
@@ -28,16 +28,16 @@ def marginal_cost(
     in_flight: int,
     cold_ms: float,
 ) -> int | None:
-    """The price of this request, given all that goes on anyway.
+    """Compute what a request adds to the cost of an endpoint; None when the price is unknown.
 
     Args:
-        endpoint: Who would serve it; what it charges per hour adds to what it charges per token.
-        price: Of the model there; None when nobody knows it.
-        forecast: For this request.
-        prompt_tokens: An estimate.
-        output_tokens: Expected, or the most there may be.
-        in_flight: Requests there now.
-        cold_ms: A start of it, when it sleeps.
+        endpoint: The endpoint that would serve it; its price per hour adds to its price per token.
+        price: The token price of the model there; None when it is unknown.
+        forecast: The forecast for this request.
+        prompt_tokens: The estimated prompt tokens.
+        output_tokens: The expected or the maximum output tokens.
+        in_flight: Requests in flight at the endpoint.
+        cold_ms: The duration of a cold start.
     """
     hourly = endpoint.price_usd_micros_per_hour
     if price is None and hourly is None:
@@ -51,7 +51,7 @@ def marginal_cost(
 
 
 def _awake_ms(endpoint: Endpoint, forecast: LatencyForecast, in_flight: int, cold_ms: float) -> float:
-    """How much longer it is awake because of this request; nothing, if it never sleeps: that bill runs anyway."""
+    """Estimate the uptime that this request adds; 0 if the endpoint never sleeps, because that bill runs anyway."""
     if endpoint.sleeps_after_s is None:
         return 0.0
     if in_flight:

@@ -1,4 +1,4 @@
-"""The five strategies: those who could serve a request in the order to try them, each with its reason."""
+"""The five strategies: each puts endpoints in the order to try them, with a reason for each place."""
 
 from __future__ import annotations
 
@@ -6,14 +6,14 @@ from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.policy.route import Demand, EndpointFacts, RouteChoice, waited_ms
 
 TIE = 1.1
-"""Predictions this close to the best, their doubt allowed for, are one: the cheaper is taken, among those the less
-busy, and then the dice decide, so that many instances with the same old news do not all run to the same endpoint."""
+"""Forecasts within this factor of the best, less their doubt, are a tie: the cheaper endpoint goes first, then the
+less busy one, then a random one, so that many processes with the same data do not all choose the same endpoint."""
 FAILURE_MS = 1000.0
-"""What a failed attempt costs the caller beyond its own time: somebody else starts over."""
+"""Assumed cost of a failed attempt beyond its own time, because another endpoint starts over."""
 EXPLORE_UNHEARD_S = 20.0
-"""Whoever answered within this time needs no exploring; who seems so many times slower, within so many times that."""
+"""An endpoint is explored only if it has not answered for longer than this, times how much slower it seems."""
 EXPLORE_SLOWER_MAX = 20.0
-"""How many times slower than the best it may seem: what is hopeless is not explored with a caller's request."""
+"""An endpoint that seems more times slower than the best than this is not explored with a caller's request."""
 
 
 def order(
@@ -25,15 +25,15 @@ def order(
     rng: float,
     explore_share: float = 0.0,
 ) -> list[RouteChoice]:
-    """Put them in order; none is left out.
+    """Put all given endpoints in order.
 
     Args:
-        demand: What is asked for.
-        facts: At least one, in the order of the file.
-        strategy: By what.
+        demand: The request.
+        facts: At least one endpoint, in the order of the file.
+        strategy: The strategy to order by.
         turn: A counter that grows by one per request.
-        dice: From 0 up to 1.
-        explore_share: Of `lowest_latency`'s requests; an upper bound, kept by `turn` and not by chance.
+        rng: A random number from 0 up to, but not including, 1.
+        explore_share: The most `lowest_latency` requests that may explore, as a share; chosen by `turn`, not by chance.
     """
     match strategy:
         case Strategy.LOWEST_LATENCY:
@@ -50,23 +50,23 @@ def order(
 
 
 def choice(fact: EndpointFacts, reason: str) -> RouteChoice:
-    """A fact with the reason for its place."""
+    """Build the choice of an endpoint, with the reason for its place."""
     return RouteChoice(
         endpoint=fact.endpoint, reason=reason, forecast=fact.forecast, cost_usd_micros=fact.cost_usd_micros
     )
 
 
 def expect(demand: Demand, fact: EndpointFacts) -> str:
-    """The expectation in words."""
+    """Put the forecast into words."""
     forecast = fact.forecast
     words = f"{'first token' if demand.stream else 'answer'} in about {waited_ms(demand, forecast):.0f} ms"
     if forecast.waking:
-        return f"{words}, it is waking"
-    return f"{words}, asleep with a chance of {forecast.asleep:.0%}" if forecast.asleep else words
+        return f"{words}, it is starting"
+    return f"{words}, with a cold start at {forecast.asleep:.0%}" if forecast.asleep else words
 
 
 def burden_ms(demand: Demand, fact: EndpointFacts) -> float:
-    """What the caller is expected to wait, what fails there included."""
+    """Estimate the caller's wait, with the expected cost of failures."""
     wait = waited_ms(demand, fact.forecast)
     return wait + fact.forecast.failed_share * (wait + FAILURE_MS)
 
@@ -85,7 +85,7 @@ def _by_latency(
     if explored is None:
         return [choice(fact, expect(demand, fact)) for fact in ordered]
     rest = [choice(fact, expect(demand, fact)) for fact in ordered if fact is not explored]
-    why = f"to learn how it does, unheard for {explored.forecast.unheard_s:.0f} s; {expect(demand, explored)}"
+    why = f"explored, no answer from it for {explored.forecast.unheard_s:.0f} s; {expect(demand, explored)}"
     return [choice(explored, why), *rest]
 
 
@@ -94,7 +94,7 @@ def _by_burden(row: tuple[float, str, EndpointFacts]) -> tuple[float, str]:
 
 
 def _cheapest_first(near: list[EndpointFacts], rng: float) -> list[EndpointFacts]:
-    """Those that are as quick as each other: by price, the unknown last; then by load, then by dice."""
+    """Order endpoints that are equally quick: by price, unknown prices last; then by load, then at random."""
     if len(near) == 1:
         return near
     start = int(rng * len(near))
@@ -107,7 +107,7 @@ def _price_and_load(fact: EndpointFacts) -> tuple[float, float]:
 
 
 def _unheard(demand: Demand, ordered: list[EndpointFacts], turn: int, share: float) -> EndpointFacts | None:
-    """Who is to be looked at with this request, if it is one of those that look: the awake one unheard for longest."""
+    """Choose the awake endpoint without an answer for longest, if this request is one of those that explore."""
     if not share or len(ordered) < 2 or turn % max(round(1 / share), 1):
         return None
     best_ms = burden_ms(demand, ordered[0])
@@ -123,18 +123,18 @@ def _unheard(demand: Demand, ordered: list[EndpointFacts], turn: int, share: flo
 
 
 def _by_cost(demand: Demand, facts: list[EndpointFacts]) -> list[RouteChoice]:
-    """Known prices first: an unknown one may be anything, so it is the last thing to try. Equal prices by time."""
+    """Order by price, equal prices by time. Unknown prices come last, because they may be high."""
     known = [fact for fact in facts if fact.cost_usd_micros is not None]
     unknown = [fact for fact in facts if fact.cost_usd_micros is None]
     known.sort(key=lambda fact: (fact.cost_usd_micros, burden_ms(demand, fact), fact.endpoint.name))
     unknown.sort(key=lambda fact: (burden_ms(demand, fact), fact.endpoint.name))
-    return [choice(fact, f"about {fact.cost_usd_micros} millionths of a dollar") for fact in known] + [
+    return [choice(fact, f"about {fact.cost_usd_micros} micro-dollars") for fact in known] + [
         choice(fact, "its price is unknown") for fact in unknown
     ]
 
 
 def _by_weight(facts: list[EndpointFacts], rng: float) -> list[RouteChoice]:
-    """One throw names the first; the rest stand by in order of weight."""
+    """Draw the first endpoint by weight; the others follow in order of weight."""
     total = sum(fact.endpoint.weight for fact in facts)
     heaviest = sorted(facts, key=lambda fact: (-fact.endpoint.weight, fact.endpoint.name))
     drawn, mark = heaviest[0], rng * total
@@ -145,5 +145,5 @@ def _by_weight(facts: list[EndpointFacts], rng: float) -> list[RouteChoice]:
         mark -= fact.endpoint.weight
     rest = [fact for fact in heaviest if fact is not drawn]
     return [choice(drawn, f"drawn with weight {drawn.endpoint.weight} of {total}")] + [
-        choice(fact, f"stands by with weight {fact.endpoint.weight}") for fact in rest
+        choice(fact, f"fallback with weight {fact.endpoint.weight}") for fact in rest
     ]

@@ -1,6 +1,6 @@
-"""What to expect of an endpoint for this request: queue + start, if it sleeps + prefill + decode.
+"""Latency forecast of an endpoint for one request: queue + cold start, if it sleeps + prefill + decode.
 
-Only free signals say whether it sleeps: what the last look at it said is in memory, and when it last answered.
+Only free signals tell whether it sleeps: the models in memory at the last probe, and the time of its last answer.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from goblin.gateway.policy.latency import LatencyEstimate
 from goblin.gateway.policy.route import Demand, LatencyForecast
 
 ASLEEP_UNHEARD = 0.5
-"""It may sleep, and nobody has ever said whether it does."""
+"""The chance that it sleeps, if it can sleep and nothing was ever observed."""
 ASLEEP_TOLD = 0.95
-"""It was seen asleep; somebody else may have woken it since."""
+"""The chance that it sleeps, if it was seen asleep: another caller may have woken it since."""
 DOZES_FROM, DOZES_TO = 0.9, 1.2
-"""Shares of `sleeps_after_s`: awake before, asleep after, in doubt between."""
+"""Shares of `sleeps_after_s`: awake before the first, asleep after the second, uncertain in between."""
 WAKING_LEFT_MIN = 0.1
-"""A start that takes longer than expected still takes at least this share of it."""
+"""The share of the expected cold start that is still assumed to be left when it takes longer than expected."""
 DOUBT = 0.4
-"""How much single answers scatter."""
+"""How much single answers scatter, as a share of the estimate."""
 OVERDUE = 1.5
-"""How many times its prediction the oldest request must be silent before silence says something."""
+"""How many times its forecast the oldest request must be silent before its silence counts."""
 
 
 def chance_asleep(*, sleeps_after_s: int | None, heard_ago_s: float | None, told_asleep: bool | None) -> float:
-    """How likely the next request has to wait for a start.
+    """Estimate the chance that the next request has to wait for a cold start.
 
     Args:
-        sleeps_after_s: The endpoint's own; None when it never sleeps.
-        heard_ago_s: Since it last gave a sign of life: an answer, or a look that found the model in memory.
-        told_asleep: What the last look said, if that is newer than any sign of life; None if it said nothing.
+        sleeps_after_s: Idle seconds after which the endpoint sleeps; None when it never sleeps.
+        heard_ago_s: Seconds since its last sign of life: an answer, or a probe that found the model in memory.
+        told_asleep: Whether a probe that is newer than any sign of life found it asleep; None if there is none.
     """
     if told_asleep:
         return ASLEEP_TOLD
@@ -61,25 +61,25 @@ def predict(
     unheard_s: float = 0.0,
     now_s: float,
 ) -> LatencyForecast:
-    """Expectations for the next request.
+    """Forecast the next request.
 
     Args:
-        pace: What was observed.
+        estimate: The observations so far.
         demand: The request.
-        in_flight: Requests sent there that have not ended, counted from the moment they were sent.
-        parallel: How many it serves at once; the ones beyond wait their turn.
-        asleep: See `chance_asleep`; ignored while it is waking.
-        waking_for_ms: How long ago its start began; None when none is under way.
-        silent_ms: How long it has kept the oldest of those waiting, if it answered nobody since.
-        silence_expected_ms: What was predicted for that one.
-        network_ms: A floor: the round trip that a free look took.
-        unheard_s: Passed through.
+        in_flight: Requests sent to the endpoint that have not ended.
+        parallel: How many requests it serves at once; more wait in its queue.
+        asleep: The chance of a cold start, from `chance_asleep`; ignored while a cold start is in progress.
+        waking_for_ms: How long ago its cold start began; None when none is in progress.
+        silent_ms: How long the oldest waiting request has waited without any answer of the endpoint since.
+        silence_expected_ms: The forecast for that request.
+        network_ms: A lower bound: the round trip of a probe.
+        unheard_s: Time since its last answer; copied to the forecast.
         now_s: On the clock of `estimate`.
     """
     awake_ms = max(latency.first_token_ms(estimate, demand.prompt_tokens, now_s), network_ms)
     decode_ms = demand.output_tokens_expected * latency.decode_ms(estimate)
     service_ms = awake_ms + decode_ms
-    # It must earn its width: what a newcomer says it can do in parallel is not known before it has done it.
+    # The declared parallelism counts only as far as answers have confirmed it.
     width = min(parallel, 1 + 2 * estimate.answers)
     queue_ms = (in_flight + 1 - width) * service_ms / width if in_flight >= width else 0.0
     cold_ms = 0.0
@@ -90,7 +90,7 @@ def predict(
         cold_ms = asleep * latency.cold_start_ms(estimate)
     first_ms = awake_ms + queue_ms + cold_ms
     if waking_for_ms is None and silent_ms > first_ms and silent_ms > OVERDUE * silence_expected_ms:
-        first_ms = silent_ms  # Somebody has waited longer than we would believe, and waits on.
+        first_ms = silent_ms  # A request has already waited longer than the forecast, and still waits.
     return LatencyForecast(
         demand=demand,
         first_token_ms=first_ms,

@@ -1,4 +1,4 @@
-"""Whether a failed attempt is worth another one at the same endpoint, when, and how many of those there may be."""
+"""Retries: whether and when to retry a failed attempt at the same endpoint, and how many retries there may be."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from dataclasses import dataclass
 from goblin.core.errors import Fault
 
 BACKOFF_S = 0.1
-"""Before the first retry of what may have been an accident; doubles with each."""
+"""Wait before the first retry of a transient fault; doubles with each retry."""
 WAIT_S_MAX = 2.0
-"""Who asks us to wait longer is believed: the caller is told, and waits without holding a connection."""
+"""A longer wait is not served here: the caller gets `Retry-After`, and waits without holding a connection."""
 
-# Faults that time mends, and how long it takes when the endpoint does not say.
+# Faults that pass by themselves, and how long that takes when the endpoint does not say.
 _BUSY_S = {Fault.RATE: 1.0, Fault.CAPACITY: 0.5, Fault.LOADING: 1.0}
 
 
 def wait_before_retry(
     fault: Fault, *, silent: bool, retry_after_s: float | None, retries: int, rng: float
 ) -> float | None:
-    """Seconds to wait before asking the same endpoint again, or None if that is of no use.
+    """Compute the seconds to wait before a retry at the same endpoint; None if a retry is of no use.
 
     Args:
-        fault: What went wrong. Keys, money, missing models and missing abilities do not mend by themselves.
-        silent: It did not fail, it said nothing for as long as we were ready to wait.
-        retry_after_s: The endpoint's own word.
-        retries: How often it was asked again already.
-        dice: From 0 up to 1; spreads those who failed together.
+        fault: What went wrong. Faults of keys, credit, missing models or capabilities do not pass by themselves.
+        silent: Whether it timed out without an answer.
+        retry_after_s: The wait that the endpoint asked for; None without one.
+        retries: How many retries there were already.
+        rng: A random number from 0 up to, but not including, 1; spreads the retries of requests that failed together.
     """
     if silent:
         return None
@@ -40,23 +40,23 @@ def wait_before_retry(
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RetryAllowance:
-    """Extra requests are paid for by ordinary ones: when everything fails, retries must not multiply the load."""
+    """Extra requests, earned by ordinary ones: when everything fails, retries must not multiply the load."""
 
     share: float
-    """What each ordinary request adds."""
+    """How much each ordinary request adds."""
     most: float = 10.0
-    """What can be saved up."""
+    """The most that can be saved up."""
     saved: float = 10.0
 
 
 def earn(allowance: RetryAllowance) -> RetryAllowance:
-    """An ordinary request has come."""
+    """Add the share of one ordinary request."""
     saved = min(allowance.saved + allowance.share, allowance.most)
     return RetryAllowance(share=allowance.share, most=allowance.most, saved=saved)
 
 
 def spend(allowance: RetryAllowance) -> RetryAllowance | None:
-    """Pay for one extra request; None when there is not enough."""
+    """Spend one extra request; None when not enough is saved."""
     if allowance.saved < 1.0:
         return None
     return RetryAllowance(share=allowance.share, most=allowance.most, saved=allowance.saved - 1.0)

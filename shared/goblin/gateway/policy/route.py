@@ -1,4 +1,4 @@
-"""What one request asks for, what is known of those who might serve it, and what was decided."""
+"""Inputs and results of routing: what a request needs, what is known about each endpoint, and the route."""
 
 from __future__ import annotations
 
@@ -15,85 +15,85 @@ from goblin.gateway.domain.endpoint_health import Status
 
 
 class Demand(Struct, frozen=True, kw_only=True):
-    """What one request asks for."""
+    """What one request needs, in the router's terms."""
 
     model: str
     kind: Capability = Capability.CHAT
-    """The class of endpoint: chat, completions or embeddings. What fails in one says nothing of the others."""
+    """The class of request: chat, completions or embeddings. A failure in one says nothing about the others."""
     needs: frozenset[Capability] = frozenset()
     prompt_tokens: int = 0
-    """An estimate, for prices and times."""
+    """An estimate, used for prices and latencies."""
     prompt_tokens_min: int = 0
-    """A lower bound, to refuse by."""
+    """A lower bound, used to refuse prompts that are too long."""
     output_tokens_max: int | None = None
-    """What the caller allows; None: as many as it takes."""
+    """The caller's limit; None: no limit."""
     output_tokens_expected: float = 0.0
-    """What such answers have had of late, within what the caller allows."""
+    """The recent length of answers of this model, within the caller's limit."""
     stream: bool = True
-    """Whether the caller waits for the first token or for all of them."""
+    """Whether the caller waits for the first token only, or for the whole answer."""
     provider: str | None = None
-    """The caller's pin: an endpoint's name, or a provider's."""
+    """The endpoint or provider that the caller demands, by name."""
     max_cost_usd_micros: int | None = None
     deadline_ms: int | None = None
-    """Until the first token of a stream, or all of another answer."""
+    """Deadline for the first token of a stream, or for a whole answer that is not streamed."""
     allow_external: bool = True
     arrivals_per_s: float = 0.0
-    """How many requests for this model have come of late."""
+    """The recent arrival rate of requests for this model."""
 
 
 class LatencyForecast(Struct, frozen=True, kw_only=True, gc=False):
-    """What to expect of one endpoint for one request."""
+    """The latency estimate for one request at one endpoint: queue, start, prefill and decode."""
 
     demand: Demand = Demand(model="")
     """The request."""
     first_token_ms: float = 1000.0
-    """All waiting included. Always positive."""
+    """Time to first token, all waiting included. Always positive."""
     total_ms: float = 1000.0
     awake_ms: float = 1000.0
-    """To the first token if it were awake and nobody before us."""
+    """Time to first token if the endpoint were warm and idle."""
     queue_ms: float = 0.0
     busy: float = 0.0
-    """Requests there now, as a share of what it is trusted to serve at once."""
+    """Requests in flight there, divided by how many it is trusted to serve at once."""
     asleep: float = 0.0
-    """The chance that it must start first."""
+    """The chance of a cold start, from 0 to 1."""
     waking: bool = False
-    """Somebody has begun to wake it."""
+    """Whether a cold start is in progress."""
     late_ms: float = 3000.0
-    """By when the first token has come in all but a twentieth of such cases."""
+    """The 95th percentile of the time to first token."""
     service_ms: float = 1000.0
-    """How long it is at work on the request, once begun."""
+    """How long the endpoint works on the request once it has begun."""
     doubt: float = 0.0
-    """How far the prediction may be off, as a share of it, because little was seen."""
+    """How far the forecast may be off because few answers were seen, as a share of the forecast."""
     failed_share: float = 0.0
     unheard_s: float = 0.0
-    """Since it last answered us; as long as we live, if never."""
+    """Time since its last answer; the age of this process, if it never answered."""
 
 
 _UNKNOWN = LatencyForecast()
 
 
 class EndpointFacts(Struct, frozen=True, kw_only=True):
-    """What is known now about one endpoint and the model asked for."""
+    """What is known now about one endpoint and the requested model."""
 
     endpoint: Endpoint
     serves: bool | None
-    """Whether it has the model; None when it has never said what it has."""
+    """Whether it has the model; None when it has never listed its models."""
     status: Status = Status.UNKNOWN
     status_reason: str = ""
     open_until: datetime | None = None
-    """Set while its breaker lets nothing through."""
+    """Set while its breaker is open."""
     open_reason: str = ""
     frozen: str = ""
-    """Why nothing may be spent on it now; empty when it may, or when it costs nothing."""
+    """Why it is frozen; empty when it is not, or when it is free."""
     forecast: LatencyForecast = _UNKNOWN
     cost_usd_micros: int | None = None
-    """The marginal price of this request; None when a price is unknown, which is not zero."""
+    """The marginal cost of this request; None when the price is unknown, which is not zero."""
     cost_usd_micros_max: int | None = None
-    """The same, if the answer is as long as the caller allows."""
+    """The same for the longest answer that the caller allows."""
 
 
 class RouteChoice(Struct, frozen=True, kw_only=True):
-    """An endpoint and the reason it stands where it stands, or does not."""
+    """An endpoint, with the reason for its place in the route, or for being left out."""
 
     endpoint: Endpoint
     reason: str
@@ -108,40 +108,40 @@ class Route:
     strategy: Strategy
     candidates: tuple[RouteChoice, ...]
     last_resort: bool = False
-    """Nobody is well: these are tried all the same."""
+    """Whether no endpoint is healthy, so that unhealthy ones are tried anyway."""
     rejected: tuple[RouteChoice, ...] = ()
     wake: tuple[RouteChoice, ...] = ()
-    """To be woken beside the request, not to be waited for: each would be quicker if it were awake."""
+    """Endpoints to warm up without waiting for them: each would be quicker if it were warm."""
     hedge_after_ms: int | None = None
-    """Silent for so long, the first candidate is late, and the second is asked beside it; None: never."""
+    """How long the first candidate may be silent before the request is hedged at the second; None: never."""
 
 
 class Obstacle(StrEnum):
-    """What kept a request from every endpoint; health is none."""
+    """Why no endpoint can get a request. Bad health is not an obstacle."""
 
     UNKNOWN_MODEL = "unknown_model"
-    """Nobody has the model."""
+    """No endpoint has the model."""
     SILENT = "silent"
-    """Nobody is known to have it, and somebody has not said yet what it has."""
+    """No endpoint is known to have the model, and at least one has not listed its models yet."""
     FROZEN = "frozen"
-    """Somebody could serve it, and may not spend."""
+    """An endpoint could serve the request, but is frozen."""
     UNABLE = "unable"
-    """Somebody has the model, and cannot do what is asked, or not within what the caller allows."""
+    """Endpoints have the model, but none can serve the request within the caller's limits."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoRoute:
-    """Nobody can serve it."""
+    """No endpoint can serve the request, and why."""
 
     obstacle: Obstacle
     reason: str
     rejected: tuple[RouteChoice, ...] = ()
     silent: bool = False
-    """Somebody has not said yet what it has, and could be the one."""
+    """Whether an endpoint has not listed its models yet, and so might have this one."""
 
     @property
     def model_known(self) -> bool:
-        """Whether anybody has the model."""
+        """Whether any endpoint has the model."""
         return self.obstacle in (Obstacle.FROZEN, Obstacle.UNABLE)
 
 
@@ -149,5 +149,5 @@ Facts = Sequence[EndpointFacts]
 
 
 def waited_ms(demand: Demand, forecast: LatencyForecast) -> float:
-    """What the caller is expected to wait: for the first token of a stream, else for the whole answer."""
+    """Return the caller's expected wait: for the first token of a stream, else for the whole answer."""
     return forecast.first_token_ms if demand.stream else forecast.total_ms

@@ -1,4 +1,4 @@
-"""Which endpoints to try for one request, in which order, and why."""
+"""Routing: which endpoints to try for one request, in which order, and why."""
 
 from __future__ import annotations
 
@@ -33,18 +33,18 @@ def choose_route(
     """Put the endpoints that can serve a request in the order to try them.
 
     Args:
-        demand: What is asked for.
+        demand: The request.
         facts: One per configured endpoint, in the order of the file.
-        strategy: The default, or what the caller asked for.
+        strategy: The caller's strategy, or the default.
         turn: A counter that grows by one per request, for `round_robin` and for exploring.
-        dice: From 0 up to 1, for `weighted_random` and for ties.
-        explore_share: How many of `lowest_latency`'s requests may go to whoever was not heard of for long.
-        may_wake: Whether a start may be begun beside the request.
+        rng: A random number from 0 up to, but not including, 1, for `weighted_random` and for ties.
+        explore_share: The share of `lowest_latency` requests that may explore an endpoint without a recent answer.
+        may_wake: Whether a warm-up may be started beside the request.
 
     Returns:
-        The route. The frozen and the too dear are never tried. The unhealthy are left out while anybody else is
-        there; when nobody is, they are tried all the same, soonest expected back first. The degraded, and those
-        that would miss the deadline, come after the others.
+        The route. Endpoints that are frozen or over the cost limit are never tried. Unhealthy endpoints are left out
+        while any other endpoint is left; if none is, they are tried anyway, soonest expected back first. Degraded
+        endpoints, and those that would miss the deadline, come after the others.
     """
     able: list[EndpointFacts] = []
     rejected: list[RouteChoice] = []
@@ -87,7 +87,7 @@ def choose_route(
 def _why_not_able(demand: Demand, fact: EndpointFacts) -> str | None:
     endpoint = fact.endpoint
     if fact.serves is None:
-        return f"has not said what it serves: {fact.status_reason}"
+        return f"has not listed its models yet: {fact.status_reason}"
     if not fact.serves:
         return f"does not serve {demand.model}"
     if demand.provider is not None and demand.provider not in (endpoint.name, endpoint.provider):
@@ -99,20 +99,20 @@ def _why_not_able(demand: Demand, fact: EndpointFacts) -> str | None:
             if need not in endpoint.capabilities:
                 return f"{need}: not among its capabilities"
     if endpoint.context_tokens is not None and demand.prompt_tokens_min > endpoint.context_tokens:
-        return f"context: the prompt has at least {demand.prompt_tokens_min} tokens, it takes {endpoint.context_tokens}"
+        return f"context: at least {demand.prompt_tokens_min} prompt tokens, the limit is {endpoint.context_tokens}"
     return None
 
 
 def _why_not_allowed(demand: Demand, fact: EndpointFacts) -> str | None:
-    """What the caller or the budget forbids."""
+    """Return what the caller or a freeze forbids; None when nothing does."""
     if fact.endpoint.external and not demand.allow_external:
-        return "external: the caller keeps the request among our own machines"
+        return "external: the caller keeps the request on our own machines"
     limit = demand.max_cost_usd_micros
     if limit is not None:
         if fact.cost_usd_micros_max is None:
-            return "cost: its price is unknown, and the caller set a limit"
+            return "cost: the price is unknown, and the caller set a limit"
         if fact.cost_usd_micros_max > limit:
-            return f"cost: up to {fact.cost_usd_micros_max} millionths of a dollar, the caller allows {limit}"
+            return f"cost: up to {fact.cost_usd_micros_max} micro-dollars, the caller allows {limit}"
     return f"frozen: {fact.frozen}" if fact.frozen else None
 
 
@@ -127,7 +127,7 @@ def _why_not_well(fact: EndpointFacts) -> str | None:
 def _in_time_first(
     demand: Demand, facts: list[EndpointFacts], strategy: Strategy, turn: int, rng: float, explore_share: float
 ) -> list[RouteChoice]:
-    """By the strategy, those that would miss the deadline after the others; if all would, the quickest first."""
+    """Order by the strategy, with endpoints that would miss the deadline last; if all would, the quickest first."""
     if demand.deadline_ms is None:
         return order(demand, facts, strategy=strategy, turn=turn, rng=rng, explore_share=explore_share)
     late = [fact for fact in facts if waited_ms(demand, fact.forecast) > demand.deadline_ms]
@@ -143,7 +143,7 @@ def _in_time_first(
 
 def _late(demand: Demand, found: RouteChoice) -> RouteChoice:
     expected = waited_ms(demand, found.forecast) if found.forecast else 0.0
-    return _after(found, f"late: about {expected:.0f} ms, the deadline is {demand.deadline_ms}")
+    return _after(found, f"late: about {expected:.0f} ms, the deadline is {demand.deadline_ms} ms")
 
 
 def _after(found: RouteChoice, why: str) -> RouteChoice:
@@ -162,9 +162,9 @@ def _no_route(demand: Demand, facts: Facts, rejected: list[RouteChoice]) -> NoRo
     if not serving and not silent:
         obstacle, reason = Obstacle.UNKNOWN_MODEL, f"The model `{demand.model}` does not exist or is not served here."
     elif not serving:
-        obstacle, reason = Obstacle.SILENT, f"Nobody can tell yet who serves `{demand.model}`. {reasons}."
+        obstacle, reason = Obstacle.SILENT, f"It is not known yet whether `{demand.model}` is served. {reasons}."
     else:
-        # What only lacks money could be served: that is what the caller has to hear.
+        # If an endpoint is only frozen, the request could be served: report that to the caller.
         only_frozen = any(c.reason.startswith("frozen: ") for c in rejected)
         obstacle = Obstacle.FROZEN if only_frozen else Obstacle.UNABLE
         reason = f"No endpoint of `{demand.model}` can serve this request. {reasons}."

@@ -1,10 +1,11 @@
-"""Machines that bill while they are awake, as one gateway sees them: each second of each is paid once.
+"""Uptime billing: machines that bill while they are awake. Each second of a machine is charged to one request.
 
-asleep ▁▁▁[start][work]▔▔▔▔ idle tail ▔▔▔▔▁▁▁    the first request pays all of it
-               [──── work ────]▔▔▔▔ idle tail ▔▁▁    the second what it adds to that
+asleep ▁▁▁[start][work]▔▔▔▔ idle tail ▔▔▔▔▁▁▁    the first request pays for all of it
+               [──── work ────]▔▔▔▔ idle tail ▔▁▁    the second pays for what it adds
 
-The sum of what requests are charged is the time that the machines were awake for them, tails included, and never less.
-Two gateways know nothing of each other's requests and both pay for what they share; the provider's bill corrects it.
+The charges of all requests add up to the time that the machines were awake for them, tails included, and never less.
+Two processes do not know each other's requests, so both pay for time that they share; the settlement against the
+provider's bill corrects that.
 """
 
 from __future__ import annotations
@@ -19,42 +20,42 @@ S_PER_HOUR = 3600
 
 @dataclass(slots=True)
 class AwakeMachine:
-    """One that is awake, or about to be."""
+    """A machine that is awake or starting."""
 
     paid_until_s: float
-    """All of its time awake before this is charged to somebody, tails included."""
+    """Its uptime up to this time is charged to requests, tails included."""
     in_flight: int = 0
-    """Requests that it serves now."""
+    """Requests in flight on it."""
 
 
 @dataclass(slots=True)
 class UptimeSession:
-    """One request on one machine. Times are seconds of a clock that never turns back."""
+    """One request on one machine, until its idle tail. Times are seconds of a monotonic clock."""
 
     endpoint: Endpoint
     machine: AwakeMachine
     began_s: float
     ending_s: float
-    """How long after its time is over its machine may still be busy with it."""
+    """How long its machine may still be busy with it after its time limit."""
     charged_s: float | None = None
-    """Set when it has ended."""
+    """The uptime charged to it; set when it has ended."""
 
     def worst_s(self) -> float:
-        """The most it can come to, if it is cut off when its time is over."""
+        """Compute the most uptime that it can be charged, if it is cancelled at its time limit."""
         busy_s = self.endpoint.request_s_max + self.ending_s
         return self.began_s + busy_s + self._tail_s - self.machine.paid_until_s
 
     def left_s(self, now_s: float) -> float:
-        """How much longer it may take."""
+        """Return how much longer it may take."""
         return self.began_s + self.endpoint.request_s_max - now_s
 
     def end(self, now_s: float, *, woke: bool) -> None:
-        """Charge what it added to the time awake; a second time does nothing.
+        """Charge the uptime that it added. A second call does nothing.
 
         Args:
             now_s: When its machine was done with it.
-            woke: It was taken, so a tail follows. A refusal has none, and costs the time until it came, unless the
-                machine was awake for others then.
+            woke: Whether the machine served it, so that an idle tail follows. A refusal has no tail; it is charged the
+                time until the refusal, unless other requests kept the machine awake.
         """
         if self.charged_s is not None:
             return
@@ -66,7 +67,7 @@ class UptimeSession:
         self.machine.in_flight -= 1
 
     def cost_usd_micros(self, seconds: float) -> int:
-        """Rounded up, from whole milliseconds: what took none costs nothing."""
+        """Compute the cost of an uptime, rounded up; less than a millisecond costs nothing."""
         hourly = self.endpoint.price_usd_micros_per_hour or 0
         return math.ceil(int(seconds * 1000) * hourly / (1000 * S_PER_HOUR))
 
@@ -82,7 +83,7 @@ class EndpointMachines:
     machines: list[AwakeMachine] = field(default_factory=list)
 
     def begin_session(self, endpoint: Endpoint, now_s: float, *, ending_s: float) -> UptimeSession:
-        """Ride on a machine that is awake and has room; without one, on one more."""
+        """Begin a session on an awake machine with room; if there is none, on one more machine."""
         self.machines = [one for one in self.machines if one.in_flight or one.paid_until_s > now_s]
         room = [one for one in self.machines if one.in_flight < endpoint.parallel]
         machine = max(room, key=lambda one: one.paid_until_s, default=None)

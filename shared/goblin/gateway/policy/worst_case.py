@@ -1,4 +1,4 @@
-"""The most that one attempt at a request can cost, known before it is sent; what cannot be bounded is refused."""
+"""Worst case: the most that one upstream attempt can cost, known before it is sent. Without a bound it is refused."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from goblin.gateway.domain.requests import (
 )
 
 TEMPLATE_TOKENS = 64
-"""What a chat template adds at most beyond the JSON it stands for; a message's braces and quotes outweigh its marks."""
+"""The most that a chat template adds beyond the request's JSON; the JSON's braces and quotes outweigh its markers."""
 OF_UNKNOWN_PRICE = {
-    "audio": "sounds",
-    "modalities": "answers in sound",
+    "audio": "audio",
+    "modalities": "audio answers",
     "prediction": "predicted outputs",
     "web_search_options": "web search",
-    "best_of": "choosing the best of several",
+    "best_of": "`best_of`",
 }
-"""Fields that cost something which no token price covers."""
+"""Fields whose cost no token price covers, with what they stand for."""
 BY_TIME_ALONE = Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0)
 LIMITS = ("max_completion_tokens", "max_tokens")
 COMPLETION_TOKENS = 16
-"""OpenAI's own default for `/completions`."""
+"""OpenAI's default limit for `/completions`."""
 TIERS = (None, "auto", "default", "flex")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostBound:
-    """What an attempt costs at the most, if it is sent with the limit."""
+    """The most that an attempt costs, if it is sent with the output limit."""
 
     input_tokens: int
     output_tokens: int
-    """Of one choice: the limit that must be sent, for what is not limited is not bounded."""
+    """Output tokens of one choice. This limit must be sent, because the cost is not bounded without it."""
     cost_usd_micros: int
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unpriced:
-    """Why nobody can say what it would cost."""
+    """A request whose cost cannot be bounded, and why."""
 
     reason: str
 
 
 def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unpriced:
-    """Bound what one attempt costs in tokens, for itself: retries, hedges and continuations are attempts of their own.
+    """Bound the token cost of one upstream attempt; retries, hedges and continuations are attempts of their own.
 
-    A token is at least one byte, so a prompt has no more tokens than its JSON has bytes. Reasoning that nobody sees
-    counts against the limit on the answer, as every provider here counts it.
+    A token is at least one byte, so a prompt has no more tokens than its JSON has bytes. Hidden reasoning counts
+    against the output limit, as every provider here counts it.
     """
     price = endpoint.price or (BY_TIME_ALONE if bills_time(endpoint) else None)
     if price is None:
-        return Unpriced(reason="its price is unknown, and unknown is not free")
+        return Unpriced(reason="its price is unknown, and an unknown price is not free")
     if (reason := _unpriced(request)) is not None:
         return Unpriced(reason=f"the price of {reason} is unknown")
     images = _images(request)
@@ -75,7 +75,7 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
 
 
 def limited(request: InferenceRequest, bound: CostBound) -> InferenceRequest:
-    """The request with the limit that bounds it, under the name that the caller used."""
+    """Set the output limit that bounds the cost, under the field name that the caller used."""
     if isinstance(request, EmbeddingsRequest):
         return request
     names = [name for name in LIMITS if request.body.get(name) is not None]
@@ -85,7 +85,7 @@ def limited(request: InferenceRequest, bound: CostBound) -> InferenceRequest:
 
 
 def price_of(prices: Mapping[tuple[str, str], Price], endpoint: Endpoint, model: str) -> Price | None:
-    """The price of a model at an endpoint: the catalogue's for the model, else the endpoint's for all of them."""
+    """Return the price of a model at an endpoint: the catalog's price for the model, else the endpoint's default."""
     return prices.get((endpoint.provider, model), endpoint.price)
 
 
@@ -97,7 +97,7 @@ def _unpriced(request: InferenceRequest) -> str | None:
     if request.body.get("service_tier") not in TIERS:
         return "this service tier"
     if any(isinstance(part, AudioPart | FilePart) for part in _parts(request)):
-        return "sounds and files"
+        return "audio and files"
     return None
 
 
@@ -109,12 +109,12 @@ def _parts(request: InferenceRequest) -> Iterator[Any]:
 
 
 def _images(request: InferenceRequest) -> list[str]:
-    """Their addresses, which may be the images themselves."""
+    """List the URLs of the images, which may be `data:` URLs with the images themselves."""
     return [part.image_url.url for part in _parts(request) if isinstance(part, ImagePart)]
 
 
 def _output_tokens(request: ChatRequest | CompletionRequest, price: Price) -> int:
-    """The limit on one choice: the caller's, or what we set, and no more than the ceiling."""
+    """Compute the output limit of one choice: the caller's, or a default, and no more than the model's maximum."""
     asked = [request.body[name] for name in LIMITS if request.body.get(name) is not None]
     otherwise = price.output_tokens_default if isinstance(request, ChatRequest) else COMPLETION_TOKENS
     most = max(asked, default=otherwise)
@@ -132,7 +132,7 @@ def _choices(request: InferenceRequest) -> int:
 
 
 def _factor(request: InferenceRequest) -> int:
-    """Writing a prompt into a provider's cache costs up to twice as much as reading it."""
+    """Return the factor on the input price: writing a prompt to a provider's cache costs up to twice the price."""
     return 2 if _mentions(request.body, "cache_control") else 1
 
 
