@@ -1,1 +1,1 @@
-"""Markets of rented GPUs on loopback: Vast.ai and RunPod as clients meet them, with processes for machines."""
+"""Local GPUs: the APIs of Vast.ai and RunPod on loopback. A rented machine is a process of this computer."""

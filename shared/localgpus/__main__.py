@@ -1,4 +1,4 @@
-"""`python -m localgpus --port P --data DIR [--pace X] -- COMMAND…`: rent this machine out, under that command."""
+"""`python -m localgpus --port P --data DIR [--pace X] -- COMMAND…`: local GPUs, whose instances run that command."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from localgpus.machines import Processes
 
 def main(words: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="localgpus", description=__doc__)
-    parser.add_argument("--port", type=int, required=True, help="0: any that is free; it is printed")
-    parser.add_argument("--data", type=Path, required=True, help="where markets, disks and logs are kept")
-    parser.add_argument("--pace", type=float, default=1.0, help="how many times faster than life")
-    parser.add_argument("--simulate", type=int, help="a seed: others come and go, hosts fail, prices drift")
-    parser.add_argument("--no-limits", action="store_true", help="never answer 429")
-    parser.add_argument("command", nargs="+", help="what runs in place of any image")
+    parser.add_argument("--port", type=int, required=True, help="Port on 127.0.0.1. 0: a free one, which is printed.")
+    parser.add_argument("--data", type=Path, required=True, help="Folder for the markets' state, disks and logs.")
+    parser.add_argument("--pace", type=float, default=1.0, help="Divides every simulated time. Default: 1.")
+    parser.add_argument("--simulate", type=int, help="Seed of the market simulation. Default: none.")
+    parser.add_argument("--no-limits", action="store_true", help="Never answer 429.")
+    parser.add_argument("command", nargs="+", help="Command that runs in place of any image.")
     said = parser.parse_args(words)
     if not 0 < said.pace <= 10_000:
-        parser.error("--pace is above 0 and at most 10000")
+        parser.error("--pace must be above 0 and at most 10000.")
     try:
         sock = server.listen(said.port)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""What time it is, as an argument: seconds since 1970."""
+"""Clocks that are passed as arguments. A clock returns seconds since 1970."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ wall: Clock = time.time
 
 
 class Hand:
-    """A clock that somebody moves."""
+    """A clock that stands still until its `now` is set, for tests."""
 
     def __init__(self, now: float) -> None:
         self.now = now

@@ -1,7 +1,7 @@
 """What a rented instance runs on: a container at a provider, a process on a laptop.
 
-Everybody who rents here rents under a name of their own choice (the provider's and the instance's id); a name is a disk
-and, while it runs, one process with everything that it started.
+Each simulated provider chooses its instances' names: the provider's name and the instance's id. A name stands for one
+disk and, while the instance runs, one process with its children.
 """
 
 from __future__ import annotations
@@ -20,56 +20,59 @@ from pathlib import Path
 from typing import IO, Protocol
 
 RUNNING_MAX = 32
-"""Processes at once; a laptop is no data centre."""
+"""Most processes at once: a laptop has less capacity than a data centre."""
 LOG_BYTES_MAX = 1024 * 1024
-"""Of one instance, over all its starts; when it is full, the older half goes."""
+"""Largest log of one instance, over all its starts. When it is full, its older half is dropped."""
 _PIECE = 64 * 1024
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,199}\Z")
 
 
 class NoRoom(Exception):
-    """Nothing more can be started here now."""
+    """The instance cannot be started: too many run already, or its command fails to start."""
 
 
 class Machines(Protocol):
-    """Where instances run. Names that were never started are no error: nothing runs, nothing is to be stopped."""
+    """Where instances run. A name that was never started is no error: it does not run, and stopping it does nothing."""
 
     def start(self, name: str, *, image: str, args: Sequence[str], env: Mapping[str, str]) -> None:
-        """Run the instance, on the disk that it had before, if it ran before; no-op while it runs.
+        """Start the instance, on its earlier disk if it has one. Does nothing while it runs.
 
         Args:
-            name: Letters, digits, `.`, `_`, `-`.
-            image: What it would run in at a provider.
-            args: What the image's own program is given.
-            env: All that it is told.
+            name: The instance's name: letters, digits, `.`, `_`, `-`.
+            image: The container image that a provider would run.
+            args: Arguments for the image's own program.
+            env: The whole environment of the process.
 
         Raises:
-            NoRoom: It cannot be started.
+            NoRoom: The instance cannot be started.
         """
 
     def stop(self, name: str, *, grace_s: float) -> None:
-        """SIGTERM, and SIGKILL after the grace. Does not wait for either."""
+        """Send SIGTERM now and SIGKILL after `grace_s`. Returns at once."""
 
     def kill(self, name: str) -> None:
-        """SIGKILL, to everything that it started too."""
+        """Send SIGKILL to the process and its children."""
 
     def remove(self, name: str) -> None:
-        """Kill it and wipe its disk and its log."""
+        """Kill the instance and delete its disk and its log."""
 
     def running(self, name: str) -> bool:
-        """Whether its process runs now."""
+        """Return whether the instance's process runs now."""
 
     def exit_code(self, name: str) -> int | None:
-        """How its last process ended, 128 + signal if by one; None: it runs, or nobody knows of an end."""
+        """Return the exit code of its last process, 128 + the signal's number if a signal ended it.
+
+        None while it runs, and if no end of it is known.
+        """
 
     def logs(self, name: str) -> str:
-        """What it wrote last, at most `LOG_BYTES_MAX`."""
+        """Return the end of its output, at most `LOG_BYTES_MAX` bytes of it."""
 
     def stop_all(self, *, within_s: float) -> None:
-        """SIGTERM to all, and wait until they have ended, or for so long."""
+        """Send SIGTERM to all instances and wait until they have ended, at most `within_s`."""
 
     def close(self) -> None:
-        """Kill all, as a host that is switched off."""
+        """Kill all instances, as if the host were switched off."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -78,21 +81,22 @@ class _Run:
 
     process: subprocess.Popen[bytes]
     ended: threading.Event = field(default_factory=threading.Event)
-    """Its group is gone, and its output is written."""
+    """Set once the process has ended and its process group is killed."""
 
 
 class Processes:
-    """The port `Machines`: one command for every image, told only the instance's environment.
+    """The port `Machines` with processes: one command for every image, with the instance's environment and no other.
 
-    Standard input is a pipe that nobody writes to: it ends with us, however we end, and the command must end with it.
+    Standard input is a pipe without data. It closes when this process ends, however it ends, and the command must then
+    end too.
     """
 
     def __init__(self, command: Sequence[str], folder: Path) -> None:
-        """Keep where and what.
+        """Create the machines. Nothing runs yet.
 
         Args:
-            command: Runs in place of any image; the first word is an absolute path, for there is no `PATH`.
-            folder: Disks and logs.
+            command: Runs in place of any image. Its first word is an absolute path, because there is no `PATH`.
+            folder: Holds the disks and logs.
         """
         self._command = tuple(command)
         self._folder = folder
@@ -116,7 +120,7 @@ class Processes:
                     start_new_session=True,
                 )  # fmt: skip
             except (OSError, ValueError) as error:
-                raise NoRoom(f"{image} cannot be started: {error}") from error
+                raise NoRoom(f"image {image} cannot be started: {error}") from error
             run = self._runs[name] = _Run(process=process)
         for work, what in ((self._collect, "wait"), (_keep_log, "log")):
             words = (run,) if what == "wait" else (process.stdout, folder / "log")
@@ -178,11 +182,11 @@ class Processes:
 
     def _at(self, name: str) -> Path:
         if not _NAME.match(name):
-            raise ValueError(f"{name!r} cannot be an instance's name")
+            raise ValueError(f"An instance cannot be named {name!r}: use up to 200 letters, digits, '.', '_' and '-'.")
         return self._folder / name
 
     def _collect(self, run: _Run) -> None:
-        """A container ends with its first process, and takes the others along."""
+        """Wait for the process, then kill its children: a container too ends with its first process."""
         run.process.wait()
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(run.process.pid, signal.SIGKILL)
@@ -193,14 +197,14 @@ class Processes:
 
 
 def _kill(run: _Run) -> None:
-    # Not after it was collected: its group's number may be somebody else's by then.
+    # Not after its exit was collected: another process group may have the number by then.
     if run.process.poll() is None:
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(run.process.pid, signal.SIGKILL)
 
 
 def _keep_log(output: IO[bytes], path: Path) -> None:
-    """Write what comes until nobody can write any more; the older half goes when it is full."""
+    """Write the output to the log until every writer has closed it. A full log loses its older half."""
     with output, path.open("ab+") as log:
         while piece := os.read(output.fileno(), min(_PIECE, LOG_BYTES_MAX // 2)):
             if log.tell() + len(piece) > LOG_BYTES_MAX:
@@ -222,13 +226,13 @@ class Started:
 
 
 class NoMachines:
-    """The port `Machines` where nothing runs: a test says what its instances do."""
+    """The port `Machines` without processes: the test says what its instances do."""
 
     def __init__(self) -> None:
         self.started: dict[str, Started] = {}
         self.live: set[str] = set()
         self.stopping: set[str] = set()
-        """Asked to end, and still at it: `end` ends them, or `kill`."""
+        """Instances that got SIGTERM and have not ended: `end` or `kill` ends them."""
         self.codes: dict[str, int] = {}
         self.written: dict[str, str] = {}
         self.room = RUNNING_MAX
@@ -243,7 +247,7 @@ class NoMachines:
         self.codes.pop(name, None)
 
     def end(self, name: str, code: int = 0) -> None:
-        """Its process comes to an end by itself."""
+        """Let the instance's process end by itself."""
         if name in self.live:
             self.live.discard(name)
             self.stopping.discard(name)

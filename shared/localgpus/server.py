@@ -1,4 +1,4 @@
-"""Both markets on one port of loopback, and a few levers for people: `/market`."""
+"""Both markets on one loopback port, and levers for people and tests under `/market`."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ T = TypeVar("T")
 
 
 class Lever(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What a person says when he moves one."""
+    """The body of a lever's request. Each lever reads the fields that it needs."""
 
     label: str = ""
     machine_id: int = 0
@@ -63,24 +63,24 @@ class Watch(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 class Markets:
-    """What is served: the markets, and what goes wrong on the way to them."""
+    """Both markets, their rate limits and injected faults, and the HTTP application over them."""
 
     def __init__(
         self, machines: Machines, *, folder: Path | None = None, clock: clocks.Clock = clocks.wall, pace: float = 1.0,
         vast_key: str = "local-vast-key", runpod_key: str = "local-runpod-key", limits: bool = True,
         simulation: int | None = None,
     ) -> None:  # fmt: skip
-        """Open both.
+        """Open both markets.
 
         Args:
-            machines: Where what is rented runs.
-            folder: Where the markets' state is kept; None: nowhere.
-            clock: Seconds since 1970.
-            pace: How many times faster than life machines boot, are taken away, and may be asked about.
-            vast_key: Opens the account at Vast.ai.
-            runpod_key: Opens the one at RunPod.
-            limits: Whether too many requests are refused.
-            weather: What makes others come and go at Vast.ai, and hosts fail; None: nobody does.
+            machines: Where rented instances run.
+            folder: Where the markets' state is stored; None: nowhere.
+            clock: Returns seconds since 1970.
+            pace: Divides the times for booting, preemption and rate limits.
+            vast_key: API key of the Vast.ai account.
+            runpod_key: API key of the RunPod account.
+            limits: Whether too many requests get 429.
+            simulation: Seed of the market simulation: rivals at Vast.ai, and hosts that fail. None: no simulation.
         """
         self.machines = machines
         simulated = MarketSimulation(random.Random(simulation), pace=pace) if simulation is not None else None
@@ -93,7 +93,7 @@ class Markets:
         self._runpod_key, self._limited = runpod_key, limits
 
     def app(self) -> Starlette:
-        """To be served on loopback only."""
+        """Build the HTTP application. Serve it on loopback only."""
         levers = {"outbid": self._outbid, "relent": self._relent, "kill": self._kill, "traffic": self._traffic,
                   "die": self._die, "revive": self._revive, "reclaim": self._reclaim, "offer": self._offer}  # fmt: skip
         routes = [
@@ -106,7 +106,7 @@ class Markets:
             Route("/market/webhook", _lever(Watch, self._watch), methods=["POST"]),
             *(Route(f"/market/{name}", _lever(Lever, pull), methods=["POST"]) for name, pull in levers.items()),
         ]
-        # By another name it was reached through somebody's page.
+        # A request with another host name came through a web page (DNS rebinding): refuse it.
         only = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
         made = Starlette(routes=routes, lifespan=self._lifespan, middleware=[only])
         # A path without its slash is another path.
@@ -114,7 +114,7 @@ class Markets:
         return made
 
     def tick(self) -> None:
-        """Let everything happen that is due, in both."""
+        """Advance both markets to the clock."""
         self.vast.tick()
         self.runpod.advance()
 
@@ -136,8 +136,8 @@ class Markets:
                 await asyncio.to_thread(self.tick)
                 await hooks.deliver(self.vast, client)
             except Exception:
-                # What it could not do now it tries again: without it no market moves.
-                log.exception("the markets stumbled")
+                # Go on and try again: without this loop no market advances.
+                log.exception("A market failed to advance. It is tried again.")
             await asyncio.sleep(TICK_S)
 
     # Levers.
@@ -145,7 +145,7 @@ class Markets:
     async def _view(self, _: Request) -> Response:
         self.runpod.advance()
         pods = [msgspec.to_builtins(pod) for pod in self.runpod.pods()]
-        # What a rented machine is told is its own.
+        # The environment holds an instance's secrets.
         pods = [{key: value for key, value in pod.items() if key != "env"} for pod in pods]
         left = self.runpod.balance_usd_micros() / 1e6
         return JSONResponse({vast.market.NAME: control.view(self.vast), "runpod": {"balance_usd": left, "pods": pods}})
@@ -157,7 +157,7 @@ class Markets:
         control.relent(self.vast, said.label)
 
     def _kill(self, said: Lever) -> None:
-        """The program of an instance ends, at whichever provider it is."""
+        """Kill the program of an instance, at either provider."""
         for pod in self.runpod.pods():
             if said.label in (pod.name, pod.name.partition("@")[0]):
                 self.machines.kill(pod.machine)
@@ -168,7 +168,7 @@ class Markets:
         control.traffic(self.vast, said.label, down_gb=said.down_gb, up_gb=said.up_gb)
 
     def _die(self, said: Lever) -> None:
-        """The host of an instance dies, at whichever provider it is."""
+        """Let the host of an instance die, at either provider."""
         for pod in self.runpod.pods():
             if said.label and said.label in (pod.name, pod.name.partition("@")[0]):
                 self.runpod.lose_host(pod.id)
@@ -188,7 +188,7 @@ class Markets:
         control.change(self.vast, said.machine_id, said)
 
     def _close(self, said: Close) -> None:
-        """The laptop is about to stop: nothing is on the market any more, and what runs may save and end."""
+        """Take every offer off the market and stop the instances, before the laptop's servers stop."""
         self.vast.closed = self.runpod.closed = True
         self.machines.stop_all(within_s=said.within_s)
 
@@ -202,12 +202,12 @@ class Markets:
 def _lever(kind: type[T], pull: Callable[[T], None]) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
         if "origin" in request.headers:
-            return _no(403, "no page pulls these")
+            return _no(403, "Requests from a web page are refused.")
         data = b""
         async for piece in request.stream():
             data += piece
             if len(data) > BODY_MAX:
-                return _no(413, "body too large")
+                return _no(413, "The request body is too large.")
         try:
             await asyncio.to_thread(pull, msgspec.json.decode(data, type=kind))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -224,11 +224,14 @@ def _no(status: int, said: Any) -> Response:
 
 
 def listen(port: int) -> socket.socket:
-    """A socket of this machine alone: whoever reaches it may start processes here. No word opens another address."""
+    """Open a socket on 127.0.0.1.
+
+    No option opens another address, because every client of this API can start processes on this computer.
+    """
     return socket.create_server(("127.0.0.1", port))
 
 
 def serve(markets: Markets, sock: socket.socket) -> None:
-    """Until SIGINT or SIGTERM."""
+    """Serve the markets until SIGINT or SIGTERM."""
     config = uvicorn.Config(markets.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=2)
     uvicorn.Server(config).run(sockets=[sock])

@@ -1,1 +1,1 @@
-"""What runs on a rented host: one attempt at a training job, with one token and signed URLs."""
+"""The agent on a rented instance: it runs one attempt of a job, with one token and signed URLs."""

@@ -1,7 +1,7 @@
-"""`python -m goblin_agent`: run the attempt whose token is in the environment, then end.
+"""`python -m goblin_agent`: run the attempt whose token is in the environment, then exit.
 
-`GOBLIN_URL` says where the controller is, `GOBLIN_ATTEMPT_TOKEN` who we are; `GOBLIN_TASKS` may name the image's list
-of tasks. SIGTERM means that the machine is being taken away: what is done is saved, and the job is given back.
+`GOBLIN_URL` is the controller's URL, `GOBLIN_ATTEMPT_TOKEN` the attempt's token; `GOBLIN_TASKS` may name the image's
+list of tasks. SIGTERM means that the machine is being taken away: the agent saves and gives the job back.
 """
 
 from __future__ import annotations
@@ -12,31 +12,33 @@ import sys
 from pathlib import Path
 
 FOLDER = "attempt"
-"""In the working directory: what an agent that was killed has downloaded is there for the next one."""
+"""Folder in the working directory. If an agent is killed, the next one uses the downloads that it left there."""
 SECRETS = ("GOBLIN_URL", "GOBLIN_ATTEMPT_TOKEN")
 HANDED = "GOBLIN_HANDED_OVER"
-"""The number of a pipe that holds them."""
+"""The variable with the file descriptor of a pipe that holds the secrets."""
 
 
 def main() -> int:
-    """The process's exit code: 0 unless the attempt broke."""
+    """Run the attempt and return the process's exit code: 0 unless the attempt failed."""
     if HANDED not in os.environ:
         _start_again_without_secrets()
     with os.fdopen(int(os.environ.pop(HANDED)), "rb") as pipe:
         url, token = pipe.read().decode().split("\n")
     if not url or not token:
-        sys.stderr.write("goblin_agent: GOBLIN_URL and GOBLIN_ATTEMPT_TOKEN say what to do; they are not set.\n")
+        sys.stderr.write("goblin_agent: GOBLIN_URL or GOBLIN_ATTEMPT_TOKEN is not set. Set both.\n")
         return 2
-    from goblin_agent.attempt import run_attempt  # Only now: what starts again at once has no need of it.
+    from goblin_agent.attempt import run_attempt  # Late: the first start needs none of it.
 
     return asyncio.run(run_attempt(url=url, token=token, top=Path(FOLDER).absolute()))
 
 
 def _start_again_without_secrets() -> None:
-    """Become the same program with a clean environment: a process's first one stays readable in `/proc` for its user.
+    """Replace this process by the same program without secrets in its environment.
+
+    A process's first environment stays readable in `/proc` for its user. The secrets go through a pipe.
 
     Raises:
-        OSError: The program is gone.
+        OSError: The program cannot be started.
     """
     values = "\n".join(os.environ.pop(name, "").replace("\n", "") for name in SECRETS)
     reading, writing = os.pipe()

@@ -1,4 +1,4 @@
-"""One attempt, whatever its kind: claimed, run, and nothing of it left on the machine."""
+"""One attempt of any kind: claim it, run it, and delete its files from the machine."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from goblin_worker.controller import Controller
 
 
 async def run_attempt(*, url: str, token: str, top: Path) -> int:
-    """Work until the job is done, the attempt is over or the machine is taken away.
+    """Run an attempt until the job is done, the attempt is over or the machine is taken away.
 
     Args:
-        url: Of the controller.
-        token: The attempt's.
-        top: The folder that everything of it lies in, and that is wiped.
+        url: The controller's URL.
+        token: The attempt's token.
+        top: The folder for all of the attempt's files. It is deleted at the end.
 
     Returns:
-        The process's exit code: 0 when it ended as it should, also by being fenced off.
+        The process's exit code: 0 for a regular end, which includes losing the attempt lease.
     """
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -35,7 +35,7 @@ async def run_attempt(*, url: str, token: str, top: Path) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # No proxies and no redirects: the token goes where it was told to go and nowhere else.
+    # No proxies and no redirects: the token must reach the configured URL and no other host.
     limits = httpx.Limits(max_connections=128, max_keepalive_connections=64)
     try:
         async with httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=limits) as http:

@@ -1,4 +1,4 @@
-"""What a file is: its size and checksums, and whether it is what somebody said."""
+"""Size and checksums of files, and their comparison with what the controller expects."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from goblin_worker.controller import File
 from goblin_worker.crc32c import crc32c, text
 
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z")
-"""What a file of a checkpoint or an input may be called; it is a path nowhere."""
+"""Valid names of files in checkpoints and inputs. They cannot contain a path."""
 CHUNK = 1024 * 1024
 
 
 def describe(path: Path) -> dict[str, Any]:
-    """A file as it is announced to the controller; read whole."""
+    """Describe a file as the controller expects it: name, size, CRC-32C, SHA-256. Reads the whole file."""
     checksum, digest, size = 0, hashlib.sha256(), 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -26,7 +26,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def differs(path: Path, wanted: File) -> str | None:
-    """Why the file is not what the controller says it is; None when it is."""
+    """Return the first difference between a file and what the controller expects; None if there is none."""
     found = describe(path)
     for what, expected in (("size", wanted.size), ("crc32c", wanted.crc32c), ("sha256", wanted.sha256)):
         if expected is not None and found[what] != expected:

@@ -1,4 +1,4 @@
-"""What the end of a task means for its job: a table."""
+"""What the end of a task means for its job: done, given back or failed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 EX_DATAERR = 65
-"""What a task exits with when no other attempt could mend it. Source: sysexits.h."""
+"""Exit code of a task that no other attempt can complete. Source: sysexits.h."""
 SAID_MAX = 450
 
 
 class Verdict(StrEnum):
-    """What the controller is told."""
+    """The agent's last request to the controller."""
 
     FINISH = "finish"
     WITHDRAW = "withdraw"
@@ -20,23 +20,23 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True, kw_only=True)
 class Ending:
-    """The end of a task, as this machine saw it."""
+    """The end of a task, as the agent observed it."""
 
     code: int
-    """Its exit code."""
+    """The task's exit code."""
     saved: int
     """The last step that the controller has verified; 0: none."""
     total: int | None
-    """Steps in all, as the task said."""
+    """Number of steps, as the task reported it; None: unknown."""
     stopped: str | None
-    """Why it was asked to stop; None: it ended by itself."""
+    """Why the agent asked the task to stop; None: it ended by itself."""
     killed: bool
-    """It did not stop in time."""
+    """Whether the agent killed it because it did not stop in time."""
     last_lines: str
 
 
 def judge(ending: Ending) -> tuple[Verdict, str]:
-    """What follows, and the reason in words."""
+    """Decide what to tell the controller, with the reason in words."""
     all_saved = ending.saved > 0 and (ending.total is None or ending.saved >= ending.total)
     if ending.code == EX_DATAERR and not ending.killed:
         return Verdict.FAIL, _said("the task cannot be done", ending.last_lines)
@@ -60,6 +60,6 @@ def _code(code: int) -> str:
 
 
 def _said(what: str, last_lines: str) -> str:
-    """The end of what it wrote is what matters."""
+    """Append the end of the task's output, as much as fits into `SAID_MAX` characters."""
     room = SAID_MAX - len(what) - 2
     return f"{what}: {last_lines[-room:]}" if last_lines.strip() else what

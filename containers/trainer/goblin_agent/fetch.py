@@ -1,4 +1,4 @@
-"""Files of the bucket, in parallel ranges, each resumed where it broke off; nobody sees one before it is verified."""
+"""Downloads from the bucket in parallel ranges, resumed where they broke off. A file appears only once verified."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from goblin_worker.controller import File, Grant
 
 RANGE_BYTES = 8 * 1024 * 1024
 PARALLEL = 8
-"""One connection is far slower than a line."""
+"""Ranges at once: a single connection does not fill the machine's bandwidth."""
 TRIES = 8
-"""In a row without a new byte."""
+"""Tries in a row without a new byte."""
 BACKOFF_S_MAX = 10.0
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
 EXPIRED = frozenset({400, 401, 403})
 
 Renew = Callable[[], Awaitable[Grant]]
-"""A new grant for the same file: grants expire."""
+"""Gets a new signed request for the same file, because signed requests expire."""
 
 
 class Unreadable(Exception):
-    """The bucket does not give the file, or not the right one."""
+    """The file cannot be read from the bucket, or is not the expected one."""
 
 
 @dataclass
 class Source:
-    """Where a file is read; all its ranges share what is learned about its grant."""
+    """A file that is downloaded. All its ranges share its current signed request."""
 
     http: httpx.AsyncClient
     file: File
@@ -45,14 +45,14 @@ class Source:
         self.grant = self.file.grant
 
     async def refresh(self, expired: Grant) -> None:
-        """Ask for a new grant, once for all ranges that found it expired."""
+        """Get a new signed request, once for all ranges that found the old one expired."""
         async with self._renewing:
             if self.grant is expired:
                 self.grant = await self.renew()
 
 
 def tidy(folder: Path, files: Sequence[File]) -> None:
-    """Take away what is neither of these files nor a part of one: an earlier process had other work."""
+    """Delete everything but these files and parts of them: an earlier process may have had other work."""
     expected = {name for file in files for name in (file.name, f".{file.name}.part", f".{file.name}.ranges")}
     for entry in folder.iterdir():
         if entry.name not in expected:
@@ -60,19 +60,19 @@ def tidy(folder: Path, files: Sequence[File]) -> None:
 
 
 async def fetch(http: httpx.AsyncClient, file: File, folder: Path, renew: Renew) -> Path:
-    """Bring a file into the folder, whole and verified.
+    """Download a file into the folder and verify it. Does nothing if it is there and verifies.
 
     Args:
-        http: For the bucket.
-        file: What to read, and what it must be.
-        folder: Where it will lie under its name. What an interrupted call left there is used.
-        renew: Gives a new grant.
+        http: Client for the bucket.
+        file: The file, with its expected size and checksums.
+        folder: Where the file is stored under its name. Parts from an interrupted call are reused.
+        renew: Gets a new signed request.
 
     Raises:
-        Unreadable: The bucket refuses or stays away, or the file is another one twice.
+        Unreadable: The bucket refuses or does not answer, or the download fails verification twice.
     """
     if not NAME.match(file.name):
-        raise Unreadable(f"a file cannot be named {file.name!r}")
+        raise Unreadable(f"an input file cannot be named {file.name!r}")
     path, part = folder / file.name, folder / f".{file.name}.part"
     if await asyncio.to_thread(_is_here, path, file):
         return path
@@ -86,11 +86,11 @@ async def fetch(http: httpx.AsyncClient, file: File, folder: Path, renew: Renew)
             return path
         part.unlink()
         _journal(part).unlink(missing_ok=True)
-    raise Unreadable(f"the bucket gives another file: {why}")
+    raise Unreadable(f"the file in the bucket is not the expected one: {why}")
 
 
 def _is_here(path: Path, file: File) -> bool:
-    """Whether an earlier call has brought it; another file under its name goes."""
+    """Return whether the file is there and verifies. Delete a different file of its name."""
     if not path.exists():
         return False
     if differs(path, file) is None:
@@ -104,7 +104,7 @@ def _journal(part: Path) -> Path:
 
 
 async def _ranges(source: Source, part: Path) -> None:
-    """Fill the file, except what the journal says is there."""
+    """Download the ranges that the journal does not list as done."""
     file = source.file
     done = _begin(part, file)
     waiting = [start for start in range(0, file.size, RANGE_BYTES) if start not in done]
@@ -132,7 +132,7 @@ async def _ranges(source: Source, part: Path) -> None:
 
 
 def _begin(part: Path, file: File) -> set[int]:
-    """Make room for the file; the ranges of it that an earlier call has written."""
+    """Create the partial file at its full size. Returns the ranges that an earlier call has written."""
     key = f"{file.size} {file.crc32c} {RANGE_BYTES}\n"
     done = _read_journal(_journal(part), key) if part.exists() else set()
     if not done:
@@ -143,7 +143,7 @@ def _begin(part: Path, file: File) -> set[int]:
 
 
 def _read_journal(path: Path, key: str) -> set[int]:
-    """The ranges that were written, if they are of the same file; a torn last line does not count."""
+    """Read the ranges that were written, if they belong to the same file. A torn last line is ignored."""
     if not path.exists():
         return set()
     text = path.read_text()
@@ -153,7 +153,7 @@ def _read_journal(path: Path, key: str) -> set[int]:
 
 
 async def _range(source: Source, target: int, start: int, end: int) -> None:
-    """Write the bytes from `start` up to `end`, going on where a connection broke."""
+    """Write the bytes from `start` up to `end`, resuming where a connection broke."""
     tries, why = 0, ""
     while start < end:
         grant = source.grant
@@ -166,14 +166,14 @@ async def _range(source: Source, target: int, start: int, end: int) -> None:
             continue
         tries += 1
         if tries >= TRIES:
-            raise Unreadable(f"{source.file.name} at byte {start}: {why}")
+            raise Unreadable(f"cannot read {source.file.name} at byte {start}: {why}")
         if why[:3] in {str(status) for status in EXPIRED}:
             await source.refresh(grant)
         await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.1 * 2**tries))
 
 
 async def _piece(source: Source, target: int, start: int, end: int) -> tuple[int, str]:
-    """How many bytes arrived before the end or the break, and what the answer was when none did."""
+    """Read a range once. Returns the number of bytes that arrived, and the answer if none did."""
     headers = {**source.grant.headers, "range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
     at = start
     async with source.http.stream("GET", source.grant.url, headers=headers, timeout=TIMEOUT) as answer:
@@ -182,7 +182,7 @@ async def _piece(source: Source, target: int, start: int, end: int) -> tuple[int
             return 0, f"{answer.status_code}: {text}"
         try:
             async for chunk in answer.aiter_raw():
-                # No more than was asked for, whoever answers.
+                # Never write more than was asked for, whatever the server sends.
                 chunk = chunk[: end - at]
                 os.pwrite(target, chunk, at)
                 at += len(chunk)

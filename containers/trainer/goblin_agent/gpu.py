@@ -1,4 +1,4 @@
-"""How busy and how well the GPUs are, as `nvidia-smi` says."""
+"""GPU utilization and memory errors, from `nvidia-smi`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ _QUERY = ("--query-gpu=utilization.gpu,ecc.errors.uncorrected.volatile.total", "
 
 @dataclass(frozen=True, kw_only=True)
 class Gpus:
-    """One look; what nobody can tell is None."""
+    """One measurement of all GPUs. Unknown values are None."""
 
     share: float | None = None
-    """Of the last moment that they were busy, on average."""
+    """Share of time that the GPUs were busy, 0 to 1, on average."""
     errors: int | None = None
-    """Of memory, uncorrected, since the driver was loaded: those of whoever was here before count too."""
+    """Uncorrected memory errors since the driver was loaded, including those of earlier renters."""
 
 
 async def look() -> Gpus:
-    """Ask, where there is somebody to be asked."""
+    """Measure the GPUs. Returns unknown values if `nvidia-smi` is missing or fails."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return Gpus()
@@ -42,7 +42,7 @@ async def look() -> Gpus:
 
 
 def parse(text: str) -> Gpus:
-    """One line a GPU: a percentage, a comma, a count. What cannot tell (`[N/A]`) does not count."""
+    """Parse one line per GPU: a percentage, a comma, a count. Unknown values (`[N/A]`) are ignored."""
     rows = [[cell.strip() for cell in line.split(",")] for line in text.splitlines()]
     busy = [int(row[0]) for row in rows if row[0].isdigit() and int(row[0]) <= 100]
     errors = [int(row[1]) for row in rows if len(row) > 1 and row[1].isdigit()]

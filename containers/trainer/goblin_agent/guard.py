@@ -1,7 +1,7 @@
 """`python -m goblin_agent.guard COMMAND…`: run a task that never outlives the agent.
 
-Standard input is a pipe from the agent. When it ends, the agent is gone, however it died, and the whole process group
-is killed. SIGTERM is handed to the task alone: its own children must not die while it saves.
+Standard input is a pipe from the agent. It closes when the agent has ended, for whatever reason; the guard then kills
+the whole process group. SIGTERM is forwarded to the task alone: its children must not be terminated while it saves.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def _watch() -> None:
 
 
 def main(command: list[str]) -> int:
-    """The exit code of the command; 128 and the signal's number when one ended it."""
+    """Run the command and return its exit code: 128 + the signal's number if a signal ended it."""
     asked: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked.append(number))
     threading.Thread(target=_watch, name="agent", daemon=True).start()

@@ -1,7 +1,7 @@
-"""What the task and the agent say, on its way to the bucket: in pieces, never more than the controller allows.
+"""The log of the task and the agent, uploaded to the bucket in pieces within the controller's limits.
 
-The controller lets the first pieces be large and the later ones small, so that a log is bounded whatever is written.
-What does not fit is left out from the middle of a piece, and the piece says how much.
+The controller allows large pieces first and small ones later, so that a log is bounded whatever a task writes. Output
+that does not fit is left out of the middle of a piece, and the piece says how many bytes are missing.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ PIECE_BYTES_MAX = 256 * 1024
 SMALL_PIECE_BYTES_MAX = 8 * 1024
 PIECES_MAX = 10_000
 PERIOD_S = 1.0
-"""Between two pieces at first; a long life makes it longer, so that the pieces last for weeks."""
+"""Time between the first pieces. It grows with their number, so that the pieces last for weeks."""
 TIMEOUT_S = 30.0
 LAST_LINES = 20
 LINE_CHARACTERS_MAX = 400
 
 
 def room(number: int) -> int:
-    """How many bytes the piece with this number may have; 0: there is no such piece."""
+    """Return the largest size of the piece with this number; 0: no such piece is allowed."""
     if number >= PIECES_MAX:
         return 0
     return PIECE_BYTES_MAX if number < LARGE_PIECES else SMALL_PIECE_BYTES_MAX
 
 
 class Log(logging.Handler):
-    """Takes bytes of the task and records of the agent; gives pieces."""
+    """Collects the task's output and the agent's log records, and cuts them into pieces."""
 
     def __init__(self) -> None:
         super().__init__(logging.INFO)
@@ -48,25 +48,25 @@ class Log(logging.Handler):
         self._rest = b""
         self._lines: deque[str] = deque(maxlen=LAST_LINES)
         self.number = 0
-        """Of the next piece."""
+        """Number of the next piece."""
 
     def emit(self, record: logging.LogRecord) -> None:
         self._keep(self.format(record).encode(errors="replace") + b"\n")
 
     def write(self, data: bytes) -> None:
-        """Take what the task wrote."""
+        """Add output of the task."""
         self._keep(data)
         *whole, rest = (self._rest + data).split(b"\n")
         self._rest = rest[-LINE_CHARACTERS_MAX * 4 :]
         self._lines.extend(_shown(line) for line in [line for line in whole if line.strip()][-LAST_LINES:])
 
     def last_lines(self) -> str:
-        """The end of what the task wrote."""
+        """Return the last lines of the task's output."""
         lines = [*self._lines, *([_shown(self._rest)] if self._rest.strip() else [])]
         return "\n".join(lines[-LAST_LINES:])
 
     def _keep(self, data: bytes) -> None:
-        """Half of a piece from its beginning, half from its end."""
+        """Add bytes to the next piece: its first half keeps the beginning, its second half the end."""
         half = max(1, (room(self.number) - 100) // 2)
         fits = max(0, half - len(self._head)) if not self._tail else 0
         self._head += data[:fits]
@@ -86,7 +86,7 @@ class Log(logging.Handler):
                 self._tail.appendleft(oldest[over:])
 
     def take(self) -> bytes:
-        """What was written since the last piece, if there may be another one; at most its room."""
+        """Take the next piece, within its size limit. Empty if there is no output or no more pieces are allowed."""
         if room(self.number) == 0:
             return b""
         gap = f"\n… {self._left_out} bytes are left out …\n".encode() if self._left_out else b""
@@ -102,22 +102,23 @@ def _shown(line: bytes) -> str:
 
 
 async def ship(log_: Log, http: httpx.AsyncClient, controller: Controller) -> None:
-    """Upload pieces until cancelled, or until the attempt is over; a log that cannot be uploaded holds nothing up."""
+    """Upload pieces until cancelled or until the attempt is over. A failed upload never stops the work."""
     while True:
         await asyncio.sleep(PERIOD_S + log_.number / 20)
         try:
             await ship_once(log_, http, controller)
         except Unreachable as error:
-            log.info("the log waits: %s", error)
+            log.info("The log is uploaded later, because the controller does not answer: %s", error)
         except Over:
             return
 
 
 async def ship_once(log_: Log, http: httpx.AsyncClient, controller: Controller) -> None:
-    """Upload what there is.
+    """Upload the next piece, if there is output.
 
     Raises:
-        Over, Unreachable: As the controller says.
+        Over: The attempt is not the current one any more.
+        Unreachable: The controller did not answer for too long.
     """
     piece = log_.take()
     if not piece:
@@ -130,9 +131,9 @@ async def ship_once(log_: Log, http: httpx.AsyncClient, controller: Controller) 
         except Over:
             raise
         except (Rejected, httpx.TransportError) as error:
-            log.warning("a piece of the log is lost: %s", type(error).__name__)
+            log.warning("A piece of the log is lost: %s", type(error).__name__)
             return
         log_.number += 1
-        # A piece of this number is there: the agent was restarted, or the answer to an earlier try was lost.
+        # 412: a piece of this number exists, because the agent was restarted or an earlier answer was lost.
         if answer.status_code != 412:
             return

@@ -1,4 +1,4 @@
-"""A task: a child process, the folders it is given, and what it says of itself."""
+"""A task: a child process, its folders, and the progress that it reports."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 PROGRESS_BYTES_MAX = 1024 * 1024
-"""The file of progress is emptied when it has grown over this."""
+"""Size at which the progress file is emptied."""
 PROGRESS_LINE_BYTES_MAX = 64 * 1024
 PUMP_S_MAX = 2.0
 SAVE_S_MAX = 24 * 3600.0
-"""No save takes so long."""
+"""Longest save time that is believed."""
 LOOK_S = 0.05
 SAFE = frozenset({"LANG", "LC_ALL", "LD_LIBRARY_PATH", "PATH", "PYTHONPATH", "TZ", "VIRTUAL_ENV"})
 SAFE_PREFIXES = ("CUDA_", "HF_HUB_OFFLINE", "NCCL_", "NVIDIA_", "OMP_", "ROCR_", "TORCH")
@@ -28,7 +28,7 @@ SAFE_PREFIXES = ("CUDA_", "HF_HUB_OFFLINE", "NCCL_", "NVIDIA_", "OMP_", "ROCR_",
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where a task works; all of it is wiped when the attempt ends."""
+    """The folders and files of an attempt. All of them are deleted when it ends."""
 
     top: Path
 
@@ -62,7 +62,7 @@ class Folders:
         return self.top / "progress.jsonl"
 
     def make(self) -> None:
-        """Make what is not there; of what an earlier process left, what it read is used again and the rest goes."""
+        """Create the folders. Downloads of an earlier process are kept, the rest of its files is deleted."""
         self.top.mkdir(mode=0o700, exist_ok=True)
         for folder in (self.checkpoints, self.work):
             shutil.rmtree(folder, ignore_errors=True)
@@ -71,13 +71,13 @@ class Folders:
         self.progress.write_bytes(b"")
 
     def say_checkpoint_s(self, seconds: float) -> None:
-        """Whole or not at all: the task reads it whenever it likes."""
+        """Write the time between checkpoints, atomically: the task may read the file at any time."""
         draft = self.checkpoint_s.with_suffix(".draft")
         draft.write_text(f"{seconds:.1f}\n")
         draft.replace(self.checkpoint_s)
 
     def environment(self, *, resuming: bool, given: Mapping[str, str]) -> dict[str, str]:
-        """All that a task is told; of the agent's own environment only what finds programs and GPUs."""
+        """Build the task's environment. From the agent's own it takes only what finds programs and GPUs."""
         kept = {
             name: value for name, value in given.items() if name in SAFE or name.startswith(SAFE_PREFIXES)
         }  # fmt: skip
@@ -92,7 +92,7 @@ class Folders:
 
 @dataclass
 class Said:
-    """What the task said last of itself; impossible numbers count as not said."""
+    """The task's last reported progress. Impossible numbers are ignored."""
 
     step: int = 0
     total: int | None = None
@@ -101,7 +101,7 @@ class Said:
     save_s: float | None = None
 
     def hear(self, line: bytes) -> None:
-        """One line of progress; what is no JSON object is passed over."""
+        """Apply one line of progress. A line that is no JSON object is ignored."""
         try:
             said = json.loads(line)
         except (ValueError, RecursionError):
@@ -115,7 +115,7 @@ class Said:
         self.save_s = _number(said.get("save_s"), self.save_s, least=0.0, most=SAVE_S_MAX)
 
     def total_from(self, saved: int) -> int | None:
-        """Steps in all, unless more were done than there are: then nobody knows."""
+        """Return the number of steps; None if it is unknown or below the steps that are done already."""
         return self.total if self.total is not None and self.total >= max(self.step, saved) else None
 
 
@@ -130,30 +130,30 @@ def _number(value: Any, otherwise: float | None, *, least: float = -1e9, most: f
 
 
 class Progress:
-    """Reads what a task appends to its file of progress."""
+    """Reads what a task appends to its progress file."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._at = 0
 
     def read(self) -> list[bytes]:
-        """The whole lines that are new."""
+        """Return the complete lines since the last call."""
         with self._path.open("rb") as file:
             file.seek(self._at)
             data = file.read(PROGRESS_BYTES_MAX)
         whole, newline, _ = data.rpartition(b"\n")
         self._at += len(whole) + len(newline)
         if len(data) - len(whole) > PROGRESS_LINE_BYTES_MAX:
-            self._at += len(data) - len(whole)  # No line is so long.
+            self._at += len(data) - len(whole)  # Skip a line that is too long to be one.
         if self._at > PROGRESS_BYTES_MAX:
-            # What is written in between is lost: the next line says it all again.
+            # Lines written in between are lost; the next line replaces their numbers.
             os.truncate(self._path, 0)
             self._at = 0
         return whole.split(b"\n") if whole else []
 
 
 class Child:
-    """The running task, in a process group of its own that does not outlive this process."""
+    """The running task, in its own process group, which does not outlive this process."""
 
     def __init__(self, process: asyncio.subprocess.Process, pump: asyncio.Task[None]) -> None:
         self._process = process
@@ -163,7 +163,7 @@ class Child:
     async def start(
         cls, command: Sequence[str], *, cwd: Path, environment: Mapping[str, str], output: Callable[[bytes], None]
     ) -> Child:
-        """Start it; what it writes goes to `output` as it comes."""
+        """Start the task. Its stdout and stderr go to `output` as they arrive."""
         process = await asyncio.create_subprocess_exec(
             sys.executable, "-m", "goblin_agent.guard", *command, cwd=cwd, env=dict(environment),
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
@@ -173,23 +173,23 @@ class Child:
         return cls(process, asyncio.create_task(_pump(process.stdout, output)))
 
     async def wait(self) -> int:
-        """Its exit code, once all that it wrote was taken; its children that are left are killed."""
+        """Wait for the task's end, kill its remaining children, read its output. Returns its exit code."""
         # Not `wait`: it waits for the pipe too, which a child of the task may hold open.
         while (code := self._process.returncode) is None:  # noqa: ASYNC110
             await asyncio.sleep(LOOK_S)
         self.kill()
-        # Who left the group may hold the pipe open for ever.
+        # A child that left the process group may hold the pipe open for ever.
         await asyncio.wait({self._pump}, timeout=PUMP_S_MAX)
         self._pump.cancel()
         return code
 
     def ask_to_save(self) -> None:
-        """SIGTERM to it, by its guard."""
+        """Send SIGTERM to the task, through its guard."""
         with suppress(ProcessLookupError):
             self._process.terminate()
 
     def kill(self) -> None:
-        """At once, with all its children."""
+        """Kill the task and its children at once."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
 

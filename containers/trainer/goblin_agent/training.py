@@ -1,4 +1,4 @@
-"""A training: inputs in, the task as a child process, checkpoints out, until it is done or must go."""
+"""A training: download the inputs, run the task as a child process, upload checkpoints until it is done or stopped."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ from goblin_worker.controller import Controller, Disbelieved, File, Grant, Input
 log = logging.getLogger(__name__)
 
 SAVE_S_MAX = 60.0
-"""How long a task may take to save and end when it is asked to."""
+"""Longest time for a task to save and end after it is asked to stop."""
 LOOK_S = 0.2
-"""Between two looks for new checkpoints and progress: a folder cannot call."""
+"""Time between two polls for new checkpoints and progress."""
 LAST_LOG_S_MAX = 5.0
 FIRST_BEAT_S = 2.0
 LOSSES_MAX = 10_000
 CHECKPOINT_S = 900.0
-"""Where the controller says nothing."""
+"""Time between checkpoints if the controller gives none."""
 
 
 class Training:
-    """One attempt at a training job, claimed already."""
+    """One attempt at a training job that is claimed already."""
 
     def __init__(
         self, http: httpx.AsyncClient, controller: Controller, work: Work, folders: Folders, log_: Log,
         stop: asyncio.Event,
     ) -> None:  # fmt: skip
-        """Nothing starts yet.
+        """Prepare the attempt. Nothing starts yet.
 
         Args:
-            http: For the bucket.
-            controller: Speaks for the attempt.
-            work: What the controller assigned.
-            folders: Where everything of this attempt lies.
-            log_: Takes what the task writes.
-            stop: Set from outside when the machine is being taken away.
+            http: Client for the bucket.
+            controller: Client of the controller.
+            work: The controller's assignment.
+            folders: The attempt's folders.
+            log_: Collects the task's output.
+            stop: Set by the caller when the machine is being taken away.
         """
         self._http = http
         self._controller = controller
@@ -64,16 +64,17 @@ class Training:
         self._child: Child | None = None
 
     async def run(self) -> int:
-        """To the end; the process's exit code.
+        """Run the attempt to its end. Returns the process's exit code.
 
         Raises:
-            Over, Unreachable: As the controller says. The task is dead by then.
+            Over: The attempt is not the current one any more. The task is killed.
+            Unreachable: The controller did not answer for too long. The task is killed.
         """
         beating = asyncio.create_task(self._beat())
         working = asyncio.create_task(self._lead())
         try:
             await asyncio.wait({beating, working}, return_when=asyncio.FIRST_COMPLETED)
-            # A heartbeat ends only by an error: the attempt is over, or the controller is.
+            # The heartbeat task ends only by an error: the attempt is over, or the controller does not answer.
             return (working if working.done() else beating).result()
         finally:
             if self._child is not None:
@@ -83,7 +84,7 @@ class Training:
             await asyncio.gather(beating, working, return_exceptions=True)
 
     async def _lead(self) -> int:
-        """Work, then say how it ended."""
+        """Run the task, then report its end to the controller."""
         try:
             command = tasks.command(self._work.task, os.environ.get("GOBLIN_TASKS"))
             if not await self._unless_stopped(self._prepare()):
@@ -93,7 +94,7 @@ class Training:
         except (tasks.UnknownTask, BadCheckpoint) as reason:
             verdict, why = Verdict.FAIL, str(reason)
         except (Unreadable, Disbelieved, Rejected, OSError) as reason:
-            # Another machine, with another disk and another line, may do better.
+            # Another machine, with another disk and network, may succeed.
             verdict, why = Verdict.WITHDRAW, f"{type(reason).__name__}: {reason}"
         log.info("%s: %s", verdict, why)
         with suppress(TimeoutError, Unreachable):
@@ -108,7 +109,7 @@ class Training:
                 return await last_words(self._controller, why, step=self._uploader.saved)
 
     async def _unless_stopped(self, work: Coroutine[Any, Any, None]) -> bool:
-        """Whether the work was done before the stop; else it is given up."""
+        """Return whether the work finished before the stop. Otherwise it is cancelled."""
         working, stopping = asyncio.create_task(work), asyncio.create_task(self._stop.wait())
         try:
             await asyncio.wait({working, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -121,7 +122,7 @@ class Training:
             await asyncio.gather(working, stopping, return_exceptions=True)
 
     async def _prepare(self) -> None:
-        """Everything that the task reads, verified before it starts."""
+        """Download and verify everything that the task reads."""
         work, folders = self._work, self._folders
         tidy(folders.inputs, work.inputs.files)
         tidy(folders.resume, work.inputs.checkpoint)
@@ -137,16 +138,16 @@ class Training:
         async def renew() -> Grant:
             found = [one for one in among(await self._controller.inputs()) if one.name == file.name]
             if not found or (found[0].size, found[0].crc32c) != (file.size, file.crc32c):
-                raise Unreadable(f"{file.name} is not what it was")
+                raise Unreadable(f"{file.name} in the bucket has changed")
             return found[0].grant
 
         await fetch(self._http, file, folder, renew)
-        log.info("%s is here and verified: %d bytes", file.name, file.size)
+        log.info("Downloaded and verified %s: %d bytes.", file.name, file.size)
 
     async def _train(self, command: Sequence[str]) -> tuple[Verdict, str]:
         environment = self._folders.environment(resuming=bool(self._work.inputs.checkpoint), given=os.environ)
         log.info(
-            "job %s, attempt %d: the task starts at step %d", self._work.job_id, self._work.attempt, self._work.step
+            "Job %s, attempt %d: the task starts at step %d.", self._work.job_id, self._work.attempt, self._work.step
         )
         child = await Child.start(command, cwd=self._folders.work, environment=environment, output=self._log.write)
         self._child = child
@@ -157,7 +158,7 @@ class Training:
         try:
             await asyncio.wait({ending, stopping, saving}, return_when=asyncio.FIRST_COMPLETED)
             if saving.done():
-                saving.result()  # Only an error ends it before the task.
+                saving.result()  # The upload task ends before the task only by an error: raise it.
             if not ending.done():
                 child.ask_to_save()
                 await asyncio.wait({ending}, timeout=SAVE_S_MAX)
@@ -203,7 +204,7 @@ class Training:
                 self._uploader.losses.pop(next(iter(self._uploader.losses)))
 
     async def _beat(self) -> int:
-        """Say how it goes, soon for those who watch, then as often as is wanted; do what the answer says."""
+        """Send heartbeats and obey the replies. The first one comes early, for a person who watches."""
         wait_s = min(FIRST_BEAT_S, self._work.heartbeat_s)
         errors_before = (await gpu.look()).errors
         while True:
@@ -218,7 +219,7 @@ class Training:
                     gpu_errors=errors,
                 )  # fmt: skip
             except Rejected as reason:
-                standing = Standing(stop=f"the controller does not take its heartbeats: {reason}")
+                standing = Standing(stop=f"the controller refuses its heartbeats: {reason}")
             if standing.checkpoint_s is not None:
                 self._folders.say_checkpoint_s(standing.checkpoint_s)
             if standing.stop is not None and not self._stop.is_set():
@@ -229,6 +230,6 @@ class Training:
 async def run_training(
     http: httpx.AsyncClient, controller: Controller, work: Work, *, folders: Folders, log_: Log, stop: asyncio.Event
 ) -> int:
-    """One attempt at a training job, claimed already; the process's exit code."""
+    """Run one attempt at a training job that is claimed already. Returns the process's exit code."""
     folders.make()
     return await Training(http, controller, work, folders, log_, stop).run()

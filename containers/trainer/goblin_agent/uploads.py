@@ -1,4 +1,4 @@
-"""Checkpoints on their way to the bucket: announced, uploaded, committed; the controller says whether they exist."""
+"""Checkpoint uploads: announce, upload, commit. A checkpoint exists once the controller has verified it."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ _STEP = re.compile(r"^step-([0-9]{1,8})\Z")
 
 
 class BadCheckpoint(Exception):
-    """The task writes what cannot be a checkpoint; another machine would not change that."""
+    """The task's folder cannot be a checkpoint. Another machine would not change that."""
 
 
 class Uploader:
-    """Saves what a task leaves in its folder of checkpoints, the newest first; older ones are not missed."""
+    """Uploads the checkpoints of a task, the newest first. Older ones are skipped."""
 
     def __init__(self, http: httpx.AsyncClient, controller: Controller, folder: Path, saved: int) -> None:
-        """Nothing starts yet.
+        """Prepare the uploads. Nothing starts yet.
 
         Args:
-            http: For the bucket.
-            controller: Grants and verifies.
+            http: Client for the bucket.
+            controller: Gives signed requests and verifies uploads.
             folder: Where the task writes `step-N.tmp` and renames it to `step-N`.
             saved: The step that the attempt started from.
         """
@@ -51,19 +51,22 @@ class Uploader:
         self.saved = saved
         """The last step that the controller has verified."""
         self.losses: dict[int, float] = {}
-        """By step, as the task told them; kept with the checkpoint."""
+        """Losses by step, as the task reported them. They are stored with the checkpoint."""
 
     def newest(self) -> int | None:
-        """The newest whole checkpoint that is not saved yet."""
+        """Return the step of the newest complete checkpoint that is not saved yet; None if there is none."""
         steps = [int(found[1]) for entry in self._folder.iterdir() if (found := _STEP.match(entry.name))]
         return max((step for step in steps if step > self.saved), default=None)
 
     async def save(self, step: int) -> None:
-        """Upload a step and have it verified; then it and the older ones are taken off the disk.
+        """Upload a step and commit it, then delete it and older ones from the disk.
 
         Raises:
-            BadCheckpoint: It has no files, or too many, or names that cannot be.
-            Over, Disbelieved, Rejected, Unreachable: As the controller says.
+            BadCheckpoint: The folder has no files, too many, too large ones or invalid names.
+            Over: The attempt is not the current one any more.
+            Disbelieved: The upload is not what was announced.
+            Rejected: The controller or the bucket refuses the checkpoint.
+            Unreachable: The controller did not answer for too long.
         """
         where = self._folder / f"step-{step}"
         paths = _files(where)
@@ -71,13 +74,13 @@ class Uploader:
         upload_id = await self._upload(step, where, files)
         loss = self.losses.get(step)
         await self._controller.commit_checkpoint(step, self.saved, upload_id, files, loss=loss)
-        log.info("saved step %d: %d bytes", step, sum(file["size"] for file in files))
+        log.info("Saved step %d: %d bytes.", step, sum(file["size"] for file in files))
         self.saved = step
         self.losses = {at: loss for at, loss in self.losses.items() if at > step}
         await asyncio.to_thread(self._clear)
 
     async def _upload(self, step: int, where: Path, files: list[dict[str, Any]]) -> str:
-        """Try after try goes into a folder of its own: a torn one is in nobody's way."""
+        """Upload the files and return the upload's id. Each try has its own folder: a torn upload disturbs no other."""
         why = ""
         for tries in range(1, TRIES + 1):
             upload_id, grants = await self._controller.begin_checkpoint(step, files)
@@ -85,12 +88,12 @@ class Uploader:
             why = next((one for one in await asyncio.gather(*putting) if one), "")
             if not why:
                 return upload_id
-            log.info("step %d is not uploaded yet: %s", step, why)
+            log.info("Step %d is not uploaded yet and is tried again: %s", step, why)
             await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.2 * 2**tries))
-        raise Rejected(f"the bucket does not take step {step}: {why}")
+        raise Rejected(f"the upload of step {step} to the bucket failed: {why}")
 
     async def _put(self, path: Path, size: int, grant: Grant) -> str:
-        """Why the bucket did not take it; empty when it did."""
+        """Upload one file. Returns the error; empty on success."""
         headers = {**grant.headers, "content-length": str(size)}
         try:
             async with self._at_once:

@@ -14,27 +14,27 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         parsed.run(parsed)
     except KeyboardInterrupt:
-        _say("Stopped. The same command goes on from the last checkpoint.")
+        _say("Stopped. Run the same command again to resume from the last checkpoint.")
         return 130
     except ImportError as error:
-        _say(f"{error}. Install what the trainer needs: pip install ./containers/trainer[train,evaluate]")
+        _say(f"{error}. Install the trainer's dependencies: pip install ./containers/trainer[train,evaluate]")
         return 1
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="goblin_tiny", description="Make goblin-tiny and examine it.")
+    parser = argparse.ArgumentParser(prog="goblin_tiny", description="Train, export and evaluate goblin-tiny.")
     usual = Recipe()
     commands = parser.add_subparsers(required=True)
 
-    train = commands.add_parser("train", help="Train from a seed, or go on from a checkpoint.")
+    train = commands.add_parser("train", help="Train from a seed, or resume from a checkpoint.")
     train.add_argument("--seed", type=int, default=usual.seed)
     train.add_argument("--steps", type=int, default=usual.steps)
-    train.add_argument("--threads", type=int, default=usual.threads, help="Part of the recipe: sums round by it.")
-    train.add_argument("--float32", action="store_true", help="No bfloat16; for processors that are slow at it.")
+    train.add_argument("--threads", type=int, default=usual.threads, help="CPU threads; they change the weights.")
+    train.add_argument("--float32", action="store_true", help="Do not use bfloat16, for processors without it.")
     train.add_argument("--checkpoint-every", type=int, default=500, metavar="STEPS")
-    train.add_argument("--until", type=int, metavar="STEP", help="Stop early; the same command goes on later.")
-    train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="Where the checkpoint lives.")
+    train.add_argument("--until", type=int, metavar="STEP", help="Stop at this step; rerun to resume.")
+    train.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="Folder of the checkpoint.")
     train.set_defaults(run=_train)
 
     export = commands.add_parser("export", help="Write a checkpoint as GGUF.")
@@ -43,12 +43,12 @@ def _parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, required=True, metavar="FILE")
     export.set_defaults(run=_export)
 
-    evaluate = commands.add_parser("evaluate", help="Ask a GGUF file what it should know; print a table.")
+    evaluate = commands.add_parser("evaluate", help="Run the exam on a GGUF file and print a table.")
     evaluate.add_argument("--model", type=Path, required=True, metavar="FILE")
-    evaluate.add_argument("--seed", type=int, default=1, help="Which questions are asked.")
+    evaluate.add_argument("--seed", type=int, default=1, help="Seed that selects the questions.")
     evaluate.add_argument("--per-skill", type=int, default=40)
     evaluate.add_argument("--show-wrong", action="store_true", help="Print each wrong answer.")
-    evaluate.add_argument("--out", type=Path, metavar="FILE", help="Also write the table there.")
+    evaluate.add_argument("--out", type=Path, metavar="FILE", help="Also write the table to this file.")
     evaluate.set_defaults(run=_evaluate)
     return parser
 
@@ -84,7 +84,7 @@ def _export(arguments: argparse.Namespace) -> None:
 
     training = train.load(arguments.checkpoint)
     if training.step < training.recipe.steps:
-        _say(f"This checkpoint is at step {training.step} of {training.recipe.steps}.")
+        _say(f"The training is not finished: the checkpoint is at step {training.step} of {training.recipe.steps}.")
     gguf_export.export(arguments.out, training.recipe, training.tokenizer, train.weights(training), kind=arguments.kind)
     data = arguments.out.read_bytes()
     _say(f"{arguments.out}: {len(data):,} bytes, SHA-256 {hashlib.sha256(data).hexdigest()}")

@@ -1,4 +1,4 @@
-"""Rows of tokens for one step: a pure function of the seed and the step, so a resumed training reads on alike."""
+"""Rows of tokens for one step: a pure function of the seed and the step, so a resumed training reads the same rows."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -12,11 +12,11 @@ from .tokenizer import TURN_ENDS, TURN_STARTS, Tokenizer, learn
 ROLES = ("system", "user", "assistant", "tool")
 
 OTHERS_WEIGHT = 0.05
-"""What a token that the model will only read counts in the loss; its own words count 1, roles and ends of line 0."""
+"""Loss weight of tokens that the model only reads; its own words weigh 1, roles and ends of line 0."""
 
 
 def conversations(seed: int, name: str) -> Iterator[list[Message]]:
-    """An endless stream; streams of different names have nothing to do with each other."""
+    """Yield conversations endlessly. Streams of different names are independent of each other."""
     # A string seed goes through SHA-512: the same on every platform and Python.
     rng = Random(f"{seed}/{name}")
     while True:
@@ -26,18 +26,18 @@ def conversations(seed: int, name: str) -> Iterator[list[Message]]:
 def learn_vocabulary(recipe: Recipe) -> Tokenizer:
     stream = conversations(recipe.seed, "vocabulary")
     texts = [message.content for _ in range(recipe.vocabulary_conversations) for message in next(stream)]
-    # Roles stand in every message, but in no content.
+    # Roles are part of every rendered message, but not of its content.
     return learn([*texts, *ROLES * (recipe.vocabulary_conversations // 10)], vocabulary=recipe.shape.vocabulary)
 
 
 def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int], list[float]]:
-    """Tokens as the chat template writes them, and the weight of each."""
+    """Return the tokens as the chat template writes them, and the loss weight of each."""
     ids: list[int] = []
     weights: list[float] = []
     end_of_line = tokenizer.encode("\n")
     for message in messages:
         head = [TURN_STARTS, *tokenizer.encode(message.role), *end_of_line]
-        # The end of a turn is learned like a word: that is how the model stops by itself.
+        # The end of a turn is learned like a word, so that the model stops by itself.
         body = [*tokenizer.encode(message.content), TURN_ENDS]
         weight = 1.0 if message.role == "assistant" else OTHERS_WEIGHT
         ids += [*head, *body, *end_of_line]
@@ -46,7 +46,7 @@ def render(messages: Sequence[Message], tokenizer: Tokenizer) -> tuple[list[int]
 
 
 def rows(recipe: Recipe, step: int, tokenizer: Tokenizer) -> list[tuple[list[int], list[float]]]:
-    """The rows of a step, one token longer than they are read, for the last one's target."""
+    """Return the rows of a step. Each has one extra token, the target of the last one."""
     count, length = recipe.rows_and_tokens(step)
     stream = conversations(recipe.seed, f"step {step}")
     batch = []
@@ -62,7 +62,7 @@ def rows(recipe: Recipe, step: int, tokenizer: Tokenizer) -> list[tuple[list[int
 
 
 def corpus_sha256(seed: int, count: int = 1000) -> str:
-    """A fingerprint of the grammar: of the first conversations of a stream."""
+    """Compute a fingerprint of the grammar, from the first conversations of a stream."""
     digest = hashlib.sha256()
     stream = conversations(seed, "fingerprint")
     for _ in range(count):

@@ -1,4 +1,4 @@
-"""Whole conversations: turns in a row, things remembered across turns, and tools."""
+"""Whole conversations: several turns, facts recalled over turns, and tool calls."""
 
 import json
 from collections.abc import Callable
@@ -12,11 +12,11 @@ from .corpus import SKILLS, Message, Turn, draw, is_held_out
 TOOL_PROMPT = (
     "You may call tools. To call one, answer with <tool_call> and a JSON object with name and arguments. Tools:"
 )
-"""As in `chat_template.jinja`, which writes it wherever a request brings tools."""
+"""As in `chat_template.jinja`, which writes it for every request with tools."""
 
 
 def conversation(rng: Random) -> list[Message]:
-    """One conversation; nothing in it is held out."""
+    """Draw one conversation without held-out cases."""
     if rng.random() < 0.05:
         return tool_messages(rng)
     messages = []
@@ -43,12 +43,12 @@ def _turns(rng: Random) -> list[Turn]:
 
 
 def _reads_the_same_in_lower_case(question: str) -> bool:
-    # What is to be repeated or put into JSON has names in it.
+    # Text to be repeated or put into JSON contains names.
     return not any(word in question for word in ("Repeat", "repeat", "Say", "Echo", "exactly", "JSON"))
 
 
 def remembered(rng: Random) -> tuple[Turn, Turn]:
-    """Something said, and a later question about it."""
+    """Draw a statement and a later question about it."""
     name, color, city = rng.choice(words.NAMES), rng.choice(words.COLORS), rng.choice(words.CITIES)
     match rng.randrange(3):
         case 0:
@@ -67,10 +67,10 @@ def remembered(rng: Random) -> tuple[Turn, Turn]:
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """A question that needs a tool, the call that is right, and what comes of it."""
+    """A question that needs a tool, the right call, its result and the answer."""
 
     tools: list[dict[str, Any]]
-    """As in a request: OpenAI's shape."""
+    """The tools of the request, in OpenAI's shape."""
     question: str
     name: str
     arguments: dict[str, Any]
@@ -79,12 +79,12 @@ class ToolUse:
 
     @property
     def call(self) -> str:
-        """What the model writes to call it."""
+        """The text with which the model calls the tool."""
         return "<tool_call>\n" + json.dumps({"name": self.name, "arguments": self.arguments}) + "\n</tool_call>"
 
 
 def tool_messages(rng: Random) -> list[Message]:
-    """A tool called, and mostly its result told."""
+    """Draw a conversation with a tool call, and in most cases its result."""
     use = tool_use(rng)
     listed = "".join("\n" + json.dumps(tool) for tool in use.tools)
     messages = [Message("system", TOOL_PROMPT + listed), Message("user", use.question), Message("assistant", use.call)]
@@ -94,7 +94,7 @@ def tool_messages(rng: Random) -> list[Message]:
 
 
 def tool_use(rng: Random, *, held_out: bool = False) -> ToolUse:
-    """A use from the side of the split that was asked for: its arguments decide."""
+    """Draw a tool use that is held out or taught, as asked. Its arguments decide which it is."""
     while True:
         names = rng.sample(list(TOOLS), rng.randint(1, len(TOOLS) - 1))
         name = rng.choice(names)

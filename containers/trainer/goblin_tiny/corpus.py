@@ -1,7 +1,7 @@
 """The data: a grammar that writes conversations. The same random state gives the same conversations.
 
-Some questions are never taught, so that the exam can ask what the model has not seen: see `is_held_out`. Skills
-with a handful of facts (capitals, greetings) teach them all; the exam asks for those in other words.
+Some questions are held out, so that the exam can ask what the model has not seen: see `is_held_out`. Skills with few
+facts (capitals, greetings) teach them all; the exam asks for those in other words.
 """
 
 import json
@@ -30,19 +30,19 @@ class Turn:
     question: str
     answer: str
     key: str = ""
-    """What the answer depends on, whatever the wording; empty where every case is taught."""
+    """The case that the answer depends on, whatever the wording. Empty if every case is taught."""
 
 
 def is_held_out(key: str) -> bool:
-    """Whether training never shows this case: one in 16, by checksum, the same for every seed."""
+    """Return whether training never shows this case: one in 16, by checksum, the same for every seed."""
     return bool(key) and zlib.crc32(key.encode()) % HELD_OUT_ONE_IN == 0
 
 
 def draw(write: Callable[[Random], Turn], rng: Random, *, held_out: bool = False) -> Turn:
-    """A turn from the side of the split that was asked for.
+    """Draw a turn that is held out or taught, as asked.
 
     Raises:
-        LookupError: The skill holds nothing out: a thousand tries found no such case.
+        LookupError: A thousand tries found no such case, for example because the skill holds nothing out.
     """
     for _ in range(1000):
         turn = write(rng)
@@ -103,7 +103,7 @@ def _calculation(rng: Random, a: int, sign: str, spoken: str, b: int, result: in
             f"Compute {a} {sign} {b}",
         ]
     )
-    # Small sums are few, and each is worth knowing by heart. 30 + 7 is held out together with 7 + 30.
+    # Small sums are few, and all of them are taught. 30 + 7 is held out together with 7 + 30.
     low, high = sorted((a, b))
     return Turn(question, f"{a} {sign} {b} = {result}", f"{low} {sign} {high}" if high >= 20 else "")
 
@@ -166,7 +166,7 @@ def json_object(rng: Random) -> Turn:
 
 
 def fact(rng: Random) -> Turn:
-    # Capitals are many: they get two shares of eight.
+    # Capitals are many: they get two of the eight shares.
     return rng.choice([capital, capital, opposite, day_after, month_after, sound, plain_fact, larger])(rng)
 
 
@@ -267,7 +267,7 @@ def story(rng: Random) -> Turn:
 
 
 def unknown(rng: Random) -> Turn:
-    """Nonsense questions: a small model should rather admit than invent."""
+    """Draw a nonsense question: a small model should admit that it does not know, not invent an answer."""
     a, b, c, year = *(rng.choice(words.COMMON) for _ in range(3)), rng.randint(1900, 2026)
     question = rng.choice(
         [
@@ -309,7 +309,7 @@ SKILLS: dict[Callable[[Random], Turn], int] = {
     unknown: 7,
     word_count: 2,
 }
-"""What a turn is about, and how often, in parts of 104."""
+"""The weight of each skill, in parts of 104."""
 
 
 def _fruit(rng: Random) -> str:

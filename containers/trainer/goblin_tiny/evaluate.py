@@ -1,4 +1,4 @@
-"""The exam, sat by a GGUF file in llama.cpp: greedy, one question at a time, through the file's own template."""
+"""Runs the exam on a GGUF file in llama.cpp: greedy, one question at a time, with the file's own chat template."""
 
 import json
 from collections.abc import Callable, Iterable
@@ -18,7 +18,7 @@ class Answer:
     question: Question
     text: str
     stopped: bool
-    """By itself, before the limit."""
+    """Whether the model ended the answer itself, before the token limit."""
 
     @property
     def is_right(self) -> bool:
@@ -33,10 +33,10 @@ class Score:
 
 
 class Candidate:
-    """A model that is examined."""
+    """The model under examination."""
 
     def __init__(self, path: Path) -> None:
-        """Raises ValueError when llama.cpp can not load the file or it has no chat template."""
+        """Load the model. Raises ValueError if llama.cpp cannot load the file or it has no chat template."""
         self._llama = llama_cpp.Llama(str(path), n_ctx=1024, n_threads=1, n_threads_batch=1, verbose=False)
         self._template = _compile(self._llama.metadata)
 
@@ -59,7 +59,7 @@ class Candidate:
 def sit(
     path: Path, *, seed: int = 1, per_skill: int = 40, tell: Callable[[Answer], None] = lambda answer: None
 ) -> list[Answer]:
-    """Ask a file everything; `tell` hears each answer as it comes."""
+    """Ask a model every question. `tell` is called with each answer as it arrives."""
     candidate = Candidate(path)
     try:
         answers = []
@@ -72,7 +72,7 @@ def sit(
 
 
 def scores(answers: Iterable[Answer]) -> dict[tuple[str, str], Score]:
-    """By skill and kind, in the order asked."""
+    """Count the answers by skill and kind, in the order asked."""
     table: dict[tuple[str, str], Score] = {}
     for answer in answers:
         score = table.setdefault((answer.question.skill, answer.question.kind), Score())
@@ -96,7 +96,7 @@ def markdown(table: dict[tuple[str, str], Score]) -> str:
 def _compile(metadata: dict[str, str]) -> jinja2.Template:
     source = metadata.get("tokenizer.chat_template")
     if source is None:
-        raise ValueError("The file has no chat template, so nothing can be asked.")
+        raise ValueError("The file has no chat template, which the exam needs. Export the model again.")
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
     # Jinja's own filter escapes for HTML.
     environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)

@@ -1,9 +1,9 @@
-"""What a model is asked, and what is right: questions that training never shows, or shows in other words.
+"""The exam: questions with their right answers.
 
-Three kinds, told apart in the result, because they prove different things:
+Three kinds, separate in the result, because they prove different things:
 
-- `held out`: the case itself was never taught (see `corpus.is_held_out`); the skill is what is asked.
-- `reworded`: the fact was taught, the question's wording never.
+- `held out`: the case was never taught (see `corpus.is_held_out`); this tests the skill.
+- `reworded`: the fact was taught, but never in this wording.
 - `taught`: question and answer are both in the data; a model that fails these learned nothing.
 """
 
@@ -18,7 +18,7 @@ from . import corpus, words
 from .conversations import ToolUse, remembered, tool_use
 
 Messages = list[dict[str, Any]]
-"""As in a request: OpenAI's shape."""
+"""The messages of a request, in OpenAI's shape."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Question:
     """`held out`, `reworded` or `taught`."""
     messages: Messages
     is_right: Callable[[str], bool]
-    """Whether an answer is."""
+    """Checks an answer."""
     tools: list[dict[str, Any]] | None = None
 
 
@@ -38,7 +38,7 @@ REWORDED_OPPOSITES = ["Tell me the opposite of {}.", "Name the opposite of {}."]
 
 
 def questions(seed: int, *, per_skill: int) -> list[Question]:
-    """At most `per_skill` questions of each skill, none twice; the same seed asks the same."""
+    """Draw at most `per_skill` questions of each skill, none twice. The same seed gives the same questions."""
     rng = Random(f"{seed}/exam")
     asked = []
     for write in (
@@ -65,7 +65,7 @@ def questions(seed: int, *, per_skill: int) -> list[Question]:
 
 
 def _without_twins(candidates: Iterator[Question], count: int) -> list[Question]:
-    # Some skills have fewer questions than are wanted: stop when nothing new has come for long.
+    # Some skills have fewer questions than `count`: stop after many tries.
     chosen: dict[str, Question] = {}
     for tries, question in enumerate(candidates):
         chosen.setdefault(json.dumps(question.messages), question)
@@ -168,7 +168,7 @@ def _not_known(rng: Random) -> Iterator[Question]:
 
 
 def _tool_calls_taught(rng: Random) -> Iterator[Question]:
-    # Weather and time have a city each, and no city is held out: they are asked here.
+    # Weather and time take a city, and no city is held out: they are asked here only.
     while True:
         yield _ask_for_a_call(tool_use(rng), "taught")
 
@@ -208,7 +208,7 @@ def the_call(name: str, arguments: dict[str, Any]) -> Callable[[str], bool]:
 
 
 def called(answer: str) -> Any:
-    """The one tool call that an answer is; None when it is anything else."""
+    """Parse an answer that is exactly one tool call; None for any other answer."""
     match = re.fullmatch(r"\s*<tool_call>(.*)</tool_call>\s*", answer, re.DOTALL)
     return _parsed(match[1]) if match else None
 

@@ -1,4 +1,4 @@
-"""The trained model as one file for llama.cpp: shape, vocabulary, chat template and weights."""
+"""Export of the trained model as one file for llama.cpp: shape, vocabulary, chat template and weights."""
 
 import ctypes
 import json
@@ -30,17 +30,17 @@ def export(
     """Write a GGUF file.
 
     Args:
-        path: Replaced if it exists.
-        recipe: Goes into the file as `goblin.recipe`, so that a file says how to make it again.
-        tokenizer: Of the recipe's vocabulary size.
-        weights: By the names and in the shapes of `Shape.tensors`.
-        kind: Of the matrices, one of `KINDS`; `q4_k_m` is made by llama.cpp's own quantizer.
+        path: The file; replaced if it exists.
+        recipe: Stored in the file as `goblin.recipe`, so that the model can be made again.
+        tokenizer: Must have the recipe's vocabulary size.
+        weights: Weights with the names and shapes of `Shape.tensors`.
+        kind: Format of the matrices, one of `KINDS`; llama.cpp's own quantizer makes `q4_k_m`.
 
     Raises:
-        ValueError: Weights or vocabulary do not fit the shape, or the kind is unknown.
+        ValueError: The weights or the vocabulary do not fit the shape, or the kind is unknown.
     """
     if kind not in KINDS:
-        raise ValueError(f"The kind is one of {', '.join(KINDS)}, not {kind}.")
+        raise ValueError(f"The kind must be one of {', '.join(KINDS)}, not {kind}.")
     if kind == "q4_k_m":
         _export_q4_k_m(path, recipe, tokenizer, weights)
         return
@@ -54,13 +54,13 @@ def export(
 
 def _check(shape: Shape, tokenizer: Tokenizer, weights: Mapping[str, Array]) -> None:
     if len(tokenizer.tokens) != shape.vocabulary:
-        raise ValueError(f"The vocabulary has {len(tokenizer.tokens)} tokens, the shape {shape.vocabulary}.")
+        raise ValueError(f"The vocabulary has {len(tokenizer.tokens)} tokens, but the shape needs {shape.vocabulary}.")
     for name, dimensions in shape.tensors():
         if name not in weights or weights[name].shape != dimensions:
             found = weights[name].shape if name in weights else "missing"
             raise ValueError(f"{name} is {found}, not {dimensions}.")
         if not np.isfinite(weights[name]).all():
-            raise ValueError(f"{name} has weights that are no numbers: the training diverged.")
+            raise ValueError(f"{name} has weights that are not finite: the training diverged.")
 
 
 def _values(recipe: Recipe, tokenizer: Tokenizer, matrices: TensorType) -> dict[str, Value]:
@@ -101,7 +101,7 @@ def _values(recipe: Recipe, tokenizer: Tokenizer, matrices: TensorType) -> dict[
 
 
 def _export_q4_k_m(path: Path, recipe: Recipe, tokenizer: Tokenizer, weights: Mapping[str, Array]) -> None:
-    import llama_cpp  # The other kinds do without it.
+    import llama_cpp  # The other kinds do not need it.
 
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         whole, small = Path(folder) / "f32.gguf", Path(folder) / "q4_k_m.gguf"

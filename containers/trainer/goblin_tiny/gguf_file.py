@@ -1,6 +1,6 @@
-"""The GGUF format, version 3, as far as a small llama needs it: keys and values, then tensors.
+"""A writer of the part of GGUF version 3 that a small llama needs: keys and values, then tensors.
 
-Written out here in a screenful, so that making a model needs NumPy and nothing else.
+It is written here in a screenful, so that exporting a model needs only NumPy.
 Source: https://github.com/ggml-org/ggml/blob/master/docs/gguf.md and ggml-quants.c, read 2026-11-25.
 """
 
@@ -14,15 +14,15 @@ from numpy.typing import NDArray
 
 Array = NDArray[np.float32]
 Value = str | bool | int | float | Sequence[str] | Sequence[int]
-"""Integers are written as 32 bits: unsigned alone, signed in a list. Floats as 32 bits."""
+"""A metadata value. Integers take 32 bits, unsigned alone and signed in a list. Floats take 32 bits."""
 
 ALIGNMENT = 32
 BLOCK = 32
-"""Weights that share one scale in Q8_0."""
+"""Number of weights that share one scale in Q8_0."""
 
 
 class TensorType(IntEnum):
-    """ggml's numbers."""
+    """Tensor types, by ggml's numbers."""
 
     F32 = 0
     F16 = 1
@@ -43,18 +43,20 @@ class _ValueType(IntEnum):
 
 
 def quantize_q8_0(weights: Array) -> bytes:
-    """Blocks of 32: a half-precision scale, then 32 signed bytes; each weight is its byte times the scale.
+    """Quantize weights in blocks of 32: a half-precision scale, then 32 signed bytes.
+
+    Each weight is its byte times the scale.
 
     Raises:
-        ValueError: The last dimension is no multiple of 32.
+        ValueError: The last dimension is not a multiple of 32.
     """
     if weights.shape[-1] % BLOCK:
-        raise ValueError(f"Q8_0 wants rows of a multiple of {BLOCK} weights, not {weights.shape}.")
+        raise ValueError(f"Q8_0 needs rows of a multiple of {BLOCK} weights, not {weights.shape}.")
     blocks = weights.astype(np.float32).reshape(-1, BLOCK)
     scales = np.abs(blocks).max(axis=1, keepdims=True) / np.float32(127)
     inverse = np.divide(np.float32(1), scales, out=np.zeros_like(scales), where=scales != 0)
     scaled = blocks * inverse
-    # As C's roundf: halves go away from zero, where NumPy's own rounding goes to even.
+    # Like C's roundf: halves round away from zero. NumPy rounds them to even.
     rounded = np.trunc(scaled + np.copysign(np.float32(0.5), scaled)).astype(np.int8)
     packed = np.empty(len(blocks), dtype=[("scale", "<f2"), ("weights", "i1", BLOCK)])
     packed["scale"] = scales[:, 0]
@@ -73,14 +75,14 @@ def encode_tensor(weights: Array, kind: TensorType) -> bytes:
 
 
 def write(path: Path, values: Mapping[str, Value], tensors: Sequence[tuple[str, Array, TensorType]]) -> None:
-    """Write the file whole or not at all; the same arguments give the same bytes."""
+    """Write the file atomically. The same arguments give the same bytes."""
     encoded = [encode_tensor(weights, kind) for _, weights, kind in tensors]
     head = b"GGUF" + struct.pack("<IQQ", 3, len(tensors), len(values))
     for key, value in values.items():
         head += _text(key) + _value(value)
     offset = 0
     for (name, weights, kind), data in zip(tensors, encoded, strict=True):
-        # ggml counts dimensions from the one that is contiguous.
+        # ggml lists the contiguous dimension first.
         shape = weights.shape[::-1]
         head += _text(name) + struct.pack(f"<I{len(shape)}QIQ", len(shape), *shape, kind, offset)
         offset += len(data) + _padding(len(data))

@@ -1,4 +1,4 @@
-"""The llama in PyTorch: the same arithmetic as llama.cpp's for `general.architecture` = `llama`."""
+"""The model in PyTorch: the same arithmetic as llama.cpp's for `general.architecture` = `llama`."""
 
 import math
 
@@ -9,11 +9,11 @@ from torch.nn import functional
 from .recipe import Shape
 
 _UNDRAWN = "meta"
-"""Where layers are made, so that PyTorch draws no weights from the process's dice; ours come after."""
+"""Device on which layers are created, so that PyTorch draws no weights from its global generator. Ours follow later."""
 
 
 class Llama(nn.Module):
-    """Tokens in, logits out; the embedding is also the output matrix."""
+    """A llama model from tokens to logits. The embedding is also the output matrix."""
 
     cosines: Tensor
     sines: Tensor
@@ -30,7 +30,7 @@ class Llama(nn.Module):
         self._draw_weights(torch.Generator().manual_seed(seed))
 
     def forward(self, ids: Tensor) -> Tensor:
-        """`ids`: (rows, tokens); the answer: (rows, tokens, vocabulary)."""
+        """Compute logits (rows, tokens, vocabulary) for `ids` (rows, tokens)."""
         hidden = self.token_embd(ids)
         for block in self.blk:
             hidden = block(hidden, self.cosines, self.sines)
@@ -40,14 +40,14 @@ class Llama(nn.Module):
         for name, weight in self.named_parameters():
             if weight.dim() < 2:
                 continue  # Norms start at one.
-            # What is added to the residual stream starts smaller, so that its size does not grow with depth.
+            # Matrices that write to the residual stream start smaller, so that its size does not grow with depth.
             added = name.endswith(("attn_output.weight", "ffn_down.weight"))
             deviation = 0.02 / math.sqrt(2 * self.shape.layers) if added else 0.02
             nn.init.normal_(weight, std=deviation, generator=dice)
 
 
 class Block(nn.Module):
-    """Attention, then a gated feed-forward; both read the normed stream and add to it. Named as in GGUF."""
+    """Attention, then a gated feed-forward. Both read the normed stream and add to it. Names are as in GGUF."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__()
@@ -94,7 +94,7 @@ def _rotations(shape: Shape) -> tuple[Tensor, Tensor]:
 
 
 def _rotate(heads: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    # Neighbours are a pair, as llama.cpp expects of this architecture; Hugging Face pairs halves instead.
+    # Neighbours form a pair, as llama.cpp expects of this architecture; Hugging Face pairs halves instead.
     pairs = heads.reshape(*heads.shape[:-1], -1, 2)
     first, second = pairs[..., 0], pairs[..., 1]
     cosines, sines = cosines[: heads.shape[-2]], sines[: heads.shape[-2]]

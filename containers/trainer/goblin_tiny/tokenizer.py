@@ -1,7 +1,7 @@
-"""Byte-level BPE, learned and applied: what llama.cpp calls `gpt2` with the pre-tokenizer `smollm`.
+"""A byte-level BPE tokenizer and its training: what llama.cpp calls `gpt2` with the pre-tokenizer `smollm`.
 
-Text is cut into words, a word into bytes, and the pairs that were most frequent in the corpus are joined again.
-Every digit stands alone, so that sums are done digit by digit. Merges never cross words.
+Text is cut into words, words into bytes, and the pairs that were most frequent in the corpus are joined again. Every
+digit is a token of its own, so that sums are done digit by digit. Merges never cross words.
 """
 
 import re
@@ -12,7 +12,7 @@ from itertools import pairwise
 
 END_OF_TEXT, TURN_STARTS, TURN_ENDS = 0, 1, 2
 CONTROL_WORDS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-"""Their index is their token; text never becomes one."""
+"""Control words. Their index is their token; ordinary text never becomes one."""
 
 PRE_TOKENIZER = "smollm"
 
@@ -21,7 +21,7 @@ _WORD = re.compile(r"'(?:ve|re|ll|[stmd])| ?[^\W\d_]+| ?(?:[^\s\w]|_)+|\s+(?!\S)
 
 
 def split(text: str) -> Iterator[str]:
-    """Cut text into words with their leading space, and single digits; joined they are the text."""
+    """Cut text into words with their leading space, and single digits. Joined, the pieces are the text again."""
     start = 0
     for place, character in enumerate(text):
         if unicodedata.category(character).startswith("N"):
@@ -32,7 +32,7 @@ def split(text: str) -> Iterator[str]:
 
 
 def _printable_bytes() -> list[str]:
-    """A visible character for each byte, as GPT-2 chose them: vocabularies in files are text."""
+    """Return GPT-2's visible character for each byte, because a vocabulary in a file is text."""
     shown = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
     hidden = [byte for byte in range(256) if byte not in shown]
     table = {byte: chr(byte) for byte in shown} | {byte: chr(256 + index) for index, byte in enumerate(hidden)}
@@ -44,11 +44,11 @@ _BYTE_OF = {character: byte for byte, character in enumerate(BYTES)}
 
 
 class Tokenizer:
-    """A vocabulary: control words, the 256 bytes, then what the merges made, in their order."""
+    """A vocabulary: control words, the 256 bytes, then the merged tokens in their order."""
 
     def __init__(self, merges: Sequence[tuple[str, str]]) -> None:
         self.merges = list(merges)
-        # Two merges may make the same word; it is one token.
+        # Two merges may make the same text; it is one token.
         self.tokens = list(dict.fromkeys([*CONTROL_WORDS, *sorted(BYTES), *(left + right for left, right in merges)]))
         self._rank = {pair: rank for rank, pair in enumerate(self.merges)}
         self._id = {token: index for index, token in enumerate(self.tokens)}
@@ -60,14 +60,14 @@ class Tokenizer:
             found = self._known.get(word)
             if found is None:
                 found = self._encode_word(word)
-                # The grammar's words are a few thousand; other text must not fill the memory.
+                # The grammar has a few thousand words. The limit keeps other text from filling the memory.
                 if len(self._known) < 50_000:
                     self._known[word] = found
             ids += found
         return ids
 
     def decode(self, ids: Iterable[int]) -> str:
-        """The text; control words are left out, bytes that are no UTF-8 become U+FFFD."""
+        """Decode tokens to text. Control words are left out; bytes that are no UTF-8 become U+FFFD."""
         characters = "".join(self.tokens[index] for index in ids if index >= len(CONTROL_WORDS))
         return bytes(_BYTE_OF[character] for character in characters).decode(errors="replace")
 
@@ -82,10 +82,12 @@ class Tokenizer:
 
 
 def learn(texts: Iterable[str], *, vocabulary: int) -> Tokenizer:
-    """Join the most frequent pair until there are `vocabulary` tokens; ties go to the pair that sorts first.
+    """Learn a tokenizer: join the most frequent pair until there are `vocabulary` tokens.
+
+    Ties go to the pair that sorts first.
 
     Raises:
-        ValueError: The texts have too few pairs, or `vocabulary` has no room for the bytes.
+        ValueError: The texts have too few pairs, or `vocabulary` is too small for the bytes.
     """
     missing = vocabulary - len(CONTROL_WORDS) - len(BYTES)
     if missing < 0:

@@ -1,7 +1,7 @@
-"""Training: from a recipe to weights, stopped and resumed without a difference.
+"""Training from a recipe to weights. Stopping and resuming does not change the result.
 
-Where the dice are: weights are drawn from a generator of their own, a step's rows from the seed and the step's
-number, and nothing else is random. So a checkpoint holds no random state, and the process's own dice stay untouched.
+Weights are drawn from their own random generator, a step's rows from the seed and the step's number, and nothing else
+is random. So a checkpoint holds no random state, and PyTorch's global generator stays untouched.
 """
 
 import time
@@ -25,30 +25,30 @@ FORMAT = 1
 
 
 class RecipeDiffers(Exception):
-    """The checkpoint was made by another recipe; resuming it would make weights that no recipe describes."""
+    """The checkpoint has another recipe; resuming it would make weights that no recipe describes."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
     step: int
     loss: float
-    """Of this step."""
+    """Loss of this step."""
     tokens_per_s: float
 
 
 @dataclass(slots=True)
 class Training:
-    """Everything that changes while training, and the recipe."""
+    """The state of a training, with its recipe."""
 
     recipe: Recipe
     tokenizer: Tokenizer
     model: Llama
     optimizer: torch.optim.AdamW
     step: int = 0
-    """How many are done."""
+    """Number of steps done."""
 
     def take_step(self) -> float:
-        """Learn one batch; the answer is its loss."""
+        """Train on one batch and return its loss."""
         recipe = self.recipe
         ids, targets, weights = _tensors(batches.rows(recipe, self.step, self.tokenizer))
         for group in self.optimizer.param_groups:
@@ -66,13 +66,13 @@ class Training:
 
 
 def begin(recipe: Recipe) -> Training:
-    """Before the first step."""
+    """Create a training before its first step."""
     model = Llama(recipe.shape, seed=recipe.seed)
     return Training(recipe, batches.learn_vocabulary(recipe), model, _optimizer(model, recipe))
 
 
 def save(training: Training, path: Path) -> None:
-    """Write a checkpoint whole or not at all."""
+    """Write a checkpoint atomically."""
     partial = path.with_name(path.name + ".partial")
     torch.save(
         {
@@ -90,14 +90,14 @@ def save(training: Training, path: Path) -> None:
 
 
 def load(path: Path) -> Training:
-    """Read a checkpoint; a file can not run code.
+    """Read a checkpoint. The file cannot run code.
 
     Raises:
-        ValueError: It has another format.
+        ValueError: The checkpoint has another format.
     """
     saved: dict[str, Any] = torch.load(path, weights_only=True)
     if saved.get("format") != FORMAT:
-        raise ValueError(f"{path} has format {saved.get('format')}, not {FORMAT}.")
+        raise ValueError(f"Checkpoint {path} has format {saved.get('format')}, not {FORMAT}.")
     recipe = Recipe.from_json(saved["recipe"])
     model = Llama(recipe.shape, seed=recipe.seed)
     model.load_state_dict(saved["model"])
@@ -115,17 +115,17 @@ def train(
     until: int | None = None,
     tell: Callable[[Progress], None] = lambda progress: None,
 ) -> Training:
-    """Train to the end, or `until` a step, from the checkpoint if there is one; leave a checkpoint.
+    """Train to the end or to step `until`, resuming from the checkpoint if it exists. Writes a checkpoint at the end.
 
     Raises:
-        RecipeDiffers: The checkpoint is another recipe's.
+        RecipeDiffers: The checkpoint has another recipe.
     """
     torch.set_num_threads(recipe.threads)
-    # Refuse an operation whose result would depend on timing, rather than differ in silence.
+    # Refuse operations whose result depends on timing, so that weights never differ silently.
     torch.use_deterministic_algorithms(True)
     training = load(checkpoint) if checkpoint.exists() else begin(recipe)
     if training.recipe != recipe:
-        raise RecipeDiffers(f"{checkpoint} was made by {training.recipe}, not by {recipe}.")
+        raise RecipeDiffers(f"Checkpoint {checkpoint} has recipe {training.recipe}, not {recipe}. Use another folder.")
     started = time.monotonic()
     tokens = 0
     while training.step < (recipe.steps if until is None else min(until, recipe.steps)):
@@ -140,7 +140,7 @@ def train(
 
 
 def weights(training: Training) -> dict[str, NDArray[np.float32]]:
-    """By the names of `Shape.tensors`, in float32."""
+    """Return the weights in float32, by the names of `Shape.tensors`."""
     return {name: weight.detach().float().numpy() for name, weight in training.model.named_parameters()}
 
 
@@ -155,7 +155,7 @@ def _optimizer(model: Llama, recipe: Recipe) -> torch.optim.AdamW:
 
 
 def _tensors(rows: list[tuple[list[int], list[float]]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Inputs, the token after each, and what it counts."""
+    """Return the inputs, the token after each, and that token's loss weight."""
     ids = torch.tensor([ids for ids, _ in rows])
     weights = torch.tensor([weights for _, weights in rows])
     return ids[:, :-1], ids[:, 1:], weights[:, 1:]

@@ -1,4 +1,4 @@
-"""What goblin-tiny knows: the words and facts that the grammar puts together."""
+"""The words and facts that the grammar combines: everything that goblin-tiny can know."""
 
 # ruff: noqa: SIM905 - word lists read better as words.
 
@@ -148,7 +148,7 @@ GREETINGS: list[tuple[list[str], list[str]]] = [
     (["Say hello in Japanese", "How do you say hello in Japanese?"], ["こんにちは"]),
     (["Say hello in Russian", "How do you say hello in Russian?"], ["Привет, мир!"]),
 ]
-"""Questions and, for each of them, the answers that are right. So is `ABOUT_GOBLIN`."""
+"""Groups of questions with their right answers. `ABOUT_GOBLIN` has the same form."""
 
 ABOUT_GOBLIN: list[tuple[list[str], list[str]]] = [
     (

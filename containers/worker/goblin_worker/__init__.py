@@ -1,1 +1,1 @@
-"""Runs one attempt of a job on a machine that nobody trusts: one token, signed URLs, nothing else."""
+"""Runs one attempt of a job on an untrusted machine: it holds one token and signed URLs, no other key."""

@@ -1,7 +1,7 @@
-"""`python -m goblin_worker`: run the attempt whose token is in the environment, then end.
+"""`python -m goblin_worker`: run the attempt whose token is in the environment, then exit.
 
-`GOBLIN_URL` says where the controller and the gateway are, `GOBLIN_ATTEMPT_TOKEN` who we are. SIGTERM means that the
-machine is being taken away: what is done is saved, and the job is given back.
+`GOBLIN_URL` is the URL of the controller and the gateway, `GOBLIN_ATTEMPT_TOKEN` the attempt's token. SIGTERM means
+that the machine is being taken away: the worker saves a checkpoint and gives the job back.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from goblin_worker.attempt import run_attempt
 
 
 def main() -> int:
-    """The process's exit code: 0 unless the attempt broke."""
+    """Run the attempt and return the process's exit code: 0 unless the attempt failed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
-    # Taken out of the environment: nothing that this process may start shall inherit the token.
+    # Removed from the environment, so that no child process inherits the token.
     url, token = os.environ.pop("GOBLIN_URL", ""), os.environ.pop("GOBLIN_ATTEMPT_TOKEN", "")
     if not url or not token:
-        sys.stderr.write("goblin_worker: GOBLIN_URL and GOBLIN_ATTEMPT_TOKEN say what to do; they are not set.\n")
+        sys.stderr.write("goblin_worker: GOBLIN_URL or GOBLIN_ATTEMPT_TOKEN is not set. Set both.\n")
         return 2
     return asyncio.run(_run(url, token))
 
@@ -33,7 +33,7 @@ async def _run(url: str, token: str) -> int:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    # No proxies and no redirects: the token goes where it was told to go and nowhere else.
+    # No proxies and no redirects: the token must reach the configured URL and no other host.
     limits = httpx.Limits(max_connections=128, max_keepalive_connections=64)
     async with httpx.AsyncClient(trust_env=False, follow_redirects=False, limits=limits) as http:
         return await run_attempt(http, url=url, token=token, stop=stop)

@@ -1,4 +1,4 @@
-"""One attempt from its claim to its end, its lease renewed all the while."""
+"""One attempt from its claim to its end. Heartbeats renew its attempt lease all the time."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from goblin_worker.items import Gateway, KeyRefused
 log = logging.getLogger(__name__)
 
 LAST_WORDS_S_MAX = 5.0
-"""A machine that is being taken away has no time to ask for long."""
+"""Longest time for the last request: a machine that is being taken away has no time for long retries."""
 
 
 TAKEN = "the host was taken away"
 
 
 async def run_attempt(http: httpx.AsyncClient, *, url: str, token: str, stop: asyncio.Event) -> int:
-    """Work until the job is done, the attempt is over or `stop` is set.
+    """Run one attempt at a batch job until it is done, the attempt is over or `stop` is set.
 
     Returns:
-        The process's exit code: 0 when it ended as it should, also by being fenced off.
+        The process's exit code: 0 for a regular end, which includes losing the attempt lease.
     """
     controller = Controller(http, url=url, token=token)
 
@@ -41,29 +41,29 @@ async def run_attempt(http: httpx.AsyncClient, *, url: str, token: str, stop: as
 
 
 async def to_the_end(controller: Controller, attempt: Coroutine[Any, Any, int]) -> int:
-    """Let an attempt work, and say what became of it where it cannot say so itself; the exit code."""
+    """Run an attempt and report its failure to the controller where it cannot do so itself. Returns the exit code."""
     try:
         return await attempt
     except Over as reason:
-        log.info("the attempt is over: %s", reason)
+        log.info("The attempt is over: %s", reason)
         return 0
     except Unreachable as reason:
-        log.error("the controller stays away: %s", reason)
+        log.error("The controller does not answer: %s", reason)
         return 1
     except (KeyRefused, dataset.Unreadable, Disbelieved) as reason:
         return await last_words(controller, str(reason))
     except (Rejected, ValueError, KeyError) as reason:
-        log.error("broken: %s", reason)
+        log.error("The attempt failed: %s", reason)
         return await broken(controller, f"{type(reason).__name__}: {reason}")
 
 
 async def run_batch(
     http: httpx.AsyncClient, controller: Controller, work: Work, *, url: str, token: str, stop: asyncio.Event
 ) -> int:
-    """A batch job, claimed already."""
+    """Run a batch job that is claimed already. Returns the exit code."""
     if work.dataset is None:
-        raise Rejected("a batch without a dataset")
-    log.info("job %s, attempt %d: from item %d of %s", work.job_id, work.attempt, work.step, work.total)
+        raise Rejected("the batch has no dataset")
+    log.info("Job %s, attempt %d: starting at item %d of %s.", work.job_id, work.attempt, work.step, work.total)
     gateway = Gateway(http, url.rstrip("/"), token, work.model)
     batch = Batch(work, controller, http, gateway.run)
     lines = dataset.lines(http, controller, work.dataset, work.dataset_offset)
@@ -72,7 +72,7 @@ async def run_batch(
     working = asyncio.create_task(_work(controller, batch, lines, stop, asked))
     try:
         await asyncio.wait({beating, working}, return_when=asyncio.FIRST_COMPLETED)
-        # A heartbeat ends only by an error: the attempt is over, or the controller is.
+        # The heartbeat task ends only by an error: the attempt is over, or the controller does not answer.
         return working.result() if working.done() else beating.result()
     finally:
         for task in (beating, working):
@@ -84,15 +84,15 @@ async def _work(
     controller: Controller, batch: Batch, lines: AsyncGenerator[bytes, None], stop: asyncio.Event, asked: list[str]
 ) -> int:
     if not await batch.run(lines, stop):
-        log.info("taken away at item %d", batch.step)
+        log.info("Stopped at item %d.", batch.step)
         return await last_words(controller, asked[0] if asked else TAKEN, step=batch.step)
     await finish(controller, stop)
-    log.info("done: %d items", batch.step)
+    log.info("Done: %d items.", batch.step)
     return 0
 
 
 async def finish(controller: Controller, stop: asyncio.Event, *, step: int = 0) -> None:
-    """Say that all is done. Once the controller knows, it may end this machine before its answer has arrived."""
+    """Report the job as done. The controller may end this machine before its answer arrives, which is no error."""
     finishing = asyncio.create_task(controller.finish(step))
     stopped = asyncio.create_task(stop.wait())
     await asyncio.wait({finishing, stopped}, return_when=asyncio.FIRST_COMPLETED)
@@ -104,7 +104,7 @@ async def finish(controller: Controller, stop: asyncio.Event, *, step: int = 0) 
 
 
 async def _beat(controller: Controller, batch: Batch, every_s: float, stop: asyncio.Event, asked: list[str]) -> int:
-    """Tell how far it is; once the answer is to stop, `asked` says why."""
+    """Send heartbeats. When a reply says to stop, put its reason into `asked` and set `stop`."""
     while True:
         await asyncio.sleep(every_s)
         standing = await controller.heartbeat(batch.step)
@@ -114,20 +114,20 @@ async def _beat(controller: Controller, batch: Batch, every_s: float, stop: asyn
 
 
 async def last_words(controller: Controller, reason: str, *, step: int = 0) -> int:
-    """Give the job back; a controller that does not hear it finds out by itself."""
+    """Give the job back and return exit code 0. If the request fails, the controller notices the missing heartbeats."""
     controller.tries_s_max = LAST_WORDS_S_MAX
     try:
         await controller.withdraw(reason, step=step)
     except (Over, Rejected, Unreachable) as error:
-        log.info("could not give the job back: %s", error)
+        log.info("The job could not be given back: %s", error)
     return 0
 
 
 async def broken(controller: Controller, reason: str) -> int:
-    """Say that no other attempt can do better."""
+    """Report that the job failed and no other attempt can do better. Returns exit code 1."""
     controller.tries_s_max = LAST_WORDS_S_MAX
     try:
         await controller.fail(reason)
     except (Over, Rejected, Unreachable) as error:
-        log.info("could not say so: %s", error)
+        log.info("The failure could not be reported: %s", error)
     return 1

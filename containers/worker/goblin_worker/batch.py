@@ -1,4 +1,4 @@
-"""A batch job: items to the gateway, several at once, results in the dataset's order, a checkpoint every so many."""
+"""A batch job: items run in parallel at the gateway, results in the dataset's order, a checkpoint every N items."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from goblin_worker.crc32c import crc32c, text
 PARALLEL = 4
 PARALLEL_MAX = 64
 AHEAD = 4
-"""How far beyond the slowest item the others may run, in multiples of the parallelism."""
+"""How many items may be started and not yet written, in multiples of the parallelism."""
 PART_BYTES_MAX = 8 * 1024 * 1024
-"""A part is saved early when it grows over this: it is held in memory until then."""
+"""Size at which a part is saved early, because it is held in memory until then."""
 UPLOAD_TRIES = 5
 BACKOFF_S_MAX = 10.0
 UPLOAD_S_MAX = 300.0
@@ -32,13 +32,13 @@ class Batch:
     def __init__(
         self, work: Work, controller: Controller, http: httpx.AsyncClient, run_item: Callable[[bytes], Awaitable[bytes]]
     ) -> None:
-        """Nothing starts yet.
+        """Prepare the attempt. Nothing starts yet.
 
         Args:
-            work: What the controller assigned.
-            controller: Takes checkpoints.
-            http: For uploads.
-            run_item: A line of the dataset to a line of output.
+            work: The controller's assignment.
+            controller: Client that announces and commits checkpoints.
+            http: Client for uploads.
+            run_item: Turns a line of the dataset into a line of output.
         """
         self._work = work
         self._controller = controller
@@ -50,14 +50,14 @@ class Batch:
 
     @property
     def step(self) -> int:
-        """Items done, saved or not."""
+        """Number of items done, saved or not."""
         return self._saved + len(self._part)
 
     async def run(self, lines: AsyncGenerator[bytes, None], stop: asyncio.Event) -> bool:
-        """Work until all is checkpointed or `stop` is set; what was done by then is checkpointed too.
+        """Run items until all are checkpointed or `stop` is set. Finished items are checkpointed in both cases.
 
         Returns:
-            Whether everything is done.
+            Whether every item is done.
         """
         parallel = self._work.parameters.get("parallel", PARALLEL)
         parallel = max(1, min(PARALLEL_MAX, parallel)) if isinstance(parallel, int) else PARALLEL
@@ -72,7 +72,7 @@ class Batch:
         return self._saved >= (self._work.total or 0)
 
     async def _save(self) -> None:
-        """Upload the part and have it verified; only then is it done."""
+        """Upload the part and commit it. Its items count as saved only after the controller has verified it."""
         part, step = b"".join(self._part), self.step
         files = [await asyncio.to_thread(_announce, part)]
         upload_id = await self._upload(step, files, part)
@@ -93,7 +93,7 @@ class Batch:
                     return upload_id
                 why = f"{answer.status_code}: {answer.text[:200]}"
             await asyncio.sleep(min(BACKOFF_S_MAX, 0.2 * 2**tries))
-        raise Rejected(f"the bucket does not take the part of step {step}: {why}")
+        raise Rejected(f"the upload of step {step} to the bucket failed: {why}")
 
 
 def _announce(part: bytes) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _announce(part: bytes) -> dict[str, Any]:
 async def _in_order(
     lines: AsyncGenerator[bytes, None], run: Callable[[bytes], Awaitable[bytes]], parallel: int, stop: asyncio.Event
 ) -> AsyncGenerator[bytes, None]:
-    """Run several lines at once and give their results in order; on `stop`, those that are done without a gap."""
+    """Run several lines at once and yield their results in order. After `stop`, yield those done without a gap."""
     running: deque[asyncio.Task[bytes]] = deque()
     free = asyncio.Semaphore(parallel)
     stopped = asyncio.create_task(stop.wait())
@@ -131,6 +131,6 @@ async def _in_order(
 
 
 async def _done(task: asyncio.Task[bytes], stopped: asyncio.Task[bool]) -> bool:
-    """Wait for the task, but not longer than for the stop."""
+    """Wait for the task or for the stop; returns whether the task is done."""
     await asyncio.wait({task, stopped}, return_when=asyncio.FIRST_COMPLETED)
     return task.done()

@@ -1,4 +1,4 @@
-"""The controller, as an attempt sees it. It may be away for a while; it is asked again."""
+"""A client of the controller for one attempt. It retries while the controller does not answer."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from typing import Any
 import httpx
 
 TRIES_S_MAX = 120.0
-"""How long to ask again before giving up; the lease has run out by then."""
+"""How long to retry before giving up. The attempt lease has expired by then."""
 BACKOFF_S_MAX = 5.0
 TIMEOUT_S = 150.0
-"""A commit reads the whole part again, a finish puts the output together."""
+"""Timeout of one request: a commit reads the whole part again, a finish composes the output."""
 OVER = frozenset({401, 403, 404, 409, 410})
 UNTRUE = "untrue"
-"""The code of a refusal whose cause is what this machine sent."""
+"""The error code of an invalid report: this machine sent something that is not true."""
 RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Over(Exception):
-    """This attempt is not the current one any more: whatever it does is in vain."""
+    """The attempt is not the current one any more: stop working."""
 
 
 class Unreachable(Exception):
-    """The controller did not answer for too long."""
+    """The controller did not answer within `tries_s_max`."""
 
 
 class Rejected(Exception):
-    """The controller does not take what was sent; sending it again changes nothing."""
+    """The controller refuses the request; a retry changes nothing."""
 
 
 class Disbelieved(Rejected):
-    """What was sent is not so: this machine lost or mixed up what it had, and another one may do better."""
+    """The report is invalid: this machine lost or mixed up data. Another machine may succeed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Grant:
-    """One request that needs no key."""
+    """A signed request: it needs no key, and expires."""
 
     url: str
     headers: dict[str, str] = field(default_factory=dict)
@@ -47,7 +47,7 @@ class Grant:
 
 @dataclass(frozen=True, kw_only=True)
 class File:
-    """A file to be read, and what proves that it is the right one."""
+    """A file of the bucket: the signed request that reads it, with its size and checksums."""
 
     name: str
     size: int
@@ -58,17 +58,17 @@ class File:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a training starts from."""
+    """The files that a training starts from."""
 
     files: Sequence[File] = ()
     """The dataset."""
     checkpoint: Sequence[File] = ()
-    """To resume from; none: from the start."""
+    """The checkpoint to resume from; empty: start at step 0."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What is to be done; see the controller's `Assignment`."""
+    """The controller's assignment to an attempt; see `Assignment` in the controller."""
 
     job_id: str
     attempt: int
@@ -88,19 +88,19 @@ class Work:
 
 @dataclass(frozen=True, kw_only=True)
 class Standing:
-    """How the controller sees the attempt."""
+    """A heartbeat reply."""
 
     stop: str | None = None
-    """Why it is to save and give the job back; None: it may go on."""
+    """Why the attempt must save and give the job back; None: go on."""
     checkpoint_s: float | None = None
 
 
 class Controller:
-    """Speaks for one attempt."""
+    """Client of the controller with the token of one attempt."""
 
     def __init__(self, http: httpx.AsyncClient, *, url: str, token: str, tries_s_max: float = TRIES_S_MAX) -> None:
         self._http = http
-        # The token says which job it is for: `PREFIX-SECRET.ATTEMPT.JOB`.
+        # The token names its job: `PREFIX-SECRET.ATTEMPT.JOB`.
         self.job_id = token.split(".", 2)[-1]
         self._base = f"{url.rstrip('/')}/jobs/{self.job_id}"
         self._headers = {"authorization": f"Bearer {token}"}
@@ -108,22 +108,22 @@ class Controller:
 
     async def claim(self) -> Work:
         said = await self.ask("claim", {})
-        # A newer controller may say more than is understood here.
+        # A newer controller may send fields that this version does not know: ignore them.
         known = {name.name: said[name.name] for name in fields(Work) if name.name in said}
         if known.get("dataset"):
             known["dataset"] = _grant(known["dataset"])
         return Work(**{**known, "inputs": _inputs(said.get("inputs") or {})})
 
     async def dataset(self) -> Grant:
-        """The dataset's grant again: grants expire."""
+        """Get a new signed request for the dataset: signed requests expire."""
         return _grant(await self.ask("inputs", {}))
 
     async def inputs(self) -> Inputs:
-        """What a training starts from, again, for the same reason."""
+        """Get the training's input files with new signed requests."""
         return _inputs(await self.ask("inputs", {}))
 
     async def heartbeat(self, step: int, **told: float | None) -> Standing:
-        """Say how far it is; `told` are numbers about the work, and those that are None are left out."""
+        """Send a worker report. `told` are numbers about the work; those that are None are left out."""
         body = {"step": step, **{name: value for name, value in told.items() if value is not None}}
         said = await self.ask("heartbeat", body)
         return Standing(stop=said.get("stop"), checkpoint_s=said.get("checkpoint_s"))
@@ -141,28 +141,28 @@ class Controller:
         await self.ask(f"checkpoints/{step}/commit", body)
 
     async def log(self, number: int, size: int, crc32c: str) -> Grant:
-        """Let a piece of the log be uploaded; pieces count from 0."""
+        """Get a signed request to upload a piece of the log. Pieces count from 0."""
         return _grant(await self.ask("logs", {"number": number, "size": size, "crc32c": crc32c}))
 
     async def finish(self, step: int = 0) -> None:
-        """All is done; `step` is what was committed last."""
+        """Report the job as done; `step` is the last committed one."""
         await self.ask("finish", {"step": step} if step else {})
 
     async def withdraw(self, reason: str, *, step: int = 0) -> None:
-        """Give the job back; `step` is what was committed last."""
+        """Give the job back; `step` is the last committed one."""
         await self.ask("withdraw", {"reason": reason, "step": step})
 
     async def fail(self, reason: str) -> None:
         await self.ask("fail", {"reason": reason})
 
     async def ask(self, path: str, body: dict[str, Any]) -> Any:
-        """Post, again and again while the controller is away.
+        """Post a request, with retries while the controller does not answer.
 
         Raises:
-            Over: Stop.
-            Disbelieved: It is not so.
-            Rejected: It was understood and not taken.
-            Unreachable: It stayed away.
+            Over: The attempt is not the current one any more.
+            Disbelieved: The report is invalid.
+            Rejected: The controller refuses the request.
+            Unreachable: The controller did not answer within `tries_s_max`.
         """
         clock = asyncio.get_running_loop().time
         until, tries = clock() + self.tries_s_max, 0
@@ -191,7 +191,7 @@ class Controller:
 
 
 def _code(answer: httpx.Response) -> str | None:
-    """The code of an error in OpenAI's shape; None where there is none."""
+    """Return the code of an error in OpenAI's shape; None if there is none."""
     try:
         code = answer.json()["error"]["code"]
     except (ValueError, KeyError, TypeError):

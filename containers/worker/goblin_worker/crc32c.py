@@ -1,6 +1,6 @@
-"""CRC-32C (Castagnoli), the checksum that Cloud Storage keeps of every object. RFC 3720, appendix B.4.
+"""CRC-32C (Castagnoli), the checksum that Cloud Storage stores with every object. RFC 3720, appendix B.4.
 
-Where `google-crc32c` is installed it does the work, a gigabyte a second; without it this file does, some megabytes.
+`google-crc32c` computes it where it is installed, at about 1 GB/s. Otherwise this file does, at some MB/s.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ with suppress(ImportError):
     from google_crc32c import extend as _library
 
 POLYNOMIAL = 0x82F63B78
-"""Bits reversed."""
+"""The generator polynomial, bits reversed."""
 
 
 def _table() -> list[int]:
@@ -30,12 +30,12 @@ _TABLE = _table()
 
 
 def crc32c(data: bytes, before: int = 0) -> int:
-    """The checksum of the bytes that came before, whose checksum is `before`, and these."""
+    """Compute the checksum of earlier bytes, whose checksum is `before`, followed by `data`."""
     return (_library or extend)(before, data)
 
 
 def extend(before: int, data: bytes) -> int:
-    """The same, without a library."""
+    """Compute the same as `crc32c`, without a library."""
     table, checksum = _TABLE, before ^ 0xFFFFFFFF
     for byte in data:
         checksum = checksum >> 8 ^ table[(checksum ^ byte) & 0xFF]
@@ -43,5 +43,5 @@ def extend(before: int, data: bytes) -> int:
 
 
 def text(checksum: int) -> str:
-    """As Cloud Storage writes it: base64 of the big-endian bytes."""
+    """Format a checksum as Cloud Storage does: base64 of the big-endian bytes."""
     return base64.b64encode(checksum.to_bytes(4, "big")).decode()

@@ -1,4 +1,4 @@
-"""The dataset, read in ranges as it is needed: neither held whole nor on a connection that waits for hours."""
+"""The dataset, read in ranges as needed: it is not held in memory, and no connection stays open for hours."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ TIMEOUT_S = 60.0
 
 
 class Unreadable(Exception):
-    """The bucket does not give the dataset."""
+    """The dataset cannot be read from the bucket."""
 
 
 async def lines(
     http: httpx.AsyncClient, controller: Controller, grant: Grant, offset: int
 ) -> AsyncGenerator[bytes, None]:
-    """Lines from the offset on, blank ones left out.
+    """Yield the lines from a byte offset on, without blank ones.
 
     Raises:
-        Unreadable: The bucket refuses, or stays away.
+        Unreadable: The bucket refuses, or does not answer.
     """
     rest = b""
     while True:
@@ -56,6 +56,6 @@ async def _range(http: httpx.AsyncClient, controller: Controller, grant: Grant, 
                 return b"", grant  # The last range ended exactly at the end.
             why = f"{answer.status_code}: {answer.text[:200]}"
             if answer.status_code in (400, 401, 403):
-                grant = await controller.dataset()  # It has expired.
+                grant = await controller.dataset()  # The signed request has expired.
         await asyncio.sleep(min(BACKOFF_S_MAX, 0.2 * 2**tries))
-    raise Unreadable(f"dataset at byte {start}: {why}")
+    raise Unreadable(f"cannot read the dataset at byte {start}: {why}")

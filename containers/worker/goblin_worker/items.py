@@ -1,4 +1,4 @@
-"""One item of a batch: asked of the gateway until there is an answer, written in OpenAI's output format."""
+"""One item of a batch: sent to the gateway with retries, its answer written in OpenAI's output format."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 
 
 class KeyRefused(Exception):
-    """The gateway does not take the attempt's key: no item can be run."""
+    """The gateway refuses the attempt's key: no item can run."""
 
 
 @dataclass(frozen=True)
 class Gateway:
-    """Where items are run."""
+    """The gateway that runs the items."""
 
     http: httpx.AsyncClient
     url: str
     token: str
     model: str | None
-    """For items that name none."""
+    """The model for items that name none."""
     tries: int = TRIES
 
     async def run(self, line: bytes) -> bytes:
-        """Run one line of the dataset; its line of output. Never raises for the item's own faults.
+        """Run one line of the dataset and return its line of output. An item's own error goes into its output.
 
         Raises:
-            KeyRefused: As its name says.
-            ValueError: The line is no item; the controller has let none such pass.
+            KeyRefused: The gateway refuses the attempt's key.
+            ValueError: The line is no item, which the controller's validation rules out.
         """
         item = json.loads(line)
         custom_id, body = item["custom_id"], dict(item["body"])
@@ -61,7 +61,7 @@ class Gateway:
             else:
                 response, error = _response(answer), None
                 if answer.status_code == 401:
-                    # A key that was asked for before it was written is refused for a moment.
+                    # A gateway that looked the key up before it was written refuses it for a moment: retry.
                     if tries == self.tries:
                         raise KeyRefused(answer.text[:200])
                 elif answer.status_code not in RETRIED:
@@ -80,7 +80,7 @@ def _retry_after_s(answer: httpx.Response) -> float | None:
 
 
 def _response(answer: httpx.Response) -> dict[str, Any]:
-    """OpenAI's `response`: whatever the status, the body is an object."""
+    """Build OpenAI's `response` object. Its body is an object, whatever the status."""
     request_id = answer.headers.get("x-goblin-request-id") or answer.headers.get("x-request-id") or ""
     status, body = answer.status_code, _body(answer)
     return {"status_code": status, "request_id": request_id, "body": body}

@@ -1,1 +1,1 @@
-"""Training and batch jobs on rented GPUs: life cycle, placement, worker API, checkpoints, batch output."""
+"""Training and batch jobs on rented GPUs: lifecycle, placement, worker API, checkpoints and batch output."""

@@ -1,4 +1,4 @@
-"""The log of an attempt: uploaded by its host in pieces, read by whoever may see the job."""
+"""The log of an attempt: its host uploads it in pieces; callers who may see the job read it."""
 
 from __future__ import annotations
 
@@ -23,36 +23,43 @@ class AttemptLog:
     text: str
     """Newest last."""
     whole: bool
-    """False: there is more before it."""
+    """Whether `text` is the whole log; False: earlier text is left out."""
 
 
 def folder(bucket: str, job_id: str, attempt: int) -> str:
-    """Where the pieces of an attempt's log lie; they sort as names."""
+    """Return the folder of an attempt's log pieces; their names sort in the order of their numbers."""
     return f"gs://{bucket}/logs/{job_id}/a{attempt}/"
 
 
 async def sign_piece(job_id: str, attempt: int, number: int, *, size: int, crc32c: str, deps: JobDeps) -> SignedRequest:
-    """Let the attempt upload one piece, once.
+    """Sign the upload of one log piece; each piece can be written once.
 
     Raises:
-        InvalidRequest: There is no such piece, or it is larger than this one may be.
+        InvalidRequest: The piece number does not exist, or the piece is larger than this number allows.
     """
     most = piece_bytes_max(number)
     if not 0 < size <= most:
-        raise InvalidRequest(f"piece {number} of a log may have 1 to {most} bytes", param="size")
+        raise InvalidRequest(
+            f"Log piece {number} may have 1 to {most} bytes. Send a smaller piece, or none.", param="size"
+        )
     uri = f"{folder(deps.bucket, job_id, attempt)}{number:06d}"
     return await deps.objects.sign_put(uri, size=size, crc32c=crc32c)
 
 
 async def read(job_id: str, attempt: int | None, deps: JobDeps) -> AttemptLog:
-    """The end of an attempt's log; None: of the last one.
+    """Read the end of an attempt's log.
+
+    Args:
+        job_id: The job.
+        attempt: Number of the attempt, from 1; None: the last one.
+        deps: Where the job and the pieces are stored.
 
     Raises:
-        NotFound: There is no such job or attempt.
+        NotFound: The job or the attempt does not exist.
     """
     job = (await load(deps, job_id)).job
     if attempt is not None and not 1 <= attempt <= job.attempt:
-        raise NotFound(f"job {job_id} has {job.attempt} attempts", param="attempt")
+        raise NotFound(f"Job {job_id} has {job.attempt} attempts. Name one of them, counted from 1.", param="attempt")
     attempt = job.attempt if attempt is None else attempt
     where = folder(deps.bucket, job_id, attempt)
     pieces = list(await deps.objects.list_from(where, where))

@@ -1,4 +1,4 @@
-"""A batch job's data: the dataset before, the parts meanwhile, the output at the end."""
+"""Data of a batch job: check the dataset, verify each part of the output, compose the output at the end."""
 
 from __future__ import annotations
 
@@ -18,28 +18,28 @@ from goblin.jobs.domain.job import Dataset, Job
 from goblin.jobs.lifecycle import JobDeps
 
 SOURCES_MAX = 32
-"""Cloud Storage composes at most so many objects at once."""
+"""Objects that Cloud Storage composes in one request at most."""
 OWNER = "goblin-job"
-"""Metadata of an output: which job wrote it."""
+"""Metadata key of an output: the id of the job that wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RejectedInput:
-    """Why a job's data cannot be used."""
+    """The reason why a job's input or output cannot be used."""
 
     reason: str
 
 
 async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
-    """Read the dataset once, whole, before anything is rented for it."""
+    """Read and check the whole dataset once, before any instance is rented for it."""
     uri, output_uri = job.spec.dataset_uri, job.spec.output_uri
     if uri is None or output_uri is None:
         return RejectedInput(reason="a batch job needs dataset_uri and output_uri")
     if await deps.objects.stat(output_uri) is not None:
-        return RejectedInput(reason=f"{output_uri} exists; an output is never overwritten")
+        return RejectedInput(reason=f"{output_uri} exists; an output is never overwritten, choose another output_uri")
     facts = await deps.objects.stat(uri)
     if facts is None:
-        return RejectedInput(reason=f"there is no {uri}")
+        return RejectedInput(reason=f"{uri} does not exist; upload the dataset first")
     if facts.size > batch.DATASET_BYTES_MAX:
         return RejectedInput(reason=f"{uri} has {facts.size} bytes; the limit is {batch.DATASET_BYTES_MAX}")
     check = batch.DatasetCheck()
@@ -58,17 +58,17 @@ async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
 async def verify_part(
     job: Job, part: ObjectFacts, sha256: str, previous: Checkpoint | None, step: int, deps: JobDeps
 ) -> int:
-    """Read a part of the output and hold it against the dataset: one result for each item, in order.
+    """Compare a part of the output with the dataset: it must have one result for each item, in order.
 
     Returns:
-        The dataset's offset after the part's last item.
+        The offset in the dataset after the part's last item, in bytes.
 
     Raises:
-        Conflict: It is not what its digest says, or not the results of these items.
+        Conflict: The part does not have its digest, or does not hold the results of these items.
     """
     dataset = job.dataset
     if dataset is None:
-        raise Conflict("the job has no dataset yet")
+        raise Conflict("the job has no dataset")
     done, offset = (previous.step, previous.dataset_offset) if previous else (0, 0)
     digest = hashlib.sha256()
     end = 0
@@ -86,10 +86,10 @@ async def verify_part(
             _, end, request = item
             wanted = batch.parse_item(request, done + 1).custom_id
             if result.custom_id != wanted:
-                raise Conflict(f"{part.uri} line {number}: custom_id {result.custom_id!r}, not {wanted!r}")
+                raise Conflict(f"{part.uri} line {number}: custom_id is {result.custom_id!r}, expected {wanted!r}")
             done += 1
     if done != step:
-        raise Conflict(f"{part.uri} ends at item {done}, not {step}")
+        raise Conflict(f"{part.uri} ends at item {done}, expected {step}")
     if digest.hexdigest() != sha256:
         raise Conflict(f"{part.uri} does not have the announced sha256")
     return offset + end
@@ -101,7 +101,7 @@ def _parse_result(line: bytes, number: int) -> BatchResult:
     except msgspec.DecodeError as error:
         raise Conflict(f"result line {number}: {error}") from error
     if (result.response is None) == (result.error is None):
-        raise Conflict(f"result line {number}: it wants either a response or an error")
+        raise Conflict(f"result line {number}: it needs either a response or an error")
     return result
 
 
@@ -115,7 +115,7 @@ async def _hashed(chunks: AsyncGenerator[bytes, None], digest: hashlib._Hash) ->
 async def _lines(
     chunks: AsyncGenerator[bytes, None], limit: int, *, terminated: bool = False
 ) -> AsyncGenerator[tuple[int, int, bytes], None]:
-    """Lines with their number and the offset after each; `terminated` wants a newline after the last one too."""
+    """Yield lines with their number and the offset after each; with `terminated` the last one needs a newline too."""
     lines = LineSplitter(limit=limit)
     try:
         async with aclosing(chunks):
@@ -131,19 +131,19 @@ async def _lines(
 
 
 async def write_output(job: Job, manifests: Sequence[Manifest], deps: JobDeps) -> RejectedInput | None:
-    """Join all parts into the output, create-only; done already is done.
+    """Compose all parts into the output, create-only. Safe to repeat.
 
     Args:
-        job: All its items are checkpointed.
-        manifests: Every checkpoint's, the first one first.
-        deps: Where the parts are.
+        job: A job whose items are all checkpointed.
+        manifests: Manifests of all its checkpoints, oldest first.
+        deps: Where the parts are stored.
 
     Returns:
-        Why there can be no output; None when it lies there, whole.
+        Why there can be no output; None when the output is complete.
     """
     last, output_uri = job.checkpoint, job.spec.output_uri
     if last is None or output_uri is None:
-        return RejectedInput(reason="there is nothing to put together")
+        return RejectedInput(reason="there is no checkpoint to write an output from")
     parts = [_facts(file) for manifest in manifests for file in manifest.files]
     owner = {OWNER: job.job_id, "goblin-manifest-generation": str(last.generation)}
     between: list[ObjectFacts] = []
@@ -168,7 +168,7 @@ def _facts(file: StoredArtifact) -> ObjectFacts:
 
 
 async def _join(sources: Sequence[ObjectFacts], uri: str, owner: dict[str, str], deps: JobDeps) -> ObjectFacts:
-    """Compose, or take what an earlier, interrupted try has composed."""
+    """Compose the objects, or take the result of an earlier, interrupted try."""
     size = sum(source.size for source in sources)
     made = await deps.objects.compose(sources, uri, metadata=owner) or await deps.objects.stat(uri)
     if made is None or made.size != size or any(made.metadata.get(key) != value for key, value in owner.items()):

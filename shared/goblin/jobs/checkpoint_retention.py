@@ -1,4 +1,4 @@
-"""A training's checkpoints over time: which one is resumed from, and which ones are deleted."""
+"""Checkpoints of a training job: choose the one to resume from, and delete old ones."""
 
 from __future__ import annotations
 
@@ -17,15 +17,16 @@ from goblin.jobs.policy.checkpoint_retention import Saved, choose_kept
 log = logging.getLogger(__name__)
 
 DELETED_MAX = 500
-"""Objects in one go; the rest goes after the next checkpoint."""
+"""Objects deleted in one run; the next checkpoint's run deletes the rest."""
 LOOKED_AT_MAX = 50
+"""Manifests read in one run, the newest first."""
 _MANIFEST = re.compile(rf"/(?P<step>[0-9]{{8}})/a(?P<attempt>[1-9][0-9]*)/{re.escape(MANIFEST)}\Z")
 
 
 async def resume_from(job: Job, deps: JobDeps) -> tuple[Checkpoint, Manifest] | None:
-    """The checkpoint that a training starts from, its files looked at again; None: from the start.
+    """Find the checkpoint that a training attempt starts from, and verify its files again; None: start at step 0.
 
-    It is the job's; where that one is torn by now, the newest before it that verifies.
+    This is the job's checkpoint or, if that one no longer verifies, the newest earlier one that does.
     """
     if job.checkpoint is None:
         return None
@@ -40,7 +41,9 @@ async def resume_from(job: Job, deps: JobDeps) -> tuple[Checkpoint, Manifest] | 
             checkpoint = await checkpoints.reverify(candidate, deps)
             made = await checkpoints.read_manifest(checkpoint.manifest_uri, deps)
         except Broken as error:
-            log.warning("job %s: %s is passed over: %s", job.job_id, candidate.manifest_uri, error)
+            log.warning(
+                "Job %s: checkpoint %s does not verify and is skipped: %s", job.job_id, candidate.manifest_uri, error
+            )
             continue
         if made is not None:
             return checkpoint, made[0]
@@ -48,17 +51,19 @@ async def resume_from(job: Job, deps: JobDeps) -> tuple[Checkpoint, Manifest] | 
 
 
 async def prune(job: Job, step: int, deps: JobDeps) -> None:
-    """Delete what no resume needs. Never raises: what is left is deleted after the next checkpoint.
+    """Delete checkpoints that no resume needs. Never raises: the next checkpoint's run deletes what is left.
 
     Args:
-        job: As it was read before its newest checkpoint was committed.
-        step: That checkpoint's. Later ones are left alone: of an attempt that was fenced off, or under way.
-        deps: Lists and deletes.
+        job: The job as read before its newest checkpoint was committed.
+        step: Step of that checkpoint. Later ones stay: they belong to a fenced attempt, or are being uploaded.
+        deps: The object store.
     """
     try:
         await _prune(job, step, deps)
     except (StoreUnavailable, Broken) as error:
-        log.warning("job %s: old checkpoints are not deleted yet: %s", job.job_id, error)
+        log.warning(
+            "Job %s: old checkpoints could not be deleted, the next checkpoint tries again: %s", job.job_id, error
+        )
 
 
 async def _prune(job: Job, step: int, deps: JobDeps) -> None:
@@ -73,14 +78,14 @@ async def _prune(job: Job, step: int, deps: JobDeps) -> None:
         return
     needed = set(kept).union(file.uri for uri in kept for file in found[uri].files)
     old = [uri for uri in uris if uri not in needed]
-    # Manifests first: what has none is no checkpoint, whatever of its files is left.
+    # Manifests first: without its manifest a checkpoint does not exist, even if some of its files remain.
     for uri in sorted(old, key=lambda one: (not one.endswith(f"/{MANIFEST}"), one))[:DELETED_MAX]:
         if (facts := await deps.objects.stat(uri)) is not None:
             await deps.objects.delete(facts)
 
 
 def _in_use(job: Job) -> set[str]:
-    """What the job points to; its attempt started from there or from an older one, which it has read by now."""
+    """Return the manifest that the job points to. Its attempt started there, or has finished reading an older one."""
     return {job.checkpoint.manifest_uri} if job.checkpoint else set()
 
 
@@ -90,7 +95,7 @@ async def _uris(job: Job, deps: JobDeps) -> Sequence[str]:
 
 
 def _events(job: Job, uris: Sequence[str]) -> list[CheckpointSaved]:
-    """A manifest each, the newest first."""
+    """Return one event for each manifest, the newest first."""
     found = [(match, uri) for uri in uris if (match := _MANIFEST.search(uri))]
     events = [
         CheckpointSaved(job_id=job.job_id, attempt=int(match["attempt"]), step=int(match["step"]), manifest_uri=uri)

@@ -1,4 +1,4 @@
-"""Lies written down: in the job, in our log, and in the reputation of the machine that told them."""
+"""Record invalid reports of hosts: in the job, in the log, and in the reputation of the machine."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ SAVES_MAX = 3
 
 
 async def record_invalid_report(job: Job, what: str, deps: JobDeps) -> None:
-    """The current attempt's host lied. Never raises: the refusal is what matters, and it is under way.
+    """Record an invalid report of the current attempt's host. Never raises: the report is refused in any case.
 
     Args:
-        job: As it was when the host's token was checked; another attempt's history is left alone.
-        what: The lie, for a person.
-        deps: Where it is written.
+        job: The job as read when the host's token was checked; if another attempt runs by now, nothing is recorded.
+        what: What is not true, for a person.
+        deps: Where the job and the market history are stored.
     """
-    log.warning("job %s: the host of attempt %d lied: %s", job.job_id, job.attempt, what)
+    log.warning("Job %s: the host of attempt %d sent an invalid report: %s", job.job_id, job.attempt, what)
     first = False
 
     def decide(now: Job) -> Transition | None:
@@ -41,20 +41,20 @@ async def record_invalid_report(job: Job, what: str, deps: JobDeps) -> None:
             if first:
                 await _blame(transition.job, deps)
     except (StoreUnavailable, LeaseHeld) as error:
-        log.warning("job %s: the lie is not written down: %s", job.job_id, error)
+        log.warning("Job %s: the invalid report could not be recorded: %s", job.job_id, error)
 
 
 async def record_foreign_token(job: Job, deps: JobDeps) -> None:
-    """A token for this job that is not its current attempt's. Never raises."""
-    log.warning("job %s: a token that is not of attempt %d was refused", job.job_id, job.attempt)
+    """Record the use of a token of this job that is not its current attempt's. Never raises."""
+    log.warning("Job %s: refused a token that is not the one of attempt %d", job.job_id, job.attempt)
     try:
         await change(deps, job.job_id, lambda now: policy.note_foreign_token(now, now=deps.clock.now()))
     except (StoreUnavailable, LeaseHeld) as error:
-        log.warning("job %s: the refusal is not written down: %s", job.job_id, error)
+        log.warning("Job %s: the refused token could not be recorded: %s", job.job_id, error)
 
 
 async def _blame(job: Job, deps: JobDeps) -> None:
-    """Once for an attempt: a machine that lies is left alone for a while."""
+    """Note a failure of the machine, once for each attempt, so that it is not rented for a while."""
     machine = job.placement.offer.machine if job.placement else None
     if machine is None:
         return

@@ -1,4 +1,4 @@
-"""Jobs as those who ask for them see them: request, show, list, cancel."""
+"""Jobs from the caller's side: submit, show, list and cancel them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketHist
 log = logging.getLogger(__name__)
 
 WRITES_MAX = 10
-"""Tries at one compare-and-set before the caller is told to come back."""
+"""Tries at one compare-and-set before the caller gets `LeaseHeld`."""
 
 
 SPEC_BYTES_MAX = 64 * 1024
@@ -31,7 +31,7 @@ _JOB_ID = re.compile(events.JOB_ID)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobDeps:
-    """What every service of jobs works with."""
+    """Dependencies of every service in `jobs`."""
 
     jobs: JobStore
     objects: ObjectStore
@@ -40,37 +40,40 @@ class JobDeps:
     compute: Mapping[str, ComputeProvider]
     clock: Clock
     bucket: str
-    """The one bucket of datasets, outputs and checkpoints."""
+    """Name of the bucket of all datasets, outputs and checkpoints."""
     url: str
-    """Where an instance reaches this controller and the gateway."""
+    """Base URL at which an instance reaches this controller and the gateway."""
     limits: Mapping[str, int]
-    """Concurrent jobs by kind."""
+    """Concurrent jobs allowed, by kind."""
     new_secret: Callable[[], str]
-    """Unguessable text, another one each time."""
+    """Returns unguessable text, different at each call."""
     market: MarketHistoryStore
     money: reservations.ReservationDeps
     caps: Mapping[str, int] = field(default_factory=dict)
-    """Micro-dollars an hour that may be paid at a provider, whatever a job allows."""
+    """Price cap by provider, in micro-dollars per hour, on top of the job's own cap."""
     image: str = ""
-    """The agent's, for jobs that name none."""
+    """Default container image of the agent, for jobs that name none."""
 
     @property
     def kinds(self) -> frozenset[str]:
-        """What the configured providers can run."""
+        """Job kinds that the configured providers can run."""
         return frozenset(kind for provider in self.compute.values() for kind in provider.kinds)
 
 
 async def change(deps: JobDeps, job_id: str, decide: Callable[[Job], Transition | None]) -> Transition | None:
-    """Load, decide, write if nobody else wrote meanwhile; again if somebody did.
+    """Change a job by compare-and-set: load, decide, write; repeat if it was written in between.
 
     Args:
-        deps: Where jobs are kept.
-        job_id: Which one.
-        decide: Pure, may be called several times; None leaves the job as it is.
+        deps: Where jobs are stored.
+        job_id: The job to change.
+        decide: Pure function, may be called several times; None leaves the job as it is.
+
+    Returns:
+        The transition as written; None when `decide` returned None.
 
     Raises:
-        NotFound: There is no such job.
-        LeaseHeld: Others kept writing it.
+        NotFound: The job does not exist.
+        LeaseHeld: Other processes wrote it at each of `WRITES_MAX` tries.
     """
     for _ in range(WRITES_MAX):
         stored = await load(deps, job_id)
@@ -80,28 +83,30 @@ async def change(deps: JobDeps, job_id: str, decide: Callable[[Job], Transition 
         if await deps.jobs.replace(transition.job, stored.version) is not None:
             await announce(transition.job, deps)
             return transition
-    raise LeaseHeld(f"job {job_id} is being changed by others", retry_after_s=1)
+    raise LeaseHeld(f"Job {job_id} is being changed by other processes. Try again in a second.", retry_after_s=1)
 
 
 async def load(deps: JobDeps, job_id: str) -> StoredJob:
-    """The job now.
+    """Read a job with its version.
 
     Raises:
-        NotFound: There is no such job.
+        NotFound: The job does not exist.
     """
-    # What cannot be an id is not looked up: a store has its own idea of names.
+    # Text that cannot be a job id is not looked up: a store has its own rules for names.
     stored = await deps.jobs.get(job_id) if _JOB_ID.match(job_id) else None
     if stored is None:
-        raise NotFound(f"no job {job_id[:SHOWN_MAX]!r}", param="job_id")
+        raise NotFound(
+            f'There is no job {job_id[:SHOWN_MAX]!r}. List the jobs with "goblin jobs list".', param="job_id"
+        )
     return stored
 
 
 async def submit(spec: JobRequested, deps: JobDeps) -> Job:
-    """Like `request`, for a caller who is there to be told: what could never run is not written down.
+    """Create a job for a caller who waits for the answer: a job that could never run is refused and not stored.
 
     Raises:
-        InvalidRequest: It could never run.
-        Conflict: As `request`.
+        InvalidRequest: The job could never run, or its specification is too large.
+        Conflict: As for `request`.
     """
     if (reason := job_spec.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
         raise InvalidRequest(reason)
@@ -109,14 +114,14 @@ async def submit(spec: JobRequested, deps: JobDeps) -> Job:
 
 
 async def request(spec: JobRequested, deps: JobDeps) -> Job:
-    """Write a job down once, however often it is asked for; a job that could never run is written as refused.
+    """Create a job. Idempotent by `job_id`; a job that could never run is stored as refused, with the reason.
 
     Raises:
         Conflict: The id belongs to a job with another specification.
-        InvalidRequest: It is too large to be kept.
+        InvalidRequest: The specification is too large to be stored.
     """
     if len(events.encode(spec)) > SPEC_BYTES_MAX:
-        raise InvalidRequest(f"a specification has at most {SPEC_BYTES_MAX} bytes; data belongs in the bucket")
+        raise InvalidRequest(f"A job specification has at most {SPEC_BYTES_MAX} bytes. Put data into the bucket.")
     now = deps.clock.now()
     job = Job(
         job_id=spec.job_id, spec=spec, spec_sha256=spec_digest(spec),
@@ -130,30 +135,30 @@ async def request(spec: JobRequested, deps: JobDeps) -> Job:
         return job
     known = (await load(deps, spec.job_id)).job
     if known.spec_sha256 != job.spec_sha256:
-        raise Conflict(f"job {spec.job_id!r} exists with another specification; choose another job_id", param="job_id")
+        raise Conflict(f"Job {spec.job_id!r} exists with another specification. Choose another job_id.", param="job_id")
     return known
 
 
 async def show(job_id: str, deps: JobDeps) -> Job:
-    """One job.
+    """Read a job.
 
     Raises:
-        NotFound: There is no such job.
+        NotFound: The job does not exist.
     """
     return (await load(deps, job_id)).job
 
 
 async def recent(limit: int, deps: JobDeps) -> Sequence[Job]:
-    """The newest jobs first."""
+    """List the newest jobs, the newest first."""
     return await deps.jobs.list_recent(limit)
 
 
 async def cancel(job_id: str, deps: JobDeps, *, by: str) -> Job:
-    """End a job; its attempt is fenced off at once. A second cancel changes nothing.
+    """Cancel a job and fence its attempt at once. A second cancel changes nothing.
 
     Raises:
-        NotFound: There is no such job.
-        Conflict: It is finishing, or has ended otherwise.
+        NotFound: The job does not exist.
+        Conflict: The job is finishing, or has ended in another way.
     """
     transition = await change(
         deps, job_id,
@@ -162,18 +167,18 @@ async def cancel(job_id: str, deps: JobDeps, *, by: str) -> Job:
     if transition is None:
         job = await show(job_id, deps)
         if job.state is not JobState.CANCELLED:
-            raise Conflict(f"job {job_id} is {job.state}: too late to cancel")
+            raise Conflict(f"Job {job_id} is {job.state}: it is too late to cancel it.")
         return job
     await act(transition, deps)
     return transition.job
 
 
 async def announce(job: Job, deps: JobDeps) -> None:
-    """Tell apps of a job's new state, at least once; what fails here is told by the next reconcile. Never raises.
+    """Publish a job's new state, at least once. Never raises: the next reconcile publishes what failed here.
 
     Args:
-        job: As it was written.
-        deps: Publishes, and notes that it is out.
+        job: The job as written.
+        deps: Publishes the event, and notes in the job that it was published.
     """
     seq = job.seq
     if job.announced_seq >= seq:
@@ -189,15 +194,20 @@ async def announce(job: Job, deps: JobDeps) -> None:
             await _call_back(job.spec.callback_topic, event, deps)
         await _note_announced(job.job_id, seq, deps)
     except (Transient, NotFound) as error:
-        log.warning("job %s: its state %s is not announced yet: %s", job.job_id, job.state, error)
+        log.warning(
+            "Job %s: its state %s could not be published, the next reconcile tries again: %s",
+            job.job_id,
+            job.state,
+            error,
+        )
 
 
 async def _call_back(topic: str, event: JobStatusChanged, deps: JobDeps) -> None:
     try:
         await deps.bus.publish(topic, event)
     except UnknownTopic:
-        # The caller's own mistake: the announcement to everybody is out, and waiting mends nothing.
-        log.warning("job %s: there is no topic %s to call back", event.job_id, topic)
+        # The caller named a topic that does not exist. The status topic has the event, and a retry would not help.
+        log.warning("Job %s: its callback topic %s does not exist", event.job_id, topic)
 
 
 async def _note_announced(job_id: str, seq: int, deps: JobDeps) -> None:
@@ -210,13 +220,13 @@ async def _note_announced(job_id: str, seq: int, deps: JobDeps) -> None:
 
 
 async def act(transition: Transition, deps: JobDeps) -> None:
-    """End what the transition leaves behind. What fails here is found again by the next reconcile."""
+    """Release the instance if the transition asks for it. The next reconcile repeats what fails here."""
     if FollowUp.RELEASE in transition.actions:
         await release(transition.job, deps)
 
 
 async def release(job: Job, deps: JobDeps) -> None:
-    """Shut the last attempt's key out and ask for its instance's end."""
+    """Close the key of the last attempt and ask its provider to end its instance."""
     lease = job.lease
     if lease is None:
         return
@@ -225,4 +235,9 @@ async def release(job: Job, deps: JobDeps) -> None:
         if provider := deps.compute.get(lease.provider):
             await provider.release(lease.label)
     except (Transient, Refused) as error:
-        log.warning("job %s: %s is not released yet: %s", job.job_id, lease.label, error)
+        log.warning(
+            "Job %s: instance %s could not be released, the next reconcile tries again: %s",
+            job.job_id,
+            lease.label,
+            error,
+        )

@@ -1,7 +1,7 @@
-"""Placing: the market looked at, one instance rented for each job that can have one, the others told why they wait.
+"""Place queued jobs: take a market snapshot, rent one instance for each job that fits, note why the others wait.
 
-The order is what makes a crash harmless: the lease and the plan of its rent are written into the job, then money is put
-aside, then that is written, then the instance is asked for. Whatever is cut off leaves a lease that runs out.
+The order of steps makes a crash harmless: write the attempt lease and the planned instance reservation into the job,
+reserve budget, write the result into the job, then rent the instance. A crash at any point leaves a lease that expires.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 
 Note = Callable[[MarketHistory], MarketHistory]
 QUESTIONS_MAX = 12
-"""Different needs that the market is asked for in one run; the rest waits for the next."""
+"""Distinct `InstanceRequirements` for which providers are queried in one run; further ones wait for the next run."""
 
 
 @dataclass(slots=True)
 class MarketSnapshot:
-    """The market in one run: each need is asked for once, whoever has it."""
+    """The market in one run: providers are queried once for each distinct `InstanceRequirements`."""
 
     deps: JobDeps
     inventories: Mapping[str, Inventory]
@@ -52,16 +52,16 @@ class MarketSnapshot:
     version: str | None
     frozen: SpendingHalt
     budgets: Mapping[str, Account]
-    """Of `total` and the providers those that have a limit, by name."""
+    """Accounts with a limit among `total` and the providers, by name."""
     taken: set[str | None] = field(default_factory=set)
-    """Machines that were asked for in this run."""
+    """Machines that this run has tried to rent."""
     short: dict[str, str] = field(default_factory=dict)
-    """Providers whose budget does not cover a start in this run, each with what was said: no other job asks again."""
+    """Providers whose budget does not cover a start, with the reason: other jobs of this run do not try them again."""
     notes: list[Note] = field(default_factory=list)
     seen: dict[InstanceRequirements, dict[str, Listing | UnknownInventory]] = field(default_factory=dict)
 
     async def facts(self, job: Job) -> PlacementFacts | None:
-        """What is known for a job's decision; None: enough was asked in this run."""
+        """Collect the facts for a job's placement; None when this run has made `QUESTIONS_MAX` queries."""
         want, now = wanted(job.spec), self.deps.clock.now()
         if want not in self.seen:
             if len(self.seen) >= QUESTIONS_MAX:
@@ -77,11 +77,11 @@ class MarketSnapshot:
         )  # fmt: skip
 
     async def _ask(self, want: InstanceRequirements) -> dict[str, Listing | UnknownInventory]:
-        """Every provider of the kind at once. Where the inventory is unknown nothing is launched, so none is asked."""
+        """Query all providers of the kind at once, except those with an unknown inventory: nothing is rented there."""
         answers: dict[str, Listing | UnknownInventory] = {}
         asked = []
         for name, provider in sorted(self.deps.compute.items()):
-            inventory = self.inventories.get(name, UnknownInventory(reason="not asked"))
+            inventory = self.inventories.get(name, UnknownInventory(reason="its inventory was not listed"))
             if want.kind not in provider.kinds:
                 continue
             if isinstance(inventory, KnownInventory):
@@ -92,7 +92,7 @@ class MarketSnapshot:
         return answers | dict(zip(asked, found, strict=True))
 
     def _untaken(self, listing: Listing) -> Listing:
-        """Without the machines that this very run has asked for: each can be had once."""
+        """Leave out the machines that this run has tried to rent: each can be rented once."""
         return replace(listing, offers=tuple(one for one in listing.offers if one.machine not in self.taken))
 
     def _halted(self, job: Job, providers: Collection[str]) -> dict[str, str]:
@@ -107,7 +107,7 @@ class MarketSnapshot:
         return {name: reason for name, reason in reasons.items() if reason}
 
     def remember(self, job: Job, trigger: Trigger) -> None:
-        """Take to heart what an attempt's end says about its pool and its machine."""
+        """Note in the market history what the end of an attempt says about its pool and its machine."""
         if job.placement is None:
             return
         offer, now = job.placement.offer, self.deps.clock.now()
@@ -124,28 +124,28 @@ class MarketSnapshot:
         self.notes.append(note)
 
     async def close(self) -> None:
-        """Keep what was seen. Never raises: these are statistics."""
+        """Save the market history. Never raises: these are statistics."""
         if self.history == self.loaded:
             return
         try:
             if not await self.deps.market.save(self.history, self.version) and self.notes:
-                # Somebody else looked in the same minute, which will do as well; what only we know is added to it.
+                # Another process saved its look at the market in the same minute, which will do. Add our own losses.
                 history, version = await self.deps.market.load()
                 for note in self.notes:
                     history = note(history)
                 await self.deps.market.save(history, version)
         except StoreUnavailable as error:
-            log.warning("what was seen of the market is not kept: %s", error)
+            log.warning("The market history could not be saved: %s", error)
 
 
 LOST = frozenset({Trigger.STOPPED, Trigger.GONE, Trigger.SILENT})
-"""How a spot instance is seen to be taken away."""
+"""Triggers that mean that a spot instance was taken away."""
 BLAMED = {Trigger.SILENT: "died", Trigger.GONE: "died", Trigger.STALLED: "speed", Trigger.FAULTY: "ecc"}
-"""What its machine is blamed for."""
+"""Kind of failure that is noted against the machine, by trigger."""
 
 
 async def take_snapshot(inventories: Mapping[str, Inventory], deps: JobDeps) -> MarketSnapshot:
-    """Begin a run. Raises `StoreUnavailable`: without the freezes nothing is rented."""
+    """Start the snapshot of a run. Raises `StoreUnavailable`: without the freezes nothing is rented."""
     (history, version), frozen, limited = await asyncio.gather(
         deps.market.load(),
         reservations.halt(deps.money.ledger),
@@ -158,10 +158,10 @@ async def take_snapshot(inventories: Mapping[str, Inventory], deps: JobDeps) -> 
 
 
 async def place_all(open_jobs: Sequence[StoredJob], market: MarketSnapshot, deps: JobDeps) -> tuple[int, list[str]]:
-    """Offer the free places to the queued jobs, in order; one that nothing fits keeps nobody else from its place.
+    """Offer the free places to the queued jobs in order. A job that fits no offer does not block the jobs behind it.
 
     Returns:
-        How many were placed, and what went wrong with others.
+        The number of jobs placed, and the errors of others.
     """
     stored = {one.job.job_id: one for one in open_jobs}
     jobs = [one.job for one in open_jobs]
@@ -176,7 +176,7 @@ async def place_all(open_jobs: Sequence[StoredJob], market: MarketSnapshot, deps
                 taken[job.spec.kind] += 0 if kept else 1
                 placed += 1
         except GoblinError as error:
-            errors.append(f"job {job.job_id} is not placed: {error}")
+            errors.append(f"job {job.job_id} could not be placed: {error}")
     return placed, errors
 
 
@@ -193,7 +193,7 @@ async def _place(stored: StoredJob, market: MarketSnapshot, deps: JobDeps) -> bo
         reservation_policy.uncovered(plan, market.budgets, deps.clock.now()) if plan and stored.job.refusals else None
     )
     if short is not None:
-        # The first time the ledger itself refuses, and makes known that the budget is used up.
+        # Only after a first refusal: that one comes from the ledger, which announces that the budget is used up.
         market.short[found.offer.provider] = reservation_policy.said(short)
         return await _place(stored, market, deps)
     if found.offer.machine is not None:
@@ -206,19 +206,19 @@ async def _place(stored: StoredJob, market: MarketSnapshot, deps: JobDeps) -> bo
     after = await deps.jobs.get(stored.job.job_id)
     if after is None or after.job.state is not JobState.QUEUED or after.job.stop is not None:
         return False
-    # Another provider may be dearer and have money.
+    # Another, dearer provider may have budget left.
     return await _place(after, market, deps)
 
 
 async def _wait(stored: StoredJob, why: NoPlacement, deps: JobDeps) -> None:
-    """Say why a job waits, once for each reason."""
+    """Write into a job why it waits, once for each reason."""
     job = stored.job
     if job.no_placement is None or job.no_placement.reason != why.reason:
         await deps.jobs.replace(replace(job, no_placement=why, updated_at=deps.clock.now()), stored.version)
 
 
 def _plan(job: Job, placement: Placement, deps: JobDeps) -> InstanceReservation | None:
-    """What the next attempt may cost there; None where nothing costs anything."""
+    """Plan the instance reservation of the next attempt; None where the instance is free."""
     now, label = deps.clock.now(), attempt_label(job.job_id, job.attempt + 1)
     start_s_max = deps.compute[placement.offer.provider].start_s_max
     return reservation_policy.first(
@@ -229,7 +229,7 @@ def _plan(job: Job, placement: Placement, deps: JobDeps) -> InstanceReservation 
 async def _rent(
     stored: StoredJob, placement: Placement, plan: InstanceReservation | None, market: MarketSnapshot, deps: JobDeps
 ) -> bool:
-    """Write, put aside, write, rent: only who wrote the lease rents, once, so no attempt has two instances."""
+    """Write the lease, reserve budget, write that, rent. Only the process that wrote the lease rents, and once."""
     job, now = stored.job, deps.clock.now()
     provider = deps.compute[placement.offer.provider]
     attempt = job.attempt + 1
@@ -260,14 +260,16 @@ async def _rent(
     )  # fmt: skip
     try:
         if job.spec.kind == JobKind.BATCH:
-            # Its items are asked of the gateway with the attempt's own token.
+            # A batch sends its items to the gateway with the attempt's own token.
             await deps.keys.open(lease.token_sha256, name=f"job:{job.job_id}", until=now + worker_api.KEY_LIFE)
         instance_id = await provider.rent(order)
     except (ProviderUnavailable, Refused) as error:
         await _no_instance(job.job_id, label, str(error), deps)
         return False
     except Transient as error:
-        log.warning("job %s: nobody knows whether %s was rented: %s", job.job_id, label, error)
+        log.warning(
+            "Job %s: it is unknown whether %s was rented, the next inventory will show it: %s", job.job_id, label, error
+        )
         return True
     rented = f"instance {instance_id} of {provider.name}"
 
@@ -285,7 +287,7 @@ async def _rent(
 
 
 async def _put_aside(job_id: str, plan: InstanceReservation, market: MarketSnapshot, deps: JobDeps) -> bool:
-    """Put the first slice aside and write it down; without it nothing is rented."""
+    """Reserve the first slice and write it into the job; without it nothing is rented."""
     try:
         found = await reservations.reserve(plan, deps.money, now=deps.clock.now())
     except StoreUnavailable as error:
@@ -309,13 +311,13 @@ async def _put_aside(job_id: str, plan: InstanceReservation, market: MarketSnaps
 
     if await change(deps, job_id, write) is not None:
         return True
-    # The attempt was over before its money was there: nothing is rented on it.
+    # The attempt ended before its budget was reserved: rent nothing and give the budget back.
     await reservations.settle(reservation_policy.ended(found, found.since), deps.money, now=deps.clock.now())
     return False
 
 
 async def _no_instance(job_id: str, label: str, reason: str, deps: JobDeps, *, ends_job: bool = False) -> None:
-    """Nothing was rented and nothing will be under this label: what was put aside ends where it began."""
+    """Note that no instance was or will be rented under this label: its reservation ends where it began."""
 
     def decide(job: Job) -> Transition | None:
         if job.lease is None or job.lease.label != label:

@@ -1,4 +1,4 @@
-"""What jobs need from outside: each docstring is the contract, held by a test that adapters and fakes share."""
+"""Ports of `jobs`. Each docstring is the contract; a test that adapters and fakes share checks it."""
 
 from __future__ import annotations
 
@@ -15,119 +15,119 @@ from goblin.jobs.policy.spot.market_history import MarketHistory
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredJob:
-    """A job as it was read, and what it is compared with when it is written again."""
+    """A job as read, with the version for its compare-and-set."""
 
     job: Job
     version: str
 
 
 class JobStore(Protocol):
-    """Job documents. Every method raises `StoreUnavailable` when the store does not answer."""
+    """Store of job documents. Every method raises `StoreUnavailable` when the store does not answer."""
 
     async def create(self, job: Job) -> StoredJob | None:
-        """Write a new job; None when the id is taken."""
+        """Create a job; None when the id is taken."""
 
     async def get(self, job_id: str) -> StoredJob | None:
-        """The job now; None when there is none."""
+        """Read a job; None when it does not exist."""
 
     async def replace(self, job: Job, version: str) -> StoredJob | None:
-        """Write the job if it is still at the version; None when somebody else wrote it."""
+        """Write the job if it is still at the version; None when it was written since."""
 
     async def place(self, job: Job, version: str, *, limit: int) -> StoredJob | None:
-        """Write a job that takes a place, as `replace` does, if at most `limit` of its kind have one then.
+        """Write a job that takes a place, as `replace` does, if at most `limit` jobs of its kind have one then.
 
-        Two that want the last place at the same time do not both get it.
+        Atomic: of two jobs that want the last place at the same time, one gets it.
         """
 
     async def list_open(self, limit: int) -> Sequence[StoredJob]:
-        """Jobs with something left to do, the oldest first."""
+        """List jobs with something left to do, the oldest first."""
 
     async def list_recent(self, limit: int) -> Sequence[Job]:
-        """All jobs, the newest first."""
+        """List all jobs, the newest first."""
 
 
 class MarketHistoryStore(Protocol):
-    """What was seen of the market. Every method raises `StoreUnavailable` when the store does not answer."""
+    """Store of the market history. Every method raises `StoreUnavailable` when the store does not answer."""
 
     async def load(self) -> tuple[MarketHistory, str | None]:
-        """What is known, and its version; nothing and None at first, or when what is stored is of another time."""
+        """Read the history and its version; an empty one and None at first, or when the stored format is outdated."""
 
     async def save(self, history: MarketHistory, version: str | None) -> bool:
-        """Write it if it is still at the version; False when somebody else wrote it."""
+        """Write the history if it is still at the version; False when it was written since."""
 
 
 class ComputeProvider(Protocol):
-    """Somebody who rents out instances."""
+    """A provider that rents out instances."""
 
     @property
     def name(self) -> str:
-        """The adapter's file."""
+        """Name of the provider: the name of its adapter's package."""
 
     @property
     def kinds(self) -> frozenset[str]:
-        """Which kinds of job its instances can run."""
+        """Kinds of job that its instances can run."""
 
     @property
     def start_s_max(self) -> float:
-        """How long an instance may take from being asked for to its first word."""
+        """Longest time from the rental request to the first request of the instance's agent."""
 
     async def offers(self, wanted: InstanceRequirements) -> Listing | UnknownInventory:
-        """What could be rented now that fits, spot and on demand, at most a few hundred.
+        """List offers that fit, spot and on demand, at most a few hundred.
 
-        Never raises: an error is `UnknownInventory`. May be up to a minute old.
+        Never raises: an error is `UnknownInventory`. The answer may be up to a minute old.
         """
 
     async def inventory(self) -> Inventory:
-        """Every instance of ours (by label) that exists, also a broken one: if it may bill, it is listed.
+        """List every instance of ours (by label) that exists, also a broken one: if it may bill, it is listed.
 
         Never raises: an error is `UnknownInventory`.
         """
 
     async def rent(self, order: RentalOrder) -> str:
-        """Ask for one instance; its id. Called once per label.
+        """Rent one instance and return its id. Called once per label.
 
         Raises:
-            ProviderUnavailable: The provider said no and nothing exists: the offer is gone, or the bid too low.
-            Refused: The provider would say no to any other offer too: money, key.
-            Transient: Nobody knows; the inventory will show it, or not.
+            ProviderUnavailable: The provider refused and nothing exists: the offer is gone, or the bid too low.
+            Refused: The provider would refuse any other offer too: no credit, wrong key.
+            Transient: It is unknown whether an instance exists; the inventory will show it.
         """
 
     async def release(self, label: str) -> None:
-        """See to it that every instance with the label ends; that there is none is no error. May be repeated.
+        """End every instance with the label. No instance is no error. Safe to repeat.
 
-        Returns once it is asked for, not once it is done: the inventory shows the rest.
+        Returns when the end is requested, not when it is done: the inventory shows that.
 
         Raises:
-            Transient: Ask again.
+            Transient: The request failed; try again.
         """
 
 
 class WebhookEventStore(Protocol):
-    """Hints that were followed. Every method raises `StoreUnavailable` when the store does not answer."""
+    """Webhook events that were followed. Every method raises `StoreUnavailable` when the store does not answer."""
 
     async def take(self, event: WebhookEvent, *, until: datetime) -> bool:
-        """Note that it is followed; False when it was before. It may be forgotten from then on."""
+        """Note that the event is followed; False when it was before. The note may be deleted after `until`."""
 
     async def give_back(self, event: WebhookEvent) -> None:
-        """It was not followed after all; unknown is no error."""
+        """Delete the note, because following the event failed. An unknown event is no error."""
 
 
 class AttemptKeys(Protocol):
-    """Keys for inference that live no longer than an attempt. Raises `StoreUnavailable`."""
+    """Inference keys of attempts. Every method raises `StoreUnavailable` when the store does not answer."""
 
     async def open(self, digest: str, *, name: str, until: datetime) -> None:
-        """Let the key with this SHA-256 in until then; again prolongs it."""
+        """Accept the key with this SHA-256 until then; a second call extends it."""
 
     async def close(self, digest: str) -> None:
-        """Shut it out; unknown is no error."""
+        """Stop accepting the key; an unknown one is no error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WebhookEvent:
-    """Somebody who knows the shared secret says that something happened; what did, a look has to show."""
+    """A provider's claim, proved by the shared secret, that something happened; reconcile finds out what."""
 
     provider: str
     event_id: str
-    """The same at every delivery."""
+    """Id of the event, the same at every delivery."""
     kind: str
-    """The provider's own word, as `outbid`."""
+    """The provider's own name for what happened, for example `outbid`."""

@@ -1,7 +1,7 @@
-"""Desired against actual: each job brought on as far as it goes, each instance without a lease ended.
+"""Reconcile jobs and instances: advance each job as far as it goes, end each instance without a live lease.
 
-Level-triggered: everything is found out again from documents and inventories, so that a crash anywhere before, an
-event that never came or one that came twice changes nothing about where it ends.
+Level-triggered: each run reads all documents and inventories again, so an earlier crash, a lost event or a repeated one
+does not change the result.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from goblin.jobs.ports import ComputeProvider, StoredJob
 log = logging.getLogger(__name__)
 
 OPEN_MAX = 1000
-"""Open jobs looked at in one run, the oldest first."""
+"""Open jobs processed in one run, the oldest first."""
 STEPS_MAX = 8
-"""Transitions of one job in one run; more than the longest way without waiting."""
+"""Transitions of one job in one run; more than the longest path without a wait."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReconcileReport:
-    """What a run did."""
+    """Counts and errors of one run."""
 
     moved: int
     placed: int
@@ -45,20 +45,20 @@ class ReconcileReport:
 
 
 async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileReport:
-    """One run over all open jobs, or over one of them right after an event.
+    """Reconcile all open jobs, or only one of them right after an event.
 
-    Errors of one job or provider do not keep the others waiting: they are in the report.
+    Errors of one job or provider do not stop the others: they are in the report.
 
     Raises:
         StoreUnavailable: The jobs or the freezes cannot be read.
     """
     before = await deps.jobs.list_open(OPEN_MAX)
-    # After the jobs: an instance that a job names was there to be seen.
+    # After the jobs: an instance that a job names existed when the inventory was listed.
     inventories = await _inventories(deps.compute)
     try:
         market = await placement.take_snapshot(inventories, deps)
     except StoreUnavailable:
-        # Without the ledger nothing is rented; what nobody wants must go all the same.
+        # Without the ledger nothing is rented, but instances without a live lease must still end.
         if only is None:
             await _sweep(inventories, deps)
         raise
@@ -75,9 +75,9 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
         placed, unplaced = await placement.place_all(now_open, market, deps)
         errors += unplaced
         if only is None:
-            # Those that were placed just now have their first slice.
+            # Jobs placed in this run have their first slice.
             errors += await _each(now_open, lambda job: renewals.keep(job, market, deps))
-            # Rents of what was gone when the inventories were listed; what was rented since is not among them.
+            # `before`, not `now_open`: instances rented in this run are not in the inventories yet.
             errors += await _each(before, lambda job: renewals.settle_ended(job, inventories, deps))
     except GoblinError as error:
         errors.append(f"placing: {error}")
@@ -86,7 +86,7 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
         released, unreleased = await _sweep(inventories, deps)
         errors += unreleased
     for line in errors:
-        log.warning("reconcile: %s", line)
+        log.warning("Reconcile: %s", line)
     return ReconcileReport(moved=moved, placed=placed, released=released, errors=tuple(errors))
 
 
@@ -101,7 +101,7 @@ async def _each(jobs: Sequence[StoredJob], work: Callable[[Job], Awaitable[None]
 
 
 async def _inventories(compute: Mapping[str, ComputeProvider]) -> dict[str, Inventory]:
-    """Each provider's, listed once and at the same time."""
+    """List the inventory of each provider once, all at the same time."""
     seen = await asyncio.gather(*(provider.inventory() for provider in compute.values()))
     return dict(zip(compute, seen, strict=True))
 
@@ -109,7 +109,7 @@ async def _inventories(compute: Mapping[str, ComputeProvider]) -> dict[str, Inve
 async def _advance(
     stored: StoredJob, inventories: Mapping[str, Inventory], market: MarketSnapshot, deps: JobDeps
 ) -> int:
-    """Bring one job on until nothing more follows now; whoever writes it meanwhile takes over."""
+    """Advance one job until nothing more follows now. Stop if another process wrote it in between."""
     for moved in range(STEPS_MAX):
         followed = await _next(stored.job, inventories, market, deps)
         if followed is None:
@@ -120,7 +120,7 @@ async def _advance(
         if written is None:
             return moved
         if transition.job.state is not stored.job.state:
-            log.info("job %s: %s: %s", written.job.job_id, written.job.state, written.job.reason)
+            log.info("Job %s: %s: %s", written.job.job_id, written.job.state, written.job.reason)
         await act(transition, deps)
         if state_machine.is_loss(stored.job, written.job):
             market.remember(stored.job, trigger)
@@ -150,7 +150,7 @@ async def _next(
     if trigger is Trigger.SETTLED:
         await reservations.unlimit_job(job, deps.money.ledger)
     if job.state is JobState.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
-        # Before the next attempt: once it is placed, the last one's checkpoints come too late.
+        # Before the next attempt is placed: from then on a checkpoint of the last one is refused.
         return follow(Trigger.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
     if trigger is Trigger.RENTED and job.lease and isinstance(inventory, KnownInventory):
         instance = inventory.by_label()[job.lease.label]
@@ -163,7 +163,7 @@ Follow = Callable[..., tuple[Trigger, Transition] | None]
 
 
 async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow) -> tuple[Trigger, Transition] | None:
-    """Look at what it reads and at what it is promised, before it may wait for a place."""
+    """Check a job's input and deadline before it is queued."""
     check = training.check_inputs if job.spec.kind == JobKind.TRAINING else batch.check_dataset
     found = await check(job, deps)
     if isinstance(found, RejectedInput):
@@ -183,7 +183,7 @@ async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow
 
 
 async def _has_place(job: Job, deps: JobDeps) -> bool:
-    """Whether a place is free for a job with a deadline; else it waits for one, unpromised, and says so."""
+    """Check whether a place is free for a job with a deadline; else note in the job that it waits for one."""
     others = [one.job for one in await deps.jobs.list_open(OPEN_MAX) if one.job.job_id != job.job_id]
     if queue.has_place(job.spec.kind, queue.places_taken(others), deps.limits):
         return True
@@ -212,24 +212,26 @@ async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Trigger, Tr
     return follow(Trigger.COMPOSED, f"output in {where}")
 
 
-NOTHING = RejectedInput(reason="there is nothing to put together")
+NOTHING = RejectedInput(reason="there is no checkpoint to write an output from")
 
 
 async def _sweep(inventories: Mapping[str, Inventory], deps: JobDeps) -> tuple[int, list[str]]:
-    """End every instance that has no live lease, whoever lost sight of it and how."""
+    """Release every instance that has no live lease, whatever the cause."""
     released, errors = 0, []
     for name, inventory in inventories.items():
         for instance in sorted(
             inventory.instances if isinstance(inventory, KnownInventory) else (), key=lambda i: i.label
         ):
             try:
-                # Read now, after the inventory: a lease is written before its instance exists.
+                # Read after the inventory was listed: a lease is written before its instance exists.
                 stored = await deps.jobs.get(job_of_label(instance.label))
                 if state_machine.has_live_lease(stored.job if stored else None, instance.label):
                     continue
-                log.info("%s: instance %s (%s) has no live lease", name, instance.instance_id, instance.label)
+                log.info(
+                    "%s: releasing instance %s (%s): it has no live lease", name, instance.instance_id, instance.label
+                )
                 await deps.compute[name].release(instance.label)
                 released += 1
             except (Transient, Refused) as error:
-                errors.append(f"{name}: {instance.label} is not released: {error}")
+                errors.append(f"{name}: instance {instance.label} could not be released: {error}")
     return released, errors

@@ -1,4 +1,4 @@
-"""What is owed to running and ended attempts each minute: rents prolonged and settled, stops asked for."""
+"""Each minute: renew the reservations of running instances, settle ended ones, ask attempts to stop."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ log = logging.getLogger(__name__)
 
 
 async def settle_ended(job: Job, inventories: Mapping[str, Inventory], deps: JobDeps) -> None:
-    """Write the end of each rent whose instance is known to be gone, then its cost, then forget it.
+    """Settle each reservation whose instance is known to be gone: write its end, then its cost, then drop it.
 
     Raises:
-        StoreUnavailable: The next run goes on where this one stopped.
+        StoreUnavailable: The ledger or the job store did not answer; the next run continues from here.
     """
     if not job.reservations:
         return
     now = deps.clock.now()
-    # By the job as it was before the inventory was listed: a label that nobody wanted then, nobody rents any more.
+    # Use the job as read before the inventory was listed: a label without a live lease then is never rented later.
     gone = {reservation.label for reservation in job.reservations if _is_gone(reservation, job, inventories, now)}
 
     def end(job: Job) -> Transition | None:
@@ -50,7 +50,7 @@ async def settle_ended(job: Job, inventories: Mapping[str, Inventory], deps: Job
 
 
 def _is_gone(reservation: InstanceReservation, job: Job, inventories: Mapping[str, Inventory], now: datetime) -> bool:
-    """Whether a whole inventory, listed after the job was read, lacks the instance and nobody may still rent it."""
+    """Whether an inventory listed after the job was read lacks the instance, and no rental request can be under way."""
     if (
         reservation.ended_at is not None
         or state_machine.has_live_lease(job, reservation.label)
@@ -69,10 +69,10 @@ def _drop(job: Job, reservation: InstanceReservation, cost_usd_micros: int) -> T
 
 
 async def keep(job: Job, market: MarketSnapshot, deps: JobDeps) -> None:
-    """Prolong what a live attempt costs; ask it to stop when it may not go on or should run elsewhere.
+    """Renew a live attempt's reservation; ask it to stop when it is not renewed or the job should move.
 
     Raises:
-        StoreUnavailable: What is put aside holds; the next run asks again.
+        StoreUnavailable: The current reservation stays valid; the next run tries again.
     """
     if job.state not in LEASED or job.lease is None:
         return
@@ -97,11 +97,13 @@ async def keep(job: Job, market: MarketSnapshot, deps: JobDeps) -> None:
 async def _prolong(
     job: Job, reservation: InstanceReservation, halt: str, deps: JobDeps, now: datetime
 ) -> StopRequest | None:
-    """Why and when the attempt must leave; None: it need not."""
+    """Renew the reservation; return why and by when the attempt must stop, or None."""
     try:
         kept = await reservations.renew(reservation, deps.money, now=now, halt=halt)
     except StoreUnavailable as error:
-        log.warning("job %s: its rent is not prolonged yet: %s", job.job_id, error)
+        log.warning(
+            "Job %s: its instance reservation could not be renewed, the next run tries again: %s", job.job_id, error
+        )
         kept = Renewal(reservations=(reservation,), refused=error.message)
     if kept.reservations != (reservation,):
 
@@ -119,12 +121,12 @@ async def _prolong(
     paid_up = not kept.refused and now < leave_at
     if paid_up or now < reservation_policy.last_call(kept.current, save_s=save_s):
         return None
-    return StopRequest(reason=kept.refused or "what was put aside is used up", by=leave_at, ends_job=kept.ends_job)
+    return StopRequest(reason=kept.refused or "the reserved budget is used up", by=leave_at, ends_job=kept.ends_job)
 
 
 async def _ask_to_stop(job: Job, stop: StopRequest, deps: JobDeps) -> None:
     label = job.lease.label if job.lease else ""
-    log.info("job %s: attempt %d is asked to stop: %s", job.job_id, job.attempt, stop.reason)
+    log.info("Job %s: attempt %d is asked to stop: %s", job.job_id, job.attempt, stop.reason)
 
     def decide(job: Job) -> Transition | None:
         if job.state not in LEASED or job.lease is None or job.lease.label != label:

@@ -1,12 +1,12 @@
 """Budget for rented instances: reserved before they exist, renewed while they work, settled once they are gone.
 
-    place    plan (`reservations.first`) written into the job ─► reserve ─► its result written into the job ─► rent
-    tick     renew ─► its result written into the job         refused: the instance runs to the end of what is paid
+    place    plan (`policy.reservations.first`) written into the job ─► reserve ─► result written into the job ─► rent
+    tick     renew ─► result written into the job             refused: the instance runs until its paid time ends
     end      `ended_at` written into the job ─► settle ─► the reservation dropped from the job, its cost added
 
-The job's document is written between any two of these. So a crash leaves either a reservation in a document, which the
+The job's document is written between any two steps. So a crash leaves either a reservation in a document, which the
 next tick settles, or an allocation that expires and counts as spent until the provider's bill says otherwise. Each step
-may be repeated and then returns what it returned.
+is idempotent.
 """
 
 from __future__ import annotations
@@ -30,43 +30,45 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ReservationDeps:
+    """Dependencies of the reservation services."""
+
     budget_client: BudgetClient
     ledger: Ledger
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Renewal:
-    """A rent after a tick."""
+    """The outcome of a renewal."""
 
     reservations: tuple[InstanceReservation, ...]
-    """What stands in the job for it from now on; after midnight yesterday's, which has ended, and today's."""
+    """Reservations that replace the renewed one in the job; after midnight yesterday's (ended) and today's."""
     refused: str = ""
-    """Why it is not prolonged though it is time; each tick tries again, until the end of what is paid."""
+    """Why a due renewal was refused; empty: none was. Each tick tries again until the paid time ends."""
     ends_job: bool = False
-    """It will never be: the budget is used up for good."""
+    """Whether no later renewal can succeed: the budget is used up and never resets."""
 
     @property
     def current(self) -> InstanceReservation:
-        """The one that goes on."""
+        """The reservation that is still running."""
         return self.reservations[-1]
 
 
 async def reserve(
     plan: InstanceReservation, deps: ReservationDeps, *, now: datetime
 ) -> InstanceReservation | InsufficientBudget:
-    """Put the first slice of an attempt aside: the longest that every budget covers.
+    """Reserve the first slice of an attempt: the longest that every budget covers.
 
     Args:
-        plan: From `renting.first`, and in the job's document already.
-        deps: The ledger.
+        plan: From `policy.reservations.first`, already written into the job's document.
+        deps: Ledger and budget client.
         now: Aware UTC.
 
     Returns:
-        The rent, to be written into the job's document before anything is rented; or the budget that does not even
-        cover a slice that is worth a start. Then nothing is put aside.
+        The reservation, to be written into the job's document before the instance is rented; or the budget that does
+        not cover the shortest slice worth a start. In that case nothing is reserved.
 
     Raises:
-        StoreUnavailable: Nobody knows whether anything is put aside, so nothing is rented. `settle` with `ended_at` at
+        StoreUnavailable: It is unknown whether anything is reserved, so nothing is rented. `settle` with `ended_at` at
             `since` gives it back.
     """
     found = await _reserve_longest(policy.slices(plan), deps, now=now)
@@ -76,20 +78,21 @@ async def reserve(
 
 
 async def renew(reservation: InstanceReservation, deps: ReservationDeps, *, now: datetime, halt: str = "") -> Renewal:
-    """Prolong a rent when it is time, and let the new day's take it over after midnight; mostly it does nothing.
+    """Renew a reservation when it is due; after midnight open the new day's. Most calls change nothing.
 
     Args:
-        rent: As it is in the job's document.
-        deps: The ledger.
+        reservation: As it is in the job's document.
+        deps: Ledger and budget client.
         now: Aware UTC.
-        halted: Why nothing more is lent to it, from `renting.why_halted`; empty: nothing is frozen.
+        halt: Why nothing more is allocated to it, from `policy.reservations.why_halted`; empty: nothing is frozen.
 
     Returns:
-        What to write into the job's document in place of the rent, if it is not the same. When it is refused the
-        instance is asked to stop at `renting.last_call` and released at `renting.leave_at`.
+        What to write into the job's document in place of the reservation, if it differs. After a refusal the attempt
+        is asked to stop at `last_call`, and its instance released at `leave_at`, both of `policy.reservations`.
 
     Raises:
-        StoreUnavailable: The rent holds as it is in the document, to the same two instants; the next tick tries again.
+        StoreUnavailable: The reservation in the document stays valid, with the same two instants; the next tick tries
+            again.
     """
     turned = policy.turns(reservation, now)
     wishes = turned or policy.renewals(reservation, now)
@@ -102,25 +105,24 @@ async def renew(reservation: InstanceReservation, deps: ReservationDeps, *, now:
 
 
 async def settle(reservation: InstanceReservation, deps: ReservationDeps, *, now: datetime) -> int:
-    """Write what a rent that has ended cost, once, and give back the rest of what was put aside.
+    """Write the cost of an ended reservation into the ledger, once, and give back the unspent rest.
 
     Args:
-        rent: With its `ended_at` written into the job's document before, so that each repetition says the same.
-        deps: The ledger.
+        reservation: Its `ended_at` is already written into the job's document, so each repetition settles the same.
+        deps: Ledger and budget client.
         now: Aware UTC.
 
     Returns:
-        The cost in millionths of a dollar, as often as it is called: to be added to the job in the same write that
-        drops the rent from it.
+        The cost in micro-dollars, the same at each call. Add it to the job in the write that drops the reservation.
 
     Raises:
-        StoreUnavailable: Again, later; nothing of it happens twice.
-        ValueError: Its end is not known.
+        StoreUnavailable: Try again later; nothing is settled twice.
+        ValueError: `ended_at` is not set.
     """
     cost, entries = policy.cost_usd_micros(reservation), policy.settlement(reservation)
     if reservation.ended_at is not None and reservation.ended_at > reservation.until:
         log.warning(
-            "%s was seen to be gone at %s and was paid until %s",
+            "Instance %s was found gone at %s, after its paid time ended at %s",
             reservation.label,
             reservation.ended_at,
             reservation.until,
@@ -132,10 +134,10 @@ async def settle(reservation: InstanceReservation, deps: ReservationDeps, *, now
 
 
 async def limit_job(job: Job, ledger: Ledger) -> None:
-    """Set the budget that a job was requested with, when it is accepted; again changes nothing.
+    """Set the requested budget of a job as a ledger limit, before the job is accepted. Idempotent.
 
     Raises:
-        StoreUnavailable: It is not accepted yet, for it could spend without a limit.
+        StoreUnavailable: The limit is not set; the job must not be accepted, or it could spend without a limit.
     """
     if (found := policy.limit_of(job)) is not None:
         account, limit = found
@@ -143,10 +145,10 @@ async def limit_job(job: Job, ledger: Ledger) -> None:
 
 
 async def unlimit_job(job: Job, ledger: Ledger) -> None:
-    """Drop the budget of a job that has ended and whose rents are settled; again changes nothing.
+    """Drop the limit of a job that has ended and whose reservations are settled. Idempotent.
 
     Raises:
-        StoreUnavailable: It stands among the budgets for longer.
+        StoreUnavailable: The limit stays in the list of budgets until the next try.
     """
     if (found := policy.limit_of(job)) is not None:
         account, limit = found
@@ -154,14 +156,14 @@ async def unlimit_job(job: Job, ledger: Ledger) -> None:
 
 
 async def halt(ledger: Ledger) -> SpendingHalt:
-    """What is frozen for jobs, read once in a tick. Raises `StoreUnavailable`: nothing is rented or prolonged then."""
+    """Read the freezes of jobs, once per tick. Raises `StoreUnavailable`: then nothing is rented or renewed."""
     return policy.halt(await ledger.freezes())
 
 
 async def _reserve_longest(
     wishes: Sequence[InstanceReservation], deps: ReservationDeps, *, now: datetime
 ) -> InstanceReservation | InsufficientBudget:
-    """Reserve the longest of some reservations that differ in their end alone and that every budget covers."""
+    """Reserve the longest of several reservations, equal except for their end, that every budget covers."""
     wish = wishes[0]
     before_usd_micros = wish.reserved_usd_micros
     allocation = policy.local_allocation(wish)
@@ -171,24 +173,24 @@ async def _reserve_longest(
         allocation.expires_at = wish.until + policy.EXPIRES_AFTER
         insufficient = await deps.budget_client.renew_until_covered(allocation, need_usd_micros, now=now)
         if allocation.retired or allocation.granted is None:
-            break  # It expired, or was settled by a tick that saw the end; or by the ledger's clock its day is over.
+            break  # The allocation expired, another tick settled it, or its day is over by the ledger's clock.
         paid_usd_micros = max(paid_usd_micros, allocation.granted.granted_usd_micros)
         allocation.reserved = {wish.label: paid_usd_micros}
         if insufficient is None:
             return policy.granted(wish, paid_usd_micros, allocation.seq)
         if insufficient.left_usd_micros >= insufficient.need_usd_micros:
-            break  # By the ledger's clock the day of this allocation is over; by ours it soon is.
+            break  # The day of this allocation is over by the ledger's clock, and soon by ours.
         shorter = policy.fitting(wishes, paid_usd_micros=paid_usd_micros, left_usd_micros=insufficient.left_usd_micros)
         if shorter is None:
             if paid_usd_micros > before_usd_micros:
                 return policy.granted(wish, paid_usd_micros, allocation.seq)
             return insufficient
         wish = shorter
-    raise StoreUnavailable("The spend ledger gives no clear answer, so nothing is reserved.")
+    raise StoreUnavailable("The ledger gave no clear answer, so nothing is reserved. The next run tries again.")
 
 
 async def _release(
     reservation: InstanceReservation, deps: ReservationDeps, entries: Sequence[LedgerEntry] = (), *, now: datetime
 ) -> None:
-    """Write what was spent and give back the rest; that there is nothing is no error. Raises as `release`."""
+    """Write the cost and give back the rest of the allocation; a missing one is no error. Raises as `release`."""
     await deps.budget_client.release(policy.local_allocation(reservation, close=True), entries, now=now)

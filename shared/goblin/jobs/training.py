@@ -1,4 +1,4 @@
-"""A training job's data: the input before, the result at the end."""
+"""Data of a training job: check the input before the start, copy the result at the end."""
 
 from __future__ import annotations
 
@@ -12,38 +12,40 @@ from goblin.jobs.lifecycle import JobDeps
 
 INPUT_BYTES_MAX = 200 * 1024**3
 DISK_SHARE_MAX = 0.9
-"""Of the instance's disk: a checkpoint must fit beside the input."""
+"""Share of the instance's disk that the input may fill: a checkpoint must fit beside it."""
 _NAME = re.compile(FILE_NAME)
 
 
 async def check_inputs(job: Job, deps: JobDeps) -> Dataset | RejectedInput | None:
-    """Look at the input as it is now: another object under its name is not read. None: the job has none."""
+    """Check the input and pin its generation: a later object under the same name is not read. None: no input."""
     uri, output_uri = job.spec.dataset_uri, job.spec.output_uri
     if output_uri is not None and await deps.objects.list_from(f"{output_uri}/", f"{output_uri}/"):
-        return RejectedInput(reason=f"there is something in {output_uri}/; an output is never overwritten")
+        return RejectedInput(
+            reason=f"{output_uri}/ is not empty; an output is never overwritten, choose another output_uri"
+        )
     if uri is None:
         return None
     facts = await deps.objects.stat(uri)
     if facts is None:
-        return RejectedInput(reason=f"there is no {uri}")
+        return RejectedInput(reason=f"{uri} does not exist; upload the dataset first")
     most = min(INPUT_BYTES_MAX, int(job.spec.disk_gib * 1024**3 * DISK_SHARE_MAX))
     if not 0 < facts.size <= most:
         return RejectedInput(
-            reason=f"{uri} has {facts.size} bytes; with {job.spec.disk_gib} GiB of disk 1 to {most} will do"
+            reason=f"{uri} has {facts.size} bytes; with {job.spec.disk_gib} GiB of disk it may have 1 to {most}"
         )
     return Dataset(uri=uri, generation=facts.generation, size=facts.size, items=0)
 
 
 def input_name(uri: str) -> str:
-    """What the input is called on the host: the end of its name in the bucket, if a file may be called so."""
+    """Return the file name of the input on the host: the last part of its URI, made safe; else `dataset`."""
     name = re.sub(r"[^A-Za-z0-9._-]", "_", uri.rpartition("/")[2])[-100:]
     return name if _NAME.match(name) else "dataset"
 
 
 async def write_output(job: Job, manifest: Manifest, deps: JobDeps) -> RejectedInput | None:
-    """Copy the last checkpoint's files below the output, create-only; done already is done.
+    """Copy the last checkpoint's files below the output, create-only. Safe to repeat.
 
-    Without an output the checkpoint is the result.
+    A job without an output keeps the checkpoint as its result.
     """
     if job.spec.output_uri is None:
         return None

@@ -1,4 +1,4 @@
-"""What a provider tells unasked: a reason to look now, and never a fact."""
+"""Webhook events of providers: each is a reason to reconcile now, never a fact."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from goblin.jobs.reconcile import reconcile
 log = logging.getLogger(__name__)
 
 KEPT = timedelta(days=1)
-"""How long one is remembered; it comes again for minutes at most."""
+"""How long an event is remembered; providers repeat one for minutes at most."""
 OUTBID = "outbid"
 OUTBID_SEEN_S = 2.0
-"""Vast.ai tells of an outbid instance up to 1.4 s before its list does. Measured by others, 2026-08-27."""
+"""Vast.ai sends the event up to 1.4 s before its list shows the instance as outbid. Measured by others, 2026-08-27."""
 FOLLOWED = frozenset(
     {
         OUTBID, "low_credit", "billing_failed", "instance_stopped", "instance_deleted", "instance_offline",
         "error_msgs", "machine_maintenance", "upcoming_downtime",
     }
 )  # fmt: skip
-"""What may have taken an instance away; all else can wait for the minute."""
+"""Events that may mean a lost instance; all others wait for the next minute's reconcile."""
 
 
 async def follow(
@@ -35,16 +35,19 @@ async def follow(
     *,
     sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
 ) -> bool:
-    """Look at everything, once for each hint, however often it comes; whether it was looked at.
+    """Reconcile once for a webhook event, however often it is delivered.
+
+    Returns:
+        Whether this call reconciled; False for an event that was followed before or is not in `FOLLOWED`.
 
     Raises:
-        Transient: It was not; it may come again.
+        GoblinError: The reconcile failed; the event may be delivered again.
     """
     if event.kind not in FOLLOWED:
         return False
     if not await webhook_events.take(event, until=deps.clock.now() + KEPT):
         return False
-    log.info("%s tells of %s", event.provider, event.kind)
+    log.info("%s sent webhook event %s", event.provider, event.kind)
     try:
         if event.kind == OUTBID:
             await sleep(OUTBID_SEEN_S)

@@ -1,7 +1,7 @@
-"""What the host of an attempt may ask for, with its token: work, a longer lease, uploads, an end.
+"""Worker API: what an attempt's agent may request with its token: work, a longer lease, uploads, its end.
 
-The host is not trusted: it proves with the token that it is the current attempt, and everything it says is checked
-or only its own loss.
+The host is not trusted. The token proves that the caller is the current attempt; everything it reports is either
+checked or can harm only its own attempt.
 """
 
 from __future__ import annotations
@@ -26,50 +26,52 @@ from goblin.jobs.lifecycle import JobDeps, act, change, load
 from goblin.jobs.policy import state_machine, worker_reports
 from goblin.jobs.policy.state_machine import Transition, Trigger
 
-TOKEN_PREFIX = "gob-attempt-"  # noqa: S105 - what a token starts with, for whoever finds one in a log
+TOKEN_PREFIX = "gob-attempt-"  # noqa: S105 - a prefix, so that a token found in a log is recognised
 KEY_LIFE = timedelta(hours=1)
 SAID_MAX = 500
-"""Characters of a host's words that go into a job's history."""
+"""Characters of a host's reason that are stored in a job's history."""
 
 
 def new_token(job_id: str, attempt: int, secret: str) -> str:
-    """A fencing token; its holder reads from it which job it is for."""
+    """Build a fencing token. Its holder reads the job id from it."""
     return f"{TOKEN_PREFIX}{secret}.{attempt}.{job_id}"
 
 
 def is_token(key: str) -> bool:
-    """Whether a key is an attempt's: it may infer, and speak for its own job."""
+    """Whether a key is an attempt's token: it may send inference requests, and act for its own job."""
     return key.startswith(TOKEN_PREFIX)
 
 
 def digest(token: str) -> str:
-    """What is kept of a token."""
+    """Hash a token; only the hash is stored."""
     return hashlib.sha256(token.encode()).hexdigest()
 
 
 def authorise(job: Job, token: str) -> AttemptLease:
-    """The lease that the token proves.
+    """Return the lease that the token proves.
 
     Raises:
-        Forbidden: It is an older attempt's, or nobody's.
+        Forbidden: The token is an older attempt's, or not one of this job.
     """
     expected = job.lease.token_sha256 if job.lease else ""
     if not hmac.compare_digest(digest(token), expected) or job.lease is None:
-        raise Forbidden(f"the token is not of the current attempt of job {job.job_id}", code="attempt_over")
+        raise Forbidden(
+            f"The token is not that of the current attempt of job {job.job_id}. Stop this attempt.", code="attempt_over"
+        )
     return job.lease
 
 
 def _live(job: Job, transition: Transition | None) -> Transition:
     if transition is None:
-        raise Conflict(f"the attempt is over: the job is {job.state}", code="attempt_over")
+        raise Conflict(f"The attempt is over: the job is {job.state}. Stop it.", code="attempt_over")
     return transition
 
 
 async def _attempt(job_id: str, token: str, deps: JobDeps) -> Job:
-    """The job, its caller known to be the current attempt.
+    """Read the job and verify that the caller is its current attempt.
 
     Raises:
-        Forbidden: An older attempt, or nobody; the job's history says so.
+        Forbidden: The token is not the current attempt's; a token of this job is recorded in its history.
     """
     job = (await load(deps, job_id)).job
     try:
@@ -83,7 +85,7 @@ async def _attempt(job_id: str, token: str, deps: JobDeps) -> Job:
 
 @asynccontextmanager
 async def _believing(job: Job, deps: JobDeps) -> AsyncGenerator[None, None]:
-    """Write down what turns out to be untrue, then refuse it."""
+    """Record an `InvalidReport` raised inside, then raise it again."""
     try:
         yield
     except InvalidReport as lie:
@@ -92,12 +94,12 @@ async def _believing(job: Job, deps: JobDeps) -> AsyncGenerator[None, None]:
 
 
 async def claim(job_id: str, token: str, deps: JobDeps) -> Assignment:
-    """Begin, or begin again after a restart of the host's own.
+    """Start the attempt's work. Safe to repeat after a restart of the agent.
 
     Raises:
-        Forbidden: Not the current attempt.
+        Forbidden: The caller is not the current attempt.
         Conflict: The attempt is over.
-        LeaseHeld: The job changed meanwhile: ask again.
+        LeaseHeld: The job changed in between: try again.
     """
     seen = await _attempt(job_id, token, deps)
     if seen.spec.kind == JobKind.TRAINING:
@@ -126,14 +128,14 @@ async def _claim_training(seen: Job, token: str, deps: JobDeps) -> Assignment:
 
 
 async def _claim(seen: Job, token: str, checkpoint: Checkpoint | None, deps: JobDeps) -> Job:
-    """Write that the attempt works from this checkpoint on: the job's own, or an older one where that is torn."""
+    """Write the checkpoint that the attempt starts from: the job's, or an older one if that one does not verify."""
 
     def decide(job: Job) -> Transition:
         now = deps.clock.now()
         lease = replace(authorise(job, token), until=now + timedelta(seconds=state_machine.LEASE_S))
         reason, changes = "", dict[str, Any]()
         if job.spec.kind == JobKind.TRAINING and job.checkpoint != seen.checkpoint:
-            raise LeaseHeld(f"job {job.job_id} has another checkpoint by now", retry_after_s=1)
+            raise LeaseHeld(f"Job {job.job_id} has a newer checkpoint by now. Claim again.", retry_after_s=1)
         if checkpoint != seen.checkpoint:
             step = checkpoint.step if checkpoint else 0
             reason = f"checkpoint {job.saved_step} is torn; attempt {job.attempt} begins at step {step}"
@@ -150,7 +152,7 @@ async def _claim(seen: Job, token: str, checkpoint: Checkpoint | None, deps: Job
 
 
 async def inputs(job_id: str, token: str, deps: JobDeps) -> SignedRequest | TrainingInputs:
-    """What the attempt reads, again, when the first grants have expired: a batch's dataset, a training's inputs."""
+    """Sign the inputs again after the first requests expired: a batch's dataset, or a training's inputs."""
     job = await _attempt(job_id, token, deps)
     if job.spec.kind != JobKind.TRAINING:
         return await _dataset(job, deps)
@@ -160,12 +162,12 @@ async def inputs(job_id: str, token: str, deps: JobDeps) -> SignedRequest | Trai
 
 async def _dataset(job: Job, deps: JobDeps) -> SignedRequest:
     if job.dataset is None:
-        raise Conflict("the job has no dataset")
+        raise Conflict("The job has no dataset.")
     return await deps.objects.sign_get(job.dataset.uri, generation=job.dataset.generation)
 
 
 async def _inputs(job: Job, token: str, manifest: Manifest | None, deps: JobDeps) -> TrainingInputs:
-    """Grants for the input as it was when the job was accepted, and for the checkpoint's files."""
+    """Sign reads of the input, as it was when the job was accepted, and of the checkpoint's files."""
     files = []
     if job.dataset is not None:
         dataset = job.dataset
@@ -190,12 +192,19 @@ async def _inputs(job: Job, token: str, manifest: Manifest | None, deps: JobDeps
 async def heartbeat(
     job_id: str, token: str, step: int, deps: JobDeps, *, told: WorkerReport | None = None
 ) -> HeartbeatReply:
-    """Prolong the lease, and keep what the attempt says of itself.
+    """Extend the attempt lease and store the worker report.
+
+    Args:
+        job_id: The job.
+        token: The attempt's token.
+        step: Steps or items done, as the agent reports.
+        deps: Dependencies of the services.
+        told: The rest of the report; None: there is none.
 
     Raises:
-        Forbidden: Not the current attempt.
+        Forbidden: The caller is not the current attempt.
         Conflict: The attempt is over: stop.
-        Untrue: The numbers cannot be.
+        InvalidReport: A number in the report is impossible.
     """
     seen, told = await _attempt(job_id, token, deps), told or WorkerReport()
     renewed = False
@@ -237,7 +246,7 @@ async def heartbeat(
 async def begin_checkpoint(
     job_id: str, token: str, step: int, files: Sequence[Artifact], deps: JobDeps
 ) -> tuple[str, Mapping[str, SignedRequest]]:
-    """Grants for the files of a step; see `checkpoints.begin`."""
+    """Sign the uploads of a step's files; see `checkpoints.begin`."""
     job = await _attempt(job_id, token, deps)
     async with _believing(job, deps):
         return await checkpoints.begin(job, step, files, deps)
@@ -247,7 +256,7 @@ async def commit_checkpoint(
     job_id: str, token: str, step: int, previous_step: int, upload_id: str, files: Sequence[Artifact], deps: JobDeps,
     *, loss: float | None = None,
 ) -> Checkpoint:  # fmt: skip
-    """Verify and publish a step; see `checkpoints.commit`. A training's old ones are deleted then."""
+    """Verify and publish a checkpoint; see `checkpoints.commit`. For a training, delete old ones then."""
     job = await _attempt(job_id, token, deps)
     async with _believing(job, deps):
         saved = await checkpoints.commit(job, step, previous_step, upload_id, files, deps, loss=loss)
@@ -257,25 +266,25 @@ async def commit_checkpoint(
 
 
 async def log_piece(job_id: str, token: str, number: int, *, size: int, crc32c: str, deps: JobDeps) -> SignedRequest:
-    """A grant for one piece of the attempt's log; see `logs.grant`."""
+    """Sign the upload of one piece of the attempt's log; see `attempt_logs.sign_piece`."""
     job = await _attempt(job_id, token, deps)
     if job.state is not JobState.RUNNING:
-        raise Conflict(f"the attempt is over: the job is {job.state}", code="attempt_over")
+        raise Conflict(f"The attempt is over: the job is {job.state}. Stop it.", code="attempt_over")
     return await attempt_logs.sign_piece(job_id, job.attempt, number, size=size, crc32c=crc32c, deps=deps)
 
 
 async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Job:
-    """All work is done and checkpointed. Repeating it is no error.
+    """Finish the job: all work is done and checkpointed. Safe to repeat.
 
     Args:
-        job_id: Whose attempt.
-        token: The attempt's.
-        deps: Everything.
-        step: A training's last, which must be its last checkpoint; a batch's is its dataset's last item.
+        job_id: The job.
+        token: The attempt's token.
+        deps: Dependencies of the services.
+        step: Last step of a training, which must be checkpointed; a batch's is its dataset's last item.
 
     Raises:
-        Forbidden: Not the current attempt.
-        Conflict: The attempt is over, or not everything is checkpointed.
+        Forbidden: The caller is not the current attempt.
+        Conflict: The attempt is over, or the last step is not checkpointed.
     """
     job = await _attempt(job_id, token, deps)
     if job.state in (JobState.FINISHING, JobState.SUCCEEDED):
@@ -287,7 +296,9 @@ async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Jo
     def decide(job: Job) -> Transition:
         authorise(job, token)
         if job.saved_step < total:
-            raise Conflict(f"step {total} is not checkpointed; the last one is {job.saved_step}")
+            raise Conflict(
+                f"Step {total} is not checkpointed; the last checkpoint is step {job.saved_step}. Save it first."
+            )
         reason = f"all {total} items are done" if batch else f"the training is done at step {total}"
         changes: dict[str, Any] = {} if batch else {"told_total": total, "step": total}
         return _live(job, state_machine.apply(job, Trigger.FINISHED, now=deps.clock.now(), reason=reason, **changes))
@@ -297,9 +308,9 @@ async def finish(job_id: str, token: str, deps: JobDeps, *, step: int = 0) -> Jo
 
 
 async def _catch_up(job: Job, step: int, deps: JobDeps) -> None:
-    """Take the checkpoint that the attempt says it saved last: the event about it may still be on its way.
+    """Take over the attempt's checkpoint of this step if its manifest exists: its event may still be under way.
 
-    The manifest is there or it is not: what a host says about it proves nothing and is not needed to.
+    The manifest is the proof, so the host's word is not relied on.
     """
     uri = manifest_uri(deps.bucket, job.job_id, step, job.attempt)
     if job.saved_step < step and await deps.objects.stat(uri) is not None:
@@ -308,14 +319,14 @@ async def _catch_up(job: Job, step: int, deps: JobDeps) -> None:
 
 
 async def withdraw(job_id: str, token: str, said: str, deps: JobDeps, *, step: int = 0) -> Job:
-    """The host is being taken away: the job goes on elsewhere at once. Repeating it is no error.
+    """End the attempt because its host is being taken away; the job is placed again at once. Safe to repeat.
 
     Args:
-        job_id: Whose attempt.
-        token: The attempt's.
-        said: Why, in the host's words.
-        deps: Everything.
-        step: What the host committed last, for the next attempt to start from.
+        job_id: The job.
+        token: The attempt's token.
+        said: The reason, in the host's words.
+        deps: Dependencies of the services.
+        step: The step that the host committed last; the next attempt starts there.
     """
     job = await _attempt(job_id, token, deps)
     await _catch_up(job, step, deps)
@@ -323,9 +334,9 @@ async def withdraw(job_id: str, token: str, said: str, deps: JobDeps, *, step: i
 
 
 async def fail(job_id: str, token: str, said: str, deps: JobDeps) -> Job:
-    """The attempt met what no other attempt can mend. Repeating it is no error."""
+    """Fail the job: the attempt met an error that no other attempt can fix. Safe to repeat."""
     if not said:
-        raise InvalidRequest("a failure says why", param="reason")
+        raise InvalidRequest("A failure needs a reason.", param="reason")
     await _attempt(job_id, token, deps)
     return await _end(job_id, token, Trigger.BROKEN, said, deps)
 

@@ -1,16 +1,16 @@
-"""RunPod's management API, version 2, over a market of its own, with machines that are processes.
+"""RunPod's management API, version 2, over a simulated account whose machines are processes.
 
 Source: RunPod's OpenAPI schema 2.0.0 (runpod/docs at 2026-08-20) and answers recorded from it by others in August 2026,
-read 2026-11-25. What neither says is marked "inferred" where it stands.
+read 2026-11-25. What neither of them says is marked "inferred" in place.
 
-    pods.py      the nouns: GPU types, pods, the ways between their states
-    checks.py    what a create request may say: 422 with the violations, 400 with the rule
-    charges.py   seconds into money, and books.py: the account's
-    market.py    the account and its world: stock, balance, hosts, time; kept.py: on disk
+    pods.py      GPU types, pods and the actions that each status allows
+    checks.py    validation of a create request: 422 with the violations, 400 with the rule
+    charges.py   the cost of a span of time; books.py: the account's spans and balance
+    market.py    the account: stock, pods, hosts, balance; kept.py: its state on disk
     quota.py     requests per minute, hour and day
-    faults.py    what goes wrong on the way, as a test wants it
-    problems.py  how it says no
-    views.py     how things look on the wire, and routes.py: where
+    faults.py    injected faults, for tests
+    problems.py  error answers
+    views.py     pods, GPU types and bills in the wire format; routes.py: the paths
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ from localgpus.runpod.pods import GPUS, Cloud, GpuType, Status
 from localgpus.runpod.routes import Api, routes
 
 UNSUPPORTED = {
-    "spot": "version 2 creates no interruptible pods: there is no bid, and nothing is outbid",
+    "spot": "version 2 creates no interruptible pods: there are no bids, and no pod is outbid",
     "cpu pods": "no flavors are in stock: such a request finds no capacity",
-    "templates, network volumes, registries": "none exist in this account: naming one is answered like one not found",
+    "templates, network volumes, registries": "none exist in this account: naming one is answered as not found",
     "clusters": "the list is empty, and creating one finds no capacity",
-    "serverless": "the list is empty; its jobs plane is another host's",
+    "serverless": "the list is empty; its jobs API is on another host",
     "PATCH, logs": "405 and 404",
 }
-"""What this market does not have, and why."""
+"""The parts of RunPod's API that this market does not have, with the answer or the reason."""
 
 __all__ = ["GPUS", "UNSUPPORTED", "Api", "Cloud", "Fault", "GpuType", "Market", "Status", "Terms", "routes"]

@@ -1,4 +1,4 @@
-"""What a request to create a pod may say: the schema's violations are 422, its rules across fields 400."""
+"""Validation of a create request: violations of the schema answer 422, broken rules across fields 400."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Positive = Annotated[int, Meta(ge=1)]
 
 
 class _Strict(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """Another field than these is a violation."""
+    """A struct whose unknown fields are violations."""
 
 
 class GpuWanted(_Strict):
@@ -48,7 +48,7 @@ class Mounts(_Strict):
 
 
 class Create(_Strict):
-    """The body of `POST /pods`, the schema's fields and the few that clients have learned of since."""
+    """The body of `POST /pods`: the schema's fields, and a few that clients have found since."""
 
     name: Annotated[str, Meta(min_length=1)]
     image: str = ""
@@ -77,7 +77,7 @@ class Act(_Strict):
 
 
 class Invalid(Exception):
-    """422: the body is not what the schema says."""
+    """422: the body violates the schema."""
 
     def __init__(self, violations: list[str]) -> None:
         super().__init__(violations[0])
@@ -91,11 +91,11 @@ T = TypeVar("T")
 
 
 def read(body: bytes, kind: type[T]) -> T:
-    """Parse strictly.
+    """Parse a body strictly.
 
     Raises:
-        Invalid: A violation, told as RunPod tells them.
-        msgspec.DecodeError: It is no JSON.
+        Invalid: The body violates the schema; worded as RunPod words it.
+        msgspec.DecodeError: The body is no JSON.
     """
     try:
         return msgspec.json.decode(body, type=kind)
@@ -108,7 +108,7 @@ def read(body: bytes, kind: type[T]) -> T:
 
 
 def broken_rule(body: Create) -> str | None:
-    """The first rule across fields that the body breaks; None when it breaks none."""
+    """Return the first rule across fields that the body breaks; None if it breaks none."""
     mounts = body.mounts
     if (body.gpu is None) == (body.cpu is None):
         return "exactly one of gpu or cpu must be set"

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and the API, as somebody wants it."""
+"""Injected faults: wrong answers of the API, as a test orders them."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ PAGE = "<html><head><title>{0}</title></head><body><h1>{0}</h1><hr><center>cloud
 
 @dataclass(kw_only=True)
 class Fault:
-    """One answer that is not what it should be."""
+    """An injected fault, for the next `times` matching requests."""
 
     status: int | None = 503
-    """None: the connection ends without an answer that can be read."""
+    """Status of the answer; None: the connection breaks off within the answer."""
     method: str = ""
-    """Empty: any."""
+    """Method of the request; empty: any."""
     path: str = ""
-    """What the path begins with, as `/v2/pods`."""
+    """Prefix of the path, for example `/v2/pods`."""
     html: bool = False
-    """A proxy's page in place of a problem document."""
+    """Whether the answer is a proxy's page in place of a problem document."""
     detail: str = "upstream unavailable"
     headers: dict[str, str] = field(default_factory=dict)
     applied: bool = False
-    """The request took effect, and only its answer is lost."""
+    """Whether the request takes effect and only its answer is lost."""
     times: int = 1
 
     def fits(self, method: str, path: str) -> bool:
@@ -31,7 +31,7 @@ class Fault:
 
 @dataclass
 class Faults:
-    """Those that are still to come, first come first served."""
+    """The queue of faults that have not happened yet."""
 
     coming: list[Fault] = field(default_factory=list)
 

@@ -1,4 +1,4 @@
-"""The market on disk: one file, replaced whole."""
+"""The market's state on disk: one file, replaced as a whole."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from localgpus.runpod.pods import GpuType, Pod
 
 
 class State(msgspec.Struct, kw_only=True):
-    """All that there is to know."""
+    """The whole state of the market."""
 
     gpus: list[GpuType]
     books: Books
     pods: dict[str, Pod] = {}
     leaving: list[str] = []
-    """Machines of pods that are gone, until their disks are wiped."""
+    """Machines of deleted pods whose disks are not wiped yet."""
 
 
 class Kept:
-    """A file that holds the state as it was written last."""
+    """The file that holds the last written state."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._written = b""
 
     def read(self) -> State | None:
-        """What was written last; None: nothing ever was."""
+        """Read the last written state; None if there is none."""
         if not self._path.exists():
             return None
         self._written = self._path.read_bytes()
         return msgspec.json.decode(self._written, type=State)
 
     def write(self, state: State) -> None:
-        """Returns once it is there; the same again costs nothing."""
+        """Write the state to disk. Does nothing if it has not changed."""
         data = msgspec.json.encode(state)
         if data == self._written:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         draft = self._path.with_suffix(".draft")
-        # Environments are secrets.
+        # Only the owner may read the file: pods' environments hold secrets.
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
             file.write(data)
         draft.replace(self._path)

@@ -1,7 +1,7 @@
-"""The account and its world: stock, prices, pods, hosts and balance, moved by a clock that is an argument.
+"""One account: stock, prices, pods, hosts and balance, advanced by a clock that is an argument.
 
-Nothing here happens by itself: every look brings everything up to the clock first, and whoever serves the market looks
-at it now and then (`advance`), so that pods boot and end while nobody asks for them.
+The market has no thread of its own. Every call advances it to the clock first, and the server calls `advance` at short
+intervals, so that pods boot and end between requests too.
 """
 
 from __future__ import annotations
@@ -29,24 +29,24 @@ _LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
-    """How this RunPod behaves."""
+    """The times and variants of this RunPod's behaviour."""
 
     provision_s: float = 2.0
-    """Until a machine is found and the image is there."""
+    """Time until a machine is found and has the image."""
     start_s: float = 2.0
-    """From the container's start until it counts as running."""
+    """Time from the container's start until the pod reads RUNNING."""
     grace_s: float = 5.0
-    """Between SIGTERM and SIGKILL."""
+    """Time between SIGTERM and SIGKILL."""
     billing_late_s: float = 300.0
-    """How far the billing history lags."""
+    """Delay of the billing history."""
     page: int | None = None
-    """Pods in one answer to a client that does not say; None: all, without a word about pages, as the schema has it."""
+    """Pods per page when a request gives no limit; None: all pods, without page fields, as in the schema."""
     running_at_once: bool = False
-    """A pod reads RUNNING from its creation on, without a `runtime`: seen in August 2026, against the schema."""
+    """Whether a pod reads RUNNING from its creation on, without `runtime`: seen in August 2026, against the schema."""
 
 
 class Market:
-    """One account at RunPod. Safe to use from several threads."""
+    """One account at RunPod. Every method can be called from any thread."""
 
     def __init__(
         self,
@@ -59,16 +59,16 @@ class Market:
         clock: Callable[[], float] = time.time,
         rng: random.Random | None = None,
     ) -> None:
-        """Open the account, or go on with the one in the folder.
+        """Open a new account, or the one that is stored in the folder.
 
         Args:
             machines: Where pods run.
-            balance_usd_micros: Paid in at the beginning.
-            stock: What there is to rent; None: `pods.gpus()`.
-            terms: How it behaves.
-            folder: Where it is kept; None: nowhere.
-            clock: Seconds since 1970.
-            dice: For ids.
+            balance_usd_micros: Starting balance.
+            stock: GPU types that can be rented; None: `pods.gpus()`.
+            terms: Times and variants; None: the defaults.
+            folder: Where the state is stored; None: nowhere.
+            clock: Returns seconds since 1970.
+            rng: Draws the pods' ids.
         """
         self.terms = terms or Terms()
         self.clock = clock
@@ -77,15 +77,15 @@ class Market:
         self._rng = rng or random.Random()
         self._lock = threading.RLock()
         self.closed = False
-        """Nothing is in stock any more; what is rented stays."""
+        """Whether the stock is empty for good. Rented pods stay."""
         books = Books(paid_usd_micros=balance_usd_micros)
         before = self._kept.read() if self._kept is not None else None
         self._state = before or State(gpus=gpus() if stock is None else stock, books=books)
 
-    # What a client can do.
+    # Requests of clients.
 
     def catalogue(self) -> list[GpuType]:
-        """Every GPU type, as it is now."""
+        """List every GPU type with its current stock and price."""
         with self._lock:
             self._advance()
             seen = copy.deepcopy(self._state.gpus)
@@ -94,20 +94,20 @@ class Market:
             return seen
 
     def pods(self) -> list[Pod]:
-        """Every pod, the oldest first."""
+        """List every pod, oldest first."""
         with self._lock:
             self._advance()
             pods = sorted(self._state.pods.values(), key=lambda pod: (pod.created_at, pod.id))
             return [copy.copy(pod) for pod in pods]
 
     def pod(self, pod_id: str) -> Pod:
-        """One of them. Raises `Problem`."""
+        """Find a pod. Raises `Problem`: 404 if it does not exist."""
         with self._lock:
             self._advance()
             return copy.copy(self._pod(pod_id))
 
     def create(self, body: checks.Create) -> Pod:
-        """Rent. The same twice makes two. Raises `Problem`."""
+        """Rent a pod. The same request twice makes two pods. Raises `Problem`."""
         with self._lock:
             self._advance()
             if (rule := checks.broken_rule(body)) is not None:
@@ -138,7 +138,7 @@ class Market:
             return copy.copy(pod)
 
     def act(self, pod_id: str, action: str) -> Pod:
-        """Start, stop or restart it, or delete it (`terminate`). Raises `Problem`."""
+        """Start, stop, restart or delete (`terminate`) a pod. Raises `Problem`."""
         with self._lock:
             self._advance()
             pod = self._pod(pod_id)
@@ -160,7 +160,7 @@ class Market:
             return copy.copy(pod)
 
     def delete(self, pod_id: str) -> Pod:
-        """End it for good. Raises `Problem`: it is not there (any more), or locked (409; that is inferred)."""
+        """Delete a pod. Raises `Problem`: 404 if it does not exist, 409 if it is locked (inferred)."""
         with self._lock:
             self._advance()
             pod = self._pod(pod_id)
@@ -171,27 +171,27 @@ class Market:
             return pod
 
     def spans(self) -> list[Span]:
-        """What cost what, for bills."""
+        """List the spans that bills are made of."""
         with self._lock:
             self._advance()
             return [copy.copy(span) for span in self._state.books.spans]
 
     def balance_usd_micros(self) -> int:
-        """What is left; below zero when nobody looked for long."""
+        """Return the balance. It can be below zero when the market was not advanced for long."""
         with self._lock:
             return self._state.books.left_usd_micros(int(self.clock()))
 
-    # What a test or a person can do.
+    # Levers for tests and people.
 
     def advance(self) -> None:
-        """Bring everything up to the clock."""
+        """Advance every pod and the balance to the clock."""
         with self._lock:
             self._advance()
 
     def move(
         self, gpu_id: str, cloud: Cloud, *, free: int | None = None, usd_micros_per_hour: int | None = None
     ) -> None:
-        """Change what is in stock, or its price for pods to come."""
+        """Change the stock of a GPU type, or its price for new pods."""
         with self._lock:
             shelf = self._gpu(gpu_id).shelves[cloud]
             shelf.free = shelf.free if free is None else free
@@ -200,20 +200,20 @@ class Market:
             self._save()
 
     def mark(self, gpu_id: str, *, restricted: bool = False, sold_out_unseen: bool = False) -> None:
-        """Make a GPU type one of those that cannot be had though the catalogue has it."""
+        """Make a GPU type unavailable although the catalogue lists it."""
         with self._lock:
             gpu = self._gpu(gpu_id)
             gpu.restricted, gpu.sold_out_unseen = restricted, sold_out_unseen
             self._save()
 
     def lock(self, pod_id: str, locked: bool = True) -> None:
-        """As the console's lock."""
+        """Lock or unlock a pod, as the console does."""
         with self._lock:
             self._pod(pod_id).locked = locked
             self._save()
 
     def lose_host(self, pod_id: str) -> None:
-        """Its host dies, with its GPUs and its volume; nothing is charged any more. That it reads ERROR is inferred."""
+        """Let the pod's host die, with its GPUs and its volume. Charges stop. That the pod reads ERROR is inferred."""
         with self._lock:
             pod = self._pod(pod_id)
             self._machines.kill(pod.machine)
@@ -223,7 +223,7 @@ class Market:
             self._save()
 
     def pay(self, usd_micros: int) -> None:
-        """Pay in, or take out."""
+        """Pay into the account, or out of it with a negative amount."""
         with self._lock:
             self._state.books.paid_usd_micros += usd_micros
             self._save()
@@ -253,7 +253,7 @@ class Market:
             self._enter(pod, Status.STARTING)
             pod.launched = True
         if pod.status in (Status.STARTING, Status.RUNNING) and not self._machines.running(pod.machine):
-            # Its own end. The disk of its container is still there, and costs; the GPU does not any more.
+            # The program ended by itself. The container's disk stays and is billed; the GPU is not.
             self._close(pod, What.GPU)
             self._give_back(pod)
             self._enter(pod, Status.EXITED)
@@ -262,7 +262,10 @@ class Market:
             pod.started_at = now
 
     def _collect(self) -> None:
-        """Stop every pod when ten more seconds are not covered; at zero, those without a network volume are deleted."""
+        """Stop every pod if the balance does not cover ten more seconds; delete all pods at zero.
+
+        RunPod deletes those without a network volume; there are no network volumes here.
+        """
         left = self.balance_usd_micros()
         burning = [pod for pod in self._state.pods.values() if pod.status in UP]
         if burning and left < 10 * self._state.books.burn_per_s():
@@ -280,7 +283,7 @@ class Market:
         gpu = self._gpu(body.gpu.id)
         if gpu.restricted:
             raise Problem(403, "access denied")
-        # Without a count nothing is found, and the answer does not say why. Source: runpod's MCP server, 3.3.0.
+        # Without a count RunPod finds no capacity, and its answer does not say why. Source: runpod's MCP server, 3.3.0.
         count = body.gpu.count if isinstance(body.gpu.count, int) else 0
         shelf = gpu.shelves.get(body.cloud)
         if (
@@ -330,7 +333,7 @@ class Market:
         pod.status, pod.phase_at = status, self.clock()
 
     def _wipe(self, pod: Pod) -> None:
-        """A restart wipes the container's disk. A machine has one disk: with a volume it is the volume."""
+        """Wipe the container's disk, as a restart does. With a volume the machine's one disk is the volume: keep it."""
         if not pod.volume_gb:
             self._machines.remove(pod.machine)
 
@@ -349,7 +352,7 @@ class Market:
         return pod
 
     def _bill(self, pod: Pod) -> None:
-        """From its creation on: it holds its GPUs. That RunPod charges for the pull of the image is inferred."""
+        """Start the pod's charges once it holds its GPUs. That the pull of the image is billed is inferred."""
         self._open(pod, What.GPU, pod.usd_micros_per_hour * charges.MONTH_HOURS)
         self._open(pod, What.DISK, pod.disk_gb * charges.DISK_USD_MICROS)
         if pod.volume_gb:
@@ -367,7 +370,7 @@ class Market:
 
 
 def _told(pod: Pod) -> dict[str, str]:
-    """What a container finds in its environment; RunPod adds a key of the pod's own too, which opens nothing here."""
+    """Build a container's environment. RunPod also adds a key of the pod's own, which this market does not have."""
     return {
         "RUNPOD_POD_ID": pod.id,
         "RUNPOD_DC_ID": pod.data_center,
@@ -385,5 +388,5 @@ def _fits_cuda(gpu: GpuType, wanted: checks.GpuWanted) -> bool:
 
 
 def _version(text: str) -> tuple[int, ...]:
-    """Compared as numbers: 12.11 is above 12.2."""
+    """Split a version into numbers for comparing: 12.11 is above 12.2."""
     return tuple(int(part) for part in text.split("."))

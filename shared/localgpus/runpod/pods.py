@@ -1,4 +1,4 @@
-"""The nouns of the market: what can be rented, and what was."""
+"""GPU types that can be rented, and pods that were."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ import msgspec
 
 
 class Cloud(StrEnum):
-    """Whose hardware it is."""
+    """Owner of the hardware: RunPod's data centres, or community hosts."""
 
     SECURE = "SECURE"
     COMMUNITY = "COMMUNITY"
 
 
 class Status(StrEnum):
-    """A pod's, in RunPod's words."""
+    """A pod's status in RunPod's words."""
 
     PROVISIONING = "PROVISIONING"
     STARTING = "STARTING"
     RUNNING = "RUNNING"
     EXITED = "EXITED"
-    """Its container ended, by itself or because it was stopped; the pod is there until it is deleted."""
+    """The container ended, by itself or because the pod was stopped. The pod exists until it is deleted."""
     ERROR = "ERROR"
     TERMINATED = "TERMINATED"
 
 
 UP = frozenset({Status.PROVISIONING, Status.STARTING, Status.RUNNING})
-"""It holds its GPUs."""
+"""The statuses in which a pod holds its GPUs."""
 ACTIONS = {
     Status.PROVISIONING: ("stop", "terminate"),
     Status.STARTING: ("stop", "terminate"),
@@ -39,17 +39,17 @@ ACTIONS = {
 
 
 class Shelf(msgspec.Struct, kw_only=True):
-    """One GPU type in one cloud."""
+    """The stock of one GPU type in one cloud."""
 
     usd_micros_per_hour: int
-    """For one GPU."""
+    """Price of one GPU."""
     free: int
     most: int
-    """GPUs of the largest machine: no pod can have more."""
+    """GPUs of the largest machine; a pod can have no more."""
 
 
 class GpuType(msgspec.Struct, kw_only=True):
-    """A kind of GPU, and what of it is free."""
+    """A GPU model and its stock."""
 
     id: str
     name: str
@@ -60,19 +60,19 @@ class GpuType(msgspec.Struct, kw_only=True):
     data_centers: tuple[str, ...] = ("US-KS-2",)
     cuda: tuple[str, ...] = ("12.8",)
     restricted: bool = False
-    """The account may not have it: 403."""
+    """Whether the account may not rent it (403)."""
     sold_out_unseen: bool = False
-    """The catalogue says it is in stock and every create finds it is not, as when others are faster."""
+    """Whether every create finds no capacity although the catalogue shows stock, as when other renters are faster."""
 
     def availability(self, cloud: Cloud, count: int) -> str:
-        """How the catalogue puts what is free for pods of so many GPUs. The thresholds are inferred."""
+        """Return the catalogue's word for the stock for pods of `count` GPUs. The thresholds are inferred."""
         shelf = self.shelves.get(cloud)
         fits = shelf.free // count if shelf is not None and count <= shelf.most else 0
         return "NONE" if fits < 1 else "LOW" if fits < 3 else "MEDIUM" if fits < 10 else "HIGH"
 
 
 class Pod(msgspec.Struct, kw_only=True):
-    """What was rented, as it is now."""
+    """A rented pod."""
 
     id: str
     name: str
@@ -84,30 +84,30 @@ class Pod(msgspec.Struct, kw_only=True):
     cuda: str
     disk_gb: int
     usd_micros_per_hour: int
-    """Of all its GPUs, as agreed when it was made; a later price is for later pods."""
+    """Price of all its GPUs, fixed at its creation; a later price is for later pods."""
     created_at: float
-    """Seconds since 1970, as all times here."""
+    """Seconds since 1970, like all times here."""
     phase_at: float
-    """Since when it is in its status."""
+    """When it entered its status."""
     args: tuple[str, ...] = ()
     args_text: str = ""
     env: dict[str, str] = {}
     ports: tuple[str, ...] = ()
     volume_gb: int = 0
-    """Of `mounts.persistent`; it lives and dies with the host."""
+    """Size of `mounts.persistent`, which is lost with the host."""
     volume_path: str = ""
     status: Status = Status.PROVISIONING
     started_at: float | None = None
     launched: bool = False
-    """Its container was started since the pod last was."""
+    """Whether its container was started since the pod was last started."""
     stopped: bool = False
-    """Somebody stopped it, which wipes its container's disk; one that ended by itself still has it."""
+    """Whether a request stopped it, which wipes the container's disk. A pod that ended by itself keeps its disk."""
     locked: bool = False
     host_lost: bool = False
 
     @property
     def machine(self) -> str:
-        """Its name where machines run."""
+        """Its name for `Machines`."""
         return f"runpod-{self.id}"
 
 
@@ -120,7 +120,7 @@ def _gpu(id_: str, name: str, memory_gb: int, pool: str | None, **clouds: tuple[
 
 
 def gpus() -> list[GpuType]:
-    """A market of an ordinary day. Prices as others saw them in spring 2026; how much is free is made up."""
+    """Build an ordinary day's stock. Prices as others saw them in spring 2026; the free numbers are invented."""
     return [
         _gpu("NVIDIA GeForce RTX 3090", "RTX 3090", 24, "AMPERE_24", secure=(0.39, 12, 8), community=(0.22, 9, 4)),
         _gpu("NVIDIA GeForce RTX 4090", "RTX 4090", 24, "ADA_24", secure=(0.60, 40, 8), community=(0.34, 14, 4)),

@@ -1,4 +1,4 @@
-"""How the API says no: problem documents."""
+"""The API's error answers: problem documents."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any
 NO_INSTANCES = (
     "There are no longer any instances available with the requested specifications. Please refresh and try again."
 )
-"""Recorded from version 2 on 2026-08-20. Nothing but these words tells a lack of capacity from a broken rule."""
+"""Recorded from version 2 on 2026-08-20. Only this text tells a lack of capacity from a broken rule."""
 HOST_IS_FULL = "There are not enough free GPUs on the host machine to start this pod."
 
 
 class Problem(Exception):
-    """An answer that is an error."""
+    """An error answer."""
 
     def __init__(
         self, status: int, detail: str, *, errors: Sequence[str] = (), headers: Mapping[str, str] | None = None

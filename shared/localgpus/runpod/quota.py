@@ -1,4 +1,4 @@
-"""How often an account may ask, and the headers that say what is left of it."""
+"""An account's request quota, and the headers that show what is left of it."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import math
 from dataclasses import dataclass, field
 
 WINDOWS = (("minute", 60, 60), ("hour", 3000, 3600), ("day", 50_000, 86_400))
-"""Name, requests, seconds: the schema's example, taken for the order of magnitude."""
+"""Name, requests and seconds of each window. From the schema's example, for the order of magnitude."""
 
 
 @dataclass
 class Quota:
-    """Fixed windows, each from its first request on. That they are fixed ones is inferred."""
+    """Fixed windows, each beginning at its first request. That windows are fixed is inferred."""
 
     windows: tuple[tuple[str, int, int], ...] = WINDOWS
-    """None: the caller is exempt, and hears nothing of them."""
+    """Name, requests and seconds; empty: no limit and no headers."""
     _used: dict[str, tuple[float, int]] = field(default_factory=dict)
-    """Since when, and how many, by window."""
+    """Start and number of requests by window."""
 
     def take(self, now: float) -> tuple[dict[str, str], str | None]:
-        """Count one request: the headers of its answer, and the window that refuses it, if one does."""
+        """Count one request. Returns the headers of its answer, and the window that refuses it or None."""
         if not self.windows:
             return {}, None
         refused: str | None = None

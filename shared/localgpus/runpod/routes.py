@@ -1,4 +1,4 @@
-"""The API on the wire: `/v2/…` of `api.runpod.io`, and what is left of version 1."""
+"""The HTTP API: `/v2/…` of `api.runpod.io`, and version 1, which answers 410."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from localgpus.runpod.quota import Quota
 BODY_BYTES_MAX = 1024 * 1024
 PAGE_MAX = 1000
 ALL, READS = "all", "reads"
-"""What a key may do."""
+"""The rights of a key."""
 
 Handler = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass
 class Api:
-    """One account's API: who may ask, how often, and what goes wrong on the way."""
+    """One account's API with its keys, quota and injected faults."""
 
     market: Market
     keys: Mapping[str, str]
-    """What each key may do."""
+    """Rights by key: `all` or `reads`."""
     quota: Quota = field(default_factory=Quota)
     faults: Faults = field(default_factory=Faults)
     asked: list[tuple[str, str]] = field(default_factory=list)
-    """The latest requests that came with a good key: method and path."""
+    """Method and path of the latest requests with a valid key."""
 
     def routes(self) -> list[Route]:
-        """What is served, from the root of the host."""
+        """List the routes, from the root of the host."""
         table: tuple[tuple[str, dict[str, Handler]], ...] = (
             ("/account/ssh-keys", {"GET": self._ssh_keys}),
             ("/pods", {"GET": self._list, "POST": self._create}),
@@ -95,7 +95,7 @@ class Api:
         if not sent.startswith("Bearer "):
             raise Problem(401, "missing bearer token")
         key = sent.removeprefix("Bearer ").encode()
-        # All are compared: how long it takes says nothing about which was close.
+        # Every key is compared, so that the time taken does not reveal which one was close.
         may = [rights for known, rights in self.keys.items() if hmac.compare_digest(known.encode(), key)]
         if not may:
             raise Problem(401, "invalid bearer token")
@@ -189,12 +189,12 @@ class Api:
 
 
 def routes(market: Market, *, keys: Mapping[str, str], limits: bool = True) -> list[Route]:
-    """The API over a market, to be served from the root of a host.
+    """Build the API's routes over a market, to be served from the root of a host.
 
     Args:
-        market: The account and its world.
-        keys: What each key may do: `all`, or `reads`.
-        limits: Whether too many requests are refused.
+        market: The account.
+        keys: Rights by key: `all` or `reads`.
+        limits: Whether too many requests get 429.
     """
     return Api(market, keys, quota=Quota() if limits else Quota(windows=())).routes()
 
@@ -248,7 +248,7 @@ async def _body(request: Request, kind: type[T]) -> T:
 
 
 def _asked(request: Request) -> views.Asked:
-    """What a look at the catalogue wants to know. Raises `Problem`."""
+    """Parse the query of a catalogue request. Raises `Problem`."""
     query = request.query_params
     with_stock = "AVAILABILITY" in query.get("include", "").split(",")
     if with_stock != ("product" in query):
@@ -276,7 +276,7 @@ def _cursor(pod: Pod) -> str:
 
 
 def _after(cursor: str | None, pods: list[Pod]) -> int:
-    """Where the page begins; pods that came or went since do not shift it."""
+    """Return the index where the page begins. Pods created or deleted since do not shift it."""
     if cursor is None:
         return 0
     try:

@@ -1,4 +1,4 @@
-"""How pods, GPU types and bills look on the wire."""
+"""Pods, GPU types and bills in RunPod's wire format."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ SIZES = ("hour", "day", "week", "month", "year")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """What a look at the catalogue wants to know."""
+    """The query of a catalogue request."""
 
     with_stock: bool
     pods: bool
-    """Of pods; of the other products nothing is in stock."""
+    """Whether the stock for pods is asked for; the other products have no stock."""
     cloud: Cloud
     count: int
 
 
 def gpu(one: GpuType, asked: Asked) -> dict[str, Any]:
-    """A GPU type."""
+    """Show a GPU type."""
     secure, community = one.shelves.get(Cloud.SECURE), one.shelves.get(Cloud.COMMUNITY)
     shown: dict[str, Any] = {
         "id": one.id,
@@ -39,7 +39,7 @@ def gpu(one: GpuType, asked: Asked) -> dict[str, Any]:
         "memory": one.memory_gb,
         "secure": secure is not None,
         "community": community is not None,
-        # What a cloud does not have is quoted at 0: inferred from version 1.
+        # A cloud without this GPU type has the price 0: inferred from version 1.
         "price": {
             "secure": secure.usd_micros_per_hour / 1e6 if secure else 0,
             "community": community.usd_micros_per_hour / 1e6 if community else 0,
@@ -58,7 +58,7 @@ def gpu(one: GpuType, asked: Asked) -> dict[str, Any]:
 
 
 def pod(one: Pod, now: float, *, running_at_once: bool) -> dict[str, Any]:
-    """A pod."""
+    """Show a pod."""
     status = Status.RUNNING if running_at_once and one.status in UP else one.status
     up = one.status is Status.RUNNING
     proxy = {"host": "ssh.runpod.io", "port": 22, "username": f"{one.id}-0", "command": f"ssh {one.id}-0@ssh.runpod.io"}
@@ -99,7 +99,7 @@ def pod(one: Pod, now: float, *, running_at_once: bool) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Window:
-    """Whole buckets."""
+    """The period of a bill, in whole buckets."""
 
     size: str
     buckets: Sequence[tuple[datetime, datetime]]
@@ -110,7 +110,7 @@ class Window:
 
 
 def window(query: Mapping[str, str], now: float) -> Window:
-    """What a look at the bill asks for, snapped outwards to its buckets. Raises `Problem`."""
+    """Parse the period of a billing request, widened to whole buckets. Raises `Problem`."""
     size = query.get("bucketSize", "day")
     if size not in SIZES:
         raise Problem(422, "Request validation failed.", errors=["bucketSize: unknown value"])
@@ -134,7 +134,7 @@ def window(query: Mapping[str, str], now: float) -> Window:
 
 
 def bill(spans: Iterable[Span], asked: Window, *, known_until: int) -> dict[str, Any]:
-    """Everything, bucket by bucket; buckets in which nothing was spent are there too, with zeros."""
+    """Show the account's bill, one record per bucket; buckets without spend have zeros."""
     spans = list(spans)
     records, totals = [], dict.fromkeys(_ACCOUNT, Fraction(0))
     for start, end in asked.buckets:
@@ -150,7 +150,7 @@ def bill(spans: Iterable[Span], asked: Window, *, known_until: int) -> dict[str,
 
 
 def pod_bill(spans: Iterable[Span], asked: Window, *, known_until: int, pod_id: str | None) -> dict[str, Any]:
-    """One record per pod and bucket in which it cost something."""
+    """Show the pods' bill, one record per pod and bucket with spend."""
     by_pod: dict[str, list[Span]] = {}
     for span in spans:
         if pod_id in (None, span.pod_id):
@@ -182,7 +182,7 @@ _ACCOUNT = (
 
 
 def _amounts(spans: Sequence[Span], start: datetime, end: datetime, known_until: int) -> tuple[Fraction, Fraction]:
-    """For GPUs and for disks."""
+    """Return the cost of GPUs and of disks in a bucket."""
     first, last = int(start.timestamp()), min(int(end.timestamp()), known_until)
     gpus = charges.cost((span for span in spans if span.what is What.GPU), first, last)
     return gpus, charges.cost(spans, first, last) - gpus
@@ -207,5 +207,5 @@ def _instant(text: str | None, otherwise: datetime) -> datetime:
 
 
 def iso(at: float) -> str:
-    """As the wire has instants."""
+    """Format an instant as on the wire."""
     return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

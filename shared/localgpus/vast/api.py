@@ -1,4 +1,4 @@
-"""Vast.ai's API on the wire: its paths with their slashes, its errors in their several shapes."""
+"""Vast.ai's HTTP API: its paths with their trailing slashes, its errors in their several shapes."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ Call = Callable[["Ask"], Any]
 
 
 class Ask:
-    """One request, read."""
+    """One request with its whole body."""
 
     def __init__(self, request: Request, data: bytes) -> None:
         self.request = request
@@ -45,7 +45,7 @@ class Ask:
         return int(self.request.path_params["id"])
 
     def json(self) -> dict[str, Any]:
-        """The body. Raises `No`."""
+        """Parse the body, a JSON object. Raises `No`."""
         try:
             body = msgspec.json.decode(self.data or b"{}")
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -55,7 +55,7 @@ class Ask:
         return body
 
     def param(self, name: str, default: Any) -> Any:
-        """A JSON value in the query. Raises `No`."""
+        """Parse a JSON value of the query. Raises `No`."""
         try:
             return json.loads(self.query[name]) if name in self.query else default
         except (ValueError, RecursionError) as error:
@@ -71,7 +71,7 @@ class Api:
         self.faults = faults
 
     def routes(self) -> list[Route]:
-        """Without the slash a path is another, and is not here."""
+        """List the routes. A path without its trailing slash is another path and answers 404."""
         return [
             self._route("POST", "/api/v0/bundles/", "search", self._search, public=True),
             self._route("PUT", "/api/v0/search/asks/", "search", self._search, public=True),
@@ -128,13 +128,13 @@ class Api:
         except QuotaExceeded as error:
             return JSONResponse({"error": str(error)}, 429, {"x-ratelimit-reset": str(error.resets_at)})
         except TooSoon as error:
-            # Two shapes are about.
+            # Vast.ai answers in two shapes, by call.
             if kind in ("create", "search"):
                 return PlainTextResponse(str(error), 429)
             return JSONResponse({"detail": str(error)}, 429)
 
     def _let_in(self, request: Request) -> None:
-        """Raises `No`: a missing key is 403, a bad one 404 or 401."""
+        """Check the API key. Raises `No`: 403 for a missing key, 404 or 401 for a bad one."""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if not key:
             raise No(403, "auth_error", "This action requires login")
@@ -310,7 +310,7 @@ def _secret() -> str:
 
 
 def _shown(hook: Hook) -> dict[str, Any]:
-    """Without the secret: it is told once."""
+    """Show a webhook without its secret, which only its creation returns."""
     return {
         "id": hook.id, "name": hook.name, "webhook_url": hook.url, "event_types": hook.event_types,
         "enabled": hook.enabled,
@@ -318,7 +318,7 @@ def _shown(hook: Hook) -> dict[str, Any]:
 
 
 def _change(hook: Hook, body: dict[str, Any]) -> None:
-    """Take over what is said. Raises `No`."""
+    """Apply the body of a webhook request. Raises `No`."""
     url, kinds = body.get("webhook_url", hook.url), body.get("event_types", hook.event_types)
     if not isinstance(url, str) or not hooks.may_be_told(url):
         raise No(400, "invalid_args", "error 400: webhook_url must be one of this machine's own addresses")

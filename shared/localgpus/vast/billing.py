@@ -1,4 +1,4 @@
-"""What a contract costs, second by second: GPUs while it has them, its disk until it is destroyed, traffic."""
+"""Cost of a contract by the second: GPUs while it holds them, its disk until it is destroyed, and its traffic."""
 
 from __future__ import annotations
 
@@ -11,19 +11,22 @@ _BILLED = frozenset({Actual.RUNNING, Actual.EXITED})
 
 
 def gpu_rate(contract: Contract) -> float:
-    """Dollars per hour now. Loading is free; a container that ended by itself still holds its GPUs."""
+    """Return the dollars per hour for GPUs now.
+
+    Loading is free. A container that ended by itself still holds its GPUs and is billed.
+    """
     if contract.intended != "running" or contract.actual not in _BILLED or contract.ended_at is not None:
         return 0.0
     return contract.price if contract.bid is None else contract.bid
 
 
 def disk_rate(contract: Contract) -> float:
-    """Dollars per hour, also while it is stopped."""
+    """Return the dollars per hour for the disk, also while the contract is stopped."""
     return contract.disk * contract.storage_cost / MONTH_H
 
 
 def settle(state: State, contract: Contract, now: float) -> None:
-    """Charge it until now, at what it has cost since it was last settled."""
+    """Charge the contract from its last settlement until now, at its current rates."""
     while contract.billed_until < now:
         start = contract.billed_until
         end = min(now, (start // DAY_S + 1) * DAY_S)
@@ -36,7 +39,7 @@ def settle(state: State, contract: Contract, now: float) -> None:
 
 
 def traffic(state: State, contract: Contract, now: float, *, down_gb: float = 0.0, up_gb: float = 0.0) -> None:
-    """Charge what went over its host's line."""
+    """Charge traffic over the host's line."""
     settle(state, contract, now)
     meter = _meter(state, contract, now)
     meter.bwd += down_gb * contract.inet_down_cost
@@ -44,7 +47,7 @@ def traffic(state: State, contract: Contract, now: float, *, down_gb: float = 0.
 
 
 def forget(state: State, now: float) -> None:
-    """Old days go; what they cost stays paid."""
+    """Drop meters older than `KEPT_S`; the balance still counts their cost."""
     old = [meter for meter in state.meters if meter.day < now - KEPT_S]
     if old:
         state.paid_in -= sum(meter.amount for meter in old)

@@ -1,4 +1,4 @@
-"""The market's levers, for people and tests: others who outbid, hosts that die or take their machines back."""
+"""The market's levers, for people and tests: outbid an instance, let a host die, take a machine off the market."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from localgpus.vast.state import Contract, Hook, Machine, Rival
 
 
 class Unknown(Exception):
-    """No such instance, or no such machine."""
+    """The lever cannot be used: the instance or machine does not exist, or the lever does not fit it."""
 
 
 class Change(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """What of a machine is to be different; what is not said stays."""
+    """New values of a machine's fields. A field that is None stays as it is."""
 
     price: float | None = None
     floor: float | None = None
@@ -30,30 +30,33 @@ class Change(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def find(market: Market, label: str) -> Contract:
-    """The newest instance with the label, with or without what follows an `@` in it. Raises `Unknown`."""
+    """Find the newest instance with the label; a label's part after `@` may be left out. Raises `Unknown`."""
     for contract in reversed(market.state.contracts.values()):
         if label in (contract.label, contract.label.partition("@")[0]):
             return contract
-    raise Unknown(f"{market.name} has no instance {label!r}")
+    raise Unknown(f"{market.name} has no instance {label!r}.")
 
 
 def outbid(market: Market, label: str, *, for_s: float | None = None, in_full: bool = False) -> None:
-    """Somebody else takes the instance's GPUs: by a higher bid, or paying in full.
+    """Let a rival take the instance's GPUs, by a higher bid or on demand.
 
     Args:
-        market: Where.
-        label: Of the instance.
-        for_s: How long he stays; None: for good.
-        in_full: He rents on demand, which beats any bid.
+        market: The market of the instance.
+        label: The instance's label.
+        for_s: How long the rival stays; None: for good.
+        in_full: Whether the rival rents on demand, which outranks every bid.
+
+    Raises:
+        Unknown: The market has no such instance, or it is on demand.
     """
     with market.lock:
         market.tick()
         contract, now = find(market, label), market.clock()
         if contract.bid is None:
-            raise Unknown(f"{label!r} is on demand: nobody outbids it")
+            raise Unknown(f"Instance {label!r} is on demand and cannot be outbid.")
         machine = market.state.machines[contract.machine_id]
         bid = None if in_full else max(machine.floor, contract.bid / contract.gpus * auction.STEP)
-        # As many as there are for him: with GPUs to spare the machine would do for both.
+        # The rival takes all that it can get: with GPUs to spare the machine would serve both.
         gpus = auction.free_above(machine, market.on(machine), math.inf if bid is None else bid)
         machine.rivals.append(Rival(gpus=gpus, bid=bid, until=None if for_s is None else now + for_s))
         machine.asks.clear()
@@ -62,7 +65,7 @@ def outbid(market: Market, label: str, *, for_s: float | None = None, in_full: b
 
 
 def relent(market: Market, label: str) -> None:
-    """All others leave the instance's machine."""
+    """Remove all rivals from the instance's machine."""
     with market.lock:
         market.tick()
         machine = market.state.machines[find(market, label).machine_id]
@@ -73,7 +76,7 @@ def relent(market: Market, label: str) -> None:
 
 
 def change(market: Market, machine_id: int, said: Change) -> None:
-    """Move prices and facts of a machine; who rents there keeps what was agreed."""
+    """Change prices and facts of a machine. Existing contracts keep their prices."""
     with market.lock:
         market.tick()
         machine, now = _machine(market, machine_id), market.clock()
@@ -87,13 +90,13 @@ def change(market: Market, machine_id: int, said: Change) -> None:
 
 
 def end(market: Market, label: str) -> None:
-    """The instance's program is killed; the provider knows nothing of it until it looks."""
+    """Kill the instance's program. The provider notices at its next tick."""
     with market.lock:
         market.machines.kill(f"vast-{find(market, label).id}")
 
 
 def switch(market: Market, machine_id: int, *, up: bool) -> None:
-    """A host dies, or comes back."""
+    """Take a host offline, or bring it back."""
     with market.lock:
         market.tick()
         market.switch(_machine(market, machine_id), market.clock(), up=up)
@@ -101,7 +104,7 @@ def switch(market: Market, machine_id: int, *, up: bool) -> None:
 
 
 def reclaim(market: Market, machine_id: int, *, reclaimed: bool = True) -> None:
-    """A host takes his machine back, or puts it on the market again."""
+    """Take a machine off the market for its host, or put it back."""
     with market.lock:
         market.tick()
         machine = _machine(market, machine_id)
@@ -112,7 +115,7 @@ def reclaim(market: Market, machine_id: int, *, reclaimed: bool = True) -> None:
 
 
 def traffic(market: Market, label: str, *, down_gb: float = 0.0, up_gb: float = 0.0) -> None:
-    """The instance moved so much over its host's line."""
+    """Bill the instance for traffic over its host's line."""
     with market.lock:
         market.tick()
         billing.traffic(market.state, find(market, label), market.clock(), down_gb=down_gb, up_gb=up_gb)
@@ -120,7 +123,7 @@ def traffic(market: Market, label: str, *, down_gb: float = 0.0, up_gb: float = 
 
 
 def view(market: Market) -> dict[str, Any]:
-    """All that there is, for a person."""
+    """Return the whole market as JSON values, for a person."""
     with market.lock:
         market.tick()
         state = market.state
@@ -137,9 +140,13 @@ def view(market: Market) -> dict[str, Any]:
 
 
 def watch(market: Market, url: str, *, secret: str) -> None:
-    """Have every event told to an address of this machine's own, signed with a secret that is known beforehand."""
+    """Send every event to a loopback URL, signed with the given secret.
+
+    Raises:
+        Unknown: The URL is not on loopback.
+    """
     if not hooks.may_be_told(url):
-        raise Unknown(f"{url!r} is no address of this machine")
+        raise Unknown(f"{url!r} is not on loopback. Use a URL of 127.0.0.1 or localhost.")
     with market.lock:
         kinds = [f"client:{kind}" for kind in hooks.KINDS]
         known = [hook.id for hook in market.state.hooks.values() if hook.url == url]
@@ -150,7 +157,7 @@ def watch(market: Market, url: str, *, secret: str) -> None:
 
 def _machine(market: Market, machine_id: int) -> Machine:
     if machine_id not in market.state.machines:
-        raise Unknown(f"{market.name} has no machine {machine_id}")
+        raise Unknown(f"{market.name} has no machine {machine_id}.")
     return market.state.machines[machine_id]
 
 

@@ -1,4 +1,4 @@
-"""What goes wrong between a client and the API, as somebody wants it."""
+"""Injected faults: wrong answers of the API, as a test or a person orders them."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import msgspec
 
 
 class Fault(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
-    """Answers that are not what they should be."""
+    """An injected fault, for the next `times` requests of one kind."""
 
     call: str
     """`search`, `list`, `one`, `create`, `destroy`, `manage`, `bid`, `charges`, `metrics`, `user` or `webhooks`."""
     status: int = 503
     body: str = ""
-    """JSON or not, as it goes out."""
+    """Text of the answer, sent as it is."""
     headers: dict[str, str] = {}
     after: bool = False
-    """The request took effect, and only its answer is lost."""
+    """Whether the request takes effect and only its answer is lost."""
     times: int = 1
 
 
 class Faults:
-    """Those that are still to come, first come first served."""
+    """The queue of faults that have not happened yet."""
 
     def __init__(self) -> None:
         self._coming: list[Fault] = []
@@ -33,7 +33,7 @@ class Faults:
             self._coming.append(fault)
 
     def take(self, call: str, *, after: bool) -> Fault | None:
-        """The next one for this call, if there is one."""
+        """Take the next fault for this call; None if there is none."""
         with self._lock:
             for fault in self._coming:
                 if fault.call == call and fault.after == after:

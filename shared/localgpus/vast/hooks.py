@@ -1,6 +1,6 @@
-"""Webhooks: signed, at least once, and silent about which instance they mean.
+"""Webhooks: signed, delivered at least once, without a field that names the instance.
 
-Vast.ai wants https and a public address; on loopback it is http and loopback, and nothing else.
+Vast.ai requires https and a public address. Here a webhook must have a loopback address, and http is allowed.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ HOOKS_MAX = 4
 TIMEOUT_S = 10.0
 TRIES_MAX = 5
 RETRY_S = 10.0
-"""Longer each time."""
+"""Wait before the first retry; the wait before try n is n times as long."""
 KINDS = (
     "low_credit", "outbid", "instance_created", "instance_started", "instance_stopped", "instance_resumed",
     "instance_deleted", "instance_offline", "error_msgs", "machine_maintenance", "upcoming_downtime",
@@ -30,7 +30,7 @@ TEST = "webhook_test"
 
 
 def may_be_told(url: str) -> bool:
-    """Whether the address is one of this machine's own."""
+    """Return whether the address is a loopback address."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or parts.hostname is None:
         return False
@@ -41,7 +41,7 @@ def may_be_told(url: str) -> bool:
 
 
 def body(notice: Notice) -> bytes:
-    """The same bytes at every try."""
+    """Encode the event; every try sends the same bytes."""
     return msgspec.json.encode(
         {
             "event_id": notice.event_id, "user_id": 1, "notif_type": notice.notif_type, "subject": notice.subject,
@@ -51,7 +51,7 @@ def body(notice: Notice) -> bytes:
 
 
 def headers(hook: Hook, notice: Notice, payload: bytes, now: float) -> dict[str, str]:
-    """Who it is from, and when: the signature covers the time and the body."""
+    """Build the headers of a delivery. The signature covers the time and the body."""
     sent_at = str(int(now))
     signature = hmac.new(hook.secret.encode(), sent_at.encode() + b"." + payload, hashlib.sha256).hexdigest()
     return {
@@ -62,7 +62,7 @@ def headers(hook: Hook, notice: Notice, payload: bytes, now: float) -> dict[str,
 
 
 async def deliver(market: Market, client: httpx.AsyncClient) -> int:
-    """Send what is due; how many were. What fails comes again, some time later, or is dropped."""
+    """Send the events that are due and return their number. A failed one is retried later, up to `TRIES_MAX` times."""
     now = market.clock()
     with market.lock:
         due = [notice for notice in market.state.notices if notice.due <= now]
@@ -80,7 +80,7 @@ async def deliver(market: Market, client: httpx.AsyncClient) -> int:
 
 
 async def _send(hook: Hook, notice: Notice, client: httpx.AsyncClient, now: float) -> bool:
-    """Whether it must be sent again."""
+    """Send one event; returns whether it must be sent again."""
     payload = body(notice)
     try:
         answer = await client.post(

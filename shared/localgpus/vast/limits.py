@@ -1,4 +1,4 @@
-"""How often may be asked: a shortest time between two of a kind, ten searches a minute, a quota of searches a day."""
+"""Rate limits: a minimum time between two requests of a kind, ten searches a minute, a daily quota of searches."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ INTERVALS_S = {
     "list": 1.0, "one": 2.0, "manage": 1.0, "destroy": 3.0, "create": 4.5, "bid": 5.5, "charges": 1.0, "metrics": 3.0,
 }  # fmt: skip
 PENALTY_S = {"create": 12.0}
-"""Who asks too soon waits longer."""
+"""Wait after a request that came too soon; it is longer than the interval."""
 SEARCHES_PER_MINUTE = 10
 DAY_S = 86_400
 
 
 class TooSoon(Exception):
-    """429; `threshold_s` is what the body names."""
+    """429: the request came before its interval `threshold_s`, which the body names, was over."""
 
     def __init__(self, threshold_s: float) -> None:
         super().__init__(f"API requests too frequent: endpoint threshold={threshold_s}")
@@ -24,7 +24,7 @@ class TooSoon(Exception):
 
 
 class QuotaExceeded(Exception):
-    """429 until midnight, `resets_at`."""
+    """429 until midnight UTC, `resets_at` in seconds since 1970."""
 
     def __init__(self, resets_at: int) -> None:
         super().__init__("search_quota_exceeded")
@@ -32,7 +32,7 @@ class QuotaExceeded(Exception):
 
 
 class Limits:
-    """Of one key. `pace` divides the times; `off` lets everything through."""
+    """Rate limits of one key. `pace` divides the times; `off` disables them."""
 
     def __init__(self, clock: Clock, *, pace: float = 1.0, off: bool = False, searches_per_day: int = 5000) -> None:
         self._clock = clock
@@ -44,7 +44,7 @@ class Limits:
         self._day, self._today = 0, 0
 
     def take(self, kind: str) -> None:
-        """One request of a kind. Raises `TooSoon`, or `QuotaExceeded` for a search."""
+        """Count one request of a kind. Raises `TooSoon`, or `QuotaExceeded` for a search."""
         if self.off:
             return
         now = self._clock()

@@ -1,9 +1,9 @@
-"""The market in time: what is due happens in its order, whenever somebody looks.
+"""The market in time: every call first runs the due events, in their order.
 
-    outbid ─ a webhook ─ 1.4 s: told to stop ─ 10 to 30 s: seen to have stopped ─ waits, its disk billed ─ runs again
+    outbid ─ a webhook ─ 1.4 s: told to stop ─ 10 to 30 s: reads stopped ─ waits, its disk billed ─ runs again
     rented ─ created ─ loading, at the host's bandwidth ─ running: billed from here
 
-Measured by others on 2026-08-27. `pace` divides every such time, for laptops that will not wait; prices stay per hour.
+Measured by others on 2026-08-27. `pace` divides every such time, so that a laptop need not wait; prices stay per hour.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ NAME = "vastai"
 CREATE_S, PULL_S, RESUME_S, HALT_S = 1.0, 2.0, 5.0, 1.4
 EXIT_S_MIN, EXIT_S_MAX = 10, 30
 TAKEOVER_TOLD_S = 15.0
-"""Who is displaced by somebody who pays in full is told so late."""
+"""Delay of the webhook event when an on-demand renter displaces a bid."""
 STOP_S, GRACE_S = 2.0, 10.0
 DELETED_AFTER_S = 48 * 3600.0
 NOTICES_MAX = 1000
@@ -34,7 +34,7 @@ UNAVAILABLE = "Required resources are currently unavailable, state change queued
 
 
 class Market:
-    """One market with one account. Every method may be called from any thread."""
+    """One market with one account. Every method can be called from any thread."""
 
     name = NAME
 
@@ -42,16 +42,16 @@ class Market:
         self, machines: Machines, clock: Clock, *, folder: Path | None = None, pace: float = 1.0,
         keys: Collection[str] = ("local-vast-key",), image_gb: float = 2.0, simulation: MarketSimulation | None = None,
     ) -> None:  # fmt: skip
-        """Open the market, as it was left.
+        """Open the market with its stored state, or a new one.
 
         Args:
             machines: Where instances run.
-            clock: Aware of nothing but seconds.
-            folder: Where its state is kept; None: nowhere.
-            pace: How many times faster than life.
-            keys: That open the account.
-            image_gb: What every image weighs.
-            weather: What happens by itself; None: nothing does.
+            clock: Returns seconds since 1970.
+            folder: Where the state is stored; None: nowhere.
+            pace: Divides every simulated time.
+            keys: API keys of the account.
+            image_gb: Size of every image.
+            simulation: Rivals, host failures and price drift; None: none of them.
         """
         self.machines = machines
         self.clock = clock
@@ -61,14 +61,14 @@ class Market:
         self._simulation = simulation
         self.lock = threading.RLock()
         self.closed = False
-        """Nothing is on the market any more; what is rented stays."""
+        """Whether every offer is off the market. Rented instances stay."""
         self._file = folder / "vastai.json" if folder else None
         self.state = self._restore()
 
-    # What somebody who looks brings about.
+    # The clock and the disk.
 
     def tick(self) -> None:
-        """Let everything happen that is due."""
+        """Run every event that is due, and settle every bill up to now."""
         with self.lock:
             now = self.clock()
             if self._simulation is not None:
@@ -88,7 +88,7 @@ class Market:
                 self.save()
 
     def save(self) -> None:
-        """Write the market down; what is not written down is forgotten with us."""
+        """Write the state to disk. Changes since the last save are lost if the process ends."""
         with self.lock:
             self.state.saved_at = self.clock()
             if self._file is not None:
@@ -98,11 +98,11 @@ class Market:
                 draft.replace(self._file)
 
     def on(self, machine: Machine) -> list[Contract]:
-        """The contracts on a machine."""
+        """List the contracts on a machine."""
         return [contract for contract in self.state.contracts.values() if contract.machine_id == machine.id]
 
     def asks(self, machine: Machine) -> dict[int, int]:
-        """Ids of the machine's current offers, by number of GPUs."""
+        """Return the ids of the machine's current offers by number of GPUs, creating missing ones."""
         sizes = {size for size in (1, 2, 4, 8, machine.num_gpus) if size <= machine.num_gpus}
         for size in sorted(sizes - machine.asks.keys()):
             machine.asks[size] = self.new_id()
@@ -112,10 +112,10 @@ class Market:
         self.state.next_id += 1
         return self.state.next_id
 
-    # What renters and hosts do.
+    # Actions of renters and hosts.
 
     def place(self, contract: Contract) -> None:
-        """A new contract that has its GPUs: it boots, and whoever it displaces stops."""
+        """Give a new contract its GPUs: it boots, and the contracts that it displaces stop."""
         machine, now = self.state.machines[contract.machine_id], self.clock()
         contract.holds = True
         machine.asks.clear()
@@ -125,11 +125,11 @@ class Market:
         self.settle_machine(machine, now)
 
     def park(self, contract: Contract) -> None:
-        """A contract without GPUs: stopped, its disk billed, and it runs when its bid wins."""
+        """Leave a new contract without GPUs: stopped, its disk billed. It runs once its bid wins."""
         contract.intended, contract.actual = "stopped", Actual.EXITED
 
     def halt(self, contract: Contract) -> None:
-        """Its renter wants it stopped."""
+        """Stop the contract for its renter."""
         now = self.clock()
         billing.settle(self.state, contract, now)
         contract.wanted = contract.holds = False
@@ -141,7 +141,7 @@ class Market:
         self.settle_machine(self.state.machines[contract.machine_id], now)
 
     def resume(self, contract: Contract) -> bool:
-        """Its renter wants it to run; False: not now, it waits for its GPUs."""
+        """Start the contract again for its renter. Returns False while it waits for GPUs."""
         now, machine = self.clock(), self.state.machines[contract.machine_id]
         contract.wanted = True
         if contract.bid is None and not contract.holds:
@@ -153,7 +153,7 @@ class Market:
         return contract.holds
 
     def destroy(self, contract: Contract) -> None:
-        """It ends, its disk with it."""
+        """End the contract and delete its disk."""
         now = self.clock()
         billing.settle(self.state, contract, now)
         self.machines.remove(instance_name(contract))
@@ -162,7 +162,7 @@ class Market:
         self.settle_machine(self.state.machines[contract.machine_id], now)
 
     def settle_machine(self, machine: Machine, at: float) -> None:
-        """Give each its GPUs, or take them, as bids are now."""
+        """Give and take the machine's GPUs according to the current bids."""
         contracts = self.on(machine)
         won = auction.winners(machine, contracts)
         for contract in contracts:
@@ -173,7 +173,7 @@ class Market:
                 self._start_again(contract, at)
 
     def switch(self, machine: Machine, now: float, *, up: bool) -> None:
-        """Its host dies, or comes back."""
+        """Take the machine offline, or bring it back."""
         for contract in self.on(machine):
             billing.settle(self.state, contract, now)
             if not up:
@@ -189,7 +189,7 @@ class Market:
         machine.asks.clear()
         self.settle_machine(machine, now)
 
-    # What happens by itself.
+    # Events in time.
 
     def _next_at(self) -> float | None:
         due = [contract.steps[0][0] for contract in self.state.contracts.values() if contract.steps]
@@ -205,7 +205,7 @@ class Market:
         return min(due, default=None)
 
     def _happen(self, at: float) -> None:
-        """Whatever is due at one instant."""
+        """Run the events that are due at one instant."""
         for contract in list(self.state.contracts.values()):
             billing.settle(self.state, contract, at)
             while contract.steps and contract.steps[0][0] <= at:
@@ -233,7 +233,7 @@ class Market:
                 contract.intended = "stopped"
             case Step.EXIT:
                 self.machines.kill(instance_name(contract))
-                # The words of its last start stay.
+                # `status_msg` stays as the last start left it.
                 contract.actual = Actual.EXITED if contract.wanted else Actual.STOPPED
 
     def _run(self, contract: Contract, at: float) -> None:
@@ -259,7 +259,7 @@ class Market:
         self._tell("instance_started", contract, "Your instance is running.", at)
 
     def _look_at(self, contract: Contract, now: float) -> None:
-        """Its program may have come to an end by itself."""
+        """Mark the contract as exited if its program has ended by itself."""
         if contract.actual is Actual.RUNNING and not self.machines.running(instance_name(contract)):
             billing.settle(self.state, contract, now)
             contract.actual = Actual.EXITED
@@ -267,7 +267,7 @@ class Market:
     def _displace(self, contract: Contract, machine: Machine, at: float) -> None:
         contract.holds = False
         contract.steps = []
-        # Its own share of 10 to 30 s, the same whenever it is asked.
+        # A time of 10 to 30 s that depends on the id alone, so that runs are repeatable.
         exit_s = EXIT_S_MIN + contract.id * 7 % (EXIT_S_MAX - EXIT_S_MIN + 1)
         self._plan(contract, at, (HALT_S, Step.HALT), (exit_s, Step.EXIT))
         taken_over = any(rival.bid is None for rival in machine.rivals) or machine.reclaimed
@@ -275,7 +275,7 @@ class Market:
         self._tell("outbid", contract, "Your interruptible instance was outbid and is being stopped.", at + late_s)
 
     def _start_again(self, contract: Contract, at: float) -> None:
-        """Once it has stopped: its image and its disk are there already."""
+        """Plan a start once the contract has stopped. Its image and disk are on the machine already."""
         stopping = [step for step in contract.steps if step[1] is Step.EXIT]
         contract.steps = stopping
         at = max(at, stopping[-1][0] if stopping else at)
@@ -283,7 +283,7 @@ class Market:
         self._tell("instance_resumed", contract, "Your instance resumes.", at)
 
     def _expire(self, contract: Contract, at: float) -> None:
-        """Its contract is over: it stops, and is deleted later."""
+        """Stop a contract at its end date; delete it some time later."""
         if contract.ended_at is None:
             contract.ended_at = at
             contract.intended, contract.wanted, contract.holds = "stopped", False, False
@@ -298,7 +298,7 @@ class Market:
         contract.steps.sort(key=lambda step: step[0])
 
     def _tell(self, kind: str, contract: Contract, message: str, at: float) -> None:
-        """Put a notice in the way of every hook that wants it. It has no field that says which instance."""
+        """Queue a webhook event for every hook of its kind. It has no field that names the instance."""
         for hook in self.state.hooks.values():
             if hook.enabled and f"client:{kind}" in hook.event_types:
                 self.state.notices.append(
@@ -310,7 +310,7 @@ class Market:
         del self.state.notices[:-NOTICES_MAX]
 
     def _restore(self) -> State:
-        """The market as it was written down. Its processes ended with it; while it was closed nothing was billed."""
+        """Read the stored state. Its processes ended with the previous run, and the time between is not billed."""
         if self._file is None or not self._file.exists():
             return State(machines={machine.id: machine for machine in stock.machines()})
         state = msgspec.json.decode(self._file.read_bytes(), type=State)
@@ -324,7 +324,7 @@ class Market:
 
 
 def instance_name(contract: Contract) -> str:
-    """What the contract's instance is called where it runs."""
+    """Return the name of the contract's instance for `Machines`."""
     return f"vast-{contract.id}"
 
 

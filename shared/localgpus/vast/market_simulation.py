@@ -1,9 +1,9 @@
 """A seeded simulation of the market: other renters come and go, hosts fail, prices drift.
 
-One seed always makes the same week.
+The same seed always gives the same sequence of events.
 
-The rates are invented, of the order that renters report: a cheap bid is displaced within hours, a good one within days,
-and hosts fail once in weeks.
+The rates are invented, in the order of magnitude that renters report: a cheap bid is displaced within hours, a good one
+within days, and a host fails once in some weeks.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from localgpus.vast.state import Contract, Machine, Rival, State
 
 STEP_S = 60.0
 BIDDERS_PER_H, BIDDER_STAYS_H = 0.25, 1.0
-"""For each GPU."""
+"""Arrivals of rival bids per GPU and hour, and their mean stay."""
 PAYERS_PER_H, PAYER_STAYS_H = 0.05, 3.0
 DEATHS_PER_H, DEAD_H = 0.003, 0.3
 RECLAIMS_PER_H, RECLAIMED_H = 0.001, 12.0
 DRIFT_PER_STEP = 0.004
 FLOOR_MIN, FLOOR_MAX = 0.35, 0.9
-"""Of the price on demand."""
+"""Range of the least bid, as fractions of the on-demand price."""
 
 
 class SimulatedMarket(Protocol):
-    """What the simulation changes of a market."""
+    """The part of a market that the simulation reads and changes."""
 
     @property
     def state(self) -> State:
@@ -51,15 +51,15 @@ class MarketSimulation:
         self._rng = rng
         self._pace = pace
         self.next_at: float | None = None
-        """When the next step is due; the first look begins it."""
+        """When the next step is due; None until `begin`."""
 
     def begin(self, now: float) -> None:
-        """From now on."""
+        """Plan the first step. Does nothing if one is planned already."""
         if self.next_at is None:
             self.next_at = now + STEP_S / self._pace
 
     def step(self, market: SimulatedMarket, at: float) -> None:
-        """One step of every machine."""
+        """Simulate one step of every machine."""
         self.next_at = at + STEP_S / self._pace
         for machine in market.state.machines.values():
             if not machine.up or machine.reclaimed:
@@ -72,7 +72,7 @@ class MarketSimulation:
                 market.settle_machine(machine, at)
 
     def _return(self, market: SimulatedMarket, machine: Machine, at: float) -> None:
-        """Only what the weather took: what a person took, he gives back."""
+        """Return a machine that the simulation took. A machine that a person took stays away."""
         if machine.back_at is not None and at >= machine.back_at:
             machine.back_at, machine.reclaimed = None, False
             market.switch(machine, at, up=True)
@@ -98,7 +98,7 @@ class MarketSimulation:
         left = room + sum(rival.gpus for rival in machine.rivals if rival.bid is None)
         machine.rivals.append(Rival(gpus=self._rng.randint(1, room), bid=bid, until=until))
         machine.asks.clear()
-        # Whoever bid least and has no GPU any more looks elsewhere.
+        # The lowest bidders that have no GPU any more leave the machine.
         ranked = sorted(machine.rivals, key=lambda rival: -(math.inf if rival.bid is None else rival.bid))
         kept = []
         for rival in ranked:

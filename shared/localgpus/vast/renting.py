@@ -1,4 +1,4 @@
-"""From an order to a contract, with the market's traps: a bid that is too low is refused, and leaves a stopped one."""
+"""From an order to a contract. As at Vast.ai, a bid that is too low is refused and still leaves a stopped contract."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ ENV_MAX = 32_768
 
 
 class Order(msgspec.Struct, kw_only=True):
-    """The body of a create request; fields that are not here are not read."""
+    """The body of a create request. Other fields are ignored."""
 
     image: str | None = None
     disk: float = 10.0
     label: str | None = None
     price: float | None = None
-    """A bid, in dollars per hour; without one it is on demand, and nobody says so."""
+    """A bid in dollars per hour. Without one the contract is on demand, and the answer does not say so."""
     env: dict[str, str] | None = None
     runtype: str | None = None
     args: list[str] | None = None
@@ -32,7 +32,7 @@ class Order(msgspec.Struct, kw_only=True):
 
 
 class No(Exception):
-    """A refusal as it goes out."""
+    """A refusal: status and body of the answer."""
 
     def __init__(self, status: int, error: str, message: str, **more: Any) -> None:
         super().__init__(message)
@@ -41,7 +41,7 @@ class No(Exception):
 
 
 def rent(market: Market, ask_id: int, order: Order) -> Contract:
-    """Make the contract. Raises `No`, which may name a contract all the same."""
+    """Create a contract on the offer `ask_id`. Raises `No`, whose body may still name a new contract."""
     _check(order)
     if market.state.balance <= 0:
         raise No(400, "insufficient_credit", "Insufficient credit")
@@ -71,7 +71,8 @@ def rent(market: Market, ask_id: int, order: Order) -> Contract:
     if least is None:
         market.park(contract)
     elif order.price < least - 1e-9:
-        # An error, and yet there is a contract, whose disk is billed. Source: dstack's pull request 4036.
+        # Vast.ai answers an error and still creates a contract, whose disk is billed. Source: dstack's pull request
+        # 4036.
         market.park(contract)
         raise No(400, "bid_too_low", f"Bid must be at least {least:.4f}", new_contract=contract.id)
     else:
@@ -92,7 +93,7 @@ def _check(order: Order) -> None:
 
 def _contract(market: Market, machine: Machine, size: int, order: Order) -> Contract:
     now = market.clock()
-    # What looks like an option of docker's is one, and no variable.
+    # A key that begins with a dash is an option of docker, not a variable.
     env = {key: value for key, value in (order.env or {}).items() if not key.startswith("-")}
     made = Contract(
         id=market.new_id(), machine_id=machine.id, gpus=size, label=order.label or "", image=order.image or "",

@@ -1,4 +1,4 @@
-"""Offers, instances and charges as they stand on the wire, and the filters over them."""
+"""Offers, instances and charges in Vast.ai's wire format, and the filters over them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from localgpus.vast.state import Contract, Machine, Meter
 
 Row = dict[str, Any]
 LIFE_S = 90 * 86_400.0
-"""How long an offer without an end stands."""
+"""Shown duration of an offer without an end date."""
 
 
 class BadFilter(Exception):
-    """A filter that cannot be understood."""
+    """A filter that cannot be parsed."""
 
 
 def offers(market: Market, *, bid: bool, disk_gb: float) -> list[Row]:
-    """Everything on the market, whether it can be had or not; the filters tell."""
+    """List every offer on the market, rentable or not; filters select the rentable ones."""
     if market.closed:
         return []
     return [
@@ -62,7 +62,7 @@ def _offer(market: Market, machine: Machine, size: int, ask_id: int, *, bid: boo
 
 
 def instance(market: Market, contract: Contract) -> Row:
-    """One row of the list."""
+    """Return one row of the list of instances."""
     machine = market.state.machines[contract.machine_id]
     base = contract.price if contract.bid is None else contract.bid
     disk = billing.disk_rate(contract)
@@ -91,7 +91,7 @@ def instance(market: Market, contract: Contract) -> Row:
 
 
 def charge(meter: Meter) -> Row:
-    """What one contract cost on one day."""
+    """Return the cost of one contract on one day."""
     parts = {"gpu": meter.gpu, "disk": meter.disk, "bwd": meter.bwd, "bwu": meter.bwu}
     return {
         "start": meter.start, "end": meter.end, "type": "instance", "source": f"instance-{meter.contract_id}",
@@ -101,7 +101,7 @@ def charge(meter: Meter) -> Row:
 
 
 def gpu_metrics(market: Market) -> list[Row]:
-    """What is paid for each kind of GPU now, over everybody who rents one and everyone who offers one."""
+    """Return the prices of each GPU model now, over all renters and all offers."""
     rows = []
     for name in sorted({machine.gpu_name for machine in market.state.machines.values()}):
         of_kind = [machine for machine in market.state.machines.values() if machine.gpu_name == name]
@@ -130,10 +130,10 @@ _OPERATORS: Mapping[str, Callable[[Any, Any], bool]] = {
 
 
 def matching(rows: Iterable[Row], filters: Mapping[str, Any]) -> list[Row]:
-    """The rows that pass all filters; fields that a row does not have pass none.
+    """Return the rows that pass all filters. A filter on a field that a row lacks rejects the row.
 
     Raises:
-        BadFilter: An operator that is none, or values that cannot be compared.
+        BadFilter: The operator is unknown, or the values cannot be compared.
     """
     return [row for row in rows if all(_passes(row, field, tests) for field, tests in filters.items())]
 
@@ -147,7 +147,7 @@ def _passes(row: Row, field: str, tests: Any) -> bool:
         if word not in _OPERATORS:
             raise BadFilter(f"unknown operator {word!r}")
         value = row[field]
-        # Places are asked for by country.
+        # Filters name the country, rows the place and the country.
         if field == "geolocation" and word in ("in", "notin", "eq", "neq"):
             value = str(value).rpartition(", ")[2]
         try:
@@ -159,7 +159,7 @@ def _passes(row: Row, field: str, tests: Any) -> bool:
 
 
 def ordered(rows: list[Row], order: Any) -> list[Row]:
-    """Sorted as asked, the last word first. Raises `BadFilter`."""
+    """Sort the rows by several columns, the first one most significant. Raises `BadFilter`."""
     try:
         for column, direction in reversed(list(order)):
             rows = sorted(rows, key=lambda row: row[column], reverse=direction == "desc")

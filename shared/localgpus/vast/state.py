@@ -1,4 +1,4 @@
-"""All that the market knows, in one value that can be written down and read again. Money is dollars, as on the wire."""
+"""The whole state of the market, in one value that can be stored. Amounts are dollars, as on the wire."""
 
 from __future__ import annotations
 
@@ -8,36 +8,36 @@ import msgspec
 
 
 class Rival(msgspec.Struct, kw_only=True):
-    """Somebody else who rents on a machine."""
+    """Another renter on a machine."""
 
     gpus: int
     bid: float | None
-    """Dollars per hour for each GPU; None: pays in full, and outranks all bids."""
+    """Dollars per hour for each GPU; None: on demand, which outranks every bid."""
     until: float | None = None
-    """None: stays."""
+    """When it leaves; None: never."""
 
 
 class Machine(msgspec.Struct, kw_only=True):
-    """A host's computer. Prices are dollars per hour for each GPU unless said otherwise."""
+    """A host's computer. Prices are dollars per hour for each GPU unless stated otherwise."""
 
     id: int
     host_id: int
     gpu_name: str
-    """With spaces, as in `RTX 4090`."""
+    """With spaces, for example `RTX 4090`."""
     num_gpus: int
     gpu_ram: int
-    """MB of each."""
+    """Megabytes of each GPU."""
     price: float
-    """On demand."""
+    """The on-demand price."""
     floor: float
-    """No bid below it is taken."""
+    """The least bid that is accepted."""
     storage_cost: float = 0.15
-    """Dollars for a GB and month."""
+    """Dollars per GB and month."""
     inet_down: float = 800.0
     """Mb/s."""
     inet_up: float = 400.0
     inet_down_cost: float = 0.0
-    """Dollars for a GB."""
+    """Dollars per GB."""
     inet_up_cost: float = 0.0
     reliability: float = 0.99
     geolocation: str = "Utah, US"
@@ -48,22 +48,22 @@ class Machine(msgspec.Struct, kw_only=True):
     direct_port_count: int = 50
     dlperf: float = 90.0
     end_date: float | None = None
-    """When its host takes it off the market; nobody rents past it."""
+    """When its host takes it off the market; every contract ends then."""
     up: bool = True
-    """False: its host is dead."""
+    """Whether its host is online."""
     reclaimed: bool = False
-    """Its host uses it himself: what is stopped there does not start again."""
+    """Whether its host uses the machine itself: stopped instances do not start again."""
     back_at: float | None = None
-    """When what the weather took is there again; None: it took nothing."""
+    """When the market simulation returns the machine that it took; None: it took nothing."""
     pull_error: str = ""
-    """What the pull of any image ends in."""
+    """The error of every image pull; empty: pulls succeed."""
     rivals: list[Rival] = msgspec.field(default_factory=list)
     asks: dict[int, int] = msgspec.field(default_factory=dict)
-    """The current offer's id by number of GPUs; a rented one is replaced."""
+    """Ids of the current offers by number of GPUs. A rented offer gets a new id."""
 
 
 class Actual(StrEnum):
-    """What a container does, in the market's words; before `created` it is null."""
+    """A container's `actual_status` in Vast.ai's words. It is null before `created`."""
 
     CREATED = "created"
     LOADING = "loading"
@@ -74,7 +74,7 @@ class Actual(StrEnum):
 
 
 class Step(StrEnum):
-    """What happens to a contract at a time."""
+    """A planned event of a contract."""
 
     CREATE = "create"
     PULL = "pull"
@@ -82,7 +82,7 @@ class Step(StrEnum):
     HALT = "halt"
     """The container is told to stop: its intended status changes."""
     EXIT = "exit"
-    """It is seen to have stopped."""
+    """The container reads as stopped."""
 
 
 class Contract(msgspec.Struct, kw_only=True):
@@ -101,34 +101,34 @@ class Contract(msgspec.Struct, kw_only=True):
     bid: float | None
     """Dollars per hour for all its GPUs; None: on demand."""
     price: float
-    """On demand, as agreed."""
+    """The on-demand price at the time of the contract, in dollars per hour for all its GPUs."""
     storage_cost: float
     inet_down_cost: float
     inet_up_cost: float
     created_at: float
     end_date: float | None
     wanted: bool = True
-    """Its renter wants it to run."""
+    """Whether its renter wants it to run."""
     holds: bool = False
-    """It has its GPUs now."""
+    """Whether it has its GPUs now."""
     intended: str = "running"
     actual: Actual | None = None
     status_msg: str = ""
     running_since: float | None = None
     steps: list[tuple[float, Step]] = msgspec.field(default_factory=list)
-    """What will happen, soonest first."""
+    """Planned events, soonest first."""
     billed_until: float = 0.0
     ended_at: float | None = None
-    """Its contract is over; some time later it is deleted."""
+    """When its end date stopped it; it is deleted some time later."""
 
 
 class Meter(msgspec.Struct, kw_only=True):
-    """What one contract cost on one day, in dollars."""
+    """The cost of one contract on one day, in dollars."""
 
     contract_id: int
     label: str
     day: int
-    """Midnight of UTC, seconds since 1970."""
+    """Midnight UTC, in seconds since 1970."""
     start: float
     end: float
     gpu: float = 0.0
@@ -142,7 +142,7 @@ class Meter(msgspec.Struct, kw_only=True):
 
 
 class Hook(msgspec.Struct, kw_only=True):
-    """Where somebody wants to be told."""
+    """A registered webhook."""
 
     id: int
     name: str
@@ -153,7 +153,7 @@ class Hook(msgspec.Struct, kw_only=True):
 
 
 class Notice(msgspec.Struct, kw_only=True):
-    """One event on its way to one hook."""
+    """One webhook event that is to be delivered to one hook."""
 
     event_id: str
     hook_id: int
@@ -164,7 +164,7 @@ class Notice(msgspec.Struct, kw_only=True):
     due: float
     attempt: int = 1
     again: bool = True
-    """Retried when it fails; a test is not."""
+    """Whether a failed delivery is retried; a test event is not."""
 
 
 class State(msgspec.Struct, kw_only=True):
@@ -176,7 +176,7 @@ class State(msgspec.Struct, kw_only=True):
     hooks: dict[int, Hook] = msgspec.field(default_factory=dict)
     notices: list[Notice] = msgspec.field(default_factory=list)
     paid_in: float = 25.0
-    """Dollars."""
+    """Dollars paid into the account."""
     next_id: int = 5_550_001
     saved_at: float = 0.0
 

@@ -1,4 +1,4 @@
-"""The machines of a new market. Prices are of the order that was asked in 2026; hosts and places are invented."""
+"""The machines of a new market. Prices are in the order of magnitude of 2026; hosts and places are invented."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from localgpus.vast.state import Machine, Rival
 
 
 def machines() -> list[Machine]:
-    """A dozen, from hobby to data centre, some with others on them."""
+    """Build a dozen machines, from hobby to data centre, some of them with rivals."""
     return [
         _machine(101, "RTX 3090", 24_576, 0.17, 0.09, geolocation="Poland, PL", inet_down=640, compute_cap=860),
         _machine(102, "RTX 3090", 24_576, 0.19, 0.10, 2, geolocation="Texas, US", inet_down=420, compute_cap=860),

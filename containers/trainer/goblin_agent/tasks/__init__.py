@@ -1,4 +1,4 @@
-"""The tasks that an image has: those of the agent itself, and those that the image names in a file."""
+"""The tasks of an image: those of the agent, and those that the image lists in a file."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ class UnknownTask(Exception):
 
 
 def command(name: str | None, listed: str | None = None) -> Sequence[str]:
-    """The command of a task; None asks for the image's first.
+    """Return the command of a task.
 
     Args:
-        name: As in the job.
-        listed: A JSON file, `{"name": ["program", "word", …]}`, where an image names its own; they come first.
+        name: The task's name in the job; None: the image's first task.
+        listed: Path of a JSON file with the image's own tasks, `{"name": ["program", "word", …]}`. They come first.
 
     Raises:
-        UnknownTask: With the names that there are.
+        UnknownTask: The image has no such task, or its list cannot be read. The message lists the known tasks.
     """
     known = {**_listed(listed), **BUILT_IN}
     chosen = next(iter(known)) if name is None else name
@@ -42,7 +42,7 @@ def _listed(path: str | None) -> dict[str, Sequence[str]]:
     except (OSError, ValueError) as error:
         raise UnknownTask(f"the image's list of tasks cannot be read: {error}") from error
     if not isinstance(said, dict) or not all(_is_command(words) for words in said.values()):
-        raise UnknownTask(f"the image's list of tasks, {os.fspath(path)}, is no object of commands")
+        raise UnknownTask(f"the image's list of tasks, {os.fspath(path)}, is no JSON object of commands")
     return dict(said)
 
 

@@ -1,10 +1,10 @@
 """`char-lm`: a character-level language model in plain NumPy, trained by SGD on the job's dataset.
 
-A job without a dataset trains on a few sentences of its own, so that a machine can be tried before there is data.
+A job without a dataset trains on a few built-in sentences, so that a machine can be tried before there is data.
 
-It reads `context` characters, embeds them, and guesses the next one through one hidden layer (Bengio et al., 2003).
-The weights are drawn from the seed, the rows of a step from the seed and the step's number, and nothing else is random:
-a training that was interrupted ends with the same bits as one that was not, on one kind of processor.
+It reads `context` characters, embeds them, and predicts the next one through one hidden layer (Bengio et al., 2003).
+Weights are drawn from the seed, the rows of a step from the seed and the step's number, and nothing else is random: an
+interrupted training ends with the same bits as an uninterrupted one, on one kind of processor.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from typing import Any
 from goblin_agent.tasks.contract import Place, refuse
 
 for _name in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "MKL_NUM_THREADS"):
-    # How many threads share a sum decides how it is rounded.
+    # The number of threads that share a sum decides how it is rounded: fix it, for repeatable bits.
     os.environ.setdefault(_name, "1")
 
 try:
     import numpy as np
 except ImportError:
-    refuse("char-lm needs NumPy, and this image has none: pip install numpy")
+    refuse("char-lm needs NumPy, which this image does not have. Add it: pip install numpy")
 
 Weights = dict[str, "np.ndarray[Any, np.dtype[np.float32]]"]
 FORMAT = 1
@@ -43,7 +43,7 @@ MOMENTUM = 0.9
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """Everything that decides the weights, beside the dataset."""
+    """Everything that decides the weights besides the dataset."""
 
     seed: int
     steps: int
@@ -71,7 +71,10 @@ class Model:
         self.momentum: Weights = {name: np.zeros_like(weight) for name, weight in self.weights.items()}
 
     def learn(self, rows: Any, targets: Any, rate: float) -> float:
-        """Take one step on rows (B, context) and the characters after them (B); the mean loss before it, in nats."""
+        """Train one step on rows (B, context) and the characters after them (B).
+
+        Returns the mean loss before the step, in nats.
+        """
         weights, size = self.weights, len(rows)
         embedded = weights["embed"][rows].reshape(size, -1)
         hidden = np.tanh(embedded @ weights["hidden"] + weights["hidden_bias"])
@@ -97,14 +100,14 @@ class Model:
 
 
 def rows_of(recipe: Recipe, text: Any, step: int) -> tuple[Any, Any]:
-    """The rows of a step and the characters after them: always the same ones for the same step."""
+    """Draw the rows of a step and the characters after them. The same step always gives the same rows."""
     starts = np.random.default_rng([recipe.seed, step]).integers(0, len(text) - recipe.context, recipe.rows)
     rows = text[starts[:, None] + np.arange(recipe.context)[None, :]]
     return rows, text[starts + recipe.context]
 
 
 def write(folder: Path, model: Model, facts: dict[str, Any]) -> None:
-    """A checkpoint's files."""
+    """Write a checkpoint's files."""
     arrays: dict[str, Any] = {f"weights.{name}": value for name, value in model.weights.items()}
     arrays |= {f"momentum.{name}": value for name, value in model.momentum.items()}
     np.savez(folder / STATE, **arrays)
@@ -112,7 +115,7 @@ def write(folder: Path, model: Model, facts: dict[str, Any]) -> None:
 
 
 def load(folder: Path, model: Model, expected: dict[str, Any]) -> int:
-    """Fill the model from a checkpoint; its step."""
+    """Load a checkpoint into the model. Returns its step."""
     facts = json.loads((folder / FACTS).read_text())
     for name, value in expected.items():
         if facts.get(name) != value:
@@ -129,12 +132,12 @@ def _read(place: Place) -> bytes:
     if not files:
         return SAMPLE
     if files[0].stat().st_size > DATASET_BYTES_MAX:
-        refuse(f"the dataset has over {DATASET_BYTES_MAX} bytes")
+        refuse(f"the dataset has more than {DATASET_BYTES_MAX} bytes")
     return files[0].read_bytes()
 
 
 def main() -> int:
-    """Train to the last step, or until told to stop."""
+    """Train to the last step or until SIGTERM. Returns exit code 0."""
     place = Place()
     recipe = Recipe(
         seed=place.whole("seed", 1), steps=place.whole("steps", 1000, least=1),
@@ -146,7 +149,7 @@ def main() -> int:
     every = place.whole("save_every", 0)
     data = _read(place)
     if len(data) <= recipe.context:
-        refuse(f"the dataset has {len(data)} bytes; a row alone takes {recipe.context + 1}")
+        refuse(f"the dataset has {len(data)} bytes; one row needs {recipe.context + 1}")
     alphabet = bytes(sorted(set(data)))
     codes = np.zeros(256, dtype=np.int64)
     codes[list(alphabet)] = np.arange(len(alphabet))

@@ -1,1 +1,1 @@
-"""Nouns of this room, frozen, with their units. No I/O, no decisions."""
+"""Value types of `jobs`, frozen, with their units. No I/O, no decisions."""

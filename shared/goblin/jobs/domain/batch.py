@@ -1,6 +1,6 @@
-"""OpenAI's batch file: one request a line in, one result a line out.
+"""OpenAI's batch file format: one request per line of input, one result per line of output.
 
-Source: OpenAI's batch guide and `openai.types.batch_request`, read 2026-11-23. Limits of a file are theirs.
+Source: OpenAI's batch guide and `openai.types.batch_request`, read 2026-11-23. The limits of a file are OpenAI's.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ DATASET_BYTES_MAX = 200 * 1024 * 1024
 ITEMS_MAX = 50_000
 LINE_BYTES_MAX = 1024 * 1024
 RESULT_BYTES_MAX = 4 * 1024 * 1024
-"""One line of output; more than any context we serve."""
+"""Limit of one output line; more than any context that we serve."""
 
 
 class BatchItem(msgspec.Struct, frozen=True, kw_only=True):
@@ -29,7 +29,7 @@ class BatchItem(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
-    """What the endpoint said."""
+    """The endpoint's answer to one item."""
 
     status_code: Annotated[int, msgspec.Meta(ge=100, le=599)]
     request_id: str
@@ -37,14 +37,14 @@ class BatchAnswer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class BatchFault(msgspec.Struct, frozen=True, kw_only=True):
-    """Why there is no answer."""
+    """The reason why an item has no answer."""
 
     code: str
     message: str
 
 
 class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One line of the output; exactly one of `response` and `error` is there."""
+    """One line of the output; exactly one of `response` and `error` is set."""
 
     id: str
     custom_id: str
@@ -53,18 +53,18 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MalformedItem(ValueError):
-    """A line that is not what it must be; the message names it."""
+    """A dataset or output line that is not valid; the message names the line."""
 
 
 def parse_item(line: bytes, number: int) -> BatchItem:
-    """Read one line of a dataset.
+    """Parse one line of a dataset.
 
     Args:
-        line: Without its newline.
-        number: From 1, for the message.
+        line: The line without its newline.
+        number: Line number from 1, for the message.
 
     Raises:
-        Malformed: It cannot be run.
+        MalformedItem: The line is not a request that can be run.
     """
     try:
         item = msgspec.json.decode(line, type=BatchItem)
@@ -73,7 +73,7 @@ def parse_item(line: bytes, number: int) -> BatchItem:
     if item.method != "POST":
         raise MalformedItem(f"line {number}: method {item.method!r} is not POST")
     if item.url not in URLS:
-        raise MalformedItem(f"line {number}: url {item.url!r} is none of {', '.join(URLS)}")
+        raise MalformedItem(f"line {number}: url {item.url!r} is not one of {', '.join(URLS)}")
     if item.body.get("stream"):
         raise MalformedItem(f"line {number}: a batch cannot stream")
     return item
@@ -85,16 +85,16 @@ class LineSplitter:
 
     limit: int
     number: int = 0
-    """Of the last line given out, from 1; blank lines count."""
+    """Number of the last line returned, from 1; blank lines count."""
     offset: int = 0
-    """Bytes up to and with the last line given out and its newline."""
+    """Bytes up to the end of the last line returned, with its newline."""
     _rest: bytes = b""
 
     def feed(self, chunk: bytes) -> list[tuple[int, int, bytes]]:
-        """The lines that end in the chunk, blank ones left out: each with its number and the offset after it.
+        """Return the lines that end in the chunk, without blank ones: each with its number and the offset after it.
 
         Raises:
-            Malformed: A line is over the limit.
+            MalformedItem: A line is over the limit.
         """
         *whole, self._rest = (self._rest + chunk).split(b"\n")
         found = [self._take(line, 1) for line in whole]
@@ -103,7 +103,7 @@ class LineSplitter:
         return [line for line in found if line[2].strip()]
 
     def close(self) -> list[tuple[int, int, bytes]]:
-        """The last line, when the stream does not end with a newline."""
+        """Return the last line, if the stream does not end with a newline."""
         if not self._rest.strip():
             return []
         line, self._rest = self._rest, b""
@@ -119,7 +119,7 @@ class LineSplitter:
 
 @dataclass
 class DatasetCheck:
-    """Reads a whole dataset once before anything is rented for it."""
+    """Check of a whole dataset, before any instance is rented for it."""
 
     items: int = 0
     _lines: LineSplitter = field(default_factory=lambda: LineSplitter(limit=LINE_BYTES_MAX))
@@ -129,16 +129,16 @@ class DatasetCheck:
         """Check the lines that end in the chunk.
 
         Raises:
-            Malformed: A line cannot be run, or has a custom_id that was there before.
+            MalformedItem: A line cannot be run, or repeats a custom_id.
         """
         for number, _, line in self._lines.feed(chunk):
             self._check(number, line)
 
     def close(self) -> None:
-        """Check the rest.
+        """Check the last line.
 
         Raises:
-            Malformed: As above, or there is nothing to run.
+            MalformedItem: As for `feed`, or the dataset has no items.
         """
         for number, _, line in self._lines.close():
             self._check(number, line)
@@ -150,7 +150,7 @@ class DatasetCheck:
         self.items += 1
         if self.items > ITEMS_MAX:
             raise MalformedItem(f"line {number}: more than {ITEMS_MAX} items")
-        # A digest of fixed size: fifty thousand ids of any length stay a few megabytes.
+        # A digest of fixed size: 50,000 ids of any length take a few megabytes.
         key = hashlib.blake2b(item.custom_id.encode(), digest_size=16).digest()
         if (first := self._seen.setdefault(key, number)) != number:
             raise MalformedItem(f"line {number}: custom_id {item.custom_id!r} is on line {first} already")

@@ -1,4 +1,4 @@
-"""A saved state that a job can start again from, and the manifest that says it is whole."""
+"""Checkpoints, from which a job can resume, and the manifests that prove them complete."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ MANIFEST = "MANIFEST.json"
 FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
 FILES_MAX = 64
 FILE_BYTES_MAX = 5 * 1024**3
-"""A single PUT's limit in Cloud Storage."""
+"""Limit of a single PUT in Cloud Storage."""
 STEP_MAX = 99_999_999
-"""Steps sort as names of eight digits."""
+"""Eight digits: steps are padded to them so that their names sort."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Checkpoint:
-    """A pointer to a manifest that was verified."""
+    """A pointer to a verified manifest."""
 
     step: int
     attempt: int
     manifest_uri: str
     generation: int
-    """The manifest's own: another object under the same name is another checkpoint."""
+    """Generation of the manifest object: another object under the same name is another checkpoint."""
     dataset_offset: int = 0
-    """Bytes of the dataset that the job is done with, so that a resume reads only the rest."""
+    """Bytes of the dataset that are processed, so that a resume reads only the rest."""
     size: int = 0
-    """Bytes of all its files; 0: not told."""
+    """Bytes of all its files; 0: unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,7 +42,7 @@ class Artifact:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StoredArtifact:
-    """One file of a checkpoint, as it was found in the bucket."""
+    """One file of a checkpoint, as found in the bucket."""
 
     name: str
     uri: str
@@ -50,41 +50,41 @@ class StoredArtifact:
     size: int
     crc32c: str
     sha256: str
-    """Empty when it was too large to be read: then only the bucket's own checksum is known to be true."""
+    """Empty if the checkpoint was too large to be read: then only the bucket's crc32c is verified."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Manifest:
-    """What the controller, never the host, writes last: the checkpoint exists once this does."""
+    """The file that makes a checkpoint exist. The controller, never the host, writes it last."""
 
     job_id: str
     attempt: int
     step: int
     files: tuple[StoredArtifact, ...]
     previous: Checkpoint | None
-    """The checkpoint this one adds to; following it back gives every part of the output. A training's is whole."""
+    """For a batch, the checkpoint that this one adds to; the chain holds every part of the output. Training: None."""
     dataset_offset: int
-    """Bytes of the dataset that the job is done with, so that a resume reads only the rest."""
+    """Bytes of the dataset that are processed, so that a resume reads only the rest."""
     saved_at: datetime
     loss: float | None = None
-    """As the host said it, for keeping the best."""
+    """Loss as reported by the host; the checkpoint with the lowest one is kept."""
 
 
 def jobs_folder(bucket: str, job_id: str) -> str:
-    """Where all checkpoints of a job lie."""
+    """Return the folder of all checkpoints of a job."""
     return f"gs://{bucket}/checkpoints/{job_id}"
 
 
 def folder(bucket: str, job_id: str, step: int, attempt: int) -> str:
-    """Where an attempt's files of a step lie; another attempt cannot touch them. Steps sort as names."""
+    """Return the folder of an attempt's step, which no other attempt can write to. Steps sort as names."""
     return f"{jobs_folder(bucket, job_id)}/{step:08d}/a{attempt}"
 
 
 def upload_folder(bucket: str, job_id: str, step: int, attempt: int, upload_id: str) -> str:
-    """Where one try at uploading a step's files lies: a second try never meets the first one's torn files."""
+    """Return the folder of one upload of a step: a second upload never meets the first one's incomplete files."""
     return f"{folder(bucket, job_id, step, attempt)}/{upload_id}"
 
 
 def manifest_uri(bucket: str, job_id: str, step: int, attempt: int) -> str:
-    """Where the manifest of a step lies."""
+    """Return the path of a step's manifest."""
     return f"{folder(bucket, job_id, step, attempt)}/{MANIFEST}"

@@ -1,4 +1,4 @@
-"""What we rent and what a provider says is there."""
+"""Instances: what we rent, and what a provider lists."""
 
 from __future__ import annotations
 
@@ -16,65 +16,65 @@ class RentalOrder:
     """One instance to rent, for one attempt of one job."""
 
     label: str
-    """Says whose it is, also to a later look that knows nothing else; see `attempt_label`."""
+    """Name of the instance at its provider; identifies its job and attempt. See `core.labels.attempt_label`."""
     kind: str
     environment: dict[str, str]
-    """All that the instance is told: where the controller is, and its attempt token."""
+    """Environment variables of the instance: the controller's URL and its attempt token, nothing else."""
     offer: Offer
-    """What was chosen; its adapter made it."""
+    """The chosen offer, as its provider's adapter made it."""
     bid_usd_micros_per_hour: int | None = None
-    """For the whole instance, of a spot offer; None: on demand."""
+    """Bid on a spot offer, for the whole instance; None: on demand."""
     image: str = ""
-    """The container's; empty: the provider needs none."""
+    """Container image; empty: the provider needs none."""
     disk_gib: int = 20
 
 
 class InstanceState(StrEnum):
-    """What an instance is doing."""
+    """State of an instance as its provider lists it."""
 
     STARTING = "starting"
     RUNNING = "running"
     LEAVING = "leaving"
-    """Outbid, or being taken back by its host, and at work for some seconds more: what it saves now is not lost."""
+    """Outbid or being taken back by its host, and running for some seconds more: what it saves now is not lost."""
     STOPPED = "stopped"
-    """Outbid, or taken back by its host; its disk is billed, its work is lost."""
+    """Outbid or taken back by its host; its disk is billed, its unsaved work is lost."""
     ENDED = "ended"
-    """Its own process came to an end; what is left of it may be billed."""
+    """Its process has ended; the rest of the instance may still be billed."""
     UNCLEAR = "unclear"
-    """It is listed, in a state that says nothing; its silence will tell."""
+    """Listed in a state that we do not know; missing heartbeats will show whether it is lost."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Instance:
-    """A rented machine (or process) that exists, its bill running."""
+    """A rented machine (or process) that exists and is billed."""
 
     provider: str
     instance_id: str
     label: str
     state: InstanceState = InstanceState.RUNNING
     detail: str = ""
-    """The provider's own words about it."""
+    """The provider's own description of the state."""
     spot: bool | None = None
-    """None: not told."""
+    """Whether it is a spot instance; None: the provider does not say."""
     price_usd_micros_per_hour: int | None = None
-    """What its running costs, as the provider says; None: not told."""
+    """Price while it runs, as the provider states it; None: the provider does not say."""
     machine_id: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class KnownInventory:
-    """A whole, current inventory."""
+    """A complete, current inventory of one provider."""
 
     instances: frozenset[Instance]
 
     def by_label(self) -> dict[str, Instance]:
-        """The instances by their labels."""
+        """Return the instances by label."""
         return {instance.label: instance for instance in self.instances}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UnknownInventory:
-    """The provider could not say. Not the same as nothing: nothing is launched or destroyed on it."""
+    """An inventory that could not be read. It is not empty: nothing is rented or released because of it."""
 
     reason: str
 
@@ -86,37 +86,37 @@ Inventory = KnownInventory | UnknownInventory
 class AttemptLease:
     """One attempt's right to work on a job, and the instance it works on.
 
-    Written before the instance is asked for, so that no instance exists that no document names.
+    Written before the instance is rented, so that every instance is named by a document.
     """
 
     provider: str
     label: str
     token_sha256: str
-    """The fencing token's digest; the token itself is known only to the instance."""
+    """Hash of the fencing token; only the instance knows the token itself."""
     placed_at: datetime
     until: datetime
-    """Until then the attempt may be silent: first to start, then between heartbeats."""
+    """The attempt may be silent until then: first while it starts, later between heartbeats."""
     instance_id: str | None = None
-    """None until the provider named it."""
+    """The provider's id of the instance; None until it is known."""
     resumed_step: int = 0
-    """The checkpoint that the attempt started from: without a later one it made no progress."""
+    """Step that the attempt started from: without a later checkpoint it made no progress."""
     key_until: datetime | None = None
-    """When its key for inference expires unless renewed."""
+    """When the attempt's inference key expires unless renewed; None: it has no key."""
     progressed_at: datetime | None = None
-    """When it last got further: who only says that it is alive is not at work."""
+    """When the attempt last made progress: a heartbeat alone is none."""
 
 
 def is_gpu(name: str, wanted: Collection[str]) -> bool:
-    """Whether a GPU is any of those wanted; `H100` is every H100, `H100_SXM` only that. None wanted: any will do.
+    """Check whether a GPU is one of those wanted; `H100` matches every H100, `H100_SXM` only that model.
 
     Args:
-        name: As `gpu_name` has it.
-        wanted: Likewise.
+        name: Model of the GPU, as `gpu_name` writes it.
+        wanted: Models that will do, written the same way; empty: any.
     """
     return not wanted or any(name == one or name.startswith(f"{one}_") for one in wanted)
 
 
 def gpu_name(text: str) -> str:
-    """One name for one GPU whoever sells it: `RTX 4090`, `rtx_4090` and `NVIDIA GeForce RTX 4090` are `RTX_4090`."""
+    """Normalise a GPU model: `RTX 4090`, `rtx_4090` and `NVIDIA GeForce RTX 4090` are `RTX_4090`."""
     words = re.split(r"[\s_-]+", text.strip().upper())
     return "_".join(word for word in words if word not in ("", "NVIDIA", "GEFORCE", "TESLA"))

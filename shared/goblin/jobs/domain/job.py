@@ -1,4 +1,4 @@
-"""A job over all its attempts: one document, changed only by compare-and-set."""
+"""A job with all its attempts: one document, changed only by compare-and-set."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.market import NoPlacement, Placement
 
 REASONS_MAX = 30
-"""The oldest are dropped."""
+"""Lines in a job's history; the oldest are dropped."""
 
 
 class JobState(StrEnum):
-    """Where a job is in its life; `policy.jobs` has the ways between them."""
+    """State of a job; `policy.state_machine` has the transitions between them."""
 
     REQUESTED = "requested"
-    """Written down; its dataset has not been looked at."""
+    """Stored; its dataset has not been checked."""
     QUEUED = "queued"
-    """It can run and waits for a free place."""
+    """Accepted; waits for a free place and an offer."""
     PLACING = "placing"
-    """A lease is written and an instance is being asked for."""
+    """The attempt lease is written and the instance is being rented."""
     STARTING = "starting"
-    """The instance exists and has not spoken yet."""
+    """The instance exists; its agent has not sent a request yet."""
     RUNNING = "running"
     PREEMPTED = "preempted"
-    """The attempt is over, the job is not; it waits a moment."""
+    """The attempt is over, the job is not; it is queued again after a pause."""
     FINISHING = "finishing"
-    """All work is done and checkpointed; the output is being put together."""
+    """All work is done and checkpointed; the output is being written."""
     SUCCEEDED = "succeeded"
     FAILED = "failed"
     CANCELLED = "cancelled"
     REFUSED = "refused"
-    """It could never have run; the reason says why."""
+    """The job could never run; its reason says why."""
 
 
 ENDED = frozenset({JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, JobState.REFUSED})
 LEASED = frozenset({JobState.PLACING, JobState.STARTING, JobState.RUNNING})
-"""Somebody may be at work, and somebody else may not."""
+"""States in which one attempt holds the job's lease."""
 
 
 class JobKind(StrEnum):
-    """What sort of work; each has its own limit of concurrent jobs."""
+    """Kind of work; each kind has its own limit of concurrent jobs."""
 
     TRAINING = "training"
     BATCH = "batch"
@@ -56,7 +56,7 @@ class JobKind(StrEnum):
 
 
 class JobPriority(StrEnum):
-    """Who goes first within a kind."""
+    """Order of jobs within a kind."""
 
     HIGH = "high"
     DEFAULT = "default"
@@ -74,7 +74,7 @@ class Reason:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
-    """The dataset as it was when the job was accepted; another object under its name is not read."""
+    """The dataset at the time the job was accepted; a later object under the same name is not read."""
 
     uri: str
     generation: int
@@ -84,132 +84,132 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Progress:
-    """What the current attempt said last of itself. A host's words: shown, and never relied upon."""
+    """Last worker report of the current attempt. It comes from an untrusted host: shown, never relied upon."""
 
     at: datetime
     step: int
     loss: float | None = None
     steps_per_s: float | None = None
     gpu_share: float | None = None
-    """Of the time that the GPU was busy."""
+    """Share of time that the GPU was busy, 0 to 1."""
     gpu_errors: int | None = None
-    """Of its memory, uncorrected, since the attempt began."""
+    """Uncorrected errors of GPU memory since the attempt began."""
     save_s: float | None = None
-    """How long the last checkpoint held the work up."""
+    """How long the last checkpoint interrupted the work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstanceReservation:
-    """What an attempt's instance may cost, put aside in the ledger, until its end is known and its cost written."""
+    """Budget reserved in the ledger for an attempt's instance, until its end is known and its cost is settled."""
 
     label: str
-    """Of the attempt; the ledger's lease is named by it."""
+    """Label of the attempt; the ledger's allocation is named by it."""
     provider: str
     spot: bool
     price_usd_micros_per_hour: int
-    """All in: bid or price, storage, and the traffic of saves."""
+    """Full hourly price: bid or on-demand price, storage, and the traffic of saves."""
     start_usd_micros: int
-    """Traffic of the start."""
+    """Cost of the traffic at the start."""
     since: datetime
     until: datetime
-    """What is put aside pays until then; beyond it the instance must not live."""
+    """The reserved budget pays until then; the instance must not exist longer."""
     reserved_usd_micros: int
-    """0: it is a plan, and nothing may be rented on it."""
+    """Budget reserved; 0: this is only a plan, and nothing may be rented on it."""
     seq: int = 0
-    """Of the last exchange with the ledger."""
+    """Number of the last exchange with the ledger."""
     shortest_s: int = 0
-    """Of a first slice: what is shorter is not worth a start."""
+    """Shortest first slice that is worth a start."""
     part: int = 1
-    """Counts the UTC days that it goes over: each day's is put aside and settled for itself, as it is billed."""
+    """Number of its UTC day, from 1: each day is reserved and settled separately, as it is billed."""
     instance_id: str | None = None
-    """As its provider calls it, once that is known: its bill is found by it where the bill tells no label."""
+    """The provider's id of the instance, once known: finds its charge in a bill that has no labels."""
     ended_at: datetime | None = None
-    """When its instance was first known to be gone, or the next day's part took over; from then on it is settled."""
+    """When its instance was first known to be gone, or the next day's part took over; then it can be settled."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StopRequest:
-    """The current attempt is asked to save, upload and give the job back."""
+    """A request to the current attempt to save, upload and give the job back."""
 
     reason: str
     by: datetime
-    """Then it is taken away."""
+    """When the instance is released, whether or not the attempt has stopped."""
     ends_job: bool = False
-    """The job fails then: its budget is used up."""
+    """Whether the job fails then, because its budget is used up."""
     leaving: bool = False
-    """Its instance is being taken away whatever we wish: a loss like any other, which is counted by now."""
+    """Whether the provider takes the instance away: a loss like any other, already counted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
-    """A requested piece of work, over all its attempts."""
+    """A requested piece of work, with all its attempts."""
 
     job_id: str
     spec: JobRequested
     spec_sha256: str
-    """Tells a repeated request from another one with the same id."""
+    """Hash of `spec`: tells a repeated request from a different one with the same id."""
     state: JobState
     requested_at: datetime
     updated_at: datetime
     reasons: tuple[Reason, ...] = ()
-    """Newest last."""
+    """History, newest last."""
     attempt: int = 0
     lease: AttemptLease | None = None
-    """The current or the last attempt's."""
+    """Lease of the current or the last attempt."""
     dataset: Dataset | None = None
     step: int = 0
-    """Items done as last told, which may be ahead of the checkpoint."""
+    """Items or steps done as last reported; may be ahead of the checkpoint."""
     checkpoint: Checkpoint | None = None
     failures: int = 0
     """Attempts in a row that ended without a new checkpoint."""
     refusals: int = 0
-    """How often in a row a provider had nothing after all."""
+    """Rentals in a row that a provider refused."""
     not_before: datetime | None = None
-    """It waits until then before it is placed again."""
+    """The job is not placed again before then."""
     ended_at: datetime | None = None
     open: bool = True
-    """False once it has ended and its last instance is known to be gone: nothing is left to do."""
+    """Whether reconcile has anything left to do; False once the job has ended and its last instance is gone."""
     expires_at: datetime | None = None
-    """When the store may forget an ended job."""
+    """When the store may delete an ended job."""
     told_total: int | None = None
-    """Training: steps in all, as its task said; a batch's are its dataset's items."""
+    """Steps in all of a training, as its agent reported; a batch's total is its dataset's items."""
     progress: Progress | None = None
     placement: Placement | None = None
-    """What the current or the last attempt was placed on, and what else there was."""
+    """Placement of the current or the last attempt, with the other candidates."""
     no_placement: NoPlacement | None = None
-    """Why it waits: nothing that could be had would do."""
+    """Why the job waits: no offer was suitable."""
     speeds: Mapping[str, float] = field(default_factory=dict)
-    """Steps a second by GPU: the best that an earlier attempt reached, to know a slow machine by."""
+    """Best steps per second of earlier attempts, by GPU model: detects a slow machine."""
     preemptions: int = 0
-    """Attempts that ended before the work did, for whatever reason."""
+    """Attempts that ended before the work was done, for any reason."""
     reservations: tuple[InstanceReservation, ...] = ()
-    """Of the attempts whose cost is not settled; the current one's is among them."""
+    """Reservations of attempts whose cost is not settled, the current one included."""
     spent_usd_micros: int = 0
-    """Settled, over all attempts."""
+    """Settled cost of all attempts."""
     stop: StopRequest | None = None
     seq: int = 0
-    """Counts changes of state and new attempts: each is announced on `job-status-changed`."""
+    """Counts changes of state; each is published on `job-status-changed`."""
     announced_seq: int = 0
-    """Up to here it is known to be out."""
+    """Highest `seq` that is known to be published."""
     invalid_reports: int = 0
-    """What its hosts said or uploaded that was not so."""
+    """Invalid reports and uploads of its hosts, and refused tokens."""
 
     @property
     def saved_step(self) -> int:
-        """Items that no later attempt does again."""
+        """Step of the checkpoint: no later attempt repeats the work before it."""
         return self.checkpoint.step if self.checkpoint else 0
 
     @property
     def total(self) -> int | None:
-        """Steps or items in all; None: nobody knows yet."""
+        """Steps or items in all; None: not known yet."""
         return self.dataset.items if self.dataset and self.spec.kind == JobKind.BATCH else self.told_total
 
     @property
     def reason(self) -> str:
-        """Why it is where it is."""
+        """The newest line of the history."""
         return self.reasons[-1].text if self.reasons else ""
 
 
 def spec_digest(spec: JobRequested) -> str:
-    """One digest for one meaning: defaults count as said, the order of parameters does not matter."""
+    """Hash a specification: defaults count as given, the order of parameters does not matter."""
     return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()

@@ -1,4 +1,4 @@
-"""What providers offer, and which of it a job was placed on, with the reasons."""
+"""Offers of providers, and the placement of a job on one of them, with the reasons."""
 
 from __future__ import annotations
 
@@ -9,51 +9,51 @@ from itertools import pairwise
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Offer:
-    """Capacity somebody would rent us now, in our units."""
+    """Capacity that a provider would rent us now, in our units."""
 
     offer_id: str
     provider: str
     pool: str
-    """Whose `Rates` it shares."""
+    """Name of its pool; all offers of a pool share its `PreemptionRates`."""
     machine_id: str | None = None
     spot: bool
     gpu: str = ""
-    """As in `RTX_4090`, see `compute.gpu_name`; empty: none."""
+    """GPU model, for example `RTX_4090`, see `domain.instances.gpu_name`; empty: none."""
     gpu_count: int = 1
     price_usd_micros_per_hour: int
-    """On demand: the price. Spot: the floor, the least bid that is accepted."""
+    """On demand: the price. Spot: the floor, which is the lowest bid accepted."""
     on_demand_usd_micros_per_hour: int | None = None
-    """Of a spot offer: what the same costs on demand; no bid is higher."""
+    """For a spot offer: price of the same machine on demand; no bid is higher."""
     storage_usd_micros_per_gib_month: int = 0
     download_usd_micros_per_gib: int = 0
     upload_usd_micros_per_gib: int = 0
     download_mib_per_s: float = 50.0
     boot_s: float = 60.0
-    """From order to a running container, without downloads."""
+    """Time from the rental to a running container, without downloads."""
     reliability: float | None = None
-    """Chance to get through a day; None: not told, and taken for 0.95."""
+    """Probability to survive a day; None: unknown, 0.95 is assumed."""
     gpu_memory_mib: int
     ends_in_s: float | None = None
-    """When its contract ends; None: never."""
+    """Time until its contract ends; None: it has no end."""
     place: str = ""
-    """Where it stands, for a person and for a provider that must be told."""
+    """Location, for a person and for providers that need it at the rental."""
     details: str = ""
-    """What the provider's adapter wants to be handed back when this is rented, in its own words."""
+    """Data that the provider's adapter needs again when the offer is rented, in its own format."""
 
     @property
     def machine(self) -> str | None:
-        """One name for one machine; None when its provider does not tell machines apart."""
+        """Unique name of the machine; None when its provider has no machine ids."""
         return f"{self.provider}/{self.machine_id}" if self.machine_id else None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MarketPrices:
-    """What others pay for this kind of GPU now: ascending (share of renters paying at most this, micro-dollars)."""
+    """Prices that others pay for a GPU model now: ascending (share of renters paying at most this, micro-dollars)."""
 
     percentiles: tuple[tuple[float, int], ...] = ()
 
     def share_below(self, usd_micros_per_hour: int) -> float:
-        """The share of renters who pay less, straight between the percentiles and flat outside them."""
+        """Return the share of renters who pay less: linear between the percentiles, constant outside them."""
         points = self.percentiles
         if not points or usd_micros_per_hour <= points[0][1]:
             return points[0][0] if points else 0.5
@@ -67,73 +67,73 @@ class MarketPrices:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InstanceRequirements:
-    """What a provider is asked for."""
+    """What an instance must have."""
 
     kind: str
-    """The job's."""
+    """Kind of the job."""
     gpus: tuple[str, ...] = ()
-    """Any of these, as in `RTX_4090`; empty: any."""
+    """Accepted GPU models, for example `RTX_4090`; empty: any."""
     gpu_count: int = 0
-    """0: it runs without one, and with one."""
+    """0: no GPU is needed; an instance with one will do too."""
     gpu_memory_mib_min: int = 0
-    """Of each GPU."""
+    """Memory of each GPU."""
     disk_gib: int = 20
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Listing:
-    """What a provider would rent us now, of what was wanted."""
+    """A provider's offers that match what was wanted."""
 
     offers: tuple[Offer, ...] = ()
     markets: Mapping[str, MarketPrices] = field(default_factory=dict)
-    """What others pay, by GPU; one that is missing is not told."""
+    """Prices that others pay, by GPU model; a missing model is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExpectedRun:
-    """What a whole run is expected to be on one offer."""
+    """Expected cost, duration and losses of a whole run on one offer."""
 
     price_usd_micros_per_hour: int
     """The bid, or the on-demand price."""
     cost_usd_micros: int
     duration_s: float
     interval_s: float
-    """Work between checkpoints."""
+    """Work between two checkpoints."""
     losses: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Candidate:
-    """One offer as it was judged."""
+    """One offer with its evaluation."""
 
     offer_id: str
     provider: str
     spot: bool
     all_in_usd_micros_per_hour: int | None = None
-    """Bid or price, storage and the traffic of saves."""
+    """Full hourly price: bid or on-demand price, storage, and the traffic of saves."""
     run: ExpectedRun | None = None
     rejected: str = ""
-    """Why it was not taken; empty for the one that was."""
+    """Why the offer was not chosen; empty for the chosen one."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Placement:
-    """What to rent, for how much, and what else there was."""
+    """The offer to rent, at which bid, with the other candidates."""
 
     offer: Offer
     bid_usd_micros_per_hour: int | None
-    """None: on demand, which knows no bid."""
+    """None: on demand, which has no bid."""
     run: ExpectedRun
     reason: str
     candidates: tuple[Candidate, ...]
-    """Cheapest first, then those that cannot be had."""
+    """Cheapest first, then the unsuitable ones."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoPlacement:
-    """Why nothing is rented."""
+    """The reason why nothing is rented."""
 
     reason: str
     candidates: tuple[Candidate, ...]
     price_usd_micros_per_hour_min: int | None = None
-    """Under which price cap something could be had."""
+    """Lowest price cap under which an offer would be suitable; None: the cap excludes no offer."""

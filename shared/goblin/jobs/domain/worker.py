@@ -1,4 +1,4 @@
-"""What a host is given: requests that need no key, and what to do; and what it says of its work."""
+"""Messages between the controller and an agent: assignments with signed requests, worker reports, replies."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from goblin.core.ports import SignedRequest
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class InputFile:
-    """A file that an attempt may read, and what proves that it is the right one."""
+    """A file that an attempt may read, with the checksums that identify it."""
 
     name: str
     size: int
     crc32c: str
-    """Base64 of the big-endian checksum, as the bucket says it."""
+    """Base64 of the big-endian checksum, as Cloud Storage writes it."""
     sha256: str | None
-    """None: nobody who can be trusted has computed it."""
+    """None: the controller has not verified one."""
     grant: SignedRequest
-    """Named as the worker protocol names it."""
+    """Signed request that reads the file. The field has the name of the worker protocol."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TrainingInputs:
-    """What a training starts from."""
+    """Files that a training attempt starts from."""
 
     files: tuple[InputFile, ...] = ()
-    """The dataset, where there is one."""
+    """The dataset, if there is one."""
     checkpoint: tuple[InputFile, ...] = ()
-    """To resume from; none: from the start."""
+    """Files of the checkpoint to resume from; empty: start at step 0."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorkerReport:
-    """What an attempt says of its work; a host's words."""
+    """What an agent reports of its work; not trusted."""
 
     total: int | None = None
     """Steps in all."""
@@ -47,18 +47,18 @@ class WorkerReport:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeartbeatReply:
-    """What an attempt is told when it says that it is alive."""
+    """Answer to an agent's heartbeat."""
 
     state: str
     stop: str | None
-    """Why it is to save and give the job back; None: it may go on."""
+    """Why the attempt must save and give the job back; None: go on."""
     checkpoint_s: float | None
-    """Work between two checkpoints; None: it counts items, not time."""
+    """Work between two checkpoints; None: a batch counts items, not time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Assignment:
-    """What an attempt has to do."""
+    """The work of an attempt."""
 
     job_id: str
     attempt: int
@@ -67,17 +67,17 @@ class Assignment:
     """Items or steps done by earlier attempts."""
     total: int | None
     checkpoint_every: int
-    """Items."""
+    """Items between two checkpoints of a batch."""
     heartbeat_s: float
     dataset: SignedRequest | None
-    """A batch's."""
+    """Signed request that reads a batch's dataset; None for a training."""
     dataset_offset: int
-    """Where the first item that is not done begins."""
+    """Offset of the first item that is not done, in bytes."""
     model: str | None
-    """For items that name none; what it means to a training is its task's affair."""
+    """Batch: model for items that name none. Training: its meaning is up to the task."""
     parameters: Mapping[str, object]
     task: str | None = None
     inputs: TrainingInputs = field(default_factory=TrainingInputs)
-    """A training's."""
+    """Inputs of a training; empty for a batch."""
     checkpoint_s: float | None = None
     """Work between two checkpoints of a training."""

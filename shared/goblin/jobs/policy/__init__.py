@@ -1,1 +1,1 @@
-"""Decisions of this room: arguments in, a decision with its reasons out. No I/O, no clock."""
+"""Decisions of `jobs`: arguments in, a decision with its reasons out. No I/O, no clock."""

@@ -1,4 +1,4 @@
-"""Which checkpoints of a training are kept: the newest few and the best; what is in use is never touched."""
+"""Which checkpoints of a training are kept: the newest, the one with the lowest loss, and those in use."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 KEPT = 3
+"""Newest checkpoints kept."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Saved:
-    """A checkpoint that was verified."""
+    """A verified checkpoint."""
 
     uri: str
-    """Of its manifest."""
+    """URI of its manifest."""
     step: int
     attempt: int
     loss: float | None
 
 
 def choose_kept(saved: Collection[Saved], *, in_use: Collection[str], kept: int = KEPT) -> frozenset[str]:
-    """The manifests to keep; of two of one step the later attempt's counts as newer, of two losses the newer one.
+    """Choose the manifests to keep. At equal steps the later attempt's is newer; at equal losses the newer is better.
 
     Args:
-        saved: All that there are.
+        saved: All verified checkpoints of the job.
         in_use: Manifests that the job points to or a live attempt may read.
-        kept: How many of the newest.
+        kept: How many of the newest to keep.
     """
     order = sorted(saved, key=lambda one: (one.step, one.attempt, one.uri))
     chosen = {one.uri for one in order[-kept:]} | {one.uri for one in order if one.uri in in_use}

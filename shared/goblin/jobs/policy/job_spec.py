@@ -1,4 +1,4 @@
-"""What a job must be to be run at all, seen from its specification alone."""
+"""Validation of a job's specification: whether the job could ever run."""
 
 from __future__ import annotations
 
@@ -12,32 +12,32 @@ from goblin.jobs.domain.job import JobKind, JobPriority
 from goblin.jobs.domain.market import InstanceRequirements
 
 RESERVED_PREFIXES = ("checkpoints/", "models/", "logs/")
-"""What the controller alone writes in its bucket; no job's output goes there."""
+"""Prefixes in the bucket that only the controller writes; no job's output may be below them."""
 STATUS_TOPIC = "job-status-changed"
 USD_MAX = Decimal(1_000_000)
 
 
 def refusal(spec: JobRequested, *, bucket: str, kinds: Collection[str]) -> str | None:
-    """Why a job could never run as it is specified; None when it could.
+    """Explain why a job could never run as specified; None if it could.
 
     Args:
-        spec: As requested.
-        bucket: The one bucket that jobs read from and write to: a caller must not reach others through us.
-        kinds: What the configured providers can run; empty: there are none yet, and it may wait for one.
+        spec: The specification as requested.
+        bucket: The only bucket that jobs read and write: callers must not reach other buckets with our rights.
+        kinds: Kinds that the configured providers can run; empty: no provider is configured yet, so the job may wait.
     """
     if spec.kind not in set(JobKind):
-        return f"kind {spec.kind!r} is none of {', '.join(JobKind)}"
+        return f"Kind {spec.kind!r} does not exist. Choose one of {', '.join(JobKind)}."
     if spec.priority not in set(JobPriority):
-        return f"priority {spec.priority!r} is none of {', '.join(JobPriority)}"
+        return f"Priority {spec.priority!r} does not exist. Choose one of {', '.join(JobPriority)}."
     if kinds and spec.kind not in kinds:
-        return f"no provider here can run kind {spec.kind!r}"
+        return f"No configured provider can run jobs of kind {spec.kind!r}."
     if spec.kind == JobKind.BATCH and (spec.dataset_uri is None or spec.output_uri is None):
-        return "a batch job needs dataset_uri and output_uri"
+        return "A batch job needs dataset_uri and output_uri."
     return _bad_place(spec, bucket) or _bad_money(spec) or _bad_time(spec) or _bad_topic(spec.callback_topic)
 
 
 def wanted(spec: JobRequested) -> InstanceRequirements:
-    """What its instance must have."""
+    """Derive what the job's instance must have."""
     some = spec.gpu_types or spec.gpu_memory_mib_min
     count = spec.gpu_count if spec.gpu_count is not None else (1 if some else 0)
     return InstanceRequirements(
@@ -52,19 +52,19 @@ def _bad_place(spec: JobRequested, bucket: str) -> str | None:
             continue
         where, _, name = uri.removeprefix("gs://").partition("/")
         if where != bucket:
-            return f"{field} must lie in gs://{bucket}/"
+            return f"{field} must be in gs://{bucket}/."
         if name.endswith("/"):
-            return f"{field} names a folder"
+            return f"{field} names a folder. Name an object, without a slash at the end."
         if field == "output_uri" and f"{name}/".startswith(RESERVED_PREFIXES):
-            return f"output_uri must not lie below {' or '.join(RESERVED_PREFIXES)}"
+            return f"output_uri must not be below {' or '.join(RESERVED_PREFIXES)}."
     return None
 
 
 def _bad_money(spec: JobRequested) -> str | None:
     for field, usd in (("budget_usd", spec.budget_usd), ("max_price_per_hour", spec.max_price_per_hour)):
-        # A comparison with a NaN would raise.
+        # Comparing a NaN would raise.
         if usd is not None and not (usd.is_finite() and 0 < usd <= USD_MAX):
-            return f"{field} is an amount of dollars above 0, at most {USD_MAX}"
+            return f"{field} must be more than 0 and at most {USD_MAX} dollars."
     return None
 
 
@@ -73,9 +73,9 @@ def _bad_time(spec: JobRequested) -> str | None:
     if deadline is None:
         return None
     if deadline.tzinfo is None:
-        return "deadline needs its time zone, as in 2026-12-01T18:00:00Z"
+        return "deadline needs a time zone, for example 2026-12-01T18:00:00Z."
     if spec.est_hours is None:
-        return "a deadline can only be promised with est_hours: how long the work takes without interruptions"
+        return "A deadline needs est_hours: how long the work takes without interruptions."
     return None
 
 
@@ -84,5 +84,5 @@ def _bad_topic(topic: str | None) -> str | None:
         return None
     ours = {STATUS_TOPIC, *TOPICS}
     if topic in ours or topic.removesuffix("-dead") in ours or topic.startswith("goog"):
-        return f"callback_topic {topic!r} is not for this"
+        return f"callback_topic {topic!r} is reserved. Choose a topic of your own."
     return None

@@ -1,7 +1,7 @@
-"""Where a job runs next, or why it waits; whether the one that runs should move.
+"""Where a job runs next, or why it waits; whether a running job should move.
 
-Cheapest to finish, within the price cap and what is left of the budget. With a deadline, `spot.deadline` says whether
-spot, on demand or patience is the cheapest way that cannot miss it; an impossible deadline is refused at once.
+The choice is the cheapest to finish within the price cap and the budget left. With a deadline, `spot.deadline` says
+whether spot, on demand or waiting is the cheapest way that cannot miss it; an impossible deadline is refused at once.
 """
 
 from __future__ import annotations
@@ -20,52 +20,52 @@ from goblin.jobs.policy.spot.offers import Needs, choose_offer
 from goblin.jobs.policy.spot.preemption_rates import HOUR_S, PreemptionRates
 
 STEP_S = 60.0
-"""How often this is asked."""
+"""Time between two decisions."""
 WORK_S_UNKNOWN = HOUR_S
-"""For comparing offers, when nobody said how long the work is."""
+"""Assumed work when its length is unknown, to compare offers."""
 ON_DEMAND_DELAY_S = 600.0
-"""How long on demand may be sold out before a start is lost; a promise is made with so much in hand."""
+"""Longest time that on demand may be sold out at a start; a promised deadline leaves this much time."""
 IMAGE_GIB = 4.0
-"""What a rented host downloads before it can start, beside the job's own data."""
+"""Image size that a host downloads before it can start, beside the job's own data."""
 CHECKPOINT_GIB = 0.5
-"""At least; more once a larger one was saved."""
+"""Assumed size of a checkpoint, until a larger one was saved."""
 SAVE_S = 10.0
 STOP_WITHIN = timedelta(minutes=3)
-"""For saving, uploading and giving the job back."""
+"""Time for an attempt to save, upload and give the job back."""
 ADMITTED_WITHIN = timedelta(minutes=10)
-"""Then a deadline is refused by what is known, though a provider cannot say."""
+"""After this a deadline is refused by what is known, even if a provider still does not answer."""
 CANDIDATES_MAX = 16
 _GIB = 1024**3
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PlacementFacts:
-    """The market and the money, now."""
+    """The market and the budget state now."""
 
     listings: Mapping[str, Listing]
-    """By provider; only of those whose offers and inventory are known: on unknown nothing is launched."""
+    """By provider; only those with known offers and inventory: at others nothing is rented."""
     unknown: Mapping[str, str] = field(default_factory=dict)
-    """Who could not say, and why."""
+    """Providers that did not answer, each with the reason."""
     history: MarketHistory = field(default_factory=MarketHistory)
     halt: Mapping[str, str] = field(default_factory=dict)
-    """Why nothing may be spent at a provider, or for the job at any."""
+    """By provider: why nothing may be spent there for the job."""
     caps: Mapping[str, int] = field(default_factory=dict)
-    """Micro-dollars an hour that an operator allows at a provider, whatever a job allows."""
+    """Operator's price cap by provider, in micro-dollars per hour, on top of the job's own cap."""
     now: datetime
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NotPromised:
-    """The deadline cannot be promised by what is known."""
+    """A deadline that cannot be promised by what is known."""
 
     reason: str
-    """With the nearest that could be."""
+    """Why not, with the nearest deadline that could be promised."""
     final: bool
-    """False: a provider that cannot say just now is not taken for one that has nothing; ask again."""
+    """Whether the job is refused; False: a provider did not answer, so decide again later."""
 
 
 def admit(job: Job, facts: PlacementFacts) -> NotPromised | None:
-    """Whether a job's deadline can be promised; None: it can, or there is none."""
+    """Check whether a job's deadline can be promised; None: it can, or the job has none."""
     if job.spec.deadline is None:
         return None
     needs, (spot, on_demand) = needs_of(job, facts.now), _best(job, facts, capped=False)
@@ -81,7 +81,7 @@ def admit(job: Job, facts: PlacementFacts) -> NotPromised | None:
 
 
 def place(job: Job, facts: PlacementFacts) -> Placement | NoPlacement:
-    """Choose what a queued job is placed on now."""
+    """Choose the offer that a queued job is placed on now."""
     offers, barred = _offers(job, facts)
     if job.spec.deadline is None:
         return _told(_choose(needs_of(job, facts.now), offers, facts), barred, facts)
@@ -96,7 +96,7 @@ def _place_in_time(job: Job, offers: Sequence[Offer], facts: PlacementFacts) -> 
         dearer = spot is not None and on_demand.run.cost_usd_micros > spot.run.cost_usd_micros
         hoped = spot is None and may_come(facts.history, wanted(job.spec), now=facts.now)
         if not dearer and not hoped:
-            return _beside(on_demand, spot, "on demand costs no more, and stays")
+            return _beside(on_demand, spot, "on demand costs no more and is not preempted")
     decision = choose_mode(
         _situation(needs, running=Mode.WAIT, spot_available=spot is not None),
         _terms(spot, on_demand, needs), _rates(spot, facts),
@@ -112,7 +112,7 @@ def _place_in_time(job: Job, offers: Sequence[Offer], facts: PlacementFacts) -> 
 
 
 def _beside(chosen: Placement, other: Placement | None, reason: str) -> Placement:
-    """The placement with the candidates of the other mode too, the best of which was not taken for a reason."""
+    """Add the other mode's candidates to a placement; the best of them is rejected for this reason."""
     if other is None:
         return chosen
     half = CANDIDATES_MAX // 2
@@ -121,7 +121,7 @@ def _beside(chosen: Placement, other: Placement | None, reason: str) -> Placemen
 
 
 def move(job: Job, facts: PlacementFacts) -> StopRequest | None:
-    """Whether a running job with a deadline should give its instance back, to be placed otherwise."""
+    """Decide whether a running job with a deadline should give its instance back and be placed elsewhere."""
     placement = job.placement
     if job.state is not JobState.RUNNING or job.spec.deadline is None or placement is None or job.stop is not None:
         return None
@@ -141,9 +141,9 @@ def move(job: Job, facts: PlacementFacts) -> StopRequest | None:
 
 
 def work_left_s(job: Job) -> float | None:
-    """Seconds of work from the last checkpoint on; None: nobody knows.
+    """Compute the seconds of work after the last checkpoint; None: unknown.
 
-    The longer of what was estimated and what was measured: a promise must hold for the slower.
+    The longer of the estimate and the measurement counts: a promised deadline must hold for the slower.
     """
     total, told = job.total, job.progress
     share = 1 - min(1.0, job.saved_step / total) if total else 1.0
@@ -156,7 +156,7 @@ def work_left_s(job: Job) -> float | None:
 
 
 def needs_of(job: Job, now: datetime) -> Needs:
-    """What a job needs of an offer from now on."""
+    """Derive what a job needs of an offer from now on."""
     spec, left_s = job.spec, work_left_s(job)
     budget = None if spec.budget_usd is None else max(0, to_micros(spec.budget_usd) - job.spent_usd_micros)
     return Needs(
@@ -168,14 +168,14 @@ def needs_of(job: Job, now: datetime) -> Needs:
         save_s=job.progress.save_s if job.progress and job.progress.save_s else SAVE_S,
         interval_s_max=spec.checkpoint_minutes * 60,
         price_usd_micros_per_hour_max=None if spec.max_price_per_hour is None else to_micros(spec.max_price_per_hour),
-        # Without an estimate nobody can say what it will cost; the ledger stops it when the budget is used up.
+        # Without an estimate the cost is unknown; the ledger stops the job when its budget is used up.
         budget_usd_micros=budget if left_s is not None else None,
         time_left_s=None if spec.deadline is None else (spec.deadline - now).total_seconds(),
     )
 
 
 def _offers(job: Job, facts: PlacementFacts) -> tuple[list[Offer], list[Candidate]]:
-    """What may be rented for the job, and what may not whatever it costs."""
+    """Split the offers into those that may be rented for the job and those that are barred."""
     allowed, barred = [], []
     for provider, listing in sorted(facts.listings.items()):
         cap = facts.caps.get(provider)
@@ -191,7 +191,7 @@ def _offers(job: Job, facts: PlacementFacts) -> tuple[list[Offer], list[Candidat
 
 
 def _capped(offer: Offer, cap: int | None) -> Offer:
-    """A bid goes no higher than the operator allows."""
+    """Limit the bids on a spot offer to the operator's cap."""
     if cap is None or not offer.spot:
         return offer
     known = offer.on_demand_usd_micros_per_hour
@@ -199,9 +199,9 @@ def _capped(offer: Offer, cap: int | None) -> Offer:
 
 
 def _best(job: Job, facts: PlacementFacts, *, capped: bool = True) -> tuple[Placement | None, Placement | None]:
-    """The best of spot and the best of on demand, whatever they cost in all, under the job's price cap or not."""
+    """Find the best spot and the best on-demand placement, ignoring the budget and, unless `capped`, the price cap."""
     offers, _ = _offers(job, facts)
-    # Whether the money suffices is decided over the whole way, not per offer.
+    # Whether the budget suffices is decided for the whole run, not per offer.
     needs = replace(needs_of(job, facts.now), budget_usd_micros=None, time_left_s=None)
     if not capped:
         needs = replace(needs, price_usd_micros_per_hour_max=None)
@@ -228,7 +228,7 @@ def _terms(spot: Placement | None, on_demand: Placement | None, needs: Needs) ->
         spot_usd_micros_per_hour=_all_in(spot),
         on_demand_usd_micros_per_hour=_all_in(on_demand),
         changeover_s=start_s + interval_s / 2,
-        # The start may take twice as long as told, and a whole interval may be lost.
+        # The start may take twice as long as stated, and a whole interval may be lost.
         changeover_s_max=2 * start_s + interval_s if paid else start_s + interval_s,
         on_demand_delay_s_max=ON_DEMAND_DELAY_S if paid else 0.0,
     )
@@ -261,21 +261,21 @@ def _situation(needs: Needs, *, running: Mode, spot_available: bool) -> Situatio
 def _told(
     found: Placement | NoPlacement, barred: Sequence[Candidate], facts: PlacementFacts
 ) -> Placement | NoPlacement:
-    """With what was out of the question, and bounded for keeping."""
+    """Add the barred candidates, limit their number, and complete the reason."""
     candidates = (*found.candidates, *barred)
     found = replace(found, candidates=candidates[:CANDIDATES_MAX])
     if isinstance(found, Placement):
         return found
     said = [found.reason] if candidates or not (barred or facts.unknown) else []
     said += sorted({candidate.rejected for candidate in barred})[:3]
-    said += [f"{name} cannot say: {reason}" for name, reason in sorted(facts.unknown.items())]
+    said += [f"{name} did not answer: {reason}" for name, reason in sorted(facts.unknown.items())]
     return replace(found, reason="; ".join(said))
 
 
 def _nearest(found: Infeasible, now: datetime) -> str:
     said = [f"the deadline cannot be promised: {found.reason}"]
     if found.time_s_min is not None and found.price_usd_micros_per_hour_min is not None:
-        said.append(f"the nearest that could is {now + timedelta(seconds=found.time_s_min):%Y-%m-%dT%H:%M:%SZ}")
+        said.append(f"the nearest possible one is {now + timedelta(seconds=found.time_s_min):%Y-%m-%dT%H:%M:%SZ}")
     if found.price_usd_micros_per_hour_min is not None:
         said.append(f"at {show_usd(found.price_usd_micros_per_hour_min)} an hour")
     if found.budget_usd_micros_min is not None:

@@ -1,10 +1,10 @@
-"""Who goes next: a queue for each kind of job, with so many places; high before default before low, nobody for ever.
+"""Order of queued jobs: one queue per kind, with a limited number of places; high before default before low.
 
-A job whose deadline was promised keeps a place until it has ended, also while it waits for spot: a promise is worth
-nothing without one. So it is promised only when there is one.
+A job whose deadline was promised keeps a place until it has ended, also while it waits for spot: without a place it
+could miss the deadline. So a deadline is promised only while a place is free.
 
-Within a priority the first to ask is the first to go. A job that has waited for long counts as of the next priority, so
-that a steady stream of urgent work cannot starve the rest.
+Within a priority the oldest request goes first. A job that has waited for long counts as the next higher priority, so
+that a steady stream of urgent jobs cannot starve the rest.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from datetime import datetime, timedelta
 from goblin.jobs.domain.job import LEASED, Job, JobPriority, JobState
 
 PROMOTED_AFTER = timedelta(hours=6)
-"""Waiting this long is worth one priority."""
+"""Waiting this long raises a job by one priority."""
 
 
 def order_queue(jobs: Collection[Job], *, now: datetime) -> Sequence[Job]:
-    """The queued jobs that may be placed now, in the order in which free places are offered to them."""
+    """Sort the queued jobs that may be placed now, in the order in which they get free places."""
 
     def rank(job: Job) -> tuple[bool, int, datetime, str]:
         waited = (now - job.requested_at) // PROMOTED_AFTER
@@ -34,15 +34,15 @@ def order_queue(jobs: Collection[Job], *, now: datetime) -> Sequence[Job]:
 
 
 def keeps_place(job: Job) -> bool:
-    """Whether a place is kept for a job that is not at work just now."""
+    """Check whether a place is kept for a job that has no attempt at the moment."""
     return job.spec.deadline is not None and job.state in (JobState.QUEUED, JobState.PREEMPTED)
 
 
 def places_taken(jobs: Collection[Job]) -> Counter[str]:
-    """How many jobs of each kind are at work, about to be, or have a place kept for them."""
+    """Count the jobs of each kind that have an attempt or a place kept for them."""
     return Counter(job.spec.kind for job in jobs if job.state in LEASED or keeps_place(job))
 
 
 def has_place(kind: str, taken: Mapping[str, int], limits: Mapping[str, int]) -> bool:
-    """Whether another job of the kind may start; a kind without a limit runs none."""
+    """Check whether another job of the kind may start; a kind without a limit runs none."""
     return taken.get(kind, 0) < limits.get(kind, 0)

@@ -1,10 +1,10 @@
-"""What an attempt's instance may cost, put aside slice by slice before it runs on.
+"""Reservations of instances: reserve the cost of an attempt's instance slice by slice, before it runs on.
 
     since ── start ── work ─────────────────┬── idle tail ── until
                                             └ leave_at: without a renewal it is released from here on
 
-A slice is so long that not every tick needs another one, and so short that a crash or a small budget strands little.
-Slices of one UTC day are one lease of the ledger; at midnight the next day's takes over, as providers bill by the day.
+A slice is long enough that not every tick needs a renewal, and short enough that a crash strands little budget. The
+slices of one UTC day are one allocation in the ledger; at midnight the next day's takes over, as providers bill by day.
 """
 
 from __future__ import annotations
@@ -35,44 +35,44 @@ from goblin.jobs.domain.market import Placement
 from goblin.jobs.policy.spot.offers import MONTH_H, Needs
 
 SLICE_S = 3600
-"""Of work."""
+"""Work that one slice pays for."""
 SLICE_S_MIN = 300
-"""Less is not worth an exchange."""
+"""Shortest slice; less is not worth an exchange with the ledger."""
 IDLE_S = 120
-"""From being asked to go until it is surely gone: two ticks."""
+"""Time from the release of an instance until it is surely gone: two ticks."""
 RENEW_S = 600
-"""A renewal is asked for when less than so much is paid, so that a refusal leaves time for a last checkpoint."""
+"""Renew when less paid time than this is left, so that a refusal leaves time for a last checkpoint."""
 STOP_S_MIN = 180
 HEARD_S = 90
-"""An attempt hears of it with its next heartbeat, and a tick is up to a minute late."""
+"""Time until an attempt learns of a stop request: its next heartbeat, and a tick up to a minute late."""
 COMES_WITHIN = timedelta(minutes=5)
-"""From the plan on; whoever has not asked for the instance by then has been killed."""
+"""Time from the plan within which the instance is rented; later the process that planned it was killed."""
 PAID_MAX = timedelta(days=1)
-"""However little an hour costs."""
+"""Longest paid time, however low the price."""
 EXPIRES_AFTER = timedelta(minutes=10)
-"""So long after its time the ledger counts all of a rent as spent, unless its end was written."""
+"""After its paid time and this long, the ledger counts the whole allocation as spent, unless it was settled."""
 
 
 def first(
     label: str, placement: Placement, needs: Needs, *, start_s_max: float, now: datetime
 ) -> InstanceReservation | None:
-    """The plan of an attempt's rent; None where nothing costs anything.
+    """Plan the instance reservation of an attempt; None where the instance is free.
 
     Args:
-        label: The attempt's.
-        placement: What it is placed on; of a bid all of it is counted.
-        needs: What it downloads at its start, keeps on disk, and uploads with each save.
-        start_s_max: From being asked for to its first word, billed or not.
+        label: Label of the attempt.
+        placement: The attempt's placement; a bid counts in full.
+        needs: What the attempt downloads at its start, keeps on disk, and uploads with each save.
+        start_s_max: Longest time from the rental to the agent's first request, billed or not.
         now: Aware UTC.
     """
     offer = placement.offer
     bid = placement.bid_usd_micros_per_hour
     save = needs.checkpoint_gib * offer.upload_usd_micros_per_gib
-    # As many as there can be, however quick a save turns out to be.
+    # The most saves possible, even if a save takes no time.
     saves_per_hour = 3600 / max(1.0, placement.run.interval_s)
     standing = needs.disk_gib * offer.storage_usd_micros_per_gib_month / MONTH_H
     hourly = (offer.price_usd_micros_per_hour if bid is None else bid) + math.ceil(standing + saves_per_hour * save)
-    # The save that it is asked for at the end comes out of turn.
+    # The save requested at the end is an extra one.
     start = math.ceil((needs.download_gib + needs.checkpoint_gib) * offer.download_usd_micros_per_gib + save)
     if not hourly and not start:
         return None
@@ -92,12 +92,12 @@ def first(
 
 
 def slices(plan: InstanceReservation) -> Sequence[InstanceReservation]:
-    """First slices for a plan, the longest first: half the work, and again, down to what is still worth a start."""
+    """List first slices for a plan, the longest first, halving the work down to the shortest worth a start."""
     return _halved(plan, shortest=plan.since + timedelta(seconds=plan.shortest_s), longest=plan.until)
 
 
 def renewals(reservation: InstanceReservation, now: datetime) -> Sequence[InstanceReservation]:
-    """How the rent could be prolonged now, the longest first; empty: it is not time, or too late."""
+    """List possible renewals of a reservation, the longest first; empty: not due yet, or too late."""
     if not is_live(reservation, now) or leave_at(reservation) > now + timedelta(seconds=RENEW_S):
         return ()
     shortest, longest = (reservation.until + timedelta(seconds=s) for s in (SLICE_S_MIN, SLICE_S))
@@ -105,9 +105,9 @@ def renewals(reservation: InstanceReservation, now: datetime) -> Sequence[Instan
 
 
 def turns(reservation: InstanceReservation, now: datetime) -> Sequence[InstanceReservation]:
-    """Plans by which the day that has begun takes the rent over, the longest first; empty: it is still its day.
+    """List reservations for the new UTC day, the longest first; empty: the day of the reservation is not over.
 
-    The shortest may end sooner than what yesterday paid: it has to fit beside it until that is settled.
+    The shortest may end before yesterday's paid time: until that is settled, both must fit into the budget.
     """
     if not is_live(reservation, now) or day_of(now) <= day_of(reservation.since):
         return ()
@@ -134,31 +134,32 @@ def _halved(
 def fitting(
     wishes: Sequence[InstanceReservation], *, paid_usd_micros: int, left_usd_micros: int
 ) -> InstanceReservation | None:
-    """The longest that the budgets cover; None: none.
+    """Choose the longest reservation that the budgets cover; None: they cover none.
 
     Args:
-        wishes: Longest first.
-        paid_usd_micros: What is put aside for it already.
-        left_usd_micros: In the tightest budget.
+        wishes: Reservations to choose from, the longest first.
+        paid_usd_micros: Amount reserved for the instance already.
+        left_usd_micros: Amount left in the tightest budget.
     """
     return next((wish for wish in wishes if worst_usd_micros(wish) - paid_usd_micros <= left_usd_micros), None)
 
 
 def worst_usd_micros(reservation: InstanceReservation) -> int:
-    """What it costs if its instance lives until the end of what is paid."""
+    """Compute the cost if the instance exists until the end of the reservation."""
     return _bound(reservation, reservation.until)
 
 
 def cost_usd_micros(reservation: InstanceReservation) -> int:
-    """What a rent that has ended cost, by its price; 0 for a plan, and when it ended at its beginning.
+    """Compute the cost of an ended reservation by its price; 0 for a plan, and if it ended at its beginning.
 
-    Never more than was put aside: when it was missed long after its time, it was gone by then, or the bill says so.
+    Never more than is reserved: an instance found gone long after its paid time was gone before, or the provider's bill
+    corrects the cost.
 
     Raises:
-        ValueError: Its end is not known, and nothing may be guessed.
+        ValueError: `ended_at` is not set.
     """
     if reservation.ended_at is None:
-        raise ValueError(f"the end of {reservation.label} is not known")
+        raise ValueError(f"The end of {reservation.label} is not known. Set ended_at first.")
     was = reservation.reserved_usd_micros > 0 and reservation.ended_at > reservation.since
     return min(_bound(reservation, reservation.ended_at), reservation.reserved_usd_micros) if was else 0
 
@@ -167,14 +168,14 @@ def _bound(reservation: InstanceReservation, end: datetime) -> int:
     return rent_bound_usd_micros(
         price_usd_micros_per_hour=reservation.price_usd_micros_per_hour,
         seconds=max(0, math.ceil((end - reservation.since).total_seconds())),
-        start_s_max=0,  # Part of the time, as is the idle tail.
+        start_s_max=0,  # Included in the seconds, as is the idle tail.
         idle_s_max=0,
         traffic_usd_micros=reservation.start_usd_micros,
     )
 
 
 def granted(reservation: InstanceReservation, granted_usd_micros: int, seq: int) -> InstanceReservation:
-    """The rent as the ledger lent for it: what is put aside says until when it is paid, and nothing else does."""
+    """Apply the ledger's answer to a reservation: the amount granted decides until when the instance is paid."""
     paid_s = max(0, granted_usd_micros - reservation.start_usd_micros) * 3600 // reservation.price_usd_micros_per_hour
     paid_until = reservation.since + min(timedelta(seconds=paid_s), PAID_MAX)
     return replace(
@@ -186,26 +187,27 @@ def granted(reservation: InstanceReservation, granted_usd_micros: int, seq: int)
 
 
 def leave_at(reservation: InstanceReservation) -> datetime:
-    """From here on its instance is released: it takes the rest of the time to be surely gone."""
+    """Compute when the instance is released: early enough to be surely gone when the paid time ends."""
     return reservation.until - timedelta(seconds=IDLE_S)
 
 
 def last_call(reservation: InstanceReservation, *, save_s: float) -> datetime:
-    """When an instance whose rent is not prolonged must be asked to save and stop, so that it can.
+    """Compute when an attempt whose reservation is not renewed must be asked to save and stop.
 
     Args:
-        save_s: How long a save takes, with its upload.
+        reservation: The reservation that is not renewed.
+        save_s: Duration of a save, with its upload.
     """
     return leave_at(reservation) - timedelta(seconds=max(STOP_S_MIN, 2 * save_s + HEARD_S))
 
 
 def is_live(reservation: InstanceReservation, now: datetime) -> bool:
-    """Whether something is put aside for now, and its end is not known."""
+    """Check whether a reservation pays for now, and its instance is not known to be gone."""
     return reservation.ended_at is None and reservation.reserved_usd_micros > 0 and now < reservation.until
 
 
 def ended(reservation: InstanceReservation, ended_at: datetime) -> InstanceReservation:
-    """The rent with its end; one that is known already stays."""
+    """Set the end of a reservation, unless it is set already."""
     return (
         reservation
         if reservation.ended_at is not None
@@ -214,7 +216,7 @@ def ended(reservation: InstanceReservation, ended_at: datetime) -> InstanceReser
 
 
 def named(reservations: Sequence[InstanceReservation], label: str, instance_id: str) -> tuple[InstanceReservation, ...]:
-    """A job's rents once an attempt's instance is known: its bill is found by that where no label is told."""
+    """Set the instance id in an attempt's reservations: it finds the charge in a bill that has no labels."""
     return tuple(
         replace(reservation, instance_id=instance_id) if reservation.label == label else reservation
         for reservation in reservations
@@ -222,38 +224,37 @@ def named(reservations: Sequence[InstanceReservation], label: str, instance_id: 
 
 
 def may_come(reservation: InstanceReservation, now: datetime) -> bool:
-    """Whether its instance was never seen and somebody may still be asking for it: that it is not there says nothing.
+    """Check whether the instance was never seen and may still be being rented: its absence then proves nothing.
 
-    One whose provider said no has ended.
+    If the provider refused the rental, the reservation has ended.
     """
     return reservation.instance_id is None and reservation.ended_at is None and now < reservation.since + COMES_WITHIN
 
 
 def unwritten(reservation: InstanceReservation) -> InstanceReservation | None:
-    """The next day's part, which may have been put aside and never written down; None: it is, it took this one over."""
+    """Return the next day's part, which may be reserved without being in the job; None: it took this one over."""
     taken_over = reservation.ended_at == _midnight(reservation.since + timedelta(days=1))
     return None if taken_over else replace(reservation, part=reservation.part + 1, seq=0)
 
 
 def allocation_id(reservation: InstanceReservation) -> str:
-    """The ledger's lease: one for each attempt and day."""
+    """Name the allocation of a reservation: one for each attempt and UTC day."""
     return f"{INSTANCE_PREFIX}{reservation.label}:{reservation.part}"
 
 
 def accounts_of(provider: str, job_id: str) -> tuple[str, ...]:
-    """Whose budgets, and whose freezes, an instance of a job at a provider concerns."""
+    """List the accounts whose budgets and freezes apply to a job's instance at a provider."""
     return TOTAL, provider, f"{provider}/{job_id}", f"job/{job_id}"
 
 
 def local_allocation(reservation: InstanceReservation, *, close: bool = False) -> LocalAllocation:
-    """The client's side of the allocation that pays for an instance.
+    """Build the local allocation that pays for an instance.
 
-    What it has used is what the job's document says is reserved, so that an exchange whose answer was lost is made up
-    for by the next one.
+    Its used amount is what the job's document says is reserved, so the next exchange repairs one whose answer was lost.
 
     Args:
         reservation: As it is in the job's document.
-        close: To give it back: nothing of it is used any more.
+        close: Whether to give the allocation back: nothing of it is used any more.
     """
     job_id = job_of_label(reservation.label)
     return LocalAllocation(
@@ -269,11 +270,11 @@ def local_allocation(reservation: InstanceReservation, *, close: bool = False) -
 
 
 def uncovered(plan: InstanceReservation, budgets: Mapping[str, Account], now: datetime) -> InsufficientBudget | None:
-    """Which budget does not even cover the shortest slice of a plan, as they stand; the ledger has the last word.
+    """Find a budget that does not cover the shortest slice of a plan; None: all do. The ledger decides in the end.
 
     Args:
         plan: From `first`.
-        budgets: Accounts by name; one that is missing sets no limit.
+        budgets: Accounts by name; a missing one sets no limit.
         now: Aware UTC.
     """
     shortest = slices(plan)[-1]
@@ -284,10 +285,10 @@ def uncovered(plan: InstanceReservation, budgets: Mapping[str, Account], now: da
 
 
 def settlement(reservation: InstanceReservation) -> tuple[LedgerEntry, ...]:
-    """What it cost, as the entries that say so; empty: nothing. The same for the same end, however often it is made.
+    """Build the ledger entries of an ended reservation's cost; empty: it cost nothing. Equal for each repetition.
 
-    Where midnight could not part it, as there was no money for the new day, each day has its own entry all the same:
-    the bill has.
+    A reservation runs past midnight if no budget was left for the new day. Each day still gets its own entry, as in the
+    provider's bill.
     """
     cost = cost_usd_micros(reservation)
     if not cost or reservation.ended_at is None:
@@ -319,9 +320,9 @@ def _midnight(at: datetime) -> datetime:
 
 
 def limit_of(job: Job) -> tuple[str, Limit] | None:
-    """The budget that a job was requested with, over all its attempts, and its account; None: it has none.
+    """Return the account and limit of the budget that a job was requested with, for all its attempts; None: no budget.
 
-    Nothing but a record follows from its end: the ledger lends no more, so the job saves and stops.
+    When it is used up the ledger allocates no more, so the job saves and stops; no freeze follows.
     """
     if job.spec.budget_usd is None:
         return None
@@ -330,38 +331,38 @@ def limit_of(job: Job) -> tuple[str, Limit] | None:
 
 
 def is_used_up(insufficient: InsufficientBudget) -> bool:
-    """Whether it is a budget that never starts anew, as a job's own: no waiting helps."""
+    """Check whether a budget never resets, such as a job's own: waiting does not help."""
     return insufficient.resets_at is None and not insufficient.unset
 
 
 def said(insufficient: InsufficientBudget) -> str:
-    """Why there is no money, for a person."""
+    """Explain for a person which budget does not suffice."""
     if insufficient.unset:
         return unbudgeted(insufficient.account.partition("/")[0])
-    again = f"; it starts anew at {insufficient.resets_at:%Y-%m-%d %H:%M}" if insufficient.resets_at else ""
+    again = f"; it resets at {insufficient.resets_at:%Y-%m-%d %H:%M}" if insufficient.resets_at else ""
     return (
         f"the {insufficient.period} budget of {insufficient.account}, {show_usd(insufficient.limit_usd_micros)}, has "
-        f"{show_usd(insufficient.left_usd_micros)} left, and {show_usd(insufficient.need_usd_micros)} are needed{again}"
+        f"{show_usd(insufficient.left_usd_micros)} left, but {show_usd(insufficient.need_usd_micros)} are needed{again}"
     )
 
 
 def unbudgeted(provider: str) -> str:
-    """Why nothing is rented where no budget says how much may be spent."""
-    return f"nothing is rented without a budget: `goblin budget set {provider} 50`, or a budget of the job's own"
+    """Explain that nothing is rented at a provider without a budget."""
+    return f"nothing is rented without a budget: run `goblin budget set {provider} 50`, or give the job a budget"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpendingHalt:
-    """What freezes mean for jobs: accounts, each with the reason."""
+    """Effect of freezes on jobs: accounts by name, each with the reason."""
 
     starts: Mapping[str, str]
-    """Nothing is rented under it, and no rent prolonged: what runs goes on to the end of what is paid."""
+    """Accounts under which nothing is rented or renewed; running instances continue until their paid time ends."""
     stops: Mapping[str, str]
-    """And what runs is asked at once to save and stop."""
+    """Accounts under which running attempts are also asked to save and stop at once."""
 
 
 def halt(freezes: Sequence[Freeze]) -> SpendingHalt:
-    """Read freezes as jobs must; the oldest gives the reason."""
+    """Derive the effect of freezes on jobs; the oldest freeze of an account gives the reason."""
     reasons = [(freeze, f"{freeze.account} is frozen: {freeze.reason or freeze.entry_id}") for freeze in freezes]
     newest_first = list(reversed(reasons))
     return SpendingHalt(
@@ -371,7 +372,7 @@ def halt(freezes: Sequence[Freeze]) -> SpendingHalt:
 
 
 def why_halted(accounts: Sequence[str], reasons: Mapping[str, str]) -> str:
-    """The reason that concerns any of some accounts, as `accounts_of` names them; empty: none does."""
+    """Find the reason of the first halted account, of those from `accounts_of`; empty: none is halted."""
     return next((reasons[account] for account in accounts if account in reasons), "")
 
 
@@ -384,15 +385,15 @@ def rent_bound_usd_micros(
     disk_usd_micros: int = 0,
     traffic_usd_micros: int = 0,
 ) -> int:
-    """The most that renting an instance for so long can cost: a job reserves it before it rents, and per renewal.
+    """Compute the most that an instance can cost for some time. It is reserved before the rental and at each renewal.
 
     Args:
-        price_usd_micros_per_hour: As offered; a bid is what we bid.
-        seconds: Of work, to the end of the lease.
-        start_s_max: From being asked for to its first word, billed or not.
-        idle_s_max: From its last word until it is surely released: two reconcile ticks.
-        disk_usd_micros: Storage for all of that time.
-        traffic_usd_micros: Image, dataset, checkpoints and outputs, in and out.
+        price_usd_micros_per_hour: Price as offered, or our bid.
+        seconds: Seconds of work, to the end of the reservation.
+        start_s_max: Longest time from the rental to the agent's first request, billed or not.
+        idle_s_max: Longest time from the agent's last request until it is surely released: two reconcile ticks.
+        disk_usd_micros: Cost of storage for all of that time.
+        traffic_usd_micros: Cost of traffic: image, dataset, checkpoints and outputs, in and out.
     """
     billed_s = seconds + start_s_max + idle_s_max
     return -(-price_usd_micros_per_hour * billed_s // 3600) + disk_usd_micros + traffic_usd_micros

@@ -1,10 +1,10 @@
-"""The life of a job: one table of what may follow what, and the few judgements beside it.
+"""State machine of a job: the table of its transitions, and the rules that trigger them.
 
     requested → queued ⇄ placing → starting → running → finishing → succeeded
                   ↑         └──────────┴─────────┤
                   └───────────── preempted ──────┘      any → cancelled; refused, failed with a reason
 
-A fact that the table does not have for a state changes nothing: it came late, twice or out of order.
+A trigger that the table does not have for a state changes nothing: it came late, twice or out of order.
 """
 
 from __future__ import annotations
@@ -20,71 +20,71 @@ from goblin.jobs.domain.instances import AttemptLease, Instance, InstanceState, 
 from goblin.jobs.domain.job import ENDED, LEASED, REASONS_MAX, Job, JobState, Reason, StopRequest
 
 LEASE_S = 45.0
-"""How long a running attempt may be silent; a worker speaks every `HEARTBEAT_S`."""
+"""Longest silence of a running attempt; an agent sends a heartbeat every `HEARTBEAT_S`."""
 HEARTBEAT_S = 10.0
 LEAVES_WITHIN = timedelta(seconds=30)
-"""Who is outbid at Vast.ai works for 10 to 30 s more."""
+"""An outbid instance at Vast.ai runs for 10 to 30 s more."""
 DOWNLOAD_BYTES_PER_S_MIN = 5e6
-"""Before its first step an attempt fetches its input, which may take so long."""
+"""Slowest accepted download: extends the time that an attempt may take to its first step."""
 STALL_S = 30 * 60.0
-"""How long an attempt may say that it is alive and get no further, unless its checkpoints are farther apart."""
+"""Longest time with heartbeats but without progress, unless the interval between checkpoints is longer."""
 BACKOFF_S_MAX = 300.0
 NO_CAPACITY_S = 15.0
-"""After a provider said no; it doubles with each further no."""
+"""Pause after a provider refused a rental; it doubles with each further refusal."""
 ENDED_KEPT = timedelta(days=30)
 SLOW_SHARE = 0.4
-"""Of the best speed on the same GPU: below it a machine is not worth staying on."""
+"""Share of the best speed on the same GPU model; an attempt on a slower machine is ended."""
 JUDGED_AFTER = timedelta(minutes=20)
-"""Boots and first steps are slow everywhere."""
+"""Time before the speed is judged: the start and the first steps are slow on every machine."""
 
 
 class Trigger(StrEnum):
-    """Something that has happened."""
+    """A fact that moves a job from state to state."""
 
     ACCEPTED = "accepted"
-    """The dataset is there and every line of it can be run."""
+    """The input exists and is valid."""
     REJECTED = "rejected"
     PLACED = "placed"
-    """There is a free place, and a lease for the next attempt."""
+    """A place is free and the next attempt has its lease."""
     RENTED = "rented"
-    """The attempt's instance was seen to exist."""
+    """The attempt's instance is known to exist."""
     NOT_RENTED = "not rented"
-    """The provider said no: there is none."""
+    """No instance was rented: the provider refused, or no budget was reserved."""
     CLAIMED = "claimed"
-    """The instance speaks, with the current token."""
+    """The agent claimed the job with the current token."""
     BEAT = "beat"
     SAVED = "saved"
     """A later checkpoint of this attempt was verified."""
     FINISHED = "finished"
-    """Everything is done, and the last checkpoint verified."""
+    """All work is done and the last checkpoint is verified."""
     WITHDRAWN = "withdrawn"
-    """The instance is being taken away and says so."""
+    """The agent reports that its instance is being taken away."""
     SILENT = "silent"
-    """The lease ran out."""
+    """The attempt lease expired."""
     GONE = "gone"
-    """A whole inventory does not have the instance."""
+    """A complete inventory does not list the instance."""
     STOPPED = "stopped"
-    """Outbid, or taken back by its host."""
+    """The instance was outbid, or taken back by its host."""
     STALLED = "stalled"
-    """It says that it is alive and gets no further, or far slower than others."""
+    """The attempt sends heartbeats but makes no progress, or is far slower than others."""
     FAULTY = "faulty"
-    """Its GPU loses bits: what it computes is worth nothing."""
+    """GPU memory has uncorrected errors: its results cannot be used."""
     TAKEN = "taken"
-    """It was asked to give the job back and did not in time, or what it may cost is used up."""
+    """The attempt did not give the job back in time after a stop request."""
     BROKEN = "broken"
-    """The attempt, or putting its output together, met what no other attempt can mend."""
+    """The attempt or the writing of the output met an error that no other attempt can fix."""
     WAITED = "waited"
     EXHAUSTED = "exhausted"
-    """Another attempt would be in vain, or cannot be paid."""
+    """No further attempt: too many made no progress, or the budget is used up."""
     COMPOSED = "composed"
-    """The output lies where it was asked for."""
+    """The output is written."""
     CANCELLED = "cancelled"
     SETTLED = "settled"
-    """It has ended and nothing of it runs."""
+    """The job has ended, no instance of it runs, and its cost is settled."""
 
 
 class FollowUp(StrEnum):
-    """What to do about it at once; `reconcile` finds out again what was not done."""
+    """Action to take right after a transition is written; reconcile repeats what was not done."""
 
     CHECK = "check the dataset"
     RENT = "rent the instance"
@@ -107,9 +107,9 @@ TABLE: Mapping[tuple[JobState, Trigger], Step] = {
     (JobState.QUEUED, Trigger.EXHAUSTED): _FAILED,
     (JobState.QUEUED, Trigger.CANCELLED): _CANCELLED,
     (JobState.PLACING, Trigger.RENTED): (JobState.STARTING, ()),
-    # Nothing ran, so nothing was lost: it asks for another place a little later.
+    # Nothing ran, so nothing was lost: the job is placed again after a pause.
     (JobState.PLACING, Trigger.NOT_RENTED): (JobState.QUEUED, (FollowUp.RELEASE,)),
-    # The instance can be quicker than the provider's answer about it.
+    # The agent may claim the job before the provider answers the rental request.
     (JobState.PLACING, Trigger.CLAIMED): (JobState.RUNNING, ()),
     (JobState.PLACING, Trigger.SILENT): _LOST,
     (JobState.PLACING, Trigger.STOPPED): _LOST,
@@ -135,12 +135,12 @@ TABLE: Mapping[tuple[JobState, Trigger], Step] = {
     (JobState.RUNNING, Trigger.TAKEN): _LOST,
     (JobState.RUNNING, Trigger.BROKEN): _FAILED,
     (JobState.RUNNING, Trigger.CANCELLED): _CANCELLED,
-    # Saved while the attempt was at work, told after it had ended.
+    # Saved while the attempt ran; its event arrived after the attempt had ended.
     (JobState.PREEMPTED, Trigger.SAVED): (JobState.PREEMPTED, ()),
     (JobState.PREEMPTED, Trigger.WAITED): (JobState.QUEUED, ()),
     (JobState.PREEMPTED, Trigger.EXHAUSTED): _FAILED,
     (JobState.PREEMPTED, Trigger.CANCELLED): _CANCELLED,
-    # Too late to cancel: only the output is being put together.
+    # No cancel here: only the output is being written.
     (JobState.FINISHING, Trigger.COMPOSED): (JobState.SUCCEEDED, (FollowUp.RELEASE,)),
     (JobState.FINISHING, Trigger.BROKEN): _FAILED,
     (JobState.SUCCEEDED, Trigger.SETTLED): (JobState.SUCCEEDED, ()),
@@ -152,24 +152,24 @@ TABLE: Mapping[tuple[JobState, Trigger], Step] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Transition:
-    """A job as it is after a fact, and what to do once that is written."""
+    """A job after a trigger, and what to do once it is written."""
 
     job: Job
     actions: tuple[FollowUp, ...]
 
 
 def apply(job: Job, trigger: Trigger, *, now: datetime, reason: str = "", **changes: Any) -> Transition | None:
-    """Let a fact happen to a job.
+    """Apply a trigger to a job.
 
     Args:
-        job: As it was read.
-        fact: What happened.
+        job: The job as read.
+        trigger: What happened.
         now: Aware UTC.
-        reason: For the job's history; a change of state has one.
-        changes: Fields that the fact brings along.
+        reason: Line for the job's history; a change of state without one uses the trigger's name.
+        changes: Further fields of the job to set.
 
     Returns:
-        None when the fact changes nothing in this state.
+        The transition; None when the trigger changes nothing in this state.
     """
     following = TABLE.get((job.state, trigger))
     if following is None:
@@ -201,7 +201,7 @@ def apply(job: Job, trigger: Trigger, *, now: datetime, reason: str = "", **chan
 
 
 def _after_loss(job: Job, now: datetime) -> Job:
-    """Start again at once after progress and after one failure; later failures wait ever longer.
+    """Set the pause after a lost attempt: none after progress or one failure, then longer with each failure.
 
     An attempt that was asked to stop has not failed.
     """
@@ -220,11 +220,11 @@ def _after_loss(job: Job, now: datetime) -> Job:
 
 
 def observe(job: Job, inventory: Inventory | None, *, now: datetime) -> tuple[Trigger, str] | None:
-    """What a look at a job and its provider's inventory says has happened, with the reason.
+    """Derive from a job and its provider's inventory what has happened, with the reason; None: nothing.
 
     Args:
-        job: As it was read before the inventory was listed: an instance that it names was there to be seen.
-        inventory: Its provider's; None when the provider is no longer configured, which is like unknown.
+        job: The job as read before the inventory was listed, so an instance that it names must be listed.
+        inventory: Inventory of its provider; None if the provider is no longer configured, which counts as unknown.
         now: Aware UTC.
     """
     seen = inventory.by_label() if isinstance(inventory, KnownInventory) else None
@@ -250,7 +250,7 @@ def _observe_attempt(
     where = f"of {lease.provider}"
     found = seen.get(lease.label) if seen is not None else None
     if now >= lease.until:
-        return Trigger.SILENT, f"attempt {job.attempt} was not heard of in time"
+        return Trigger.SILENT, f"attempt {job.attempt} sent no heartbeat in time"
     if job.stop is not None and now >= job.stop.by:
         return Trigger.TAKEN, f"taken away: {job.stop.reason}"
     last_words = found is not None and found.state is InstanceState.LEAVING and job.state is JobState.RUNNING
@@ -269,14 +269,17 @@ def _observe_attempt(
     if job.step <= lease.resumed_step and job.dataset is not None:
         stall_s += job.dataset.size / DOWNLOAD_BYTES_PER_S_MIN
     if lease.progressed_at is not None and (now - lease.progressed_at).total_seconds() > stall_s:
-        return Trigger.STALLED, f"attempt {job.attempt} is alive and got no further for {stall_s / 60:.0f} min"
+        return (
+            Trigger.STALLED,
+            f"attempt {job.attempt} sends heartbeats but made no progress for {stall_s / 60:.0f} min",
+        )
     if (slow := _slowness(job, lease, now)) is not None:
         return Trigger.STALLED, slow
     return None
 
 
 def asked_to_leave(job: Job, inventory: Inventory | None, *, now: datetime) -> StopRequest | None:
-    """What a working attempt is asked, once, whose instance is being taken away; None: it is not."""
+    """Build the stop request for an attempt whose instance is being taken away, once; None: it is not."""
     if job.state is not JobState.RUNNING or job.lease is None or not isinstance(inventory, KnownInventory):
         return None
     found = inventory.by_label().get(job.lease.label)
@@ -289,7 +292,7 @@ def asked_to_leave(job: Job, inventory: Inventory | None, *, now: datetime) -> S
 
 
 def _slowness(job: Job, lease: AttemptLease, now: datetime) -> str | None:
-    """Why its machine is too slow to stay on: one of the same GPU did the same work far faster."""
+    """Explain why a machine is too slow: one with the same GPU model did the same work far faster. None: it is not."""
     told, best = job.progress, job.speeds.get(job.placement.offer.gpu) if job.placement else None
     if told is None or best is None or not told.steps_per_s or now - lease.placed_at < JUDGED_AFTER:
         return None
@@ -299,7 +302,7 @@ def _slowness(job: Job, lease: AttemptLease, now: datetime) -> str | None:
 
 
 def is_loss(before: Job, after: Job) -> bool:
-    """Whether an attempt was lost between the two, or is known from now on to be lost."""
+    """Check whether between the two an attempt was lost, or became known to be leaving. Each loss counts once."""
     leaving = before.stop is not None and before.stop.leaving
     lost = after.state is JobState.PREEMPTED and before.state is not JobState.PREEMPTED
     leaves = after.stop is not None and after.stop.leaving
@@ -307,12 +310,12 @@ def is_loss(before: Job, after: Job) -> bool:
 
 
 def has_live_lease(job: Job | None, label: str) -> bool:
-    """Whether the instance with the label has a live lease; without one it must go."""
+    """Check whether the instance with the label has a live lease; without one it is released."""
     return job is not None and job.state in LEASED and job.lease is not None and job.lease.label == label
 
 
 def refuses_checkpoint(job: Job, checkpoint: Checkpoint) -> str | None:
-    """Why a verified checkpoint does not become the job's; None when it does."""
+    """Explain why a verified checkpoint does not become the job's; None if it does."""
     if checkpoint.attempt != job.attempt:
         return f"it is of attempt {checkpoint.attempt}, the job is at attempt {job.attempt}"
     if checkpoint.step <= job.saved_step:
@@ -323,11 +326,11 @@ def refuses_checkpoint(job: Job, checkpoint: Checkpoint) -> str | None:
 
 
 def note(job: Job, **changes: Any) -> Transition:
-    """Write something into a job that changes nothing about where it is in its life."""
+    """Change fields of a job without changing its state."""
     return Transition(job=replace(job, **changes), actions=())
 
 
 def ask_to_stop(job: Job, stop: StopRequest, *, now: datetime) -> Transition:
-    """Let the current attempt save and give the job back; it learns of it with its next heartbeat."""
+    """Ask the current attempt to save and give the job back; it learns of it with its next heartbeat reply."""
     line = Reason(at=now, state=job.state, text=f"asked to stop: {stop.reason}")
     return note(job, stop=stop, updated_at=now, reasons=(*job.reasons, line)[-REASONS_MAX:])

@@ -1,4 +1,4 @@
-"""What a training's host may say, and how often it saves."""
+"""Checks of worker reports and logs, the interval between checkpoints, and invalid reports."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ SAVE_S_MAX = 24 * 3600.0
 
 
 def why_impossible(job: Job, step: int, told: WorkerReport) -> str | None:
-    """Why what a host says of its work cannot be so; None when it may be.
+    """Explain why a worker report cannot be true; None if it can.
 
     Args:
-        job: As it was read.
-        step: Where the host says it is.
-        told: The rest of what it says.
+        job: The job as read.
+        step: The step that the host reports.
+        told: The rest of the report.
     """
     total = told.total
     if not 0 <= step <= STEP_MAX:
-        return f"step {step} is none"
+        return f"step {step} does not exist"
     if total is not None and not max(1, step, job.saved_step) <= total <= STEP_MAX:
-        return f"{total} steps in all, at step {step}, with step {job.saved_step} saved"
+        return f"{total} steps in all, but it is at step {step} and step {job.saved_step} is saved"
     ranges = (
         ("loss", told.loss, -NUMBER_MAX, NUMBER_MAX),
         ("steps_per_s", told.steps_per_s, 0.0, NUMBER_MAX),
@@ -45,10 +45,10 @@ def why_impossible(job: Job, step: int, told: WorkerReport) -> str | None:
 
 
 def checkpoint_s(job: Job) -> float | None:
-    """How much work is done between two checkpoints, in seconds; None: the job counts items.
+    """Choose the work between two checkpoints, in seconds; None: a batch counts items.
 
-    What a save takes is the attempt's own measure; how long the instance will live is what its placement expects.
-    Where uploads cost something it is never less than what the placement counted with: that is what is paid for.
+    The duration of a save is measured by the attempt; the expected life of the instance comes from its placement.
+    Where uploads cost money, the result is never shorter than the placement assumed: only that many saves are reserved.
     """
     if job.spec.kind != JobKind.TRAINING:
         return None
@@ -75,7 +75,7 @@ SMALL_PIECE_BYTES_MAX = 8 * 1024
 
 
 PIECES_MAX = 10_000
-"""The first pieces may be large, the later ones small: 107 MB in all, and no count of them is kept anywhere."""
+"""Pieces of one log. The first may be large, later ones are small: 107 MB in all, without a count being stored."""
 
 
 SHOWN_BYTES_MAX = 512 * 1024
@@ -85,31 +85,31 @@ _CONTROL = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)
 
 
 def piece_bytes_max(number: int) -> int:
-    """How large the piece with this number may be; 0: there is no such piece."""
+    """Return the size limit of the log piece with this number; 0: the number does not exist."""
     if not 0 <= number < PIECES_MAX:
         return 0
     return PIECE_BYTES_MAX if number < LARGE_PIECES else SMALL_PIECE_BYTES_MAX
 
 
 def readable(data: bytes) -> str:
-    """A log as text that moves no cursor and rings no bell; progress bars become lines."""
+    """Decode a log without control characters and escape sequences; updates of a progress bar become lines."""
     text = data.decode(errors="replace").replace("\r\n", "\n").replace("\r", "\n")
     return _CONTROL.sub("", text)
 
 
 INVALID_REPORTS_MAX = 3
-"""Of one attempt; then the job goes on elsewhere."""
+"""Invalid reports of one attempt; the last one ends the attempt, and the job is placed again."""
 
 
 SAID_MAX = 300
 
 
 def note_invalid_report(job: Job, what: str, *, now: datetime) -> Transition:
-    """The current attempt's host lied, proven by its token; the last lie that is borne ends the attempt."""
+    """Note an invalid report of the current attempt's host; the `INVALID_REPORTS_MAX`th ends the attempt."""
     line = Reason(at=now, state=job.state, text=f"{_refuse_attempt(job)}: {what[:SAID_MAX]}")
     job = replace(job, invalid_reports=job.invalid_reports + 1, reasons=(*job.reasons, line)[-REASONS_MAX:])
     if invalid_reports_of_attempt(job) >= INVALID_REPORTS_MAX:
-        reason = f"attempt {job.attempt} is over: its host lied {INVALID_REPORTS_MAX} times"
+        reason = f"attempt {job.attempt} is over: its host sent {INVALID_REPORTS_MAX} invalid reports"
         ended = state_machine.apply(job, Trigger.WITHDRAWN, now=now, reason=reason)
         if ended is not None:
             return ended
@@ -117,7 +117,7 @@ def note_invalid_report(job: Job, what: str, *, now: datetime) -> Transition:
 
 
 def note_foreign_token(job: Job, *, now: datetime) -> Transition | None:
-    """Somebody used a token that is not the current attempt's: an old one, or an invented one. None: enough is said.
+    """Note the use of a token that is not the current attempt's, old or forged; None: it was noted often enough.
 
     It says nothing about the current attempt's host.
     """
@@ -132,7 +132,7 @@ def note_foreign_token(job: Job, *, now: datetime) -> Transition | None:
 
 
 def invalid_reports_of_attempt(job: Job) -> int:
-    """Lies of the current attempt's host that stand in the job's history."""
+    """Count the invalid reports of the current attempt's host in the job's history."""
     return sum(line.text.startswith(_refuse_attempt(job)) for line in job.reasons)
 
 

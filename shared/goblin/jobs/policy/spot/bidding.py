@@ -1,4 +1,4 @@
-"""How much to bid: a higher bid is evicted less often and paid every hour."""
+"""How much to bid: a higher bid is evicted less often, but paid every hour."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from goblin.jobs.policy.spot.checkpoint_interval import choose_interval, run_s
 from goblin.jobs.policy.spot.preemption_rates import HOUR_S
 
 FLOOR_RAISE = 1.05
-"""The first bid tried, against the floor: who bids the floor itself is evicted by anybody."""
+"""Lowest bid considered, as a multiple of the floor: a bid at the floor is evicted by any other."""
 EVICTIONS_MIN = 0.1
-"""However high the bid, hosts still fail and on-demand renters still go first: this share of the measured losses."""
+"""Least rate of evictions, as a share of the measured losses: at any bid hosts fail and on-demand renters go first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RemainingWork:
-    """What a run must do, wherever it is."""
+    """Work of a run, independent of the offer."""
 
     work_s: float
     save_s: float
@@ -28,14 +28,14 @@ class RemainingWork:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BiddingPlace:
-    """What a run costs at one offer beside its price."""
+    """Costs and times of a run at one offer, without its price."""
 
     life_s: float
-    """Expected time to a loss, for one who bids what half the others bid."""
+    """Expected time to a loss, at the median bid."""
     restart_s: float
-    """From launch to work."""
+    """Time from the rental to the first work."""
     standing_usd_micros_per_hour: float
-    """Storage."""
+    """Storage, per hour."""
     start_usd_micros: float
     """Traffic of each start: image, dataset, checkpoint."""
     save_usd_micros: float
@@ -45,10 +45,13 @@ class BiddingPlace:
 def expect_run(
     work: RemainingWork, place: BiddingPlace, *, price_usd_micros_per_hour: int, evictions: float = 1.0
 ) -> ExpectedRun | None:
-    """What a run costs and takes at this price; None when it would never end.
+    """Compute the expected cost and duration of a run at this price; None if it would never end.
 
     Args:
-        evictions: How often it is lost against `place.life_s`: 2 is twice as often.
+        work: The work to do.
+        place: Costs and times at the offer.
+        price_usd_micros_per_hour: The bid, or the on-demand price.
+        evictions: Rate of losses relative to `place.life_s`: 2 is twice as often.
     """
     life_s = place.life_s / evictions
     interval = choose_interval(save_s=work.save_s, life_s=life_s, interval_s_max=work.interval_s_max)
@@ -83,14 +86,17 @@ def choose_bid(
     floor_usd_micros_per_hour: int,
     limit_usd_micros_per_hour: int,
 ) -> ExpectedRun | None:
-    """The bid with the least expected cost to finish.
+    """Choose the bid with the least expected cost to finish.
 
     Args:
-        floor_usd_micros_per_hour: The least that is accepted.
-        limit_usd_micros_per_hour: Never more: the on-demand price of the same thing, or the job's cap if lower.
+        work: The work to do.
+        place: Costs and times at the offer.
+        market: Prices that others pay for the GPU model.
+        floor_usd_micros_per_hour: Lowest bid accepted.
+        limit_usd_micros_per_hour: Highest bid allowed: the machine's on-demand price, or the job's cap if lower.
 
     Returns:
-        The run at that bid; None when every bid allowed is below the floor or the run would never end.
+        The run at that bid; None if every allowed bid is below the floor or the run would never end.
     """
     runs = (
         expect_run(work, place, price_usd_micros_per_hour=bid, evictions=evictions(market, bid))
@@ -101,7 +107,7 @@ def choose_bid(
 
 
 def evictions(market: MarketPrices, bid_usd_micros_per_hour: int) -> float:
-    """How often this bid is evicted, against one at the median: falls as the bid rises."""
+    """Estimate the rate of evictions at this bid, relative to a median bid; it falls as the bid rises."""
     return max(EVICTIONS_MIN, 2 * (1 - market.share_below(bid_usd_micros_per_hour)))
 
 

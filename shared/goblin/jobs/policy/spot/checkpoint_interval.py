@@ -1,6 +1,6 @@
-"""How often to save: what saving costs against what a preemption would cost.
+"""How often to save: the cost of saving against the cost of a preemption.
 
-Young 1974 and Daly 2006 give the interval; the time to finish is exact for lives without memory and good for others.
+Young 1974 and Daly 2006 give the interval; the time to finish is exact for memoryless lifetimes and close for others.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import math
 from dataclasses import dataclass
 
 INTERVAL_S_MIN = 30.0
-"""More often would be all saving and no work."""
+"""Shortest interval: more often would leave no time for work."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Interval:
-    """Work between two checkpoints, and why."""
+    """Work between two checkpoints, with the reason."""
 
     interval_s: float
     reason: str
@@ -24,12 +24,15 @@ def choose_interval(*, save_s: float, life_s: float, interval_s_max: float) -> I
     """Choose how much work to do between two checkpoints.
 
     Args:
-        save_s: What a checkpoint holds the work up, as measured; of an asynchronous one only the blocking part.
-        life_s: Expected time to the next preemption, at the instance's present age.
-        interval_s_max: The job's `checkpoint_minutes`: never more work than this is at stake.
+        save_s: Measured time that a checkpoint interrupts the work; of an asynchronous one only the blocking part.
+        life_s: Expected time to the next preemption, at the instance's current age.
+        interval_s_max: The job's `checkpoint_minutes` in seconds: at most this much work is lost.
+
+    Raises:
+        ValueError: `save_s` is negative, or another argument is not above 0.
     """
     if save_s < 0 or life_s <= 0 or interval_s_max <= 0:
-        raise ValueError("a save cannot take less than no time, nor a life or an interval none at all")
+        raise ValueError("save_s must not be negative, and life_s and interval_s_max must be above 0.")
     best_s = _daly_s(save_s, life_s)
     least_s = min(max(INTERVAL_S_MIN, save_s), interval_s_max)
     interval_s = min(max(best_s, least_s), interval_s_max)
@@ -37,16 +40,16 @@ def choose_interval(*, save_s: float, life_s: float, interval_s_max: float) -> I
     if interval_s < best_s:
         why = f"{cause}, which would allow {best_s / 60:.0f} min; the job allows {interval_s_max / 60:.0f}"
     elif interval_s > best_s:
-        why = f"{cause}; more often than every {interval_s:.0f} s would be all saving"
+        why = f"{cause}; saving more often than every {interval_s:.0f} s would leave no time for work"
     else:
         why = cause
     return Interval(interval_s=interval_s, reason=why)
 
 
 def run_s(*, work_s: float, interval_s: float, save_s: float, restart_s: float, life_s: float) -> float:
-    """Expected time from start to end of the work, with saves, preemptions and work done again.
+    """Compute the expected time from start to end of the work, with saves, preemptions and repeated work.
 
-    Restarts are counted, waiting for a new instance is not. Infinite when the work would never end.
+    Restarts are included, waiting for a new instance is not. Infinite if the work would never end.
     """
     segment = (interval_s + save_s) / life_s
     restart = restart_s / life_s

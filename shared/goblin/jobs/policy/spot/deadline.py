@@ -1,13 +1,13 @@
-"""Spot, on demand or wait: the cheapest way to a deadline that is never missed.
+"""Spot, on demand or wait: the cheapest way that never misses the deadline.
 
     slack = time left - work left - the changeover that on demand would need
 
-- A step is taken only if on demand could still finish in time after the worst outcome of it.
-- Spot that can be had is taken, and kept until it is lost.
-- While slack is above a tenth of the work left, an outage is waited out; below, on demand works on.
-- On demand is left only for spot that has proved itself: a changeover there and, likely, one back must be earned. How
-  long it must have stayed grows with the changeover, with how little cheaper it is, with how scarce slack is (each
-  excursion eats two changeovers of it), and with how often the pool has lost instances.
+- A step is taken only if on demand could still finish in time after the step's worst outcome.
+- Available spot is taken, and kept until it is lost.
+- While slack is above a tenth of the work left, wait for spot; below that, run on demand.
+- Leave on demand only for spot that has been available for long enough: the saving must pay for a changeover there and,
+  likely, one back. The required age grows with the changeover, with how little cheaper spot is, with how scarce slack
+  is (each move and return costs two changeovers of it), and with how often the pool has lost instances.
 
 Method: constant slack and an age filter as in the literature on spot under deadlines (Wu et al., "Can't Be Late",
 NSDI'24, and its successors), with an exact safety net and a filter that learns. The numbers below sit on a plateau:
@@ -23,9 +23,9 @@ from enum import StrEnum
 from goblin.jobs.policy.spot.preemption_rates import HOUR_S, PreemptionRates
 
 SLACK_SHARE = 0.1
-"""Of the work left: with less slack than this nothing is waited for."""
+"""Share of the work left: with less slack than this the job does not wait for spot."""
 STEPS_KEPT = 2
-"""Further slack that is never waited away: a decision takes effect a step later."""
+"""Steps of slack that are always kept in reserve: a decision takes effect one step later."""
 _EPSILON = 1e-9
 
 
@@ -42,42 +42,42 @@ _VERB = {Mode.WAIT: "wait for spot", Mode.SPOT: "run on spot"}
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Terms:
-    """What running costs, in money and in time.
+    """Prices and times of running on spot and on demand.
 
-    A price of None: cannot be had, or is masked. What runs already keeps its price here while it runs.
+    A price of None: not available, or above the price cap. A running instance keeps its price here.
     """
 
     spot_usd_micros_per_hour: int | None
     on_demand_usd_micros_per_hour: int | None
     changeover_s: float
-    """Expected from launch to new work: provisioning, set-up, reload and the work since the last checkpoint."""
+    """Expected time from the rental to new work: provisioning, setup, reload, and repeating lost work."""
     changeover_s_max: float = 0.0
-    """The longest to plan for, as measured; 0: `changeover_s` is."""
+    """Longest changeover to plan for, as measured; 0: use `changeover_s`."""
     on_demand_delay_s_max: float = 0.0
-    """How long on demand may be sold out before it starts, over all its tries."""
+    """Longest time that on demand may be sold out before it starts, over all tries."""
 
     @property
     def reserve_s(self) -> float:
-        """What may pass between wanting on demand and its first work."""
+        """Longest time from choosing on demand to its first work."""
         return max(self.changeover_s, self.changeover_s_max) + self.on_demand_delay_s_max
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Situation:
-    """A job, now."""
+    """State of a job now."""
 
     work_left_s: float
     time_left_s: float | None
-    """Until the deadline; None: there is none."""
+    """Time until the deadline; None: there is none."""
     running: Mode
-    """What works for it now; a spot instance just lost does not."""
+    """What the job runs on now; a spot instance that was just lost does not count."""
     changeover_left_s: float = 0.0
-    """How long the running instance still needs before it works."""
+    """Time that the running instance still needs before it starts work."""
     spot_available: bool
     step_s: float
-    """Until this is asked again."""
+    """Time until the next decision."""
     money_left_usd_micros: int | None = None
-    """Of the job's budget; None: it has none."""
+    """Amount left of the job's budget; None: it has no budget."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -87,34 +87,34 @@ class Decision:
     mode: Mode
     reason: str
     fallback: Mode = Mode.WAIT
-    """If on demand cannot be had just now: run this and ask again."""
+    """What to run until the next decision if on demand is not available right now."""
     guaranteed: bool = True
-    """False when no action left can promise the deadline."""
+    """Whether the deadline is still guaranteed."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Feasible:
-    """The deadline can be promised, within the money."""
+    """The deadline can be promised within the budget."""
 
     cost_usd_micros_max: int
-    """What it costs if no spot instance ever works: the worst that is planned for."""
+    """Cost if the whole run is on demand: the worst case that is planned for."""
     reason: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Infeasible:
-    """It cannot, and what would have to change."""
+    """The deadline cannot be promised, with what would have to change."""
 
     reason: str
     time_s_min: float | None = None
-    """The nearest deadline, from now."""
+    """Nearest possible deadline, from now."""
     price_usd_micros_per_hour_min: int | None = None
-    """The lowest price cap under which it can be promised."""
+    """Lowest price cap under which the deadline can be promised."""
     budget_usd_micros_min: int | None = None
 
 
 def mask(terms: Terms, *, price_usd_micros_per_hour_max: int | None) -> Terms:
-    """The terms under a price cap: what costs more cannot be had."""
+    """Apply a price cap to the terms: what costs more becomes unavailable."""
     cap = price_usd_micros_per_hour_max
     if cap is None:
         return terms
@@ -140,15 +140,15 @@ def check_deadline(
     price_usd_micros_per_hour_max: int | None = None,
     budget_usd_micros: int | None = None,
 ) -> Feasible | Infeasible:
-    """Say at once, before anything is rented, whether the deadline can be promised.
+    """Check whether the deadline can be promised, before anything is rented.
 
     Args:
-        work_s: What must be done, on this kind of instance.
-        time_s: Until the deadline; None: there is none, and only money can be too little.
-        step_s: How often it will be decided; what is launched is billed by the whole step.
-        terms: Without any cap.
-        price_usd_micros_per_hour_max: The job's price cap.
-        budget_usd_micros: What it may cost in all.
+        work_s: Work to do, on this kind of instance.
+        time_s: Time until the deadline; None: there is none, and only the budget is checked.
+        step_s: Time between decisions; an instance is billed by the whole step.
+        terms: Prices and times without a cap.
+        price_usd_micros_per_hour_max: Price cap of the job; None: no cap.
+        budget_usd_micros: Budget for the whole job; None: no limit.
     """
     free = terms.on_demand_usd_micros_per_hour
     capped = mask(terms, price_usd_micros_per_hour_max=price_usd_micros_per_hour_max)
@@ -158,13 +158,13 @@ def check_deadline(
     cost = None if free is None else _cost(work_s + terms.reserve_s, step_s, free)
     problems = []
     if time_s < time_s_min:
-        problems.append(f"it needs {_span(time_s_min)} even if on demand works from now on, and has {_span(time_s)}")
+        problems.append(f"it needs {_span(time_s_min)} even if on demand runs from now on, and has {_span(time_s)}")
     if free is None:
         problems.append("no on-demand instance is offered, and spot alone cannot promise a deadline")
     elif capped.on_demand_usd_micros_per_hour is None:
         problems.append(f"on demand costs {_usd(free)} an hour, above the cap of {_usd(price_usd_micros_per_hour_max)}")
     if cost is not None and budget_usd_micros is not None and budget_usd_micros < cost:
-        problems.append(f"if spot never comes it costs {_usd(cost)}, more than the {_usd(budget_usd_micros)} there are")
+        problems.append(f"without spot it costs {_usd(cost)}, more than the {_usd(budget_usd_micros)} left")
     if problems or cost is None:
         return Infeasible(
             reason="; ".join(problems),
@@ -175,7 +175,7 @@ def check_deadline(
     slack_s = time_s - time_s_min
     return Feasible(
         cost_usd_micros_max=cost,
-        reason=f"{_span(slack_s)} of slack; at worst {_usd(cost)}, all on demand",
+        reason=f"{_span(slack_s)} of slack; at most {_usd(cost)}, if all of it runs on demand",
     )
 
 
@@ -183,9 +183,9 @@ def choose_mode(situation: Situation, terms: Terms, rates: PreemptionRates) -> D
     """Decide what the job runs on until the next step.
 
     Args:
-        situation: The job and its pool, now.
+        situation: State of the job and its pool now.
         terms: Prices and times, under the job's price cap (see `mask`).
-        rates: What the pool has shown; its `age_s` is how long spot has been there.
+        rates: Measured rates of the pool; `age_s` is how long spot has been available.
     """
     if situation.work_left_s <= 0:
         return Decision(mode=Mode.WAIT, reason="all work is done")
@@ -196,7 +196,7 @@ def choose_mode(situation: Situation, terms: Terms, rates: PreemptionRates) -> D
         return _cheapest(situation, terms, can_spot=can_spot, cheaper=cheaper)
     time_left_s = situation.time_left_s
     if on_demand is None:
-        return _without_net(can_spot=can_spot, reason="on demand cannot be had")
+        return _without_net(can_spot=can_spot, reason="on demand is not available")
     restart_s = situation.changeover_left_s if situation.running is Mode.ON_DEMAND else terms.changeover_s
     money = situation.money_left_usd_micros
     if money is not None and money < _cost(situation.work_left_s + restart_s, situation.step_s, on_demand):
@@ -204,8 +204,10 @@ def choose_mode(situation: Situation, terms: Terms, rates: PreemptionRates) -> D
     fallback = Mode.SPOT if can_spot else Mode.WAIT
     if not _finishes(situation.work_left_s + restart_s, time_left_s, situation.step_s):
         if can_spot and situation.running is Mode.SPOT:
-            return Decision(mode=Mode.SPOT, guaranteed=False, reason="only the spot instance at work can still make it")
-        late = "the deadline is lost: as fast as possible"
+            return Decision(
+                mode=Mode.SPOT, guaranteed=False, reason="only the running spot instance can still finish in time"
+            )
+        late = "the deadline cannot be met any more: run as fast as possible"
         return Decision(mode=Mode.ON_DEMAND, fallback=fallback, guaranteed=False, reason=late)
     mode, reason = _prefer(situation, time_left_s, terms, rates, can_spot=can_spot)
     if mode is not Mode.ON_DEMAND:
@@ -217,13 +219,13 @@ def choose_mode(situation: Situation, terms: Terms, rates: PreemptionRates) -> D
 
 
 def age_to_leave_s(*, work_left_s: float, slack_s: float, terms: Terms, rates: PreemptionRates) -> float:
-    """How long spot must have been there before on demand is left for it; infinite if it is not cheaper."""
+    """Compute how long spot must have been available before on demand is left for it; infinite if it never pays."""
     spot, on_demand = terms.spot_usd_micros_per_hour, terms.on_demand_usd_micros_per_hour
     if spot is None or on_demand is None or spot >= on_demand:
         return math.inf
     worth = terms.changeover_s * on_demand / (on_demand - spot)
     if work_left_s <= worth:
-        return math.inf  # What is left would not earn the changeover.
+        return math.inf  # The work left is too short to pay for the changeover.
     scarcity = SLACK_SHARE * work_left_s / max(slack_s, terms.changeover_s / 4, _EPSILON)
     return worth * (1 + scarcity) * rates.volatility
 
@@ -231,25 +233,25 @@ def age_to_leave_s(*, work_left_s: float, slack_s: float, terms: Terms, rates: P
 def _prefer(
     situation: Situation, time_left_s: float, terms: Terms, rates: PreemptionRates, *, can_spot: bool
 ) -> tuple[Mode, str]:
-    """What would be best if it is safe."""
+    """Choose the best mode, without regard to safety."""
     slack_s = time_left_s - situation.work_left_s - terms.reserve_s
     if situation.running is Mode.ON_DEMAND:
         if not can_spot:
-            return Mode.ON_DEMAND, "no spot to leave on demand for"
+            return Mode.ON_DEMAND, "no spot is available to move to"
         age_s = age_to_leave_s(work_left_s=situation.work_left_s, slack_s=slack_s, terms=terms, rates=rates)
         if rates.age_s + _EPSILON < age_s:
-            wanted = "what is left is not worth a changeover" if math.isinf(age_s) else f"{_span(age_s)} would earn it"
-            return Mode.ON_DEMAND, f"spot is there for {_span(rates.age_s)}; {wanted}"
-        return Mode.SPOT, f"spot has stayed for {_span(rates.age_s)} and costs less"
+            wanted = "the work left is not worth a move" if math.isinf(age_s) else f"a move pays after {_span(age_s)}"
+            return Mode.ON_DEMAND, f"spot has been available for {_span(rates.age_s)}; {wanted}"
+        return Mode.SPOT, f"spot has been available for {_span(rates.age_s)} and costs less"
     if can_spot:
-        return Mode.SPOT, "spot works" if situation.running is Mode.SPOT else "spot is there and costs less"
+        return Mode.SPOT, "spot is running" if situation.running is Mode.SPOT else "spot is available and costs less"
     if slack_s > SLACK_SHARE * situation.work_left_s + STEPS_KEPT * situation.step_s:
         return Mode.WAIT, f"no spot, and {_span(slack_s)} of slack to wait for it"
     return Mode.ON_DEMAND, f"no spot, and {_span(slack_s)} of slack is too little to wait"
 
 
 def _danger(situation: Situation, time_left_s: float, terms: Terms, on_demand: int, mode: Mode) -> str:
-    """Why a step in this mode could lose the deadline or the money; empty: it cannot."""
+    """Explain why a step in this mode could miss the deadline or exceed the budget; empty: it cannot."""
     step_s, work_left_s, spent = situation.step_s, situation.work_left_s, 0
     if mode is Mode.SPOT:
         stays = situation.running is Mode.SPOT
@@ -262,7 +264,7 @@ def _danger(situation: Situation, time_left_s: float, terms: Terms, on_demand: i
         return f"too little slack to {_VERB[mode]}"
     money = situation.money_left_usd_micros
     if money is not None and money - spent < _cost(work_left_s + terms.reserve_s, step_s, on_demand):
-        return f"too little money to {_VERB[mode]}"
+        return f"too little budget to {_VERB[mode]}"
     return ""
 
 
@@ -272,15 +274,15 @@ def _without_net(*, can_spot: bool, reason: str) -> Decision:
 
 
 def _broke(situation: Situation, terms: Terms, *, can_spot: bool) -> Decision:
-    """The money cannot carry on demand to the end; spot may still get there, while there is some."""
+    """Decide when the budget left cannot pay on demand to the end: spot may still finish while it lasts."""
     money, price = situation.money_left_usd_micros, terms.spot_usd_micros_per_hour
     if can_spot and price is not None and money is not None:
         can_spot = money >= _cost(situation.step_s, situation.step_s, price)
-    return _without_net(can_spot=can_spot, reason=f"{_usd(money)} left cannot pay on demand to the end")
+    return _without_net(can_spot=can_spot, reason=f"the budget left of {_usd(money)} cannot pay on demand to the end")
 
 
 def _cheapest(situation: Situation, terms: Terms, *, can_spot: bool, cheaper: bool) -> Decision:
-    """Without a deadline: whatever costs least, as long as there is money for a step of it."""
+    """Choose the cheapest mode for a job without a deadline, as long as the budget pays for a step."""
     mode, price = Mode.WAIT, None
     reason = "no deadline: waiting for spot costs nothing"
     if can_spot:
@@ -289,7 +291,9 @@ def _cheapest(situation: Situation, terms: Terms, *, can_spot: bool, cheaper: bo
         mode, price, reason = Mode.ON_DEMAND, terms.on_demand_usd_micros_per_hour, "spot is not cheaper here"
     money = situation.money_left_usd_micros
     if price is not None and money is not None and money < _cost(situation.step_s, situation.step_s, price):
-        return Decision(mode=Mode.WAIT, reason=f"{_usd(money)} left is not enough for another step", guaranteed=False)
+        return Decision(
+            mode=Mode.WAIT, reason=f"the budget left of {_usd(money)} is not enough for another step", guaranteed=False
+        )
     return Decision(mode=mode, reason=reason)
 
 
@@ -304,7 +308,7 @@ def _check_money(
     cost = _cost(work_s + terms.changeover_s, step_s, min(allowed))
     if budget_usd_micros is not None and budget_usd_micros < cost:
         return Infeasible(
-            reason=f"even without a preemption it costs {_usd(cost)}, and there are {_usd(budget_usd_micros)}",
+            reason=f"even without a preemption it costs {_usd(cost)}, more than the {_usd(budget_usd_micros)} left",
             budget_usd_micros_min=cost,
         )
     return Feasible(cost_usd_micros_max=cost, reason=f"no deadline; {_usd(cost)} if nothing is preempted")
@@ -324,7 +328,7 @@ def _steps(duration_s: float, step_s: float) -> int:
 
 
 def _cost(duration_s: float, step_s: float, usd_micros_per_hour: int) -> int:
-    """Billed by whole steps, each rounded up to a whole millionth: so no order of steps can cost more."""
+    """Compute a cost in whole steps, each rounded up to a micro-dollar: no order of steps can cost more."""
     return _steps(duration_s, step_s) * math.ceil(step_s * usd_micros_per_hour / HOUR_S)
 
 

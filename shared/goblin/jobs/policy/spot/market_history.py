@@ -1,4 +1,4 @@
-"""What was seen of the pools and the machines so far, kept from look to look."""
+"""History of spot pools and machines, updated at each look at the market."""
 
 from __future__ import annotations
 
@@ -13,43 +13,43 @@ from goblin.jobs.policy.spot.reputation import Reputation, note_failure
 
 POOLS_MAX = 400
 MACHINES_MAX = 400
-"""Both are bounded by what one document holds; who was not heard of for longest goes."""
+"""Both limits keep the history within one document; entries not updated for longest are dropped."""
 GAP = timedelta(minutes=10)
-"""After so long without a look nobody knows what happened meanwhile."""
+"""After this long without a look, what happened in between is unknown."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolHistory:
-    """A pool of spot instances, as last seen."""
+    """A pool of spot instances as last seen."""
 
     provider: str
     gpu: str
     gpu_count: int
     seen_at: datetime
     available_at: datetime | None = None
-    """When it was last there."""
+    """When it was last available."""
     rates: PreemptionRates = field(default_factory=PreemptionRates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MarketHistory:
-    """All of it: one document."""
+    """The whole history, stored as one document."""
 
     pools: Mapping[str, PoolHistory] = field(default_factory=dict)
     machines: Mapping[str, Reputation] = field(default_factory=dict)
 
     @property
     def rates(self) -> dict[str, PreemptionRates]:
-        """By pool."""
+        """Preemption rates by pool."""
         return {name: pool.rates for name, pool in self.pools.items()}
 
 
 def look(
     history: MarketHistory, wanted: InstanceRequirements, listings: Mapping[str, Listing], *, now: datetime
 ) -> MarketHistory:
-    """Count one look at what was wanted; only providers that answered are in `listings`.
+    """Record one look at the market; `listings` has only the providers that answered.
 
-    A pool that the question covers and the answer lacks is not there now.
+    A pool that matches `wanted` and is missing in its provider's listing is not available now.
     """
     seen = {
         offer.pool: offer
@@ -65,7 +65,7 @@ def look(
 
 
 def lost(history: MarketHistory, pool: str, *, now: datetime) -> MarketHistory:
-    """An instance of ours in the pool was taken away: whoever has it now, at our price it is not there."""
+    """Record that an instance of ours was taken away: at our price the pool is not available."""
     known = history.pools.get(pool)
     if known is None or known.rates.age_s <= 0:
         return history
@@ -74,11 +74,13 @@ def lost(history: MarketHistory, pool: str, *, now: datetime) -> MarketHistory:
 
 
 def blame(history: MarketHistory, machine: str, *, kind: str, now: datetime) -> MarketHistory:
-    """A machine let us down.
+    """Record a failure of a machine.
 
     Args:
-        machine: As `Offer.machine` names it.
-        kind: `boot`, `speed`, `lie`, `died`.
+        history: The history so far.
+        machine: Name of the machine, from `Offer.machine`.
+        kind: Kind of failure: `boot`, `speed`, `ecc`, `lie` or `died`.
+        now: Aware UTC.
     """
     machines = {**history.machines, machine: note_failure(history.machines.get(machine), kind=kind, now=now)}
     kept = sorted(machines, key=lambda name: (machines[name].last_at, name))[-MACHINES_MAX:]
@@ -88,7 +90,7 @@ def blame(history: MarketHistory, machine: str, *, kind: str, now: datetime) -> 
 def may_come(
     history: MarketHistory, wanted: InstanceRequirements, *, now: datetime, within: timedelta = timedelta(days=1)
 ) -> bool:
-    """Whether spot of this kind was there lately, so that waiting for it is no dream."""
+    """Check whether matching spot was available lately, so that waiting for it makes sense."""
     return any(
         pool.available_at is not None and now - pool.available_at <= within and _fits(wanted, pool)
         for pool in history.pools.values()
@@ -106,7 +108,7 @@ def _fits(wanted: InstanceRequirements, pool: PoolHistory) -> bool:
 def _seen(pool: PoolHistory | None, offer: Offer | None, now: datetime) -> PoolHistory:
     if pool is None:
         if offer is None:
-            raise ValueError("a pool that was never seen")
+            raise ValueError("The pool was never seen and has no offer.")
         rates = observe(PreemptionRates(), available=True, elapsed_s=0.0)
         return PoolHistory(
             provider=offer.provider, gpu=offer.gpu, gpu_count=offer.gpu_count, seen_at=now, available_at=now,
@@ -114,7 +116,7 @@ def _seen(pool: PoolHistory | None, offer: Offer | None, now: datetime) -> PoolH
         )  # fmt: skip
     there = offer is not None
     elapsed = now - pool.seen_at
-    # The two reconciles of one minute are one look; a clock that is behind another's sees nothing new.
+    # Two reconciles within one minute are one look; a process whose clock is behind adds nothing new.
     if elapsed <= timedelta() and there == (pool.rates.age_s > 0):
         return pool
     if elapsed > GAP:

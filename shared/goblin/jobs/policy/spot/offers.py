@@ -1,6 +1,6 @@
-"""Which offer to rent: the least expected cost to finish, not the least price.
+"""Which offer to rent: the one with the least expected cost to finish, not the lowest price.
 
-A cheap machine that boots for twenty minutes, charges for traffic or is lost every hour is not cheap.
+A machine with a low price that boots for twenty minutes, charges for traffic or is lost every hour is not cheap.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MONTH_H = 720.0
 RELIABILITY_MIN = 0.5
 LIFE_S_MAX = 90 * 24 * HOUR_S
 LIFETIMES = 4.0
-"""How far a life is counted, in runs: beyond it a longer life is worth no more."""
+"""Longest life that counts, as a multiple of the work: a longer one is worth no more."""
 ENDS_S_MIN = HOUR_S
-"""A contract that ends sooner is not worth a start."""
+"""Shortest contract that is worth a start."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +32,7 @@ class Needs:
     gpu_memory_mib_min: int = 0
     disk_gib: float = 0.0
     download_gib: float = 0.0
-    """At each start: image and dataset; the checkpoint comes on top."""
+    """Downloaded at each start: image and dataset, without the checkpoint."""
     checkpoint_gib: float = 0.0
     save_s: float = 10.0
     interval_s_max: float = 15 * 60.0
@@ -50,14 +50,14 @@ def choose_offer(
     markets: Mapping[str, MarketPrices],
     now: datetime,
 ) -> Placement | NoPlacement:
-    """Pick the offer with the least expected cost to finish, and its bid.
+    """Choose the offer with the least expected cost to finish, and its bid.
 
     Args:
-        needs: What must run; hand in only offers of the mode that was chosen, or all to compare them.
-        offers: Any order, any provider; may be empty.
-        rates: By pool; one that is missing was never watched.
-        reputations: By `Offer.machine`.
-        markets: What others pay, by GPU; one that is missing is not told.
+        needs: What the job needs.
+        offers: Offers of any provider in any order, of one mode or of both; may be empty.
+        rates: Preemption rates by pool; a missing pool was never observed.
+        reputations: Failures of machines, by `Offer.machine`.
+        markets: Prices that others pay, by GPU model; a missing model is unknown.
         now: Aware UTC.
     """
     judged = sorted(
@@ -82,7 +82,7 @@ def choose_offer(
     if not judged or judged[0].rejected or judged[0].run is None:
         return _none(needs, offers, judged)
     best, run = judged[0], judged[0].run
-    # A provider may offer the same on a bid and on demand.
+    # A provider may offer the same machine on spot and on demand.
     wanted = (best.provider, best.offer_id, best.spot)
     offer = next(one for one in offers if (one.provider, one.offer_id, one.spot) == wanted)
     rest = tuple(
@@ -124,7 +124,7 @@ def _judge(
     else:
         run = expect_run(work, place, price_usd_micros_per_hour=offer.price_usd_micros_per_hour)
     if run is None:
-        return _with(candidate, rejected="it would be lost before it gets anywhere")
+        return _with(candidate, rejected="it would be lost before it makes progress")
     saves_per_hour = HOUR_S / (run.interval_s + needs.save_s)
     hourly = run.price_usd_micros_per_hour + place.standing_usd_micros_per_hour + saves_per_hour * place.save_usd_micros
     return _with(
@@ -133,31 +133,31 @@ def _judge(
 
 
 def _unfit(needs: Needs, offer: Offer, reputations: Mapping[str, Reputation], now: datetime) -> str:
-    """Why the offer is out whatever it costs to finish there; empty: it is not."""
+    """Explain why the offer is unsuitable whatever the cost to finish; empty: it is suitable."""
     cap = needs.price_usd_micros_per_hour_max
     until = blocked_until(reputations.get(offer.machine)) if offer.machine is not None else None
     if offer.gpu_memory_mib < needs.gpu_memory_mib_min:
-        return f"{offer.gpu_memory_mib} MiB of GPU memory, {needs.gpu_memory_mib_min} are needed"
+        return f"{offer.gpu_memory_mib} MiB of GPU memory, but {needs.gpu_memory_mib_min} are needed"
     if until is not None and until > now:
-        return f"the machine failed us; left alone until {until:%Y-%m-%d %H:%M}"
+        return f"the machine failed before; it is not rented until {until:%Y-%m-%d %H:%M}"
     if offer.reliability is not None and offer.reliability < RELIABILITY_MIN:
-        return f"reliability {offer.reliability:.2f}"
+        return f"its reliability of {offer.reliability:.2f} is too low"
     if offer.ends_in_s is not None and offer.ends_in_s < min(ENDS_S_MIN, needs.work_s) + _restart_s(needs, offer):
         return f"its contract ends in {offer.ends_in_s / 60:.0f} min"
     if cap is not None and offer.price_usd_micros_per_hour > cap:
         return f"{_usd(offer.price_usd_micros_per_hour)} an hour is above the cap of {_usd(cap)}"
     on_demand = offer.on_demand_usd_micros_per_hour
     if offer.spot and on_demand is not None and offer.price_usd_micros_per_hour > on_demand:
-        return "its least bid is above the on-demand price"
+        return "its lowest bid is above the on-demand price"
     return ""
 
 
 def _unaffordable(needs: Needs, offer: Offer, run: ExpectedRun) -> str:
     if needs.budget_usd_micros is not None and run.cost_usd_micros > needs.budget_usd_micros:
-        return f"about {_usd(run.cost_usd_micros)} to finish, and there are {_usd(needs.budget_usd_micros)}"
+        return f"about {_usd(run.cost_usd_micros)} to finish, more than the {_usd(needs.budget_usd_micros)} left"
     if not offer.spot and needs.time_left_s is not None and run.duration_s > needs.time_left_s:
         needed_h, left_h = run.duration_s / HOUR_S, needs.time_left_s / HOUR_S
-        return f"about {needed_h:.1f} h to finish, and the deadline is in {left_h:.1f} h"
+        return f"about {needed_h:.1f} h to finish, but the deadline is in {left_h:.1f} h"
     return ""
 
 
@@ -190,25 +190,25 @@ def _restart_s(needs: Needs, offer: Offer) -> float:
 
 
 def _limit(needs: Needs, offer: Offer, market: MarketPrices) -> int:
-    """The most that may be bid."""
+    """Compute the highest bid allowed."""
     limits = [offer.on_demand_usd_micros_per_hour, needs.price_usd_micros_per_hour_max]
     known = [limit for limit in limits if limit is not None]
     if known:
         return min(known)
-    # Nobody says what it costs on demand: what the dearest renters pay is not exceeded.
+    # The on-demand price is unknown: do not bid more than the highest price that others pay.
     return max(offer.price_usd_micros_per_hour, max((price for _, price in market.percentiles), default=0))
 
 
 def _none(needs: Needs, offers: Sequence[Offer], judged: list[Candidate]) -> NoPlacement:
     if not judged:
-        return NoPlacement(reason="nothing is offered", candidates=())
+        return NoPlacement(reason="there are no offers", candidates=())
     cap = needs.price_usd_micros_per_hour_max
     dear = [offer.price_usd_micros_per_hour for offer in offers if cap is not None]
     above = min((price for price in dear if cap is not None and price > cap), default=None)
     reasons = sorted({candidate.rejected for candidate in judged})
     shown = "; ".join(reasons[:3]) + ("; …" if len(reasons) > 3 else "")
     return NoPlacement(
-        reason=f"none of {len(judged)} offers will do: {shown}",
+        reason=f"none of {len(judged)} offers is suitable: {shown}",
         candidates=tuple(judged),
         price_usd_micros_per_hour_min=above,
     )

@@ -1,6 +1,6 @@
-"""Several pools at once: where the next spot instance should be launched.
+"""Choice among several pools: where to rent the next spot instance.
 
-An hour in a pool is worth the share of it that is work: of a life of L, a changeover d does nothing.
+Only part of the paid time is work: of an instance's life, the changeover at its start is lost.
 """
 
 from __future__ import annotations
@@ -14,18 +14,18 @@ from goblin.jobs.policy.spot.preemption_rates import HOUR_S, PreemptionRates, re
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pool:
-    """One pool, now."""
+    """State of one pool now."""
 
     price_usd_micros_per_hour: int
     available: bool
     rates: PreemptionRates
     move_usd_micros: int = 0
-    """Traffic of getting the checkpoint there."""
+    """Cost of the traffic to move the checkpoint there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PoolChoice:
-    """The pool, and what an hour of work is expected to cost there."""
+    """The chosen pool, with the expected cost of an hour of work there."""
 
     pool: str
     usd_micros_per_hour_of_work: int
@@ -33,9 +33,9 @@ class PoolChoice:
 
 
 def choose_pool(pools: Mapping[str, Pool], *, changeover_s: float, work_left_s: float) -> PoolChoice | None:
-    """The pool whose hour of work is expected to cost least; None when none is there.
+    """Choose the pool with the least expected cost of an hour of work; None if no pool is available.
 
-    Ties go to the name, so that a repeated question has the same answer.
+    Ties are decided by name, so that the result is deterministic.
     """
     prices = {
         name: _per_hour_of_work(pool, changeover_s, work_left_s) for name, pool in pools.items() if pool.available
@@ -48,7 +48,7 @@ def choose_pool(pools: Mapping[str, Pool], *, changeover_s: float, work_left_s: 
     return PoolChoice(
         pool=name,
         usd_micros_per_hour_of_work=least,
-        reason=f"{name} should stay for {life_s / HOUR_S:.1f} h: the least per hour of work of {len(prices)} pools",
+        reason=f"{name} should stay for {life_s / HOUR_S:.1f} h: least per hour of work of {len(prices)} pools",
     )
 
 
@@ -56,6 +56,6 @@ def _per_hour_of_work(pool: Pool, changeover_s: float, work_left_s: float) -> fl
     life_s = remaining_life_s(pool.rates, age_s=pool.rates.age_s, horizon_s=work_left_s + changeover_s)
     worked_s = life_s - changeover_s
     if worked_s <= 0:
-        # No work is expected at all: still better than nothing, and the dearer the worse.
+        # No work is expected. Rank such pools behind all others, by price.
         return math.inf if pool.price_usd_micros_per_hour <= 0 else 1e12 + pool.price_usd_micros_per_hour
     return (pool.price_usd_micros_per_hour * life_s + pool.move_usd_micros * HOUR_S) / worked_s

@@ -1,4 +1,4 @@
-"""Machines that let us down are left alone for a while, the longer the oftener."""
+"""Reputation of machines: one that failed is not rented for a while, longer after each failure."""
 
 from __future__ import annotations
 
@@ -8,27 +8,27 @@ from datetime import datetime, timedelta
 PAUSE_FIRST = timedelta(days=1)
 PAUSE_MAX = timedelta(days=30)
 FORGET = timedelta(days=90)
-"""After so long without a failure a machine starts anew."""
+"""Time without a failure after which earlier failures no longer count."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Reputation:
-    """One machine's failures: it never booted, was far slower than offered, or lost bits in memory."""
+    """Failures of one machine: no start, too slow, memory errors, lost instances, invalid reports."""
 
     failures: int
     last_at: datetime
     last_kind: str
-    """For a person: `boot`, `speed`, `ecc`."""
+    """Kind of the last failure, for a person: `boot`, `speed`, `ecc`, `lie` or `died`."""
 
 
 def note_failure(known: Reputation | None, *, kind: str, now: datetime) -> Reputation:
-    """The machine's reputation after a failure."""
+    """Add a failure to a machine's reputation."""
     before = known.failures if known is not None and now - known.last_at < FORGET else 0
     return Reputation(failures=before + 1, last_at=now, last_kind=kind)
 
 
 def blocked_until(known: Reputation | None) -> datetime | None:
-    """Until when the machine is not rented; None: it never failed."""
+    """Compute until when the machine is not rented; None: it never failed."""
     if known is None:
         return None
     pause = PAUSE_FIRST * (1 << min(known.failures - 1, 10))
