@@ -1,1 +1,1 @@
-"""Doorways: one trigger per file, strangers to each other. functions-framework loads each by its path."""
+"""Functions: one trigger per file, none imports another. functions-framework loads each file by its path."""

@@ -1,4 +1,4 @@
-"""Topic `budget-exceeded`: freeze what costs money; ours, and Cloud Billing's own budget notifications."""
+"""Topic `budget-exceeded`: act on our threshold events and on Cloud Billing's budget notifications."""
 
 from __future__ import annotations
 
@@ -16,6 +16,15 @@ from goblin.wiring import process
 @functions_framework.aio.http
 @asgi.answers_errors
 async def on_budget_exceeded(request: Request) -> Response:
+    """Handle a message of topic `budget-exceeded` (POST): freeze an account if its budget says so.
+
+    Caller: Pub/Sub's push subscription, with Google's OIDC token of our own service account. IAM guards who may publish
+    to the topic.
+
+    Answers 204 when done, also for an event seen before. Any other status makes Pub/Sub deliver it again, and after
+    five deliveries it is a dead letter: 400 for an unknown event, 401 or 403 for a wrong token, 413 for a too large
+    body, 500 for an internal error, 503 when Firestore, Cloud Run or Google's certificates do not answer.
+    """
     await process.verify_caller(request.headers.get("authorization"))
     event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
     await budgets.follow(event, billing_wiring.budgets())

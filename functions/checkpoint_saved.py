@@ -1,4 +1,4 @@
-"""Topic `checkpoint-saved`: verify a manifest once more and move its job's checkpoint forward."""
+"""Topic `checkpoint-saved`: verify a manifest again and move its job's checkpoint forward."""
 
 from __future__ import annotations
 
@@ -16,6 +16,14 @@ from goblin.wiring import process
 @functions_framework.aio.http
 @asgi.answers_errors
 async def on_checkpoint_saved(request: Request) -> Response:
+    """Handle a message of topic `checkpoint-saved` (POST): verify the manifest, then update the job.
+
+    Caller: Pub/Sub's push subscription, with Google's OIDC token of our own service account.
+
+    Answers 204 when done, also for an event seen before. Any other status makes Pub/Sub deliver it again, and after
+    five deliveries it is a dead letter: 400 for an unknown event, 401 or 403 for a wrong token, 404 for an unknown job,
+    413 for a too large body, 500 for a manifest that is missing or false, 503 when a store does not answer.
+    """
     await process.verify_caller(request.headers.get("authorization"))
     event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
     await checkpoints.note(events.decode(events.CheckpointSaved, event.data), job_wiring.jobs())

@@ -1,4 +1,4 @@
-"""HTTP: inference at `/v1` in OpenAI's words and in Anthropic's, and what operators read: `/health` and the like."""
+"""HTTP: inference at `/v1` in OpenAI's and Anthropic's shapes; `/requests`, `/health`, `/providers`, `/metrics`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,14 @@ from goblin.wiring import gateway as gateway_wiring
 Work = Callable[[inference.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
 Refuse = Callable[[Exception], HttpReply]
 ANTHROPIC_VERSION = "anthropic-version"
-"""Sent by Anthropic's clients with every request, and by nobody else."""
+"""Header that Anthropic's clients send with every request, and no other client sends."""
 
 
 async def chat_completions(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+    """Answer `POST /v1/chat/completions` in OpenAI's shape, whole or as server-sent events.
+
+    Callers and status codes: see `_inference`.
+    """
     asked = requests.parse(requests.ChatRequest, body)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
@@ -39,6 +43,10 @@ async def chat_completions(call: inference.InferenceCall, body: bytes, strategy:
 
 
 async def completions(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+    """Answer `POST /v1/completions` in OpenAI's shape, whole or as server-sent events.
+
+    Callers and status codes: see `_inference`.
+    """
     asked = requests.parse(requests.CompletionRequest, body)
     chunks = await call.complete(asked, strategy=strategy)
     if asked.stream:
@@ -48,6 +56,10 @@ async def completions(call: inference.InferenceCall, body: bytes, strategy: str 
 
 
 async def embeddings(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+    """Answer `POST /v1/embeddings` in OpenAI's shape.
+
+    Callers and status codes: see `_inference`.
+    """
     asked = requests.parse(requests.EmbeddingsRequest, body)
     vectors = await call.embed(asked, strategy=strategy)
     as_base64 = asked.encoding_format == "base64"
@@ -55,6 +67,10 @@ async def embeddings(call: inference.InferenceCall, body: bytes, strategy: str |
 
 
 async def messages(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+    """Answer `POST /v1/messages` in Anthropic's shape, whole or as server-sent events.
+
+    Callers and status codes: see `_inference`. Errors have Anthropic's shape, with 529 instead of 503.
+    """
     asked = anthropic_requests.parse(body)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
@@ -65,7 +81,15 @@ async def messages(call: inference.InferenceCall, body: bytes, strategy: str | N
 def _inference(
     operation: str, work: Work, refuse: Refuse = asgi.error_answer
 ) -> Callable[[Request], Awaitable[Response]]:
-    """A route that is authenticated, metered and settled, and stops when the caller hangs up."""
+    """Build an inference route: authenticated, metered, settled, and cancelled when the caller hangs up.
+
+    Caller: an API key with scope `inference`, or an attempt token of a batch job, as `Authorization: Bearer` or
+    `x-api-key`.
+
+    Answers 200; 400 for an invalid request; 401 without a valid key; 402 when a budget does not cover the request; 403
+    for a key without the scope or the model; 404 for an unknown model; 409 for an `Idempotency-Key` in use; 413 for a
+    too large body; 429 over a rate limit; 500 for an internal error; 503 when no endpoint or store can answer.
+    """
 
     async def route(request: Request) -> Response:
         call = inference.InferenceCall(
@@ -80,7 +104,7 @@ def _inference(
                 heard.set()
                 if (key := request.headers.get("idempotency-key")) is not None:
                     return await call.once(request.url.path, key, body, lambda: answer(body))
-            except Exception as error:  # noqa: BLE001  Errors carry the explanation too.
+            except Exception as error:  # noqa: BLE001  Error answers carry the explanation headers too.
                 return refused(error)
             return await answer(body)
 
@@ -101,7 +125,7 @@ def _inference(
 
 
 def _authorization(request: Request) -> str | None:
-    """The caller's key, in either of the headers that clients use; as at Anthropic, `x-api-key` wins."""
+    """Return the caller's key as an `Authorization` value; as at Anthropic, `x-api-key` wins over `Authorization`."""
     key = request.headers.get("x-api-key")
     return f"Bearer {key}" if key else request.headers.get("authorization")
 
@@ -112,29 +136,34 @@ def _refused_in_anthropics_words(error: Exception) -> HttpReply:
 
 
 def _explanation(call: inference.InferenceCall) -> dict[str, str]:
-    """Why this answer: who gave it, after how many attempts, and where the time went."""
+    """Build the headers that explain an answer: provider, attempts, cache, time by phase, cost."""
     phases = ", ".join(f"{phase};dur={spent_ms:.1f}" for phase, spent_ms in call.timings_ms.items())
     headers = {
         "x-goblin-request-id": call.request_id,
-        "request-id": call.request_id,  # Where Anthropic's clients look for it.
+        "request-id": call.request_id,  # The name that Anthropic's clients read.
         "x-goblin-attempts": str(len(call.attempts)),
         "x-goblin-cache": call.cache,
         "server-timing": phases,
     }
     if call.provider is not None:
         headers["x-goblin-provider"] = call.provider
-    if call.whole:  # What a stream costs is known when it is over, and is in the receipt.
+    if call.whole:  # The cost of a stream is known only at its end; the receipt has it.
         headers["x-goblin-cost-usd"] = plain_usd(call.cost_usd_micros())
     return headers
 
 
 def _events(parts: AsyncGenerator[bytes, None]) -> HttpReply:
-    # Proxies that buffer would turn a stream into one late answer.
+    # A proxy that buffers would turn the stream into one late answer.
     headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
     return HttpReply(content=parts, media_type="text/event-stream; charset=utf-8", headers=headers)
 
 
 async def count_message_tokens(request: Request) -> Response:
+    """Answer `POST /v1/messages/count_tokens` with an estimate of the request's input tokens.
+
+    Caller: an API key with scope `inference`. Answers 200; 400, 401, 403, 413, 429, 500 as for inference, and 529 when
+    Firestore does not answer, all in Anthropic's shape.
+    """
     try:
         await _authenticated(request)
         asked = anthropic_requests.parse_to_count(await asgi.read_body(request))
@@ -145,6 +174,11 @@ async def count_message_tokens(request: Request) -> Response:
 
 @asgi.answers_errors
 async def list_models(request: Request) -> Response:
+    """Answer `GET /v1/models` with the models that the key may use; in Anthropic's shape for Anthropic's clients.
+
+    Caller: an API key with scope `inference`. Answers 200; 401 without a valid key; 403 for a key without the scope;
+    429 while too many keys are looked up; 503 when Firestore does not answer.
+    """
     deps, key = await _authenticated(request)
     models = [model for model in await deps.router.models() if may_ask(key, model.id)]
     if ANTHROPIC_VERSION in request.headers:
@@ -155,6 +189,11 @@ async def list_models(request: Request) -> Response:
 
 @asgi.answers_errors
 async def show_model(request: Request) -> Response:
+    """Answer `GET /v1/models/{model_id}` with one model; in Anthropic's shape for Anthropic's clients.
+
+    Caller: an API key with scope `inference`. Answers 200; 401 without a valid key; 403 for a key without the scope or
+    the model; 404 for an unknown model; 429 while too many keys are looked up; 503 when Firestore does not answer.
+    """
     deps, key = await _authenticated(request)
     check_model(key, request.path_params["model_id"])
     found = await deps.router.model(request.path_params["model_id"])
@@ -165,6 +204,12 @@ async def show_model(request: Request) -> Response:
 
 @asgi.answers_errors
 async def show_receipt(request: Request) -> Response:
+    """Answer `GET /requests/{request_id}` with the receipt of a request.
+
+    Caller: the API key that sent the request, with scope `inference`. Answers 200; 401 without a valid key; 403 for a
+    key without the scope; 404 for an unknown receipt; 429 while too many keys are looked up; 503 when Firestore does
+    not answer.
+    """
     deps, key = await _authenticated(request)
     receipt = await receipts.find(deps.receipts, key, request.path_params["request_id"])
     fields = msgspec.to_builtins(receipt)
@@ -173,12 +218,23 @@ async def show_receipt(request: Request) -> Response:
 
 
 async def show_health(request: Request) -> Response:
+    """Answer `GET /health` with the version, and whether the current `goblin.toml` is in use (`ok`) or an older one.
+
+    Caller: anyone. Answers 200.
+    """
     fault = gateway_wiring.configuration_fault()
     return asgi.json_response({"status": "ok", "version": __version__, "configuration": "old" if fault else "ok"})
 
 
 @asgi.answers_errors
 async def show_providers(request: Request) -> Response:
+    """Answer `GET /providers` with the health of each endpoint and why it is frozen.
+
+    An error in `goblin.toml` is in the header `x-goblin-configuration`.
+
+    Caller: an API key with scope `operate`. Answers 200; 401 without a valid key; 403 for a key without the scope; 429
+    while too many keys are looked up; 503 when Firestore does not answer for the key.
+    """
     deps, _ = await _authenticated(request, Scope.OPERATE)
     router = deps.router
     believed = await router.health.fresh()
@@ -192,6 +248,11 @@ async def show_providers(request: Request) -> Response:
 
 @asgi.answers_errors
 async def show_metrics(request: Request) -> Response:
+    """Answer `GET /metrics` with this process's metrics, in Prometheus' text format.
+
+    Caller: an API key with scope `operate`. Answers 200; 401 without a valid key; 403 for a key without the scope; 429
+    while too many keys are looked up; 503 when Firestore does not answer.
+    """
     await _authenticated(request, Scope.OPERATE)
     return Response(gateway_wiring.meter().text(), media_type=metrics.MEDIA_TYPE)
 
@@ -222,6 +283,10 @@ _router = Starlette(
 
 @functions_framework.aio.http
 async def gateway(request: Request) -> Response:
+    """Route a request to `/v1/…`, `/requests/…`, `/health`, `/providers` or `/metrics`.
+
+    Caller: as each route says. Answers 404 for an unknown path and 405 for a wrong method, else as the route says.
+    """
     if request.scope["path"] == "/v1/chat/completions" and request.method == "POST":
-        return await _chat(request)  # Nearly all requests; the router's wrappers would cost as much as the route.
+        return await _chat(request)  # Nearly all requests: skip the router, which would take as long as the route.
     return asgi.Delegated(_router)

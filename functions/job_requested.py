@@ -1,4 +1,4 @@
-"""Topic `job-requested`: write a job down and bring it on."""
+"""Topic `job-requested`: store a job and reconcile it."""
 
 from __future__ import annotations
 
@@ -16,6 +16,16 @@ from goblin.wiring import process
 @functions_framework.aio.http
 @asgi.answers_errors
 async def on_job_requested(request: Request) -> Response:
+    """Handle a message of topic `job-requested` (POST): store the job, then reconcile it.
+
+    Caller: Pub/Sub's push subscription, with Google's OIDC token of our own service account. IAM guards who may publish
+    to the topic.
+
+    Answers 204 when done, also for an event seen before. Any other status makes Pub/Sub deliver it again, and after
+    five deliveries it is a dead letter: 400 for an unknown event or a too large specification, 401 or 403 for a wrong
+    token, 409 for a job id with another specification, 413 for a too large body, 500 for an internal error, 503 when a
+    store does not answer.
+    """
     await process.verify_caller(request.headers.get("authorization"))
     event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
     job = await lifecycle.request(events.decode(events.JobRequested, event.data), job_wiring.jobs())

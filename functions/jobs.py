@@ -1,4 +1,4 @@
-"""HTTP `/jobs`: submit, list, show, cancel, read a log, with an API key; what a rented host asks with its token."""
+"""HTTP `/jobs`: submit, list, show, cancel and read logs with an API key; the worker API with an attempt token."""
 
 from __future__ import annotations
 
@@ -25,23 +25,36 @@ LISTED_MAX = 200
 
 
 async def _person(request: Request) -> str:
-    """The name of the API key; an attempt's token opens the gateway and its own job, never this."""
+    """Check the API key and return its name. An attempt token is for the gateway and its own job, not for this.
+
+    Raises:
+        Unauthenticated: No key, or an invalid one (401).
+        Forbidden: A key without scope `jobs`, or an attempt token (403).
+        RateLimited: Too many keys are being looked up (429).
+        StoreUnavailable: The key store does not answer (503).
+    """
     authorization = request.headers.get("authorization")
     key = await gateway_wiring.gateway().keys.authenticate(authorization, Scope.JOBS)
     if worker_api.is_token(_bearer(request)):
-        raise Forbidden("an attempt's token may not do this")
+        raise Forbidden("An attempt token may not do this. Send an API key with the scope `jobs`.")
     return key.name
 
 
 def _bearer(request: Request) -> str:
     scheme, _, token = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not token.strip():
-        raise Unauthenticated("send `Authorization: Bearer TOKEN`", code="missing_api_key")
+        raise Unauthenticated("A token is missing: send `Authorization: Bearer TOKEN`.", code="missing_api_key")
     return token.strip()
 
 
 @asgi.answers_errors
 async def submit(request: Request) -> Response:
+    """Answer `POST /jobs`: store a job, reconcile it, and return it.
+
+    Caller: an API key with scope `jobs`. Answers 202, also for a job that is refused in its state; 400 for an invalid
+    specification; 409 for a job id with another specification; 413 for a too large body; 401, 403, 429, 503 as
+    `_person`; 500 for an internal error.
+    """
     await _person(request)
     spec = jobs_schema.parse(events.JobRequested, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     job = await service.submit(spec, job_wiring.jobs())
@@ -51,22 +64,35 @@ async def submit(request: Request) -> Response:
 
 @asgi.answers_errors
 async def list_jobs(request: Request) -> Response:
+    """Answer `GET /jobs?limit=50` with the newest jobs; `limit` is 1 to 200.
+
+    Caller: an API key with scope `jobs`. Answers 200; 400 for an invalid limit; 401, 403, 429, 503 as `_person`.
+    """
     await _person(request)
     limit = request.query_params.get("limit", "50")
     if not limit.isdigit() or not 1 <= int(limit) <= LISTED_MAX:
-        raise InvalidRequest(f"limit is 1 to {LISTED_MAX}", param="limit")
+        raise InvalidRequest(f"The limit must be a number from 1 to {LISTED_MAX}.", param="limit")
     found = await service.recent(int(limit), job_wiring.jobs())
     return asgi.json_response({"object": "list", "data": [jobs_schema.job(job) for job in found]})
 
 
 @asgi.answers_errors
 async def show(request: Request) -> Response:
+    """Answer `GET /jobs/{job_id}` with one job.
+
+    Caller: an API key with scope `jobs`. Answers 200; 404 for an unknown job; 401, 403, 429, 503 as `_person`.
+    """
     await _person(request)
     return asgi.json_response(jobs_schema.job(await service.show(request.path_params["job_id"], job_wiring.jobs())))
 
 
 @asgi.answers_errors
 async def cancel(request: Request) -> Response:
+    """Answer `POST /jobs/{job_id}/cancel`: cancel a job and return it.
+
+    Caller: an API key with scope `jobs`. Answers 200; 404 for an unknown job; 409 when it is too late to cancel; 401,
+    403, 429, 503 as `_person`.
+    """
     name = await _person(request)
     job = await service.cancel(request.path_params["job_id"], job_wiring.jobs(), by=name)
     return asgi.json_response(jobs_schema.job(job))
@@ -74,10 +100,15 @@ async def cancel(request: Request) -> Response:
 
 @asgi.answers_errors
 async def show_log(request: Request) -> Response:
+    """Answer `GET /jobs/{job_id}/logs?attempt=N` with the end of an attempt's log; by default of the last attempt.
+
+    Caller: an API key with scope `jobs`. Answers 200; 400 for an invalid attempt; 404 for an unknown job or attempt;
+    401, 403, 429, 503 as `_person`.
+    """
     await _person(request)
     attempt = request.query_params.get("attempt")
     if attempt is not None and not (attempt.isdecimal() and len(attempt) < 10):
-        raise InvalidRequest("attempt is a number", param="attempt")
+        raise InvalidRequest("The attempt must be a number with at most 9 digits.", param="attempt")
     found = await attempt_logs.read(request.path_params["job_id"], int(attempt) if attempt else None, job_wiring.jobs())
     return asgi.json_response(jobs_schema.log(found.attempt, found.text, whole=found.whole))
 
@@ -86,7 +117,15 @@ Work = Callable[[str, str, Request, JobDeps], Awaitable[object]]
 
 
 def _attempt(work: Work) -> Callable[[Request], Awaitable[Response]]:
-    """A route for the host of an attempt: its job from the path, its token from the header."""
+    """Build a route for the host of an attempt: its job from the path, its token from the header.
+
+    Caller: the host of the job's current attempt, with the attempt token as `Authorization: Bearer`.
+
+    Answers 200; 400 for an invalid body; 401 without a token; 403 with code `attempt_over` for a token of another
+    attempt; 404 for an unknown job; 409 with code `attempt_over` when the attempt is over, with `untrue` for an invalid
+    report; 413 for a too large body; 500 for an internal error; 503 when the job changed meanwhile or a store does not
+    answer: try again.
+    """
 
     @asgi.answers_errors
     async def route(request: Request) -> Response:
@@ -98,19 +137,35 @@ def _attempt(work: Work) -> Callable[[Request], Awaitable[Response]]:
 
 
 async def claim(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/claim`: begin the attempt, or begin again after a restart; return its assignment.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
+    """
     return jobs_schema.assignment(await worker_api.claim(job_id, token, deps))
 
 
 async def inputs(job_id: str, token: str, _: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/inputs` with new signed requests for the inputs, when the first ones have expired.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
+    """
     return jobs_schema.inputs(await worker_api.inputs(job_id, token, deps))
 
 
 async def heartbeat(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/heartbeat`: prolong the attempt lease, store the worker report; return the reply.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
+    """
     beat = jobs_schema.parse(jobs_schema.HeartbeatBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     return jobs_schema.standing(await worker_api.heartbeat(job_id, token, beat.step, deps, told=beat.told()))
 
 
 async def begin_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/checkpoints` with an upload id and a signed request for each file.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
+    """
     said = jobs_schema.parse(jobs_schema.BeginCheckpointBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     files = [file.artifact() for file in said.files]
     upload_id, grants = await worker_api.begin_checkpoint(job_id, token, said.step, files, deps)
@@ -121,6 +176,10 @@ async def begin_checkpoint(job_id: str, token: str, request: Request, deps: JobD
 
 
 async def commit_checkpoint(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/checkpoints/{step}/commit`: verify the uploaded files and write the manifest.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
+    """
     said = jobs_schema.parse(
         jobs_schema.CommitCheckpointBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX)
     )
@@ -132,12 +191,21 @@ async def commit_checkpoint(job_id: str, token: str, request: Request, deps: Job
 
 
 async def log_piece(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/logs` with a signed request to upload one piece of the attempt's log.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
+    """
     said = jobs_schema.parse(jobs_schema.LogPieceBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     given = await worker_api.log_piece(job_id, token, said.number, size=said.size, crc32c=said.crc32c, deps=deps)
     return jobs_schema.signed_request(given)
 
 
 async def finish(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/finish`: all work is checkpointed; reconcile the job. A second call is no error.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`; 409 also when the
+    last step is not checkpointed.
+    """
     said = jobs_schema.parse(jobs_schema.FinishBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     await worker_api.finish(job_id, token, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
@@ -145,6 +213,10 @@ async def finish(job_id: str, token: str, request: Request, deps: JobDeps) -> ob
 
 
 async def withdraw(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/withdraw`: the host is taken away, the job goes on elsewhere at once.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
+    """
     said = jobs_schema.parse(jobs_schema.ReasonBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     job = await worker_api.withdraw(job_id, token, said.reason, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
@@ -152,6 +224,11 @@ async def withdraw(job_id: str, token: str, request: Request, deps: JobDeps) -> 
 
 
 async def fail(job_id: str, token: str, request: Request, deps: JobDeps) -> object:
+    """Answer `POST /jobs/{job_id}/fail`: end the attempt with an error that a new attempt would meet too.
+
+    Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`; 400 also without a
+    reason.
+    """
     said = jobs_schema.parse(jobs_schema.ReasonBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     return {"state": (await worker_api.fail(job_id, token, said.reason, deps)).state}
 
@@ -179,4 +256,9 @@ _router = Starlette(
 
 @functions_framework.aio.http
 async def jobs(request: Request) -> Response:
+    """Route a request to `/jobs` or below.
+
+    Caller: an API key with scope `jobs`, or an attempt token, as each route says. Answers 404 for an unknown path and
+    405 for a wrong method, else as the route says.
+    """
     return asgi.Delegated(_router)

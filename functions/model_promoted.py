@@ -16,6 +16,15 @@ from goblin.wiring import registry as registry_wiring
 @functions_framework.aio.http
 @asgi.answers_errors
 async def on_model_promoted(request: Request) -> Response:
+    """Handle a message of topic `model-promoted` (POST): bring the model servers in line with the pointers.
+
+    Caller: Pub/Sub's push subscription, with Google's OIDC token of our own service account.
+
+    Answers 204 when done, also for an event seen before or overtaken by a newer one. Any other status makes Pub/Sub
+    deliver it again, and after five deliveries it is a dead letter: 400 for an unknown event or a promotion that never
+    was, 401 or 403 for a wrong token, 413 for a too large body, 500 for an internal error, 503 when a model server or a
+    store does not answer.
+    """
     await process.verify_caller(request.headers.get("authorization"))
     event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
     await rollout.follow(events.decode(events.ModelPromoted, event.data), registry_wiring.rollout())

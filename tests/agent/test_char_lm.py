@@ -104,11 +104,11 @@ def test_without_a_dataset_it_trains_on_a_text_of_its_own(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("parameters", "data", "words"),
     [
-        ({"steps": "many"}, TEXT, "parameter steps is a whole number"),
+        ({"steps": "many"}, TEXT, "parameter steps must be a whole number"),
         ({"steps": 0}, TEXT, "parameter steps"),
         ({"rate": -1}, TEXT, "parameter rate"),
         ({"hidden": True}, TEXT, "parameter hidden"),
-        ({"context": 100}, b"short", "a row alone takes 101"),
+        ({"context": 100}, b"short", "one row needs 101"),
         ({"rate": 1e9}, TEXT, "parameter rate"),
     ],
 )

@@ -107,10 +107,10 @@ async def test_a_crossing_turns_services_off_and_a_thaw_turns_them_on_as_they_we
     await house.thaw()
     assert [house.scaler.services[name].scaling for name in (NAME, OTHER)] == [HAD, ServiceScaling(instances_exactly=2)]
     assert house.notes() == [
-        "Cloud Run's llamacpp keeps no instance; it had 1 to 3 instances",
-        "Cloud Run's other keeps no instance; it had exactly 2 instances",
-        "Cloud Run's llamacpp may run again, with 1 to 3 instances",
-        "Cloud Run's other may run again, with exactly 2 instances",
+        "Cloud Run service llamacpp is scaled to zero; it had 1 to 3 instances",
+        "Cloud Run service other is scaled to zero; it had exactly 2 instances",
+        "Cloud Run service llamacpp may run again, with 1 to 3 instances",
+        "Cloud Run service other may run again, with exactly 2 instances",
     ]
     await house.cross()  # An old message does not undo the thaw.
     assert house.off() == [False, False]

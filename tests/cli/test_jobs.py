@@ -208,11 +208,11 @@ def test_the_price_cap_of_the_environment_holds(
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        ([], "a batch needs DATASET"),
+        ([], "A batch needs DATASET"),
         (["--type", "cooking"], "'cooking' is not one of 'batch', 'training'"),
-        (["--type", "training", "--deadline", "+10h"], "only be promised with --hours"),
+        (["--type", "training", "--deadline", "+10h"], "--deadline needs --hours"),
         (["--type", "training", "--hours", "1", "--deadline", "soon"], "write +10h, or 2026-12-01T18:00"),
-        (["--type", "training", "--hours", "1", "--deadline", "2020-01-01"], "is over"),
+        (["--type", "training", "--hours", "1", "--deadline", "2020-01-01"], "is in the past"),
         (["--type", "training", "--hours", "1", "--deadline", "+9999999d"], "write +10h"),
         (["--type", "training", "--hours", "1", "--deadline", "+999999d"], "within a year"),
         (["--type", "training", "--hours", "0"], "0 is not in the range"),
@@ -273,7 +273,7 @@ def test_show_says_why_nowhere_and_what_it_would_take(goblin: Callable[..., Resu
     fake.answers = [job(state=JobState.QUEUED, placement=None, no_placement=nothing, attempt=0, progress=None)]
     said = goblin("show", "t-1").stdout
     assert "why nowhere  all are above the cap" in said
-    assert "it could run for $0.9000 an hour: --max-cost" in said
+    assert "it could run for $0.9000 an hour: raise --max-cost" in said
     assert "above the price cap of $0.80" in said
     assert "all are above the cap" in goblin("list").stdout
 

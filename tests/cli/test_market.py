@@ -78,9 +78,9 @@ def test_prices_are_changed_and_hosts_die(goblin: Goblin, url: str) -> None:
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (["outbid", "nobody"], 1, "job nobody has no instance"),
-        (["outbid", "goblin-j-a1"], 1, "the market says no"),
-        (["price", "111"], 2, "say --floor or --price"),
+        (["outbid", "nobody"], 1, "Job nobody has no instance"),
+        (["outbid", "goblin-j-a1"], 1, "The market refused"),
+        (["price", "111"], 2, "Give --floor or --price"),
         (["price", "999", "--floor", "1"], 1, "no machine 999"),
     ],
 )

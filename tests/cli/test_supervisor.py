@@ -37,7 +37,7 @@ async def test_a_fallen_child_is_started_again(tmp_path: Path, lock: int) -> Non
     os.kill(first, signal.SIGKILL)
     await asyncio.wait_for(back.wait(), 10)
     assert it.process.pid != first
-    assert "starting it again" in said[0]
+    assert "restarting it" in said[0]
     keeping.cancel()
     await it.stop()
 
@@ -53,7 +53,7 @@ async def test_a_child_that_keeps_falling_is_given_up_with_its_last_words(
     async def recovered() -> None:
         pass
 
-    with pytest.raises(Failed, match=f"fell {FALLS_MAX} times") as failure:
+    with pytest.raises(Failed, match=f"crashed {FALLS_MAX} times") as failure:
         await keep(it, lambda _: None, recovered)
     assert "no luck" in str(failure.value)
 
@@ -65,7 +65,7 @@ async def test_a_child_that_ends_before_it_is_ready_is_no_wait(tmp_path: Path, l
     async def never() -> bool:
         return False
 
-    with pytest.raises(Failed, match="ended with 2 at its start"):
+    with pytest.raises(Failed, match="ended with exit code 2 at its start"):
         await wait_ready(it, never, timeout_s=20)
 
 
@@ -110,7 +110,7 @@ async def test_one_that_has_fallen_is_waited_for_only_if_somebody_starts_it_agai
     async def ready() -> bool:
         return next(looks)
 
-    with pytest.raises(Failed, match="ended with 1 at its start"):
+    with pytest.raises(Failed, match="ended with exit code 1 at its start"):
         await wait_ready(it, ready, 10)
     await wait_ready(it, ready, 10, kept=True)
     assert not it.runs

@@ -1,4 +1,4 @@
-"""A server that speaks Anthropic's Messages wire, both versions of it, with its order of events and its errors."""
+"""A fake of both versions of Anthropic's Messages API, with its order of events and its errors."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ STATUS_OF = {
 
 
 class Mistake(Exception):
-    """What the API finds wrong with a request."""
+    """The error that the API answers to a wrong request."""
 
 
 @dataclass

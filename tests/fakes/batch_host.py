@@ -1,4 +1,4 @@
-"""A host that runs batch attempts against the services themselves, a step at a time, so that a test can stop it."""
+"""A host that runs batch attempts against the real services, one step at a time, so that a test can stop it."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def output_ids(world: World, job_id: str = "j") -> list[str]:
 
 
 class Host:
-    """One instance: claims, works through its items a checkpoint at a time, finishes."""
+    """One instance that claims a job, works through its items one checkpoint at a time, and finishes."""
 
     def __init__(self, world: World, job_id: str, token: str) -> None:
         self._world = world

@@ -1,4 +1,4 @@
-"""What providers charged, and their billing APIs in front of it: one truth, five wires."""
+"""Charges of providers, and five billing APIs that report these same charges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PAGE = 2
 
 @dataclass
 class Charges:
-    """Millionths of a dollar, by provider and day."""
+    """Charges in micro-dollars, by provider and day."""
 
     rows: dict[tuple[str, str], list[int]] = field(default_factory=lambda: defaultdict(list))
     instances: dict[tuple[str, str], dict[tuple[str, str], int]] = field(default_factory=lambda: defaultdict(dict))
@@ -113,7 +113,7 @@ class Charges:
 
 @dataclass
 class FakeBill:
-    """The port `BillSource` over the same charges, without a wire."""
+    """The port `BillSource` over the same charges, without HTTP."""
 
     charges: Charges
     provider: str

@@ -1,8 +1,8 @@
-"""Cloud Run's Admin API v2, as far as scaling goes: services, their versions, and operations that take a moment.
+"""A fake of the scaling part of Cloud Run's Admin API v2: services, their versions, and operations that take a moment.
 
 Source: the proto of google-cloud-run 0.16 and cloud.google.com/run/docs/configuring/services/manual-scaling, read
-2026-11-26. Turning to manual unsets the service's own minimum and maximum; turning back without saying them makes them
-what the manual count was; names of Google's own are refused in annotations.
+2026-11-26. Switching to manual scaling unsets the service's minimum and maximum. Switching back without giving them
+sets both to the manual count. Annotations with names reserved by Google are refused.
 """
 
 from __future__ import annotations

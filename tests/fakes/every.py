@@ -1,4 +1,4 @@
-"""Every provider at once: its fake, by the endpoint's name in `goblin.toml`, and what points the endpoint at it."""
+"""Fakes of all providers, by the endpoint's name in `goblin.toml`, and the environment that selects them."""
 
 from collections.abc import Callable, Mapping
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""An app on Fly: a llama.cpp behind Fly's proxy, and the Machines API that tells how its machines are."""
+"""A fake of an app on Fly: a llama.cpp server behind Fly's proxy, and the Machines API with its machines' states."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def machine(state: str, *, passing: bool = True) -> dict[str, Any]:
 
 @dataclass
 class FakeFly(FakeOpenAI):
-    """Looking at `/health` wakes a stopped machine, so it is counted as work."""
+    """The app and its Machines API. A request to `/health` wakes a stopped machine, so it counts as work."""
 
     owner: str = "llamacpp"
     path = ""

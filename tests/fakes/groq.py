@@ -1,4 +1,4 @@
-"""OpenAI's wire as Groq speaks it: `x_groq` on the first and last chunk, its limits, what it refuses, and 498."""
+"""A fake of Groq's OpenAI-like API: `x_groq` on the first and last chunk, its limits, its refusals, status 498."""
 
 from __future__ import annotations
 

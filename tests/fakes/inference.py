@@ -1,4 +1,4 @@
-"""The inference services on fakes: scripted providers, stores in memory, a clock that tests move."""
+"""The inference services on fakes: scripted providers, stores in memory, and a clock that tests move."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def chunk(delta: Delta, finish: str | None = None) -> ChatChunk:
 
 @dataclass
 class ScriptedProvider:
-    """Plays its steps for every request: words, chunks, an exception to raise, or `HANG`."""
+    """A provider that plays its steps for every request: words, chunks, an exception to raise, or `HANG`."""
 
     steps: Sequence[Step] = field(default_factory=lambda: says("Hel", "lo"))
     found: Probe = field(default_factory=lambda: Probe(finding=Finding.OK, models=("m",), latency_ms=5))
@@ -138,7 +138,7 @@ class CountingMeter:
 
 @dataclass
 class World:
-    """Everything a test may turn."""
+    """The services and every fake that a test may change."""
 
     providers: dict[str, ScriptedProvider]
     clock: FakeClock

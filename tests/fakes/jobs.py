@@ -1,6 +1,6 @@
-"""The ports of jobs in memory, held to the same contract as their adapters; any write can be the last one.
+"""The ports of `jobs` in memory. They pass the same contract tests as the adapters, and any write can crash.
 
-Each write passes two points, just before and just after it happened. `Faults` can end the handler at any of them.
+Each write passes two points, just before and just after it happens. `Faults` can end the handler at any of them.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ START = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
 class Crash(Exception):
-    """The process died here."""
+    """A simulated crash of the process at this point."""
 
 
 @dataclass
 class Faults:
-    """Counts the points that writes pass, and ends the handler at one of them."""
+    """Counter of the points that writes pass; it ends the handler at one of them."""
 
     crash_at: int | None = None
     passed: int = 0
@@ -68,7 +68,7 @@ class FakeClock:
 
 
 class MemoryJobs:
-    """The port `JobStore`; keeps every version that was ever written."""
+    """The port `JobStore` in memory. It keeps every version that was ever written."""
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
@@ -134,7 +134,7 @@ class MemoryJobs:
 
 
 class MemoryMarket:
-    """The port `MarketStore`."""
+    """The port `MarketHistoryStore` in memory."""
 
     def __init__(self) -> None:
         self.history = MarketHistory()
@@ -162,7 +162,7 @@ def crc32c(data: bytes) -> str:
 
 
 class MemoryObjects:
-    """The port `ObjectStore`; `put` is what the holder of a grant does with it."""
+    """The port `ObjectStore` in memory. `put` uploads as the holder of a signed request would."""
 
     def __init__(self, faults: Faults | None = None, *, chunk: int = 300) -> None:
         self._faults = faults or Faults()
@@ -243,7 +243,7 @@ class MemoryObjects:
 
 
 class MemoryBus:
-    """The port `Bus`; what was published waits here for whoever delivers it."""
+    """The port `Bus` in memory. Published messages wait here until a test delivers them."""
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
@@ -263,7 +263,7 @@ class MemoryBus:
 
 
 class MemoryAttemptKeys:
-    """The port `AttemptKeys`."""
+    """The port `AttemptKeys` in memory."""
 
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
@@ -279,7 +279,7 @@ class MemoryAttemptKeys:
 
 
 class MemoryWebhookEvents:
-    """The port `HintStore`."""
+    """The port `WebhookEventStore` in memory."""
 
     def __init__(self) -> None:
         self.taken: dict[WebhookEvent, datetime] = {}
@@ -300,7 +300,7 @@ FREE = Offer(
 
 
 class MemoryCompute:
-    """The port `ComputeProvider`: instances are names; what runs on them is the test's affair."""
+    """The port `ComputeProvider` in memory. Instances are only names; tests decide what runs on them."""
 
     name = "fake"
     kinds = frozenset({JobKind.BATCH.value})
@@ -356,7 +356,7 @@ class MemoryCompute:
 
 
 class World:
-    """Everything that services of jobs work with, in memory."""
+    """All dependencies of the services of `jobs`, in memory."""
 
     def __init__(self, *, limit: int = 10) -> None:
         self.faults = Faults()

@@ -1,4 +1,4 @@
-"""The port `Ledger` in memory, held to the adapter's contract by the same tests."""
+"""The port `Ledger` in memory. It passes the same contract tests as the adapter."""
 
 from __future__ import annotations
 

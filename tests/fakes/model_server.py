@@ -1,6 +1,7 @@
-"""The control side of `containers/llamacpp` on a real socket: downloads, checks digests, swaps; held to the real one.
+"""A fake of the control API of `containers/llamacpp` on a real socket: it downloads, checks digests and swaps models.
 
-A file that begins with `GGUF` loads; what it is called and its digest are all it knows of a model.
+It passes the same contract tests as the real server. Any file that begins with `GGUF` loads. Of a model it knows only
+the name and the digest.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A server that speaks Ollama's own API: JSON lines, errors in the middle of them, models in and out of memory."""
+"""A fake of Ollama's own API: JSON lines, errors in the middle of them, models loaded and unloaded."""
 
 from __future__ import annotations
 

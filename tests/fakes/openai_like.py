@@ -1,6 +1,6 @@
-"""A server that speaks OpenAI's wire as OpenAI and llama-server do, faults included, on a real socket.
+"""A fake of OpenAI's API as OpenAI and llama-server serve it, faults included, on a real socket.
 
-What it answers is set on the instance between requests; what it was asked is kept on it.
+Tests set the next answers on the instance between requests. The requests it received are kept there, too.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ WORDS = ["Hel", "lo", ",", " Wörld", " 🌍"]
 
 @dataclass
 class Call:
-    """A tool call, its arguments in pieces."""
+    """A tool call with its arguments in pieces."""
 
     id: str
     name: str
@@ -33,7 +33,7 @@ class Call:
 
 @dataclass
 class Script:
-    """How the next answers go."""
+    """Script of the next answers."""
 
     words: list[str] = field(default_factory=lambda: list(WORDS))
     status: int | None = None
@@ -65,7 +65,7 @@ class Script:
 
 @dataclass
 class FakeOpenAI(Startable):
-    """`root` is where the API starts: OpenAI's base URL ends in `/v1`, and so does ours."""
+    """The fake server. `root` is the path of the API: OpenAI's base URL ends in `/v1`, and so does this one."""
 
     models: list[str] = field(default_factory=lambda: ["tiny"])
     api_key: str | None = None

@@ -1,4 +1,4 @@
-"""The registry, model servers and their store in memory, held to the adapters' contract by the same tests."""
+"""The registry, model servers and their store in memory. They pass the same contract tests as the adapters."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DEFAULT = LoadedModel(alias="goblin-tiny", sha256=None)
 
 
 class Crashed(BaseException):
-    """The process died here: nothing catches it."""
+    """A simulated crash of the process at this point. No code catches it."""
 
 
 @dataclass
@@ -110,7 +110,7 @@ class FakeBus:
 
 @dataclass
 class FakeObjects:
-    """Only what serving needs of the port `ObjectStore`."""
+    """The part of the port `ObjectStore` that serving needs."""
 
     registry: FakeRegistry
 
@@ -120,7 +120,7 @@ class FakeObjects:
 
 @dataclass
 class FakeModelServer:
-    """Checks digests as the real one does, against the bytes in the fake bucket."""
+    """A model server that checks digests as the real one does, against the bytes in the fake bucket."""
 
     registry: FakeRegistry
     serves: LoadedModel = DEFAULT

@@ -1,9 +1,9 @@
-"""RunPod's planes on one server: jobs and their streams, the OpenAI route, a balancer, and the management API.
+"""A fake of RunPod's APIs on one server: jobs and streams, the OpenAI route, a load balancer, and management.
 
-/v2/ep1/{run,stream,status,cancel,health}   the jobs plane of one endpoint
-/v2/ep1/openai/v1/…                         its OpenAI route
-/v1/…                                       what a load-balancing endpoint serves
-/management/v2/serverless/ep1/workers       the management API; /management/v1 is gone
+/v2/ep1/{run,stream,status,cancel,health}   the jobs API of one endpoint
+/v2/ep1/openai/v1/…                         the OpenAI route of that endpoint
+/v1/…                                       the API of a load-balancing endpoint
+/management/v2/serverless/ep1/workers       the management API; /management/v1 no longer exists
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ HOLD_S = 10.0
 
 
 class Job:
-    """One job and what its worker has written and nobody has fetched."""
+    """One job, with the output of its worker that no client has fetched yet."""
 
     def __init__(self, number: int) -> None:
         self.id = f"00000000-0000-0000-0000-{number:012d}-u1"

@@ -1,4 +1,4 @@
-"""RunPod's pods for tests: a market on a clock that is moved by hand, behind one server for many of them."""
+"""RunPod's pods for tests: markets on a clock that tests move, behind one server."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NOON = 1_795_608_000.0
 
 
 class Stage:
-    """A market, its machines and its API."""
+    """A market with its machines and its API."""
 
     def __init__(self, **terms: Any) -> None:
         self.clock = Hand(NOON)
@@ -38,7 +38,7 @@ class Stage:
 
 
 class Switch:
-    """One server for many tests; each puts its own application behind it."""
+    """One server for many tests. Each test puts its own application behind it."""
 
     app: Any
 

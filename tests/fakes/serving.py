@@ -1,4 +1,4 @@
-"""Real servers on loopback for tests: bound to a free port, gone when the block ends."""
+"""Real servers on loopback for tests: bound to a free port, closed when the block ends."""
 
 from __future__ import annotations
 

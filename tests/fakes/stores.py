@@ -1,4 +1,4 @@
-"""The stores' ports in memory, held to the same contract as the Firestore adapters, and able to fail."""
+"""The stores' ports in memory. They pass the same contract tests as the Firestore adapters, and can be made to fail."""
 
 from __future__ import annotations
 

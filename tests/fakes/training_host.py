@@ -1,4 +1,4 @@
-"""A host that trains against the services themselves, a call at a time, so that a test can lie, stop and go on."""
+"""A host that trains against the real services, call by call, so that a test can send invalid reports or stop it."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ async def next_host(world: World) -> TrainingHost:
 
 
 class TrainingHost:
-    """One instance."""
+    """One rented instance that runs a training attempt."""
 
     def __init__(self, world: World, token: str) -> None:
         self.world = world

@@ -1,4 +1,4 @@
-"""Vast.ai's API and, on the same port, the server on an instance that it lists."""
+"""A fake of Vast.ai's API and, on the same port, of the server on an instance that it lists."""
 
 from __future__ import annotations
 

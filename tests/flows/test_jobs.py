@@ -161,8 +161,8 @@ def test_the_command_line_submits_follows_lists_and_refuses(up: Running, tmp_pat
     for words, said in (
         (("jobs", "cancel", "typed-by-hand"), "too late to cancel"),
         (("jobs", "show", "nobody"), "no job 'nobody'"),
-        (("jobs", "submit", "nowhere.jsonl"), "no file nowhere.jsonl"),
-        (("jobs", "submit", "gs://elsewhere/x.jsonl"), "must lie in"),
+        (("jobs", "submit", "nowhere.jsonl"), "There is no file nowhere.jsonl"),
+        (("jobs", "submit", "gs://elsewhere/x.jsonl"), "must be in"),
     ):
         refused = goblin(up, *words)
         assert refused.returncode == 1

@@ -61,7 +61,7 @@ def test_the_request_that_would_cross_is_refused_and_nothing_is_sent(start_up: C
         assert refused is not None
         assert (refused.status_code, refused.code, refused.type) == (402, "budget_exhausted", "insufficient_quota")
         assert "key/local" in refused.message
-        assert "starts anew at" in refused.message
+        assert "resets at" in refused.message
         assert len(fake.asked) == sent > 3
         assert {body["max_tokens"] for body in fake.asked} == {MOST}
 

@@ -131,7 +131,7 @@ def test_a_taken_port_is_one_clear_line(tmp_path: Path) -> None:
         port = taken.getsockname()[1]
         refused = goblin("up", f"--data={tmp_path / 'data'}", f"--port={port}")
     assert refused.returncode == 1
-    assert refused.stderr.strip().splitlines()[-1] == f"goblin: port {port} is taken. Choose another with --port PORT."
+    assert refused.stderr.strip().splitlines()[-1] == f"goblin: Port {port} is in use. Choose another with --port PORT."
 
 
 def test_several_at_once_get_ports_of_their_own(tmp_path: Path) -> None:
@@ -149,7 +149,7 @@ def test_several_at_once_get_ports_of_their_own(tmp_path: Path) -> None:
 def test_a_missing_model_is_one_clear_line(tmp_path: Path) -> None:
     refused = goblin("up", f"--data={tmp_path / 'data'}", f"--port={google.free_port()}", "--model=/no/such.gguf")
     assert refused.returncode == 1
-    assert "no model file at /no/such.gguf" in refused.stderr
+    assert "There is no model file /no/such.gguf" in refused.stderr
 
 
 def test_env_without_a_running_goblin_says_how_to_start_one(tmp_path: Path) -> None:

@@ -180,7 +180,7 @@ def test_a_key_with_a_cent_is_refused_the_request_that_would_cross(
         assert len(fakes.openai.asked) == sent  # Nothing of the refused one was sent.
         assert (refusal.status_code, refusal.code, refusal.type) == (402, "budget_exhausted", "insufficient_quota")
         assert "key/tests" in refusal.message
-        assert "starts anew at" in refusal.message
+        assert "resets at" in refusal.message
         until = time.monotonic() + 10  # Entries are written together, within about a second.
         while len(settled(firestore)) < sent and time.monotonic() < until:
             time.sleep(0.02)
@@ -234,8 +234,8 @@ def test_cloud_run_is_scaled_to_zero_and_a_thaw_brings_it_back(
         assert goblin("budget", "thaw", "total").startswith("total is thawed")
         assert fake.scaling(service) == {"scalingMode": 1, "minInstanceCount": 1, "maxInstanceCount": 3}
         shown = goblin("budget", "show")
-        assert "Cloud Run's llamacpp keeps no instance; it had 1 to 3 instances" in shown
-        assert "Cloud Run's llamacpp may run again, with 1 to 3 instances" in shown
+        assert "Cloud Run service llamacpp is scaled to zero; it had 1 to 3 instances" in shown
+        assert "Cloud Run service llamacpp may run again, with 1 to 3 instances" in shown
 
 
 def goblin(*words: str) -> str:

@@ -67,7 +67,9 @@ async def test_a_bad_file_leaves_the_old_one_in_force_and_says_so_once(
         await file.poke()
     assert file.in_force == ["one"]
     assert file.reloader.fault == fault
-    assert [record.getMessage() for record in caplog.records] == [f"the configuration stays as it was: {fault}"]
+    assert [record.getMessage() for record in caplog.records] == [
+        f"goblin.toml was not applied; the previous configuration stays in force: {fault}"
+    ]
 
 
 @pytest.mark.parametrize("mended", ["one", "three"])

@@ -45,7 +45,7 @@ async def test_each_endpoint_is_judged_on_its_own(monkeypatch: pytest.MonkeyPatc
         "well": (Status.HEALTHY, ""),
         "gone": (Status.UNHEALTHY, "cannot be reached"),
         "starting": (Status.UNHEALTHY, "loading"),
-        "broken": (Status.UNKNOWN, "the probe broke: KeyError"),
+        "broken": (Status.UNKNOWN, "the probe failed: KeyError"),
         "hanging": (Status.UNHEALTHY, "no answer in 0 s"),
     }
     assert here.health.judged["well"].checked_at == here.clock.now()

@@ -46,7 +46,7 @@ async def test_when_nothing_is_left_the_caller_hears_how_much_and_until_when() -
     heard = await ask(here, asked(max_tokens=50_000))
     assert isinstance(heard.error, BudgetExhausted)
     assert heard.refused
-    assert "starts anew at 2026-12-01T00:00:00Z" in heard.error.message
+    assert "resets at 2026-12-01T00:00:00Z" in heard.error.message
     assert here.providers["paid"].requests + here.providers["plain"].requests == 0
 
 
@@ -71,7 +71,7 @@ async def test_a_frozen_key_spends_nothing_and_what_is_free_goes_on() -> None:
     )
     await here.ledger.record(note)
     assert (await ask(here)).error is None
-    assert receipt(here).rejected["paid"] == "paid is not asked: over."
+    assert receipt(here).rejected["paid"] == "Endpoint paid was skipped: over."
     assert here.providers["paid"].requests == 0
     alone = shop(paid=ScriptedProvider())
     await alone.ledger.record(note)

@@ -57,7 +57,7 @@ def certs(identity: Identity) -> Certs:
 @pytest.fixture
 async def callers(certs: Certs) -> AsyncIterator[CallerVerifier]:
     async with httpx.AsyncClient(transport=httpx.MockTransport(certs)) as client:
-        yield CallerVerifier(client, audience=AUDIENCE, emails=[EMAIL], certs_url=CERTS)
+        yield CallerVerifier(client, audiences=[AUDIENCE], emails=[EMAIL], certs_url=CERTS)
 
 
 def bearer(identity: Identity, *, email: str = EMAIL, audience: str = AUDIENCE, **more: Any) -> str:
@@ -119,7 +119,7 @@ async def test_with_nobody_invited_nobody_comes(
     identity: Identity, certs: Certs, audience: str, emails: list[str]
 ) -> None:
     async with httpx.AsyncClient(transport=httpx.MockTransport(certs)) as client:
-        callers = CallerVerifier(client, audience=audience, emails=emails, certs_url=CERTS)
+        callers = CallerVerifier(client, audiences=[audience], emails=emails, certs_url=CERTS)
         with pytest.raises(Forbidden):
             await callers.verify(bearer(identity))
 
@@ -145,3 +145,54 @@ async def test_a_new_certificate_is_found_but_strangers_do_not_make_us_look(
     certs.identities.append(stranger)
     monkeypatch.setattr(oidc, "REFETCH_AFTER_S", 0.0)
     assert await callers.verify(bearer(stranger)) == EMAIL
+
+
+# Behind Cloud Run's invoker check: the signature is gone, everything else is checked.
+
+
+@pytest.fixture
+def behind_iam() -> CallerVerifier:
+    return CallerVerifier(
+        httpx.AsyncClient(), audiences=[AUDIENCE], emails=[EMAIL], certs_url=CERTS, signature_verified=True
+    )
+
+
+def stripped(authorization: str) -> str:
+    return f"{authorization.rpartition('.')[0]}.SIGNATURE_REMOVED_BY_GOOGLE"
+
+
+async def test_behind_the_invoker_check_a_token_without_its_signature_passes(
+    behind_iam: CallerVerifier, callers: CallerVerifier, identity: Identity
+) -> None:
+    token = stripped(bearer(identity))
+    assert await behind_iam.verify(token) == EMAIL
+    with pytest.raises(Unauthenticated):
+        await callers.verify(token)
+
+
+@pytest.mark.parametrize(
+    ("claims", "error"),
+    [
+        ({"aud": "https://other.example"}, Unauthenticated),
+        ({"aud": [AUDIENCE]}, Unauthenticated),
+        ({"aud": None}, Unauthenticated),
+        ({"iss": "https://issuer.example"}, Unauthenticated),
+        ({"exp": 1}, Unauthenticated),
+        ({"exp": "tomorrow"}, Unauthenticated),
+        ({"iat": 10**12}, Unauthenticated),
+        ({"email_verified": False}, Unauthenticated),
+        ({"email": "somebody@example.com"}, Forbidden),
+        ({"email": None}, Forbidden),
+    ],
+)
+async def test_behind_the_invoker_check_everything_else_is_checked(
+    behind_iam: CallerVerifier, identity: Identity, claims: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error):
+        await behind_iam.verify(stripped(rewritten(bearer(identity), **claims)))
+
+
+@pytest.mark.parametrize("token", ["", "x", "a.b.c", f"{'W3tb' * 900}.e30.x", "e30.W10.x", "e30.MQ.x"])
+async def test_behind_the_invoker_check_nonsense_is_refused(behind_iam: CallerVerifier, token: str) -> None:
+    with pytest.raises(Unauthenticated):
+        await behind_iam.verify(f"Bearer {token}")

@@ -173,5 +173,5 @@ def test_names_of_secrets(name: str, resource: str) -> None:
 async def test_a_name_that_cannot_be_is_refused_at_the_start(key: str) -> None:
     endpoint = Endpoint(name="e", provider="openai", url="http://x", api_key=key)
     async with httpx.AsyncClient() as client:
-        with pytest.raises(BadConfiguration, match="endpoint e"):
+        with pytest.raises(BadConfiguration, match="Endpoint e"):
             endpoints.connect(endpoint, client, SecretManager("p"))

@@ -84,11 +84,11 @@ GOOD = results(0, 3, 1)
 @pytest.mark.parametrize(
     ("data", "step", "words"),
     [
-        (results(0, 2, 1), 3, "ends at item 2, not 3"),
-        (results(0, 4, 1), 3, "ends at item 4, not 3"),
-        (results(1, 4, 1), 3, "custom_id 'item-1', not 'item-0'"),
-        (swapped(GOOD), 3, "custom_id 'item-1', not 'item-0'"),
-        (results(0, 2, 1) + results(1, 2, 1), 3, "custom_id 'item-1', not 'item-2'"),
+        (results(0, 2, 1), 3, "ends at item 2, expected 3"),
+        (results(0, 4, 1), 3, "ends at item 4, expected 3"),
+        (results(1, 4, 1), 3, "custom_id is 'item-1', expected 'item-0'"),
+        (swapped(GOOD), 3, "custom_id is 'item-1', expected 'item-0'"),
+        (results(0, 2, 1) + results(1, 2, 1), 3, "custom_id is 'item-1', expected 'item-2'"),
         (GOOD.rstrip(b"\n"), 3, "does not end with a newline"),
         (GOOD.replace(b'"error": null', b'"error": {"code": "x", "message": "y"}'), 3, "either a response or an error"),
         (GOOD.replace(b'"status_code": 200', b'"status_code": 7'), 3, "result line 1"),

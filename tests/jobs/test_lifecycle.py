@@ -83,7 +83,7 @@ GOOD = '{"custom_id": "a", "method": "POST", "url": "/v1/embeddings", "body": {}
 @pytest.mark.parametrize(
     ("data", "words"),
     [
-        (None, "there is no"),
+        (None, "does not exist"),
         (b"", "has no items"),
         (b"\n \n\n", "has no items"),
         (broken_dataset(GOOD, "{"), "line 2"),

@@ -114,7 +114,7 @@ async def test_a_budget_that_covers_no_slice_ends_the_job_and_one_that_starts_an
     await waiting.ledger.limit("fake", Period.MONTH, Limit(period=Period.MONTH, limit_usd_micros=1000))
     await requested(waiting)
     assert waiting.job().state is JobState.QUEUED
-    assert "starts anew at 2026-12-01" in waiting.job().reason
+    assert "resets at 2026-12-01" in waiting.job().reason
     assert not waiting.compute.rented
     assert total(waiting) == (0, 0)
 
@@ -126,7 +126,7 @@ async def test_nothing_is_rented_where_no_budget_says_how_much_may_be_spent() ->
     waits = world.job().no_placement
     assert world.job().state is JobState.QUEUED
     assert waits is not None
-    assert "nothing is rented without a budget: `goblin budget set fake 50`" in waits.reason
+    assert "nothing is rented without a budget: run `goblin budget set fake 50`" in waits.reason
     await world.ledger.limit("fake", Period.MONTH, Limit(period=Period.MONTH, limit_usd_micros=50_000_000))
     await tick(world)
     assert world.job().state is JobState.STARTING
@@ -257,14 +257,14 @@ async def test_a_machine_that_never_boots_is_left_alone_afterwards() -> None:
     await tick(world)
     assert world.job().state is JobState.QUEUED
     assert world.job().no_placement is not None
-    assert "the machine failed us" in world.job().no_placement.reason
+    assert "the machine failed before" in world.job().no_placement.reason
 
 
 async def test_a_deadline_nobody_could_keep_is_refused_before_anything_is_rented() -> None:
     world = market()
     await requested(world, deadline=START + timedelta(hours=5))
     assert world.job().state is JobState.REFUSED
-    assert "the nearest that could is" in world.job().reason
+    assert "the nearest possible one is" in world.job().reason
     assert not world.compute.rented
 
 
@@ -349,7 +349,7 @@ async def test_on_unknown_offers_nothing_is_launched_and_the_reason_is_told() ->
     await requested(world)
     assert world.job().state is JobState.QUEUED
     assert world.job().no_placement is not None
-    assert "mute cannot say: 410 Gone" in world.job().no_placement.reason
+    assert "mute did not answer: 410 Gone" in world.job().no_placement.reason
 
 
 async def test_each_change_of_state_is_announced_once_and_in_order() -> None:

@@ -358,7 +358,7 @@ async def test_an_output_is_written_once_and_never_over_somebody_elses() -> None
     [
         (4, {}, None, "dataset"),
         (None, {"dataset_uri": None}, None, "none"),
-        (None, {}, None, "there is no gs://"),
+        (None, {}, None, "does not exist; upload the dataset first"),
         (0, {}, None, "has 0 bytes"),
         (4, {}, "outputs/j/weights", "never overwritten"),
         (4, {}, "outputs/jj/weights", "dataset"),

@@ -96,7 +96,7 @@ def test_a_request_that_fits_nowhere_is_told(engine, model, monkeypatch):
     refuse(monkeypatch, FULL, FULL, FULL)
     engine.submit(question(model, "Hello"))
     engine.answers.wait(1)
-    assert engine.answers.ends[0] == Failed("The request does not fit the key-value cache")
+    assert engine.answers.ends[0] == Failed("The request does not fit the key-value cache.")
     assert engine.is_alive
 
 

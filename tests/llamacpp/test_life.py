@@ -52,11 +52,17 @@ def test_a_model_that_can_not_be_loaded_ends_the_process_with_the_reason(tmp_pat
     torn, noise = tmp_path / "torn.gguf", tmp_path / "noise.gguf"
     torn.write_bytes(MODEL.read_bytes()[: 2**20])
     noise.write_bytes(b"noise")
-    prefix = "the model could not be loaded: "
-    assert refusal("--model", str(torn)) == (1, f"{prefix}llama.cpp can not load torn.gguf")
-    assert refusal("--model", str(noise)) == (1, f"{prefix}The file does not start with GGUF")
-    assert refusal("--model", str(tmp_path / "none.gguf")) == (1, f"{prefix}none.gguf: No such file or directory")
-    assert refusal("--model", "gs://bucket/x.gguf") == (1, f"{prefix}A model from an address needs its SHA-256")
+    prefix = "The model could not be loaded: "
+    assert refusal("--model", str(torn)) == (
+        1,
+        f"{prefix}llama.cpp cannot load torn.gguf. The file is damaged or needs a newer llama.cpp.",
+    )
+    assert refusal("--model", str(noise)) == (1, f"{prefix}The file is not a GGUF: it does not start with GGUF.")
+    assert refusal("--model", str(tmp_path / "none.gguf")) == (
+        1,
+        f"{prefix}Cannot read none.gguf: No such file or directory.",
+    )
+    assert refusal("--model", "gs://bucket/x.gguf") == (1, f"{prefix}A model from a URL needs its SHA-256.")
 
 
 def test_what_can_not_be_held_is_refused_with_the_arithmetic():
@@ -90,7 +96,7 @@ def test_a_taken_port_is_one_clear_line(start: Start):
         command = [sys.executable, "-m", "goblin_llamacpp", "--model", str(MODEL), "--port", port]
         second = subprocess.run(command, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert second.returncode == 1
-    assert second.stderr.strip().startswith(f"can not listen on 127.0.0.1:{port}")
+    assert second.stderr.strip().startswith(f"Cannot listen on 127.0.0.1:{port}")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])

@@ -1,4 +1,4 @@
-"""The clouds of a life, what happens to them, and what goes wrong between them and us."""
+"""The clouds of a simulation run: the events on their markets, and the failures between them and our functions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PORTS = ("jobs", "ledger", "objects", "market", "keys", "bus")
 
 
 class Clouds:
-    """Two that cost, and in some lives machines of our own."""
+    """Two clouds that charge and, in some runs, machines of our own."""
 
     def __init__(self, life: Life) -> None:
         self._life = life

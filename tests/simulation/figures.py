@@ -1,4 +1,4 @@
-"""What lives measure: how long orphans billed, how soon work went on, how much of it was lost."""
+"""Measurements of simulation runs: how long orphaned instances billed, how soon work resumed, how much was lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Figures:
-    """Of one life, or of many together."""
+    """Measurements of one run, or of many runs together."""
 
     lives: int = 0
     job_s: float = 0.0

@@ -1,7 +1,7 @@
-"""What runs on a rented machine: an agent that speaks to the real services, or something that only pretends to.
+"""The process on a rented machine: an agent that calls the real services, or one that only pretends to work.
 
-It beats, works, saves and finishes as the agent does; time passes between any two of its words. Machines also hang,
-come back as if nothing had been, forget everything, stand still, and lie.
+It sends heartbeats, works, saves and finishes as the agent does. Time passes between any two of its calls. Machines
+also hang, resume after a hang, lose their state, make no progress, and send invalid reports.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ BEAT_S = 10.0
 
 
 class Manner(StrEnum):
-    """How a machine behaves."""
+    """Behaviour of a machine."""
 
     HONEST = "honest"
     DEAD = "never boots"
@@ -52,7 +52,7 @@ class Manner(StrEnum):
 
 @dataclass(frozen=True)
 class Refusal:
-    """The controller said no."""
+    """A refusal by the controller."""
 
     error: GoblinError
 
@@ -62,7 +62,7 @@ class Refusal:
 
 
 class Silence:
-    """It said nothing, or that it cannot now."""
+    """No answer from the controller, or a transient error."""
 
 
 SILENCE = Silence()
@@ -74,7 +74,7 @@ def saved_state(job_id: str, step: int, attempt: int) -> bytes:
 
 
 class Host:
-    """One machine's process, from its boot to its end."""
+    """Process of one machine, from its boot to its end."""
 
     def __init__(self, life: Life, rented: Rented, manner: Manner) -> None:
         self.life, self.rented, self.manner = life, rented, manner

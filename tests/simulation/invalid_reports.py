@@ -1,4 +1,4 @@
-"""What machines try that lie, or that try what is not their own: none of it is believed."""
+"""Invalid reports from machines, and calls for jobs that are not theirs. The controller must accept none of them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""One seed, one life: the real services over a world in memory where everything that can go wrong does.
+"""One simulation run per seed: the real services over a world in memory in which every kind of failure happens.
 
-Clouds, messages, stores, machines and people are simulated; every decision and every write is made by the services and
-policies themselves, in several function instances at once whose clocks differ. First a storm, then calm.
+Clouds, messages, stores, machines and people are simulated. The real services and policies make every decision and
+every write, in several function instances at once whose clocks differ. First failures happen, then none.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ Act = Callable[[], Awaitable[None] | None]
 
 
 class Life:
-    """A whole system and its world; `run` is deterministic in the seed."""
+    """One run of the whole system and its world. `run` is deterministic in the seed."""
 
     def __init__(self, seed: int, weather: Weather | None = None) -> None:
         self.rng = rng = random.Random(seed)

@@ -1,6 +1,6 @@
-"""Clouds that rent out machines: prices move, bids are beaten, hosts die, answers are lost, and every second is billed.
+"""Simulated clouds that rent out machines: prices move, bids lose, hosts fail, answers get lost, seconds are billed.
 
-The bill is kept here from when an instance really began until it really was gone, whatever anybody believes of it.
+The bill runs from the real start of an instance to its real end, whatever our services know of it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ HOUR = timedelta(hours=1)
 
 @dataclass(eq=False)
 class Rented:
-    """One instance, from the cloud's side."""
+    """One instance, as its cloud knows it."""
 
     instance_id: str
     provider: str
@@ -83,7 +83,7 @@ class Rented:
 
 @dataclass(eq=False)
 class Machine:
-    """What is offered: one machine, or a stock of them."""
+    """An offer: one machine, or a stock of them."""
 
     machine_id: str | None
     gpu: str
@@ -109,7 +109,7 @@ class Machine:
 
 
 class Provider:
-    """The port `ComputeProvider`."""
+    """The port `ComputeProvider` over the simulated market."""
 
     start_s_max = 900.0
 
@@ -290,7 +290,7 @@ class Provider:
 
 
 class Bills:
-    """The port `BillSource`: the truth, a day at a time."""
+    """The port `BillSource`: the true charges, by day."""
 
     final_after = timedelta(hours=1)
 

@@ -1,4 +1,4 @@
-"""How rough a life is, and with how much money."""
+"""Failure rates and budgets of a simulation run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ RICH = {
 
 @dataclass(frozen=True)
 class Weather:
-    """How rough a life is."""
+    """Rates of failures and price changes in a run."""
 
     promise: bool
     """The world keeps what deadlines are promised on: on demand can be had, and nothing of ours fails."""

@@ -1,7 +1,7 @@
-"""Between the functions and everything outside: a network where every call can be cut off, and others come in between.
+"""A simulated network between the functions and their ports: calls can fail, and other handlers run in between.
 
-A call to a port is where a handler can lose its turn, find the other side down, die just before or just after a write,
-or never hear that the write was made. Nothing else is changed: services, policies and ports are the real ones.
+At a call to a port, a handler can lose its turn, find the other side down, crash just before or just after a write, or
+get no answer to a write that was made. Nothing else is simulated here: services, policies and ports are the real ones.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ HANDLER: ContextVar[int] = ContextVar("handler", default=0)
 
 @dataclass
 class Network:
-    """Whose turn it is, and what fails."""
+    """Scheduler of the handlers' turns, and the failures to inject."""
 
     rng: random.Random
     down: set[str] = field(default_factory=set)
@@ -90,7 +90,7 @@ class Network:
 
 
 class Reached:
-    """A port across the network."""
+    """Proxy of a port across the network."""
 
     def __init__(self, port: Any, network: Network, name: str, *, reads: Sequence[str] = ()) -> None:
         self._port, self._network, self._name, self._reads = port, network, name, frozenset(reads)

@@ -1,4 +1,4 @@
-"""Pub/Sub: messages come twice, late, in any order, and again if they are not acknowledged, five times at most."""
+"""A simulation of Pub/Sub: messages arrive twice, late, in any order, and at most five times if unacknowledged."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ DELIVERIES_MAX = 5
 
 @dataclass
 class Message:
-    """One copy under way."""
+    """One copy of a message that is not delivered yet."""
 
     topic: str
     data: bytes
@@ -26,7 +26,7 @@ class Message:
 
 
 class Post:
-    """The port `Bus`, and the subscriptions of our functions."""
+    """The port `Bus`, with the subscriptions of our functions."""
 
     def __init__(
         self, rng: random.Random, later: Callable[[float, Callable[[], Awaitable[None]]], None],

@@ -1,4 +1,4 @@
-"""The six promises, checked against a world whose truth is known: after every write, at every tick, and in the end."""
+"""Checks of the six promises against the true state of the world: after every write, every tick, and at the end."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HEARD = timedelta(seconds=45)
 
 
 class Promises:
-    """Hooks of one life; each raises `AssertionError` with what was broken."""
+    """Hooks of one run. Each raises `AssertionError` with the promise that was broken."""
 
     def __init__(self, life: Life) -> None:
         self._life = life

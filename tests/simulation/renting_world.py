@@ -1,8 +1,8 @@
-"""Controllers, a ledger and providers that charge: each cut off, delayed and repeated between any two writes.
+"""Simulated controllers, ledger and providers. Calls are cut off, delayed and repeated between any two writes.
 
-The services are the very ones that run in production. What is simulated is when they get their turn: a task gives up
-its turn before and after each call of the ledger or of the job store, any other may come first, and it may never come
-back. Truth is what the providers charge, by the second.
+The services are those that run in production. Only their scheduling is simulated: a task yields before and after each
+call of the ledger or of the job store, any other task may run first, and the task may never resume. The truth is what
+the providers charge, by the second.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def pause() -> Generator[None, None, None]:
 
 @dataclass(frozen=True, slots=True)
 class PausedLedger:
-    """The ledger, with a pause before and after each call."""
+    """The ledger, yielding before and after each call."""
 
     inner: MemoryLedger
 
@@ -124,7 +124,7 @@ class PausedLedger:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Document:
-    """What a job's document says of money."""
+    """The money fields of a job's document."""
 
     version: int = 0
     attempt: int = 0

@@ -1,9 +1,9 @@
-"""One instance that spends from a real (local) Firestore until it is done, or killed.
+"""A process that spends from a real (local) Firestore until it is done or killed.
 
 `python -m tests.simulation.spender_process PROJECT CHARGES_FILE SEED REQUESTS BASE STARTED`
 
-Each request is billed the moment it is sent: one line in the file, in one write, as a provider would count it, whether
-or not we live to settle it.
+Each request is billed when it is sent: one line in CHARGES_FILE, in one write. A provider would also charge a request
+whose process is killed before it settles it.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PATIENCE = 20
 
 
 class ShiftedClock:
-    """Another day's time, that goes on as ours does."""
+    """A clock on another day that runs at normal speed."""
 
     def __init__(self, base: datetime, started: float) -> None:
         self._base, self._started = base, started

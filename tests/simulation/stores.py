@@ -1,4 +1,4 @@
-"""What the functions work with: the ports in memory, across the network, each instance with a clock of its own."""
+"""Dependencies of the functions: the ports in memory, behind the network, with a clock for each function instance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class SimulatedClock:
-    """A function instance's own: a little fast or slow."""
+    """Clock of one function instance, a little fast or slow."""
 
     def __init__(self, clock: FakeClock, ahead_s: float) -> None:
         self._clock, self._ahead = clock, timedelta(seconds=ahead_s)
@@ -38,7 +38,7 @@ class SimulatedClock:
 
 
 class Jobs(MemoryJobs):
-    """Tells of every write, and keeps no history."""
+    """The job store. It reports every write and keeps no history."""
 
     def __init__(self, wrote: Callable[[Job | None, Job], None]) -> None:
         super().__init__()
@@ -56,7 +56,7 @@ class Jobs(MemoryJobs):
 
 
 class SimulatedLedger(MemoryLedger):
-    """Tells of every write."""
+    """The ledger. It reports every write."""
 
     booked: Callable[[Any, Any], None] = staticmethod(lambda accounts, entries: None)
 

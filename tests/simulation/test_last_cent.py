@@ -1,4 +1,4 @@
-"""Two hundred requests at once for the last cent, from many instances on one real (local) ledger."""
+"""Two hundred concurrent requests for the last cent, from many instances on one real (local) ledger."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Many whole lives, each from its seed. `GOBLIN_SEED=17` replays one exactly; `GOBLIN_LIVES=5000` is for the night."""
+"""Many simulation runs, each from its seed. `GOBLIN_SEED=17` replays one; `GOBLIN_LIVES=5000` is for a nightly run."""
 
 import os
 

@@ -1,7 +1,7 @@
-"""Jobs as borrowers, over the real services: nothing that was put aside is ever too little, and in the end the ledger
-is the providers' bills.
+"""Jobs as holders of allocations, over the real services: no reservation is ever too small, and at the end the ledger
+equals the providers' bills.
 
-`GOBLIN_SIMULATION_SEED` names the first seed, `GOBLIN_SIMULATION_EXAMPLES` says how many; a failure names its seed.
+`GOBLIN_SIMULATION_SEED` is the first seed and `GOBLIN_SIMULATION_EXAMPLES` their number. A failure shows its seed.
 """
 
 from __future__ import annotations

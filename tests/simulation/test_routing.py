@@ -1,4 +1,4 @@
-"""The router in a simulated world beside published rules: what the bench shows on many seeds, on few."""
+"""The router compared with published routing rules in a simulated world. The bench does the same on more seeds."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Random lives of many borrowers on one ledger: no budget is ever overspent, whatever comes between whichever steps.
+"""Random runs of many allocation holders on one ledger: no budget is ever overspent, in any interleaving of steps.
 
-The ledger's steps and the borrowers' purses are the very functions that run in production; only the documents are in
-memory. Truth is kept beside them: what was really sent, and what the provider will bill for it.
+The ledger's steps and the local allocations are the functions that run in production. Only the documents are in memory.
+The test keeps the truth beside them: the requests that were really sent, and what the provider will bill for them.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ WALKS = EXAMPLES // 5
 
 @dataclass
 class Request:
-    """One request under way: sent, so it will cost something up to its worst case."""
+    """One request in flight. It was sent, so it will cost something up to its worst case."""
 
     local: LocalAllocation
     request_id: str
@@ -61,7 +61,7 @@ class Request:
 
 @dataclass
 class Truth:
-    """What was spent or may be, by account and window: the provider's view, which no crash changes."""
+    """Spent and possible spend by account and window, as the provider sees it. No crash changes it."""
 
     sums: dict[tuple[str, Period, str], int] = field(default_factory=lambda: defaultdict(int))
 

@@ -1,4 +1,4 @@
-"""Eight processes on one real ledger, some killed at random: never overspent, and equal to the bill in the end."""
+"""Eight processes on one real ledger, some killed at random: no budget is overspent, and the ledger equals the bill."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The scheduler's minute, where it could find something: minutes in which no fact has changed are not simulated.
+"""Scheduler ticks of a simulation run. Minutes in which nothing changed are skipped.
 
-A tick is never later than it would be: whatever happens calls for one within a minute.
+A tick is never late: every event schedules one within a minute.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ RENEWED_S = 720.0
 
 
 class Ticks:
-    """When `reconcile` runs, and when machines say before it that they are alive."""
+    """Times at which `reconcile` runs, and at which machines send heartbeats before it."""
 
     def __init__(self, life: Life) -> None:
         self._life = life

@@ -1,4 +1,4 @@
-"""The jobs of a life, and what is true of them whatever anybody says."""
+"""The jobs of a simulation run, and their true state, whatever is reported."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ GPUS = ("RTX_4090", "A100_PCIE")
 
 @dataclass(frozen=True)
 class Truth:
-    """One job."""
+    """True state of one job."""
 
     spec: JobRequested
     total: int

@@ -22,9 +22,10 @@ def test_the_environment_names_the_project_as_the_client_does_or_as_google_does(
 
 
 def test_callers_are_verified_unless_an_emulator_stands_beside() -> None:
-    assert Settings.from_env({}).verify_callers
+    assert Settings.from_env({}).verify_callers == "on"
+    assert Settings.from_env({"GOBLIN_VERIFY_CALLER": "iam"}).verify_callers == "iam"
     beside = {"GOBLIN_VERIFY_CALLER": "off", "PUBSUB_EMULATOR_HOST": "127.0.0.1:1"}
-    assert not Settings.from_env(beside).verify_callers
+    assert Settings.from_env(beside).verify_callers == "off"
     with pytest.raises(BadConfiguration, match="PUBSUB_EMULATOR_HOST"):
         Settings.from_env({"GOBLIN_VERIFY_CALLER": "off"})
     with pytest.raises(BadConfiguration, match="GOBLIN_VERIFY_CALLER"):
@@ -188,7 +189,7 @@ def test_an_unknown_price_is_absent() -> None:
         (MINIMAL.replace("http://a", "http://user:pw@a"), r"\$\.endpoints\[0\]\.url"),
         (MINIMAL + MINIMAL, "two endpoints are named a"),
         (MINIMAL + "[models.m]\nstrategy = 'best'", r"\$\.models\[\.\.\.\]\.strategy"),
-        (MINIMAL + "[models.m.endpoints]\nz = {}", "names endpoints that are not there: z"),
+        (MINIMAL + "[models.m.endpoints]\nz = {}", "names endpoints that do not exist: z"),
         (MINIMAL + "[models.m.endpoints]\na = { url = 'http://b' }", "url"),
     ],
 )
@@ -220,5 +221,5 @@ def test_monthly_budgets_come_from_the_environment_rounded_down() -> None:
 
 @pytest.mark.parametrize("said", ["much", "-1", "NaN", "Infinity"])
 def test_a_budget_that_is_no_amount_is_refused_by_its_name(said: str) -> None:
-    with pytest.raises(BadConfiguration, match="GOBLIN_MONTHLY_BUDGET is no number of dollars"):
+    with pytest.raises(BadConfiguration, match="GOBLIN_MONTHLY_BUDGET is not an amount of dollars"):
         Settings.from_env({"GOBLIN_MONTHLY_BUDGET": said}).limits()

@@ -1,1 +1,1 @@
-"""The `goblin` command. It only talks: decisions live in policy, work in services."""
+"""The `goblin` command. It only parses and prints: decisions live in policy, work in services."""

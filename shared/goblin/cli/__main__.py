@@ -1,4 +1,4 @@
-"""`python -m goblin.cli` is the `goblin` command."""
+"""Run the `goblin` command as `python -m goblin.cli`."""
 
 from goblin.cli.main import main
 

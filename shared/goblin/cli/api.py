@@ -1,4 +1,4 @@
-"""The running Goblin over HTTP, for commands: where it is, who we are, and errors in one line."""
+"""HTTP client for CLI commands: finds the URL and the API key, and prints errors as one line."""
 
 from __future__ import annotations
 
@@ -12,50 +12,50 @@ from goblin.cli.deployment import reach
 from goblin.cli.main import fail
 
 TIMEOUT_S = 120.0
-"""A submit reads the whole dataset once before it answers."""
+"""`POST /jobs` reads the whole dataset once before it answers."""
 
 
 class NoAnswer(Exception):
-    """Nobody answers, or who answers cannot just now: it may be asked again."""
+    """Goblin does not answer, or it answers 429 or 5xx. The same request may succeed later."""
 
 
 def needed(name: str) -> str:
-    """A variable that `goblin env` prints; ends the command when it is not set."""
+    """Return a variable that `goblin env` prints; end the command when it is not set."""
     value = os.environ.get(name, "")
     if not value:
-        fail(f"{name} is not set; `goblin env` prints it")
+        fail(f'{name} is not set. Set it with: eval "$(goblin env)"')
     return value
 
 
 class Api:
-    """One Goblin, asked with an API key."""
+    """Client of one Goblin, with an API key."""
 
     def __init__(self, data: Path | None) -> None:
         reach(data)
         self.url = needed("GOBLIN_URL").rstrip("/")
         headers = {"authorization": f"Bearer {needed('GOBLIN_API_KEY')}"}
-        # No proxies: the key goes where it was told to go.
+        # No proxies from the environment: the key is sent to this URL and nowhere else.
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, trust_env=False)
 
     def get(self, path: str, **query: Any) -> Any:
-        """Read; ends the command with one line when that is not possible."""
+        """Send a GET request and decode its JSON; end the command with one line when it fails."""
         try:
             return self.look(path, **query).json()
         except NoAnswer as reason:
             fail(str(reason))
 
     def post(self, path: str, body: Any = None) -> Any:
-        """Write; otherwise like `get`."""
+        """Send a POST request; otherwise like `get`."""
         try:
             return self._ask("POST", path, json=body).json()
         except NoAnswer as reason:
             fail(str(reason))
 
     def look(self, path: str, **query: Any) -> httpx.Response:
-        """Read, for those who come back; a refusal ends the command.
+        """Send a GET request, for callers that retry; a 4xx ends the command.
 
         Raises:
-            NoAnswer: Ask again.
+            NoAnswer: No answer, 429 or 5xx; the caller may try again.
         """
         return self._ask("GET", path, params=query)
 
@@ -63,7 +63,9 @@ class Api:
         try:
             answer = self._http.request(method, path, **words)
         except httpx.TransportError as error:
-            raise NoAnswer(f"{self.url} does not answer: {error or type(error).__name__}") from error
+            raise NoAnswer(
+                f"{self.url} does not answer ({error or type(error).__name__}). Is Goblin running?"
+            ) from error
         if answer.is_server_error or answer.status_code == httpx.codes.TOO_MANY_REQUESTS:
             raise NoAnswer(_why(answer))
         if not answer.is_success:
@@ -75,4 +77,4 @@ def _why(answer: httpx.Response) -> str:
     try:
         return str(answer.json()["error"]["message"])
     except (ValueError, KeyError, TypeError):
-        return f"{answer.url} answered {answer.status_code}"
+        return f"{answer.url} answered with HTTP status {answer.status_code}."

@@ -1,8 +1,8 @@
-"""Make `.venv` from `requirements.lock`. Run by the `goblin` script with whatever Python there is.
+"""Make `.venv` from `requirements.lock`. Run by the `goblin` script with the Python that it found.
 
 Standard library only: nothing is installed yet. Every download is checked against the lock's hashes.
-llama-cpp-python comes as source only, so it is built once, with the shortest portable set of flags, into a
-wheel kept in the user's cache; the next `.venv` on this machine takes it from there.
+llama-cpp-python is published as source only, so it is built once, with the fewest portable flags, into a wheel in the
+user's cache; the next `.venv` on this machine uses that wheel.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from pathlib import Path
 
 BUILT_FROM_SOURCE = "llama-cpp-python"
 
-# Portable x86-64 (AVX2, no AVX-512) or plain ARM; no multimodal library; `common` is not needed by the binding
-# and can only be left out by a file included after the project starts.
+# Portable x86-64 (AVX2, no AVX-512) or plain ARM; no multimodal library. The binding does not need `common`, which only
+# a file that is included after the project starts can leave out.
 CMAKE_ARGS = ("-DGGML_NATIVE=OFF", "-DLLAVA_BUILD=OFF", "-DCMAKE_BUILD_TYPE=Release")
 WITHOUT_COMMON = "set(LLAMA_BUILD_COMMON OFF)\n"
 
@@ -32,30 +32,30 @@ _STEP = re.compile(r"\[(\d+)/(\d+)\]")
 
 
 class Stop(Exception):
-    """A reason to give up, in words that say what mends it."""
+    """`.venv` cannot be made; the message says why and how to fix it."""
 
 
 def say(text: str) -> None:
-    """Tell the person what is going on; standard output stays free for the command itself."""
+    """Print a status line to standard error; standard output is for the command itself."""
     print(f"goblin: {text}", file=sys.stderr, flush=True)
 
 
 def requirements(lock: str) -> dict[str, str]:
-    """Split the lock into its entries: name to the entry's whole text, hashes included."""
+    """Split the lock into its entries: whole text with hashes, by package name."""
     entries: dict[str, str] = {}
     for entry in re.split(r"\n(?=\S)", lock.strip()):
         name = re.match(r"[A-Za-z0-9._-]+", entry)
         if name is None or "==" not in entry:
             continue
-        # A package can stand in the lock once per Python version, each with its marker.
+        # The lock can have a package once per Python version, each with its marker.
         entries[name[0]] = f"{entries[name[0]]}\n{entry}" if name[0] in entries else entry
     return entries
 
 
 def progress(label: str, lines: Iterable[str], started: float, packages: int = 0) -> list[str]:
-    """Show how far a step is as one moving line; return the last lines it said for an error report.
+    """Show the progress of a step as one moving line; return its last lines of output, for an error report.
 
-    A build counts `[done/total]` itself; of `packages` to install, pip names each that it collects.
+    A build prints `[done/total]` itself. When `packages` are installed, pip prints a line for each that it collects.
     """
     tail: list[str] = []
     moving = sys.stderr.isatty()
@@ -82,7 +82,7 @@ def progress(label: str, lines: Iterable[str], started: float, packages: int = 0
 
 
 def run(label: str, command: list[str], *, env: Mapping[str, str] | None = None, packages: int = 0) -> None:
-    """Run a step quietly with its progress; on failure print the end of what it said.
+    """Run a step with its output hidden and its progress shown; print the end of the output if it fails.
 
     Raises:
         Stop: The step failed.
@@ -99,14 +99,14 @@ def run(label: str, command: list[str], *, env: Mapping[str, str] | None = None,
         tail = progress(label, process.stdout or (), started, packages)
     if process.returncode:
         print("\n".join(tail), file=sys.stderr)
-        raise Stop(f"{label} failed (above). Mend it and run the same command again; what is done is kept.")
+        raise Stop(f"{label} failed; its output is above. Fix the cause and run the same command again.")
 
 
 def make_venv(venv: Path, uv: str | None) -> Path:
-    """Create `venv` with a pip in it and return its Python.
+    """Create `venv` with pip in it and return its Python.
 
     Raises:
-        Stop: This Python cannot make one.
+        Stop: This Python cannot make a virtual environment.
     """
     python = venv / "bin" / "python"
     shutil.rmtree(venv, ignore_errors=True)
@@ -118,13 +118,13 @@ def make_venv(venv: Path, uv: str | None) -> Path:
         shutil.rmtree(venv, ignore_errors=True)
         if "ensurepip is not available" in done.stdout + done.stderr:
             version = f"{sys.version_info.major}.{sys.version_info.minor}"
-            raise Stop(f"this Python has no venv. On Debian or Ubuntu: sudo apt-get install python{version}-venv")
-        raise Stop(f"could not make .venv: {(done.stderr or done.stdout).strip()}")
+            raise Stop(f"This Python has no venv. On Debian or Ubuntu: sudo apt-get install python{version}-venv")
+        raise Stop(f"Could not make .venv: {(done.stderr or done.stdout).strip()}")
     return python
 
 
 def install(python: Path, uv: str | None, entries: list[str], work: Path, label: str) -> None:
-    """Install exactly `entries` with their hashes."""
+    """Install exactly `entries`, each checked by its hashes."""
     wanted = work / "wanted.txt"
     wanted.write_text("\n".join(entries) + "\n")
     if uv:
@@ -136,18 +136,18 @@ def install(python: Path, uv: str | None, entries: list[str], work: Path, label:
 
 
 def wheel_cache(entry: str) -> Path:
-    """Name the cache folder of a build: what it is built from, for what, and with which flags."""
+    """Return the cache folder of a build; it depends on the source, the platform and the flags."""
     base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     key = "\n".join([entry, *CMAKE_ARGS, WITHOUT_COMMON, sysconfig.get_platform(), *platform.libc_ver()])
     return base / "goblin" / "wheels" / hashlib.sha256(key.encode()).hexdigest()[:16]
 
 
 def compiler_missing() -> str | None:
-    """Say what to install when no C++ compiler is there."""
+    """Return what to install if there is no C++ compiler, else None."""
     if any(shutil.which(name) for name in (os.environ.get("CXX", ""), "c++", "g++", "clang++") if name):
         return None
     return (
-        "llama.cpp is compiled once and needs a C++ compiler. Debian, Ubuntu: sudo apt-get install g++   "
+        "Found no C++ compiler, which llama.cpp needs once. Debian, Ubuntu: sudo apt-get install g++   "
         "Fedora: sudo dnf install gcc-c++   macOS: xcode-select --install"
     )
 
@@ -156,16 +156,16 @@ def build_wheel(python: Path, entry: str, cache: Path, work: Path) -> Path:
     """Build llama-cpp-python from its hash-checked source into `cache` and return the wheel.
 
     Raises:
-        Stop: No compiler, or the build failed.
+        Stop: There is no compiler, or the build failed.
     """
     if missing := compiler_missing():
         raise Stop(missing)
-    say("compiling llama.cpp, once on this machine: two to six minutes on two cores")
+    say("compiling llama.cpp, once per machine: two to six minutes on two cores")
     include = work / "without_common.cmake"
     include.write_text(WITHOUT_COMMON)
     source = work / "source.txt"
     source.write_text(entry + "\n")
-    # With SOURCE_DATE_EPOCH set, ggml turns the fast kernels off.
+    # If SOURCE_DATE_EPOCH is set, ggml turns its fast kernels off.
     env = {key: value for key, value in os.environ.items() if key != "SOURCE_DATE_EPOCH"}
     env["PATH"] = f"{python.parent}{os.pathsep}{env.get('PATH', '')}"
     env["CMAKE_ARGS"] = " ".join([*CMAKE_ARGS, f"-DCMAKE_PROJECT_llama.cpp_INCLUDE={include}"])
@@ -180,13 +180,13 @@ def build_wheel(python: Path, entry: str, cache: Path, work: Path) -> Path:
     run("compiling llama.cpp", command, env=env)
     wheel = next(built.glob("*.whl"))
     cache.mkdir(parents=True, exist_ok=True)
-    # A rename inside the folder: a build that is killed leaves no half wheel behind.
+    # Rename inside the folder, so that a killed build leaves no incomplete wheel.
     shutil.copy(wheel, cache / f".{wheel.name}.{os.getpid()}")
     return (cache / f".{wheel.name}.{os.getpid()}").rename(cache / wheel.name)
 
 
 def install_built(python: Path, entry: str, work: Path) -> None:
-    """Install llama-cpp-python from the cache, building it first when it is not there."""
+    """Install llama-cpp-python from the cache; build it first if the cache has no wheel."""
     cache = wheel_cache(entry)
     wheel = next(iter(cache.glob("*.whl")), None) or build_wheel(python, entry, cache, work)
     command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
@@ -194,25 +194,25 @@ def install_built(python: Path, entry: str, work: Path) -> None:
 
 
 def make(root: Path) -> None:
-    """Make `root/.venv` and stamp it with what it was made from; a second caller waits for the first.
+    """Make `root/.venv` and stamp it with what it was made from. A concurrent second call waits for the first.
 
     Raises:
-        Stop: Something is missing; the message says what mends it.
+        Stop: Something is missing or failed; the message says how to fix it.
     """
     lock = (root / "requirements.lock").read_text()
     venv = root / ".venv"
     with (root / ".venv.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        # What is made depends on the lock and on this file.
+        # The result depends on the lock and on this file.
         wanted, stamp = lock + Path(__file__).read_text(), venv / "goblin.stamp"
         if not stamp.is_file() or stamp.read_text() != wanted:
             make_from(root, venv, lock)
-            # The stamp comes last: an interrupted run starts over.
+            # Write the stamp last, so that an interrupted run starts over.
             stamp.write_text(wanted)
 
 
 def make_from(root: Path, venv: Path, lock: str) -> None:
-    """Make `venv` anew from the text of the lock."""
+    """Make `venv` from scratch from the text of the lock."""
     entries = requirements(lock)
     uv = shutil.which("uv")
     say(

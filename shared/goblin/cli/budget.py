@@ -1,4 +1,4 @@
-"""`goblin budget`: setting limits, what was spent, what is frozen and why, and lifting a freeze."""
+"""`goblin budget`: set limits, show spending and freezes with their reasons, lift a freeze."""
 
 from __future__ import annotations
 
@@ -19,45 +19,49 @@ from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
 from goblin.core.money import USD_MICROS, show_usd
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 ACTIONS_SHOWN = 20
 DOLLARS_MAX = 10**9
 APART = ("total", "key", "job", "model")
-"""Accounts that are no provider's."""
+"""First parts of account names that are not providers."""
 RENTED = ("local",)
-"""Providers of machines that answer no requests."""
+"""Providers whose machines run jobs and answer no requests."""
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def budget() -> None:
-    """Spending and its limits: set, show, thaw."""
+    """Set and show spending limits, and lift freezes."""
 
 
 @budget.command(name="set")
 @click.argument("account")
 @click.argument("dollars")
 @click.option(
-    "--per", type=click.Choice([p.value for p in Period]), default=Period.MONTH.value, show_default=True, help="In UTC."
+    "--per",
+    type=click.Choice([p.value for p in Period]),
+    default=Period.MONTH.value,
+    show_default=True,
+    help="Window of the limit, in UTC.",
 )
 @click.option(
     "--action", type=click.Choice([a.value for a in BudgetAction]), default=BudgetAction.ALERT.value, show_default=True,
-    help="What follows when it is used up. The budget itself always refuses what does not fit.",
+    help="What else happens when the budget is used up. Spending that does not fit is refused in any case.",
 )  # fmt: skip
 @click.option(
     "--when-unreachable", type=click.Choice([u.value for u in WhenUnreachable]), default=WhenUnreachable.REFUSE.value,
     show_default=True,
-    help="What may be spent while the ledger does not answer: nothing, or what an instance was lent before, for a "
-    "minute at most. Neither can overspend.",
+    help="What may be spent while the ledger does not answer: nothing, or what was allocated to a process before, for "
+    "a minute at most. Neither can overspend.",
 )  # fmt: skip
 @JSON
 @DATA
 def set_limit(
     account: str, dollars: str, per: str, action: str, when_unreachable: str, as_json: bool, data: Path | None
 ) -> None:
-    """Let at most DOLLARS be spent under ACCOUNT; `none` for DOLLARS takes the limit away.
+    """Limit spending under ACCOUNT to DOLLARS; `none` for DOLLARS removes the limit.
 
     ACCOUNT is `total`, a provider (`openai`), a key (`key/NAME`), a key at a provider (`openai/NAME`) or a job
-    (`job/ID`). Limits hold together: what one of them does not cover is refused.
+    (`job/ID`). All limits apply together: a request that exceeds one of them is refused.
     """
     period = Period(per)
     chosen = None
@@ -77,32 +81,34 @@ def set_limit(
 
     known = run(work())
     if chosen is not None and not known:
-        click.echo(f"goblin: nothing spends as {account} here; is it spelled as you mean it?", err=True)
+        click.echo(f"goblin: Warning: nothing spends under {account} here. Check its spelling.", err=True)
     if as_json:
         click.echo(msgspec.json.encode({"account": account, "period": period, "limit": chosen}).decode())
     elif chosen is None:
-        click.echo(f"{account} has no limit per {period} any more")
+        click.echo(f"{account} has no limit per {period} now")
     else:
         click.echo(f"{account}: {show_usd(chosen.limit_usd_micros)} per {period}, then {chosen.action}")
 
 
 def _micros(dollars: str) -> int:
-    """Rounded down: a limit is never more than was said."""
+    """Convert dollars to micro-dollars, rounded down: a limit is never higher than the amount given."""
     try:
         amount = Decimal(dollars.removeprefix("$"))
         if amount.is_finite() and 0 <= amount < DOLLARS_MAX:
             return int((amount * USD_MICROS).to_integral_value(ROUND_FLOOR))
     except InvalidOperation:
         pass
-    raise click.BadParameter(f"{dollars!r} is no amount of dollars", param_hint="DOLLARS")
+    raise click.BadParameter(
+        f"{dollars!r} is not an amount of dollars from 0 to 10^9. Write it as 20 or 0.50", param_hint="DOLLARS"
+    )
 
 
 @budget.command()
-@click.option("--month", metavar="YYYY-MM", help="Default: this one, in UTC.")
+@click.option("--month", metavar="YYYY-MM", help="Month to show, in UTC. Default: the current month.")
 @JSON
 @DATA
 def show(month: str | None, as_json: bool, data: Path | None) -> None:
-    """What may be spent, what was spent in a month, what is frozen, and what was done about it."""
+    """Show budgets, the spending of a month, freezes, and the last budget actions."""
     reach(data)
     window = month or month_of(datetime.now(UTC))
 
@@ -136,7 +142,7 @@ def _lines(said: _Shown) -> Iterator[str]:
     if said.budgets:
         yield _row("budget", "spent", "reserved", "left", "of", "")
     else:
-        yield "no budget is set: goblin budget set total 20"
+        yield "no budget is set; set one with: goblin budget set total 20"
     for one in said.budgets:
         amounts = (one.spent_usd_micros, one.reserved_usd_micros, one.left_usd_micros, one.limit_usd_micros)
         yield _row(one.account, *map(show_usd, amounts), f"per {one.period}, then {one.action}")
@@ -161,7 +167,7 @@ def _row(name: str, *cells: str) -> str:
 @JSON
 @DATA
 def thaw(account: str, as_json: bool, data: Path | None) -> None:
-    """Let money be spent under ACCOUNT again: `total`, or a provider's name."""
+    """Lift the freeze of ACCOUNT, which is `total` or a provider, so that money can be spent again."""
     reach(data)
 
     async def work() -> list[Freeze]:

@@ -1,6 +1,6 @@
-"""Run a module as a child that never outlives its parent: `python -m goblin.cli.child MODULE WORDS…`.
+"""Run a module as a child process that never outlives its parent: `python -m goblin.cli.child MODULE WORDS…`.
 
-Standard input is a pipe from the parent. When it ends, the parent is gone, however it died, and the child stops.
+Standard input is a pipe from the parent. Its end means that the parent has ended, for whatever reason; the child stops.
 """
 
 import os
@@ -17,7 +17,7 @@ def _watch() -> None:
     while os.read(0, 4096):
         pass
     os.kill(os.getpid(), signal.SIGTERM)
-    # Nobody waits for a drained answer any more, and the next `up` waits for the lock that this process shares.
+    # No caller waits for the answers in flight any more, and the next `up` waits for the lock that this process shares.
     time.sleep(ORPHAN_S_MAX)
     os._exit(1)
 

@@ -1,4 +1,4 @@
-"""`goblin costs`: what was spent, by what, and what it comes to by the end of the month."""
+"""`goblin costs`: spending of a month, split by provider, model, job or key, and its forecast to the end."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from goblin.core.money import show_usd
 
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"]})
-@click.option("--month", metavar="YYYY-MM", help="Default: this one, in UTC.")
+@click.option("--month", metavar="YYYY-MM", help="Month to show, in UTC. Default: the current month.")
 @click.option("--by", type=click.Choice([b.value for b in GroupBy]), default=GroupBy.PROVIDER.value, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 @DATA
 def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
-    """What was spent in a month, with a forecast to its end."""
+    """Show the spending of a month, with a forecast to its end."""
     now = datetime.now(UTC)
     if month is not None and not re.fullmatch(r"\d{4}-(0[1-9]|1[0-2])", month):
-        fail(f"{month!r} is no month; write it as {month_of(now)}")
+        fail(f"{month!r} is not a month. Write it as {month_of(now)}.")
     reach(data)
     window = month or month_of(now)
 
@@ -44,12 +44,16 @@ def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
         click.echo(msgspec.json.encode(found).decode())
         return
     for line in found.lines:
-        runs = f", up to {show_usd(line.running_usd_micros)} for what runs" if line.running_usd_micros else ""
+        runs = (
+            f", up to {show_usd(line.running_usd_micros)} reserved for running instances"
+            if line.running_usd_micros
+            else ""
+        )
         click.echo(f"{line.name:<32} {show_usd(line.spent_usd_micros):>16}  {line.entries} entries{runs}")
     if found.unattributed_usd_micros:
-        click.echo(f"{'(of no ' + found.by + ')':<32} {show_usd(found.unattributed_usd_micros):>16}")
+        click.echo(f"{'(without a ' + found.by + ')':<32} {show_usd(found.unattributed_usd_micros):>16}")
     click.echo(f"{'total in ' + window:<32} {show_usd(found.total_usd_micros):>16}")
     if found.running_usd_micros:
-        click.echo(f"{'put aside for what runs':<32} {show_usd(found.running_usd_micros):>16}")
+        click.echo(f"{'reserved for running instances':<32} {show_usd(found.running_usd_micros):>16}")
     if found.forecast_usd_micros != found.total_usd_micros:
-        click.echo(f"{'forecast to the end of it':<32} {show_usd(found.forecast_usd_micros):>16}")
+        click.echo(f"{'forecast to the end of month':<32} {show_usd(found.forecast_usd_micros):>16}")

@@ -1,4 +1,4 @@
-"""`goblin dead-letters`: messages that used up their deliveries and wait for a person."""
+"""`goblin dead-letters`: list and replay messages that used up their delivery attempts."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ CALL_S = 10.0
 LISTED_MAX = 100
 SHOWN_BYTES_MAX = 300
 SOURCE = "CloudPubSubDeadLetterSource"
-"""What Pub/Sub adds to a dead letter's attributes: where it came from, how often it was tried."""
+"""Prefix of the attributes that Pub/Sub adds to a dead letter: its subscription, its delivery count."""
 
 TOPIC = click.argument("topic", type=click.Choice(sorted(TOPICS)), required=False)
 
 
 @click.group("dead-letters", context_settings={"help_option_names": ["-h", "--help"]})
 def dead_letters() -> None:
-    """Messages that no function could take: list them, replay them."""
+    """List and replay messages that no function could handle."""
 
 
 @dead_letters.command("list")
 @TOPIC
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DATA
 def list_letters(topic: str | None, as_json: bool, data: Path | None) -> None:
-    """What waits, of TOPIC or of every topic. It goes on waiting."""
+    """List dead letters of TOPIC, or of every topic. They stay where they are."""
     found = []
     with _clouds(data) as (_, subscriber, project):
         for name, held in _pull_all(subscriber, project, topic):
@@ -52,11 +52,11 @@ def list_letters(topic: str | None, as_json: bool, data: Path | None) -> None:
 
 @dead_letters.command()
 @TOPIC
-@click.option("--message", "message_id", help="Only this one.")
-@click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+@click.option("--message", "message_id", help="Id of the only message to replay. Default: all.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @DATA
 def replay(topic: str | None, message_id: str | None, as_json: bool, data: Path | None) -> None:
-    """Publish what waits to its topic again, once its cause is mended; a second time does no harm."""
+    """Publish dead letters to their topic again, after you fixed the cause. A second replay does no harm."""
     replayed = []
     with _clouds(data) as (publisher, subscriber, project):
         for name, held in _pull_all(subscriber, project, topic):
@@ -65,7 +65,7 @@ def replay(topic: str | None, message_id: str | None, as_json: bool, data: Path 
                     _give_back(subscriber, project, name, [letter.ack_id])
                     continue
                 path = publisher.topic_path(project, name)
-                # Published first: a crash in between replays it twice, and handlers bear that.
+                # Publish, then acknowledge: a crash in between replays a message twice, and handlers are idempotent.
                 publisher.publish(path, letter.message.data, **_attributes(letter)).result(CALL_S)
                 _acknowledge(subscriber, project, name, letter.ack_id)
                 replayed.append({"topic": name, "message_id": letter.message.message_id})
@@ -77,7 +77,7 @@ def replay(topic: str | None, message_id: str | None, as_json: bool, data: Path 
 
 @contextmanager
 def _clouds(data: Path | None) -> Iterator[tuple[Any, Any, str]]:
-    """A publisher, a subscriber and the project, of the Goblin that is running or named by the environment."""
+    """Yield a publisher, a subscriber and the project of the Goblin that the environment names or that runs here."""
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import GoogleAuthError
     from google.cloud import pubsub_v1
@@ -91,18 +91,18 @@ def _clouds(data: Path | None) -> Iterator[tuple[Any, Any, str]]:
             open_clients.callback(publisher.transport.close)
             yield publisher, subscriber, project
         except (GoogleAPICallError, GoogleAuthError) as error:
-            fail(f"Pub/Sub: {type(error).__name__}: {getattr(error, 'message', error)}")
+            fail(f"Pub/Sub answered {type(error).__name__}: {getattr(error, 'message', error)}")
 
 
 def _pull_all(subscriber: Any, project: str, topic: str | None) -> list[tuple[str, list[Any]]]:
-    """The dead letters of one topic or of every one, asked at the same time: an empty one takes a while to say so."""
+    """Pull the dead letters of one topic or of all, in parallel: an empty subscription takes seconds to answer."""
     names = [topic] if topic else sorted(TOPICS)
     with ThreadPoolExecutor(len(names)) as threads:
         return list(zip(names, threads.map(lambda name: list(_pull(subscriber, project, name)), names), strict=True))
 
 
 def _pull(subscriber: Any, project: str, topic: str) -> Iterator[Any]:
-    """Every dead letter of a topic, up to a limit, each held for a while."""
+    """Pull every dead letter of a topic, up to a limit; each is held for the acknowledgement deadline."""
     from google.api_core.exceptions import DeadlineExceeded
 
     seen: set[str] = set()
@@ -111,7 +111,7 @@ def _pull(subscriber: Any, project: str, topic: str) -> Iterator[Any]:
         try:
             got = subscriber.pull(request=request, timeout=PULL_S, retry=None).received_messages
         except DeadlineExceeded:
-            return  # Nothing came: the server holds the call open until something does.
+            return  # No message: the server keeps the call open until there is one.
         fresh = [letter for letter in got if letter.message.message_id not in seen]
         seen |= {letter.message.message_id for letter in fresh}
         yield from fresh
@@ -136,7 +136,7 @@ def _acknowledge(subscriber: Any, project: str, topic: str, ack_id: str) -> None
 
 
 def _attributes(letter: Any) -> dict[str, str]:
-    """The message's own; what Pub/Sub added when it gave up is not sent again."""
+    """Return the message's own attributes, without those that Pub/Sub added when it gave up."""
     return {name: value for name, value in letter.message.attributes.items() if not name.startswith(SOURCE)}
 
 
@@ -148,7 +148,7 @@ def _row(topic: str, letter: Any) -> dict[str, Any]:
         "message_id": message.message_id,
         "published_at": message.publish_time.isoformat(),
         "delivery_count": message.attributes.get(f"{SOURCE}DeliveryCount"),
-        # One line, whatever is in it: a terminal obeys control characters.
+        # One line without control characters, because a terminal would execute them.
         "data": "".join(sign if sign.isprintable() else " " for sign in text),
         "attributes": _attributes(letter),
     }

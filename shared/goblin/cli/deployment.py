@@ -1,4 +1,4 @@
-"""Which Goblin a command speaks to: the one that the environment names, else the one that runs on this machine."""
+"""Which Goblin a command talks to: the one that the environment names, else the one that runs on this machine."""
 
 from __future__ import annotations
 
@@ -17,19 +17,22 @@ T = TypeVar("T")
 
 
 def reach(data: Path | None) -> None:
-    """Put its addresses into this process's environment, where Google's clients look; ends when there is none."""
+    """Put the running Goblin's addresses into this process's environment, where Google's clients look.
+
+    Does nothing when `GOBLIN_BUCKET` is set. Ends the command when no Goblin is ready on the data folder.
+    """
     if os.environ.get("GOBLIN_BUCKET"):
         return
     folder = paths.data_folder(data)
     variables = paths.DataFolder(folder).environment()
     if variables is None:
-        fail(f"nothing is running (and ready) on {folder}, and GOBLIN_BUCKET names no other. Start it: ./goblin up")
+        fail(f"No Goblin is ready on {folder}, and GOBLIN_BUCKET is not set. Start it with: ./goblin up")
         return
     os.environ.update(variables)
 
 
 def run(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; an error of ours is one line."""
+    """Run a coroutine to its end; print an error of ours as one line and end the command."""
     try:
         return asyncio.run(work)
     except GoblinError as error:
@@ -38,7 +41,7 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 
 def person() -> str:
-    """Who gives the command, for records."""
+    """Return the name of the user who gives the command, for records."""
     try:
         return getpass.getuser()
     except OSError:

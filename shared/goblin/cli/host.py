@@ -1,7 +1,7 @@
-"""Every function in one local process, each loaded by functions-framework as Google loads it.
+"""Serve every function in one local process, each loaded by functions-framework as Google loads it.
 
-In production each is a service of its own; here they share a port. HTTP functions answer at the paths that
-`cloud.json` gives them, all functions at `/fn/<name>/`, which is where Pub/Sub pushes and schedules call.
+In production each function is a service of its own; here they share a port. HTTP functions answer at the paths in
+`cloud.json`. All functions answer at `/fn/<name>/`, where Pub/Sub pushes and Cloud Scheduler call.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ DRAIN_S = 9
 
 
 class Host:
-    """Sends each request to its function: `/fn/<name>/…` by name, else by the longest declared path."""
+    """ASGI app that sends each request to its function: `/fn/<name>/…` by name, else by the longest declared path."""
 
     def __init__(self, functions: Mapping[str, ASGIApp], paths: Mapping[str, str]) -> None:
         self._functions = functions
@@ -50,7 +50,7 @@ class Host:
 
 
 def build(folder: Path, declaration: Path) -> Host:
-    """Load the functions and give them their paths."""
+    """Load the functions and map the declared paths to them."""
     functions = load_all(folder)
     http = json.loads(declaration.read_text())["http"]
     paths = {path: name for name, said in http.items() for path in said["paths"] if name in functions}

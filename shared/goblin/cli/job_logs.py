@@ -1,4 +1,4 @@
-"""What an attempt wrote: the end of its log, and what follows while it runs."""
+"""Print the log of an attempt: its end, and new lines while it runs."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ from goblin.cli.main import fail
 
 LOOK_S = 2.0
 SILENCE_S_MAX = 90.0
-"""A Goblin that is started again is waited for."""
+"""How long to wait for a Goblin that restarts."""
 OVERLAP = 4096
-"""Characters by which a longer log is recognised as the one seen before, when its beginning is out of sight."""
+"""Characters of overlap that identify the text seen before, once the beginning of a long log is cut off."""
 
 
 def show(api: Api, job_id: str, attempt: int | None) -> None:
-    """The end of a log, as it is now."""
+    """Print the end of a log as it is now."""
     said = api.get(f"/jobs/{job_id}/logs", **_query(attempt))
     if not said["whole"]:
-        click.echo(f"(attempt {said['attempt']}: the beginning is in the bucket)", err=True)
+        click.echo(f"(attempt {said['attempt']}: only the end is shown; the beginning is in the bucket)", err=True)
     click.echo(terminal.lines(said["text"]), nl=False)
 
 
 def follow(api: Api, job_id: str, attempt: int | None) -> None:
-    """Print what is written until the job has ended, or the attempt that was asked for is over."""
+    """Print new log lines until the job has ended, or until the given attempt is over."""
     shown, seen, heard_at = 0, "", time.monotonic()
     while True:
         try:
-            # In this order: what was written before the end is seen after it.
+            # Job first, log second: lines written before the job ended are still read.
             job = api.look(f"/jobs/{job_id}").json()
             said = api.look(f"/jobs/{job_id}/logs", **_query(attempt)).json() if job["attempt"] else None
         except NoAnswer as reason:
@@ -52,7 +52,7 @@ def follow(api: Api, job_id: str, attempt: int | None) -> None:
 
 
 def news(seen: str, now: str) -> str:
-    """What of a log was not there before; all of it when the two have nothing in common."""
+    """Return the part of `now` that follows `seen`; all of `now` when the two do not overlap."""
     if now.startswith(seen):
         return now[len(seen) :]
     tail = seen[-OVERLAP:]

@@ -1,4 +1,4 @@
-"""Jobs as tables: the list, one job, and why it runs where it runs."""
+"""Jobs as tables: the list, one job, and the reasons of its placement."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Told = Mapping[str, Any]
-"""A job, or a part of one, as `/jobs` tells it."""
+"""A job, or a part of one, as `GET /jobs` returns it."""
 
 ENDED = ("succeeded", "failed", "cancelled", "refused")
 CANDIDATES_SHOWN = 15
 WIDE, NARROW = 110, 70
-"""Columns of a terminal from which on, and below which, the list shows more, and less."""
+"""Terminal widths in columns: from `WIDE` on the list shows more columns, below `NARROW` fewer."""
 
 
 def listed(found: Sequence[Told]) -> Table | str:
-    """The list of jobs; fewer columns where there is less room."""
+    """Build the list of jobs; narrow terminals get fewer columns."""
     from rich.table import Table
 
     if not found:
-        return "no jobs yet: goblin jobs submit --help"
+        return "no jobs yet; see: goblin jobs submit --help"
     console = terminal.console()
     room = console.width if console.is_terminal else WIDE
     columns = {
@@ -48,7 +48,7 @@ def listed(found: Sequence[Told]) -> Table | str:
 
 
 def job(told: Told) -> Iterator[Any]:
-    """One job: where it is, why there, and how it came to be there."""
+    """Yield the parts of one job's page: facts, placement with its candidates, history."""
     yield _pairs(list(_facts(told)))
     weighed = told["placement"] or told["no_placement"]
     if weighed:
@@ -80,9 +80,9 @@ def _facts(told: Told) -> Iterator[tuple[str, str]]:
     yield "done", f"{done(told)}{pace(told)}"
     yield "attempt", _attempt(told)
     if told["stop"]:
-        yield "asked to stop", f"{marked(told['stop']['reason'])}; taken away {terminal.ahead(told['stop']['by'])}"
+        yield "asked to stop", f"{marked(told['stop']['reason'])}; instance ends {terminal.ahead(told['stop']['by'])}"
     if told["lies"]:
-        yield "lies", f"{told['lies']}: what its hosts said or uploaded was not so"
+        yield "invalid reports", f"{told['lies']}: its hosts reported or uploaded something untrue"
     yield "money", money(told)
     if told["price_usd_micros_per_hour_max"] is not None:
         yield "price cap", f"{usd(told['price_usd_micros_per_hour_max'])}/h"
@@ -120,7 +120,7 @@ def _needs(needs: Told) -> str:
 
 
 def done(told: Told) -> str:
-    """How far it is: `120 of 400 (30 %)`, or `120`."""
+    """Format the progress: `120 of 400 (30 %)`, or `120` without a known total."""
     step, total = told["step"], told["total"]
     if total is None:
         return str(step) if step else "-"
@@ -128,7 +128,7 @@ def done(told: Told) -> str:
 
 
 def pace(told: Told) -> str:
-    """Speed, loss and the time left, as far as they are known and the job runs."""
+    """Format speed, loss and time left, each where it is known; speed and time only while the job runs."""
     said, progress, left_s = [], told["progress"] or {}, told["forecast"]["left_s"]
     if told["state"] == "running" and progress.get("steps_per_s"):
         said.append(speed(progress["steps_per_s"]))
@@ -140,14 +140,14 @@ def pace(told: Told) -> str:
 
 
 def why(told: Told) -> str:
-    """Why it is where it is; of a job that waits for a machine, why there is none for it."""
+    """Return the reason of the job's state; for a queued job, why no offer was chosen."""
     if told["state"] == "queued" and told["no_placement"]:
         return str(told["no_placement"]["reason"])
     return str(told["reason"])
 
 
 def speed(steps_per_s: float) -> str:
-    """Steps a second, a minute or an hour: whichever is not tiny."""
+    """Format a speed per second, minute or hour: the first unit in which it is at least 1."""
     for seconds, unit in ((1, "s"), (60, "min")):
         if steps_per_s * seconds >= 1:
             return f"{steps_per_s * seconds:.3g}/{unit}"
@@ -155,7 +155,7 @@ def speed(steps_per_s: float) -> str:
 
 
 def money(told: Told) -> str:
-    """What it has cost, what it costs, and what it comes to."""
+    """Format the money of a job: spent so far, price per hour, forecast, budget."""
     spent, at_end, price = told["spent_usd_micros"], told["forecast"]["at_end_usd_micros"], _price(told)
     said = f"{usd(spent)} spent"
     if price:
@@ -172,14 +172,14 @@ def _price(told: Told) -> int:
 
 
 def _why(weighed: Told) -> Iterator[Any]:
-    """The candidates, cheapest first, and why each of the others was not taken."""
+    """Yield the reason of a placement and its candidates, cheapest first, each with why it was rejected."""
     from rich.table import Table
 
-    # A machine may be offered both ways under one id.
+    # One machine can be offered as spot and on demand under the same id.
     chosen = (weighed["offer_id"], weighed["spot"]) if "offer_id" in weighed else None
     yield f"[bold]{'why here' if chosen else 'why nowhere'}[/]  {marked(weighed['reason'])}"
     if (least := weighed.get("price_usd_micros_per_hour_min")) is not None:
-        yield f"it could run for {usd(least)} an hour: --max-cost"
+        yield f"it could run for {usd(least)} an hour: raise --max-cost"
     candidates = weighed["candidates"]
     if not candidates:
         return
@@ -201,7 +201,7 @@ def _why(weighed: Told) -> Iterator[Any]:
         )
     yield table
     if len(candidates) > CANDIDATES_SHOWN:
-        yield f"and {len(candidates) - CANDIDATES_SHOWN} more: --json"
+        yield f"and {len(candidates) - CANDIDATES_SHOWN} more; --json shows all"
 
 
 def _or_dash(value: Any, say: Any) -> str:

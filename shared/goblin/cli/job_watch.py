@@ -1,4 +1,4 @@
-"""Following a job to its end: a bar on a terminal, a line a change in a pipe."""
+"""Follow a job to its end: a progress bar on a terminal, one line per change in a pipe."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ from goblin.cli.terminal import marked
 
 LOOK_S = 0.5
 LINE_S = 5.0
-"""A pipe gets a line for each change of state, and of progress alone at most one in so many seconds."""
+"""Least seconds between two lines in a pipe when only the progress changed; changes of state print at once."""
 SILENCE_S_MAX = 90.0
-"""A Goblin that is started again is waited for."""
+"""How long to wait for a Goblin that restarts."""
 INTERRUPTED = 130
 
 
 def watch(api: Api, job_id: str, *, as_json: bool) -> NoReturn:
-    """Follow a job; the exit code says whether it succeeded."""
+    """Follow a job to its end and exit: 0 if it succeeded, 1 if not, 130 on Ctrl-C."""
     follow = _in_json if as_json else _on_terminal if terminal.console().is_terminal else _in_lines
     try:
         last = follow(api, job_id)
     except KeyboardInterrupt:
-        click.echo(f"\n{job_id} goes on: goblin jobs watch {job_id}", err=True)
+        click.echo(f"\n{job_id} still runs. Watch it again: goblin jobs watch {job_id}", err=True)
         raise SystemExit(INTERRUPTED) from None
     if not as_json:
         click.echo(f"{job_id} {last['state']}: {terminal.plain(last['reason'])}; {money(last)}")
@@ -42,7 +42,7 @@ def watch(api: Api, job_id: str, *, as_json: bool) -> NoReturn:
 
 
 def looks(api: Api, job_id: str) -> Iterator[Told]:
-    """The job at every look until it has ended; silence for a while is borne."""
+    """Poll the job and yield it until it has ended; tolerate up to `SILENCE_S_MAX` without an answer."""
     heard_at = time.monotonic()
     while True:
         try:
@@ -59,7 +59,7 @@ def looks(api: Api, job_id: str) -> Iterator[Told]:
 
 
 def _changes(api: Api, job_id: str) -> Iterator[Told]:
-    """The job each time it is another than before."""
+    """Yield the job each time its state, attempt or progress changed."""
     seen = None
     for job in looks(api, job_id):
         now = (*_standing(job), job["step"], job["progress"])
@@ -91,21 +91,21 @@ def _in_lines(api: Api, job_id: str) -> Told:
 
 
 def line(job: Told) -> str:
-    """All of a job that moves, in one line."""
+    """Format everything about a job that changes, in one line."""
     said = f"{job['state']} {done(job)}{pace(job)}; {money(job)}; {attempt(job)}"
     waits = _waits(job)
     return said + (f"; {terminal.plain(waits)}" if waits else "")
 
 
 def attempt(job: Told) -> str:
-    """Which attempt it is, where, and how many came to nothing."""
+    """Format the attempt: its number, provider, and the preemptions so far."""
     said = f"attempt {job['attempt']}" + (f" on {job['provider']}" if job["provider"] else "")
     lost = job["preemptions"]
     return said + (f", {lost} preemption{'' if lost == 1 else 's'}" if lost else "")
 
 
 def _waits(job: Told) -> str:
-    """Why it does not run, or will not for long."""
+    """Return why the job does not run, or why it was asked to stop; empty otherwise."""
     if job["stop"]:
         return f"asked to stop: {job['stop']['reason']}"
     return "" if job["state"] in ("running", *ENDED) else why(job)
@@ -122,7 +122,7 @@ def _on_terminal(api: Api, job_id: str) -> Told:
 
 
 def picture(job: Told, console: Console) -> Group | str:
-    """A bar with what a person asks first: how far, how fast, how dear."""
+    """Draw the progress bar with speed and cost."""
     if not job:
         return "…"
     known, running = job["total"] is not None, job["state"] == "running"

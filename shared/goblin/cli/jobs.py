@@ -1,4 +1,4 @@
-"""`goblin jobs`: submit, list, show, watch, logs, cancel."""
+"""`goblin jobs`: submit, list, show and watch jobs, print their logs, cancel them."""
 
 from __future__ import annotations
 
@@ -16,48 +16,59 @@ from goblin.cli.api import Api, needed
 from goblin.cli.job_options import HOURS_MAX, Deadline, Dollars, Gpu, Parameter, memory_mib
 from goblin.cli.main import DATA, fail
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 F = TypeVar("F", bound=Callable[..., Any])
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def jobs() -> None:
-    """Training and batch jobs: submit, list, show, watch, logs, cancel."""
+    """Submit, list, show, watch and cancel training and batch jobs, and print their logs."""
 
 
 _WHAT = (
     click.option("--kind", "--type", type=click.Choice(["batch", "training"]), default="batch", show_default=True),
-    click.option("--task", help="Training: which of the image's tasks. Default: its first."),
-    click.option("--image", help="A container image that holds the agent and the task. Default: ours."),
-    click.option("--model", help="Batch: for requests that name none. Training: what its task makes of it."),
-    click.option("--param", "parameters", type=Parameter(), multiple=True, help="For the task, again and again."),
-    click.option("--output", "output_uri", help="gs:// URI to write; never overwrites. Default: outputs/JOB_ID….",),
-    click.option("--job-id", help="The same id twice is the same job. Default: a new one."),
+    click.option("--task", help="Training: name of a task in the image. Default: its first task."),
+    click.option("--image", help="Container image that holds the agent and the task. Default: Goblin's own."),
+    click.option("--model", help="Batch: model for requests that name none. Training: passed to the task."),
+    click.option(
+        "--param", "parameters", type=Parameter(), multiple=True,
+        help="Parameter of the task, for example lr=0.001. Repeatable.",
+    ),
+    click.option("--output", "output_uri", help="gs:// URI to write; never overwrites. Default: outputs/JOB_ID."),
+    click.option("--job-id", help="Id of the job; submitting an id twice gives one job. Default: a new id."),
 )  # fmt: skip
 _MACHINE = (
-    click.option("--gpu", "gpus", type=Gpu(), multiple=True, help="As in RTX_4090; again for another that will do."),
-    click.option("--gpus", "gpu_count", type=click.IntRange(0, 16), help="How many of it. Default: 1 with --gpu."),
-    click.option("--min-vram", type=click.FloatRange(1, 1024), metavar="GB", help="Memory of each GPU."),
+    click.option(
+        "--gpu", "gpus", type=Gpu(), multiple=True,
+        help="GPU model, for example RTX_4090. Repeatable: any of them will do.",
+    ),
+    click.option("--gpus", "gpu_count", type=click.IntRange(0, 16), help="Number of GPUs. Default: 1 with --gpu."),
+    click.option("--min-vram", type=click.FloatRange(1, 1024), metavar="GB", help="Least memory of each GPU, in GB."),
 )  # fmt: skip
 _LIMITS = (
     click.option(
         "--hours", type=click.FloatRange(0, HOURS_MAX, min_open=True),
-        help="How long the work takes without interruptions; a deadline needs it.",
+        help="Hours that the work takes without interruptions. Required with --deadline.",
     ),
-    click.option("--deadline", type=Deadline(), help="+10h, or an ISO time. What cannot be kept is refused at once."),
-    click.option("--budget", type=Dollars(), help="The most that it may cost over all its attempts."),
+    click.option(
+        "--deadline", type=Deadline(), help="Latest end: +10h, or an ISO time. Refused at once if it cannot be met."
+    ),
+    click.option("--budget", type=Dollars(), help="Most dollars that the job may cost, over all its attempts."),
     click.option(
         "--max-cost", type=Dollars(), envvar="VASTAI_MAX_COST_PER_HOUR", show_envvar=True,
-        help="The most that an instance may cost an hour.",
+        help="Most dollars that an instance may cost per hour.",
     ),
     click.option("--priority", type=click.Choice(["high", "default", "low"]), default="default", show_default=True),
-    click.option("--retries", type=click.IntRange(0, 100), help="Failures in a row, beyond the first. Default: 4."),
+    click.option("--retries", type=click.IntRange(0, 100), help="Retries after failures in a row. Default: 4."),
 )  # fmt: skip
 _SAVING = (
-    click.option("--checkpoint-minutes", type=click.FloatRange(0.5, 1440), help="Training: at most. Default: 15."),
+    click.option(
+        "--checkpoint-minutes", type=click.FloatRange(0.5, 1440),
+        help="Training: most minutes between checkpoints. Default: 15.",
+    ),
     click.option("--checkpoint-every", type=click.IntRange(1), help="Batch: items between checkpoints. Default: 50."),
-    click.option("--parallel", type=click.IntRange(1, 64), help="Batch: requests at once. Default: 4."),
-    click.option("--callback-topic", help="A topic that hears of its changes, beside job-status-changed."),
+    click.option("--parallel", type=click.IntRange(1, 64), help="Batch: requests in flight. Default: 4."),
+    click.option("--callback-topic", help="Topic that also gets the job's status changes, beside job-status-changed."),
 )  # fmt: skip
 
 
@@ -73,14 +84,14 @@ def _with(*options: Callable[[F], F]) -> Callable[[F], F]:
 @jobs.command()
 @click.argument("dataset", required=False)
 @_with(*_WHAT, *_MACHINE, *_LIMITS, *_SAVING)
-@click.option("--watch", "watching", is_flag=True, help="Follow it to its end.")
+@click.option("--watch", "watching", is_flag=True, help="Follow the job to its end.")
 @JSON
 @DATA
 def submit(
     *, dataset: str | None, kind: str, job_id: str | None, output_uri: str | None, watching: bool, as_json: bool,
     data: Path | None, **said: Any,
 ) -> None:  # fmt: skip
-    """Run a job.
+    """Submit a job.
 
     A batch (the default) answers the requests in DATASET, an OpenAI batch file. Training runs a task of its image on
     a rented GPU, on DATASET where it needs one:
@@ -89,12 +100,14 @@ def submit(
     goblin jobs submit requests.jsonl
     goblin jobs submit --type training --gpu RTX_4090 --hours 8 --max-cost 0.80
 
-    DATASET is a gs:// URI, or a file here that is uploaded first.
+    DATASET is a gs:// URI, or a local file, which is uploaded first.
     """
     if kind == "batch" and dataset is None:
-        raise click.UsageError("a batch needs DATASET, a file of requests or its gs:// URI; or say --type training")
+        raise click.UsageError(
+            "A batch needs DATASET, a file of requests or its gs:// URI. For training, add --type training"
+        )
     if said["deadline"] and not said["hours"]:
-        raise click.UsageError("--deadline can only be promised with --hours: how long the work takes uninterrupted")
+        raise click.UsageError("--deadline needs --hours: how long the work takes without interruptions")
     api = Api(data)
     job_id = job_id or f"{kind}-{uuid.uuid4().hex[:12]}"
     if dataset is not None and not dataset.startswith("gs://"):
@@ -113,7 +126,7 @@ def submit(
 
         click.echo(f"{job_id} is {job['state']}: {terminal.plain(job_show.why(job))}")
         if job["state"] != "refused":
-            click.echo(f"Follow it: goblin jobs watch {job_id}")
+            click.echo(f"Follow it with: goblin jobs watch {job_id}")
     if job["state"] == "refused":
         raise SystemExit(1)
 
@@ -124,7 +137,7 @@ def _spec(
     deadline: datetime | None, budget: Decimal | None, max_cost: Decimal | None, priority: str, retries: int | None,
     checkpoint_minutes: float | None, checkpoint_every: int | None, parallel: int | None, callback_topic: str | None,
 ) -> dict[str, Any]:  # fmt: skip
-    """The event's words for what was typed; what was not is left to its defaults."""
+    """Map the options to fields of the `job-requested` event; None leaves a field at its default."""
     return {
         "task": task,
         "image": image,
@@ -146,7 +159,7 @@ def _spec(
 
 
 def _output(kind: str, job_id: str, dataset: str | None) -> str:
-    """Beside the dataset: a job reads and writes one bucket."""
+    """Return the default output URI, in the dataset's bucket: a job reads and writes one bucket."""
     bucket = dataset.removeprefix("gs://").partition("/")[0] if dataset else needed("GOBLIN_BUCKET")
     return f"gs://{bucket}/outputs/{job_id}" + (".jsonl" if kind == "batch" else "")
 
@@ -155,12 +168,12 @@ def _upload(file: Path, job_id: str) -> str:
     from google.api_core.exceptions import GoogleAPICallError
 
     if not file.is_file():
-        fail(f"no file {file}; DATASET is a file or a gs:// URI")
+        fail(f"There is no file {file}. DATASET is a file or a gs:// URI.")
     uri = f"gs://{needed('GOBLIN_BUCKET')}/datasets/{job_id}{file.suffix or '.jsonl'}"
     try:
         create(uri, file)
     except (GoogleAPICallError, OSError) as error:
-        fail(f"{file} could not be uploaded to {uri}: {error}")
+        fail(f"Could not upload {file} to {uri}: {error}")
     return uri
 
 
@@ -169,7 +182,7 @@ def _upload(file: Path, job_id: str) -> str:
 @JSON
 @DATA
 def list_jobs(limit: int, as_json: bool, data: Path | None) -> None:
-    """The newest jobs."""
+    """List the newest jobs."""
     found = Api(data).get("/jobs", limit=limit)["data"]
     if as_json:
         click.echo(json.dumps(found))
@@ -184,7 +197,7 @@ def list_jobs(limit: int, as_json: bool, data: Path | None) -> None:
 @JSON
 @DATA
 def show(job_id: str, as_json: bool, data: Path | None) -> None:
-    """One job: how far it is, what it costs, why it runs where it runs, how it came to be there."""
+    """Show one job: progress, cost, placement with its reasons, history."""
     job = Api(data).get(f"/jobs/{job_id}")
     if as_json:
         click.echo(json.dumps(job))
@@ -199,7 +212,7 @@ def show(job_id: str, as_json: bool, data: Path | None) -> None:
 @JSON
 @DATA
 def watch(job_id: str, as_json: bool, data: Path | None) -> None:
-    """Follow a job to its end; the exit code says whether it succeeded."""
+    """Follow a job to its end; exit with 0 if it succeeded, else with 1."""
     from goblin.cli import job_watch
 
     job_watch.watch(Api(data), job_id, as_json=as_json)
@@ -207,14 +220,14 @@ def watch(job_id: str, as_json: bool, data: Path | None) -> None:
 
 @jobs.command()
 @click.argument("job_id")
-@click.option("--attempt", type=click.IntRange(1, 10**8), help="Default: the last one.")
-@click.option("--follow", "-f", "following", is_flag=True, help="Go on until the job has ended.")
+@click.option("--attempt", type=click.IntRange(1, 10**8), help="Number of the attempt. Default: the last one.")
+@click.option("--follow", "-f", "following", is_flag=True, help="Print new lines until the job has ended.")
 @JSON
 @DATA
 def logs(job_id: str, attempt: int | None, following: bool, as_json: bool, data: Path | None) -> None:
-    """What a training wrote: the end of its log."""
+    """Print the end of the log of a training job."""
     if following and as_json:
-        raise click.UsageError("--json is one answer; --follow is many: choose")
+        raise click.UsageError("--json and --follow cannot be combined: --json prints one answer, --follow many")
     from goblin.cli import job_logs
 
     api = Api(data)
@@ -231,16 +244,16 @@ def logs(job_id: str, attempt: int | None, following: bool, as_json: bool, data:
 @JSON
 @DATA
 def cancel(job_id: str, as_json: bool, data: Path | None) -> None:
-    """End a job; what it had not finished is not written."""
+    """Cancel a job; unfinished work is not written to its output."""
     job = Api(data).post(f"/jobs/{job_id}/cancel")
     click.echo(json.dumps(job) if as_json else f"{job_id} is {job['state']}")
 
 
 def create(uri: str, file: Path) -> None:
-    """Upload a file under a name that is free.
+    """Upload a file to a URI at which no object exists.
 
     Raises:
-        PreconditionFailed: Something lies there; or any other of Google's errors.
+        PreconditionFailed: An object exists there. Google's other errors pass through.
     """
     from google.cloud import storage
 

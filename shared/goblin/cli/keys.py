@@ -1,4 +1,4 @@
-"""`goblin keys`: who may call. A key is shown once, when it is made; what is stored is its SHA-256."""
+"""`goblin keys`: create, list and revoke API keys. A key is shown once, when it is made; only its SHA-256 is stored."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from goblin.core.errors import NotFound
 from goblin.gateway.keys import digest_of
 from goblin.gateway.ports import ApiKey, Scope
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 SHOWN = 12
-"""Characters of a digest: enough to tell keys apart, and no help to anybody who wants one."""
+"""Characters of a digest that are shown: enough to tell keys apart, too few to guess a key."""
 _UNITS = {"h": timedelta(hours=1), "d": timedelta(days=1)}
 
 
@@ -29,29 +29,34 @@ class _Span(click.ParamType):
     def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
         found = re.fullmatch(r"([1-9][0-9]{0,4})([hd])", value)
         if found is None:
-            self.fail(f"{value!r} is no span of time; write 30d or 12h", param, ctx)
+            self.fail(f"{value!r} is not a span of time; write 30d or 12h", param, ctx)
         return int(found[1]) * _UNITS[found[2]]
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def keys() -> None:
-    """API keys: create, list, revoke."""
+    """Create, list and revoke API keys."""
 
 
 @keys.command()
 @click.argument("name")
-@click.option("--tenant", default="", help="Whose it is: the keys of a tenant share what is cached.")
+@click.option("--tenant", default="", help="Owner of the key. Keys of one tenant share cached answers. Default: none.")
 @click.option(
     "--scope",
     "scopes",
     multiple=True,
     type=click.Choice([str(scope) for scope in Scope]),
-    help="Default: inference. Repeat.",
+    help="What the key may do. Default: inference. Repeatable.",
 )
-@click.option("--model", "models", multiple=True, help="A model it may ask; org/* for all that begin so. Default: all.")
-@click.option("--rate", type=click.IntRange(min=1), help="Requests a minute.")
-@click.option("--parallel", type=click.IntRange(min=1), help="Requests at once.")
-@click.option("--expires", type=_Span(), help="When it ends. Default: never.")
+@click.option(
+    "--model",
+    "models",
+    multiple=True,
+    help="Model that the key may use; org/* means all that begin with org/. Default: all. Repeatable.",
+)
+@click.option("--rate", type=click.IntRange(min=1), help="Most requests per minute. Default: no limit.")
+@click.option("--parallel", type=click.IntRange(min=1), help="Most requests in flight. Default: no limit.")
+@click.option("--expires", type=_Span(), help="Time until the key expires. Default: never.")
 @JSON
 @DATA
 def create(
@@ -65,7 +70,7 @@ def create(
     as_json: bool,
     data: Path | None,
 ) -> None:
-    """Make a key called NAME, and show it: this is the only time."""
+    """Create a key called NAME and show it, this once."""
     reach(data)
     now = datetime.now(UTC)
     secret = f"gob-{secrets.token_urlsafe(32)}"
@@ -91,14 +96,14 @@ def create(
         click.echo(msgspec.json.encode({"key": secret, **_fields(key)}).decode())
         return
     click.echo(secret)
-    click.echo(f"{name}: {', '.join(key.scopes)}. Keep it: it is not stored and cannot be shown again.", err=True)
+    click.echo(f"{name}: {', '.join(key.scopes)}. Keep the key: it is not stored and cannot be shown again.", err=True)
 
 
 @keys.command(name="list")
 @JSON
 @DATA
 def list_keys(as_json: bool, data: Path | None) -> None:
-    """Every key, the oldest first."""
+    """List every key, the oldest first."""
     reach(data)
     found = run(_all())
     if as_json:
@@ -107,7 +112,7 @@ def list_keys(as_json: bool, data: Path | None) -> None:
     for key in found:
         click.echo(f"{key.digest[:SHOWN]}  {_state(key, datetime.now(UTC)):<8} {key.name:<24} {_limits(key)}")
     if not found:
-        click.echo("no keys: make one with  goblin keys create NAME")
+        click.echo("no keys; make one with: goblin keys create NAME")
 
 
 @keys.command()
@@ -115,7 +120,7 @@ def list_keys(as_json: bool, data: Path | None) -> None:
 @JSON
 @DATA
 def revoke(which: str, as_json: bool, data: Path | None) -> None:
-    """End a key: WHICH is its name, or the beginning of its digest. It stops within 60 seconds."""
+    """Revoke a key; WHICH is its name, or the beginning of its digest. It stops working within 60 seconds."""
     reach(data)
 
     async def work() -> ApiKey:
@@ -123,14 +128,14 @@ def revoke(which: str, as_json: bool, data: Path | None) -> None:
 
         key = _only([key for key in await _all() if not key.disabled], which)
         if not await gateway_wiring.key_store().disable(key.digest):
-            raise NotFound(f"There is no key {which!r} any more.")
+            raise NotFound(f"The key {which!r} was removed meanwhile.")
         return key
 
     key = run(work())
     if as_json:
         click.echo(msgspec.json.encode({"revoked": key.digest[:SHOWN], "name": key.name}).decode())
         return
-    click.echo(f"{key.name} ({key.digest[:SHOWN]}) is revoked; the last instance that knows it forgets it in 60 s.")
+    click.echo(f"{key.name} ({key.digest[:SHOWN]}) is revoked and stops working within 60 s.")
 
 
 async def _all() -> Sequence[ApiKey]:
@@ -140,14 +145,14 @@ async def _all() -> Sequence[ApiKey]:
 
 
 def _only(keys: Sequence[ApiKey], which: str) -> ApiKey:
-    """The one key that is meant; ends when that is not one."""
+    """Return the only key that `which` names; end the command when several match."""
     found = [key for key in keys if key.name == which] or [
         key for key in keys if len(which) >= 6 and key.digest.startswith(which.lower())
     ]
     if not found:
-        raise NotFound(f"There is no key {which!r} that still works.")
+        raise NotFound(f"There is no active key {which!r}. List the keys with: goblin keys list")
     if len(found) > 1:
-        fail(f"{len(found)} keys are called {which!r}; say which: {', '.join(key.digest[:SHOWN] for key in found)}")
+        fail(f"{len(found)} keys are called {which!r}. Use a digest: {', '.join(key.digest[:SHOWN] for key in found)}")
     return found[0]
 
 
@@ -173,5 +178,5 @@ def _limits(key: ApiKey) -> str:
 
 
 def _fields(key: ApiKey) -> dict[str, object]:
-    """For programs: all that is stored, with as much of the digest as names it."""
+    """Return all that is stored of a key, with a shortened digest, for JSON output."""
     return {**msgspec.to_builtins(key), "digest": key.digest[:SHOWN], "state": _state(key, datetime.now(UTC))}

@@ -1,4 +1,4 @@
-"""The `goblin` command's words. Each command imports what it needs when it runs: `--help` is instant."""
+"""The `goblin` command line. Each command imports what it needs when it runs, so that `--help` is fast."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DATA = click.option(
 
 
 class BadWords(click.ClickException):
-    """What was typed makes no sense; one line says what would."""
+    """A command line that cannot be understood; printed as one line, exit code 2."""
 
     exit_code = 2
 
@@ -35,18 +35,18 @@ class BadWords(click.ClickException):
 
 @contextmanager
 def _one_line() -> Iterator[None]:
-    """Say what is wrong with a command's words, not the usage of all of them."""
+    """Print a usage error as one line, without the whole usage text."""
     try:
         yield
     except click.exceptions.NoArgsIsHelpError:
         raise
     except click.UsageError as error:
-        where = f" ({error.ctx.command_path} --help says more)" if error.ctx else ""
+        where = f" (see: {error.ctx.command_path} --help)" if error.ctx else ""
         raise BadWords(f"{' '.join(error.format_message().split()).rstrip('.')}{where}") from error
 
 
 class _Commands(click.Group):
-    """Loads a command's module when the command is named."""
+    """Command group that imports a command's module when the command is used."""
 
     lazy: ClassVar[dict[str, tuple[str, str]]] = {
         "budget": ("goblin.cli.budget", "budget"),
@@ -80,35 +80,37 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="goblin")
 def main() -> None:
-    """One OpenAI-compatible endpoint and one job topic in front of many GPU clouds."""
+    """Run Goblin: one OpenAI-compatible endpoint and one job topic in front of many GPU clouds."""
 
 
 def fail(message: str) -> NoReturn:
-    """End with one line that says what to do."""
+    """Print one line that says what is wrong and what to do; exit with 1."""
     click.echo(f"goblin: {message}", err=True)
     raise SystemExit(1)
 
 
 @main.command()
-@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port of everything HTTP.")
+@click.option("--port", type=click.IntRange(1, 65535), default=8080, show_default=True, help="Port for HTTP.")
 @DATA
 @click.option(
     "--cloud", type=click.Choice(["embedded", "emulators"]), default="embedded", show_default=True,
-    help="Our own local cloud, or Google's emulators for Pub/Sub and Firestore (they forget when stopped).",
+    help="Goblin's own local cloud, or Google's emulators of Pub/Sub and Firestore, which lose all data when stopped.",
 )  # fmt: skip
 @click.option(
     "--model", type=click.Path(path_type=Path), envvar="GOBLIN_MODEL",
-    help="A GGUF file to serve. Default: goblin-tiny, which comes along.",
+    help="GGUF file to serve. Default: goblin-tiny, which is included.",
 )  # fmt: skip
-@click.option("--fakes", is_flag=True, help="With markets of rented GPUs on this machine, for jobs on spot.")
+@click.option(
+    "--fakes", is_flag=True, help="Also run simulated GPU markets (Vast.ai and RunPod) on this machine, for jobs."
+)
 @click.option(
     "--pace", type=click.FloatRange(0.1, 1000), default=1.0, show_default=True,
-    help="With --fakes: how many times faster than life their machines boot and are taken away.",
+    help="With --fakes: speed-up of machine boots and preemptions against real time.",
 )  # fmt: skip
 def up(
     port: int, data: Path | None, cloud: Literal["embedded", "emulators"], model: Path | None, fakes: bool, pace: float
 ) -> None:  # fmt: skip
-    """Run the whole of Goblin on this machine until Ctrl-C."""
+    """Run all of Goblin on this machine until Ctrl-C."""
     from goblin.cli import up as running
 
     def say(text: str) -> None:
@@ -118,7 +120,7 @@ def up(
         _show_ready(variables, folder, seconds)
 
     folder = paths.data_folder(data)
-    say(f"starting; data in {folder}")
+    say(f"starting; data folder: {folder}")
     try:
         choice = running.UpOptions(port=port, data=folder, cloud=cloud, model=model, fakes=fakes, pace=pace)
         code = running.main(choice, say, ready)
@@ -129,7 +131,7 @@ def up(
 
 
 def _show_ready(variables: dict[str, str], folder: Path, seconds: float) -> None:
-    """Print the table that says that everything answers, and how to use it."""
+    """Print that everything is ready, the addresses, and how to use them."""
     from rich.console import Console
     from rich.table import Table
 
@@ -153,11 +155,11 @@ def _show_ready(variables: dict[str, str], folder: Path, seconds: float) -> None
 @main.command()
 @DATA
 def env(data: Path | None) -> None:
-    """Print the variables that point any app at the running Goblin: eval "$(./goblin env)"."""
+    """Print the variables that point an app at the running Goblin; use with: eval "$(./goblin env)"."""
     folder = paths.data_folder(data)
     variables = paths.DataFolder(folder).environment()
     if variables is None:
-        fail(f"nothing is running (and ready) on {folder}. Start it with: ./goblin up")
+        fail(f"No Goblin is ready on {folder}. Start it with: ./goblin up")
         return
     for name, value in variables.items():
         click.echo(f"export {name}={shlex.quote(value)}")
@@ -166,41 +168,41 @@ def env(data: Path | None) -> None:
 def _checkout() -> Path:
     root = paths.checkout()
     if root is None:
-        fail("tests and benches live in the checkout: git clone it and run ./goblin there.")
+        fail("Tests and benches need a checkout. Clone the repository and run ./goblin there.")
     return root
 
 
 @main.command(context_settings={"ignore_unknown_options": True, "help_option_names": []})
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def test(words: tuple[str, ...]) -> None:
-    """Run the tests; further words go to pytest."""
+    """Run the tests; further arguments go to pytest."""
     os.chdir(_checkout())
-    # One more than the cores of the smallest machine that counts: a third of the suite waits for real processes.
+    # One worker more than the two cores of the smallest supported machine: a third of the suite waits for processes.
     workers = () if any(word.startswith(("-n", "--pdb")) for word in words) else ("-n", "3", "--dist", "loadgroup")
     os.execv(sys.executable, [sys.executable, "-m", "pytest", *workers, *words])  # noqa: S606 - ourselves
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="End with one JSON object on the last line.")
-@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Also draw the result into this file.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object on the last line.")
+@click.option("--plot", type=click.Path(dir_okay=False, path_type=Path), help="Image file to draw the result into.")
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def bench(name: str | None, as_json: bool, plot: Path | None, words: tuple[str, ...]) -> None:
-    """Measure NAME side by side with what it is compared to; without NAME, list the benches."""
+    """Run the benchmark NAME, side by side with what it is compared to; without NAME, list the benchmarks."""
     folder = _checkout() / "tests" / "bench"
     known = sorted(file.stem for file in folder.glob("[a-z]*.py"))
     if name is None:
         click.echo("\n".join(known))
         return
     if name not in known:
-        fail(f"no bench {name!r}. There are: {', '.join(known)}")
+        fail(f"There is no benchmark {name!r}. Choose one of: {', '.join(known)}.")
     sys.path.insert(0, str(folder.parent.parent))
     measured: dict[str, Any] = runpy.run_path(str(folder / f"{name}.py"))
     result = measured["run"](list(words))
     click.echo(measured["table"](result))
     if plot is not None:
         if "plot" not in measured:
-            fail(f"bench {name} draws no picture: its table says it all.")
+            fail(f"The benchmark {name} has no plot. Run it without --plot.")
         measured["plot"](result, plot)
         click.echo(f"plot: {plot}")
     if as_json:

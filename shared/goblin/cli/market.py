@@ -1,4 +1,4 @@
-"""`goblin market`: the markets of `up --fakes`, looked at and moved."""
+"""`goblin market`: show and control the GPU markets of `goblin up --fakes`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from goblin.cli.deployment import reach
 from goblin.cli.fakes import URL
 from goblin.cli.main import DATA, fail
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer in JSON.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 INSTANCE = click.argument("instance")
 CALL_S = 10.0
 
@@ -26,9 +26,9 @@ CALL_S = 10.0
 @DATA
 @click.pass_context
 def market(context: click.Context, as_json: bool, data: Path | None) -> None:
-    """The rented machines of `up --fakes`: look at them, outbid, kill.
+    """Show the GPU markets of `goblin up --fakes`; outbid or kill their instances.
 
-    INSTANCE is a job's id, for its newest instance, or an instance's label.
+    INSTANCE is the id of a job, which means its newest instance, or the label of an instance.
     """
     if context.invoked_subcommand is None:
         seen = _look(data)
@@ -42,11 +42,17 @@ def market(context: click.Context, as_json: bool, data: Path | None) -> None:
 
 @market.command()
 @INSTANCE
-@click.option("--for", "for_s", type=click.FloatRange(min=0), metavar="SECONDS", help="Default: for good.")
-@click.option("--in-full", is_flag=True, help="By somebody who pays the whole price, which no bid beats.")
+@click.option(
+    "--for",
+    "for_s",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    help="How long the other bid lasts. Default: for ever.",
+)
+@click.option("--in-full", is_flag=True, help="Outbid at the full on-demand price, which no bid beats.")
 @DATA
 def outbid(instance: str, for_s: float | None, in_full: bool, data: Path | None) -> None:
-    """Somebody else takes the machine by paying more; the instance is stopped."""
+    """Outbid an instance: another customer takes its machine and the instance stops."""
     _pull(data, "outbid", instance, for_s=for_s, in_full=in_full)
 
 
@@ -54,7 +60,7 @@ def outbid(instance: str, for_s: float | None, in_full: bool, data: Path | None)
 @INSTANCE
 @DATA
 def relent(instance: str, data: Path | None) -> None:
-    """Whoever outbid the instance leaves its machine."""
+    """End an outbid: the other customer leaves the machine of INSTANCE."""
     _pull(data, "relent", instance)
 
 
@@ -62,7 +68,7 @@ def relent(instance: str, data: Path | None) -> None:
 @INSTANCE
 @DATA
 def kill(instance: str, data: Path | None) -> None:
-    """The instance's program is gone, without a word."""
+    """Kill the program on an instance without a warning."""
     _pull(data, "kill", instance)
 
 
@@ -70,22 +76,22 @@ def kill(instance: str, data: Path | None) -> None:
 @INSTANCE
 @DATA
 def die(instance: str, data: Path | None) -> None:
-    """The instance's host is gone."""
+    """Take the host of an instance offline."""
     _pull(data, "die", instance)
 
 
 @market.command()
 @click.argument("machine", type=int)
-@click.option("--floor", type=click.FloatRange(min=0), metavar="DOLLARS", help="The least bid for a GPU and hour.")
-@click.option("--price", type=click.FloatRange(min=0), metavar="DOLLARS", help="On demand, for a GPU and hour.")
+@click.option("--floor", type=click.FloatRange(min=0), metavar="DOLLARS", help="Least bid per GPU and hour.")
+@click.option("--price", type=click.FloatRange(min=0), metavar="DOLLARS", help="On-demand price per GPU and hour.")
 @DATA
 def price(machine: int, floor: float | None, price: float | None, data: Path | None) -> None:
-    """Change what MACHINE asks for from now on."""
+    """Change the prices of MACHINE from now on."""
     if floor is None and price is None:
-        raise click.UsageError("say --floor or --price, in dollars for a GPU and hour")
+        raise click.UsageError("Give --floor or --price, in dollars per GPU and hour")
     prices = {"floor": floor, "price": price}
     _ask(data, "POST", "/price", {"machine_id": machine} | {k: v for k, v in prices.items() if v is not None})
-    click.echo(f"machine {machine} asks for another price")
+    click.echo(f"machine {machine} has a new price")
 
 
 def _look(data: Path | None) -> dict[str, Any]:
@@ -100,11 +106,11 @@ def _pull(data: Path | None, lever: str, instance: str, **said: Any) -> None:
 
 
 def _newest(seen: Mapping[str, Any], job_id: str) -> str:
-    """The label of a job's newest instance; ends when it has none."""
+    """Return the label of a job's newest instance; end the command when it has none."""
     pattern = re.compile(rf"(goblin-{re.escape(job_id)}-a(\d+))(@.*)?")
     found = [match for label in _labels(seen) if (match := pattern.fullmatch(label))]
     if not found:
-        fail(f"job {job_id} has no instance; `goblin market` lists what there is")
+        fail(f"Job {job_id} has no instance. List the instances with: goblin market")
     return max(found, key=lambda match: int(match[2]))[1]
 
 
@@ -118,14 +124,14 @@ def _labels(seen: Mapping[str, Any]) -> Iterator[str]:
 def _ask(data: Path | None, method: str, path: str, said: Any = None) -> Any:
     reach(data)
     if not os.environ.get(URL):
-        fail("there is no market here; `goblin up --fakes` starts one")
+        fail("No market is running. Start one with: goblin up --fakes")
     url = f"{os.environ[URL]}/market{path}"
     try:
         answer = httpx.request(method, url, json=said, timeout=CALL_S, trust_env=False)
     except httpx.HTTPError as error:
-        fail(f"{url} does not answer: {error or type(error).__name__}")
+        fail(f"The market at {url} does not answer: {error or type(error).__name__}")
     if not answer.is_success:
-        fail(f"the market says no: {answer.text[:300]}")
+        fail(f"The market refused: {answer.text[:300]}")
     return answer.json()
 
 
@@ -156,7 +162,7 @@ def _shown(seen: Mapping[str, Any]) -> Iterator[Any]:
     else:
         yield "nothing is rented"
     billed = sum(bill["usd"] for bill in vast["bills"])
-    yield f"\nVast.ai has billed ${billed:.6f} in all; at RunPod ${runpod['balance_usd']:.6f} are left"
+    yield f"\nVast.ai has billed ${billed:.6f} in all; the RunPod balance is ${runpod['balance_usd']:.6f}"
 
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:

@@ -1,4 +1,4 @@
-"""`goblin models`: register versions, promote them, go back, and see what is served."""
+"""`goblin models`: register versions, promote them, roll back, and show what is served."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from goblin.registry import rollout
 from goblin.registry.domain.versions import ModelName, Promotion, Version, parse_version
 from goblin.registry.policy.promotion import NONE, PromotionRequest
 
-JSON = click.option("--json", "as_json", is_flag=True, help="Answer with one JSON object.")
-REASON = click.option("--reason", default="", help="For the history.")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+REASON = click.option("--reason", default="", help="Reason, kept in the history.")
 
 
 class _Name(click.ParamType):
@@ -48,13 +48,13 @@ class _Expected(_Version):
 
 
 EXPECT = click.option(
-    "--expect", type=_Expected(), help="Only if this version is in production now; `none`: if nothing is."
+    "--expect", type=_Expected(), help="Move only if this version is in production now; `none` means that nothing is."
 )
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 def models() -> None:
-    """Versions of models: register, promote, roll back, list."""
+    """Register, promote, roll back and list versions of models."""
 
 
 @models.command()
@@ -64,7 +64,7 @@ def models() -> None:
 @JSON
 @DATA
 def register(name: ModelName, version: str, file: Path, as_json: bool, data: Path | None) -> None:
-    """Upload the GGUF FILE as VERSION (such as 1.2.0) of ORG/MODEL. Versions never change."""
+    """Upload the GGUF FILE as VERSION (for example 1.2.0) of ORG/MODEL. A version never changes."""
     reach(data)
     done = run(_register(name, version, file))
     if as_json:
@@ -119,7 +119,7 @@ def promote(name: ModelName, version: str, expect: str | None, reason: str, as_j
 @JSON
 @DATA
 def rollback(name: ModelName, expect: str | None, reason: str, as_json: bool, data: Path | None) -> None:
-    """Put into production what was there before; again: what was before that."""
+    """Put the previous version back into production. A second rollback goes back one more."""
     reach(data)
 
     async def work() -> service.PromotionOutcome:
@@ -135,7 +135,7 @@ def rollback(name: ModelName, expect: str | None, reason: str, as_json: bool, da
 @JSON
 @DATA
 def list_models(as_json: bool, data: Path | None) -> None:
-    """Every model: what is in production, who serves it, and who refused it."""
+    """List every model: the version in production, and the model servers that serve or refused it."""
     reach(data)
 
     async def work() -> list[rollout.RolloutOverview]:
@@ -167,7 +167,7 @@ def list_models(as_json: bool, data: Path | None) -> None:
 @JSON
 @DATA
 def show(name: ModelName, as_json: bool, data: Path | None) -> None:
-    """One model: its versions, and the moves of its production pointer."""
+    """Show one model: its versions and its promotions."""
     reach(data)
 
     async def work() -> tuple[rollout.RolloutOverview, list[Promotion]]:
@@ -176,7 +176,7 @@ def show(name: ModelName, as_json: bool, data: Path | None) -> None:
         deps = registry_wiring.rollout()
         found = next((one for one in await rollout.overview(deps) if one.name == name), None)
         if found is None:
-            raise NotFound(f"There is no model {name}.")
+            raise NotFound(f"There is no model {name}. List the models with: goblin models list")
         return found, await service.history(name, deps.models)
 
     found, moves = run(work())
@@ -214,7 +214,7 @@ def _show_move(moved: service.PromotionOutcome, as_json: bool) -> None:
         return
     click.echo(f"{what} is in production (seq {promotion.seq}); before: {promotion.previous or 'nothing'}")
     if not moved.announced:
-        click.echo("its event could not be published yet and follows within a minute", err=True)
+        click.echo("its event could not be published yet; it is published within a minute", err=True)
 
 
 def _overview_row(one: rollout.RolloutOverview) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Where things lie: the checkout or the installed wheel, and the data folder with its lock."""
+"""Paths: the checkout or the installed wheel, and the data folder with its lock."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ _CHECKOUT = _PACKAGE.parent.parent
 
 
 class Held(Exception):
-    """Another `goblin up` works on the data folder."""
+    """Another `goblin up` holds the data folder."""
 
     def __init__(self, folder: Path, holder: dict[str, Any]) -> None:
         self.holder = holder
         who = f"goblin up (process {holder['pid']}, {holder['url']})" if holder else "another process"
-        super().__init__(f"{folder} is in use by {who}. Stop that one, or choose another folder with --data DIR.")
+        super().__init__(f"{folder} is in use by {who}. Stop it, or choose another folder with --data DIR.")
 
 
 def checkout() -> Path | None:
-    """The root of the checkout this runs from; None when installed from a wheel."""
+    """Return the root of the checkout that this code runs from; None when installed from a wheel."""
     return _CHECKOUT if (_CHECKOUT / "functions" / "__init__.py").is_file() else None
 
 
 def functions_folder() -> Path:
-    """The folder of doorways, beside the package in a wheel."""
+    """Return the folder of function files: `functions/` in a checkout, inside the package in a wheel."""
     root = checkout()
     return root / "functions" if root else _PACKAGE / "_bundle" / "functions"
 
 
 def declaration() -> Path:
-    """The JSON file that says what the cloud holds."""
+    """Return the JSON file that declares topics, schedules and paths."""
     return _PACKAGE / "cloud.json"
 
 
 def default_model() -> Path:
-    """The model that comes along: goblin-tiny."""
+    """Return the path of the included model, goblin-tiny."""
     return Path(str(resources.files("goblin_llamacpp"))) / "models" / "goblin-tiny.gguf"
 
 
 def data_folder(named: Path | None) -> Path:
-    """The folder of all local state: as named, `.goblin` in a checkout, else the user's own data folder."""
+    """Return the folder of all local state: `named`, else `.goblin` in a checkout, else the user's data folder."""
     if named is not None:
         return named.absolute()
     if root := checkout():
@@ -55,10 +55,10 @@ def data_folder(named: Path | None) -> Path:
 
 
 class DataFolder:
-    """The data folder, held by one `up` at a time.
+    """The data folder, held by one `goblin up` at a time.
 
-    The lock belongs to the open file, and children inherit it: it is free only when the last of them is gone, so two
-    processes never write one database.
+    The lock belongs to the open file, and children inherit it. It is free only when the last of them has ended, so that
+    two runs never write to one database.
     """
 
     def __init__(self, path: Path) -> None:
@@ -66,11 +66,11 @@ class DataFolder:
         self._lock: int | None = None
 
     def hold(self) -> int:
-        """Take the folder, making it if needed, and return the lock's file descriptor for children to inherit.
+        """Lock the folder, creating it if needed, and return the lock's file descriptor for children to inherit.
 
         Raises:
-            Held: Somebody has it.
-            OSError: It cannot be made or written.
+            Held: Another process holds it.
+            OSError: It cannot be created or written.
         """
         self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
         lock = os.open(self.path / "lock", os.O_RDWR | os.O_CREAT, 0o600)
@@ -84,7 +84,7 @@ class DataFolder:
         return lock
 
     def sign(self, url: str) -> None:
-        """Say on the lock who holds it, for the next one who asks."""
+        """Write down who holds the lock, for the error message of the next `goblin up`."""
         self._write("holder.json", json.dumps({"pid": os.getpid(), "url": url}))
 
     def _holder(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class DataFolder:
         return {}
 
     def held(self) -> bool:
-        """Whether anybody has the folder now."""
+        """Whether a process holds the folder now."""
         try:
             lock = os.open(self.path / "lock", os.O_RDWR)
         except OSError:
@@ -110,7 +110,7 @@ class DataFolder:
             os.close(lock)
 
     def api_key(self) -> str:
-        """The local key, made on first use and kept."""
+        """Return the local API key; create and keep it on first use."""
         path = self.path / "api-key"
         with suppress(FileNotFoundError):
             if key := path.read_text().strip():
@@ -120,20 +120,20 @@ class DataFolder:
         return key
 
     def write_credentials(self, account: dict[str, str]) -> Path:
-        """Keep a service account's key file, as Google's clients read it."""
+        """Write a service account's key file in the format of Google's clients; return its path."""
         self._write("service-account.json", json.dumps(account, indent=1))
         return self.path / "service-account.json"
 
     def write_environment(self, variables: dict[str, str]) -> None:
-        """Keep what `goblin env` prints; its presence says that everything is ready."""
+        """Write what `goblin env` prints; the file's presence means that everything is ready."""
         self._write("environment.json", json.dumps(variables, indent=1))
 
     def forget_environment(self) -> None:
-        """Nothing runs any more."""
+        """Delete what `goblin env` prints, because Goblin is not ready or has stopped."""
         (self.path / "environment.json").unlink(missing_ok=True)
 
     def environment(self) -> dict[str, str] | None:
-        """What `goblin env` prints; None unless an `up` is running and ready."""
+        """Return what `goblin env` prints; None unless a `goblin up` is running and ready."""
         if not self.held():
             return None
         try:
@@ -143,7 +143,7 @@ class DataFolder:
         return {str(name): str(value) for name, value in said.items()}
 
     def _write(self, name: str, text: str) -> None:
-        """Replace a file at once, readable by its owner alone."""
+        """Replace a file atomically, readable by its owner only."""
         draft = self.path / f".{name}.{os.getpid()}"
         with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
             file.write(text)

@@ -1,4 +1,4 @@
-"""Where everything of a `goblin up` listens."""
+"""Ports on which the servers of `goblin up` listen."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ HOST = "127.0.0.1"
 
 
 class Taken(Exception):
-    """Somebody listens there already."""
+    """The chosen port is in use."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ports:
-    """One for each server."""
+    """One port for each server."""
 
     http: int
     pubsub: int
@@ -32,7 +32,7 @@ class Ports:
 
 
 def is_free(port: int) -> bool:
-    """Whether nobody listens on the port."""
+    """Whether the port is free on this machine."""
     with socket.socket() as sock:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -43,13 +43,13 @@ def is_free(port: int) -> bool:
 
 
 def choose(http: int) -> Ports:
-    """Take the usual ports where they are free, any free one elsewhere; HTTP's is the person's word.
+    """Choose the usual ports where they are free, else any free ones; the HTTP port is the given one.
 
     Raises:
-        Taken: The HTTP port is.
+        Taken: The HTTP port is in use.
     """
     if not is_free(http):
-        raise Taken(f"port {http} is taken. Choose another with --port PORT.")
+        raise Taken(f"Port {http} is in use. Choose another with --port PORT.")
 
     def usual(port: int) -> int:
         return port if port != http and is_free(port) else google.free_port()
@@ -61,9 +61,9 @@ def choose(http: int) -> Ports:
 
 
 def take_turn() -> int:
-    """Wait until no other `up` of this person is choosing ports; closing the descriptor ends the turn.
+    """Wait until no other `goblin up` of this user is choosing ports; return a descriptor to close afterwards.
 
-    A port that is free is still free when our child binds it only if nobody else chose it meanwhile.
+    A free port stays free until our child binds it only if no other `goblin up` chooses it meanwhile.
     """
     path = Path(tempfile.gettempdir(), f"goblin-ports-{os.getuid()}.lock")
     turn = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
@@ -72,7 +72,7 @@ def take_turn() -> int:
 
 
 async def listens(port: int) -> bool:
-    """Whether somebody answers on the port."""
+    """Whether a server accepts connections on the port."""
     try:
         _, writer = await asyncio.open_connection(HOST, port)
     except OSError:

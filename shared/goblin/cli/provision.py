@@ -1,6 +1,6 @@
-"""Create what the declaration says, through Google's own clients, as Terraform does for production.
+"""Create what `cloud.json` declares, through Google's own clients, as Terraform does for production.
 
-Every step may be repeated: what exists is brought to what is declared.
+Every step is idempotent: what exists is updated to what is declared.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ CALL_S_MAX = 20.0
 
 
 def topics(declaration: Path, *, project: str, functions_url: str, invoker_email: str) -> None:
-    """Create each topic and, where a function listens, its dead letter and push subscription to `/fn/<function>/`."""
+    """Create each topic and, if a function handles it, its dead-letter topic and push subscription."""
     from google.api_core.exceptions import AlreadyExists
     from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
     from google.protobuf.duration_pb2 import Duration
@@ -41,9 +41,9 @@ def topics(declaration: Path, *, project: str, functions_url: str, invoker_email
             dead, path = f"{topic}-dead", publisher.topic_path(project, topic)
             ensure(publisher.create_topic, {"name": path})
             if "function" not in details:
-                continue  # For apps, which bring their own subscriptions.
+                continue  # For apps, which create their own subscriptions.
             ensure(publisher.create_topic, {"name": publisher.topic_path(project, dead)})
-            # A dead letter topic without a subscription loses what it is for.
+            # Without a subscription a dead-letter topic loses its messages.
             parked = types.Subscription(
                 name=subscriber.subscription_path(project, dead), topic=publisher.topic_path(project, dead),
                 ack_deadline_seconds=60, message_retention_duration=Duration(seconds=7 * 86400),
@@ -90,7 +90,7 @@ def bucket(name: str, *, project: str) -> None:
 
 
 def api_key(key: str, *, project: str, name: str) -> None:
-    """Let the key in: Firestore holds its digest, never the key."""
+    """Store the digest of an API key in Firestore, so that the key is accepted; the key itself is never stored."""
     from google.cloud import firestore
 
     client = firestore.Client(project=project)
@@ -103,7 +103,7 @@ def api_key(key: str, *, project: str, name: str) -> None:
 
 
 def everything(declaration: Path, *, variables: Mapping[str, str], invoker_email: str) -> None:
-    """Create all of it in the cloud that `variables` name (they are put into this process's environment)."""
+    """Create everything in the cloud that `variables` name; they are put into this process's environment."""
     os.environ.update(variables)
     project, url = variables["GOOGLE_CLOUD_PROJECT"], variables["GOBLIN_URL"]
     topics(declaration, project=project, functions_url=url, invoker_email=invoker_email)

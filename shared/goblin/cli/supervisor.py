@@ -1,4 +1,4 @@
-"""Start children, wait until they are ready, start them again when they fall, stop them in order."""
+"""Start child processes, wait until they are ready, restart them when they crash, stop them in order."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ LOG_BYTES_MAX = 16 << 20
 FALLS_MAX = 5
 FALLS_WITHIN_S = 60.0
 KILL_AFTER_S = 12.0
-"""Above every child's own drain time."""
+"""Time between SIGTERM and SIGKILL; longer than every child's own drain time."""
 
 
 class Failed(Exception):
-    """A child cannot be kept running; the message says where its log is."""
+    """A child that cannot be kept running; the message names its log."""
 
 
 @dataclass
 class Child:
-    """One process: how it is started, and the one that runs now."""
+    """A child process: how to start it, and the process that runs now."""
 
     name: str
     command: Sequence[str]
     env: Mapping[str, str]
     log: Path
     lock: int
-    """Inherited, so that the data folder stays held while the child lives."""
+    """File descriptor that the child inherits, so that the data folder stays locked while the child runs."""
     process: asyncio.subprocess.Process | None = None
     fallen_at: list[float] = field(default_factory=list)
 
     @property
     def runs(self) -> bool:
-        """Whether there is a process now."""
+        """Whether the process runs now."""
         return self.process is not None and self.process.returncode is None
 
     async def start(self) -> None:
-        """Start the process, its output appended to the log."""
+        """Start the process with its output appended to the log."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
         if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
             self.log.replace(self.log.with_suffix(".log.1"))
@@ -51,12 +51,12 @@ class Child:
                 stderr=asyncio.subprocess.STDOUT,
                 env=self.env,
                 pass_fds=[self.lock],
-                # Ctrl-C in the terminal reaches us alone; we stop children in order.
+                # Ctrl-C in the terminal must reach only this process, which stops the children in order.
                 start_new_session=True,
             )
 
     async def stop(self) -> None:
-        """Ask it to drain and stop; kill it when it does not."""
+        """Send SIGTERM so that the process drains and stops; kill it after `KILL_AFTER_S`."""
         if self.process is None or not self.runs:
             return
         self.process.terminate()
@@ -67,7 +67,7 @@ class Child:
             await self.process.wait()
 
     def tail(self, lines: int = 8) -> str:
-        """The end of its log, for a person."""
+        """Return the last lines of the log, for an error message."""
         try:
             with self.log.open("rb") as file:
                 file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
@@ -77,27 +77,29 @@ class Child:
 
 
 def python_child(module: str, *words: str) -> list[str]:
-    """The command of a Python module that stops when we do."""
+    """Return the command of a Python module that stops when this process ends."""
     return [sys.executable, "-m", "goblin.cli.child", module, *words]
 
 
 async def keep(child: Child, say: Callable[[str], None], recovered: Callable[[], Awaitable[None]]) -> None:
-    """Start the child again whenever it falls.
+    """Restart the child whenever it ends, and await `recovered` after each restart.
 
     Raises:
-        Failed: It fell too often in a short time.
+        Failed: It ended too often in a short time.
     """
     clock = asyncio.get_running_loop().time
     while True:
         process = child.process
         if process is None:
-            raise Failed(f"{child.name} was never started")
+            raise Failed(f"{child.name} was never started.")
         code = await process.wait()
         now = clock()
         child.fallen_at = [*(t for t in child.fallen_at if now - t < FALLS_WITHIN_S), now]
         if len(child.fallen_at) >= FALLS_MAX:
-            raise Failed(f"{child.name} fell {FALLS_MAX} times within a minute. Its log: {child.log}\n{child.tail()}")
-        say(f"{child.name} ended with {code}; starting it again. Its log: {child.log}")
+            raise Failed(
+                f"{child.name} crashed {FALLS_MAX} times within a minute. Its log: {child.log}\n{child.tail()}"
+            )
+        say(f"{child.name} ended with exit code {code}; restarting it. Its log: {child.log}")
         await asyncio.sleep(min(5.0, 0.2 * 2 ** len(child.fallen_at)))
         await child.start()
         await recovered()
@@ -106,23 +108,24 @@ async def keep(child: Child, say: Callable[[str], None], recovered: Callable[[],
 async def wait_ready(
     child: Child, ready: Callable[[], Awaitable[bool]], timeout_s: float, *, kept: bool = False
 ) -> None:
-    """Return when the child says that it is ready.
+    """Wait until the child is ready.
 
     Args:
-        child: Whose answer it is.
-        ready: Whether it is, now.
-        timeout_s: How long it may take.
-        kept: Whether somebody starts it again when it falls.
+        child: The child to wait for.
+        ready: Asks whether the child is ready now.
+        timeout_s: How long the child may take.
+        kept: Whether `keep` restarts the child, so that its end is not an error here.
 
     Raises:
-        Failed: It ended, or did not get ready in time.
+        Failed: The child ended, or was not ready in time.
     """
     clock = asyncio.get_running_loop().time
     deadline = clock() + timeout_s
     while clock() < deadline:
         if not kept and child.process is not None and child.process.returncode is not None:
             raise Failed(
-                f"{child.name} ended with {child.process.returncode} at its start. Its log: {child.log}\n{child.tail()}"
+                f"{child.name} ended with exit code {child.process.returncode} at its start. "
+                f"Its log: {child.log}\n{child.tail()}"
             )
         if await ready():
             return

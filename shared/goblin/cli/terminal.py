@@ -1,4 +1,4 @@
-"""What a person reads: amounts, times and tables, on terminals of any width and in pipes."""
+"""Output for people: amounts, times and tables, on terminals of any width and in pipes."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 PIPE_COLUMNS = 10_000
-"""A pipe has no width; rich would take 80 columns and cut what does not fit."""
+"""Width used in a pipe, which has none: rich would assume 80 columns and cut longer lines."""
 
 
 def console() -> Console:
-    """Standard output; without colours where `NO_COLOR` says so or it is no terminal."""
+    """Return a console on standard output; without colours if `NO_COLOR` is set or it is not a terminal."""
     from rich.console import Console
 
     return Console(highlight=False, soft_wrap=False)
 
 
 def write(*parts: Any) -> None:
-    """Print texts and tables, one below the other; in a pipe one line a row, whatever its length."""
+    """Print texts and tables below each other; in a pipe each row is one line of any length."""
     from rich.console import Console
 
     screen = console()
@@ -39,36 +39,36 @@ def write(*parts: Any) -> None:
 
 
 def plain(text: str) -> str:
-    """One line without anything that a terminal would obey: hosts and datasets may say what they like."""
+    """Return the text as one line without control characters, because hosts and datasets are not trusted."""
     return "".join(sign if sign.isprintable() else " " for sign in text)
 
 
 def marked(text: object) -> str:
-    """The same, where rich would take brackets for its markup."""
+    """Return `plain` text with brackets escaped, which rich would read as markup."""
     from rich.markup import escape
 
     return escape(plain(str(text)))
 
 
 def lines(text: str) -> str:
-    """The same for a log: line by line; a progress bar that rewrites its line becomes lines."""
+    """Apply `plain` to each line of a log; a carriage return of a progress bar starts a new line."""
     rows = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return "\n".join(plain(row.replace("\t", "    ")) for row in rows)
 
 
 def when(instant: str) -> str:
-    """An instant here."""
+    """Format an instant in this machine's time zone."""
     return datetime.fromisoformat(instant).astimezone().strftime("%Y-%m-%d %H:%M:%S")
 
 
 def ahead(instant: str) -> str:
-    """How far off an instant is."""
+    """Format the time until an instant, or since it."""
     seconds = (datetime.fromisoformat(instant) - datetime.now(UTC)).total_seconds()
     return f"in {span(seconds)}" if seconds >= 0 else f"{span(-seconds)} ago"
 
 
 def span(seconds: float) -> str:
-    """A length of time, as exact as one needs it: `8 h 02 min`, `12 min`, `40 s`."""
+    """Format a length of time, the coarser the longer: `8 h 02 min`, `12 min`, `40 s`."""
     whole = round(seconds)
     if whole < 120:
         return f"{whole} s"
@@ -80,7 +80,7 @@ def span(seconds: float) -> str:
 
 
 def usd(micros: int) -> str:
-    """About so much: cents, and of less than a dollar four digits; the exact amount is in the JSON."""
+    """Format micro-dollars rounded: cents, below a dollar four decimals; the JSON has the exact amount."""
     dollars = micros / USD_MICROS
     return f"${dollars:,.2f}" if dollars == 0 or dollars >= 1 else f"${max(dollars, 0.0001):.4f}"
 
@@ -92,5 +92,5 @@ COLOURS: Mapping[str, str] = {
 
 
 def state(name: str) -> str:
-    """A job's state in its colour."""
+    """Mark up a job's state with its colour."""
     return f"[{COLOURS[name]}]{name}[/]" if name in COLOURS else name

@@ -1,4 +1,4 @@
-"""`goblin up`: the whole cloud on this machine, ready when it says so, stopped in order."""
+"""`goblin up`: run all of Goblin on this machine, report when it is ready, stop it in order."""
 
 from __future__ import annotations
 
@@ -28,31 +28,31 @@ INVOKER = f"goblin-invoker@{PROJECT}.iam.gserviceaccount.com"
 START_S_MAX = 60.0
 MODEL_LOAD_S_MAX = 900.0
 LAST_RUN_S_MAX = 15.0
-"""How long to wait for the children of a run that was killed: each stops within seconds of losing its parent."""
+"""How long to wait for the children of a killed run: each stops within seconds after its parent ends."""
 SAVE_S_MAX = 10.0
-"""What runs for jobs may take so long to save, before what it saves through is stopped."""
+"""How long job instances may take to save, before the functions that they save through are stopped."""
 
 
 class UpRefused(Exception):
-    """Why it cannot start, in one line that says what to do."""
+    """`goblin up` cannot start or go on; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class UpOptions:
-    """What the person asked for."""
+    """Options of one `goblin up`."""
 
     port: int
     data: Path
     cloud: Literal["embedded", "emulators"]
     model: Path | None
     fakes: bool = False
-    """With markets of rented GPUs on this machine."""
+    """Whether GPU markets run on this machine."""
     pace: float = 1.0
-    """Of their machines, in times of life."""
+    """Speed-up of the market's machines against real time."""
 
 
 class Up:
-    """One run: children in the order in which they are stopped."""
+    """One run of `goblin up` with its child processes."""
 
     def __init__(self, choice: UpOptions, say: Callable[[str], None]) -> None:
         self._choice = choice
@@ -65,7 +65,7 @@ class Up:
         self.variables = self._variables("")
 
     def _variables(self, key: str) -> dict[str, str]:
-        """What `goblin env` prints: Google's clients and the OpenAI SDK of any app, pointed here."""
+        """Return what `goblin env` prints: the variables that point Google's clients and the OpenAI SDK here."""
         at = self._ports
         said = {
             "GOBLIN_URL": f"http://{HOST}:{at.http}",
@@ -78,7 +78,7 @@ class Up:
             "STORAGE_EMULATOR_HOST": f"http://{HOST}:{at.storage}",
             "SECRET_MANAGER_EMULATOR_HOST": f"http://{HOST}:{at.storage}",
         }
-        # Budgets are read by everything that shows money, also from another terminal.
+        # Commands that show money need the budgets too, also in another terminal.
         said |= {name: os.environ[name] for name in MONTHLY_BUDGETS if os.environ.get(name)}
         return said | ({fakes.URL: self._fakes.url, **self._fakes.budgets(said)} if self._fakes else {})
 
@@ -86,7 +86,7 @@ class Up:
         """Start everything, call `ready`, then keep it running until a signal.
 
         Raises:
-            Refusal: It cannot start, or it fell and could not be kept.
+            UpRefused: A child cannot start, or it crashed too often.
         """
         started = time.monotonic()
         stop = asyncio.Event()
@@ -112,14 +112,14 @@ class Up:
         finally:
             self._folder.forget_environment()
             if stop.is_set():
-                self._say("stopping: running requests may finish, jobs save what they have done")
+                self._say("stopping: requests in flight may finish, jobs save a checkpoint")
             await self._let_jobs_save(children)
-            # Doorways first, so that nothing new comes in; the cloud last, so that all can still be written down.
+            # The functions first, so that no request comes in; the local cloud last, so that all state can be written.
             for child in children:
                 await child.stop()
 
     async def _let_jobs_save(self, children: list[Child]) -> None:
-        """What works on jobs saves through the functions: while these answer, for a while, and for no new work."""
+        """Let job instances save and stop, without new work, while the functions that they need still answer."""
         if not any(child.name == "functions" and child.runs for child in children):
             return
         closing: list[Coroutine[Any, Any, object]] = [local.close(self._instances, within_s=SAVE_S_MAX)]
@@ -133,7 +133,7 @@ class Up:
         return self._choice.data / "instances"
 
     async def _hold(self) -> int:
-        """Take the data folder; the children of a killed run get a moment to end."""
+        """Lock the data folder; wait for the children of a killed run to end."""
         deadline = time.monotonic() + LAST_RUN_S_MAX
         told = False
         while True:
@@ -144,7 +144,7 @@ class Up:
                 if time.monotonic() > deadline or not isinstance(pid, int) or _alive(pid):
                     raise UpRefused(str(held)) from held
                 if not told:
-                    self._say("the last run was killed; waiting for its last process to end")
+                    self._say("the previous run was killed; waiting for its last process to end")
                     told = True
                 await asyncio.sleep(0.1)
 
@@ -155,7 +155,7 @@ class Up:
         )  # fmt: skip
 
     def _children(self) -> list[Child]:
-        """Every process, in stopping order."""
+        """Return every child process, in the order in which they are stopped."""
         at, url = self._ports, self.variables["GOBLIN_URL"]
         emulated = self._choice.cloud == "emulators"
         cloud_words = [
@@ -175,21 +175,21 @@ class Up:
             "GOBLIN_PUSH_AUDIENCE": url,
             "GOBLIN_INVOKER_EMAIL": INVOKER,
             "GOBLIN_LOCAL_INSTANCES": str(self._instances),
-            # Signs the URLs that instances get; on Cloud Run the service's own account does.
+            # This account signs the URLs that instances get; on Cloud Run the service account does.
             "GOOGLE_APPLICATION_CREDENTIALS": str(self._folder.write_credentials(_service_account(self._choice.data))),
         }
         if self._fakes:
             functions |= self._fakes.variables()
             cloud_words.append(f"--every=reconcile={fakes.RECONCILE_S}")
         if emulated:
-            # Google's Pub/Sub emulator keeps `oidc_token` and never sends one.
+            # Google's Pub/Sub emulator stores `oidc_token` and never sends one.
             functions["GOBLIN_VERIFY_CALLER"] = "off"
         model = (self._choice.model or paths.default_model()).absolute()
         children = [
             self._child("functions", python_child("goblin.cli.host", f"--port={at.http}"), functions),
             self._child(
                 "llamacpp",
-                # It asks for no key, so it lets only this machine load another model.
+                # It requires no key: it listens on loopback only, so only this machine can load another model.
                 python_child("goblin_llamacpp", f"--port={at.llamacpp}", f"--model={model}", "--allow-load"),
             ),
         ]
@@ -227,17 +227,17 @@ class Up:
             await _all(*(keep(child, self._say, again) for child in children))
 
     async def _begin(self, http: httpx.AsyncClient, children: dict[str, Child], *, again: bool = False) -> None:
-        """At the start, and again when a child had fallen; others may have fallen too, and come back as well."""
+        """Wait until all answer, then run the schedules: at the start, and again after a child was restarted."""
         await self._wait_for_clouds(http, children, kept=again)
         await self._wait_for_answers(http, children, kept=again)
         await self._serve_promoted(http)
-        # So that the router knows its providers from the first request.
+        # The router needs the endpoints' health from the first request on.
         if failure := await self._run_schedule(http, "check-health"):
             if not again:
-                raise UpRefused(f"the first health check failed: {failure}")
-            self._say(f"providers are looked at at the next minute: {failure}")
+                raise UpRefused(f"The first health check failed: {failure}")
+            self._say(f"the health check failed and runs again within a minute: {failure}")
         if self._fakes and (failure := await self._fakes.tell_events_to(self.variables["GOBLIN_URL"], http)):
-            self._say(f"the market tells no events, looking every {fakes.RECONCILE_S} s must do: {failure}")
+            self._say(f"the market sends no webhook events; jobs are reconciled every {fakes.RECONCILE_S} s: {failure}")
         await self._resume_jobs(http)
 
     async def _wait_for_clouds(
@@ -252,23 +252,23 @@ class Up:
         await wait_ready(cloud, lambda: _is_process(http, url, cloud), START_S_MAX, kept=kept)
 
     async def _wait_for_answers(self, http: httpx.AsyncClient, children: dict[str, Child], *, kept: bool) -> None:
-        """Both must answer: the functions at all, the model server once its model is loaded."""
+        """Wait until the model server has loaded its model and the functions answer."""
         model, url = f"http://{HOST}:{self._ports.llamacpp}/health", f"{self.variables['GOBLIN_URL']}/health"
         await wait_ready(children["llamacpp"], partial(_answers, http, model), MODEL_LOAD_S_MAX, kept=kept)
         await wait_ready(children["functions"], partial(_answers, http, url), START_S_MAX, kept=kept)
 
     async def _serve_promoted(self, http: httpx.AsyncClient) -> None:
-        """Give the model server what is in production; it begins with what it was started with."""
+        """Load the model in production into the model server, which starts with the model of `--model`."""
         if failure := await self._run_schedule(http, "serve-promoted"):
-            self._say(f"promoted models are looked after at the next minute: {failure}")
+            self._say(f"the promoted model could not be loaded yet; the next try is within a minute: {failure}")
 
     async def _resume_jobs(self, http: httpx.AsyncClient) -> None:
-        """Look now what became of the jobs of the last run, not at the next full minute."""
+        """Reconcile the jobs of the previous run now, not at the next full minute."""
         if failure := await self._run_schedule(http, "reconcile"):
-            self._say(f"jobs are looked after at the next minute: {failure}")
+            self._say(f"jobs could not be reconciled yet; the next try is within a minute: {failure}")
 
     async def _run_schedule(self, http: httpx.AsyncClient, name: str) -> str:
-        """Run one schedule at once; what went wrong, empty when all is well."""
+        """Run one schedule now; return the error, empty on success."""
         url = f"http://{HOST}:{self._ports.storage}/v1/projects/{PROJECT}/locations/us-east1/jobs/{name}:run"
         try:
             answer = await http.post(url, timeout=60.0)
@@ -280,14 +280,14 @@ class Up:
 
 
 def _service_account(data: Path) -> dict[str, str]:
-    """The account whose signatures the local cloud knows; its key is made on first use."""
+    """Return the service account whose signatures the local cloud accepts; its key is made on first use."""
     from localcloud.identity import Identity
 
     return Identity(data / "cloud").service_account
 
 
 async def _all(*work: Coroutine[Any, Any, None]) -> None:
-    """Run together; the first failure ends all."""
+    """Run coroutines together; the first failure cancels the others."""
     tasks = [asyncio.ensure_future(one) for one in work]
     try:
         await asyncio.gather(*tasks)
@@ -297,7 +297,7 @@ async def _all(*work: Coroutine[Any, Any, None]) -> None:
 
 
 async def _is_process(http: httpx.AsyncClient, url: str, child: Child) -> bool:
-    """Whether the answer comes from the child and not from a stranger that took its port first."""
+    """Whether the answer comes from the child, and not from another process that took its port first."""
     try:
         said = (await http.get(url)).json()
     except (httpx.HTTPError, ValueError):
@@ -323,15 +323,15 @@ def _alive(pid: int) -> bool:
 
 
 def main(choice: UpOptions, say: Callable[[str], None], ready: Callable[[dict[str, str], float], None]) -> int:
-    """Run until a signal; the exit code.
+    """Run until a signal and return the exit code.
 
     Raises:
-        Refusal: It cannot start or go on.
+        UpRefused: It cannot start or go on.
     """
     if sys.platform == "win32":
-        raise UpRefused("goblin up needs Linux or macOS; on Windows use WSL.")
+        raise UpRefused("goblin up needs Linux or macOS. On Windows, use WSL.")
     if choice.model is not None and not choice.model.is_file():
-        raise UpRefused(f"no model file at {choice.model}. --model wants the path of a .gguf file.")
+        raise UpRefused(f"There is no model file {choice.model}. Give the path of a .gguf file to --model.")
     try:
         asyncio.run(Up(choice, say).run(ready))
     except ports.Taken as taken:

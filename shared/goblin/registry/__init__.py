@@ -1,1 +1,1 @@
-"""Model versions, the production pointer, and bringing model servers in line with it."""
+"""Model versions, the production pointer, and the rollout to model servers."""

@@ -1,4 +1,4 @@
-"""What the registry and the model servers need from outside; the docstrings are the contract."""
+"""Ports of the registry and of the rollout; the docstrings are the contract."""
 
 from __future__ import annotations
 
@@ -20,85 +20,85 @@ from goblin.registry.domain.versions import (
 class ModelRegistry(Protocol):
     """Artifacts, manifests, pointers and their history, in the bucket.
 
-    Every method raises `StoreUnavailable` when the bucket does not answer, and `Broken` when an object is not what
-    its name promises.
+    Every method raises `StoreUnavailable` when the bucket does not answer, and `Broken` when an object cannot be read
+    as what its name says.
     """
 
     async def upload(
         self, name: ModelName, version: str, artifact: str, file: Path, *, progress: Callable[[int], None]
     ) -> ModelArtifact:
-        """Create an artifact from a file and check what arrived; the same file again changes nothing.
+        """Upload a file as an artifact and verify the uploaded object; the same file again changes nothing.
 
         Args:
-            name: Whose it is.
-            version: Which version.
-            artifact: Its file name in the bucket.
-            file: Read twice: once for its digest, once to be sent.
+            name: The model.
+            version: The version.
+            artifact: The file name in the bucket.
+            file: The file to upload. It is read twice: for its digest, and for the upload.
             progress: Called with the bytes done so far, of twice the file's size.
 
         Raises:
-            Conflict: Another file lies there.
+            Conflict: Another file exists under this name.
         """
 
     async def publish(self, version: Version) -> bool:
-        """Write a version's manifest; False when one is there already."""
+        """Write a version's manifest; return False if one exists already."""
 
     async def version(self, name: ModelName, version: str) -> Version | None:
-        """One version; None when its manifest was never written."""
+        """Return one version; None if its manifest was never written."""
 
     async def versions(self) -> Sequence[Version]:
-        """Every version of every model, in no order."""
+        """Return every version of every model, in no order."""
 
     async def pointer(self, name: ModelName) -> Pointer | None:
-        """What is in production, strongly consistent."""
+        """Return the production pointer, strongly consistent; None if nothing is in production."""
 
     async def pointers(self) -> Sequence[Pointer]:
-        """Every model's pointer; one that cannot be read is logged and left out, or it would hold up the others."""
+        """Return every model's pointer. One that cannot be read is logged and left out, not to block the others."""
 
     async def move(self, promotion: Promotion, *, generation: int) -> None:
-        """Write the pointer if its generation still is `generation`, 0 for none.
+        """Write the pointer if its generation is still `generation`; 0 means that there is no pointer.
 
         Raises:
-            Conflict: It is not; also when this very write arrived and its answer was lost.
+            Conflict: The generation differs. Also raised if this write succeeded and its answer was lost.
         """
 
     async def history(self, name: ModelName, seq: int) -> Promotion | None:
-        """One past or present move; None when it was not written."""
+        """Return one promotion of the history; None if it was not written."""
 
     async def append_history(self, promotion: Promotion) -> None:
-        """Write one move; there already is no error."""
+        """Write one promotion to the history; an existing entry is not an error."""
 
 
 class ModelServer(Protocol):
-    """A process that serves one model and can be given another without dropping a request."""
+    """A model server: serves one model, and can switch to another without dropping a request."""
 
     async def loaded(self) -> LoadedModel:
-        """What it serves now. Raises `Transient`."""
+        """Return the model that it serves now. Raises `Transient`."""
 
     async def load(self, url: str, *, sha256: str, alias: str) -> str | None:
-        """Give it a model to load beside the present one and to serve instead; returns when it does.
+        """Load a model beside the present one, then switch to it; return once requests get the new one.
 
         Args:
-            url: Readable without a key.
-            sha256: The server checks it before it loads anything.
-            alias: What requests call the model.
+            url: URL of the GGUF file, readable without a key.
+            sha256: Digest that the server checks before it loads the file.
+            alias: Model id in requests.
 
         Returns:
-            None when it serves it; otherwise why it refuses, which trying again does not change.
+            None if the model is served; otherwise why the server refuses it. A retry would be refused too.
 
         Raises:
-            Transient: It may work later; the old model goes on.
+            Transient: It may work later; the old model is still served.
         """
 
 
 class ServingStore(Protocol):
-    """What is known of each model server. Raises `StoreUnavailable`."""
+    """Store of what each model server serves and refused. Methods raise `StoreUnavailable`."""
 
     async def get(self, endpoint: str) -> ServingState:
-        """An endpoint nobody wrote about has served nothing."""
+        """Return the state of one endpoint; without a document, an empty state."""
 
     async def all(self) -> Sequence[ServingState]:
-        """All that were written about, by name."""
+        """Return every stored state, by endpoint name."""
 
     async def put(self, serving: ServingState) -> None:
-        """Replace one endpoint's."""
+        """Replace the state of one endpoint."""

@@ -1,14 +1,14 @@
-"""The registry: register a version, move the production pointer, and let the event follow from the move.
+"""The registry: register a version, move the production pointer, and publish the event of the move.
 
     move the pointer ──► publish `model-promoted` ──► append the move to history
-      (commit point)        (at least once)            (it is out: nobody repeats it)
+      (commit point)        (at least once)            (published: not repeated)
 
-The history entry is written after the event, so a pointer without its entry is a move whose event may not be out.
-Whoever meets one publishes it again: the next promotion before it moves the pointer, and `functions/serve_promoted.py`
-every minute. So a crash anywhere loses no event and leaves no gap in history, and it does not matter who wrote the
-pointer. A notification of the bucket would do the first step too, but it also tells of every uploaded artifact, its
-message is not a `ModelPromoted`, and it needs one more topic and one more function to become one; the tick is needed
-either way, because a model server that starts again must be given its model again.
+The history entry is written after the event, so a pointer without its entry is a move whose event may not be published.
+Two places publish such an event again: the next promotion, before it moves the pointer, and
+`functions/serve_promoted.py`, every minute. So a crash at any step loses no event and leaves no gap in history, no
+matter which process wrote the pointer. A notification of the bucket could replace the second step, but it fires for
+every uploaded artifact too, its message is not a `ModelPromoted`, and converting it needs one more topic and one more
+function. The minute tick is needed in any case, because a restarted model server must load its model again.
 """
 
 from __future__ import annotations
@@ -42,22 +42,22 @@ class PromotionDeps:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionOutcome:
-    """What is in production now."""
+    """Result of a promotion or rollback: the version that is in production now."""
 
     promotion: Promotion
     changed: bool
-    """False when it was there before."""
+    """False if the version was in production already."""
     announced: bool
-    """False when the event could not be published yet; the next tick does it."""
+    """False if the event could not be published yet; the next tick publishes it."""
 
 
 async def register(
     name: ModelName, version: str, file: Path, *, actor: str, progress: Callable[[int], None], deps: PromotionDeps
 ) -> Version:
-    """Upload a GGUF as a new version; the same file again answers what is there.
+    """Upload a GGUF file as a new version; the same file again returns the existing version.
 
     Raises:
-        InvalidRequest: The file, or its name, is not a GGUF's.
+        InvalidRequest: The file is not a GGUF file, or has no such name.
         Conflict: The version exists with another file.
     """
     artifact_name = versions.parse_artifact(file.name)
@@ -69,7 +69,7 @@ async def register(
         return wanted
     there = await deps.registry.version(name, version)
     if there is None or there.artifact != artifact:
-        raise Conflict(f"{name} {version} is registered already, with another file. Versions never change.")
+        raise Conflict(f"{name} {version} exists with another file. Versions never change: choose another version.")
     return there
 
 
@@ -84,18 +84,21 @@ async def promote(
     """Put a version into production.
 
     Args:
-        name: Which model.
-        version: Which registered version.
-        expected: What the caller believes to be in production, or `none`; None: whatever is there.
-        request: Who asks; its `event_id` is fresh for each wish and the same for each retry of it.
+        name: The model.
+        version: A registered version.
+        expected: The version that must be in production now, or `none`; None accepts any.
+        request: The caller and the reason; its `event_id` is new for each request and the same for its retries.
 
     Raises:
         NotFound: The version is not registered.
-        Conflict: Production is not what was expected, or somebody else moved it at the same time.
+        Conflict: Another version than expected is in production, or the pointer moved at the same time.
     """
     found = await deps.registry.version(name, version)
     if found is None:
-        raise NotFound(f"{name} has no version {version}.", param="version")
+        raise NotFound(
+            f'Model {name} has no version {version}. List its versions with "goblin models show ORG/MODEL".',
+            param="version",
+        )
     current = await deps.registry.pointer(name)
     if current is not None:
         await announce(current.promotion, deps)
@@ -105,10 +108,10 @@ async def promote(
 async def rollback(
     name: ModelName, *, expected: str | None, request: PromotionRequest, deps: PromotionDeps
 ) -> PromotionOutcome:
-    """Put into production what was there before; a second time goes back further. Raises as `promote`."""
+    """Put the previous version back into production; a second rollback goes back one more. Raises as `promote`."""
     current = await deps.registry.pointer(name)
     if current is None:
-        raise NotFound(f"Nothing of {name} is in production.", param="model")
+        raise NotFound(f"No version of {name} is in production.", param="model")
     await announce(current.promotion, deps)
     seq = current.promotion.previous_seq
     back_to = await deps.registry.history(name, seq) if seq is not None else None
@@ -129,7 +132,7 @@ async def _carry_out(decision: Move | Unmoved | NoMove, deps: PromotionDeps) -> 
 
 
 async def _move(move: Move, deps: PromotionDeps) -> None:
-    """Write the pointer. An answer that was lost on its way is told from a refusal by reading our own event id."""
+    """Write the pointer. After an error, our own event id in the pointer shows that the write succeeded."""
     try:
         await deps.registry.move(move.promotion, generation=move.generation)
     except (Conflict, StoreUnavailable):
@@ -142,14 +145,16 @@ async def _announce_now(move: Move, deps: PromotionDeps) -> bool:
     try:
         await announce(move.promotion, deps)
     except Transient as error:
-        # The pointer is moved; to answer "failed" would be false.
-        log.warning("%s seq %d: the event is late: %s", move.promotion.name, move.promotion.seq, error.message)
+        # The pointer is moved, so the promotion has succeeded.
+        log.warning(
+            "%s seq %d: the event is not published yet: %s", move.promotion.name, move.promotion.seq, error.message
+        )
         return False
     return True
 
 
 async def announce(promotion: Promotion, deps: PromotionDeps) -> bool:
-    """Publish a move's event unless history says that it is out; whether it was published now."""
+    """Publish a move's event unless history has the move already; return whether it was published now."""
     if await deps.registry.history(promotion.name, promotion.seq) is not None:
         return False
     await deps.bus.publish(TOPIC, event_of(promotion))
@@ -158,7 +163,7 @@ async def announce(promotion: Promotion, deps: PromotionDeps) -> bool:
 
 
 def event_of(promotion: Promotion) -> ModelPromoted:
-    """The event that follows from a move."""
+    """Build the event of a move."""
     return ModelPromoted(
         org=promotion.name.org,
         model=promotion.name.model,
@@ -173,7 +178,7 @@ def event_of(promotion: Promotion) -> ModelPromoted:
 
 
 async def history(name: ModelName, deps: PromotionDeps, *, limit: int = 20) -> list[Promotion]:
-    """The last moves of a model's pointer, the newest first; the pointer itself may stand in for its own entry."""
+    """Return the last moves of a model's pointer, the newest first; the newest is read from the pointer itself."""
     current = await deps.registry.pointer(name)
     if current is None:
         return []

@@ -1,7 +1,7 @@
-"""Model servers: bring what they serve in line with the production pointers.
+"""Rollout: bring model servers in line with the production pointers.
 
-Level-triggered: the event only says "look now", so a lost, late, doubled or forged one does no harm; the pointer is
-read again after every load, so two that race end with the newest.
+Level-triggered: an event is only a reason to compare now, so a lost, late, doubled or forged one does no harm. The
+pointers are read again after every load, so that of two racing rollouts the newest version wins.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from goblin.registry.ports import ModelServer, ServingStore
 log = logging.getLogger(__name__)
 
 LOADS_MAX = 3
-"""In one go; the next tick goes on."""
+"""Most loads per server in one rollout; the next tick continues."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelServerTarget:
-    """A model server of ours and what it is for."""
+    """A model server of ours, with the model that it is for."""
 
     takes: str
-    """`ORG/MODEL`, or `*`: whichever was promoted last."""
+    """`ORG/MODEL`, or `*` for the model that was promoted last."""
     control: ModelServer
 
 
@@ -39,19 +39,19 @@ class ModelServerTarget:
 class RolloutDeps:
     models: promotion_service.PromotionDeps
     objects: ObjectStore
-    """Signs what the servers may read."""
+    """Signs the URLs from which the servers download."""
     servers: Mapping[str, ModelServerTarget]
-    """By endpoint."""
+    """By endpoint name."""
     store: ServingStore
     health: health.HealthDeps
 
 
 async def follow(event: ModelPromoted, deps: RolloutDeps) -> None:
-    """Act on a promotion that was told of.
+    """Handle a `model-promoted` event.
 
     Raises:
-        MalformedEvent: No such promotion was ever made; the pointer is written before the event.
-        Transient: A server did not answer; the tick goes on too.
+        MalformedEvent: There was no such promotion; the pointer is always written before the event.
+        Transient: A server or a store did not answer; the tick tries again too.
     """
     try:
         name = ModelName.parse(f"{event.org}/{event.model}")
@@ -60,28 +60,28 @@ async def follow(event: ModelPromoted, deps: RolloutDeps) -> None:
     pointer = await deps.models.registry.pointer(name)
     said = f"{name} seq {event.seq}"
     if pointer is None or pointer.promotion.seq < event.seq:
-        raise MalformedEvent(f"{said} was announced and never made")
+        raise MalformedEvent(f"The event announces {said}, but there was no such promotion.")
     if pointer.promotion.seq > event.seq:
-        log.info("%s is old news: production is at seq %d", said, pointer.promotion.seq)
+        log.info("ignored the event of %s: production is at seq %d", said, pointer.promotion.seq)
         return
     if pointer.promotion.artifact.sha256 != event.sha256:
-        raise MalformedEvent(f"{said} was announced with another digest than it has")
+        raise MalformedEvent(f"The event announces {said} with another digest than the promotion has.")
     await bring_in_line(deps)
 
 
 async def tick(deps: RolloutDeps) -> None:
-    """Publish events that are still due, then bring the servers in line: after a restart, after a lost event."""
+    """Publish events that are still due, then bring the servers in line, as after a restart or a lost event."""
     for pointer in await deps.models.registry.pointers():
         if await promotion_service.announce(pointer.promotion, deps.models):
-            log.info("%s seq %d: published late", pointer.promotion.name, pointer.promotion.seq)
+            log.info("%s seq %d: published its event late", pointer.promotion.name, pointer.promotion.seq)
     await bring_in_line(deps)
 
 
 async def bring_in_line(deps: RolloutDeps) -> None:
-    """Make every server serve what it should, one after the other; one that fails holds up no other.
+    """Make each server serve what it should, one after the other; a failure does not stop the others.
 
     Raises:
-        Transient: A server, or a store, did not answer.
+        Transient: A server or a store did not answer.
     """
     failed: GoblinError | None = None
     changed = False
@@ -92,14 +92,14 @@ async def bring_in_line(deps: RolloutDeps) -> None:
             log.warning("%s could not be brought in line: %s", endpoint, error.message)
             failed = error
     if changed:
-        # The router knows models by what health has found.
+        # The router learns of models from the health check.
         await health.check_all(deps.health)
     if failed is not None:
         raise failed
 
 
 async def _bring(endpoint: str, server: ModelServerTarget, deps: RolloutDeps) -> bool:
-    """Whether the server serves something else now."""
+    """Bring one server in line; return whether it serves another model now."""
     changed = False
     for _ in range(LOADS_MAX):
         # Load.
@@ -107,7 +107,7 @@ async def _bring(endpoint: str, server: ModelServerTarget, deps: RolloutDeps) ->
         wanted = policy.choose_wanted(production, takes=server.takes)
         known = await deps.store.get(endpoint)
         if wanted is None and known.served is None:
-            return changed  # Nothing was ever promoted: what it started with is right, and nobody need ask.
+            return changed  # Nothing was ever promoted: keep the model it started with, without asking the server.
         # Decide.
         decision = policy.choose_load(wanted, known, await server.control.loaded())
         # Apply.
@@ -130,14 +130,14 @@ async def _load(promotion: Promotion, server: ModelServerTarget, known: ServingS
         log.info("%s serves %s", known.endpoint, what)
         await _remember_served(promotion, known, deps)
         return True
-    log.error("%s refuses %s: %s", known.endpoint, what, refusal)
+    log.error("%s refused to load %s: %s", known.endpoint, what, refusal)
     now = deps.models.clock.now()
     await deps.store.put(replace(known, refused=promotion, refusal=refusal, updated_at=now))
     return False
 
 
 async def _remember_served(promotion: Promotion, known: ServingState, deps: RolloutDeps) -> None:
-    """A refusal is forgotten once something newer is served, not when the old one is served again after it."""
+    """Store what a server serves. Clear its refusal only if the served promotion is newer than the refused one."""
     newer = known.refused is None or promotion.promoted_at > known.refused.promoted_at
     now = deps.models.clock.now()
     kept = replace(known, served=promotion, updated_at=now)
@@ -146,20 +146,20 @@ async def _remember_served(promotion: Promotion, known: ServingState, deps: Roll
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutOverview:
-    """One model, for a person."""
+    """Overview of one model, for people."""
 
     name: ModelName
     versions: tuple[Version, ...]
     """The highest first."""
     production: Promotion | None
     served_by: Mapping[str, str]
-    """Model servers that serve some version of it as far as we know, and which."""
+    """Version of it that each model server serves, as last stored; by endpoint."""
     refused_by: Mapping[str, str]
-    """Model servers that refused the last promotion they were given, and why."""
+    """Version and reason of the last promotion that a model server refused; by endpoint."""
 
 
 async def overview(deps: RolloutDeps) -> list[RolloutOverview]:
-    """Every model that has a version or is in production, by name."""
+    """Return every model that has a version or is in production, by name."""
     versions = await deps.models.registry.versions()
     production = {pointer.promotion.name: pointer.promotion for pointer in await deps.models.registry.pointers()}
     servers = await deps.store.all()

@@ -1,1 +1,1 @@
-"""Settings, and what builds every object from them, once per process. Nothing connects at import."""
+"""Settings, and the functions that build every object from them, once per process. Nothing connects at import."""

@@ -1,4 +1,4 @@
-"""What budgets and the hourly settlement need: the ledger, Cloud Run services, and the bills that are configured."""
+"""Dependencies of budgets and of the hourly settlement: ledger, Cloud Run services, configured bills."""
 
 from __future__ import annotations
 
@@ -23,19 +23,19 @@ from goblin.wiring.process import Process, per_process
 from goblin.wiring.settings import BadConfiguration
 
 SERVICE = "service"
-"""The option of an endpoint on Cloud Run that names the service behind it, for budgets that turn it off."""
+"""Option of an endpoint on Cloud Run: the service behind it, which `scale_to_zero` budgets turn off."""
 _SERVICE = re.compile(r"(?:projects/[^/]{1,128}/locations/[a-z0-9-]{1,63}/services/)?[a-z][a-z0-9-]{0,62}")
 
 
 @per_process
 def budgets(process: Process) -> budget_service.BudgetDeps:
-    """What budget events and commands need."""
+    """Build the dependencies of budget events and commands."""
     return budget_service.BudgetDeps(ledger=ledger(), clock=SystemClock(), scaling=_scaling())
 
 
 @per_process
 def settlement(process: Process) -> settlement_service.SettlementDeps:
-    """What the hourly settlement needs."""
+    """Build the dependencies of the hourly settlement."""
     return settlement_service.SettlementDeps(
         ledger=ledger(),
         allocation_store=ledger(),
@@ -60,20 +60,22 @@ def _scaling(process: Process) -> scale_to_zero.ScaleToZeroDeps | None:
 
 
 def _services(endpoints: Sequence[Endpoint], *, project: str, region: str) -> dict[str, list[Endpoint]]:
-    """The Cloud Run services that endpoints name, in full, each with those it stands behind."""
+    """Return the endpoints by the full name of their Cloud Run service."""
     found: dict[str, list[Endpoint]] = defaultdict(list)
     for endpoint in endpoints:
         if not (name := endpoint.options.get(SERVICE)):
             continue
         if not _SERVICE.fullmatch(name):
-            raise BadConfiguration(f"endpoint {endpoint.name}: its option `{SERVICE}` names no Cloud Run service")
+            raise BadConfiguration(
+                f"Endpoint {endpoint.name}: its option `{SERVICE}` is not the name of a Cloud Run service."
+            )
         full = name if "/" in name else f"projects/{project}/locations/{region}/services/{name}"
         found[full].append(endpoint)
     return found
 
 
 def _bills(process: Process) -> list[BillSource]:
-    """The bills whose keys are configured; a URL in the environment stands for the provider's own in tests."""
+    """Connect the bills whose keys are configured; tests replace a provider's URL with `{NAME}_BILLING_URL`."""
     variables = process.settings.variables
     found: list[BillSource] = []
     for name in providers.having("billing"):

@@ -1,4 +1,4 @@
-"""Endpoints of `goblin.toml` connected to the providers that speak to them."""
+"""Connecting endpoints of `goblin.toml` to the provider code that calls them."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from goblin.wiring.settings import BadConfiguration
 
 
 def provider_names() -> frozenset[str]:
-    """List the folders in `goblin/providers` that have an `inference.py`."""
+    """Return the names of the folders in `goblin/providers` that have an `inference.py`."""
     return frozenset(providers.having("inference"))
 
 
 def connect(
     endpoint: Endpoint, client: httpx.AsyncClient, secrets: SecretManager | None = None
 ) -> tuple[Endpoint, ChatProvider]:
-    """Connect an endpoint to its provider; returns it with its keys and what its provider lacks too.
+    """Connect an endpoint to its provider; return it with its keys and the capabilities that the provider lacks.
 
     Raises:
-        BadConfiguration: There is no such provider, or no secret can have that name.
+        BadConfiguration: The provider does not exist, or the key's secret cannot have that name.
     """
     if endpoint.provider not in provider_names():
         there = ", ".join(sorted(provider_names()))
         raise BadConfiguration(
-            f"endpoint {endpoint.name}: there is no provider {endpoint.provider!r}; there are {there}"
+            f"Endpoint {endpoint.name}: there is no provider {endpoint.provider!r}. Choose one of: {there}."
         )
     module = importlib.import_module(f"{providers.__name__}.{endpoint.provider}.inference")
     known = replace(
@@ -46,12 +46,12 @@ def connect(
 
 
 def _key(endpoint: Endpoint, key: str | KeySource | None, secrets: SecretManager | None) -> str | KeySource | None:
-    """A key as the file has it, or, for `secret:NAME`, whatever Secret Manager holds when it is needed."""
+    """Return the key as written, or, for `secret:NAME`, a source that reads Secret Manager when the key is needed."""
     if not isinstance(key, str) or not key.startswith(SECRET):
         return key
     if secrets is None:
-        raise BadConfiguration(f"endpoint {endpoint.name}: its key is in Secret Manager, which is not connected")
+        raise BadConfiguration(f"Endpoint {endpoint.name}: its key is in Secret Manager, which is not connected.")
     try:
         return secrets.source(key.removeprefix(SECRET))
     except ValueError as error:
-        raise BadConfiguration(f"endpoint {endpoint.name}: {error}") from error
+        raise BadConfiguration(f"Endpoint {endpoint.name}: {error}") from error

@@ -1,4 +1,4 @@
-"""What the gateway needs: `goblin.toml` in force, endpoints connected, and everything a request passes through."""
+"""Dependencies of the gateway: the current `goblin.toml`, connected endpoints, and all that a request passes."""
 
 from __future__ import annotations
 
@@ -37,13 +37,13 @@ from goblin.wiring.shutdown import before_the_end
 
 @cache
 def meter() -> PrometheusMeter:
-    """The metrics of this process."""
+    """Return the metrics of this process."""
     return PrometheusMeter()
 
 
 @cache
 def tracer() -> Tracer | None:
-    """The tracer, if the environment names an exporter; its libraries are loaded only then."""
+    """Return the tracer if the environment names an exporter, else None; its libraries are loaded only then."""
     variables = settings().variables
     traces, metrics = (variables.get(f"OTEL_{what}_EXPORTER", "none") for what in ("TRACES", "METRICS"))
     if variables.get("OTEL_SDK_DISABLED") == "true" or {traces, metrics} <= {"", "none"}:
@@ -56,19 +56,19 @@ def tracer() -> Tracer | None:
 
 @dataclass
 class Configured:
-    """`goblin.toml` in force: its catalog, its endpoints connected, and a look at changes of the file."""
+    """The current `goblin.toml`: its catalog, its connected endpoints, and the reloader that follows the file."""
 
     process: Process
     _providers: dict[str, ChatProvider] = field(default_factory=dict)
     _connections: dict[str, tuple[Endpoint, Endpoint, ChatProvider]] = field(default_factory=dict)
-    """By endpoint name: what the file says, the same with what the provider adds, and the provider."""
+    """By endpoint name: the endpoint as declared, the endpoint with what the provider adds, and the provider."""
 
     @cached_property
     def _text(self) -> str:
         return self.process.settings.config_text()
 
     def _connected(self, text: str) -> tuple[Catalog, dict[str, ChatProvider]]:
-        """Parse the file and connect its endpoints; those of which it says the same as before are kept."""
+        """Parse the file and connect its endpoints; connections of unchanged endpoints are kept."""
         catalog, connections = self.process.settings.parse(text), {}
         for endpoint in catalog.endpoints:
             kept = self._connections.get(endpoint.name)
@@ -81,7 +81,7 @@ class Configured:
 
     def _put_in_force(self, text: str) -> None:
         catalog, providers = self._connected(text)
-        # Added and not exchanged: a request in flight may still ask an endpoint that is no longer in the file.
+        # Add, do not replace: a request in flight may still use an endpoint that is no longer in the file.
         self._providers.update(providers)
         self.health.catalog = self.gateway.router.catalog = catalog
 
@@ -119,7 +119,7 @@ class Configured:
                 health=view,
                 freezes=FreezeView(budgets.BudgetDeps(ledger=ledger(), clock=clock)),
                 rng=random.random,
-                # A random start, or every fresh process would send its first request to the first endpoint.
+                # Start at random, or every new process would send its first request to the first endpoint.
                 turns=itertools.count(random.randrange(1 << 16)),
                 reloader=self.reloader,
             ),
@@ -140,31 +140,31 @@ class Configured:
 
 @per_process
 def configured(process: Process) -> Configured:
-    """The configuration in force."""
+    """Build the current configuration."""
     return Configured(process)
 
 
 def gateway() -> inference.InferenceDeps:
-    """What the inference routes need."""
+    """Return the dependencies of the inference routes."""
     return configured().gateway
 
 
 def health_check() -> health.HealthDeps:
-    """What the scheduled health check needs."""
+    """Return the dependencies of the scheduled health check; reload `goblin.toml` if that is due."""
     configured().reloader.poke()
     return configured().health
 
 
 def health_view() -> HealthView:
-    """What the router believes of the endpoints."""
+    """Return the router's view of the health of endpoints."""
     return configured().gateway.router.health
 
 
 def configuration_fault() -> str:
-    """What is wrong with `goblin.toml`, so that an older one is in force; empty when nothing is."""
+    """Return the error in `goblin.toml` because of which an older version stays in force; empty if there is none."""
     return configured().reloader.fault
 
 
 def key_store() -> KeyStore:
-    """Where API keys are stored."""
+    """Return the store of API keys."""
     return FirestoreKeys(here().firestore)

@@ -1,4 +1,4 @@
-"""What jobs need: their stores, the providers that rent instances, and what an operator allows."""
+"""Dependencies of jobs: their stores, the providers that rent instances, and the operator's limits."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from goblin.wiring.process import Process, here, per_process
 from goblin.wiring.settings import BadConfiguration
 
 LIMITS: Mapping[str, int] = {JobKind.BATCH: 2, JobKind.TRAINING: 2, JobKind.INFERENCE: 2}
-"""Jobs of one kind at once."""
+"""Most jobs of each kind that run at once."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 log = logging.getLogger(__name__)
@@ -31,12 +31,12 @@ log = logging.getLogger(__name__)
 
 @per_process
 def jobs(process: Process) -> JobDeps:
-    """What every service of jobs works with.
+    """Build the dependencies of every jobs service.
 
     Raises:
-        BadConfiguration: A setting is missing.
+        BadConfiguration: A setting is missing or invalid; the message names it.
     """
-    # Imported here: Cloud Storage costs a quarter of a second, and not every function that loads this opens a bucket.
+    # Imported here: importing Cloud Storage takes a quarter of a second, and not every function opens a bucket.
     from goblin.gcp.storage import GcsObjects
 
     firestore = process.firestore
@@ -60,22 +60,26 @@ def jobs(process: Process) -> JobDeps:
 
 @per_process
 def webhook_events(process: Process) -> FirestoreWebhookEvents:
-    """Which webhook events of providers were followed."""
+    """Build the store of webhook events that were handled already."""
     return FirestoreWebhookEvents(process.firestore)
 
 
 async def webhook_secret(name: str) -> str:
-    """What a provider signs with. Raises `NotFound`: without one nobody is listened to."""
+    """Return the secret with which a provider signs webhook events.
+
+    Raises:
+        NotFound: No secret is configured, so that no webhook event is accepted.
+    """
     process = here()
     said = process.settings.variables.get(name, "").strip()
     if not said:
-        raise NotFound("no webhook is set up here")
+        raise NotFound("No webhook is configured here.")
     key = process.account_key(said)
     return key if isinstance(key, str) else await key.key()
 
 
 def _compute(process: Process) -> dict[str, ComputeProvider]:
-    """The providers that are configured: each by its key, this machine by its folder."""
+    """Connect the configured providers: rented ones by their keys, this machine by its folder."""
     settings = process.settings
     providers: dict[str, ComputeProvider] = {}
     if folder := settings.variables.get("GOBLIN_LOCAL_INSTANCES"):
@@ -102,24 +106,26 @@ def _compute(process: Process) -> dict[str, ComputeProvider]:
 
 
 def _reaches_us(process: Process, name: str, api_url: str) -> bool:
-    """Whether a machine that is rented there could call this Goblin; one that could not would only cost."""
+    """Whether a machine rented there could call this Goblin; one that could not would only cost money."""
     ours = _url(process)
     here = [urlsplit(url).hostname in LOOPBACK for url in (ours, api_url)]
     if here == [True, False]:
-        log.warning("nothing is rented from %s: its machines could not reach %s", name, ours)
+        log.warning("no instances are rented from %s, because its machines could not reach %s (GOBLIN_URL)", name, ours)
         return False
     return True
 
 
 def _caps(process: Process) -> dict[str, int]:
-    """What an operator allows an instance of a provider to cost in an hour, in millionths of a dollar."""
+    """Return the price caps that the operator set: micro-dollars per hour and instance, by provider."""
     said = process.settings.variables.get("VASTAI_MAX_COST_PER_HOUR", "")
     if not said:
         return {}
     try:
         return {"vastai": to_micros(Decimal(said))}
     except (InvalidOperation, ValueError, OverflowError) as error:
-        raise BadConfiguration(f"VASTAI_MAX_COST_PER_HOUR is no amount of dollars: {said!r}") from error
+        raise BadConfiguration(
+            f"VASTAI_MAX_COST_PER_HOUR is not an amount of dollars: {said!r}. Write it as 0.80."
+        ) from error
 
 
 def _url(process: Process) -> str:

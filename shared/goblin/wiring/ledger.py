@@ -1,4 +1,4 @@
-"""The spend ledger and its client, which the gateway, jobs and billing share."""
+"""The ledger and its budget client, shared by gateway, jobs and billing."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ ALLOCATIONS_MAINTAINED_EVERY_S = 1.0
 
 @per_process
 def ledger(process: Process) -> FirestoreLedger:
-    """The spend ledger."""
+    """Build the ledger."""
     return FirestoreLedger(process.firestore, declared=process.settings.limits())
 
 
 @per_process
 def budget_client(process: Process) -> BudgetClient:
-    """The client of the ledger's allocations, which gives them back when the process ends."""
+    """Build the budget client, which gives its allocations back when the process ends."""
     client = BudgetClient(
         ledger(), ledger(), SystemClock(), announce=announce, maintain_every_s=ALLOCATIONS_MAINTAINED_EVERY_S
     )
@@ -30,5 +30,5 @@ def budget_client(process: Process) -> BudgetClient:
 
 
 async def announce(event: ThresholdEvent) -> None:
-    """Publish that a budget has passed a threshold; the Pub/Sub client is built when one first does."""
+    """Publish a threshold event on `budget-exceeded`; the Pub/Sub client is built at the first one."""
     await here().bus.publish("budget-exceeded", budget_exceeded_event(event))

@@ -1,6 +1,7 @@
-"""One process: its settings, and the clients of the outside world, built on first use. Nothing connects at import.
+"""One process: its settings and its clients, built on first use. Nothing connects at import.
 
-Clients belong to one event loop. What a room needs is built from them once, by a function that `per_process` wraps.
+Clients belong to one event loop. The dependencies of a room are built from them once, by functions that `per_process`
+wraps.
 """
 
 from __future__ import annotations
@@ -35,22 +36,22 @@ CONNECTIONS_MAX = 1024
 
 @cache
 def settings() -> Settings:
-    """What the environment says."""
+    """Return the settings of the environment, read once."""
     return Settings.from_env()
 
 
 @dataclass
 class Process:
-    """Everything that lives as long as one event loop."""
+    """Settings and clients of one event loop."""
 
     settings: Settings
     built: dict[Callable[[Process], Any], Any] = field(default_factory=dict)
-    """What rooms have built, by the function that built it."""
+    """Objects of `per_process` functions, by the function that built them."""
 
     @cached_property
     def http(self) -> httpx.AsyncClient:
-        """Connections to providers."""
-        # No redirects and no proxies from the environment: provider URLs are what the file says.
+        """HTTP client for providers."""
+        # No redirects and no proxies from the environment: only URLs from `goblin.toml` are called.
         tls = ssl.create_default_context()
         return PlainClient(KeptConnections(tls=tls, most=CONNECTIONS_MAX, kept=CONNECTIONS_KEPT))
 
@@ -60,14 +61,14 @@ class Process:
 
     @cached_property
     def storage(self) -> storage.Client:
-        # Imported here: it costs a quarter of a second, and many functions open no bucket.
+        # Imported here: the import takes a quarter of a second, and many functions open no bucket.
         from google.cloud import storage
 
         return storage.Client(project=self.settings.project or None)
 
     @cached_property
     def bus(self) -> Bus:
-        # Imported here: it costs a quarter of a second, and many functions publish nothing.
+        # Imported here: the import takes a quarter of a second, and many functions publish nothing.
         from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
 
         from goblin.gcp.pubsub import PubSubBus
@@ -82,24 +83,25 @@ class Process:
     def callers(self) -> CallerVerifier:
         return CallerVerifier(
             self.http,
-            audience=self.settings.caller_audience,
+            audiences=self.settings.caller_audiences,
             emails=self.settings.caller_emails,
             certs_url=self.settings.certs_url,
+            signature_verified=self.settings.verify_callers == "iam",
         )
 
     def setting(self, name: str, meaning: str) -> str:
         """Return an environment variable that must be set.
 
         Raises:
-            BadConfiguration: It is not set; the message says what it is for.
+            BadConfiguration: The variable is not set; the message says what it is for.
         """
         value = self.settings.variables.get(name)
         if not value:
-            raise BadConfiguration(f"{name} is not set: {meaning}.")
+            raise BadConfiguration(f"{name} is not set. It is {meaning}.")
         return value
 
     def account_key(self, text: str) -> str | KeySource:
-        """Return the key of an account, as it is or, for `secret:NAME`, from Secret Manager."""
+        """Return an account key as written, or, for `secret:NAME`, a source that reads Secret Manager."""
         return self.secrets.source(text.removeprefix(SECRET)) if text.startswith(SECRET) else text
 
 
@@ -115,7 +117,7 @@ def here() -> Process:
 
 
 def per_process(build: Callable[[Process], T]) -> Callable[[], T]:
-    """Build once per process, on first use."""
+    """Wrap a function so that it builds its object once per process, on first use."""
 
     @wraps(build)
     def built() -> T:
@@ -129,6 +131,12 @@ def per_process(build: Callable[[Process], T]) -> Callable[[], T]:
 
 
 async def verify_caller(authorization: str | None) -> None:
-    """Let only our own service accounts pass: Pub/Sub's and the scheduler's. Raises as `CallerVerifier.verify`."""
-    if settings().verify_callers:
+    """Check that the caller is one of our service accounts, Pub/Sub's or Cloud Scheduler's.
+
+    Raises:
+        Unauthenticated: No OIDC token, or an invalid one.
+        Forbidden: A valid token of another account, or no caller is configured.
+        Transient: Google's certificates could not be read.
+    """
+    if settings().verify_callers != "off":
         await here().callers.verify(authorization)

@@ -1,4 +1,4 @@
-"""What the registry needs: model versions and pointers in the bucket, and the model servers that follow them."""
+"""Dependencies of the registry: versions and pointers in the bucket, and the model servers that follow them."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from goblin.wiring import gateway
 from goblin.wiring.process import Process, per_process
 
 CONTROLLED = "llamacpp"
-"""The provider whose servers are ours to load models into."""
+"""Provider whose servers are ours, so that promoted models can be loaded into them."""
 TAKES = "takes"
-"""The endpoint's option that says what it is for: `ORG/MODEL`, `*` (the default) or `nothing`."""
+"""Endpoint option: which promoted model the server loads, `ORG/MODEL`, `*` (any, the default) or `nothing`."""
 NOTHING = "nothing"
 
 
 @per_process
 def registry(process: Process) -> promotion.PromotionDeps:
-    """What registering and promoting need."""
+    """Build the dependencies of registering and promoting."""
     from goblin.gcp.model_registry import GcsRegistry
 
     bucket = process.setting("GOBLIN_BUCKET", "the bucket of models")
@@ -29,7 +29,7 @@ def registry(process: Process) -> promotion.PromotionDeps:
 
 @per_process
 def rollout(process: Process) -> rollout_service.RolloutDeps:
-    """What bringing model servers in line needs."""
+    """Build the dependencies of a rollout."""
     from goblin.gcp.storage import GcsObjects
 
     health = gateway.health_check()

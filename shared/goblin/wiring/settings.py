@@ -1,4 +1,4 @@
-"""Everything that is configured: the environment, read here and nowhere else, and `goblin.toml`."""
+"""All configuration: the environment, which is read only here, and `goblin.toml`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datetime import date
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, cast
 
 import msgspec
 from msgspec import Meta
@@ -24,39 +24,41 @@ from goblin.core.money import USD_MICROS
 from goblin.gateway.domain.catalog import Catalog, ModelSettings, Routing, Strategy
 
 EXTERNAL = frozenset({"openai", "anthropic", "groq"})
-"""Providers that read prompts on machines which are not ours or rented by us; an endpoint may say otherwise."""
+"""Providers whose machines are neither ours nor rented by us; an endpoint's `external` overrides this."""
 DEFAULT_REGION = "us-east1"
 MONTHLY_BUDGETS = {
     "GOBLIN_MONTHLY_BUDGET": TOTAL, "VASTAI_MONTHLY_BUDGET": "vastai", "RUNPOD_MONTHLY_BUDGET": "runpod",
 }  # fmt: skip
-"""Dollars a month, and what they are a budget of."""
+"""Variables with a budget in dollars per month, and the account that each limits."""
 GOOGLE_CERTS_URL = "https://www.googleapis.com/oauth2/v1/certs"
 
 
 class BadConfiguration(Broken):
-    """A setting that makes no sense; the message names it."""
+    """An invalid setting; the message names it."""
 
     code = "bad_configuration"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Settings:
-    """The environment of this process, as far as it concerns us."""
+    """The settings that Goblin reads from the environment."""
 
     project: str
     region: str = DEFAULT_REGION
     config_path: Path | None = None
-    """Another `goblin.toml`."""
-    verify_callers: bool = True
-    """Off only beside an emulator."""
-    caller_audience: str = ""
+    """Path of another `goblin.toml`; None means the included one."""
+    verify_callers: Literal["on", "iam", "off"] = "on"
+    """How private functions check their callers' tokens: in full; all but the signature, which Cloud Run's invoker
+    check has verified and removed; or, beside an emulator that sends no tokens, not at all."""
+    caller_audiences: tuple[str, ...] = ()
+    """The function's own URL, which a token must name; on a laptop, those of all functions."""
     caller_emails: tuple[str, ...] = ()
-    """Service accounts that may call private functions: Pub/Sub's and the scheduler's."""
+    """Service accounts that may call private functions: Pub/Sub's and Cloud Scheduler's."""
     certs_url: str = GOOGLE_CERTS_URL
     secret_manager_emulator: str = ""
     """`http://host:port` of a local Secret Manager; empty means Google's."""
     cloud_run_emulator: str = ""
-    """`http://host:port` of a stand-in for Cloud Run's Admin API; empty means Google's."""
+    """`http://host:port` of a fake of Cloud Run's Admin API; empty means Google's."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The whole environment, for `goblin.toml`; it holds secrets."""
 
@@ -65,18 +67,17 @@ class Settings:
         """Read the environment. Raises `BadConfiguration`."""
         env = dict(os.environ if env is None else env)
         verify = env.get("GOBLIN_VERIFY_CALLER", "on")
-        if verify not in ("on", "off"):
-            raise BadConfiguration(f"GOBLIN_VERIFY_CALLER is {verify!r}; it is `on` or `off`.")
+        if verify not in ("on", "iam", "off"):
+            raise BadConfiguration(f"GOBLIN_VERIFY_CALLER is {verify!r}. Set it to `on`, `iam` or `off`.")
         if verify == "off" and not env.get("PUBSUB_EMULATOR_HOST"):
-            raise BadConfiguration("GOBLIN_VERIFY_CALLER=off is for emulators: PUBSUB_EMULATOR_HOST is not set.")
-        emails = (email.strip() for email in env.get("GOBLIN_INVOKER_EMAIL", "").split(","))
+            raise BadConfiguration("GOBLIN_VERIFY_CALLER=off is for emulators, but PUBSUB_EMULATOR_HOST is not set.")
         return cls(
             project=env.get("GCS_PROJECT_ID") or env.get("GOOGLE_CLOUD_PROJECT") or "",
             region=env.get("GCS_REGION") or DEFAULT_REGION,
             config_path=Path(path) if (path := env.get("GOBLIN_CONFIG")) else None,
-            verify_callers=verify == "on",
-            caller_audience=env.get("GOBLIN_PUSH_AUDIENCE", ""),
-            caller_emails=tuple(email for email in emails if email),
+            verify_callers=cast("Literal['on', 'iam', 'off']", verify),
+            caller_audiences=_listed(env.get("GOBLIN_PUSH_AUDIENCE", "")),
+            caller_emails=_listed(env.get("GOBLIN_INVOKER_EMAIL", "")),
             certs_url=env.get("GOBLIN_OIDC_CERTS_URL") or GOOGLE_CERTS_URL,
             secret_manager_emulator=env.get("SECRET_MANAGER_EMULATOR_HOST", ""),
             cloud_run_emulator=env.get("CLOUD_RUN_EMULATOR_HOST", ""),
@@ -84,7 +85,7 @@ class Settings:
         )
 
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
-        """Monthly budgets that the environment declares, by account. Raises `BadConfiguration`."""
+        """Return the monthly limits that the environment declares, by account. Raises `BadConfiguration`."""
         return {
             account: (Limit(period=Period.MONTH, limit_usd_micros=self._micros(name)),)
             for name, account in MONTHLY_BUDGETS.items()
@@ -92,13 +93,13 @@ class Settings:
         }
 
     def _micros(self, name: str) -> int:
-        """A variable's dollars, rounded down: a limit is never more than was said."""
+        """Convert a variable's dollars to micro-dollars, rounded down: a limit is never higher than written."""
         try:
             dollars = Decimal(self.variables[name])
         except InvalidOperation as error:
-            raise BadConfiguration(f"{name} is no number of dollars.") from error
+            raise BadConfiguration(f"{name} is not an amount of dollars. Write it as 100 or 0.50.") from error
         if not dollars.is_finite() or dollars < 0:
-            raise BadConfiguration(f"{name} is no number of dollars.")
+            raise BadConfiguration(f"{name} is not an amount of dollars. Write it as 100 or 0.50.")
         return int((dollars * USD_MICROS).to_integral_value(ROUND_FLOOR))
 
     def catalog(self) -> Catalog:
@@ -111,12 +112,12 @@ class Settings:
         try:
             return path.read_text(encoding="utf-8")
         except OSError as error:
-            raise BadConfiguration(f"{path}: {error.strerror}") from error
+            raise BadConfiguration(f"Could not read {path}: {error.strerror}.") from error
         except UnicodeDecodeError as error:
-            raise BadConfiguration(f"{path}: it is not UTF-8") from error
+            raise BadConfiguration(f"{path} is not UTF-8.") from error
 
     def parse(self, text: str) -> Catalog:
-        """What such a text says, with this environment. Raises `BadConfiguration`."""
+        """Parse the text of a `goblin.toml` with this environment. Raises `BadConfiguration`."""
         return read_catalog(text, self.variables, name=str(self.config_path or _default_config()))
 
 
@@ -166,7 +167,7 @@ class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class _ModelEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True):
-    """What is different for one model at one endpoint; what is left out is as the endpoint says."""
+    """Settings of one model at one endpoint; a missing one is taken from the endpoint."""
 
     upstream_model: Annotated[str, Meta(min_length=1, max_length=256)] | None = None
     capabilities: tuple[Capability, ...] | None = None
@@ -182,7 +183,7 @@ class _ModelEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class _Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One model; what is left out is as `[routing]` says."""
+    """Settings of one model; a missing one is taken from `[routing]`."""
 
     strategy: Strategy | None = None
     attempts_max: Annotated[int, Meta(ge=1, le=10)] | None = None
@@ -217,8 +218,8 @@ def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin
     """Parse and check the text of a `goblin.toml`.
 
     Raises:
-        BadConfiguration: with the file's name and the key, as in `$.endpoints[0].weight`; never with a value,
-            which may be a secret.
+        BadConfiguration: The text is invalid. The message has the file's name and the key, such as
+            `$.endpoints[0].weight`, and never a value, which may be a secret.
     """
     try:
         raw = tomllib.loads(text)
@@ -231,11 +232,11 @@ def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin
     endpoints = tuple(_endpoint(row, name) for row in parsed.endpoints)
     names = [endpoint.name for endpoint in endpoints]
     if twice := {n for n in names if names.count(n) > 1}:
-        raise BadConfiguration(f"{name}: two endpoints are named {', '.join(sorted(twice))}")
+        raise BadConfiguration(f"{name}: two endpoints are named {', '.join(sorted(twice))}.")
     routing = Routing(**msgspec.structs.asdict(parsed.routing))
     prices = {(row.provider, row.model): _price(row) for row in parsed.prices}
     if len(prices) != len(parsed.prices):
-        raise BadConfiguration(f"{name}: a model of a provider has two prices")
+        raise BadConfiguration(f"{name}: a model of a provider has two prices. Remove one [[prices]] table.")
     declared = {row["name"] for row in raw.get("endpoints", ())}
     models = {model: _model(model, row, routing, endpoints, declared, name) for model, row in parsed.models.items()}
     return Catalog(routing=routing, endpoints=endpoints, prices=prices, models=models)
@@ -244,13 +245,13 @@ def read_catalog(text: str, variables: Mapping[str, str], *, name: str = "goblin
 def _model(
     model: str, row: _Model, routing: Routing, endpoints: Sequence[Endpoint], declared: set[str], file: str
 ) -> ModelSettings:
-    """A model's settings, laid over the defaults. Its endpoints keep the order they are named in."""
+    """Merge a model's settings with the defaults. Its endpoints keep their order in the file."""
     fields = {key: value for key, value in msgspec.structs.asdict(row).items() if value is not None}
     said = fields.pop("endpoints", None)
     if said is None:
         return ModelSettings(routing=replace(routing, **fields))
     if unknown := sorted(said.keys() - declared):
-        raise BadConfiguration(f"{file}: model {model!r} names endpoints that are not there: {', '.join(unknown)}")
+        raise BadConfiguration(f"{file}: model {model!r} names endpoints that do not exist: {', '.join(unknown)}.")
     configured = {endpoint.name: endpoint for endpoint in endpoints}
     serving = tuple(_endpoint_at(configured[name], at) for name, at in said.items() if name in configured)
     return ModelSettings(routing=replace(routing, **fields), endpoints=serving)
@@ -280,7 +281,7 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
             image_tokens_max=row.image_tokens_max,
         )
     elif inward is not None or outward is not None:
-        raise BadConfiguration(f"{file}: endpoint {row.name} has one price; it needs both or none")
+        raise BadConfiguration(f"{file}: endpoint {row.name} has one price. Give both, or none.")
     elif row.bills == "no":
         price = Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0)
     return Endpoint(
@@ -312,13 +313,13 @@ _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
 
 
 class _NotSet(Exception):
-    """A variable without a default."""
+    """A variable that is not set and has no default."""
 
 
 def _configured(rows: Any, variables: Mapping[str, str]) -> Any:
-    """Rows with their variables filled in, without those that lack one."""
+    """Fill in the variables of each row; leave out rows with a variable that is not set."""
     if not isinstance(rows, list):
-        return rows  # The parser says what is wrong with it.
+        return rows  # The parser reports the error.
     filled = []
     for row in rows:
         try:
@@ -346,7 +347,11 @@ def _filled(value: Any, variables: Mapping[str, str]) -> Any:
     return value
 
 
+def _listed(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
 def _default_config() -> Path:
-    """In a wheel the file travels inside the package; in a checkout it lies at the root."""
+    """Return the included `goblin.toml`: inside the package in a wheel, at the root in a checkout."""
     bundled = Path(str(resources.files("goblin"))) / "_bundle" / "goblin.toml"
     return bundled if bundled.exists() else Path(__file__).parents[3] / "goblin.toml"

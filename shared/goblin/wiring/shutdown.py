@@ -1,8 +1,9 @@
-"""What a process does between SIGTERM and its end.
+"""Work that a process does between SIGTERM and its end.
 
-Cloud Run says SIGTERM to an instance that it will take away in ten seconds; idle ones are the rule. Whoever serves here
-(uvicorn, alone or below gunicorn) ends itself as soon as no answer is under way, whatever tasks there are. So it hears
-of the signal only when what was given here is done; answers go on meanwhile, and after it for as long as they may.
+Cloud Run sends SIGTERM to an instance, usually an idle one, ten seconds before it kills it. The server here (uvicorn,
+alone or below gunicorn) exits as soon as no answer is in flight, even if other tasks still run. So this module holds
+the signal back from the server until the registered work is done. Answers go on meanwhile, and after it for as long as
+the server lets them.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any
 log = logging.getLogger(__name__)
 
 DONE_S_MAX = 4.0
-"""The rest of the ten seconds is for answers under way. What is lent and not returned is found by the settlement."""
+"""The rest of the ten seconds is for answers in flight. The settlement finds allocations that were not given back."""
 
 
 class _Ending:
@@ -30,7 +31,7 @@ class _Ending:
 
     def _heard(self, number: int, frame: FrameType | None) -> None:
         if self._doing is not None or not self.loop.is_running():
-            self._pass_on(number, frame)  # Said again, by somebody in a hurry.
+            self._pass_on(number, frame)  # A second SIGTERM: do not wait any longer.
         else:
             self.loop.call_soon_threadsafe(self._start, number)
 
@@ -43,7 +44,7 @@ class _Ending:
             async with asyncio.timeout(DONE_S_MAX):
                 await asyncio.gather(*(work() for work in self.last))
         except TimeoutError:
-            log.warning("the process ends before everything is written or returned")
+            log.warning("the process ends before all receipts are written and all allocations are given back")
         finally:
             self._pass_on(number, None)
 
@@ -59,7 +60,7 @@ _ending: _Ending | None = None
 
 
 def before_the_end(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
-    """Do it when SIGTERM comes, once. Outside the main thread, which no signal reaches, this does nothing."""
+    """Register work to do once when SIGTERM arrives. Does nothing outside the main thread, which alone gets signals."""
     if threading.current_thread() is not threading.main_thread():
         return
     global _ending

@@ -85,9 +85,9 @@ def test_each_change_of_one_freeze_is_one_entry() -> None:
     assert off is not None
     entry = record_of(SERVICE, off, "total", now=NOW)
     assert (entry.kind, entry.account) == (EntryKind.SCALE, "total")
-    assert entry.note == "Cloud Run's llamacpp keeps no instance; it had 1 to 3 instances"
+    assert entry.note == "Cloud Run service llamacpp is scaled to zero; it had 1 to 3 instances"
     back = record_of(off, SERVICE, "total", now=NOW)
     assert back.entry_id == entry.entry_id + ":back"
-    assert back.note == "Cloud Run's llamacpp may run again, with 1 to 3 instances"
+    assert back.note == "Cloud Run service llamacpp may run again, with 1 to 3 instances"
     assert str(ServiceScaling()) == "0 or more instances"
     assert str(ZERO) == "exactly 0 instances"

@@ -55,9 +55,9 @@ def test_slow_to_condemn_and_slow_to_trust_again(probes: list[Probe], statuses: 
     ("probes", "reason"),
     [
         ([OK], ""),
-        ([OK, FAILED], "no answer; once, so far"),
+        ([OK, FAILED], "no answer; one failure so far"),
         ([FAILED], "no answer"),
-        ([FAILED, OK], "just came back"),
+        ([FAILED, OK], "just recovered"),
         ([SLOW], "slow: a probe took 2500 ms"),
         ([REFUSED], "bad key"),
     ],

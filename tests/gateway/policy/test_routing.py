@@ -101,7 +101,7 @@ def test_lowest_cost_asks_the_cheapest_first_and_the_quicker_of_two() -> None:
     facts = [fact("dear", cost=2100), fact("cheap_slow", cost=9, ms=900), fact("cheap", cost=9, ms=50)]
     found = route(facts, Strategy.LOWEST_COST)
     assert names(found) == ["cheap", "cheap_slow", "dear"]
-    assert reasons(found.candidates)["dear"] == "about 2100 millionths of a dollar"
+    assert reasons(found.candidates)["dear"] == "about 2100 micro-dollars"
 
 
 def test_an_unknown_price_is_never_taken_for_zero() -> None:
@@ -135,7 +135,7 @@ def test_a_weighted_draw_follows_the_weights() -> None:
     assert firsts == {"one": 250, "three": 750}
 
 
-EXTERNAL = "external: the caller keeps the request among our own machines"
+EXTERNAL = "external: the caller keeps the request on our own machines"
 
 
 @pytest.mark.parametrize(
@@ -148,15 +148,15 @@ EXTERNAL = "external: the caller keeps the request among our own machines"
         (
             fact("x", context_tokens=100),
             replace(DEMAND, prompt_tokens_min=101),
-            "context: the prompt has at least 101 tokens, it takes 100",
+            "context: at least 101 prompt tokens, the limit is 100",
         ),
         (fact("x", external=True), replace(DEMAND, allow_external=False), EXTERNAL),
         (
             fact("x", cost_usd_micros_max=11),
             replace(DEMAND, max_cost_usd_micros=10),
-            "cost: up to 11 millionths of a dollar, the caller allows 10",
+            "cost: up to 11 micro-dollars, the caller allows 10",
         ),
-        (fact("x"), replace(DEMAND, max_cost_usd_micros=10), "cost: its price is unknown, and the caller set a limit"),
+        (fact("x"), replace(DEMAND, max_cost_usd_micros=10), "cost: the price is unknown, and the caller set a limit"),
         (fact("x", frozen="spent"), DEMAND, "frozen: spent"),
         (fact("x", status=Status.UNHEALTHY, status_reason="no answer"), DEMAND, "unhealthy: no answer"),
         (fact("x", open_until=NOW, open_reason="it answered 500"), DEMAND, "breaker open: it answered 500"),
@@ -212,7 +212,7 @@ def test_a_model_that_a_silent_endpoint_may_have_is_not_unknown() -> None:
     found = choose_route(DEMAND, [silent, fact("b", serves=False)], strategy=Strategy.FAILOVER)
     assert isinstance(found, NoRoute)
     assert found.obstacle is Obstacle.SILENT
-    assert found.reason == "Nobody can tell yet who serves `m`. a: has not said what it serves: loading."
+    assert found.reason == "It is not known yet whether `m` is served. a: has not listed its models yet: loading."
     assert names(route([silent, fact("c")])) == ["c"]
 
 
@@ -242,7 +242,7 @@ def test_who_would_miss_the_deadline_comes_after_the_others(strategy: Strategy) 
     facts = [fact("late", ms=3000, cost=0, weight=100), fact("in_time", ms=900, cost=5)]
     found = route(facts, strategy, demand=replace(DEMAND, deadline_ms=1000))
     assert names(found) == ["in_time", "late"]
-    assert reasons(found.candidates)["late"].endswith("after the others, late: about 3000 ms, the deadline is 1000")
+    assert reasons(found.candidates)["late"].endswith("after the others, late: about 3000 ms, the deadline is 1000 ms")
 
 
 @pytest.mark.parametrize("strategy", list(Strategy))
@@ -266,7 +266,7 @@ def test_exploring_asks_the_one_unheard_for_longest_and_says_so() -> None:
     facts = [fact("best", ms=100), fact("old", ms=300, unheard_s=90), fact("older", ms=300, unheard_s=200)]
     found = route(facts, Strategy.LOWEST_LATENCY, turn=50, explore_share=0.02)
     assert names(found) == ["older", "best", "old"]
-    assert reasons(found.candidates)["older"].startswith("to learn how it does, unheard for 200 s")
+    assert reasons(found.candidates)["older"].startswith("explored, no answer from it for 200 s")
     assert found.hedge_after_ms == 300  # As late as the best would be, so the caller loses little.
 
 

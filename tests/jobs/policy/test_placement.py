@@ -87,7 +87,7 @@ def test_a_frozen_provider_is_passed_over_with_the_reason_and_free_ones_are_not_
 def test_who_cannot_say_is_named_and_not_taken_for_empty() -> None:
     found = place(job(), facts(listings={}, unknown={"vastai": UnknownInventory(reason="410 Gone").reason}))
     assert isinstance(found, NoPlacement)
-    assert "vastai cannot say: 410 Gone" in found.reason
+    assert "vastai did not answer: 410 Gone" in found.reason
 
 
 def test_what_is_kept_of_the_candidates_is_bounded() -> None:
@@ -132,7 +132,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once_with_the_nearest_that_
     denied = admit(job(deadline=NOW + 8 * HOUR), facts(SPOT, ON_DEMAND))
     assert isinstance(denied, NotPromised)
     assert denied.final
-    assert "the nearest that could is 2026-11-25T" in denied.reason
+    assert "the nearest possible one is 2026-11-25T" in denied.reason
     assert "at $0.4" in denied.reason
     assert admit(job(deadline=NOW + 10 * HOUR), facts(SPOT, ON_DEMAND)) is None
     assert admit(job(), facts()) is None
@@ -195,7 +195,7 @@ def test_on_demand_is_left_only_for_spot_that_has_stayed() -> None:
     assert move(attempt, facts(SPOT, ON_DEMAND, history=young)) is None
     stop = move(attempt, facts(SPOT, ON_DEMAND, history=old))
     assert stop is not None
-    assert "spot has stayed" in stop.reason
+    assert "spot has been available" in stop.reason
 
 
 @pytest.mark.parametrize(

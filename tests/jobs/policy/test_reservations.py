@@ -301,7 +301,7 @@ def test_a_shortage_says_what_there_is_and_whether_waiting_helps(resets_at: date
         need_usd_micros=20_000, resets_at=resets_at,
     )  # fmt: skip
     assert reservations.is_used_up(short) is (resets_at is None)
-    assert "$5.00, has $0.01 left, and $0.02 are needed" in reservations.said(short)
+    assert "$5.00, has $0.01 left, but $0.02 are needed" in reservations.said(short)
     assert ("2026-11-26" in reservations.said(short)) is (resets_at is not None)
 
 

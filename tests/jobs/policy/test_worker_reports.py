@@ -37,9 +37,9 @@ def job(**changes: Any) -> Job:
         (60, {"total": 100, "loss": -3.5, "steps_per_s": 0.0, "gpu_share": 1.0, "save_s": 0.0}, None),
         (100, {"total": 100}, None),
         (STEP_MAX, {"total": STEP_MAX}, None),
-        (-1, {}, "step -1 is none"),
-        (STEP_MAX + 1, {}, f"step {STEP_MAX + 1} is none"),
-        (0, {"total": 49}, "49 steps in all, at step 0, with step 50 saved"),
+        (-1, {}, "step -1 does not exist"),
+        (STEP_MAX + 1, {}, f"step {STEP_MAX + 1} does not exist"),
+        (0, {"total": 49}, "49 steps in all, but it is at step 0 and step 50 is saved"),
         (60, {"total": 59}, "59 steps in all"),
         (0, {"total": STEP_MAX + 1}, "steps in all"),
         (60, {"loss": float("nan")}, "loss nan"),
@@ -133,7 +133,7 @@ def test_three_lies_of_one_attempt_end_it_and_no_more_stand_in_its_history() -> 
         assert found.invalid_reports == number + 1
     assert found.state is JobState.PREEMPTED
     assert max(len(line.text) for line in found.reasons) < 400
-    assert found.reason == "attempt 2 is over: its host lied 3 times"
+    assert found.reason == "attempt 2 is over: its host sent 3 invalid reports"
 
 
 def test_an_honest_attempt_does_not_pay_for_the_one_before() -> None:

@@ -92,7 +92,7 @@ async def test_an_instance_is_given_its_order_and_nothing_else(
 
 async def test_a_label_is_rented_once(provider: LocalInstances) -> None:
     await provider.rent(order())
-    with pytest.raises(Transient, match="rented before"):
+    with pytest.raises(Transient, match="started before"):
         await provider.rent(order())
     assert await labels(provider) == {"goblin-j-a1"}
 
@@ -211,7 +211,7 @@ async def test_a_machine_that_stops_asks_its_instances_to_end_and_starts_no_othe
     await local.close(tmp_path / "instances", within_s=DEADLINE_S)
     assert child.wait() == -signal.SIGTERM
     assert await provider.offers(InstanceRequirements(kind="batch")) == Listing()
-    with pytest.raises(ProviderUnavailable, match="about to stop"):
+    with pytest.raises(ProviderUnavailable, match="shutting down"):
         await provider.rent(order("goblin-j-a2"))
     local.reopen(tmp_path / "instances")
     assert await provider.offers(InstanceRequirements(kind="batch")) != Listing()

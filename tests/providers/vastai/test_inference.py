@@ -113,7 +113,7 @@ async def test_nothing_known_at_all_is_not_nothing_rented(
     with pytest.raises(ProviderUnavailable) as caught:
         await answer(provider)
     assert caught.value.fault in (Fault.TRANSIENT, Fault.RATE)
-    assert "nothing is rented" not in caught.value.message
+    assert "no instance is rented" not in caught.value.message
     probe = await provider.probe()
     assert probe.finding in (Finding.UNCLEAR, Finding.FAILED)
     assert fake.lists == 1

@@ -1,1 +1,1 @@
-"""Nouns of this room, frozen, with their units. No I/O, no decisions."""
+"""Data classes of this room, frozen, with their units. No I/O, no decisions."""

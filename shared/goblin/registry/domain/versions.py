@@ -16,8 +16,8 @@ from typing import Self
 from goblin.core.errors import InvalidRequest
 
 NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._]|-(?!-)){0,62}")
-"""No `--`: registries that allow no slash are given `{org}--{model}`. No leading underscore: those names are ours."""
-# Source: semver.org 2.0.0. Build metadata is refused: it does not order versions, so two would be one.
+"""No `--`, because registries without slashes get `{org}--{model}`. No leading underscore, which is reserved for us."""
+# Source: semver.org 2.0.0. Build metadata is refused: it does not order versions, so two versions would be equal.
 _SEMVER = re.compile(
     r"v?(?P<core>(?:0|[1-9]\d{0,8})\.(?:0|[1-9]\d{0,8})\.(?:0|[1-9]\d{0,8}))"
     r"(?P<pre>-(?:0|[1-9]\d{0,8}|\d*[A-Za-z-][0-9A-Za-z-]*)(?:\.(?:0|[1-9]\d{0,8}|\d*[A-Za-z-][0-9A-Za-z-]*))*)?"
@@ -29,7 +29,7 @@ MANIFEST = "MANIFEST.json"
 
 @dataclass(frozen=True, order=True, slots=True)
 class ModelName:
-    """`{org}/{model}`, which is also the id that requests use."""
+    """Name of a model, `{org}/{model}`, which is also its id in requests."""
 
     org: str
     model: str
@@ -39,7 +39,7 @@ class ModelName:
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """Raises `InvalidRequest`."""
+        """Parse `ORG/MODEL`. Raises `InvalidRequest`."""
         org, slash, model = text.partition("/")
         if not slash or not NAME.fullmatch(org) or not NAME.fullmatch(model):
             raise InvalidRequest(
@@ -51,7 +51,7 @@ class ModelName:
 
     @property
     def folder(self) -> str:
-        """Where its objects lie in the bucket."""
+        """Folder of its objects in the bucket."""
         return f"models/{self.org}/{self.model}"
 
     @property
@@ -66,7 +66,7 @@ class ModelName:
 
 
 def parse_version(text: str) -> str:
-    """Write a semantic version in its one form, without `v`. Raises `InvalidRequest`."""
+    """Normalise a semantic version to its form without `v`. Raises `InvalidRequest`."""
     found = _SEMVER.fullmatch(text)
     if found is None or len(text) > VERSION_LENGTH_MAX:
         raise InvalidRequest(
@@ -78,7 +78,7 @@ def parse_version(text: str) -> str:
 
 
 def version_order(version: str) -> tuple[tuple[int, ...], bool, tuple[tuple[bool, int, str], ...]]:
-    """A sort key with semver's precedence: a release comes after its own pre-releases."""
+    """Return a sort key with semver's precedence: a release comes after its own pre-releases."""
     core, _, pre = version.partition("-")
     parts = tuple((not p.isdigit(), int(p) if p.isdigit() else 0, p) for p in pre.split(".")) if pre else ()
     return tuple(map(int, core.split("."))), not pre, parts
@@ -88,7 +88,7 @@ def parse_artifact(text: str) -> str:
     """Check an artifact's file name. Raises `InvalidRequest`."""
     if not ARTIFACT.fullmatch(text):
         raise InvalidRequest(
-            f"`{text[:128]}` cannot be an artifact's name: letters, digits, `.`, `_`, `-`, ending in `.gguf`.",
+            f"`{text[:128]}` cannot be an artifact's name. Use letters, digits, `.`, `_`, `-`, and the ending `.gguf`.",
             param="artifact",
         )
     return text
@@ -96,22 +96,22 @@ def parse_artifact(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelArtifact:
-    """One file of a version, as the bucket holds it."""
+    """One file of a version, as stored in the bucket."""
 
     uri: str
     """`gs://{bucket}/models/{org}/{model}/{version}/{artifact}`."""
     generation: int
-    """Another object under the same name is another artifact."""
+    """Cloud Storage generation: another object under the same name is another artifact."""
     size: int
     crc32c: str
     """Base64 of the big-endian checksum, as Cloud Storage writes it."""
     sha256: str
-    """Of what was meant to be uploaded; whoever loads the file checks it."""
+    """Digest of the file that was uploaded; a model server checks it before it loads the file."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Version:
-    """What the manifest says; the version exists once its manifest does."""
+    """A version as in its manifest; it exists once its manifest does."""
 
     name: ModelName
     version: str
@@ -122,27 +122,28 @@ class Version:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Promotion:
-    """What the production pointer says: one move of it. The newest is the truth about production."""
+    """One move of the production pointer; the newest says what is in production."""
 
     name: ModelName
     version: str
     artifact: ModelArtifact
     seq: int
-    """Counts this model's moves from 1, without gaps."""
+    """Number of this model's move, from 1, without gaps."""
     event_id: str
-    """Chosen by who promotes; tells a writer whose answer was lost that the write was its own."""
+    """Chosen by the caller. A writer whose answer was lost recognises its own write by it."""
     promoted_at: datetime
     promoted_by: str
     reason: str = ""
     previous: str | None = None
-    """The version a rollback goes to."""
+    """The version that a rollback goes to."""
     previous_seq: int | None = None
-    """The move that put `previous` there. A rollback takes over its `previous`: two of them go back twice."""
+    """Number of the move that put `previous` into production. A rollback copies that move's `previous`, so that a
+    second rollback goes back further."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Pointer:
-    """The pointer as read: what it says, and the generation that a move must name."""
+    """The pointer as read: its content, and the generation that a move must name."""
 
     promotion: Promotion
     generation: int
@@ -154,17 +155,17 @@ class LoadedModel:
 
     alias: str
     sha256: str | None
-    """None: it was not loaded by digest."""
+    """None if the model was not loaded by digest."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ServingState:
-    """What is known of one model server, in Firestore: what it was last made to serve, and what it would not."""
+    """State of one model server, stored in Firestore: what it last loaded, and what it last refused."""
 
     endpoint: str
     served: Promotion | None = None
-    """The last that it took; what it is given again after a restart, even when a later one was refused."""
+    """The last promotion that it loaded. It loads this one again after a restart, even if it refused a later one."""
     refused: Promotion | None = None
-    """The last that it would not take; None once a newer one was taken."""
+    """The last promotion that it refused; None once it has loaded a newer one."""
     refusal: str = ""
     updated_at: datetime | None = None

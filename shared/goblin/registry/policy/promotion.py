@@ -1,4 +1,4 @@
-"""What the next production pointer says, and what a model server should serve."""
+"""Decide what the next production pointer says, and what a model server should serve."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from datetime import datetime
 from goblin.registry.domain.versions import LoadedModel, Pointer, Promotion, ServingState, Version
 
 NONE = "none"
-"""What a caller expects in production when nothing is there."""
+"""Expected version that means: nothing is in production."""
 ANY_MODEL = "*"
-"""A model server that serves whichever model was promoted last."""
+"""Value of `takes` for a model server that serves the model promoted last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PromotionRequest:
-    """Who wants the pointer moved, and why."""
+    """Request to move the pointer: by which caller, why, when."""
 
     event_id: str
     actor: str
@@ -26,7 +26,7 @@ class PromotionRequest:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Move:
-    """Write `promotion` if the pointer's generation still is `generation`; 0: if there is no pointer."""
+    """Decision: write `promotion` if the pointer's generation is still `generation`; 0 means no pointer."""
 
     promotion: Promotion
     generation: int
@@ -34,14 +34,14 @@ class Move:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Unmoved:
-    """The pointer says already what was asked for."""
+    """Decision: nothing to do, because the version is in production already."""
 
     pointer: Pointer
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NoMove:
-    """Why the pointer stays."""
+    """Decision: refuse the move, for this reason."""
 
     reason: str
 
@@ -52,10 +52,10 @@ def choose_promotion(
     """Decide what a promotion writes.
 
     Args:
-        version: What is to be in production.
+        version: The version to put into production.
         current: The pointer as just read.
-        expected: The version the caller believes to be in production, or `none`; None: whatever is there.
-        request: Who asks.
+        expected: The version that must be in production now, or `none`; None accepts any.
+        request: The caller and the reason.
     """
     held = current.promotion.version if current else NONE
     if expected is not None and expected != held:
@@ -74,13 +74,13 @@ def choose_promotion(
 def choose_rollback(
     current: Pointer | None, back_to: Promotion | None, *, expected: str | None, request: PromotionRequest
 ) -> Move | NoMove:
-    """Decide what a rollback writes: a move like any other, to where production was before.
+    """Decide what a rollback writes: a new move, to the version that was in production before.
 
     Args:
         current: The pointer as just read.
         back_to: The move at the pointer's `previous_seq`, from history.
         expected: As for a promotion.
-        request: Who asks.
+        request: The caller and the reason.
     """
     if current is None:
         return NoMove(reason="nothing is in production")
@@ -116,11 +116,11 @@ def _move(
 
 
 def choose_wanted(production: Sequence[Promotion], *, takes: str) -> Promotion | None:
-    """What one model server should serve, of everything in production.
+    """Choose what one model server should serve, of everything in production.
 
     Args:
-        production: One per model, any order.
-        takes: The model it is for, or `*`: whichever was promoted last.
+        production: The current promotion of each model, in any order.
+        takes: The model that the server is for, or `*` for the one that was promoted last.
     """
     wanted = [p for p in production if takes in (ANY_MODEL, str(p.name))]
     return max(wanted, key=lambda p: (p.promoted_at, p.name), default=None)
@@ -128,14 +128,14 @@ def choose_wanted(production: Sequence[Promotion], *, takes: str) -> Promotion |
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
-    """Make the server serve this."""
+    """Decision: make the server serve this promotion."""
 
     promotion: Promotion
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Keep:
-    """Leave the server as it is; `confirmed` is what it serves, where that is a promotion."""
+    """Decision: leave the server as it is; `confirmed` is the promotion that it serves, if it is one."""
 
     reason: str
     confirmed: Promotion | None = None
@@ -144,13 +144,13 @@ class Keep:
 def choose_load(wanted: Promotion | None, known: ServingState, loaded: LoadedModel) -> Load | Keep:
     """Compare what a server should serve with what it serves.
 
-    A promotion that it refused is not tried again, for its bytes will not change: the last one that it took goes
-    on, also after a restart. The next promotion is tried.
+    A promotion that the server refused is not tried again, because its bytes never change. The server keeps the last
+    promotion that it loaded, also after a restart, until the next promotion.
     """
     refused = wanted is not None and known.refused is not None and known.refused.event_id == wanted.event_id
     target = known.served if refused else wanted
     if target is None:
-        return Keep(reason="nothing that it would take is in production")
+        return Keep(reason="no promotion that it accepts is in production")
     if loaded.sha256 == target.artifact.sha256 and loaded.alias == str(target.name):
         return Keep(reason=f"it serves {target.name} {target.version}", confirmed=target)
     return Load(promotion=target)

@@ -57,7 +57,7 @@ def test_leaves_on_demand_only_for_spot_that_has_stayed() -> None:
     assert enough == pytest.approx(720 * 1.5 * (1 + 0.1 * 10 / 9.8))
     young = choose_mode(on_demand, TERMS, seen(enough - 1))
     assert young.mode is Mode.ON_DEMAND
-    assert "would earn it" in young.reason
+    assert "a move pays after" in young.reason
     assert choose_mode(on_demand, TERMS, seen(enough)).mode is Mode.SPOT
 
 
@@ -66,7 +66,7 @@ def test_stays_on_demand_for_a_little_work() -> None:
     decision = choose_mode(nearly, TERMS, seen(9 * HOUR))
     assert (decision.mode, decision.reason) == (
         Mode.ON_DEMAND,
-        "spot is there for 9.0 h; what is left is not worth a changeover",
+        "spot has been available for 9.0 h; the work left is not worth a move",
     )
 
 
@@ -117,7 +117,7 @@ def test_spot_is_left_when_another_changeover_would_cost_too_much() -> None:
     # 10 h of work and 12 min of changeover on demand are $30.60; the first step of spot does no work yet.
     just = situation(spot_available=True, money_left_usd_micros=30_600_000)
     decision = choose_mode(just, TERMS, seen(60))
-    assert (decision.mode, decision.reason) == (Mode.ON_DEMAND, "too little money to run on spot")
+    assert (decision.mode, decision.reason) == (Mode.ON_DEMAND, "too little budget to run on spot")
 
 
 def test_on_demand_that_is_sold_out_has_a_fallback() -> None:
@@ -130,7 +130,7 @@ def test_a_deadline_too_near_is_refused_with_the_nearest_one() -> None:
     answer = check_deadline(work_s=10 * HOUR, time_s=9 * HOUR, step_s=60, terms=TERMS)
     assert isinstance(answer, Infeasible)
     assert answer.time_s_min == 10 * HOUR + 720
-    assert answer.reason == "it needs 10.2 h even if on demand works from now on, and has 9.0 h"
+    assert answer.reason == "it needs 10.2 h even if on demand runs from now on, and has 9.0 h"
     again = check_deadline(work_s=10 * HOUR, time_s=answer.time_s_min, step_s=60, terms=TERMS)
     assert isinstance(again, Feasible)
 
@@ -147,8 +147,7 @@ def test_a_cap_and_a_budget_too_low_are_refused_with_the_nearest_ones() -> None:
     assert isinstance(answer, Infeasible)
     assert (answer.price_usd_micros_per_hour_min, answer.budget_usd_micros_min) == (3_000_000, 30_600_000)
     assert answer.reason == (
-        "on demand costs $3.00 an hour, above the cap of $2.00; "
-        "if spot never comes it costs $30.60, more than the $20.00 there are"
+        "on demand costs $3.00 an hour, above the cap of $2.00; without spot it costs $30.60, more than the $20.00 left"
     )
     again = check_deadline(
         work_s=10 * HOUR,

@@ -94,11 +94,11 @@ def test_slow_boots_and_downloads_cost_as_well() -> None:
 @pytest.mark.parametrize(
     ("bad", "why"),
     [
-        (offer(gpu_memory_mib=8_000), "8000 MiB of GPU memory, 16000 are needed"),
-        (offer(reliability=0.3), "reliability 0.30"),
+        (offer(gpu_memory_mib=8_000), "8000 MiB of GPU memory, but 16000 are needed"),
+        (offer(reliability=0.3), "its reliability of 0.30 is too low"),
         (offer(ends_in_s=1800), "its contract ends in 30 min"),
         (offer(price_usd_micros_per_hour=900_000), "$0.90 an hour is above the cap of $0.80"),
-        (spot(price_usd_micros_per_hour=500_000), "its least bid is above the on-demand price"),
+        (spot(price_usd_micros_per_hour=500_000), "its lowest bid is above the on-demand price"),
     ],
 )
 def test_says_why_an_offer_is_out(bad: Offer, why: str) -> None:
@@ -117,10 +117,10 @@ def test_names_the_price_under_which_something_could_be_had() -> None:
 
 
 def test_an_empty_market_and_a_small_budget_are_refused() -> None:
-    assert choose() == NoPlacement(reason="nothing is offered", candidates=())
+    assert choose() == NoPlacement(reason="there are no offers", candidates=())
     answer = choose(offer(), needs=replace(NEEDS, budget_usd_micros=1_000_000))
     assert isinstance(answer, NoPlacement)
-    assert "there are $1.00" in answer.reason
+    assert "more than the $1.00 left" in answer.reason
 
 
 def test_on_demand_that_would_be_late_is_out() -> None:
