@@ -1,1 +1,1 @@
-"""Our own wire: HTTP plumbing, OpenAI's and Anthropic's shapes, the jobs API, metrics, traces, pages."""
+"""Our own wire: HTTP helpers, OpenAI's and Anthropic's formats, the jobs API, metrics, traces, pages."""

@@ -1,8 +1,8 @@
-"""A Messages request of Anthropic's wire as a chat request of ours, checked.
+"""Validates a Messages request of Anthropic's wire format and converts it to our chat request.
 
-Left out, because no other wire has a place for it: `cache_control`, `top_k`, `thinking` and its blocks in earlier
-turns, `service_tier`, `container`. Refused: tools that Anthropic runs itself. Source: anthropic-python 2.14, read
-2026-11-25.
+Left out, because no other wire format has a place for it: `cache_control`, `top_k`, `thinking` and its blocks in
+earlier turns, `service_tier`, `container`. Refused: tools that Anthropic runs itself. Source: anthropic-python 2.14,
+read 2026-11-25.
 """
 
 from __future__ import annotations
@@ -56,11 +56,11 @@ class ToolResult(Struct, frozen=True, tag="tool_result"):
 
 
 class Thinking(Struct, frozen=True, tag="thinking"):
-    """What was thought before; only who thought it could read it."""
+    """Thinking of an earlier turn; dropped, because only the model that wrote it can read it."""
 
 
 class RedactedThinking(Struct, frozen=True, tag="redacted_thinking"):
-    """The same, sealed."""
+    """Encrypted thinking of an earlier turn; dropped."""
 
 
 Shown = Text | Image | Document
@@ -100,7 +100,7 @@ class Metadata(Struct, frozen=True):
 
 
 class MessagesRequest(Struct, frozen=True, kw_only=True):
-    """`POST /v1/messages/count_tokens`, and what both routes share."""
+    """Body of `POST /v1/messages/count_tokens`, and the fields that both routes share."""
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
     messages: Annotated[tuple[Turn, ...], Meta(min_length=1, max_length=100_000)]
@@ -118,18 +118,18 @@ class MessagesRequest(Struct, frozen=True, kw_only=True):
 
 
 class CheckedMessagesRequest(MessagesRequest, frozen=True, kw_only=True):
-    """`POST /v1/messages`."""
+    """Body of `POST /v1/messages`, which requires `max_tokens`."""
 
     max_tokens: Annotated[int, Meta(ge=1)]
 
 
 def parse(data: bytes) -> ChatRequest:
-    """Read the body of `/v1/messages`. Raises `InvalidRequest`, with the field in `param`."""
+    """Parse the body of `/v1/messages`. Raises `InvalidRequest`, with the field in `param`."""
     return _as_chat(_read(CheckedMessagesRequest, data))
 
 
 def parse_to_count(data: bytes) -> ChatRequest:
-    """Read the body of `/v1/messages/count_tokens`, which needs no limit."""
+    """Parse the body of `/v1/messages/count_tokens`, which needs no `max_tokens`. Raises like `parse`."""
     return _as_chat(_read(MessagesRequest, data))
 
 
@@ -172,7 +172,7 @@ def _tools(asked: MessagesRequest) -> dict[str, Any]:
     for number, tool in enumerate(asked.tools or ()):
         if tool.type not in (None, "custom") or tool.input_schema is None:
             raise InvalidRequest(
-                f"The tool `{(tool.type or tool.name)[:64]}` runs at Anthropic; here you can use tools of your own.",
+                f"The tool `{(tool.type or tool.name)[:64]}` runs at Anthropic. Only custom tools are supported.",
                 param=f"tools[{number}]",
             )
         function = {
@@ -211,7 +211,7 @@ def _format(asked: MessagesRequest) -> dict[str, Any]:
 
 
 def _user(turn: Turn) -> list[dict[str, Any]]:
-    """Results of tools are messages of their own, and come first; pictures in them follow as the user's."""
+    """Convert a user turn. Tool results become messages of their own, placed first; their images join the user's."""
     if isinstance(turn.content, str):
         return [{"role": "user", "content": turn.content}]
     messages: list[dict[str, Any]] = []
@@ -227,7 +227,7 @@ def _user(turn: Turn) -> list[dict[str, Any]]:
             case Text() | Image() | Document():
                 parts.append(_part(block))
             case ToolUse():
-                raise InvalidRequest("`tool_use` is for the assistant's turns.", param="messages")
+                raise InvalidRequest("A `tool_use` block is allowed only in assistant turns.", param="messages")
     if parts:
         plain = len(parts) == 1 and parts[0]["type"] == "text"
         messages.append({"role": "user", "content": parts[0]["text"] if plain else parts})
@@ -248,7 +248,7 @@ def _assistant(turn: Turn) -> list[dict[str, Any]]:
                 call = {"name": block.name, "arguments": arguments}
                 calls.append({"id": block.id, "type": "function", "function": call})
             case Image() | Document() | ToolResult():
-                raise InvalidRequest(f"A block of this type is for the user's turns: {block!r:.40}.", param="messages")
+                raise InvalidRequest(f"This block is allowed only in user turns: {block!r:.40}.", param="messages")
     message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) or None}
     return [message | ({"tool_calls": calls} if calls else {})]
 

@@ -1,9 +1,9 @@
-"""Our answers in the shapes of Anthropic's Messages wire: what the `anthropic` SDK reads back.
+"""Converts our answers to Anthropic's Messages wire format, as the `anthropic` SDK parses it.
 
     message_start ─ ping ─ { content_block_start ─ content_block_delta … ─ content_block_stop } … ─
     message_delta (stop reason, usage) ─ message_stop
 
-or, where an answer breaks off, `error` and nothing after it. Source: anthropic-python 2.14, read 2026-11-25.
+or, when an answer breaks off, `error` as the last event. Source: anthropic-python 2.14, read 2026-11-25.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ _ERRORS = {
     529: "overloaded_error",
 }
 OVERLOADED = 529
-"""What Anthropic's clients take for: it may work later, and elsewhere."""
+"""Status that Anthropic's clients retry: it may work later, or at another endpoint."""
 
 
 async def message_events(chunks: Chunks, asked: ChatRequest) -> AsyncGenerator[bytes, None]:
-    """Named events, in order. The first tells about how long the prompt is, the last what was counted."""
+    """Yield the named events of an answer. The first has an estimate of the prompt's tokens, the last the usage."""
     writer = MessageWriter(asked.model, count_tokens(asked))
     async with aclosing(chunks):
         try:
@@ -59,7 +59,7 @@ async def message_events(chunks: Chunks, asked: ChatRequest) -> AsyncGenerator[b
 
 
 async def whole_message(chunks: Chunks, asked: ChatRequest) -> bytes:
-    """One `message`."""
+    """Collect an answer into one `message`."""
     writer = MessageWriter(asked.model, 0)
     message: dict[str, Any] = {}
     blocks: list[dict[str, Any]] = []
@@ -90,7 +90,7 @@ def _filled(block: dict[str, Any], said: str) -> dict[str, Any]:
 
 
 def _parsed(arguments: str) -> Any:
-    """An object, as the SDK wants it; a model may have written what is none."""
+    """Parse tool arguments into an object, which the SDK expects; a model may have written something else."""
     try:
         parsed = msgspec.json.decode(arguments or "{}")
     except msgspec.DecodeError:
@@ -99,22 +99,23 @@ def _parsed(arguments: str) -> Any:
 
 
 class MessageWriter:
-    """Chunks in, events out, each block closed before the next begins."""
+    """Converts the chunks of one answer to events; closes each block before the next begins."""
 
     def __init__(self, model: str, prompt_tokens: int) -> None:
         self._model = model
         self._prompt_tokens = prompt_tokens
         self._started = False
         self._open = ""
-        """The block that is open: `text`, `thinking`, or `tool` with the call's index."""
+        """The open block: `text`, `thinking`, or `tool` with the call's index; empty for none."""
         self._count = 0
+        """Number of blocks so far."""
         self._blocks: dict[int, int] = {}
-        """The block of each tool call."""
+        """Index of the block of each tool call."""
         self._finish = "stop"
         self._usage = Usage()
 
     def write(self, chunk: ChatChunk) -> Iterator[dict[str, Any]]:
-        """The events that a chunk makes."""
+        """Convert one chunk to events."""
         if not self._started:
             yield from self._start(chunk.id)
         if isinstance(chunk.usage, Usage):
@@ -125,7 +126,7 @@ class MessageWriter:
                 self._finish = choice.finish_reason or self._finish
 
     def end(self) -> Iterator[dict[str, Any]]:
-        """The last events of a whole answer."""
+        """Yield the last events of a complete answer."""
         if not self._started:
             yield from self._start("")
         yield from self._close()
@@ -188,12 +189,12 @@ class MessageWriter:
 
 
 def count_tokens(asked: ChatRequest) -> int:
-    """About how many a prompt has."""
+    """Estimate the tokens of a prompt."""
     return tokens.estimate_tokens(asked.prompt_bytes())
 
 
 def usage_of(usage: Usage) -> dict[str, int]:
-    """In Anthropic's way to count, where what the cache had is not among the input."""
+    """Convert to Anthropic's counts, where cached tokens are not part of the input."""
     details = usage.prompt_tokens_details or {}
     read, written = (_count(details.get(name)) for name in ("cached_tokens", "cache_creation_tokens"))
     return {
@@ -209,27 +210,27 @@ def _count(value: object) -> int:
 
 
 def error_body(error: GoblinError) -> dict[str, Any]:
-    """An error as the SDK reads it."""
+    """Build the body of an error, as the SDK parses it."""
     kind = _ERRORS.get(error.status, "invalid_request_error" if error.status < 500 else "api_error")
     return {"type": "error", "error": {"type": kind, "message": error.message}, "request_id": None}
 
 
 def refusal(error: Exception) -> tuple[int, bytes]:
-    """Status and body of a refusal; one that is not ours says nothing of what broke."""
-    known = error if isinstance(error, GoblinError) else Broken("Something broke on our side.")
+    """Build status and body of an error response. Unexpected exceptions reveal no details."""
+    known = error if isinstance(error, GoblinError) else Broken("Internal error. The cause is in the server's log.")
     status = OVERLOADED if known.status == 503 else known.status
     return status, msgspec.json.encode(error_body(known))
 
 
 def model_list(model_ids: list[str]) -> dict[str, Any]:
-    """One page with all of them."""
+    """Build the list of models, as a single page."""
     rows = [model_object(model_id) for model_id in model_ids]
     ends = {"first_id": model_ids[0], "last_id": model_ids[-1]} if model_ids else {"first_id": None, "last_id": None}
     return {"data": rows, "has_more": False, **ends}
 
 
 def model_object(model_id: str) -> dict[str, str]:
-    """When it was made is unknown, for which the wire has the epoch."""
+    """Build a model's object. Its creation time is unknown, for which Anthropic's wire format uses the epoch."""
     made = "1970-01-01T00:00:00Z"
     return {"type": "model", "id": model_id, "display_name": model_id, "created_at": made, "lifecycle": "active"}
 

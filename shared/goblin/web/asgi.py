@@ -1,4 +1,4 @@
-"""What HTTP doorways share: bounded bodies, errors in OpenAI's shape, and answers that stop when nobody listens."""
+"""Shared by HTTP doorways: bounded request bodies, errors in OpenAI's format, cancellation when the caller leaves."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 BODY_BYTES_MAX = 10 * 1024 * 1024
 SETTLE_TIMEOUT_S = 5.0
 TOGETHER_BYTES_MAX = 64 * 1024
-"""Parts of a stream are sent as one up to here."""
+"""Parts of a stream that are ready together are sent as one message, up to about this size."""
 
 
 class HttpDelivery(Response):
-    """Produces an answer and sends it, unless the caller hangs up first: then the work is cancelled.
+    """Produces an answer and sends it; cancels the work if the caller disconnects first.
 
-    What must be settled is settled before the response ends, because Cloud Run gives CPU only until then; the
-    caller has the whole answer by that time and does not wait for it.
+    `settle` runs before the response ends, because Cloud Run gives CPU only until then. The caller already has the
+    whole answer at that time and does not wait for it.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class HttpDelivery(Response):
         *,
         heard: asyncio.Event,
     ) -> None:
-        """HttpReply with what `produce` makes and call `settle` however it ends.
+        """Keep the callbacks.
 
         Args:
-            produce: Makes the answer; reads the request's body first.
-            settle: Called once, whatever happened.
-            heard: Set by `produce` once the body is read. Both the body and the news of a hang-up come out of
-                ASGI's one `receive`: whoever asks first would take the other's.
+            produce: Reads the request's body, then makes the answer.
+            settle: Called once, however the request ends.
+            heard: Set by `produce` once the body is read. Body and disconnect both come from ASGI's single `receive`,
+                so waiting for the disconnect earlier could swallow parts of the body.
         """
         self._produce = produce
         self._settle = settle
@@ -79,7 +79,7 @@ class HttpDelivery(Response):
     async def _deliver(self, send: Send) -> None:
         try:
             answer = await self._produce()
-        except Exception as error:  # noqa: BLE001  Whatever broke, the caller gets an answer it can read.
+        except Exception as error:  # noqa: BLE001  The caller gets a readable response for any error.
             answer = error_answer(error)
         headers = [(b"content-type", answer.media_type.encode())]
         if isinstance(answer.content, bytes):
@@ -98,11 +98,11 @@ class HttpDelivery(Response):
             async with asyncio.timeout(SETTLE_TIMEOUT_S):
                 await self._settle()
         except TimeoutError:
-            log.warning("a request was not settled within %.0f s", SETTLE_TIMEOUT_S)
+            log.warning("A request was not settled within %.0f s.", SETTLE_TIMEOUT_S)
 
 
 async def _send_parts(parts: AsyncGenerator[bytes, None], send: Send) -> None:
-    """Send what comes, and at once what came together: each call costs as much as making a part."""
+    """Send the parts of a stream, and parts that are ready together in one call: a call costs as much as a part."""
     pending = bytearray()
 
     async def flush() -> None:
@@ -124,13 +124,13 @@ async def _send_parts(parts: AsyncGenerator[bytes, None], send: Send) -> None:
 def _before_waiting(
     step: Awaitable[bytes], prepare: Callable[[], Coroutine[Any, Any, None]]
 ) -> Generator[Any, Any, bytes]:
-    """Await a step; if it is not ready at once, await `prepare` first."""
+    """Await a step. If it is not ready at once, run `prepare` while it waits."""
     running = step.__await__()
     try:
         wanted = next(running)
         try:
             yield from prepare().__await__()
-        except BaseException as error:  # noqa: BLE001  The step must hear that nobody waits for it any more.
+        except BaseException as error:  # noqa: BLE001  The step must learn of the cancellation.
             wanted = running.throw(error)
         while True:
             try:
@@ -145,7 +145,7 @@ def _before_waiting(
 
 
 class Delegated(Response):
-    """Answers with a whole application: a function must be a function, and one path is not enough."""
+    """A response that an ASGI application produces: lets one function serve the several paths of an application."""
 
     def __init__(self, application: ASGIApp) -> None:
         self._application = application
@@ -156,12 +156,12 @@ class Delegated(Response):
 
 
 def with_headers(answer: HttpReply, headers: Mapping[str, str]) -> HttpReply:
-    """The same answer, with more headers."""
+    """Copy an answer with more headers."""
     return replace(answer, headers={**answer.headers, **headers})
 
 
 async def read_body(request: Request, limit: int = BODY_BYTES_MAX) -> bytes:
-    """The body. Raises `TooLarge` before more than `limit` is held."""
+    """Read the request's body. Raises `TooLarge` once it exceeds `limit` bytes, without reading the rest."""
     length = request.headers.get("content-length", "")
     if length.isdigit() and int(length) > limit:
         raise _too_large(limit)
@@ -172,7 +172,7 @@ async def read_body(request: Request, limit: int = BODY_BYTES_MAX) -> bytes:
             if len(held) > limit:
                 raise _too_large(limit)
     except ClientDisconnect as error:
-        raise InvalidRequest("The body broke off.") from error
+        raise InvalidRequest("The connection closed before the whole body arrived.") from error
     return bytes(held)
 
 
@@ -181,33 +181,33 @@ def _too_large(limit: int) -> TooLarge:
 
 
 def error_answer(error: Exception) -> HttpReply:
-    """An error as OpenAI's clients read it; one that is not ours says nothing of what broke."""
+    """Build an error response in OpenAI's format. Unexpected exceptions are logged and reveal no details."""
     if not isinstance(error, GoblinError):
-        log.error("a request broke", exc_info=error)
-        error = Broken("Something broke on our side.")
+        log.error("A request failed with an unexpected error.", exc_info=error)
+        error = Broken("Internal error. The cause is in the server's log.")
     headers = {}
     if isinstance(error, Transient) and error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, Broken):
-        log.error("broken: %s", error.message)
+        log.error("A request failed: %s", error.message)
     return HttpReply(status=error.status, headers=headers, content=msgspec.json.encode(error.body()))
 
 
 def json_response(value: object, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:
-    """A value in JSON."""
+    """Build a JSON response."""
     return Response(msgspec.json.encode(value), status, headers=dict(headers or {}), media_type="application/json")
 
 
 def error_response(error: Exception) -> Response:
-    """The same, as a response of its own."""
+    """Build the response of `error_answer`."""
     return respond(error_answer(error))
 
 
 def respond(answer: HttpReply) -> Response:
-    """An answer that is there as a whole, as a response."""
-    assert isinstance(answer.content, bytes)  # noqa: S101  Streams are for Delivery.
+    """Turn an answer that is not a stream into a response."""
+    assert isinstance(answer.content, bytes)  # noqa: S101  `HttpDelivery` sends streams.
     return Response(answer.content, answer.status, headers=dict(answer.headers), media_type=answer.media_type)
 
 
@@ -215,23 +215,23 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def answers_errors(handler: Handler) -> Handler:
-    """HttpReply every error in OpenAI's shape."""
+    """Wrap a handler so that every error becomes a response in OpenAI's format."""
 
     @functools.wraps(handler)
     async def answering(request: Request) -> Response:
         try:
             return await handler(request)
         except HTTPException:
-            raise  # The router's own.
-        except Exception as error:  # noqa: BLE001  As in Delivery.
+            raise  # Raised by Starlette's router, and handled by `on_http_error`.
+        except Exception as error:  # noqa: BLE001  As in `HttpDelivery`.
             return error_response(error)
 
     return answering
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:
-    """404 and 405 of a router, in OpenAI's shape."""
-    assert isinstance(error, HTTPException)  # noqa: S101  Registered for nothing else.
+    """Answer a router's 404 and 405 in OpenAI's format."""
+    assert isinstance(error, HTTPException)  # noqa: S101  Registered for this class only.
     if error.status_code == 405:
         response = error_response(MethodNotAllowed(f"Not allowed to {request.method} on {request.url.path}."))
         response.headers["allow"] = (error.headers or {}).get("Allow", "")

@@ -1,4 +1,4 @@
-"""Jobs on the wire: what callers and hosts post, and what they are told."""
+"""The jobs API's wire format: bodies that callers and agents post, and the JSON that they get."""
 
 from __future__ import annotations
 
@@ -22,18 +22,18 @@ from goblin.jobs.policy.worker_reports import NUMBER_MAX, PIECE_BYTES_MAX
 
 BODY_BYTES_MAX = 256 * 1024
 USD_MAX = 10**9
-"""More is no sum of money for a job."""
+"""Highest plausible budget of a job, in dollars."""
 
 Step = Annotated[int, Meta(ge=0)]
 Crc32c = Annotated[str, Meta(pattern=r"^[A-Za-z0-9+/]{6}==\Z")]
 
 
 class EmptyBody(msgspec.Struct, frozen=True):
-    """A request that says all in its path."""
+    """A body without fields: the path says everything."""
 
 
 class HeartbeatBody(msgspec.Struct, frozen=True):
-    """A sign of life, and what the attempt says of its work."""
+    """An agent's heartbeat with its worker report."""
 
     step: Step
     total: int | None = None
@@ -44,7 +44,7 @@ class HeartbeatBody(msgspec.Struct, frozen=True):
     save_s: float | None = None
 
     def told(self) -> WorkerReport:
-        """The noun of it."""
+        """Convert to the domain's `WorkerReport`."""
         return WorkerReport(
             total=self.total, loss=self.loss, steps_per_s=self.steps_per_s, gpu_share=self.gpu_share,
             gpu_errors=self.gpu_errors, save_s=self.save_s,
@@ -52,11 +52,11 @@ class HeartbeatBody(msgspec.Struct, frozen=True):
 
 
 class ReasonBody(msgspec.Struct, frozen=True):
-    """Why an attempt ends."""
+    """The reason why an attempt ends."""
 
     reason: Annotated[str, Meta(max_length=4000)] = ""
     step: Step = 0
-    """What was committed last."""
+    """Step of the last committed checkpoint."""
 
 
 class FileBody(msgspec.Struct, frozen=True):
@@ -68,7 +68,7 @@ class FileBody(msgspec.Struct, frozen=True):
     sha256: Sha256
 
     def artifact(self) -> Artifact:
-        """The noun of it."""
+        """Convert to the domain's `Artifact`."""
         return Artifact(name=self.name, size=self.size, crc32c=self.crc32c, sha256=self.sha256)
 
 
@@ -83,7 +83,7 @@ class BeginCheckpointBody(msgspec.Struct, frozen=True):
 
 
 class CommitCheckpointBody(msgspec.Struct, frozen=True):
-    """A checkpoint that was uploaded."""
+    """A checkpoint that has been uploaded."""
 
     previous_step: Step
     upload_id: Annotated[str, Meta(max_length=64)]
@@ -100,20 +100,20 @@ class LogPieceBody(msgspec.Struct, frozen=True):
 
 
 class FinishBody(msgspec.Struct, frozen=True):
-    """All is done."""
+    """The work is done."""
 
     step: Step = 0
-    """A training's last."""
+    """Last step of a training."""
 
 
 T = TypeVar("T", bound=msgspec.Struct)
 
 
 def parse(schema: type[T], body: bytes) -> T:
-    """Read a request's body; nothing is an empty object.
+    """Parse a request's body; an empty body counts as an empty object.
 
     Raises:
-        InvalidRequest: With the field.
+        InvalidRequest: The body does not fit the schema; the message names the field.
     """
     try:
         return msgspec.json.decode(body or b"{}", type=schema)
@@ -122,7 +122,7 @@ def parse(schema: type[T], body: bytes) -> T:
 
 
 def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
-    """A job for those who ask about it: no token, no key, not even their digests."""
+    """Build the JSON of a job for its callers: without tokens and keys, and without their digests."""
     spec, lease = shown.spec, shown.lease
     coming = forecast(shown, now=now or datetime.now(UTC))
     return {
@@ -180,14 +180,17 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
 
 
 def _micros(dollars: Decimal | None) -> int | None:
-    """Rounded down: a limit is never more than was said. None also for what is no amount: its job was refused."""
+    """Convert dollars to micro-dollars, rounded down so that a limit never grows.
+
+    None also for an implausible amount; such a job was refused.
+    """
     if dollars is None or not dollars.is_finite() or abs(dollars) > USD_MAX:
         return None
     return int((dollars * USD_MICROS).to_integral_value(ROUND_FLOOR))
 
 
 def _placement(chosen: Placement) -> dict[str, Any]:
-    """Where an attempt runs and why there."""
+    """Build the JSON of a placement: where an attempt runs, and why."""
     offer = chosen.offer
     return {
         "offer_id": offer.offer_id,
@@ -227,7 +230,7 @@ def _candidate(one: Candidate) -> dict[str, Any]:
 
 
 def checkpoint(saved: Checkpoint) -> dict[str, Any]:
-    """A checkpoint, by its manifest."""
+    """Build the JSON of a checkpoint, which refers to its manifest."""
     return {
         "step": saved.step,
         "attempt": saved.attempt,
@@ -237,18 +240,18 @@ def checkpoint(saved: Checkpoint) -> dict[str, Any]:
 
 
 def assignment(work: Assignment) -> dict[str, Any]:
-    """What an attempt has to do, in the words of its worker."""
+    """Build the JSON of an attempt's assignment, in the agent's field names."""
     fields: dict[str, Any] = msgspec.to_builtins(work)
     return fields
 
 
 def signed_request(given: SignedRequest) -> dict[str, Any]:
-    """One signed request."""
+    """Build the JSON of a signed request."""
     return {"method": given.method, "url": given.url, "headers": dict(given.headers)}
 
 
 def inputs(given: SignedRequest | TrainingInputs) -> dict[str, Any]:
-    """What an attempt reads: a batch's dataset, or all that a training starts from."""
+    """Build the JSON of an attempt's inputs: a batch's dataset, or everything that a training starts from."""
     if isinstance(given, SignedRequest):
         return signed_request(given)
     fields: dict[str, Any] = msgspec.to_builtins(given)
@@ -256,10 +259,10 @@ def inputs(given: SignedRequest | TrainingInputs) -> dict[str, Any]:
 
 
 def standing(told: HeartbeatReply) -> dict[str, Any]:
-    """How an attempt stands."""
+    """Build the JSON of a heartbeat reply."""
     return {"state": told.state, "stop": told.stop, "checkpoint_s": told.checkpoint_s}
 
 
 def log(attempt: int, text: str, *, whole: bool) -> dict[str, Any]:
-    """The end of an attempt's log; `whole` is false when there is more before it."""
+    """Build the JSON of the end of an attempt's log; `whole` is false when there is more before it."""
     return {"object": "log", "attempt": attempt, "text": text, "whole": whole}

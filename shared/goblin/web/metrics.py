@@ -1,11 +1,11 @@
-"""The metrics operators have dashboards for, in Prometheus text."""
+"""Metrics for operators' dashboards, in Prometheus text format."""
 
 from __future__ import annotations
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-# A gauge per series that says when it was first seen would double what is scraped.
+# The `_created` gauge of each series, which says when it was first seen, would double what is scraped.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 MEDIA_TYPE = CONTENT_TYPE_LATEST
@@ -15,7 +15,7 @@ _LABELS = ("provider", "model", "outcome")
 
 
 class PrometheusMeter:
-    """Counts in this process; the scraper adds up the processes."""
+    """Metrics of this process; the scraper adds up the processes."""
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()

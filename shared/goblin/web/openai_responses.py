@@ -1,4 +1,4 @@
-"""Our answers in the shapes of OpenAI's routes, to the letter: what the `openai` SDK reads back."""
+"""Converts our answers to OpenAI's wire format, exactly as the `openai` SDK parses it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ Chunks = AsyncGenerator[ChatChunk, None]
 
 
 async def chat_events(chunks: Chunks, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
-    """`chat.completion.chunk` events, then `[DONE]`, or an error event and no `[DONE]`."""
+    """Yield `chat.completion.chunk` events, then `[DONE]`; or an error event without `[DONE]`."""
     async with aclosing(chunks):
         try:
             async for chunk in chunks:
                 if include_usage:
-                    # OpenAI's chunks carry `usage: null` then, except for the last.
+                    # With `include_usage`, all of OpenAI's chunks but the last have `usage: null`.
                     told = chunk.usage if isinstance(chunk.usage, Usage) else None
                     yield _event(msgspec.structs.replace(chunk, usage=told))
                 elif chunk.choices:
@@ -38,7 +38,7 @@ async def chat_events(chunks: Chunks, *, include_usage: bool) -> AsyncGenerator[
 
 
 async def completion_events(chunks: Chunks, *, include_usage: bool) -> AsyncGenerator[bytes, None]:
-    """`text_completion` events of the older route; otherwise the same."""
+    """Yield `text_completion` events of the older route; otherwise like `chat_events`."""
     async with aclosing(chunks):
         try:
             async for chunk in chunks:
@@ -52,21 +52,21 @@ async def completion_events(chunks: Chunks, *, include_usage: bool) -> AsyncGene
 
 
 async def whole_chat(chunks: Chunks) -> bytes:
-    """One `chat.completion`."""
+    """Collect an answer into one `chat.completion`."""
     answer = await _collect(chunks)
     choices = [part.chat_choice(index) for index, part in sorted(answer.parts.items())]
     return msgspec.json.encode(_head(answer.last, "chat.completion", choices) | {"usage": answer.last.usage})
 
 
 async def whole_completion(chunks: Chunks) -> bytes:
-    """One `text_completion`."""
+    """Collect an answer into one `text_completion`."""
     answer = await _collect(chunks)
     choices = [part.text_choice(index) for index, part in sorted(answer.parts.items())]
     return msgspec.json.encode(_head(answer.last, "text_completion", choices) | {"usage": answer.last.usage})
 
 
 def embedding_list(answer: Embeddings, *, model: str, as_base64: bool) -> bytes:
-    """A `list` of `embedding`; base64 is little-endian float32, which the SDK asks for by default."""
+    """Build a `list` of `embedding`; base64 is of little-endian float32, and is the SDK's default."""
     usage = answer.usage or Usage()
     return msgspec.json.encode(
         {
@@ -86,13 +86,13 @@ def embedding_list(answer: Embeddings, *, model: str, as_base64: bool) -> bytes:
 
 
 def model_object(model_id: str, owner: str) -> dict[str, Any]:
-    """`created` is unknown for a model we did not make; OpenAI's type wants a number."""
+    """Build a model's object. `created` is unknown and so 0, because OpenAI's type requires a number."""
     return {"id": model_id, "object": "model", "created": 0, "owned_by": owner}
 
 
 @dataclass(slots=True)
 class _Part:
-    """One choice of an answer, growing."""
+    """One choice of an answer, collected from its chunks."""
 
     content: list[str] = field(default_factory=list)
     refusal: list[str] = field(default_factory=list)
@@ -171,7 +171,7 @@ class _Part:
 class _Collected:
     parts: dict[int, _Part]
     last: ChatChunk
-    """The one with the usage."""
+    """The last chunk, which has the usage."""
 
 
 async def _collect(chunks: Chunks) -> _Collected:
@@ -188,7 +188,7 @@ async def _collect(chunks: Chunks) -> _Collected:
 
 
 def _joined(before: dict[str, Any] | None, piece: dict[str, Any]) -> dict[str, Any]:
-    """Log probabilities come as lists under a few names; pieces are appended."""
+    """Append a piece of log probabilities, which are lists under several names."""
     joined = dict(before or {})
     for name, values in piece.items():
         old = joined.get(name)

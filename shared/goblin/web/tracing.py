@@ -1,7 +1,7 @@
 """OpenTelemetry: a trace of each request and its attempts, and the `gen_ai.*` metrics, through standard exporters.
 
-Off unless `OTEL_TRACES_EXPORTER` or `OTEL_METRICS_EXPORTER` names one; imported only then. Everything is told
-when a request has ended, so that nothing is spent on it while it runs. No words of callers or models are sent.
+Off unless `OTEL_TRACES_EXPORTER` or `OTEL_METRICS_EXPORTER` names an exporter; imported only then. Everything is
+recorded after a request has ended, so that it costs no time while the request runs. No prompts or answers are sent.
 
 Source: the GenAI semantic conventions of opentelemetry-semantic-conventions 0.66b2, read 2026-11-25.
 """
@@ -31,13 +31,19 @@ _OPERATIONS = {"chat": "chat", "completions": "text_completion", "embeddings": "
 _TOKENS = tuple(4**n for n in range(14))
 _SECONDS = tuple(0.01 * 2**n for n in range(14))
 _WELL = ("ok", "left", "lost", "replayed")
+"""Outcomes that are not errors."""
 
 
 def connect(*, traces: str, metrics: str, service: str) -> Telemetry:
-    """Set up the exporters that are named as OpenTelemetry names them: `otlp`, `console`, `none`.
+    """Set up exporters by their OpenTelemetry names: `otlp`, `console`, `none`.
+
+    Args:
+        traces: Name of the exporter for traces; empty or `none` for no traces.
+        metrics: Name of the exporter for metrics; empty or `none` for no metrics.
+        service: The value of `service.name`.
 
     Raises:
-        Broken: there is no such exporter.
+        Broken: There is no such exporter.
     """
     resource = Resource.create({"service.name": service})
     tracers = SdkTracerProvider(resource=resource)
@@ -54,11 +60,11 @@ def connect(*, traces: str, metrics: str, service: str) -> Telemetry:
 def _exporter(group: str, name: str) -> Any:
     for found in entry_points(group=group, name=name):
         return found.load()
-    raise Broken(f"There is no OpenTelemetry exporter {name!r}: pip install 'gpu-goblin[telemetry]' has otlp.")
+    raise Broken(f"There is no OpenTelemetry exporter {name!r}. For otlp, pip install 'gpu-goblin[telemetry]'.")
 
 
 class Telemetry:
-    """The port `Tracer`."""
+    """OpenTelemetry as a `Tracer`."""
 
     def __init__(self, tracers: TracerProvider, meters: MeterProvider) -> None:
         self._tracer = tracers.get_tracer(SCOPE)
@@ -67,7 +73,7 @@ class Telemetry:
         self._tokens = meter.create_histogram(
             "gen_ai.client.token.usage",
             unit="{token}",
-            description="Tokens of a request, asked and answered.",
+            description="Tokens of a request, input and output.",
             explicit_bucket_boundaries_advisory=_TOKENS,
         )
         self._attempt_s = meter.create_histogram(
@@ -85,7 +91,7 @@ class Telemetry:
         self._first_token_s = meter.create_histogram(
             "gen_ai.server.time_to_first_token",
             unit="s",
-            description="From asking an endpoint to its first token.",
+            description="From the start of an attempt to its first token.",
             explicit_bucket_boundaries_advisory=_SECONDS,
         )
 
@@ -151,7 +157,7 @@ class Telemetry:
         self._request_s.record(record.duration_ms / 1000, served | failed)
         for attempt in record.attempts:
             asked = common | {"gen_ai.provider.name": attempt.endpoint}
-            # An attempt's outcome is a fault of ours, so there are few; a request's may be a provider's word.
+            # An attempt's outcome is one of our faults, so there are few series; a request's may be a provider's text.
             error = {} if attempt.outcome in _WELL else {"error.type": attempt.outcome}
             self._attempt_s.record((attempt.duration_ms or 0) / 1000, asked | error)
             if attempt.first_token_ms is not None:

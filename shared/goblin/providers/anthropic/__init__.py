@@ -1,1 +1,1 @@
-"""Anthropic: the Messages API as chat; its bill."""
+"""Anthropic: chat through the Messages API, and its bill."""

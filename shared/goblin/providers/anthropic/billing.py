@@ -1,7 +1,7 @@
-"""Anthropic: `GET /v1/organizations/cost_report`, with an admin key; a bucket is a UTC day.
+"""Anthropic's bill: `GET /v1/organizations/cost_report`, with an admin key; a bucket is a UTC day.
 
 Source: Anthropic's Admin API reference, read 2026-11-25. `amount` is a decimal text of cents: "123.45" is $1.2345.
-Priority Tier is not in it.
+The report does not include Priority Tier.
 """
 
 from __future__ import annotations
@@ -25,6 +25,8 @@ def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, url: str = URL)
 
 
 class AnthropicCosts:
+    """An organisation's cost report as a `BillSource`."""
+
     provider = NAME
     final_after = timedelta(hours=12)
 
@@ -50,4 +52,4 @@ class AnthropicCosts:
                 params = {**params, "page": str(page["next_page"])}
             except bills.STRANGE as error:
                 raise self._api.strange(error) from error
-        raise self._api.strange(ValueError("endless pages"))
+        raise self._api.strange(ValueError("too many pages"))

@@ -1,8 +1,8 @@
-"""Anthropic's Messages wire, seen from OpenAI's: a chat request as a Messages request.
+"""Converts a chat request, in OpenAI's format, to a Messages request of Anthropic's API.
 
-Facts that shape it, from anthropic-python 2.14 and platform.claude.com/docs, read 2026-11-25: system prompts stand
-beside the messages; tool results are blocks of a user turn, first in it; turns of one role in a row are one turn;
-empty texts are refused; `max_tokens` must be sent; a schema can be enforced by a tool that must be called.
+Facts that shape it, from anthropic-python 2.14 and platform.claude.com/docs, read 2026-11-25: system prompts are
+beside the messages; tool results are the first blocks of a user turn; consecutive turns of one role are one turn;
+empty texts are refused; `max_tokens` is required; a schema can be enforced by a tool that must be called.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
 from goblin.gateway.domain.requests import AudioPart, ChatRequest, FilePart, ImagePart, Message, RefusalPart, TextPart
 
 VERSION = "2026-10-21"
+"""Default API version."""
 SAMPLING_VERSION = "2023-06-01"
-"""The last version that takes `temperature` and `top_p`; the newer refuses them even at their defaults."""
+"""The last API version that accepts `temperature` and `top_p`; the newer refuses them even at their defaults."""
 OUTPUT_TOKENS = 8192
-"""Asked for when the caller sets no limit: the API wants one. The option `max_tokens` changes it."""
+"""Output limit when the caller sets none, because the API requires one. The option `max_tokens` changes it."""
 ANSWER_TOOL = "answer"
-"""The tool whose arguments are the answer when the caller wants JSON of a schema."""
+"""Name of the tool whose arguments are the answer when the caller wants JSON that follows a schema."""
 
 
 def version_of(endpoint: Endpoint) -> str:
-    """What to send as `anthropic-version`."""
+    """Choose the value of the header `anthropic-version`."""
     return endpoint.options.get("version", VERSION)
 
 
 def wants_schema(request: ChatRequest) -> bool:
-    """Whether the answer comes as the arguments of a tool."""
+    """Tell whether the answer must follow a schema, and so comes as the arguments of `ANSWER_TOOL`."""
     return request.response_format is not None and request.response_format.type == "json_schema"
 
 
 def messages_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[str, Any]:
-    """The request, streamed.
+    """Build the body of a streamed Messages request.
 
     Raises:
-        InvalidRequest: something that cannot be said in Anthropic's API.
-        ProviderUnavailable: `UNSUPPORTED`, when another endpoint might take it.
+        InvalidRequest: A part of the request cannot be expressed in Anthropic's API.
+        ProviderUnavailable: With `Fault.UNSUPPORTED`, when another endpoint might accept the request.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -53,9 +54,9 @@ def messages_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[
         body["stop_sequences"] = [request.stop] if isinstance(request.stop, str) else request.stop
     if version_of(endpoint) == SAMPLING_VERSION:
         if request.temperature is not None:
-            body["temperature"] = min(request.temperature, 1.0)  # OpenAI's scale ends at two.
+            body["temperature"] = min(request.temperature, 1.0)  # OpenAI's range ends at 2.
         elif request.top_p is not None:
-            body["top_p"] = request.top_p  # Newer models take one of the two.
+            body["top_p"] = request.top_p  # Newer models accept only one of the two.
     if isinstance(user := request.body.get("user"), str):
         body["metadata"] = {"user_id": user}
     if isinstance(thinking := request.body.get("thinking"), dict):
@@ -92,20 +93,22 @@ def _tool_choice(request: ChatRequest, endpoint: Endpoint) -> dict[str, Any]:
             return {"type": "any"}
         case {"type": "function", "function": {"name": str(name)}}:
             return {"type": "tool", "name": name}
-    raise unsupported(endpoint, "it cannot choose among tools in this way")
+    raise unsupported(endpoint, "it does not support this `tool_choice`")
 
 
 def _answer_tool(request: ChatRequest, endpoint: Endpoint) -> dict[str, Any]:
-    """A schema is enforced by the one tool there is."""
-    assert request.response_format is not None  # noqa: S101  Asked before.
+    """Enforce a schema by a single tool that must be called."""
+    assert request.response_format is not None  # noqa: S101  `wants_schema` checked it.
     wanted = request.response_format.json_schema
     schema = wanted.schema if wanted is not None else None
     if wanted is None or schema is None:
-        raise InvalidRequest("A schema is needed.", param="response_format.json_schema.schema")
+        raise InvalidRequest(
+            "A response format of type `json_schema` needs a schema.", param="response_format.json_schema.schema"
+        )
     if request.tools:
-        raise unsupported(endpoint, "its answers follow a schema only where there are no tools")
+        raise unsupported(endpoint, "it follows a schema only in requests without tools")
     if schema.get("type") != "object":
-        raise unsupported(endpoint, "its answers follow a schema only if that is of an object")
+        raise unsupported(endpoint, "it follows a schema only if the schema's type is object")
     tool = {"name": ANSWER_TOOL, "description": f"Give the answer: {wanted.name[:128]}.", "input_schema": schema}
     choice = {"type": "tool", "name": ANSWER_TOOL, "disable_parallel_tool_use": True}
     return {"tools": [tool], "tool_choice": choice}
@@ -116,7 +119,7 @@ def _is_system(message: Message) -> bool:
 
 
 def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-    """Messages without the system's, those of one role in a row as one."""
+    """Convert messages to turns: without system messages, consecutive ones of one role joined."""
     turns: list[dict[str, Any]] = []
     for message in messages:
         if _is_system(message):
@@ -135,7 +138,7 @@ def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
 def _blocks(message: Message) -> list[dict[str, Any]]:
     if message.role in ("tool", "function"):
         if not message.tool_call_id:
-            raise InvalidRequest("A tool's result needs the `tool_call_id` it answers.", param="messages")
+            raise InvalidRequest("A tool's result needs the `tool_call_id` of its call.", param="messages")
         result: dict[str, Any] = {"type": "tool_result", "tool_use_id": message.tool_call_id}
         return [result | ({"content": _parts(message)} if _parts(message) else {})]
     calls = [
@@ -167,14 +170,14 @@ def _part(part: TextPart | ImagePart | AudioPart | FilePart | RefusalPart) -> di
                 raise InvalidRequest("A file must come with its `file_data`.", param="messages")
             source = _source(data)
             if source.get("media_type") != "application/pdf":
-                raise InvalidRequest("Of files, this model reads PDF.", param="messages")
+                raise InvalidRequest("Only PDF files can be sent to this model.", param="messages")
             return {"type": "document", "source": source}
         case AudioPart():
-            raise InvalidRequest("This model does not listen.", param="messages")
+            raise InvalidRequest("Audio cannot be sent to this model.", param="messages")
 
 
 def _source(url: str) -> dict[str, Any]:
-    """A link, for Anthropic to fetch, or the bytes of a `data:` URL."""
+    """Convert a URL to a source: a link, which Anthropic fetches, or the bytes of a `data:` URL."""
     if not url.startswith("data:"):
         return {"type": "url", "url": url}
     head, comma, data = url.removeprefix("data:").partition(",")
@@ -184,7 +187,7 @@ def _source(url: str) -> dict[str, Any]:
 
 
 def _arguments(text: str) -> dict[str, Any]:
-    """An object, as the API wants it; a model may have written what is none."""
+    """Parse tool arguments into an object, which the API requires; a model may have written something else."""
     try:
         arguments = msgspec.json.decode(text or "{}")
     except msgspec.DecodeError:
@@ -193,5 +196,5 @@ def _arguments(text: str) -> dict[str, Any]:
 
 
 def unsupported(endpoint: Endpoint, why: str) -> ProviderUnavailable:
-    """Another endpoint may be able to."""
+    """Build the error for a request that this API cannot serve and another endpoint may."""
     return ProviderUnavailable(f"{endpoint.name}: {why}.", fault=Fault.UNSUPPORTED)

@@ -1,11 +1,11 @@
-"""Anthropic: the Messages API, as chat.
+"""Anthropic inference: chat through the Messages API.
 
 Source: anthropic-python 2.14 and platform.claude.com/docs, read 2026-11-25. Version `2026-10-21` refuses sampling
 parameters even at their defaults, so they are left out; the option `version = "2023-06-01"` brings them back. Events
-are named, there is no `[DONE]`, unknown events are skipped, and usage is cumulative: the last word counts. What was
-read from or written to a cache is not among `input_tokens`. 529 is a full house; some 429 and 400 are about money.
-`GET /v1/models` costs nothing. Thinking comes out as `reasoning_content`; its signature has no place in OpenAI's
-wire, so that it cannot be sent back.
+are named, there is no `[DONE]`, unknown events are skipped, and usage is cumulative: the last value counts. Tokens
+read from or written to a cache are not part of `input_tokens`. 529 means overloaded; some 429 and 400 are about money.
+`GET /v1/models` costs nothing. Thinking becomes `reasoning_content`; its signature has no place in OpenAI's wire
+format, so thinking cannot be sent back.
 """
 
 from __future__ import annotations
@@ -31,24 +31,25 @@ from goblin.providers.common.refusals import ErrorDetail, detail_of, fault_of
 
 NAME = "anthropic"
 UNSUPPORTED = {
-    Capability.AUDIO: "its API takes text, images and PDF",
-    Capability.CHOICES: "it answers once per request",
-    Capability.COMPLETIONS: "its API has turns, not texts to continue",
+    Capability.AUDIO: "its API takes only text, images and PDF",
+    Capability.CHOICES: "it returns one choice per request",
+    Capability.COMPLETIONS: "it has no completions route",
     Capability.EMBEDDINGS: "it has no embeddings",
-    Capability.JSON_OBJECT: "it makes sure of JSON only with a schema",
-    Capability.LOGPROBS: "it does not tell probabilities",
+    Capability.JSON_OBJECT: "it guarantees JSON only with a schema",
+    Capability.LOGPROBS: "it returns no log probabilities",
 }
+"""Capabilities that it lacks, and why."""
 MODELS_MAX = 1000
-"""The longest page of `/v1/models`."""
+"""Largest page size of `/v1/models`."""
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
-    """Speak to the API at the endpoint's URL, which has no path: `https://api.anthropic.com`."""
+    """Connect to the API at the endpoint's URL, which has no path: `https://api.anthropic.com`."""
     return Anthropic(endpoint, client)
 
 
 class Anthropic:
-    """One account."""
+    """Anthropic's API with the key of one account."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._endpoint = endpoint
@@ -76,11 +77,11 @@ class Anthropic:
                         if said.type == "message_stop":
                             break
             except httpx.HTTPError:
-                # After the stop reason nothing is left to be said.
+                # After the stop reason the answer is complete.
                 if not reader.finished:
                     raise
         if not reader.finished:
-            raise ProviderUnavailable(f"{self._endpoint.name} ended the stream before the answer.")
+            raise ProviderUnavailable(f"{self._endpoint.name} ended the stream before the answer was complete.")
 
     async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         raise unsupported(self._endpoint, UNSUPPORTED[Capability.COMPLETIONS])
@@ -108,7 +109,7 @@ class AnthropicModels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
-    """Cumulative; what is left out has not changed."""
+    """Cumulative token counts; a field that is missing has not changed."""
 
     input_tokens: int | None = None
     output_tokens: int | None = None
@@ -121,7 +122,7 @@ class StartedMessage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ContentBlock(msgspec.Struct, frozen=True, kw_only=True):
-    """What begins: `text`, `tool_use`, `thinking`, or what we do not know."""
+    """The block that a `content_block_start` begins: `text`, `tool_use`, `thinking`, or an unknown type."""
 
     type: str
     text: str = ""
@@ -132,7 +133,7 @@ class ContentBlock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """What a `content_block_delta` or a `message_delta` adds."""
+    """The addition of a `content_block_delta` or a `message_delta`."""
 
     type: str = ""
     text: str = ""
@@ -142,7 +143,7 @@ class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StreamEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """Any event of the stream."""
+    """Any event of the stream, with the fields of all of them."""
 
     type: str
     index: int = 0
@@ -165,26 +166,26 @@ _FINISH = {
 
 
 class EventReader:
-    """Events in, chunks out."""
+    """Converts the events of one answer to chunks."""
 
     def __init__(self, name: str, *, answer_is_tool: bool) -> None:
-        """Begin an answer.
+        """Start an answer.
 
         Args:
-            name: The endpoint's, for messages.
-            answer_is_tool: The one tool's arguments are the text of the answer.
+            name: The endpoint's name, for messages.
+            answer_is_tool: Whether the arguments of `ANSWER_TOOL` are the text of the answer.
         """
         self.finished = False
         self._name = name
         self._answer_is_tool = answer_is_tool
         self._calls: dict[int, int] = {}
-        """Number of the tool call in each block."""
+        """Index of the tool call, by index of its block."""
         self._written: set[int] = set()
-        """Blocks of tool calls whose arguments have begun."""
+        """Indexes of the tool call blocks whose arguments have begun."""
         self._usage = MessageUsage()
 
     def read(self, event: StreamEvent) -> ChatChunk | None:
-        """The chunk an event makes, if it says anything. Raises `ProviderUnavailable` for an `error`."""
+        """Convert an event; None when it has no content. Raises `ProviderUnavailable` for an `error` event."""
         match event.type:
             case "message_start":
                 self._count(event.message.usage if event.message else None)
@@ -194,7 +195,7 @@ class EventReader:
             case "content_block_delta" if event.delta is not None:
                 return self._add(event.index, event.delta)
             case "content_block_stop" if event.index in self._calls and event.index not in self._written:
-                # OpenAI's clients parse the arguments of a call without any, too.
+                # OpenAI's clients parse the arguments even of a call that has none.
                 return self._arguments(event.index, "{}")
             case "message_delta" if event.delta is not None:
                 self._count(event.usage)
@@ -202,7 +203,7 @@ class EventReader:
             case "error":
                 detail = detail_of({"error": event.error})
                 raise ProviderUnavailable(
-                    f"{self._name} reported an error in the stream.",
+                    f"{self._name} sent an error in the stream.",
                     fault=_STREAM_FAULTS.get(detail.type, Fault.TRANSIENT),
                 )
         return None
@@ -226,7 +227,7 @@ class EventReader:
     def _add(self, index: int, delta: EventDelta) -> ChatChunk | None:
         match delta.type:
             case "text_delta":
-                # Beside the tool that is the answer, words are no part of it.
+                # When the tool's arguments are the answer, text beside them is not part of it.
                 return None if self._answer_is_tool else _chunk(Delta(content=delta.text))
             case "thinking_delta":
                 return _chunk(Delta(reasoning_content=delta.thinking))
@@ -259,7 +260,7 @@ class EventReader:
 
 
 def usage_of(said: MessageUsage) -> Usage | None:
-    """In OpenAI's way to count, where the cached are among the prompt's. None when it did not count."""
+    """Convert to OpenAI's counts, where cached tokens are part of the prompt. None when counts are missing."""
     if said.input_tokens is None or said.output_tokens is None:
         return None
     read, written = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
@@ -274,7 +275,7 @@ def usage_of(said: MessageUsage) -> Usage | None:
 
 
 def judge(status: int, detail: ErrorDetail) -> Fault | None:
-    """Like everybody's, and: an empty account is told with status 400."""
+    """Find the fault like `fault_of`; an account without credit comes with status 400."""
     if "credit balance is too low" in detail.message:
         return Fault.MONEY
     return fault_of(status, detail)

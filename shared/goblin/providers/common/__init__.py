@@ -1,1 +1,1 @@
-"""What provider folders share: HTTP, OpenAI's wire, error reading, probes, bills."""
+"""Code that the provider folders share: HTTP, OpenAI's wire format, error parsing, probes, bills."""

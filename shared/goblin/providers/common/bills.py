@@ -1,4 +1,4 @@
-"""Providers' own bills, one file each: what a UTC day came to, in whole millionths of a dollar."""
+"""Shared code for reading providers' bills: the cost of one UTC day, in whole micro-dollars."""
 
 from __future__ import annotations
 
@@ -20,13 +20,14 @@ from goblin.core.money import to_micros
 TIMEOUT_S = 20.0
 PAGES_MAX = 100
 WAITS_S = (1.5, 3.0, 6.0)
-"""Before one asks again who asked too soon. Vast.ai wants a second between two looks at charges."""
+"""Waits before retries after a 429. Vast.ai requires a second between two requests for charges."""
 BillingKey = str | KeySource
+"""An API key, or the source that it is read from."""
 
 
 @dataclass(frozen=True, slots=True)
 class BillingApi:
-    """Somebody's API over a shared client."""
+    """A provider's billing API over a shared HTTP client."""
 
     name: str
     url: str
@@ -34,17 +35,17 @@ class BillingApi:
     sleep: Callable[[float], Awaitable[object]] = asyncio.sleep
 
     async def get(self, path: str, *, headers: Mapping[str, str], params: Mapping[str, str]) -> Any:
-        """An answer, with every number as it was written. Raises `ProviderUnavailable`."""
+        """Get a JSON response, with numbers as `Decimal` and so exact. Raises `ProviderUnavailable`."""
         try:
             answer = await self._ask(path, headers, params)
             for wait_s in WAITS_S:
                 if answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
                     break
-                # Days and pages are read one after the other, faster than some allow.
+                # Days and pages are read one after the other, faster than some providers allow.
                 await self.sleep(wait_s)
                 answer = await self._ask(path, headers, params)
             if answer.status_code != httpx.codes.OK:
-                raise ProviderUnavailable(f"The bill of {self.name} answered {answer.status_code}.")
+                raise ProviderUnavailable(f"The billing API of {self.name} answered {answer.status_code}.")
             return json.loads(answer.text, parse_float=Decimal, parse_int=Decimal)
         except (httpx.HTTPError, ValueError) as error:
             raise ProviderUnavailable(f"The bill of {self.name} cannot be read: {type(error).__name__}.") from error
@@ -53,16 +54,16 @@ class BillingApi:
         return await self.client.get(self.url + path, headers=dict(headers), params=params, timeout=TIMEOUT_S)
 
     def strange(self, error: Exception) -> ProviderUnavailable:
-        """What to raise when an answer is not what was agreed; it is never taken for zero."""
-        return ProviderUnavailable(f"The bill of {self.name} has another shape: {type(error).__name__}.")
+        """Build the error for a response of unexpected shape, which is never counted as zero."""
+        return ProviderUnavailable(f"The bill of {self.name} has an unexpected shape: {type(error).__name__}.")
 
 
 STRANGE = (KeyError, TypeError, AttributeError, InvalidOperation, ValueError)
-"""What reading an answer of another shape raises."""
+"""Exceptions that reading a response of unexpected shape raises."""
 
 
 async def opened(key: BillingKey) -> str:
-    """A key now."""
+    """Read the key that is valid now."""
     return key if isinstance(key, str) else await key.key()
 
 
@@ -76,7 +77,7 @@ def end_of(day: str) -> datetime:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BillRow:
-    """One instance's part of a day."""
+    """One instance's part of a day's bill."""
 
     instance_id: str
     label: str = ""
@@ -84,14 +85,14 @@ class BillRow:
 
 
 def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
-    """A day's bill in whole millionths, rounded up once: the parts of the rows add up to their sum.
+    """Build a day's bill in whole micro-dollars, rounded so that the charges add up to the rounded sum.
 
     Args:
-        dollars: All of it.
-        rows: Its instances; None: it tells none.
+        dollars: The whole bill.
+        rows: The parts of its instances; None when the provider does not itemise.
 
     Raises:
-        ValueError: A bill is not negative.
+        ValueError: An amount is negative or not finite.
     """
     so_far, charges = Decimal(0), []
     for row in sorted(rows or (), key=lambda row: (row.label, row.instance_id)):
@@ -99,11 +100,11 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
         charge = Charge(instance_id=row.instance_id, label=row.label, usd_micros=to_micros(after) - to_micros(so_far))
         charges.append(charge)
         so_far = after
-    # The sum and its parts may have been read one after the other.
+    # The total and its parts may come from two requests, with new charges in between.
     return Bill(usd_micros=to_micros(max(_sound(dollars), so_far)), charges=None if rows is None else tuple(charges))
 
 
 def _sound(dollars: Decimal) -> Decimal:
     if not dollars.is_finite() or dollars < 0:
-        raise ValueError("a bill is not negative")
+        raise ValueError("an amount is negative or not finite")
     return dollars

@@ -1,4 +1,4 @@
-"""HTTP to a provider: one place that knows httpx, and turns its errors and statuses into ours."""
+"""HTTP requests to a provider: the one place that calls httpx and turns its errors and statuses into ours."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ T = TypeVar("T")
 
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
-"""The longest silence on a connection; the router's own timeouts are far shorter."""
+"""Longest silence on a connection; the router's own timeouts are far shorter."""
 ADDRESSES_MAX = 16
+"""Parsed URLs that an `Upstream` keeps."""
 ERROR_BYTES_MAX = 64 * 1024
 JSON_BYTES_MAX = 64 * 1024 * 1024
 """2048 vectors of 3072 floats as text are about 60 MiB."""
@@ -34,10 +35,11 @@ class _Ask(NamedTuple):
     content: bytes | None
     timeout_s: float
     again: bool = True
+    """Whether one retry is allowed when a kept connection turns out to be closed."""
 
 
 class Upstream:
-    """One endpoint's base URL and keys, over a client that many endpoints share."""
+    """One endpoint's base URL and keys, over an HTTP client that many endpoints share."""
 
     def __init__(
         self,
@@ -53,13 +55,13 @@ class Upstream:
         """Keep what every request needs.
 
         Args:
-            name: The endpoint's, for messages.
-            url: Where paths are appended.
-            api_key: Sent as `Authorization: Bearer`, as most want it.
-            client: Shared; its limits and proxies are its owner's.
+            name: The endpoint's name, for messages.
+            url: The base URL, to which paths are appended.
+            api_key: Sent as `Authorization: Bearer`, which most providers expect.
+            client: Shared HTTP client; its owner configures limits and proxies.
             headers: Sent with every request.
-            credentials: Other ways to say who we are.
-            judge: How this provider's refusals are read, if not like `fault_of`.
+            credentials: Further credentials, each in its own header.
+            judge: Finds the fault behind this provider's refusals. Default: `fault_of`.
         """
         self.name = name
         self._url = url.rstrip("/")
@@ -79,10 +81,10 @@ class Upstream:
 
     @asynccontextmanager
     async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
-        """POST, and hold the answer open.
+        """POST a body and keep the response open for streaming.
 
         Raises:
-            ProviderUnavailable, InvalidRequest: as `refusal` decides; also when the connection breaks inside.
+            ProviderUnavailable, InvalidRequest: As `refusal` decides; also when the connection breaks in between.
         """
         content = msgspec.json.encode(body)
         response = await self._send(_Ask("POST", path, content, ANSWER_TIMEOUT_S))
@@ -96,20 +98,20 @@ class Upstream:
             await response.aclose()
 
     async def json(self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float) -> Any:
-        """One exchange of JSON. Raises like `stream`."""
+        """Send one request and parse its JSON response. Raises like `stream`."""
         return self.decode(await self.exchange(method, path, body=body, timeout_s=timeout_s))
 
     async def exchange(
         self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float, again: bool = True
     ) -> bytes:
-        """One exchange; gives the body, which may be empty. Raises like `stream`.
+        """Send one request and return the response body, which may be empty. Raises like `stream`.
 
         Args:
-            method: Of HTTP.
-            path: After the base URL.
+            method: HTTP method.
+            path: Appended to the base URL.
             body: Sent as JSON.
-            timeout_s: The longest silence.
-            again: A dead kept connection may be replaced; not where asking twice is not the same as asking once.
+            timeout_s: Longest silence.
+            again: Whether to retry once when a kept connection was closed; False where a request is not idempotent.
         """
         content = None if body is None else msgspec.json.encode(body)
         response = await self._send(_Ask(method, path, content, timeout_s, again))
@@ -125,20 +127,21 @@ class Upstream:
         return data
 
     def decode(self, data: bytes, kind: Any = Any) -> Any:
-        """Parse what the provider sent, which is not to be trusted."""
+        """Parse the provider's JSON, which is untrusted. Raises `ProviderUnavailable`."""
         try:
             return msgspec.json.decode(data, type=kind)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise self.nonsense() from error
 
     def convert(self, value: Any, kind: type[T]) -> T:
-        """Give parsed JSON its type."""
+        """Convert parsed JSON to a type. Raises `ProviderUnavailable`."""
         try:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
             raise self.nonsense() from error
 
     def nonsense(self) -> ProviderUnavailable:
+        """Build the error for a response that does not parse."""
         return ProviderUnavailable(f"{self.name} sent an answer that cannot be read.")
 
     def _refusal(self, response: httpx.Response, data: bytes) -> GoblinError:
@@ -166,7 +169,8 @@ class Upstream:
             headers[credential.header] = credential.value(key)
         if ask.content is not None:
             headers["content-type"] = "application/json"
-        # Not `build_request`: it merges what the client has, which is nothing, at the price of a parsed chunk or ten.
+        # Not `build_request`: it merges the client's defaults, of which there are none, and that costs as much time
+        # as parsing up to ten chunks.
         connect_s = min(ask.timeout_s, CONNECT_TIMEOUT_S)
         waits = {"connect": connect_s, "read": ask.timeout_s, "write": ask.timeout_s, "pool": ask.timeout_s}
         request = httpx.Request(
@@ -181,8 +185,8 @@ class Upstream:
         except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError) as error:
             if not ask.again:
                 raise self._broken(error) from error
-            # A kept connection may have been closed at the other end while it lay idle; llama-server does so
-            # even right after a stream. Nothing was answered, so one fresh try is no second answer.
+            # The server may have closed a kept connection while it was idle; llama-server does so even right after
+            # a stream. No response had begun, so one retry cannot produce a second answer.
         except httpx.HTTPError as error:
             raise self._broken(error) from error
         try:
@@ -191,7 +195,7 @@ class Upstream:
             raise self._broken(error) from error
 
     def _address(self, path: str) -> httpx.URL:
-        """Parsed once, for the paths that come again."""
+        """Parse a URL once for the paths that repeat."""
         if (found := self._addresses.get(path)) is None:
             found = httpx.URL(self._url + path)
             if len(self._addresses) < ADDRESSES_MAX:
@@ -201,7 +205,7 @@ class Upstream:
     def _broken(self, error: httpx.HTTPError) -> ProviderUnavailable:
         match error:
             case httpx.PoolTimeout():
-                return ProviderUnavailable(f"{self.name}: no connection is free.", fault=Fault.CAPACITY)
+                return ProviderUnavailable(f"{self.name}: all connections are in use.", fault=Fault.CAPACITY)
             case httpx.ConnectTimeout() | httpx.ConnectError():
                 return ProviderUnavailable(f"{self.name} cannot be reached.")
             case httpx.TimeoutException():
@@ -210,14 +214,14 @@ class Upstream:
 
 
 def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
-    """The body as it comes, which httpx would pass through three more generators."""
+    """Iterate over the body as it arrives, without the three extra generators of httpx."""
     if "content-encoding" in response.headers or not isinstance(response.stream, httpx.AsyncByteStream):
         return response.aiter_bytes()
     return aiter(response.stream)
 
 
 async def read_up_to(response: httpx.Response, limit: int) -> bytes:
-    """The body, up to a limit: a provider's answer is not to be trusted either."""
+    """Read the body up to a limit in bytes: a provider's response is untrusted and may be endless."""
     held = bytearray()
     async for piece in pieces(response):
         held += piece
@@ -227,7 +231,7 @@ async def read_up_to(response: httpx.Response, limit: int) -> bytes:
 
 
 async def lines(upstream: Upstream, response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:
-    """Lines of a body as they come, without the empty ones."""
+    """Yield the lines of a body as they arrive, without empty ones. Raises `ProviderUnavailable` beyond `limit`."""
     rest = b""
     async for piece in pieces(response):
         *whole, rest = (rest + piece).split(b"\n")
@@ -241,7 +245,7 @@ async def lines(upstream: Upstream, response: httpx.Response, limit: int) -> Asy
 
 
 async def events(upstream: Upstream, response: httpx.Response) -> AsyncGenerator[sse.ServerEvent, None]:
-    """Server-sent events of a body as they come. Raises `ProviderUnavailable` when they are none."""
+    """Yield the server-sent events of a body. Raises `ProviderUnavailable` when the body is not an event stream."""
     if not response.headers.get("content-type", "").startswith("text/event-stream"):
         raise upstream.nonsense()
     parser = sse.EventParser()

@@ -1,6 +1,6 @@
-"""HTTP/1.1 to providers over kept connections: a transport for httpx that costs a fraction of its own.
+"""HTTP/1.1 keep-alive connections to providers: a transport for httpx that needs a fraction of the CPU of its own.
 
-httptools parses, the event loop speaks TLS. There are no redirects, proxies, cookies or HTTP/2: providers need none.
+httptools parses, the event loop does TLS. There are no redirects, proxies, cookies or HTTP/2: providers need none.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ import httpx
 
 HEADER_BYTES_MAX = 64 * 1024
 HELD_BYTES_MAX = 256 * 1024
-"""What a reader has not taken; beyond it the provider has to wait."""
+"""Unread body bytes in memory; beyond this, reading from the socket pauses."""
 KEPT_S = 30.0
-"""How long a connection may lie idle; most servers close it after a minute or more."""
+"""How long an idle connection is kept; most servers close it after a minute or more."""
 
 
 class Origin(NamedTuple):
@@ -28,7 +28,7 @@ class Origin(NamedTuple):
 
 
 class _Connection(asyncio.Protocol):
-    """One socket, and the answer that is coming through it."""
+    """One socket, and the response that is arriving on it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.get_running_loop()
@@ -41,20 +41,20 @@ class _Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._begun = False
         self._bounded = False
-        """The answer says itself where it ends; without that the end of the connection is its end."""
+        """Whether headers say where the response ends; otherwise it ends with the connection."""
         self._keeps = False
         self.headers: list[tuple[bytes, bytes]] = []
         self.status = 0
-        """Of the answer, once all its headers are here."""
+        """The response's status, once all its headers have arrived; 0 before."""
         self.complete = False
         self.error: httpx.TransportError | None = None
         self.gone = False
         self.kept_in: deque[_Connection] | None = None
-        """Where it lies idle."""
+        """The queue of idle connections that this one is in; None while it is in use."""
         self.kept_at = 0.0
 
     def send(self, data: bytes) -> None:
-        """Begin an exchange."""
+        """Start an exchange by sending a whole request."""
         self._parser = httptools.HttpResponseParser(self)
         self._pieces.clear()
         self._held, self.status, self.complete, self._begun = 0, 0, False, False
@@ -68,7 +68,7 @@ class _Connection(asyncio.Protocol):
             await self._wait(timeout_s)
 
     async def piece(self, timeout_s: float | None) -> bytes:
-        """All of the body that has come since; empty at its end. Raises `httpx.TransportError`."""
+        """Wait for the next body bytes; empty at the end of the body. Raises `httpx.TransportError`."""
         while not self._pieces:
             if self.complete:
                 return b""
@@ -94,11 +94,11 @@ class _Connection(asyncio.Protocol):
                 timer.cancel()
 
     def reusable(self) -> bool:
-        """The exchange is over, and the provider is ready for another."""
+        """Tell whether the exchange is complete and the connection can carry another."""
         return self.complete and self._bounded and self._keeps and not self.gone and not self._paused
 
     def drop(self) -> None:
-        """Close it, whatever is under way."""
+        """Close the connection at once, even in the middle of an exchange."""
         self.gone = True
         self._leave_pool()
         if self._transport is not None:
@@ -119,14 +119,14 @@ class _Connection(asyncio.Protocol):
         if self._waiting is not None and not self._waiting.done():
             self._waiting.set_exception(self.error)
 
-    # What the event loop calls.
+    # Callbacks of the event loop.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
     def data_received(self, data: bytes) -> None:
         if self.kept_in is not None or self._parser is None or self.complete:
-            self.drop()  # Nobody asked.
+            self.drop()  # Data without a request: the connection is out of step.
             return
         self._begun = True
         try:
@@ -148,7 +148,7 @@ class _Connection(asyncio.Protocol):
             lost = "the connection broke" if self._begun else "the connection was closed before an answer"
             self._fail(httpx.ReadError(lost) if exc is not None else httpx.RemoteProtocolError(lost))
 
-    # What the parser calls.
+    # Callbacks of the parser.
 
     def on_message_begin(self) -> None:
         if self.complete:
@@ -165,11 +165,11 @@ class _Connection(asyncio.Protocol):
         self.headers.append((name, value))
 
     def on_headers_complete(self) -> None:
-        assert self._parser is not None  # noqa: S101  It calls.
+        assert self._parser is not None  # noqa: S101  The parser made this call.
         status = self._parser.get_status_code()
         if status in (204, 304):
             self._bounded = True
-        if status >= 200:  # The others announce the answer that follows.
+        if status >= 200:  # 1xx is interim: the final response follows.
             self.status = status
             self._keeps = bool(self._parser.should_keep_alive())
             self._wake()
@@ -186,7 +186,7 @@ class _Connection(asyncio.Protocol):
 
 
 class _Body(httpx.AsyncByteStream):
-    """The rest of an answer; whoever has it must close it."""
+    """The body of a response. The reader must close it, to give the connection back."""
 
     def __init__(self, pool: KeptConnections, origin: Origin, connection: _Connection, timeout_s: float | None) -> None:
         self._pool = pool
@@ -206,15 +206,15 @@ class _Body(httpx.AsyncByteStream):
 
 
 class KeptConnections(httpx.AsyncBaseTransport):
-    """Connections by origin. Belongs to one event loop."""
+    """A pool of connections by origin. Belongs to one event loop."""
 
     def __init__(self, *, tls: ssl.SSLContext, most: int, kept: int) -> None:
-        """Open none yet.
+        """Keep the limits; connections are opened on first use.
 
         Args:
-            tls: How certificates are checked.
-            most: Exchanges at once; the next one waits for the request's pool timeout.
-            kept: Idle connections to one origin.
+            tls: Checks certificates.
+            most: Concurrent exchanges; a further one waits, at most the request's pool timeout.
+            kept: Idle connections kept per origin.
         """
         self._tls = tls
         self._tls.set_alpn_protocols(["http/1.1"])
@@ -239,7 +239,8 @@ class KeptConnections(httpx.AsyncBaseTransport):
                 await connection.head(timeouts.get("read"))
             except (httpx.ReadError, httpx.RemoteProtocolError):
                 if kept:
-                    # It died while it lay there; so may the others have. Whoever tries again gets a new one.
+                    # The server closed it while it was idle, and may have closed the others too. Drop them all, so
+                    # that a retry opens a new connection.
                     self._drop_kept(origin)
                 raise
             answered = True
@@ -252,7 +253,7 @@ class KeptConnections(httpx.AsyncBaseTransport):
         return httpx.Response(connection.status, headers=connection.headers, stream=body)
 
     def give_back(self, origin: Origin, connection: _Connection) -> None:
-        """After an exchange: keep the connection if another can follow."""
+        """Keep the connection after an exchange if it is reusable; close it otherwise."""
         self._free.release()
         kept = self._kept.setdefault(origin, deque())
         if not connection.reusable() or len(kept) >= self._kept_max:
@@ -276,7 +277,7 @@ class KeptConnections(httpx.AsyncBaseTransport):
             raise httpx.PoolTimeout("every connection is in use") from error
 
     def _take(self, origin: Origin) -> _Connection | None:
-        """The one that was used last, so that the others can grow old."""
+        """Take the idle connection that was used last, so that the surplus ones expire. Drops those past `KEPT_S`."""
         kept = self._kept.get(origin)
         if not kept:
             return None
@@ -307,7 +308,7 @@ class KeptConnections(httpx.AsyncBaseTransport):
 
 
 class PlainClient(httpx.AsyncClient):
-    """Sends every request as it is: no cookies, redirects or credentials of its own."""
+    """An httpx client that sends each request unchanged: no cookies, redirects or credentials of its own."""
 
     def __init__(self, connections: KeptConnections) -> None:
         super().__init__(transport=connections, trust_env=False, follow_redirects=False)
@@ -327,20 +328,24 @@ class PlainClient(httpx.AsyncClient):
 def _origin(url: httpx.URL) -> Origin:
     tls = url.scheme == "https"
     if not tls and url.scheme != "http":
-        raise httpx.UnsupportedProtocol(f"no {url.scheme}")
+        raise httpx.UnsupportedProtocol(f"the scheme {url.scheme} is not supported")
     return Origin(tls, url.host, url.port or (443 if tls else 80))
 
 
 def _written(request: httpx.Request) -> bytes:
-    """The head of a request. Raises `httpx.LocalProtocolError`: a header would end early, or an answer never."""
+    """Encode the head of a request.
+
+    Raises:
+        httpx.LocalProtocolError: A header would break the framing, or the response could not be delimited.
+    """
     if request.method in ("HEAD", "CONNECT"):
-        raise httpx.LocalProtocolError(f"no {request.method}")
+        raise httpx.LocalProtocolError(f"the method {request.method} is not supported")
     lines = [b"%b %b HTTP/1.1" % (request.method.encode("ascii"), request.url.raw_path)]
     if "transfer-encoding" in request.headers:
-        raise httpx.LocalProtocolError("a body is sent as a whole")
+        raise httpx.LocalProtocolError("chunked request bodies are not supported")
     lines += [b"%b: %b" % header for header in request.headers.raw]
     head = b"\r\n".join(lines) + b"\r\n\r\n"
     ends = len(lines) + 1
     if head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
-        raise httpx.LocalProtocolError("a header holds what no header can")
+        raise httpx.LocalProtocolError("a header contains a line break or a null byte")
     return head

@@ -1,4 +1,4 @@
-"""OpenAI's wire, as spoken by every provider that copied it: requests out, chunks in."""
+"""OpenAI's wire format, for every provider that copied it: encodes requests, decodes chunks."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _TextChoice(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _TextChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """A chunk of the older completions route."""
+    """One chunk of the older completions route."""
 
     choices: tuple[_TextChoice, ...] = ()
     usage: Usage | None = None
@@ -34,11 +34,13 @@ class _TextChunk(msgspec.Struct, frozen=True, kw_only=True):
 
 
 NOTHING: Mapping[str, bool] = {}
+"""No extra parameters."""
 VLLM_CONTINUES: Mapping[str, bool] = {"continue_final_message": True, "add_generation_prompt": False}
+"""Parameters that make vLLM continue the last assistant message."""
 
 
 class OpenAICodec:
-    """The three inference routes of one endpoint. The base URL ends where OpenAI's does, in `/v1`."""
+    """The three inference routes of one endpoint. The base URL ends in `/v1`, as OpenAI's does."""
 
     def __init__(
         self,
@@ -48,14 +50,14 @@ class OpenAICodec:
         limit: str | None = None,
         continues: Mapping[str, bool] = NOTHING,
     ) -> None:
-        """Speak it.
+        """Keep the upstream and how it differs from OpenAI.
 
         Args:
-            upstream: Where.
-            chunk: What a chunk of a chat is read as, for those who add to it.
-            limit: The name under which it knows the limit of a chat's answer, whichever the caller used; None passes
-                on what the caller said.
-            continues: What it must be told to continue a last message of the assistant, which it would answer else.
+            upstream: Base URL and keys of the endpoint.
+            chunk: The type that chat chunks are decoded as; a subclass where the provider adds fields.
+            limit: The parameter name that the server accepts for the output limit of a chat, one of `LIMITS`. None
+                passes on the name that the caller used.
+            continues: Extra parameters that make the server continue a last assistant message instead of answering it.
         """
         self._upstream = upstream
         self._chunk_kind = chunk
@@ -73,23 +75,24 @@ class OpenAICodec:
                 yield _as_chat(chunk)
 
     async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
-        # Floats whatever the caller wants: not every server knows base64, and the answer is encoded on its way out.
+        # Always request floats: not every server knows base64, and our own response is encoded later as the caller
+        # asked.
         body = {**_ours_removed(request.body), "model": model, "encoding_format": "float"}
         answer = await self._upstream.json("POST", "/embeddings", body=body, timeout_s=ANSWER_TIMEOUT_S)
         found = self._upstream.convert(answer, Embeddings)
         return Embeddings(data=tuple(sorted(found.data, key=lambda row: row.index)), usage=found.usage)
 
     async def models(self, *, timeout_s: float) -> tuple[str, ...]:
-        """Ids of `GET /models`."""
+        """List the model ids of `GET /models`."""
         answer = await self._upstream.json("GET", "/models", timeout_s=timeout_s)
         listed = self._upstream.convert(answer, _ModelList)
         return tuple(row.id for row in listed.data)
 
     async def _stream(self, path: str, body: Mapping[str, Any], kind: type[Any]) -> AsyncGenerator[Any, None]:
-        """Chunks up to the end, which is that every choice has a reason to finish.
+        """Yield chunks until every choice has a finish reason.
 
         `[DONE]` proves nothing: some servers leave it out, and llama-cpp-python's sends it after a stream that
-        another request has cut. A finish reason is sent by all of them, and only when an answer is whole.
+        another request has cut off. All servers send a finish reason, and only when the answer is complete.
         """
         finished: dict[int, bool] = {}
         parser = sse.EventParser()
@@ -103,17 +106,19 @@ class OpenAICodec:
                             continue
                         chunk = self._chunk(event, kind)
                         if chunk.cut_short:
-                            raise ProviderUnavailable(f"{self._upstream.name} goes away before its answer is whole.")
+                            raise ProviderUnavailable(
+                                f"{self._upstream.name} is shutting down and cut its answer short."
+                            )
                         for choice in chunk.choices:
                             done = finished.get(choice.index, False) or bool(choice.finish_reason)
                             finished[choice.index] = done
                         yield chunk
             except httpx.HTTPError:
-                # After the last word only the usage can be lost, and that can be counted.
+                # After the finish reason only the usage can be lost, and the gateway can count that itself.
                 if not _whole(finished):
                     raise
         if not _whole(finished):
-            raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer.")
+            raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer was complete.")
 
     def _feed(self, parser: sse.EventParser, piece: bytes) -> list[sse.ServerEvent]:
         try:
@@ -132,9 +137,9 @@ class OpenAICodec:
             return
         detail = detail_of(body)
         status = int(detail.code) if detail.code.isdigit() else 500
-        # Under way, even a 4xx is the endpoint's failure: the request was accepted.
+        # Once the stream has started, even a 4xx is the endpoint's failure: it had accepted the request.
         fault = self._upstream.judge(status, detail) or Fault.TRANSIENT
-        raise ProviderUnavailable(f"{self._upstream.name} reported an error in the stream.", fault=fault)
+        raise ProviderUnavailable(f"{self._upstream.name} sent an error in the stream.", fault=fault)
 
 
 class _ModelRow(msgspec.Struct, frozen=True):
@@ -146,11 +151,16 @@ class _ModelList(msgspec.Struct, frozen=True):
 
 
 LIMITS = ("max_tokens", "max_completion_tokens")
-"""The old name, which every server knows and OpenAI's reasoning models refuse, and the new one."""
+"""Names of the output limit: the old one, which all servers know and OpenAI's reasoning models refuse; the new one."""
 
 
 def limited(request: ChatRequest, name: str | None) -> Mapping[str, Any]:
-    """The caller's request, its limit under one name: a server that does not know the other would ignore it."""
+    """Move the output limit to the one name that the server knows: it would ignore the other.
+
+    Args:
+        request: The caller's request.
+        name: One of `LIMITS`; None leaves the body as it is.
+    """
     if name is None or request.output_tokens_max is None:
         return request.body
     rest = {key: value for key, value in request.body.items() if key not in LIMITS}
@@ -158,12 +168,12 @@ def limited(request: ChatRequest, name: str | None) -> Mapping[str, Any]:
 
 
 def told(request: ChatRequest, continues: Mapping[str, bool]) -> Mapping[str, bool]:
-    """What to add to a request, so that a last message of the assistant is continued."""
+    """Choose the extra parameters that make the server continue a last assistant message."""
     return continues if request.messages[-1].role == "assistant" else NOTHING
 
 
 def continues_as_vllm(endpoint: Endpoint) -> Mapping[str, bool]:
-    """What vLLM is told, if the endpoint is said to continue messages: by itself it answers them.
+    """Choose vLLM's parameters for continuing a message, if the endpoint declares `prefill`; else vLLM answers it.
 
     Source: vLLM's OpenAI-compatible server, extra parameters of the chat API, read 2026-11-25. SGLang
     and TGI took over the names.
@@ -172,7 +182,7 @@ def continues_as_vllm(endpoint: Endpoint) -> Mapping[str, bool]:
 
 
 def streaming(body: Mapping[str, Any], model: str) -> dict[str, Any]:
-    """The caller's request as we send it: always a stream, always with usage."""
+    """Turn the caller's body into the one we send: always a stream, always with usage."""
     options = body.get("stream_options")
     return {
         **_ours_removed(body),

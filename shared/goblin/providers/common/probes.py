@@ -1,4 +1,4 @@
-"""What every probe shares: a deadline, a stopwatch, and no exception gets out."""
+"""What every probe shares: a deadline, a latency measurement, and errors that become findings."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ _FINDINGS = {
     Fault.MONEY: Finding.REFUSED,
     Fault.MISSING: Finding.UNCLEAR,
     Fault.UNSUPPORTED: Finding.UNCLEAR,
-    # Full or throttled is alive: real requests tell the router more than a probe can.
+    # A full or throttled endpoint is alive: real requests tell the router more than a probe can.
     Fault.RATE: Finding.OK,
     Fault.CAPACITY: Finding.OK,
 }
 
 
 async def look(probe: Callable[[], Awaitable[Probe]]) -> Probe:
-    """Run a probe; whatever goes wrong is its finding."""
+    """Run a probe within `PROBE_TIMEOUT_S`; every error becomes a finding, so this never raises."""
     started = time.monotonic()
     try:
         async with asyncio.timeout(PROBE_TIMEOUT_S):
@@ -40,13 +40,13 @@ async def look(probe: Callable[[], Awaitable[Probe]]) -> Probe:
     except GoblinError as error:
         return Probe(finding=Finding.UNCLEAR, reason=error.message)
     except Exception as error:
-        log.exception("a probe broke")
-        return Probe(finding=Finding.UNCLEAR, reason=f"the probe broke: {type(error).__name__}")
+        log.exception("A probe raised an unexpected error.")
+        return Probe(finding=Finding.UNCLEAR, reason=f"the probe raised {type(error).__name__}")
     if found.latency_ms is None:
         return replace(found, latency_ms=elapsed_ms(started))
     return found
 
 
 def elapsed_ms(started: float) -> int:
-    """Milliseconds since a reading of `time.monotonic`, at least one."""
+    """Count the milliseconds since a reading of `time.monotonic`, at least one."""
     return max(round((time.monotonic() - started) * 1000), 1)

@@ -1,4 +1,4 @@
-"""What a provider's refusal means: an error body of any shape, and the fault behind a status."""
+"""Interprets a provider's error response: its body, of any shape, and the fault behind its status."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TEXT_MAX = 2000
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
-    """What a provider's error body says, in OpenAI's words."""
+    """A provider's error body, in OpenAI's fields."""
 
     message: str = ""
     type: str = ""
@@ -27,15 +27,22 @@ class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Judge = Callable[[int, ErrorDetail], Fault | None]
-"""The fault behind a status and what the body says; None when the request itself is to blame."""
+"""Finds the fault behind a status and a body; None when the request itself is to blame."""
 
 
 def refusal(name: str, response: httpx.Response, data: bytes, judge: Judge) -> GoblinError:
-    """What an answer that is not 200 means for the caller and the router."""
+    """Turn a response other than 200 into the error for the caller (`InvalidRequest`) or the router.
+
+    Args:
+        name: The endpoint's name, for messages.
+        response: Its status and headers.
+        data: Its body.
+        judge: Finds the fault behind the status.
+    """
     detail = error_detail(data)
     status = response.status_code
-    # Providers quote keys and prompts in their messages; types and codes are enough to find the cause.
-    log.warning("%s answered %d (type %.80r, code %.80r)", name, status, detail.type, detail.code)
+    # Never log the message: providers quote keys and prompts there. Type and code are enough to find the cause.
+    log.warning("%s answered %d (type %.80r, code %.80r).", name, status, detail.type, detail.code)
     fault = judge(status, detail)
     if fault is None:
         return InvalidRequest(
@@ -48,7 +55,7 @@ def refusal(name: str, response: httpx.Response, data: bytes, judge: Judge) -> G
     )
 
 
-# They come with 429 and look like a rate limit; no waiting mends them. Source: help.openai.com 5955604, OpenAI's
+# They come with 429 and look like a rate limit, but waiting does not help. Source: help.openai.com 5955604, OpenAI's
 # API reference and anthropic-python 2.12, read 2026-11-23.
 _MONEY_CODES = frozenset(
     {
@@ -68,7 +75,7 @@ _MONEY_CODES = frozenset(
 
 
 def fault_of(status: int, detail: ErrorDetail) -> Fault | None:
-    """The fault behind a status, or None when the request itself is to blame."""
+    """Find the fault behind a status; None when the request itself is to blame."""
     if status == 402 or detail.code in _MONEY_CODES or detail.type in _MONEY_CODES:
         return Fault.MONEY
     match status:
@@ -93,7 +100,7 @@ def fault_of(status: int, detail: ErrorDetail) -> Fault | None:
     return Fault.TRANSIENT
 
 
-# How providers say in words that no machine is free, with statuses from 400 to 503. Source: the errors that
+# How providers' messages say that no machine is free, with statuses from 400 to 503. Source: the errors that
 # skypilot 0.14, dstack 0.22 and flyctl look for, read 2026-11-23.
 _CAPACITY_TEXT = re.compile(
     r"no (longer any )?(instances?|gpus?|capacity|hosts?|machines?|resources)\b.{0,40}\b(available|found)"
@@ -105,19 +112,19 @@ _CAPACITY_TEXT = re.compile(
 
 
 def says_no_capacity(detail: ErrorDetail) -> bool:
-    """Whether the words of a refusal are about capacity, whatever its status says."""
+    """Tell whether a refusal's message is about capacity, whatever its status is."""
     return bool(_CAPACITY_TEXT.search(detail.message) or _CAPACITY_TEXT.search(detail.code))
 
 
 def judge_gpu_host(status: int, detail: ErrorDetail) -> Fault | None:
-    """Like `fault_of`, for those who say `no machine is free` with any status, 400 among them."""
+    """Find the fault like `fault_of`, for providers that say `no machine is free` with any status, even 400."""
     if status not in (401, 402, 403, 429) and says_no_capacity(detail):
         return Fault.CAPACITY
     return fault_of(status, detail)
 
 
 def error_detail(data: bytes) -> ErrorDetail:
-    """Read an error body: the shapes that `detail_of` knows, or a line of text; a page says nothing."""
+    """Parse an error body: the shapes that `detail_of` knows, or a line of text. An HTML page yields nothing."""
     try:
         body = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
@@ -127,10 +134,10 @@ def error_detail(data: bytes) -> ErrorDetail:
 
 
 def detail_of(body: Any) -> ErrorDetail:
-    """The same from parsed JSON.
+    """Read the error detail from parsed JSON.
 
-    `{"error": {…}}` is OpenAI's and, with `details`, Anthropic's; `{"error": "…"}` Ollama's, Fly's and RunPod's
-    workers'; `{"error": SLUG, "msg": "…"}` Vast's; `{"detail": "…"}` a problem document's, and FastAPI's.
+    `{"error": {…}}` is OpenAI's and, with `details`, Anthropic's; `{"error": "…"}` is Ollama's, Fly's and RunPod's
+    workers'; `{"error": SLUG, "msg": "…"}` is Vast's; `{"detail": "…"}` is a problem document's, and FastAPI's.
     """
     if not isinstance(body, dict):
         return ErrorDetail()
@@ -151,9 +158,10 @@ def detail_of(body: Any) -> ErrorDetail:
 
 
 def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """How long to stay away, where a provider says it: a date is not worth a clock here.
+    """Read how many seconds the provider asks us to wait; None when it does not say.
 
-    `retry-after-ms`, then `Retry-After` in seconds, then what a limit that is used up needs to refill.
+    In this order: `retry-after-ms`, `Retry-After` in seconds, the refill time of a rate limit that is used up. A
+    `Retry-After` that is a date is ignored: reading it would need a clock here.
     """
     for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         try:
@@ -167,7 +175,7 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
 
 
 def _empty_buckets(headers: Mapping[str, str]) -> list[float]:
-    """OpenAI's and Groq's `x-ratelimit-remaining-tokens: 0` and `x-ratelimit-reset-tokens: 2m59.56s`."""
+    """Read OpenAI's and Groq's `x-ratelimit-remaining-tokens: 0` and `x-ratelimit-reset-tokens: 2m59.56s`."""
     waits = []
     for what in ("requests", "tokens"):
         if headers.get(f"x-ratelimit-remaining-{what}") == "0":
@@ -180,7 +188,7 @@ _POLICY = re.compile(r'"[a-z]+";r=(\d+);t=(\d+)')
 
 
 def _empty_policies(header: str) -> list[float]:
-    """RunPod's `RateLimit: "minute";r=0;t=12, "hour";r=2800;t=1812`: what remains, and seconds until it refills."""
+    """Read RunPod's `RateLimit: "minute";r=0;t=12, "hour";r=2800;t=1812`: `r` remains, `t` seconds until it refills."""
     return [float(seconds) for left, seconds in _POLICY.findall(header[:TEXT_MAX]) if int(left) == 0]
 
 
@@ -190,7 +198,7 @@ _DURATION = re.compile(
 
 
 def _duration_s(text: str) -> float | None:
-    """Go's way to write a duration: `6m0s`, `2m59.56s`, `250ms`."""
+    """Parse a duration as Go writes it: `6m0s`, `2m59.56s`, `250ms`."""
     found = _DURATION.fullmatch(text)
     if not text or found is None:
         return None

@@ -1,4 +1,4 @@
-"""One exchange with somebody who rents out machines; what an answer means is told by each API's own file."""
+"""One HTTP exchange with a provider that rents out machines. Each provider's `api` module interprets the response."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from goblin.providers.common.http import read_up_to
 
 CONNECT_S = 5.0
 BYTES_MAX = 16 * 1024 * 1024
-"""Of an answer; what was cut does not parse."""
+"""Longest response that is read; a longer one is cut off and then does not parse."""
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ def build(
     method: str, url: str, key: str, *, within_s: float, params: Mapping[str, str] | None,
     body: Mapping[str, Any] | None,
 ) -> httpx.Request:  # fmt: skip
-    """A request with the key in its header, where it gets into no log."""
+    """Build a request. The key is in a header, so that it appears in no log of URLs."""
     headers = {"authorization": f"Bearer {key}", "accept": "application/json", "accept-encoding": "identity"}
     headers["user-agent"] = f"goblin/{__version__}"
     content = None if body is None else msgspec.json.encode(body)
@@ -35,7 +35,7 @@ def build(
 
 
 async def exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[httpx.Response, bytes]:
-    """Send and read it all. Raises as httpx does."""
+    """Send a request and read its whole response. Raises the errors of httpx."""
     response = await client.send(request, stream=True)
     try:
         return response, await read_up_to(response, BYTES_MAX)
@@ -44,7 +44,7 @@ async def exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[h
 
 
 def parse(name: str, data: bytes, kind: type[T]) -> T:
-    """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
+    """Parse a response, which is untrusted. Raises `ProviderUnavailable`."""
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

@@ -1,25 +1,25 @@
-"""Server-sent events, read piece by piece, as the WHATWG describes them."""
+"""Incremental parser for server-sent events, as the WHATWG specifies them."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
 LINE_BYTES_MAX = 8 * 1024 * 1024
-"""An event beyond this is no event; tool calls with whole files in them stay below."""
+"""Largest event; tool calls that contain whole files stay below."""
 
 
 class ServerEvent(NamedTuple):
     event: str
-    """`message` unless named."""
+    """The event's name; `message` if it has none."""
     data: bytes
 
 
 class EventTooLarge(Exception):
-    """The sender does not end its event."""
+    """One event passes `LINE_BYTES_MAX`: the sender does not end it."""
 
 
 class EventParser:
-    """Feed it bytes as they come; comments, which servers send to keep a connection, disappear."""
+    """Turns bytes into events as they arrive; skips comments, which servers send to keep a connection open."""
 
     def __init__(self) -> None:
         self._rest = b""
@@ -28,13 +28,13 @@ class EventParser:
         self._held = 0
 
     def feed(self, piece: bytes) -> list[ServerEvent]:
-        """Events that are complete now.
+        """Add bytes and return the events that are complete now.
 
         Raises:
-            EventTooLarge: when one event passes `LINE_BYTES_MAX`.
+            EventTooLarge: When one event passes `LINE_BYTES_MAX`.
         """
         text = self._rest + piece
-        # A line may end in CR, LF or both; a CR at the very end may be half of a pair.
+        # A line may end in CR, LF or CRLF; a CR at the very end may be the first half of CRLF.
         held_cr = text.endswith(b"\r")
         if held_cr:
             text = text[:-1]

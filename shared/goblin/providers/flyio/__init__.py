@@ -1,1 +1,1 @@
-"""Fly.io: the app that is always on, and its computed bill."""
+"""Fly.io: inference in an app that is always on, and its computed bill."""

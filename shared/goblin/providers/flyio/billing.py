@@ -1,7 +1,7 @@
-"""Fly.io: no bill to read, so it is computed: how long each machine was started, by its events, times its price.
+"""Fly.io's bill, computed because no API returns it: the time each machine was started, by its events, times its price.
 
 Source: Fly's Machines API and its price page, read 2026-11-23. Event times are milliseconds; a machine that is stopped
-pays for its disk alone. The price of a started machine is configured, for regions differ.
+costs only its disk. The price of a started machine is configured, because regions differ.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ URL = "https://api.machines.dev"
 RUNS = frozenset({"started", "starting", "stopping", "restarting", "suspending"})
 BEGINS, ENDS = frozenset({"start", "restart"}), frozenset({"exit", "stop", "suspend", "destroy"})
 DISK_USD_PER_MONTH = Decimal("0.15")
-"""Of a gigabyte of a stopped machine's root disk; we count one for each machine."""
+"""Price of a gigabyte of a stopped machine's root disk; we count one gigabyte per machine."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rate:
-    """What our machines cost."""
+    """The price of an app's machines."""
 
     app: str
     started_usd_per_month: Decimal
-    """Of one machine, running all the time."""
+    """Price of one machine that runs all the time."""
 
 
 def connect(
@@ -48,6 +48,8 @@ def connect(
 
 
 class ComputedBill:
+    """An app's computed bill as a `BillSource`."""
+
     provider = NAME
     final_after = timedelta(0)
 
@@ -73,9 +75,10 @@ class ComputedBill:
 
 
 def runs(machine: Mapping[str, Any], start: float, end: float) -> Decimal:
-    """For how many seconds between two instants a machine was started.
+    """Count the seconds between two instants in which a machine was started.
 
-    Events come newest first and only the last ones are kept: before the first that is known it counts as started.
+    Events come newest first and Fly keeps only the last ones: before the first known event the machine counts as
+    started.
     """
     events: Sequence[Any] = sorted(machine["events"], key=lambda event: event["timestamp"])
     state_from, running = datetime.fromisoformat(machine["created_at"]).timestamp(), True

@@ -1,8 +1,8 @@
-"""Fly.io: a llama.cpp server in an app that is always on, and its machines' states.
+"""Fly.io inference: a llama.cpp server in an app that is always on, and the states of its machines.
 
-Source: superfly/docs at 2026-08-07, read 2026-11-23. Fly is CPU only. A request through its proxy starts a stopped
-machine where autostart is on, `/health` too: with `account_key` and the option `app`, the Machines API is asked
-instead, which wakes nothing. Without them the app is taken to be always on, and `/health` is asked. The API allows
+Source: superfly/docs at 2026-08-07, read 2026-11-23. Fly is CPU only. Where autostart is on, any request through its
+proxy starts a stopped machine, even `/health`. With `account_key` and the option `app`, probes use the Machines API
+instead, which starts nothing. Without them the app is taken to be always on, and probes use `/health`. The API allows
 one request a second. A failing check takes a machine out of routing and does not restart it.
 """
 
@@ -31,12 +31,12 @@ API = "https://api.machines.dev/v1"
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
-    """Speak to the app at the endpoint's URL, which has no path: `https://app.fly.dev`."""
+    """Connect to the app at the endpoint's URL, which has no path: `https://app.fly.dev`."""
     return FlyApp(endpoint, client)
 
 
 class FlyApp:
-    """One app, one model, a machine or a few."""
+    """One app with one model, on one or a few machines."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
@@ -69,7 +69,7 @@ class FlyApp:
         try:
             answer = await self._api.json("GET", path, timeout_s=probes.PROBE_TIMEOUT_S)
         except GoblinError as error:
-            # What is wrong with the API, or with our token for it, says nothing about the app.
+            # An error of the Machines API, or of our token for it, says nothing about the app.
             return Probe(finding=Finding.UNCLEAR, reason=f"Machines API: {error.message}")
         seen = judge_machines(self._api.convert(answer, tuple[FlyMachine, ...]))
         if seen.warmth is not Warmth.WARM or self._models is not None:
@@ -96,14 +96,14 @@ _RESTING = frozenset({"stopped", "stopping", "suspended", "suspending"})
 
 
 def judge_machines(machines: Sequence[FlyMachine]) -> Probe:
-    """What an app's machines make of its next request."""
+    """Judge by its machines' states whether an app can answer the next request."""
     states = {machine.state for machine in machines}
     if any(machine.state == "started" and machine.passing for machine in machines):
         return Probe(finding=Finding.OK, warmth=Warmth.WARM)
     if "started" in states:
-        return Probe(finding=Finding.FAILED, reason="its machines run and fail their checks")
+        return Probe(finding=Finding.FAILED, reason="its machines are started but fail their checks")
     if states & _MOVING:
-        return Probe(finding=Finding.OK, reason="a machine starts", warmth=Warmth.STARTING)
+        return Probe(finding=Finding.OK, reason="a machine is starting", warmth=Warmth.STARTING)
     if states & _RESTING:
         return Probe(finding=Finding.OK, reason="its machines are stopped", warmth=Warmth.ASLEEP)
-    return Probe(finding=Finding.FAILED, reason="it has no machine that could start")
+    return Probe(finding=Finding.FAILED, reason="it has no machine that can start")

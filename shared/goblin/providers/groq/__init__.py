@@ -1,1 +1,1 @@
-"""Groq: OpenAI's wire with a few additions."""
+"""Groq: OpenAI's wire format with a few additions."""

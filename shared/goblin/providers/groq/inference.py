@@ -1,9 +1,9 @@
-"""Groq: OpenAI's wire with a few words of its own.
+"""Groq inference: OpenAI's wire format with a few additions.
 
-Source: groq-python 1.7 and console.groq.com/docs, read 2026-11-23. The last chunk tells the usage in `x_groq`,
-asked for or not; an error may come there too. 498 says that the flex tier is full. Limits on requests are per day,
-on tokens per minute; `retry-after` comes with a 429 only. It refuses `messages[].name`, which says nothing to a
-model, so it is left out. `GET /models` costs nothing.
+Source: groq-python 1.7 and console.groq.com/docs, read 2026-11-23. The last chunk has the usage in `x_groq`, requested
+or not; an error may come there too. 498 means that the flex tier is full. Limits on requests are per day, limits on
+tokens per minute; `retry-after` comes with a 429 only. Groq refuses `messages[].name`, which models do not see, so it
+is left out. `GET /models` costs nothing.
 """
 
 from __future__ import annotations
@@ -28,21 +28,22 @@ from goblin.providers.common.refusals import detail_of
 
 NAME = "groq"
 UNSUPPORTED = {
-    Capability.AUDIO: "its chat models take text and images",
-    Capability.CHOICES: "it answers once per request",
-    Capability.COMPLETIONS: "it has no route for texts",
-    Capability.EMBEDDINGS: "it serves no embeddings",
-    Capability.LOGPROBS: "it does not tell probabilities",
+    Capability.AUDIO: "its chat models take only text and images",
+    Capability.CHOICES: "it returns one choice per request",
+    Capability.COMPLETIONS: "it has no completions route",
+    Capability.EMBEDDINGS: "it has no embeddings",
+    Capability.LOGPROBS: "it returns no log probabilities",
 }
+"""Capabilities that it lacks, and why."""
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
-    """Speak to the API at the endpoint's URL: `https://api.groq.com/openai/v1`."""
+    """Connect to the API at the endpoint's URL: `https://api.groq.com/openai/v1`."""
     return Groq(endpoint, client)
 
 
 class XGroq(msgspec.Struct, frozen=True, kw_only=True):
-    """What Groq adds to the first and the last chunk."""
+    """Groq's addition to the first and the last chunk."""
 
     usage: Usage | None = None
     error: Any = None
@@ -53,7 +54,7 @@ class GroqChunk(ChatChunk, frozen=True, kw_only=True):
 
 
 class Groq:
-    """One organisation."""
+    """Groq's API with the key of one organisation."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._name = endpoint.name
@@ -83,14 +84,14 @@ class Groq:
         return Probe(finding=Finding.OK, models=models)
 
     def _plain(self, chunk: ChatChunk) -> ChatChunk:
-        """Without Groq's own words, their usage kept. Raises `ProviderUnavailable` when they are an error."""
+        """Move the usage from `x_groq` to OpenAI's field. Raises `ProviderUnavailable` for an error in `x_groq`."""
         if not isinstance(chunk, GroqChunk) or chunk.x_groq is None:
             return chunk
         said = chunk.x_groq
         if said.error:
             code = detail_of({"error": said.error}).code
             fault = Fault.CAPACITY if code == "capacity_exceeded" else Fault.TRANSIENT
-            raise ProviderUnavailable(f"{self._name} reported an error in the stream.", fault=fault)
+            raise ProviderUnavailable(f"{self._name} sent an error in the stream.", fault=fault)
         if said.usage is not None and not isinstance(chunk.usage, Usage):
             return msgspec.structs.replace(chunk, usage=said.usage)
         return chunk

@@ -1,1 +1,1 @@
-"""llama.cpp servers: inference, and loading promoted models."""
+"""llama.cpp servers: inference, and loading of promoted models."""

@@ -1,9 +1,9 @@
-"""The control side of the server in `containers/llamacpp`: what it serves, and giving it another model.
+"""Client for the control routes of the server in `containers/llamacpp`: which model it serves, and loading another.
 
-    GET  /props         {"model_alias", "model_sha256" (null when no digest was asked for), …}
+    GET  /props         {"model_alias", "model_sha256" (null when no digest was requested), …}
     POST /models/load   {"url", "sha256", "alias"} → 200 once it serves it; 400 `model_refused` when it never will
 
-Loading answers when it is done: minutes for a large model.
+A load answers only when it is done: minutes for a large model.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from goblin.providers.common.http import Upstream
 from goblin.registry.domain.versions import LoadedModel
 
 LOOK_S_MAX = 5.0
+"""Timeout for reading which model is loaded."""
 LOAD_S_MAX = 500.0
-"""Below the 540 s that Pub/Sub waits for an acknowledgement."""
+"""Timeout for loading a model, below the 540 s that Pub/Sub waits for an acknowledgement."""
 
 
 class _Props(msgspec.Struct, frozen=True):
@@ -27,7 +28,7 @@ class _Props(msgspec.Struct, frozen=True):
 
 
 class LlamaCppControl:
-    """The port `ModelServer`."""
+    """A llama.cpp server as a `ModelServer`."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
@@ -58,5 +59,5 @@ class LlamaCppControl:
             raise self._unasked(error) from error
 
     def _unasked(self, error: InvalidRequest) -> ProviderUnavailable:
-        """It is busy with another load, or not the server we think it is: nothing is said about the model."""
+        """Build the error for a refusal that is not about the model: a load in progress, or a different server."""
         return ProviderUnavailable(f"{self._server.name}: {error.message}")

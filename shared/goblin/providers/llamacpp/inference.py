@@ -1,12 +1,12 @@
-"""llama.cpp behind HTTP: llama-server, or the server in `containers/llamacpp`, which answers alike.
+"""llama.cpp inference over HTTP: llama-server, or the server in `containers/llamacpp`, which has the same API.
 
 Source: llama.cpp tools/server README and server.cpp at 0c1e57098, read 2026-11-23. `/health` needs no key and
-wakes nothing; while the model loads every route answers 503 `Loading model`. A full server queues, it never
+starts nothing; while the model loads every route answers 503 `Loading model`. A full server queues requests and never
 answers 429. An error after the first token ends the stream without `[DONE]`.
 
 On Cloud Run the option `audience` names the service, and requests carry an identity token for it. Cloud Run starts a
-GPU for every request and bills it for ten minutes, so that one is never probed: its models must be configured, and
-real traffic tells how it is. Source: cloud.google.com/run/docs, read 2026-11-23.
+GPU for every request and bills it for ten minutes, so such an endpoint is never probed: its models must be configured,
+and its health comes from real traffic. Source: cloud.google.com/run/docs, read 2026-11-23.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ UNSUPPORTED = {Capability.AUDIO: "llama.cpp is built without its multimodal libr
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
-    """Speak to the server at the endpoint's URL, which has no path: `http://host:8080`."""
+    """Connect to the server at the endpoint's URL, which has no path: `http://host:8080`."""
     return LlamaCpp(endpoint, client)
 
 
 class LlamaCpp:
-    """One server, one model."""
+    """One server with one model."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         root = endpoint.url.rstrip("/").removesuffix("/v1")
@@ -61,7 +61,7 @@ class LlamaCpp:
 
     async def _look(self) -> Probe:
         if self._on_cloud_run:
-            return Probe(finding=Finding.UNCLEAR, reason="looking would start a GPU", models=self._models)
+            return Probe(finding=Finding.UNCLEAR, reason="a probe would start a GPU", models=self._models)
         started = time.monotonic()
         await self._root.json("GET", "/health", timeout_s=probes.PROBE_TIMEOUT_S)
         latency_ms = probes.elapsed_ms(started)

@@ -1,1 +1,1 @@
-"""This machine as a provider of instances: each is a process."""
+"""This machine as a compute provider: each instance is a process."""

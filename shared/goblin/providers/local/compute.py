@@ -1,8 +1,8 @@
-"""This machine: an instance is a process that runs the agent, and costs nothing.
+"""This machine as a compute provider: an instance is a process that runs the agent, and costs nothing.
 
-An instance is a folder named by its label, written before the process starts; the folder goes when the process is
-gone. A process id alone proves nothing (they are used again, also after a reboot), so the process's start time is
-kept beside it. The process ends with the one that started it, however that one ends: its standard input is a pipe.
+An instance is recorded in a folder named by its label. The folder is written before the process starts and deleted
+when the process is gone. A process id alone proves nothing (ids are reused, also after a reboot), so the record also
+holds the process's start time. The process ends with its parent, however the parent ends: its standard input is a pipe.
 """
 
 from __future__ import annotations
@@ -37,42 +37,44 @@ START_S_MAX = 30.0
 INSTANCES_MAX = 16
 LOGS_KEPT = 50
 CLOSED = "closed"
-"""A file in the folder, while the machine is about to stop: nothing starts here any more."""
+"""Name of a file in the folder; while it exists the machine is shutting down and no instance starts."""
 LOOK_S = 0.1
+"""How often `close` checks which processes still run."""
 AGENT = "goblin_agent"
 OFFER = Offer(
     offer_id="process", provider=NAME, pool=NAME, spot=False, price_usd_micros_per_hour=0, gpu_count=0,
     gpu_memory_mib=0, boot_s=1.0, reliability=1.0, download_mib_per_s=1000.0,
 )  # fmt: skip
 _SAME_START_S = 0.5
-"""Start times are the kernel's ticks since boot, turned into a time of day."""
+"""Tolerance for start times, which are converted from the kernel's ticks since boot."""
 _LABEL = re.compile(rf"^{LABEL_PREFIX}[A-Za-z0-9._-]{{1,200}}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """What is known on disk of one instance."""
+    """One instance as recorded on disk."""
 
     label: str
     pid: int | None = None
-    """None while it is being started."""
+    """Process id; None while it is being started."""
     process_started_at: float = 0.0
-    """Seconds since 1970, as the kernel says."""
+    """Seconds since 1970, as the kernel reports it."""
     asked_to_end: bool = False
+    """Whether it was sent SIGTERM; the next release kills it."""
 
 
 def connect(folder: Path, *, command: tuple[str, ...] | None = None) -> LocalInstances:
-    """Rent from this machine.
+    """Use this machine as a compute provider.
 
     Args:
-        folder: Where instances are recorded and their logs kept.
-        command: Runs an agent that ends with its parent; tests pass another.
+        folder: Holds the instances' records and logs.
+        command: Command that runs an agent that ends with its parent; tests pass another.
     """
     return LocalInstances(folder, command or (sys.executable, "-u", "-m", "goblin.cli.child", AGENT))
 
 
 def reopen(folder: Path) -> None:
-    """Let instances start here again."""
+    """Allow instances to start again, after `close`."""
     (folder / CLOSED).unlink(missing_ok=True)
 
 
@@ -82,9 +84,10 @@ def _shut(folder: Path) -> None:
 
 
 async def close(folder: Path, *, within_s: float) -> None:
-    """Start nothing more here, and ask every instance to save and end; returns when all have, or when time is over.
+    """Stop new instances from starting and ask every instance to save and end.
 
-    Whoever rents here is another process, which sees the file; records are his to write.
+    Returns when all have ended, or after `within_s`. Another process rents instances here: it sees the `CLOSED` file,
+    and it alone writes the records.
     """
     _shut(folder)
     here, asked = LocalInstances(folder, ()), set[str]()
@@ -99,7 +102,7 @@ async def close(folder: Path, *, within_s: float) -> None:
 
 
 class LocalInstances:
-    """The port `ComputeProvider`."""
+    """This machine as a `ComputeProvider`."""
 
     name = NAME
     kinds = KINDS
@@ -109,9 +112,9 @@ class LocalInstances:
         self._folder = folder
         self._command = command
         self._children: dict[str, subprocess.Popen[bytes]] = {}
-        """Those that this process started: it holds their pipes and collects them when they end."""
+        """Processes that this process started, by label: it holds their pipes and reaps them when they end."""
         self._lock = threading.Lock()
-        """One at a time: a look must not take a record for dead whose process is about to start."""
+        """Serialises operations: an inventory must not delete a record whose process is about to start."""
 
     async def offers(self, wanted: InstanceRequirements) -> Listing:
         if wanted.kind not in KINDS or wanted.gpu_count or self._closed():
@@ -126,11 +129,11 @@ class LocalInstances:
 
     async def rent(self, order: RentalOrder) -> str:
         if not _LABEL.match(order.label):
-            raise ProviderUnavailable(f"{order.label!r} cannot be a label")
+            raise ProviderUnavailable(f"{order.label!r} is not a valid instance label.")
         try:
             return await asyncio.to_thread(self._alone, self._start, order)
         except OSError as error:
-            raise ProviderUnavailable(f"cannot start a process: {error}") from error
+            raise ProviderUnavailable(f"The agent's process cannot be started: {error}.") from error
 
     async def release(self, label: str) -> None:
         if not _LABEL.match(label):
@@ -138,14 +141,14 @@ class LocalInstances:
         try:
             await asyncio.to_thread(self._alone, self._end, label)
         except (OSError, ValueError, psutil.Error) as error:
-            raise Transient(f"{type(error).__name__}: {error}") from error
+            raise Transient(f"The agent's process cannot be ended: {type(error).__name__}: {error}.") from error
 
     def _alone(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         with self._lock:
             return call(*args, **kwargs)
 
     def running(self) -> dict[str, psutil.Process]:
-        """The processes of all instances, by label; nothing is cleared away."""
+        """Find the processes of all instances, by label, without deleting records of those that ended."""
         names = [folder.name for folder in self._folder.glob(f"{LABEL_PREFIX}*")]
         found = {name: self._process(self._read(name)) for name in names}
         return {name: process for name, process in found.items() if process is not None}
@@ -165,21 +168,21 @@ class LocalInstances:
 
     def _start(self, order: RentalOrder) -> str:
         if self._closed():
-            raise ProviderUnavailable("this machine is about to stop")
+            raise ProviderUnavailable("This machine is shutting down.")
         if len(self._look().instances) >= INSTANCES_MAX:
-            raise ProviderUnavailable(f"{INSTANCES_MAX} processes are running already")
+            raise ProviderUnavailable(f"{INSTANCES_MAX} processes are running already, which is the limit.")
         folder = self._folder / order.label
         folder.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         try:
             folder.mkdir(mode=0o700)
         except FileExistsError as error:
-            raise Transient(f"{order.label} was rented before") from error
+            raise Transient(f"An instance {order.label} was started before.") from error
         record = Record(label=order.label)
         self._write(record)
         with self._log(order.label).open("ab") as output:
             child = subprocess.Popen(
                 [*self._command, order.label],
-                # Nothing of ours: no key, no project, no path. The order's environment is all there is.
+                # Pass only the order's environment, none of our own: no key, no project, no path.
                 env=dict(order.environment),
                 cwd=folder, stdin=subprocess.PIPE, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
             )  # fmt: skip
@@ -189,15 +192,15 @@ class LocalInstances:
             record = replace(record, pid=child.pid, process_started_at=started_at)
             self._write(record)
         except (OSError, psutil.Error) as error:
-            # Unrecorded it could not be found again.
+            # Without a record it could not be found again.
             child.kill()
             child.wait()
             self._forget(order.label)
-            raise ProviderUnavailable(f"the process could not be recorded: {error}") from error
+            raise ProviderUnavailable(f"The agent's process could not be recorded: {error}.") from error
         return _instance(record).instance_id
 
     def _end(self, label: str) -> None:
-        """Ask it to end; the second time make it."""
+        """Ask a process to end; the second time, kill it."""
         record = self._read(label)
         process = self._process(record)
         if process is None:
@@ -211,7 +214,7 @@ class LocalInstances:
                 self._write(replace(record, asked_to_end=True))
 
     def _process(self, record: Record) -> psutil.Process | None:
-        """The record's own process, if it still runs. A record without one was cut off while it started."""
+        """Find the record's process if it still runs. A record without a process id was interrupted while starting."""
         child = self._children.get(record.label)
         if child is not None and child.poll() is not None:
             return None

@@ -1,1 +1,1 @@
-"""Ollama, through its own API."""
+"""Ollama: inference through its own API."""

@@ -1,9 +1,9 @@
-"""Ollama, through its own API, which tells what its OpenAI route hides: which models are in memory.
+"""Ollama inference through its own API, which shows what its OpenAI route hides: which models are in memory.
 
 Source: ollama 0.33 `api/types.go` and `server/routes.go`, read 2026-11-23. Streams are JSON lines; an error after
 the first token is a line `{"error": …}` under status 200. A full queue answers 503 `server busy`. The context
-length depends on the GPU unless `num_ctx` is sent, and a new `num_ctx` loads the model again, so it is always
-sent and always the same. Ollama has no authentication: a key is for the proxy in front of it.
+length depends on the GPU unless `num_ctx` is sent, and a new `num_ctx` reloads the model, so it is always sent and
+always the same. Ollama has no authentication: a key is for the proxy in front of it.
 """
 
 from __future__ import annotations
@@ -45,20 +45,22 @@ from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream, lines
 
 NAME = "ollama"
 UNSUPPORTED = {
-    Capability.AUDIO: "its API takes text and images",
-    Capability.CHOICES: "it answers once per request",
+    Capability.AUDIO: "its API takes only text and images",
+    Capability.CHOICES: "it returns one choice per request",
     Capability.LOGPROBS: "its log probabilities are not mapped",
 }
+"""Capabilities that it lacks, and why."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
+"""Longest line of a stream."""
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
-    """Speak to the server at the endpoint's URL, which has no path: `http://host:11434`."""
+    """Connect to the server at the endpoint's URL, which has no path: `http://host:11434`."""
     return Ollama(endpoint, client)
 
 
 class Ollama:
-    """One server with several models, of which some are in memory."""
+    """One server with several models, some of which are in memory."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._endpoint = endpoint
@@ -114,18 +116,18 @@ class Ollama:
         return {} if keep is None else {"keep_alive": keep}
 
     async def _lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[OllamaLine, None]:
-        """Lines up to the one that says it is done."""
+        """Yield lines up to the one with `done`. Raises `ProviderUnavailable` when it is missing."""
         async with self._upstream.stream(path, {**body, **self._keep_alive()}) as response:
             async for data in lines(self._upstream, response, LINE_BYTES_MAX):
                 line: OllamaLine = self._upstream.decode(data, OllamaLine)
                 if line.error:
                     raise ProviderUnavailable(
-                        f"{self._endpoint.name} reported an error in the stream.", fault=_fault(line.error)
+                        f"{self._endpoint.name} sent an error in the stream.", fault=_fault(line.error)
                     )
                 yield line
                 if line.done:
                     return
-        raise ProviderUnavailable(f"{self._endpoint.name} ended the stream before the answer.")
+        raise ProviderUnavailable(f"{self._endpoint.name} ended the stream before the answer was complete.")
 
 
 class LineFunction(msgspec.Struct, frozen=True, kw_only=True):
@@ -172,7 +174,7 @@ class OllamaModels(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def model_names(listed: OllamaModels) -> tuple[str, ...]:
-    """Names as requests use them; `llama3` and `llama3:latest` are one model, so both are given."""
+    """List model names as requests use them; `llama3` and `llama3:latest` are one model, so both are listed."""
     names: list[str] = []
     for row in listed.models or ():
         name = row.model or row.name
@@ -183,11 +185,11 @@ def model_names(listed: OllamaModels) -> tuple[str, ...]:
 
 
 def parse_line(line: OllamaLine, *, calls_before: int) -> ChatChunk:
-    """One line as a chunk; the last line also carries the usage.
+    """Convert one line to a chunk; the last line also carries the usage.
 
     Args:
-        line: As it came.
-        calls_before: Tool calls of earlier lines: each line has whole calls, numbered here.
+        line: The parsed line.
+        calls_before: Number of tool calls in earlier lines; Ollama sends whole calls and does not number them.
     """
     message = line.message or LineMessage(content=line.response, thinking=line.thinking)
     calls = tuple(_call(call, calls_before + i) for i, call in enumerate(message.tool_calls or ()))
@@ -203,11 +205,11 @@ def parse_line(line: OllamaLine, *, calls_before: int) -> ChatChunk:
 
 
 def chat_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[str, Any]:
-    """A request of `/api/chat`.
+    """Build the body of `/api/chat`.
 
     Raises:
-        InvalidRequest: a part that cannot be said in Ollama's API.
-        ProviderUnavailable: `UNSUPPORTED`, when another endpoint might take it.
+        InvalidRequest: A part of a message cannot be expressed in Ollama's API.
+        ProviderUnavailable: With `Fault.UNSUPPORTED`, when another endpoint might accept the request.
     """
     body: dict[str, Any] = {
         "model": model,
@@ -217,7 +219,7 @@ def chat_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[str,
     }
     if request.tools and request.tool_choice != "none":
         if request.tool_choice not in (None, "auto"):
-            raise _unsupported(endpoint, "it cannot be made to call a tool")
+            raise _unsupported(endpoint, "it cannot be forced to call a tool")
         body["tools"] = request.tools
     wanted = request.response_format
     if wanted is not None and wanted.type == "json_object":
@@ -229,11 +231,11 @@ def chat_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[str,
 
 
 def generate_body(request: CompletionRequest, model: str, endpoint: Endpoint) -> dict[str, Any]:
-    """A request of `/api/generate`: the text is continued as it is, without the model's chat template."""
+    """Build the body of `/api/generate`: the text is continued as it is, without the model's chat template."""
     texts = _texts(request.prompt)
     text = texts if isinstance(texts, str) else texts[0]
     body = {"model": model, "prompt": text, "stream": True, "options": _options(request, endpoint)}
-    # The template is what puts a suffix in its place.
+    # Only the template inserts a suffix, so `raw` must be off then.
     return body | ({"raw": True} if request.suffix is None else {"suffix": request.suffix})
 
 
@@ -271,7 +273,7 @@ def _message(message: Message, conversation: tuple[Message, ...]) -> dict[str, A
 
 
 def _image(part: ImagePart) -> str:
-    """Base64 of a `data:` URL. Links are for those who fetch; we do not, and Ollama does not."""
+    """Extract the base64 of a `data:` URL. Other URLs are refused: neither we nor Ollama fetch them."""
     head, comma, data = part.image_url.url.partition(",")
     if not comma or not head.startswith("data:") or not head.endswith(";base64"):
         raise InvalidRequest(
@@ -281,7 +283,7 @@ def _image(part: ImagePart) -> str:
 
 
 def _arguments(text: str) -> Any:
-    """An object, as Ollama wants it; a model may have written what is none."""
+    """Parse tool arguments into an object, which Ollama requires; a model may have written something else."""
     try:
         arguments = msgspec.json.decode(text or "{}")
     except msgspec.DecodeError:
@@ -290,7 +292,7 @@ def _arguments(text: str) -> Any:
 
 
 def _tool_name(message: Message, conversation: tuple[Message, ...]) -> str | None:
-    """The tool that a result belongs to: OpenAI names the call, Ollama the tool."""
+    """Find the tool that a result belongs to: OpenAI's wire names the call, Ollama's the tool."""
     if message.name:
         return message.name
     for earlier in conversation:
@@ -318,7 +320,7 @@ def _finish_reason(line: OllamaLine, *, called: bool) -> str:
 
 
 def _usage(line: OllamaLine) -> Usage | None:
-    """None when it did not count; a prompt that was in the cache counts as nothing there."""
+    """Convert Ollama's counts; None when it did not count. A cached prompt has no count there and counts as zero."""
     if line.eval_count is None:
         return None
     asked = line.prompt_eval_count or 0
@@ -328,7 +330,7 @@ def _usage(line: OllamaLine) -> Usage | None:
 def _texts(value: str | list[Any]) -> str | list[str]:
     if isinstance(value, str) or all(isinstance(inner, str) for inner in value):
         return value
-    raise InvalidRequest("This model takes text, not token ids.", param="input")
+    raise InvalidRequest("This model takes text, not token IDs.", param="input")
 
 
 def _fault(error: str) -> Fault:

@@ -1,1 +1,1 @@
-"""OpenAI, and servers that copy its API; its bill."""
+"""OpenAI and servers with a compatible API; OpenAI's bill."""

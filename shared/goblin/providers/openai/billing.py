@@ -1,4 +1,4 @@
-"""OpenAI: `GET /v1/organization/costs`, with an admin key; a bucket is a UTC day.
+"""OpenAI's bill: `GET /v1/organization/costs`, with an admin key; a bucket is a UTC day.
 
 Source: OpenAI's API reference, and openai-python's models of it, read 2026-11-25. `amount.value` is dollars.
 """
@@ -24,6 +24,8 @@ def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, url: str = URL)
 
 
 class OrganizationCosts:
+    """An organisation's costs as a `BillSource`."""
+
     provider = NAME
     final_after = timedelta(hours=12)
 
@@ -46,11 +48,11 @@ class OrganizationCosts:
                 for bucket in page["data"]:
                     for result in bucket["results"]:
                         if result["amount"]["currency"] != "usd":
-                            raise ValueError("another currency")
+                            raise ValueError("the currency is not usd")
                         total += result["amount"]["value"]
                 if not page["has_more"]:
                     return bills.made(total)
                 params = {**params, "page": str(page["next_page"])}
             except bills.STRANGE as error:
                 raise self._api.strange(error) from error
-        raise self._api.strange(ValueError("endless pages"))
+        raise self._api.strange(ValueError("too many pages"))

@@ -1,9 +1,9 @@
-"""OpenAI, and whoever copies its API: the base URL is configured.
+"""OpenAI inference, also for servers with a compatible API: the base URL is configured.
 
 Source: openai-python 3.54 and OpenAI's API reference, read 2026-11-23. `GET /models` costs nothing. A 429 with a
-quota code is about money, not about rate. Usage in a stream must be asked for. OpenAI's reasoning models refuse
-`max_tokens`, and servers that copy its API may not know `max_completion_tokens`: OpenAI itself is sent the new name,
-others what the option `limit` says, or else what the caller said.
+quota code is about money, not about rate. Usage in a stream must be requested. OpenAI's reasoning models refuse
+`max_tokens`, and compatible servers may not know `max_completion_tokens`: OpenAI itself gets the new name, other
+servers the one in the option `limit`, or else the caller's.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HOST = "api.openai.com"
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
-    """Speak to the API at the endpoint's URL, which ends as OpenAI's does: `https://host/v1`."""
+    """Connect to the API at the endpoint's URL, which ends as OpenAI's does: `https://host/v1`."""
     return OpenAI(endpoint, client)
 
 
@@ -39,11 +39,11 @@ class OpenAI:
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         limit = endpoint.options.get("limit") or (LIMITS[1] if urlsplit(endpoint.url).hostname == HOST else None)
         if limit not in (*LIMITS, None):
-            raise Broken(f"endpoint {endpoint.name}: option `limit` is one of {', '.join(LIMITS)}")
+            raise Broken(f"Endpoint {endpoint.name}: the option `limit` must be one of {', '.join(LIMITS)}.")
         self._wire = OpenAICodec(
             Upstream(endpoint.name, endpoint.url, endpoint.api_key, client),
             limit=limit,
-            # OpenAI itself never continues; who says so of a copy means a server such as vLLM.
+            # OpenAI itself never continues a message; an endpoint that declares it is a server such as vLLM.
             continues=continues_as_vllm(endpoint),
         )
 

@@ -1,1 +1,1 @@
-"""RunPod: serverless endpoints, rented pods, bills."""
+"""RunPod: inference on serverless endpoints, rented pods, bills."""

@@ -1,4 +1,4 @@
-"""RunPod's management API as a client meets it: what may be asked twice, and what it means that nothing came back."""
+"""HTTP client for RunPod's management API: which requests are retried, and what a lost response means."""
 
 from __future__ import annotations
 
@@ -22,21 +22,22 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 READ_S = 15.0
-"""For all of an answer to a GET."""
+"""Timeout for the whole response to a GET."""
 WRITE_S = 60.0
-"""For all of an answer to anything else: a machine is looked for while we wait."""
+"""Timeout for the whole response to anything else: RunPod searches a machine meanwhile."""
 TRIES = 3
-"""Of a GET."""
+"""Attempts of a GET."""
 WAIT_S_MAX = 10.0
-"""The longest that a 429 is waited out here; whoever wants longer is told so."""
+"""Longest wait after a 429; if RunPod asks for more, the caller gets the 429."""
 BACKOFF_S = 0.5
 WORDS_MAX = 300
+"""Longest reason that is quoted from a refusal."""
 
 Sleep = Callable[[float], Awaitable[None]]
 
 
 class RunPodReply(NamedTuple):
-    """What came back, whatever it says."""
+    """A response with any status."""
 
     status: int
     data: bytes
@@ -44,7 +45,7 @@ class RunPodReply(NamedTuple):
 
 
 class PodRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a pod."""
+    """The fields of a pod that we read."""
 
     id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_-]{1,64}\Z")]
     name: str
@@ -65,14 +66,14 @@ class Pods(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True):
-    """Dollars an hour for one GPU."""
+    """Prices in dollars per hour for one GPU, by cloud."""
 
     secure: Decimal | None = None
     community: Decimal | None = None
 
 
 class Counts(msgspec.Struct, frozen=True, kw_only=True):
-    """How many one pod can have."""
+    """Most GPUs of one pod, by cloud."""
 
     secure: int = 0
     community: int = 0
@@ -84,7 +85,7 @@ class PlaceRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunPodGpuRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a GPU type."""
+    """The fields of a GPU type that we read."""
 
     id: Annotated[str, Meta(min_length=1)]
     name: str
@@ -102,7 +103,7 @@ class RunPodGpus(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RunPodApi:
-    """Asks. A GET is tried again when nothing or a 5xx comes back, everything is after a short 429, nothing else is."""
+    """Sends requests. Retries a GET without a response or with a 5xx, and any request after a 429 with a short wait."""
 
     def __init__(
         self, name: str, url: str, key: str | KeySource, client: httpx.AsyncClient, *, sleep: Sleep = asyncio.sleep
@@ -110,11 +111,11 @@ class RunPodApi:
         """Keep what every request needs.
 
         Args:
-            name: The provider's, for messages.
-            url: Up to and with the version: `https://api.runpod.io/v2`.
-            key: Sent in a header and nowhere else.
-            client: Shared; its limits and proxies are its owner's.
-            sleep: Waits seconds.
+            name: The provider's name, for messages.
+            url: Base URL with the version: `https://api.runpod.io/v2`.
+            key: The API key, sent in a header and nowhere else.
+            client: Shared HTTP client; its owner configures limits and proxies.
+            sleep: Waits a number of seconds.
         """
         self._name = name
         self._url = url.rstrip("/")
@@ -126,11 +127,11 @@ class RunPodApi:
     async def ask(
         self, method: str, path: str, *, params: Mapping[str, str] | None = None, body: Mapping[str, Any] | None = None
     ) -> RunPodReply:
-        """One exchange.
+        """Send one request, with retries, and return its response, whatever its status.
 
         Raises:
-            ProviderUnavailable: Nothing was sent, or nothing was to be changed.
-            Transient: It was sent, and nobody knows whether it took effect.
+            ProviderUnavailable: The request was not sent, or it is a GET.
+            Transient: Another request was sent, and it is unknown whether it took effect.
         """
         tries = TRIES if method == "GET" else 1
         for attempt in range(1, TRIES + 1):
@@ -151,18 +152,18 @@ class RunPodApi:
         raise AssertionError("the last try returns or raises")
 
     async def read(self, path: str, kind: type[T], *, params: Mapping[str, str] | None = None) -> T:
-        """What a GET finds, parsed. Raises `ProviderUnavailable`: also for what is no such thing, as a proxy's page."""
+        """GET and parse. Raises `ProviderUnavailable`, also for a response of another kind, such as a proxy's page."""
         answer = await self.ask("GET", path, params=params)
         if answer.status != httpx.codes.OK:
             raise self.refused(answer, path)
         return self.parse(answer, kind)
 
     def parse(self, answer: RunPodReply, kind: type[T]) -> T:
-        """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
+        """Parse a response, which is untrusted. Raises `ProviderUnavailable`."""
         return rental_http.parse(self._name, answer.data, kind)
 
     def refused(self, answer: RunPodReply, path: str) -> ProviderUnavailable:
-        """A status that was not hoped for, without the words that came with it: they may quote a key."""
+        """Build the error for an unexpected status, without the provider's message, which may quote a key."""
         fault = {401: Fault.AUTH, 403: Fault.AUTH, 402: Fault.MONEY, 429: Fault.RATE}.get(answer.status)
         return ProviderUnavailable(
             f"{self._name} answered {answer.status} to {path}.",
@@ -171,12 +172,17 @@ class RunPodApi:
         )
 
     def words(self, answer: RunPodReply, secrets: Iterable[str]) -> str:
-        """What a refusal says for a person, unless it repeats our key, or a secret that was sent with it."""
+        """Quote a refusal's reason for a person, unless it repeats our key or one of the secrets that were sent.
+
+        Args:
+            answer: The refusal.
+            secrets: Values that must not appear in the result.
+        """
         detail = error_detail(answer.data)
         said = " ".join(f"{detail.message} {detail.code}".split())[:WORDS_MAX]
         if any(secret and secret in said for secret in (self._sent, *secrets)):
-            return "its reason quotes a secret."
-        return said or "it gives no reason."
+            return "the reason is hidden because it quotes a secret."
+        return said or "it gave no reason."
 
     async def _ask_once(
         self, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None
@@ -199,15 +205,15 @@ class RunPodApi:
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ProviderUnavailable(f"{self._name} cannot be reached: {type(error).__name__}.") from error
         except (httpx.HTTPError, TimeoutError) as error:
-            lost = f"{self._name} gave no answer to {method} {path}: {type(error).__name__}."
+            lost = f"{self._name} did not answer {method} {path}: {type(error).__name__}."
             raise (ProviderUnavailable(lost) if method == "GET" else Transient(lost)) from error
         if response.status_code >= 300:
-            log.warning("%s answered %d to %s %s", self._name, response.status_code, method, path)
+            log.warning("%s answered %d to %s %s.", self._name, response.status_code, method, path)
         return RunPodReply(response.status_code, data, retry_after_s(response.headers))
 
 
 def is_full(answer: RunPodReply) -> bool:
-    """Whether a refusal is about a lack of capacity, which words alone tell, whatever the status."""
+    """Tell whether a refusal is about a lack of capacity. Only its message shows it; the status may be anything."""
     detail = error_detail(answer.data)
     said = f"{detail.message} {detail.code}"
     return says_no_capacity(detail) or "does not have the resources" in said or "not enough free GPUs" in said

@@ -1,7 +1,7 @@
-"""RunPod: `GET /v2/billing`, everything the account is charged for, and `/v2/billing/pods`, each pod for itself.
+"""RunPod's bill: `GET /v2/billing` for all charges of the account, and `/v2/billing/pods` for those of each pod.
 
 Source: RunPod's v2 schema, read 2026-11-26. Buckets are snapped to UTC days; the history is about five minutes late.
-A pod has its id there and no name.
+Pods are listed by id, without their name.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, url: str = URL)
 
 
 class Billing:
+    """An account's charges as a `BillSource`."""
+
     provider = NAME
     final_after = timedelta(hours=1)
 
@@ -34,7 +36,7 @@ class Billing:
         self._api = api
 
     async def bill(self, day: str) -> Bill:
-        # The sum last: what is charged between the two is part of it and of no pod, and never the other way round.
+        # Read the sum last: a charge between the two requests is then in the sum and in no pod, never the reverse.
         pods = await self._rows("/v2/billing/pods", day)
         everything = await self._rows("/v2/billing", day)
         try:
@@ -52,7 +54,7 @@ class Billing:
         headers = {"authorization": f"Bearer {await bills.opened(self._key)}"}
         answer = await self._api.get(path, headers=headers, params=params)
         try:
-            # Edges are snapped outwards: a neighbour's bucket must not count.
+            # RunPod snaps the edges outwards: leave out the buckets of neighbouring days.
             return [row for row in answer["records"] if row["startTime"][:10] == day]
         except bills.STRANGE as error:
             raise self._api.strange(error) from error

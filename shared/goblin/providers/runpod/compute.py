@@ -1,20 +1,21 @@
-"""RunPod: pods of its community and of its own data centres, on demand.
+"""RunPod compute: pods of its community cloud and of its own data centres (secure cloud), on demand.
 
 Source: RunPod's OpenAPI schema 2.0.0 (runpod/docs at 2026-08-20), its pages on pricing and billing, and answers of
 version 2 recorded by others in August 2026; read 2026-11-25. Not tried against RunPod itself.
 
-- Version 1 has ended: 410. Version 2 has no key for idempotency, so a create is sent once; when its answer is lost the
-  pod is looked for by its name.
-- A lack of capacity is a 400 like a broken rule, told apart by its words alone. 402 is the balance: an hour of the pod
-  must be covered. 403 is a key without the right, or a pool that the account may not have. 422 is a mistake of ours.
-- One GPU type a request, with `gpu.count`: left out, nothing is ever found. The catalogue tells stock of one cloud and
-  one count at a time, and only with `product`; it is no reservation.
+- Version 1 has ended: 410. Version 2 has no idempotency key, so a create is sent once; when its response is lost the
+  pod is searched by its name.
+- A lack of capacity is a 400 like an invalid request; only the message tells them apart. 402 is the balance: it must
+  cover an hour of the pod. 403 is a key without the right, or a pool that the account may not use. 422 is our mistake.
+- One GPU type per request, with `gpu.count`: without the count nothing is ever found. The catalogue shows stock for one
+  cloud and one count at a time, and only with `product`; it reserves nothing.
 - `status` can read RUNNING, without a `runtime`, before anything runs. A container that has ended leaves a pod that
-  reads EXITED and bills its disk; whether a container that ends is started again first depends on RunPod.
-- Per second; a container's disk $0.10 a GB and month, traffic is free. `cost` of a pod is for its GPUs, an hour.
-- A container also finds `RUNPOD_API_KEY` in its environment, a key that RunPod made for that pod; it is none of ours.
-- The bill knows pods by id (`/billing/pods`) and not by name.
-- Which machine it is is not told, so none can be avoided.
+  reads EXITED and is billed for its disk; whether RunPod restarts a container that ends is up to RunPod.
+- Billed per second; a container's disk is $0.10 per GB and month, traffic is free. `cost` of a pod is for its GPUs, per
+  hour.
+- A container also finds `RUNPOD_API_KEY` in its environment, a key that RunPod made for that pod; it is not our key.
+- The bill lists pods by id (`/billing/pods`) and not by name.
+- RunPod does not say which machine a pod runs on, so no machine can be avoided.
 """
 
 from __future__ import annotations
@@ -50,33 +51,35 @@ VARIABLE = "RUNPOD_API_KEY"
 URL = "https://api.runpod.io/v2"
 KINDS = frozenset({"training", "batch"})
 UNSUPPORTED = {
-    "spot": "version 2 of its API creates no interruptible pods: no bid, no price of a bid, and nothing is outbid",
+    "spot": "version 2 of its API cannot create interruptible pods, and has no bids and no prices for them",
     "multi_node": (
-        "an Instant Cluster is several pods under one id, made and deleted through /clusters, left out of the list of"
-        " pods and billed apart; an order is one instance, and its agent one process. Until both know of ranks, a"
-        " cluster through this port would lie about what runs and what bills"
+        "an Instant Cluster is several pods under one id, created and deleted through /clusters, missing in the list of"
+        " pods and billed separately; an order is one instance, and its agent one process. Until both support ranks, a"
+        " cluster through this port would misreport what runs and what is billed"
     ),
 }
 """What an order cannot have here, and why."""
 
 START_S_MAX = 900.0
-"""A large image takes minutes on a host that has never seen it."""
+"""Longest start; a large image takes minutes on a host that does not have it yet."""
 BOOT_S = {"HIGH": 60.0, "MEDIUM": 90.0, "LOW": 180.0}
-"""By stock, from order to container, until attempts have shown better: where little is left, what is left is far."""
+"""Time from order to container by stock, until measured by attempts: with low stock the hosts left are far away."""
 RELIABILITY = {"HIGH": None, "MEDIUM": None, "LOW": 0.9}
-"""Nothing is published; what is nearly sold out was left over by others."""
+"""Assumed reliability by stock. RunPod publishes none; with low stock the hosts left are those that others avoided."""
 DISK_USD_MICROS = 100_000
-"""A GB of a container's disk for a month. Source: docs.runpod.io/pods/pricing, read 2026-11-25."""
+"""Price of a GB of a container's disk per month. Source: docs.runpod.io/pods/pricing, read 2026-11-25."""
 CATALOGUE_S = 60.0
+"""How long the catalogue is reused."""
 AVOIDED_S = 120.0
+"""How long an offer is left out after it could not be rented."""
 CENT, NOISE = Decimal("0.01"), Decimal("0.0001")
-"""Prices are floats, of 32 bits by the schema."""
+"""Rounding steps. Prices are floats, of 32 bits by the schema."""
 PAGES_MAX = 100
 CLOUDS = ("COMMUNITY", "SECURE")
 NAMES = {"A100_SXM": "A100_SXM4"}
-"""What is called otherwise elsewhere."""
+"""GPU models that other providers call differently, by RunPod's name."""
 PRICE_USD_MAX = 10_000
-"""An hour; beyond that it is a mistake."""
+"""Highest plausible price per hour; a higher one is taken for a mistake."""
 
 
 def connect(
@@ -88,25 +91,29 @@ def connect(
     sleep: Sleep = asyncio.sleep,
     monotonic: Callable[[], float] = time.monotonic,
 ) -> ComputeProvider:
-    """Rent from RunPod.
+    """Connect to RunPod's API for renting pods.
 
     Args:
-        api_key: Of the account; it may read, and write pods.
-        namespace: Follows each label in a pod's name: what another deployment rents on this account is never touched.
-        client: Shared with others.
-        url: Where the API is, with its version.
-        sleep: Waits seconds.
-        monotonic: Seconds, for the age of the catalogue.
+        api_key: The account's key; it must be able to read, and to write pods.
+        namespace: Appended to each label in a pod's name, so that pods of other deployments on this account are never
+            touched.
+        client: Shared HTTP client.
+        url: Base URL of the API, with its version.
+        sleep: Waits a number of seconds.
+        monotonic: Clock in seconds, for the age of the catalogue.
+
+    Raises:
+        Broken: The namespace is empty or contains an `@`.
     """
     if not namespace or "@" in namespace:
-        raise Broken(f"{namespace!r} cannot be a namespace of {NAME}")
-    # RunPod's own libraries take the host alone from the same variable.
+        raise Broken(f"The namespace {namespace!r} of {NAME} must not be empty or contain an @.")
+    # RunPod's own libraries expect a URL without the version in the same variable.
     base = url if httpx.URL(url).path.strip("/") else f"{url.rstrip('/')}/v2"
     return RunPodPods(RunPodApi(NAME, base, api_key, client, sleep=sleep), namespace, monotonic)
 
 
 class RunPodPods:
-    """The port `ComputeProvider`."""
+    """RunPod as a `ComputeProvider`."""
 
     name = NAME
     kinds = KINDS
@@ -117,9 +124,9 @@ class RunPodPods:
         self._namespace = namespace
         self._monotonic = monotonic
         self._catalogue: dict[tuple[str, int], tuple[float, tuple[RunPodGpuRow, ...]]] = {}
-        """By cloud and count: when it was read, and what it said."""
+        """When each catalogue was read, and its rows, by cloud and count."""
         self._avoided: dict[str, float] = {}
-        """Offers that could not be had, and until when they are not offered."""
+        """Until when an offer is left out because it could not be rented, by offer id."""
         self._reading = asyncio.Lock()
 
     async def offers(self, wanted: InstanceRequirements) -> Listing | UnknownInventory:
@@ -156,7 +163,7 @@ class RunPodPods:
     async def rent(self, order: RentalOrder) -> str:
         cloud, gpu_id, count = parse_offer_id(order.offer.offer_id)
         if not order.image:
-            raise Refused(f"{NAME} runs images, and the order of {order.label} names none")
+            raise Refused(f"{NAME} needs a container image, and the order {order.label} names none.")
         body = {
             "name": self._name(order.label),
             "image": order.image,
@@ -170,7 +177,7 @@ class RunPodPods:
         try:
             answer = await self._api.ask("POST", "/pods", body=body)
         except ProviderUnavailable:
-            raise  # It was never sent.
+            raise  # The request was never sent.
         except Transient as error:
             return await self._look_for(order, error)
         if 400 <= answer.status < 500 and answer.status != 408:
@@ -183,7 +190,7 @@ class RunPodPods:
                 raise self._api.refused(answer, "/pods")
             pod = self._api.parse(answer, PodRow)
         except ProviderUnavailable as error:
-            # What was made, if anything was, is not what it says: only the list knows.
+            # The response does not show whether a pod was created: only the list of pods does.
             says_no = answer.status >= 500 and is_full(answer)
             return await self._look_for(order, error, says_no=says_no)
         return await self._checked(order, pod)
@@ -202,12 +209,14 @@ class RunPodPods:
             raise left
 
     async def _checked(self, order: RentalOrder, pod: PodRow) -> str:
-        """See that what was made is what was ordered: only what has its name is found again, and paid for is the offer.
+        """Check a new pod's name and price, and delete it if they are wrong.
+
+        Without its name the pod could not be found again.
 
         Raises:
-            ProviderUnavailable: It cost more, and is deleted.
-            Refused: It has another name, and is deleted.
-            Transient: One of both, and it may still be there.
+            ProviderUnavailable: It costs more than the offer, and was deleted.
+            Refused: It has another name, and was deleted.
+            Transient: One of both, and it may still exist.
         """
         cost = _micros(pod.cost) if _is_price(pod.cost) else 0
         if pod.name == self._name(order.label) and cost <= order.offer.price_usd_micros_per_hour:
@@ -215,33 +224,35 @@ class RunPodPods:
         try:
             await self._end(pod)
         except ProviderUnavailable as error:
-            raise Transient(f"Pod {pod.id} may be left: {error.message}") from error
+            raise Transient(f"Pod {pod.id} may still exist: {error.message}") from error
         if pod.name != self._name(order.label):
-            raise Refused(f"{NAME} did not keep the name of {order.label}: nobody would find it again.")
+            raise Refused(f"{NAME} did not keep the name {order.label}, so the pod could not be found again.")
         self._avoid(order.offer)
-        raise ProviderUnavailable(f"{NAME} wants more for {order.offer.offer_id} than it said.")
+        raise ProviderUnavailable(f"{NAME} charges more for {order.offer.offer_id} than it offered.")
 
     def _avoid(self, offer: Offer) -> None:
-        """The catalogue says what was so a minute ago; what was tried knows better, for a while."""
+        """Leave an offer out for `AVOIDED_S`: the catalogue is up to a minute old, a failed order is newer."""
         now = self._monotonic()
         self._avoided = {key: until for key, until in self._avoided.items() if now < until}
         self._avoided[offer.offer_id] = now + AVOIDED_S
 
     async def _end(self, pod: PodRow) -> None:
-        """Ask for a pod's end. Raises `Transient`."""
+        """Delete a pod; one that is gone already is no error. Raises `Transient`."""
         path = f"/pods/{pod.id}"
         answer = await self._api.ask("DELETE", path)
         if answer.status == 409:
             seen = await self._api.ask("GET", path)
             if seen.status == 404 or (seen.status == 200 and self._api.parse(seen, PodRow).status == "TERMINATED"):
                 return
-            raise Transient(f"{NAME} does not let pod {pod.id} be deleted now; it may be locked.")
-        # Not 410: it speaks of the API, not of the pod.
+            raise Transient(
+                f"{NAME} refuses to delete pod {pod.id} now. It may be locked: unlock it in RunPod's console."
+            )
+        # Not 410: it is about the API version, not about the pod.
         if answer.status not in (httpx.codes.OK, httpx.codes.NO_CONTENT, httpx.codes.NOT_FOUND):
             raise self._api.refused(answer, path)
 
     async def _look_for(self, order: RentalOrder, lost: Transient, *, says_no: bool = False) -> str:
-        """The pod that a lost answer may have told of. Raises `ProviderUnavailable`, `Transient`."""
+        """Find the pod of a create whose response was lost. Raises `ProviderUnavailable`, `Transient`."""
         try:
             pods = await self._pods()
         except GoblinError as error:
@@ -256,7 +267,7 @@ class RunPodPods:
         raise Transient(f"{lost.message} No pod has its name yet.") from lost
 
     async def _pods(self) -> Sequence[PodRow]:
-        """All pods of the account. Raises `ProviderUnavailable`: half a list is none."""
+        """List all pods of the account. Raises `ProviderUnavailable` unless the whole list was read."""
         pods: list[PodRow] = []
         cursor: str | None = None
         for _ in range(PAGES_MAX):
@@ -267,7 +278,7 @@ class RunPodPods:
             if not page.pagination.next_cursor or page.pagination.next_cursor == cursor:
                 break
             cursor = page.pagination.next_cursor
-        raise ProviderUnavailable(f"{NAME}'s list of pods has no end.")
+        raise ProviderUnavailable(f"The list of pods of {NAME} cannot be read to its end.")
 
     async def _rows(self, cloud: str, count: int) -> tuple[RunPodGpuRow, ...]:
         kept = self._catalogue.get((cloud, count))
@@ -284,13 +295,13 @@ class RunPodPods:
         return f"{label}@{self._namespace}"
 
     def _label(self, pod: PodRow) -> str | None:
-        """Whose it is; None when it is not ours to touch."""
+        """Read the attempt label of a pod; None when it is not of this deployment and must not be touched."""
         label, _, namespace = pod.name.rpartition("@")
         return label if namespace == self._namespace and is_attempt_label(label) else None
 
 
 def parse_offer(row: RunPodGpuRow, cloud: str, count: int) -> Offer | None:
-    """A row of the catalogue for one cloud and so many GPUs; None: it cannot be had, or has no price."""
+    """Convert a row of the catalogue, for one cloud and `count` GPUs; None when it is out of stock or has no price."""
     if cloud == "SECURE":
         there, price, most = row.secure, row.price.secure, row.max_count.secure
     else:
@@ -309,26 +320,29 @@ def parse_offer(row: RunPodGpuRow, cloud: str, count: int) -> Offer | None:
 
 
 def _is_price(usd: Decimal | None) -> TypeGuard[Decimal]:
-    """What nobody told is not free, and neither is what is quoted at zero because it is not sold."""
+    """Tell whether a price is plausible. A missing one is not free, and zero means that the GPU is not sold."""
     return usd is not None and usd.is_finite() and 0 < usd < PRICE_USD_MAX
 
 
 def _micros(usd: Decimal, step: Decimal = NOISE) -> int:
-    """Without a float's noise. An offer is rounded up to whole cents: `cost` may be, and must not be above it."""
+    """Convert dollars to micro-dollars without float noise.
+
+    Offers are rounded up to whole cents, because a pod's `cost` may be, and it must not exceed the offer.
+    """
     return to_micros(usd.quantize(NOISE).quantize(step, ROUND_CEILING))
 
 
 def parse_offer_id(offer_id: str) -> tuple[str, str, int]:
-    """Cloud, GPU type and count, as `parse_offer` put them together. Raises `Broken`."""
+    """Split an offer id of `parse_offer` into cloud, GPU type and count. Raises `Broken`."""
     cloud, _, rest = offer_id.partition(":")
     gpu_id, _, count = rest.rpartition(":")
     if cloud not in CLOUDS or not gpu_id or not count.isdecimal() or int(count) < 1:
-        raise Broken(f"{offer_id!r} is no offer of {NAME}")
+        raise Broken(f"{offer_id!r} is not an offer id of {NAME}.")
     return cloud, gpu_id, int(count)
 
 
 def parse_instance(pod: PodRow, label: str) -> Instance:
-    """A pod of ours. Nobody here stops a pod, so one that has EXITED ended by itself, or the balance did."""
+    """Convert a pod of ours. We never stop pods, so EXITED means that it ended by itself or the balance ran out."""
     match pod.status:
         case "PROVISIONING" | "STARTING":
             state = InstanceState.STARTING
@@ -347,28 +361,28 @@ def parse_instance(pod: PodRow, label: str) -> Instance:
 
 
 def _fits(offer: Offer, wanted: InstanceRequirements) -> bool:
-    """Somebody may ask by the type's full name, too."""
+    """Tell whether an offer fits. The requirements may name the GPU by RunPod's full type name too."""
     names = {offer.gpu, gpu_name(parse_offer_id(offer.offer_id)[1])}
     return any(is_gpu(name, wanted.gpus) for name in names) and offer.gpu_memory_mib >= wanted.gpu_memory_mib_min
 
 
 def _refusal(answer: RunPodReply, order: RentalOrder, api: RunPodApi) -> GoblinError:
-    """What a no to a create means: nothing was made."""
+    """Build the error for a refused create; no pod was created."""
     told = api.words(answer, order.environment.values())
     match answer.status:
         case 400 if is_full(answer):
             return ProviderUnavailable(f"{NAME} has no capacity for {order.offer.offer_id}.", fault=Fault.CAPACITY)
         case 400:
-            # Also the words for a lack of capacity that we do not know yet.
+            # This includes messages about a lack of capacity that `is_full` does not know yet.
             return ProviderUnavailable(f"{NAME} cannot place {order.offer.offer_id}: {told}", fault=Fault.UNSUPPORTED)
         case 401 | 403:
-            return Refused(f"{NAME} refuses our key, or the account may not rent this ({answer.status}).")
+            return Refused(f"{NAME} refuses the API key, or the account may not rent this ({answer.status}).")
         case 402:
-            return Refused(f"{NAME}: the balance does not cover an hour of {order.offer.offer_id}.")
+            return Refused(f"{NAME}: the balance does not cover an hour of {order.offer.offer_id}. Add credit.")
         case 422:
-            return Broken(f"{NAME} does not understand what we order: {told}")
+            return Broken(f"{NAME} rejected the order as invalid: {told}")
         case 429:
             return ProviderUnavailable(
-                f"{NAME} is asked too often.", fault=Fault.RATE, retry_after_s=answer.retry_after_s
+                f"The rate limit of {NAME} is reached.", fault=Fault.RATE, retry_after_s=answer.retry_after_s
             )
     return Refused(f"{NAME} answered {answer.status} to an order.")

@@ -1,15 +1,16 @@
-"""RunPod: serverless endpoints, asked through their OpenAI route, their queue, or their load balancer.
+"""RunPod inference: serverless endpoints, through their OpenAI route, their queue, or their load balancer.
 
 Source: runpod/docs at 2026-08-20 and worker-vllm, read 2026-11-23. The option `route` says which:
 
-    openai     (the default) `/openai/v1` of vLLM workers. A caller that leaves is not heard there: its job runs on.
-    queue      `/run`, `/stream`, `/cancel`: any worker, and a caller that leaves takes its job along. The option
-               `worker` says what it is fed: `vllm` (the default) the request and OpenAI's route, `plain` the request.
-    balancer   `https://{endpoint}.api.runpod.ai`, without a queue; the option `endpoint_id` lets it be looked at.
+    openai     (default) `/openai/v1` of vLLM workers. It does not notice a caller that disconnects: the job runs on.
+    queue      `/run`, `/stream`, `/cancel`: any worker; the job is cancelled when the caller disconnects. The option
+               `worker` says what its input is: `vllm` (default) OpenAI's route and the request, `plain` the request.
+    balancer   `https://{endpoint}.api.runpod.ai`, without a queue; it can be probed only with the option `endpoint_id`.
 
-`/health` of the jobs plane costs nothing and wakes nobody, and neither does the list of workers of the management API,
-version 2 (version 1 ended on 2026-11-15). Listing models does wake a GPU, so models must be configured. No capacity
-is told with status 400 and words. There is no key for idempotency: a job whose answer is lost ends with its `ttl`.
+`/health` of the jobs plane costs nothing and starts no worker, and neither does the list of workers of the management
+API, version 2 (version 1 ended on 2026-11-15). Listing models does start a GPU, so models must be configured. A lack
+of capacity comes as status 400 with a message. There is no idempotency key: a job whose response is lost ends with its
+`ttl`.
 """
 
 from __future__ import annotations
@@ -38,29 +39,31 @@ from goblin.providers.runpod.queue import RunPodQueue
 from goblin.providers.runpod.worker_outputs import OutputReader
 
 NAME = "runpod"
-UNSUPPORTED = {Capability.EMBEDDINGS: "its vLLM workers have no route for them"}
+UNSUPPORTED = {Capability.EMBEDDINGS: "its vLLM workers have no embeddings route"}
+"""Capabilities that it lacks, and why."""
 API = "https://api.runpod.io/v2"
 EXECUTION_S = 600
+"""Longest run of a queued job, where neither the option `execution_s` nor a bill by time bounds it."""
 ROUTES = ("openai", "queue", "balancer")
 WORKERS = ("vllm", "plain")
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
-    """Speak to the endpoint at its URL, `https://api.runpod.ai/v2/{endpoint}`, or to its balancer's.
+    """Connect to the endpoint at its URL, `https://api.runpod.ai/v2/{endpoint}`, or that of its load balancer.
 
     Raises:
-        Broken: an option is none that there is.
+        Broken: An option has an unknown value.
     """
     for option, known in (("route", ROUTES), ("worker", WORKERS)):
         if endpoint.options.get(option, known[0]) not in known:
-            raise Broken(f"endpoint {endpoint.name}: option `{option}` is one of {', '.join(known)}")
+            raise Broken(f"Endpoint {endpoint.name}: the option `{option}` must be one of {', '.join(known)}.")
     if endpoint.options.get("route") == "queue":
         return Queued(endpoint, client)
     return Direct(endpoint, client)
 
 
 class Direct:
-    """An endpoint that speaks OpenAI's wire."""
+    """An endpoint with OpenAI's wire format: the routes `openai` and `balancer`."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         url = endpoint.url.rstrip("/")
@@ -88,11 +91,11 @@ class Direct:
 
 
 class Queued:
-    """An endpoint whose workers take jobs."""
+    """An endpoint whose workers take jobs from a queue: the route `queue`."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         url = endpoint.url.rstrip("/")
-        # A job whose caller died is not billed for longer than was put aside for it.
+        # A job whose caller crashed must not run, and be billed, for longer than was reserved for it.
         longest_s = math.ceil(endpoint.request_s_max) if bills_time(endpoint) else EXECUTION_S
         execution_s = int(endpoint.options.get("execution_s", longest_s))
         self._endpoint = endpoint
@@ -126,7 +129,7 @@ class Queued:
 
 
 class View:
-    """The workers of an endpoint, seen without waking one."""
+    """Probes the workers of an endpoint without starting one."""
 
     def __init__(self, endpoint: Endpoint, url: str, path: str, client: httpx.AsyncClient) -> None:
         self._upstream = Upstream(endpoint.name, url, endpoint.api_key, client, judge=judge_gpu_host)
@@ -142,13 +145,13 @@ class View:
 
 
 class Blind:
-    """What there is to see of a balancer without its endpoint's id."""
+    """The probe of a load balancer without `endpoint_id`: always unclear."""
 
     def __init__(self, models: tuple[str, ...] | None) -> None:
         self._models = models
 
     async def look(self) -> Probe:
-        return Probe(finding=Finding.UNCLEAR, reason="looking would wake a GPU", models=self._models)
+        return Probe(finding=Finding.UNCLEAR, reason="a probe would start a GPU", models=self._models)
 
 
 def _view_of_balanced(endpoint: Endpoint, client: httpx.AsyncClient) -> View | Blind:
@@ -159,7 +162,7 @@ def _view_of_balanced(endpoint: Endpoint, client: httpx.AsyncClient) -> View | B
 
 
 class Workers(msgspec.Struct, frozen=True, kw_only=True):
-    """How many are in each state. Keys that are missing mean none: the documentation shows two of them."""
+    """Number of workers in each state. A missing key means none: the documentation shows only two of the keys."""
 
     idle: int = 0
     ready: int = 0
@@ -170,25 +173,25 @@ class Workers(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Seen(msgspec.Struct, frozen=True, kw_only=True):
-    """`/health` counts in `workers`; the management API lists there, and counts in `summary`."""
+    """States of the workers: `/health` has counts in `workers`; the management API has a list there, and `summary`."""
 
     workers: Workers | tuple[Any, ...] = Workers()
     summary: Workers = Workers()
 
 
 def judge_workers(workers: Workers) -> Probe:
-    """What an endpoint's workers make of its next request."""
+    """Judge by its workers' states whether an endpoint can answer the next request."""
     if workers.idle + workers.ready:
         return Probe(finding=Finding.OK, warmth=Warmth.WARM)
     if workers.running:
         return Probe(finding=Finding.OK, reason="every worker is busy", warmth=Warmth.WARM)
     if workers.initializing:
-        return Probe(finding=Finding.OK, reason="a worker starts", warmth=Warmth.STARTING)
+        return Probe(finding=Finding.OK, reason="a worker is starting", warmth=Warmth.STARTING)
     if workers.throttled:
         return Probe(finding=Finding.OK, reason="RunPod has no GPU for it now", warmth=Warmth.FULL)
     if workers.unhealthy:
         return Probe(finding=Finding.FAILED, reason="its workers crash")
-    return Probe(finding=Finding.OK, reason="no worker is there; a request starts one", warmth=Warmth.ASLEEP)
+    return Probe(finding=Finding.OK, reason="no worker is running; a request starts one", warmth=Warmth.ASLEEP)
 
 
 def _no_embeddings(endpoint: Endpoint) -> ProviderUnavailable:

@@ -1,11 +1,11 @@
-"""A job on a RunPod queue as a stream: put in line, listened to, and taken out of line when nobody listens any more.
+"""A job on a RunPod queue as a stream: submit it, poll its output, and cancel it when the reader leaves.
 
-    POST /run ─▶ GET /stream/{id} … until the job has ended and nothing is left ─▶ the end
-                     └─ whoever waits leaves: POST /cancel/{id}
+    POST /run ─▶ GET /stream/{id} … until the job has ended and no output is left ─▶ end
+                     └─ the reader leaves: POST /cancel/{id}
 
-Source: runpod/docs and runpod-python 1.12, read 2026-11-23. `/stream` gives what was written since it was last asked,
-once, and holds for about ten seconds when there is nothing; so a lost answer is lost text, and is never asked for
-again. A job without anybody to cancel it ends with its `ttl`.
+Source: runpod/docs and runpod-python 1.12, read 2026-11-23. `/stream` returns the output since the last request, once,
+and waits about ten seconds when there is none. So a lost response is lost text, and the request is never retried. A job
+whose caller crashed before it could cancel ends with its `ttl`.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from goblin.providers.common.http import Upstream
 log = logging.getLogger(__name__)
 
 POLL_TIMEOUT_S = 30.0
-"""Three times what an empty `/stream` holds."""
+"""Three times as long as `/stream` waits when there is no output."""
 PAUSE_S = 0.25
-"""After an empty answer that did not hold."""
+"""Pause after an empty response, in case it did not wait."""
 CANCEL_TIMEOUT_S = 5.0
 OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 
@@ -39,7 +39,7 @@ class QueuePiece(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Poll(msgspec.Struct, frozen=True, kw_only=True):
-    """What `/stream` and `/status` say; a status we do not know is one under way."""
+    """A response of `/stream` or `/status`; an unknown status counts as running."""
 
     status: str = ""
     stream: tuple[QueuePiece, ...] = ()
@@ -50,24 +50,27 @@ class RunPodQueue:
     """One endpoint's queue."""
 
     def __init__(self, upstream: Upstream, *, execution_s: int, life_s: int) -> None:
-        """Keep where jobs go.
+        """Keep the upstream and the limits of jobs.
 
         Args:
             upstream: `https://api.runpod.ai/v2/{endpoint}`.
-            execution_s: The longest a job may run.
-            life_s: The longest it may live, waiting included; what bounds the bill of a job that is lost.
+            execution_s: Longest run of a job, in seconds.
+            life_s: Longest time from submission to end, in seconds; bounds the bill of a job that is lost.
         """
         self._upstream = upstream
         self._policy = {"executionTimeout": execution_s * 1000, "ttl": life_s * 1000}
         self._farewells: set[asyncio.Task[None]] = set()
-        """Cancellations under way: a task that nothing refers to may vanish."""
+        """Running cancellations: asyncio may drop a task that nothing refers to."""
 
     async def run(self, work: Mapping[str, Any]) -> AsyncGenerator[Any, None]:
-        """What a worker writes for one input, as it comes.
+        """Run one job and yield a worker's outputs as they arrive; cancel it when the reader leaves.
+
+        Args:
+            work: The job's input.
 
         Raises:
-            ProviderUnavailable: the job failed, was lost, or was never taken.
-            InvalidRequest: the queue finds fault with the input.
+            ProviderUnavailable: The job failed, was lost, or was never accepted.
+            InvalidRequest: The queue refuses the input.
         """
         job_id = await self._submit(work)
         over = False
@@ -78,13 +81,13 @@ class RunPodQueue:
                 for piece in poll.stream:
                     said_something = True
                     yield piece.output
-                # What is left is still given after the end.
+                # After the job has ended, `/stream` still returns the rest of its output.
                 if over := poll.status in OVER and not poll.stream:
                     break
                 if not poll.stream:
                     await asyncio.sleep(PAUSE_S)
             if poll.status != "COMPLETED":
-                raise ProviderUnavailable(f"{self._upstream.name}: the job is {poll.status}.")
+                raise ProviderUnavailable(f"{self._upstream.name}: the job ended with status {poll.status}.")
             if not said_something:
                 # A worker that does not stream has its whole output here.
                 yield (await self._poll(f"/status/{job_id}")).output
@@ -93,7 +96,7 @@ class RunPodQueue:
                 await asyncio.shield(self._say_goodbye(job_id))
 
     async def _submit(self, work: Mapping[str, Any]) -> str:
-        """The new job's id. One whose caller leaves before its id is known is cancelled when it is."""
+        """Submit a job and return its id. If the caller leaves before, the job is cancelled once its id is known."""
         submitting = asyncio.create_task(self._post(work))
         try:
             return await asyncio.shield(submitting)
@@ -110,11 +113,11 @@ class RunPodQueue:
         try:
             job_id = await submitting
         except GoblinError:
-            return  # It was never taken.
+            return  # The job was never accepted.
         await self._cancel(job_id)
 
     async def _poll(self, path: str) -> Poll:
-        """One look. A limit on looking is no reason to give the job up; a job that is gone is."""
+        """Poll a job once. A rate limit on polling does not fail the job; a job that is missing does."""
         try:
             data = await self._upstream.exchange("GET", path, timeout_s=POLL_TIMEOUT_S, again=False)
         except ProviderUnavailable as error:
@@ -143,4 +146,4 @@ class RunPodQueue:
         try:
             await self._upstream.exchange("POST", f"/cancel/{job_id}", body={}, timeout_s=CANCEL_TIMEOUT_S)
         except GoblinError as error:
-            log.warning("%s: job %.64s was not cancelled and ends by itself: %s", self._upstream.name, job_id, error)
+            log.warning("%s: cancelling job %.64s failed; it ends with its ttl: %s", self._upstream.name, job_id, error)

@@ -1,10 +1,10 @@
-"""What serverless workers write, in the shapes that are in use, as chunks.
+"""Converts the outputs of serverless workers, in all shapes that are in use, to chunks.
 
     "data: {…}\\n\\n"                                OpenAI's events as text: vLLM workers, by default
     {"choices": [{"delta" or "message" or "text"}]}   OpenAI's objects
     {"choices": [{"tokens": ["Hel"]}], "usage": {"input", "output"}}   vLLM workers, without OpenAI's route
-    "Hel", {"text": "Hel"}, …                        everybody else
-    {"error": …}                                     all of them
+    "Hel", {"text": "Hel"}, …                        other workers
+    {"error": …}                                     any worker
 
 Source: runpod-workers/worker-vllm `engine.py` and `utils.py`, read 2026-11-25.
 """
@@ -23,24 +23,25 @@ from goblin.providers.common.http import Upstream
 from goblin.providers.common.refusals import detail_of
 
 TEXT_KEYS = ("text", "content", "response", "token", "generated_text", "delta", "output")
+"""Keys under which other workers write text, in order of preference."""
 
 
 class OutputReader:
-    """Outputs of one job in, chunks out."""
+    """Converts the outputs of one job to chunks."""
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
         self._parser = sse.EventParser()
         self._finished: dict[int, bool] = {}
         self._plain = False
-        """Something came in a shape that has no reason to finish: the job's end is the answer's."""
+        """Whether an output had a shape without a finish reason, so that the answer ends with the job."""
 
     def read(self, output: Any) -> Iterator[ChatChunk]:
-        """The chunks of one output.
+        """Convert one output to chunks.
 
         Raises:
-            InvalidRequest: the worker found fault with the request, before it had answered anything.
-            ProviderUnavailable: it failed, or wrote what nobody can read.
+            InvalidRequest: The worker refused the request before it had answered anything.
+            ProviderUnavailable: The worker failed, or its output has an unknown shape.
         """
         match output:
             case str() if output.startswith("data:"):
@@ -65,13 +66,13 @@ class OutputReader:
                 raise self._upstream.nonsense()
 
     def end(self) -> Iterator[ChatChunk]:
-        """What is left to say when the job has ended well. Raises `ProviderUnavailable` if its answer is not whole."""
+        """Finish the answer of a completed job. Raises `ProviderUnavailable` if the answer is not complete."""
         if self._plain and not any(self._finished.values()):
             for index in self._finished:
                 yield ChatChunk(choices=(ChunkChoice(index=index, finish_reason="stop"),))
             return
         if not self._finished or not all(self._finished.values()):
-            raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer.")
+            raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer was complete.")
 
     def _events(self, text: str) -> Iterator[ChatChunk]:
         try:
@@ -102,7 +103,7 @@ class OutputReader:
             yield self._upstream.convert(output, ChatChunk)
 
     def _whole(self, choice: dict[str, Any]) -> ChunkChoice:
-        """An answer that was not streamed, or a chunk of the older completions route."""
+        """Convert a choice that was not streamed, or one of the older completions route."""
         message = choice.get("message") or {"content": choice.get("text")}
         calls = message.get("tool_calls") or []
         numbered = [{**call, "index": number} for number, call in enumerate(calls)]
@@ -124,7 +125,7 @@ class OutputReader:
         if fault is None and not self._finished:
             return InvalidRequest(detail.message or "The worker refused the request.", param=detail.param)
         return ProviderUnavailable(
-            f"{self._upstream.name} reported an error in the stream.", fault=fault or Fault.TRANSIENT
+            f"{self._upstream.name} sent an error in the stream.", fault=fault or Fault.TRANSIENT
         )
 
 
@@ -134,7 +135,7 @@ def _tokens(index: int, choice: Any) -> ChunkChoice:
 
 
 def _usage(said: Any) -> Usage | None:
-    """The worker's own counters, which grow with every batch."""
+    """Convert the worker's own counters, which are cumulative."""
     match said:
         case {"input": int(asked), "output": int(answered)}:
             return Usage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered)

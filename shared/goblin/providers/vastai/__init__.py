@@ -1,1 +1,1 @@
-"""Vast.ai: servers on rented instances, the spot market, bills, webhooks."""
+"""Vast.ai: inference servers on rented instances, the spot market, bills, webhooks."""

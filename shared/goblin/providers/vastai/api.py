@@ -1,7 +1,8 @@
-"""Vast.ai's API as a client meets it: one request of a kind at a time, and what it means that nothing came back.
+"""HTTP client for Vast.ai's API: rate limits, errors, and what a lost response means.
 
-The API wants a shortest time between two requests of a kind, for each key and address. Who asks too soon is refused,
-for a create with a penalty on top. So everybody in this process who has the same key waits in one line, not for long.
+The API requires a minimum time between two requests of a kind, per key and address. A request that comes too soon is
+refused, and a create is penalised on top. So all code in this process with the same key shares one queue, with a short
+longest wait.
 """
 
 from __future__ import annotations
@@ -29,27 +30,32 @@ T = TypeVar("T")
 Sleep = Callable[[float], Awaitable[None]]
 
 ANSWER_S = 30.0
-"""For all of an answer."""
+"""Timeout for a whole response."""
 WAIT_S_MAX = 20.0
-"""The longest stand in line; whoever would stand longer is told so at once."""
+"""Longest wait for a turn; a request that would wait longer fails at once."""
 INTERVALS_S: Mapping[str, float] = {
     "list": 1.0, "one": 2.0, "destroy": 3.0, "create": 4.5, "metrics": 3.0,
 }  # fmt: skip
-"""Source: the thresholds in Vast.ai's answers, and dstack and skypilot, read 2026-11-23."""
+"""Minimum time between two requests of a kind.
+
+Source: the thresholds in Vast.ai's answers, and dstack and skypilot, read 2026-11-23.
+"""
 PENALTY_S: Mapping[str, float] = {"create": 12.0}
+"""Wait after a 429, by kind."""
 SEARCHES, SEARCHES_S = 10, 60.0
-"""So many searches in so many seconds."""
+"""Most searches in this many seconds."""
 RETRY_AFTER_S_MAX = 60.0
+"""Longest `Retry-After` that is believed."""
 
 
 class VastReply(NamedTuple):
-    """What came back, whatever it says."""
+    """A response with any status."""
 
     status: int
     data: bytes
     retry_after_s: float | None
     resets_at: float | None
-    """Seconds since 1970: until then the quota of searches is used up."""
+    """When the search quota is refilled, in seconds since 1970; None when the response does not say."""
 
     @property
     def detail(self) -> ErrorDetail:
@@ -57,7 +63,7 @@ class VastReply(NamedTuple):
 
 
 class RequestLine:
-    """Where all requests with one key wait for their turn. Threads and event loops may share it."""
+    """Rate limiter in which all requests with one key wait for their turn. Threads and event loops may share it."""
 
     def __init__(self, monotonic: Callable[[], float] = time.monotonic, sleep: Sleep = asyncio.sleep) -> None:
         self._monotonic = monotonic
@@ -67,7 +73,7 @@ class RequestLine:
         self._lock = threading.Lock()
 
     async def turn(self, kind: str) -> None:
-        """Wait for it. Raises `ProviderUnavailable`: the line is too long, nothing was asked."""
+        """Wait until a request of a kind may be sent. Raises `ProviderUnavailable` at once if the wait is too long."""
         with self._lock:
             now = self._monotonic()
             at = max(now, self._free_at.get(kind, 0.0))
@@ -76,7 +82,9 @@ class RequestLine:
             if at - now > WAIT_S_MAX:
                 wait_s = at - now
                 raise ProviderUnavailable(
-                    f"vastai may not be asked again for {wait_s:.0f} s.", fault=Fault.RATE, retry_after_s=wait_s
+                    f"The rate limit of vastai allows no request for {wait_s:.0f} s.",
+                    fault=Fault.RATE,
+                    retry_after_s=wait_s,
                 )
             self._free_at[kind] = at + INTERVALS_S.get(kind, 0.0)
             if kind == "search":
@@ -85,7 +93,7 @@ class RequestLine:
             await self._sleep(at - now)
 
     def refused(self, kind: str, retry_after_s: float | None) -> None:
-        """It was too soon all the same: somebody else has the key, too."""
+        """Delay the next request of a kind after a 429: another process with the same key sent requests too."""
         wait_s = max(INTERVALS_S.get(kind, 6.0), PENALTY_S.get(kind, 0.0), min(retry_after_s or 0.0, RETRY_AFTER_S_MAX))
         with self._lock:
             self._free_at[kind] = max(self._free_at.get(kind, 0.0), self._monotonic() + wait_s)
@@ -96,7 +104,7 @@ _LINES_MAX = 64
 
 
 def line_of(url: str, key: str | KeySource) -> RequestLine:
-    """The line of everybody in this process with this key."""
+    """Find the `RequestLine` that all code in this process with this key shares."""
     whose = hashlib.sha256(key.encode()).hexdigest() if isinstance(key, str) else f"source {id(key)}"
     if (url, whose) not in _lines:
         if len(_lines) >= _LINES_MAX:
@@ -106,17 +114,17 @@ def line_of(url: str, key: str | KeySource) -> RequestLine:
 
 
 class VastApi:
-    """Asks, once: nothing is tried again here, but a look that came too soon."""
+    """Sends requests to the API. Does not retry, except a GET after a 429, once."""
 
     def __init__(self, name: str, url: str, key: str | KeySource, client: httpx.AsyncClient, line: RequestLine) -> None:
         """Keep what every request needs.
 
         Args:
-            name: The provider's, for messages.
-            url: Without `/api`.
-            key: Sent in a header and nowhere else.
-            client: Shared; its limits and proxies are its owner's.
-            line: Where its requests wait.
+            name: The provider's name, for messages.
+            url: Base URL, without `/api`.
+            key: The API key, sent in a header and nowhere else.
+            client: Shared HTTP client; its owner configures limits and proxies.
+            line: Rate limiter for its requests.
         """
         self._name = name
         self._url = url.rstrip("/")
@@ -128,11 +136,18 @@ class VastApi:
         self, kind: str, method: str, path: str, *, params: Mapping[str, str] | None = None,
         body: Mapping[str, Any] | None = None,
     ) -> VastReply:  # fmt: skip
-        """One exchange.
+        """Send one request and return its response, whatever its status.
+
+        Args:
+            kind: The rate limit that it counts against: `search`, or a key of `INTERVALS_S`.
+            method: HTTP method.
+            path: Appended to the base URL.
+            params: Query parameters.
+            body: Sent as JSON.
 
         Raises:
-            ProviderUnavailable: Nothing was made: it was not sent, or makes nothing.
-            Transient: A create was sent, and nobody knows whether it took effect.
+            ProviderUnavailable: No instance was created: the request was not sent, or does not create one.
+            Transient: A create was sent, and it is unknown whether it took effect.
         """
         await self._line.turn(kind)
         key = self._key if isinstance(self._key, str) else await self._key.key()
@@ -144,20 +159,20 @@ class VastApi:
         if answer.status == 429:
             self._line.refused(kind, answer.retry_after_s)
             if method == "GET":
-                # Functions of ours on other machines have the key too, and their schedules tick together: once more.
+                # Our functions on other machines use the same key and run on the same schedule: retry once.
                 await self._line.turn(kind)
                 key = self._key if isinstance(self._key, str) else await self._key.key()
                 answer = await self._send(key, method, path, params, body)
         return answer
 
     def parse(self, answer: VastReply, kind: type[T]) -> T:
-        """Parse what came back, which is not to be trusted. Raises `ProviderUnavailable`."""
+        """Parse a response, which is untrusted. Raises `ProviderUnavailable`, also for a status other than 200."""
         if answer.status != httpx.codes.OK:
             raise self.refused(answer)
         return rental_http.parse(self._name, answer.data, kind)
 
     def refused(self, answer: VastReply) -> ProviderUnavailable:
-        """A status that was not hoped for, without the words that came with it: they may quote a key."""
+        """Build the error for an unexpected status, without the provider's message, which may quote a key."""
         return ProviderUnavailable(
             f"{self._name} answered {answer.status} ({fault_of(answer)}).", fault=fault_of(answer),
             retry_after_s=answer.retry_after_s,
@@ -175,20 +190,20 @@ class VastApi:
                 except (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError):
                     if creates:
                         raise
-                    # A kept connection may have been closed at the other end while it lay idle.
+                    # The server may have closed a kept connection while it was idle: retry once on a new one.
                     response, data = await rental_http.exchange(self._client, request)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout) as error:
             raise ProviderUnavailable(f"{self._name} cannot be reached: {type(error).__name__}.") from error
         except (httpx.HTTPError, TimeoutError) as error:
-            lost = f"{self._name} gave no answer to {method} {path}: {type(error).__name__}."
+            lost = f"{self._name} did not answer {method} {path}: {type(error).__name__}."
             raise (Transient(lost) if creates else ProviderUnavailable(lost)) from error
         if response.status_code >= 300:
-            log.warning("%s answered %d to %s %s", self._name, response.status_code, method, path)
+            log.warning("%s answered %d to %s %s.", self._name, response.status_code, method, path)
         return VastReply(response.status_code, data, retry_after_s(response.headers), _resets_at(response))
 
 
 def fault_of(answer: VastReply) -> Fault:
-    """What a refusal is about. A bad key may be told as 404, too little money in words, a gone offer as 404 or 410."""
+    """Find the fault of a refusal: a bad key may come as 404, low credit as text, a gone offer as 404 or 410."""
     detail, status = answer.detail, answer.status
     words = f"{detail.code} {detail.message}".lower()
     if status >= 500:

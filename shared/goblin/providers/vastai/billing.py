@@ -1,4 +1,4 @@
-"""Vast.ai: `GET /api/v0/charges/`, one row per source and day: GPU, disk and traffic together.
+"""Vast.ai's bill: `GET /api/v0/charges/`, one row per source and day, with GPU, disk and traffic together.
 
 Source: docs.vast.ai/api-reference/billing/show-charges, read 2026-11-26: `source` is `instance-ID`, and
 `metadata.label` is the instance's. The filter on days is required; errors may come with status 200.
@@ -26,18 +26,20 @@ INSTANCE = "instance-"
 
 
 def connect(key: bills.BillingKey, client: httpx.AsyncClient, *, namespace: str = "", url: str = URL) -> BillSource:
-    """The charges of an account.
+    """Connect to the charges of an account.
 
     Args:
-        key: The account's.
-        client: Shared.
-        namespace: What marks our attempts' labels; those of another deployment on the account are not ours to pay.
-        url: Where.
+        key: The account's API key.
+        client: Shared HTTP client.
+        namespace: Follows the labels of our attempts; charges with another deployment's namespace are left out.
+        url: Base URL of the API.
     """
     return Charges(key, bills.BillingApi(NAME, url, client), namespace)
 
 
 class Charges:
+    """An account's charges as a `BillSource`."""
+
     provider = NAME
     final_after = timedelta(hours=2)
 
@@ -56,7 +58,7 @@ class Charges:
             page = await self._api.get("/api/v0/charges/", headers=headers, params=params)
             try:
                 if page["success"] is not True:
-                    raise ValueError("no success")
+                    raise ValueError("success is not true")
                 for found in page["results"]:
                     label, namespace = _label(found)
                     if label and namespace != self._namespace:
@@ -70,10 +72,10 @@ class Charges:
                 params = {**params, "after_token": str(page["next_token"])}
             except bills.STRANGE as error:
                 raise self._api.strange(error) from error
-        raise self._api.strange(ValueError("endless pages"))
+        raise self._api.strange(ValueError("too many pages"))
 
 
 def _label(row: Mapping[str, Any]) -> tuple[str, str]:
-    """An attempt's label and its namespace, as `LABEL@NAMESPACE` says; empty when it is no attempt's."""
+    """Split `LABEL@NAMESPACE` into an attempt's label and its namespace; empty when it is not an attempt's label."""
     label, _, namespace = str((row.get("metadata") or {}).get("label") or "").partition("@")
     return (label, namespace) if is_attempt_label(label) else ("", "")

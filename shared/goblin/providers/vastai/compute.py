@@ -1,16 +1,18 @@
-"""Vast.ai: other people's machines, on bids and on demand.
+"""Vast.ai compute: instances on other people's machines, on bids (spot) and on demand.
 
 Source: vast-ai/docs at 2026-08-07, vastai 1.9.1, dstack 0.22 and skypilot 0.14, and a third party's measurements of
 2026-08-27; read 2026-11-23. Not tried against Vast.ai itself.
 
-- A create has no key for idempotency: it is sent once, and when its answer is lost the label is looked for.
-- With `price` it is a bid, without one it is on demand, and the answer does not say which: a read does.
-- A bid that is too low is an error, and leaves a stopped contract whose disk is billed. It is destroyed.
-- Outbid: `intended_status` turns to stopped after about a second, the container ends 10 to 30 seconds after, without a
+- A create has no idempotency key: it is sent once, and when its response is lost the instance is searched by label.
+- With `price` a create is a bid, without it on demand. The response does not say which: only a read does.
+- A bid that is too low is an error, and leaves a stopped contract whose disk is billed. We destroy it.
+- Outbid: `intended_status` turns to stopped after about a second; the container ends 10 to 30 seconds later, without a
   signal. `exited` with `running` intended is the end of our own process.
-- The list comes in pages of 25 from version 1; version 0 answers 410. Whatever goes wrong is unknown, never empty.
-- Prices are float dollars: an hour of the whole offer, a GB of disk a month, a GB of traffic. Offers' ids live briefly.
-- Searches are ten a minute, and so many a day that nobody says how many: one answer serves a minute, none is repeated.
+- The list comes in pages of 25 from version 1; version 0 answers 410. Any error means unknown, never empty.
+- Prices are float dollars: per hour of the whole offer, per GB of disk and month, per GB of traffic. Offer ids expire
+  soon.
+- Searches are limited to ten a minute and to an unpublished number a day: a result is reused for a minute, and no
+  search is retried.
 """
 
 from __future__ import annotations
@@ -58,17 +60,19 @@ URL = "https://console.vast.ai"
 KINDS = frozenset({"training", "batch"})
 UNSUPPORTED = {"multi_node": "hosts share no private network"}
 START_S_MAX = 900.0
-"""A large image takes minutes over a home's line."""
+"""Longest start; a large image takes minutes over a home's internet connection."""
 KEPT_S = 60.0
-"""How old an answer to a search may be."""
+"""How long a search result is reused."""
 METRICS_KEPT_S = 600.0
+"""How long GPU prices are reused."""
 QUESTIONS_MAX = 64
+"""Search results kept, one per set of requirements."""
 OFFERS_MAX = 100
-"""Of each kind, the cheapest."""
+"""Offers per search, the cheapest first; spot and on demand are searched separately."""
 PAGE = 25
 PAGES_MAX = 40
 ENV_MAX = 32_768
-"""Characters. Source: Vast.ai's reference of the create call."""
+"""Characters of the environment. Source: Vast.ai's reference of the create call."""
 
 
 def connect(
@@ -81,25 +85,28 @@ def connect(
     monotonic: Callable[[], float] = time.monotonic,
     now: Callable[[], float] = time.time,
 ) -> ComputeProvider:
-    """Rent from Vast.ai.
+    """Connect to Vast.ai's API for renting instances.
 
     Args:
-        api_key: Of the account; it may read instances, create and destroy them, and search.
-        namespace: Follows each label: what another deployment rents on this account is never touched.
-        client: Shared with others.
-        url: Where the API is, without `/api`.
-        line: Where requests wait their turn; None: where all in this process with this key do.
-        monotonic: Seconds, for the age of answers.
-        now: Seconds since 1970, for the quota of searches.
+        api_key: The account's key; it must be able to read, create and destroy instances, and to search.
+        namespace: Appended to each label, so that instances of other deployments on this account are never touched.
+        client: Shared HTTP client.
+        url: Base URL of the API, without `/api`.
+        line: Spaces out the requests of one key; None uses the one that all code with this key in this process shares.
+        monotonic: Clock in seconds, for the age of cached results.
+        now: Clock in seconds since 1970, for the daily quota of searches.
+
+    Raises:
+        Broken: The namespace is empty or contains an `@`.
     """
     if not namespace or "@" in namespace:
-        raise Broken(f"{namespace!r} cannot be a namespace of {NAME}")
+        raise Broken(f"The namespace {namespace!r} of {NAME} must not be empty or contain an @.")
     api = VastApi(NAME, url, api_key, client, line or vast_api.line_of(url, api_key))
     return VastMarket(api, namespace, monotonic=monotonic, now=now)
 
 
 class VastMarket:
-    """The port `ComputeProvider`."""
+    """Vast.ai as a `ComputeProvider`."""
 
     name = NAME
     kinds = KINDS
@@ -139,7 +146,7 @@ class VastMarket:
         try:
             answer = await self._api.ask("create", "PUT", f"/api/v0/asks/{int(order.offer.offer_id)}/", body=body)
         except ProviderUnavailable:
-            raise  # It was never sent.
+            raise  # The request was never sent.
         except Transient as error:
             return await self._look_for(order, error)
         finally:
@@ -152,13 +159,13 @@ class VastMarket:
             await self._destroy(said.new_contract)
             raise refused
         if refused.fault in (Fault.MONEY, Fault.AUTH):
-            raise Refused(f"{NAME} refuses every order: {refused.fault}.")
+            raise Refused(f"{NAME} refuses every order ({refused.fault}). Check its API key and the account's credit.")
         if answer.detail.code == "invalid_args":
-            raise Refused(f"{NAME} cannot read the order of {order.label}: {answer.detail.code}.")
+            raise Refused(f"{NAME} rejected the order {order.label} as invalid: {answer.detail.code}.")
         if answer.status == 429 or answer.detail.code in ("no_such_ask", "invalid_price"):
-            raise refused  # Nothing was made.
+            raise refused  # No instance was created.
         if said.success is False and answer.status < 500 and answer.status != 408:
-            # It says no, and may have made something all the same.
+            # It refused, and may have created an instance all the same.
             await self._end(order.label)
             raise refused
         return await self._look_for(order, refused)
@@ -170,7 +177,7 @@ class VastMarket:
     # Searching.
 
     async def _listing(self, wanted: InstanceRequirements) -> Listing:
-        """What was found within the last minute. Raises `ProviderUnavailable`."""
+        """Search, or reuse a result that is younger than `KEPT_S`. Raises `ProviderUnavailable`."""
         at = self._monotonic()
         self._found = {key: kept for key, kept in self._found.items() if at - kept[0] < KEPT_S}
         if wanted in self._found:
@@ -192,7 +199,7 @@ class VastMarket:
 
     async def _search(self, wanted: InstanceRequirements, names: set[str], *, spot: bool) -> list[Offer]:
         if self._now() < self._no_search_until:
-            raise ProviderUnavailable(f"{NAME}'s quota of searches is used up for today.", fault=Fault.RATE)
+            raise ProviderUnavailable(f"The daily search quota of {NAME} is used up.", fault=Fault.RATE)
         asked = filters(wanted, names, spot=spot, limit=OFFERS_MAX)
         answer = await self._api.ask("search", "POST", "/api/v0/bundles/", body=asked)
         if answer.status == 429 and answer.resets_at is not None:
@@ -200,7 +207,7 @@ class VastMarket:
         return parse_offers(self._api.parse(answer, Offers).offers, wanted, spot=spot)
 
     async def _gpu_rows(self) -> tuple[VastGpuRow, ...]:
-        """What others pay, and how GPUs are called there; nothing when it is not told: offers do without."""
+        """Read market prices and Vast.ai's GPU names. Empty when they cannot be read: offers work without them."""
         at = self._monotonic()
         if self._gpus is not None and at - self._gpus[0] < METRICS_KEPT_S:
             return self._gpus[1]
@@ -214,7 +221,7 @@ class VastMarket:
         return found
 
     def _forget(self, offer: Offer) -> None:
-        """The offers of a machine that something was rented on are replaced by others."""
+        """Drop the cached offers of a machine that we rented on: Vast.ai replaces them by new ones."""
         for wanted, (at, listing) in self._found.items():
             left = tuple(other for other in listing.offers if other.machine_id != offer.machine_id)
             self._found[wanted] = (at, replace(listing, offers=left))
@@ -222,7 +229,10 @@ class VastMarket:
     # Instances.
 
     async def _instances(self, label: str | None = None) -> Sequence[InstanceRow]:
-        """All of the account, or those with a label of ours. Raises `ProviderUnavailable`: half a list is none."""
+        """List the account's instances, or those with one of our labels.
+
+        Raises `ProviderUnavailable` unless the whole list was read.
+        """
         found: dict[int, InstanceRow] = {}
         params = {"limit": str(PAGE), "order_by": json.dumps([{"col": "id", "dir": "asc"}])}
         if label is not None:
@@ -233,15 +243,15 @@ class VastMarket:
                 break
             found |= {row.id: row for row in page.instances}
             if not page.next_token:
-                # The filter is theirs; what is destroyed is ours.
+                # Do not trust Vast.ai's filter: the rows returned here are destroyed.
                 return [row for row in found.values() if label is None or row.label == self._name(label)]
             if page.next_token == params.get("after_token"):
                 break
             params["after_token"] = page.next_token
-        raise ProviderUnavailable(f"{NAME}'s list of instances cannot be read to its end.")
+        raise ProviderUnavailable(f"The list of instances of {NAME} cannot be read to its end.")
 
     async def _end(self, label: str) -> None:
-        """Destroy whatever has the label. Raises `Transient`, which says that something may be left."""
+        """Destroy every instance with the label. Raises `Transient` when one may be left."""
         left: Transient | None = None
         try:
             rows = await self._instances(label)
@@ -256,7 +266,7 @@ class VastMarket:
             raise left
 
     async def _destroy(self, number: int) -> None:
-        """Gone already is gone. Raises `Transient`: it may still be there."""
+        """Destroy an instance; one that is gone already is no error. Raises `Transient` when it may still exist."""
         try:
             answer = await self._api.ask("destroy", "DELETE", f"/api/v0/instances/{number}/", body={})
             if "no_such_instance" in (answer.detail.code, answer.detail.message):
@@ -264,38 +274,42 @@ class VastMarket:
             if self._api.parse(answer, Done).success:
                 return
         except Transient as error:
-            raise Transient(f"Instance {number} may be left: {error.message}") from error
-        raise Transient(f"{NAME} does not destroy instance {number}.")
+            raise Transient(f"Instance {number} may still exist: {error.message}") from error
+        raise Transient(f"{NAME} did not confirm that instance {number} is destroyed.")
 
     async def _checked(self, order: RentalOrder, number: int) -> str:
-        """See that what was rented is what was ordered: no bid means the whole price, no label means an orphan.
+        """Check that the instance is what was ordered, and destroy it if not.
+
+        Without the bid it would cost the full price; without the label no inventory would find it.
 
         Raises:
-            ProviderUnavailable: It was something else, and is destroyed.
-            Refused: The same, and would be with every order.
-            Transient: It was something else, and may still be there.
+            ProviderUnavailable: It differs from the order, and was destroyed.
+            Refused: It differs as it would with every order, and was destroyed.
+            Transient: It differs from the order, and may still exist.
         """
         try:
             answer = await self._api.ask("one", "GET", f"/api/v0/instances/{number}/", params={"owner": "me"})
             row = self._api.parse(answer, One).instances
         except ProviderUnavailable:
-            return str(number)  # The inventory will tell.
+            return str(number)  # The next inventory shows what it is.
         if row is None:
             return str(number)
         if row.label != self._name(order.label):
             await self._destroy(number)
-            raise Refused(f"{NAME} did not keep the label of {order.label}: nobody would find it again.")
+            raise Refused(f"{NAME} did not keep the label {order.label}, so the instance could not be found again.")
         if row.is_bid is not None and row.is_bid != order.offer.spot:
             await self._destroy(number)
-            raise ProviderUnavailable(f"{NAME} rented {order.label} {'at a bid' if row.is_bid else 'on demand'}.")
+            raise ProviderUnavailable(
+                f"{NAME} rented {order.label} {'as a bid' if row.is_bid else 'on demand'}, not as ordered."
+            )
         if parse_state(row) in (InstanceState.STOPPED, InstanceState.LEAVING):
-            # Made without its GPUs, to wait for them: somebody was quicker.
+            # Created without GPUs, to wait for them: another customer took the offer first.
             await self._destroy(number)
-            raise ProviderUnavailable(f"{NAME}: the offer of {order.label} is taken.", fault=Fault.CAPACITY)
+            raise ProviderUnavailable(f"{NAME}: the offer for {order.label} is taken.", fault=Fault.CAPACITY)
         return str(number)
 
     async def _look_for(self, order: RentalOrder, lost: Transient) -> str:
-        """The instance that a lost answer may have told of. Raises `ProviderUnavailable`, `Transient`."""
+        """Find the instance of a create whose response was lost. Raises `ProviderUnavailable`, `Transient`."""
         try:
             rows = await self._instances(order.label)
         except GoblinError as error:
@@ -305,15 +319,15 @@ class VastMarket:
         return await self._checked(order, min(row.id for row in rows))
 
     def _body(self, order: RentalOrder) -> Mapping[str, Any]:
-        """Raises `Refused`: it could not be meant."""
+        """Build the body of a create. Raises `Refused` when the order contradicts itself or exceeds a limit."""
         bid = order.bid_usd_micros_per_hour
         if not order.image:
-            raise Refused(f"{NAME} runs images, and the order of {order.label} names none")
+            raise Refused(f"{NAME} needs a container image, and the order {order.label} names none.")
         if order.offer.spot != (bid is not None):
-            # Without a price it would be rented on demand, and nobody would say so.
-            raise Refused(f"{NAME}: {order.label} has {'no bid' if bid is None else 'a bid'} for its offer")
+            # Without a price Vast.ai would silently rent it on demand.
+            raise Refused(f"{NAME}: the order {order.label} has {'no' if bid is None else 'a'} bid, unlike its offer.")
         if sum(len(name) + len(value) for name, value in order.environment.items()) > ENV_MAX:
-            raise Refused(f"{NAME}: the environment of {order.label} is over {ENV_MAX} characters")
+            raise Refused(f"{NAME}: the environment of the order {order.label} is over {ENV_MAX} characters.")
         return {
             "client_id": "me", "image": order.image, "disk": order.disk_gib, "label": self._name(order.label),
             "env": order.environment, "runtype": "args", "target_state": "running", "cancel_unavail": True,
@@ -324,14 +338,14 @@ class VastMarket:
         return f"{label}@{self._namespace}"
 
     def _label(self, row: InstanceRow) -> str | None:
-        """Whose it is; None when it is not ours to touch."""
+        """Read the attempt label of an instance; None when it is not of this deployment and must not be touched."""
         label, _, namespace = (row.label or "").rpartition("@")
         return label if namespace == self._namespace and is_attempt_label(label) else None
 
 
 class Offers(msgspec.Struct, frozen=True, kw_only=True):
     offers: list[Any]
-    """Read one by one."""
+    """Decoded one by one, so that one bad row does not spoil the rest."""
 
 
 class GpuPage(msgspec.Struct, frozen=True, kw_only=True):
@@ -358,7 +372,7 @@ class Created(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def _created(answer: VastReply) -> Created:
-    """What a create says it made; with an error, too."""
+    """Parse what a create reports to have created; an error response may report it too."""
     try:
         return msgspec.json.decode(answer.data, type=Created)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

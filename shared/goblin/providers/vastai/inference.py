@@ -1,10 +1,10 @@
-"""Vast.ai: servers of OpenAI's wire on instances that we rent; where they are, the list of instances says.
+"""Vast.ai inference: OpenAI-compatible servers on instances that we rent, found through the list of instances.
 
-The endpoint's URL is the API's, `https://console.vast.ai`, and `account_key` its key, which no instance ever sees: a
-rented host belongs to a stranger. `api_key` is what the servers want. Options: `label` of the instances (the
-endpoint's name by default), `port` inside the container (8000), `scheme` (http: a key and prompts travel in the clear
-then). An outbid instance stops within seconds, and its streams break off. Source: vast-ai/docs at 2026-08-07 and
-public measurements of 2026-08-27, read 2026-11-23.
+The endpoint's URL is the API's, `https://console.vast.ai`, and `account_key` is the API's key, which is never sent to
+an instance: a rented host belongs to a stranger. `api_key` is the key of the servers. Options: `label` of the instances
+(default: the endpoint's name), `port` inside the container (default: 8000), `scheme` (default: http, which sends the
+key and prompts unencrypted). An outbid instance stops within seconds, and its streams break off. Source: vast-ai/docs
+at 2026-08-07 and public measurements of 2026-08-27, read 2026-11-23.
 """
 
 from __future__ import annotations
@@ -32,34 +32,34 @@ from goblin.providers.vastai.instances import ServerState, VastInstances
 NAME = "vastai"
 UNSUPPORTED: dict[Capability, str] = {}
 KNOWN_S = 30.0
-"""How long a list is believed; a server that does not answer makes it old at once."""
+"""How long a list is valid; a server that fails a request makes it stale at once."""
 AGAIN_S = 5.0
-"""When there is none, or the list could not be had."""
+"""How long a list is valid that is empty or could not be read."""
 LIST_INTERVAL_S = 1.0
-"""The API's own limit."""
+"""Shortest time between two lists; the API's own limit."""
 ASKED_MAX = 8
-"""Servers whose health is asked at once."""
+"""Servers whose health is checked in one probe."""
 T = TypeVar("T")
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
-    """Speak to whatever instances carry the endpoint's label."""
+    """Connect to the instances that carry the endpoint's label."""
     return VastServers(endpoint, client)
 
 
 @dataclass(slots=True, eq=False)
 class VastServer:
-    """One instance's server."""
+    """The inference server on one instance."""
 
     health: Upstream
     wire: OpenAICodec
     in_flight: int = 0
     doubted_until: float = float("-inf")
-    """It failed a moment ago: others first."""
+    """Until this monotonic time other servers are preferred, because this one failed."""
 
 
 class VastServers:
-    """The instances of one label, as one endpoint."""
+    """All instances with one label, as one endpoint; sends each request to the least busy."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._endpoint = endpoint
@@ -69,11 +69,11 @@ class VastServers:
         self._scheme = endpoint.options.get("scheme", "http")
         self._instances = VastInstances(endpoint, client, label=self._label)
         self._servers: dict[str, VastServer] = {}
-        """By address."""
+        """Servers by base URL."""
         self._starting = False
         self._asked_at = float("-inf")
         self._error: ProviderUnavailable | None = None
-        """Why the last list is not known."""
+        """Why the last list could not be read."""
         self._stale = False
         self._listing = asyncio.Lock()
 
@@ -102,7 +102,7 @@ class VastServers:
         return await probes.look(self._look)
 
     async def _watched(self, server: VastServer, answer: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-        """Count a request in and out; one that fails makes us doubt its server, and the list."""
+        """Count a request as in flight; if it fails, avoid its server for a while and refresh the list."""
         server.in_flight += 1
         try:
             async with aclosing(answer):
@@ -120,23 +120,26 @@ class VastServers:
         server.doubted_until = time.monotonic() + KNOWN_S
 
     async def _pick(self) -> VastServer:
-        """The least busy of the trusted servers. Raises `ProviderUnavailable` when there is none."""
+        """Choose the least busy server, those that failed recently last. Raises `ProviderUnavailable` without any."""
         try:
             servers = await self._known(KNOWN_S)
         except ProviderUnavailable as error:
             if error.fault is not Fault.MISSING:
                 raise
             # The list is missing, not the model.
-            raise ProviderUnavailable(f"{self._endpoint.name}: its instances are unknown.") from error
+            raise ProviderUnavailable(f"{self._endpoint.name}: the list of its instances cannot be read.") from error
         if servers:
             now = time.monotonic()
             return min(servers.values(), key=lambda server: (server.doubted_until > now, server.in_flight))
         if self._starting:
-            raise ProviderUnavailable(f"{self._endpoint.name}: an instance starts.", fault=Fault.LOADING)
-        raise ProviderUnavailable(f"{self._endpoint.name}: nothing is rented.", fault=Fault.CAPACITY)
+            raise ProviderUnavailable(f"{self._endpoint.name}: an instance is starting.", fault=Fault.LOADING)
+        raise ProviderUnavailable(f"{self._endpoint.name}: no instance is rented.", fault=Fault.CAPACITY)
 
     async def _known(self, believed_s: float) -> Mapping[str, VastServer]:
-        """Servers by address; as they were last known while nobody can tell. Raises `ProviderUnavailable`."""
+        """List servers by base URL, from a list that is at most `believed_s` old.
+
+        While a new list cannot be read, the last one counts. Raises `ProviderUnavailable` when that has no server.
+        """
         async with self._listing:
             if self._error is not None or not self._servers:
                 believed_s = min(believed_s, AGAIN_S)
@@ -158,7 +161,7 @@ class VastServers:
         running = [one for one in found if one.state is ServerState.RUNNING]
         addresses = [self._instances.address(one, self._port, self._scheme) for one in running]
         self._servers = {url: self._servers.get(url) or self._server(url) for url in addresses if url is not None}
-        # One that runs and has no address yet is about to have one.
+        # An instance that runs without an address will get one soon: it counts as starting.
         self._starting = None in addresses or any(one.state is ServerState.STARTING for one in found)
         self._error, self._stale = None, False
 
@@ -176,12 +179,14 @@ class VastServers:
             servers = await self._known(LIST_INTERVAL_S)
         except ProviderUnavailable as error:
             if error.fault in (Fault.MISSING, Fault.RATE):
-                return Probe(finding=Finding.UNCLEAR, reason=f"its instances are unknown: {error.message}")
+                return Probe(
+                    finding=Finding.UNCLEAR, reason=f"the list of its instances cannot be read: {error.message}"
+                )
             raise
         if not servers and self._starting:
-            return Probe(finding=Finding.LOADING, reason="an instance starts", warmth=Warmth.STARTING)
+            return Probe(finding=Finding.LOADING, reason="an instance is starting", warmth=Warmth.STARTING)
         if not servers:
-            return Probe(finding=Finding.FAILED, reason=f"no instance is labelled {self._label}")
+            return Probe(finding=Finding.FAILED, reason=f"no instance has the label {self._label}")
         asked = list(servers.values())[:ASKED_MAX]
         answers = await asyncio.gather(*(_healthy(server) for server in asked), return_exceptions=True)
         well = [server for server, answer in zip(asked, answers, strict=True) if answer is None]

@@ -1,8 +1,8 @@
-"""Vast.ai's list of our instances, and where their servers are reached.
+"""Vast.ai's list of our instances, and the addresses of their servers.
 
-Source: vast-ai/docs at 2026-08-07 and vastai 1.9.1, read 2026-11-23. Version 1 of the list, in pages of 25; version 0
-answers 410, which clients have taken for "nothing is rented". Whatever goes wrong here means that we do not know, never
-that there is nothing. The API wants a second between two lists. Ports are mapped while an instance runs; addresses
+Source: vast-ai/docs at 2026-08-07 and vastai 1.9.1, read 2026-11-23. Version 1 of the list has pages of 25; version 0
+answers 410, which some clients took for "nothing is rented". Any error here means that the instances are unknown, never
+that there are none. The API requires a second between two lists. Ports are mapped while an instance runs; addresses
 come with stray whitespace.
 """
 
@@ -27,12 +27,12 @@ PAGES_MAX = 20
 
 
 class ServerState(StrEnum):
-    """What an instance can do for a request."""
+    """Whether an instance can serve requests."""
 
     RUNNING = "running"
     STARTING = "starting"
     GONE = "gone"
-    """Stopped, outbid, or not to be reached."""
+    """Stopped, outbid or unreachable."""
 
 
 class Port(msgspec.Struct, frozen=True, kw_only=True, rename={"number": "HostPort"}):
@@ -52,7 +52,7 @@ class ServerInstance(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def state(self) -> ServerState:
         if self.intended_status in ("stopped", "exited"):
-            return ServerState.GONE  # Asked to stop, or outbid: a second before its container learns of it.
+            return ServerState.GONE  # Stopped or outbid. The list shows it a second before the container is told.
         if self.actual_status in (None, "created", "loading", "rebooting"):
             return ServerState.STARTING
         return ServerState.RUNNING if self.actual_status == "running" else ServerState.GONE
@@ -65,7 +65,7 @@ class InstancePage(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VastInstances:
-    """The instances of one account with one label."""
+    """The instances of one account that carry one label."""
 
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient, *, label: str) -> None:
         self._api = Upstream(endpoint.name, endpoint.url, endpoint.account_key, client, judge=judge)
@@ -74,7 +74,7 @@ class VastInstances:
         self._local = host == "localhost" or _is_loopback(host)
 
     async def all(self) -> Sequence[ServerInstance]:
-        """All of them. Raises `ProviderUnavailable`: nobody knows."""
+        """List all instances with the label. Raises `ProviderUnavailable` when the list is incomplete or unreadable."""
         found: list[ServerInstance] = []
         token: str | None = None
         for _ in range(PAGES_MAX):
@@ -89,9 +89,9 @@ class VastInstances:
         raise self._api.nonsense()
 
     def address(self, instance: ServerInstance, port: int, scheme: str) -> str | None:
-        """The base URL of a server on an instance, or None while it has none that may be called.
+        """Build the base URL of a server on an instance; None while it has no usable address.
 
-        The list is somebody else's word: an address inside our own network is none of theirs.
+        The list is untrusted: an address inside our own network is rejected.
         """
         mapped = (instance.ports or {}).get(f"{port}/tcp") or ()
         number = str(mapped[0].number) if mapped else ""
@@ -111,12 +111,12 @@ class VastInstances:
         query = {"limit": str(PAGE), "select_filters": wanted, "order_by": order}
         if token:
             query["after_token"] = token
-        # The slash matters.
+        # The API requires the trailing slash.
         return "/api/v1/instances/?" + "&".join(f"{name}={quote(value, safe='')}" for name, value in query.items())
 
 
 def judge(status: int, detail: ErrorDetail) -> Fault | None:
-    """A bad key may be told as 404, an old list as 410, and too little money in words."""
+    """Find the fault of a refusal: a bad key may come as 404, the old list as 410, and low credit only as text."""
     if detail.code == "auth_error" or "invalid user key" in detail.message.lower():
         return Fault.AUTH
     if "low_credit" in detail.code or "insufficient_credit" in detail.code:

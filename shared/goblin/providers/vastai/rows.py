@@ -1,4 +1,4 @@
-"""Rows of Vast.ai in our words and units: offers, instances, prices of GPUs."""
+"""Converts rows of Vast.ai's API to our types and units: offers, instances, GPU prices."""
 
 from __future__ import annotations
 
@@ -15,19 +15,21 @@ from goblin.jobs.domain.market import InstanceRequirements, MarketPrices, Offer
 
 NAME = "vastai"
 BOOT_S = 45.0
-"""From order to container on a host that has the image, until attempts have shown better."""
+"""Time from order to container on a host that has the image, until measured by attempts."""
 GIB_IN_GB = Decimal("1.073741824")
+"""Gigabytes in a gibibyte."""
 MIB_PER_S = 1_000_000 / 8 / 1_048_576
-"""Of a megabit per second."""
+"""MiB per second in a megabit per second."""
 BOX_SHARE = 0.97
-"""What the driver tells of a GPU's memory, against the box."""
+"""GPU memory as the driver reports it, as a share of the advertised memory."""
 PRICE_MAX = Decimal(1000)
-"""Dollars an hour, or a GB; what is dearer is a mistake."""
+"""Highest plausible price, in dollars per hour or per GB; a higher one is taken for a mistake."""
 TOLD_MAX = 300
+"""Longest text kept of a place or a status message."""
 
 
 class OfferRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of an offer."""
+    """The fields of an offer that we read."""
 
     id: int
     machine_id: int
@@ -48,7 +50,7 @@ class OfferRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of an instance."""
+    """The fields of an instance that we read."""
 
     id: int
     machine_id: int | None = None
@@ -61,7 +63,7 @@ class InstanceRow(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class VastGpuRow(msgspec.Struct, frozen=True, kw_only=True):
-    """What is paid for a kind of GPU, in dollars an hour for each."""
+    """Percentiles of the prices paid for a GPU model, in dollars per hour and GPU."""
 
     gpu_name: str
     price_p10: Decimal | None = None
@@ -75,13 +77,13 @@ SHARES = {"price_p10": 0.1, "price_p25": 0.25, "price_median": 0.5, "price_p75":
 
 
 def filters(wanted: InstanceRequirements, names: Iterable[str], *, spot: bool, limit: int) -> Mapping[str, Any]:
-    """A search: machines that are verified, reliable, and reach the internet fast enough to be worth a start.
+    """Build a search for machines that are verified, reliable, and have a fast enough internet connection.
 
     Args:
-        wanted: What for.
-        names: The GPUs as they are called there; none: any.
-        spot: Bids, or on demand.
-        limit: The most offers, the cheapest first.
+        wanted: The requirements.
+        names: Vast.ai's names of the GPUs; empty for any.
+        spot: True for bids, False for on demand.
+        limit: Most offers, the cheapest first.
     """
     memory = int(wanted.gpu_memory_mib_min * BOX_SHARE)
     among = sorted(names)
@@ -97,13 +99,13 @@ def filters(wanted: InstanceRequirements, names: Iterable[str], *, spot: bool, l
 
 
 def parse_offers(found: Sequence[Any], wanted: InstanceRequirements, *, spot: bool) -> list[Offer]:
-    """Those that fit and can be read; a row that cannot is somebody else's mistake and is left out."""
+    """Convert the rows that fit; a row that cannot be read is a mistake of its host and is left out."""
     offers = (parse_offer(row, spot=spot) for row in found)
     return [offer for offer in offers if offer is not None and _fits(offer, wanted)]
 
 
 def parse_offer(found: Any, *, spot: bool) -> Offer | None:
-    """Turn one row of a search into our words and units; None when it is none that may be had."""
+    """Convert one row of a search; None when it cannot be read or cannot be rented."""
     try:
         row = msgspec.convert(found, OfferRow)
     except msgspec.ValidationError:
@@ -112,7 +114,7 @@ def parse_offer(found: Any, *, spot: bool) -> Offer | None:
     costs = (row.storage_cost, row.inet_down_cost, row.inet_up_cost)
     if price is None or not _sound(price) or not _sound(row.dph_base) or not all(_sound(c, free=True) for c in costs):
         return None
-    # A bid above the whole price buys nothing.
+    # A bid above the on-demand price gains nothing.
     if row.rented or not row.rentable or row.num_gpus < 1 or price > row.dph_base or not 0 < row.gpu_ram < 1e7:
         return None
     gpu = gpu_name(row.gpu_name)
@@ -125,7 +127,7 @@ def parse_offer(found: Any, *, spot: bool) -> Offer | None:
         upload_usd_micros_per_gib=to_micros(row.inet_up_cost * GIB_IN_GB),
         download_mib_per_s=max(0.1, row.inet_down * MIB_PER_S), boot_s=BOOT_S,
         reliability=min(1.0, max(0.0, row.reliability2)) if row.reliability2 is not None else None,
-        # As on the box: 24564 MiB are 24 GiB.
+        # Rounded to the advertised size: 24564 MiB are 24 GiB.
         gpu_memory_mib=round(row.gpu_ram / 1024) * 1024,
         ends_in_s=max(0.0, row.duration) if row.duration is not None else None,
         place=(row.geolocation or "")[:TOLD_MAX],
@@ -141,7 +143,7 @@ def _fits(offer: Offer, wanted: InstanceRequirements) -> bool:
 
 
 def parse_instance(row: InstanceRow, label: str) -> Instance:
-    """Turn one row of the list into our words."""
+    """Convert one row of the list of instances."""
     price = row.dph_total if row.dph_total is not None and _sound(row.dph_total, free=True) else None
     status = f"{row.actual_status or 'scheduling'}, intended {row.intended_status}"
     return Instance(
@@ -158,9 +160,9 @@ _NEVER_RUNS = re.compile(
 
 
 def parse_state(row: InstanceRow) -> InstanceState:
-    """What it is doing. We never ask for a stop: who is meant to be stopped was outbid, or has no money left."""
+    """Find an instance's state. We never stop one: an intended stop means it was outbid or the credit is used up."""
     if row.intended_status == "stopped":
-        # It is told a second after the event, and its processes are killed 10 to 30 s after it. Measured by others,
+        # The list shows it a second after the event; its processes are killed 10 to 30 s after it. Measured by others,
         # 2026-08-27.
         return InstanceState.LEAVING if row.actual_status == "running" else InstanceState.STOPPED
     match row.actual_status:
@@ -170,12 +172,12 @@ def parse_state(row: InstanceRow) -> InstanceState:
             return InstanceState.RUNNING
         case "exited" | "stopped":
             return InstanceState.ENDED
-    # Offline, frozen, unknown: it may come back, and may bill.
+    # Offline, frozen or unknown: it may come back, and may be billed.
     return InstanceState.UNCLEAR
 
 
 def parse_market(row: VastGpuRow, *, gpu_count: int) -> MarketPrices:
-    """What so many GPUs of the kind cost others; a price that makes no sense is left out."""
+    """Convert market prices to micro-dollars per hour for `gpu_count` GPUs; implausible prices are left out."""
     points = [(share, getattr(row, field)) for field, share in SHARES.items()]
     told = [(share, to_micros(price * gpu_count)) for share, price in points if price is not None and _sound(price)]
     prices = [price for _, price in told]
@@ -183,7 +185,7 @@ def parse_market(row: VastGpuRow, *, gpu_count: int) -> MarketPrices:
 
 
 def spellings(gpu: str) -> set[str]:
-    """How a GPU may be called there, if nobody has told: `RTX_3080_TI` is `RTX 3080 Ti`."""
+    """Guess Vast.ai's names of a GPU, in case its own list is missing: `RTX_3080_TI` is `RTX 3080 Ti`."""
     plain = gpu.replace("_", " ")
     return {plain, plain.replace(" TI", " Ti"), plain.replace(" ADA", "Ada"), f"Tesla {plain}"}
 

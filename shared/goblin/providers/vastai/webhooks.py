@@ -1,7 +1,7 @@
-"""Vast.ai's webhooks: who they are from.
+"""Vast.ai's webhooks: signature check and parsing.
 
 Source: Vast.ai's page on notification webhooks, read 2026-11-23. `X-Vast-Signature-256` is the HMAC of the time in
-`X-Vast-Timestamp`, a dot and the body. They come at least once, and have no field that says which instance is meant.
+`X-Vast-Timestamp`, a dot and the body. Deliveries come at least once, and no field says which instance is meant.
 """
 
 from __future__ import annotations
@@ -21,38 +21,39 @@ NAME = "vastai"
 VARIABLE = "VASTAI_WEBHOOK_SECRET"
 BODY_BYTES_MAX = 64 * 1024
 AGE_S_MAX = 300
+"""Largest distance of the timestamp from now, against replays."""
 Word = Annotated[str, Meta(min_length=1, max_length=200)]
 
 
 class WebhookBody(msgspec.Struct, frozen=True, kw_only=True):
-    """What is read of a delivery; the signed body counts, not the headers that repeat it."""
+    """The fields of a delivery that we read, from the signed body and not from the headers that repeat it."""
 
     event_id: Word
     notif_type: Word
 
 
 def read_hint(headers: Mapping[str, str], body: bytes, *, secret: str, now: float) -> WebhookEvent:
-    """See who it is from, and then what it says.
+    """Check a delivery's signature and age, then parse it.
 
     Args:
-        headers: Of the request, by lower-case names.
-        body: As it came.
-        secret: What Vast.ai said once, when the webhook was made.
+        headers: The request's headers, by lower-case names.
+        body: The request's body, unchanged.
+        secret: The secret that Vast.ai showed once, when the webhook was created.
         now: Seconds since 1970.
 
     Raises:
-        Forbidden: It is not from Vast.ai, or of another time.
-        InvalidRequest: It is, and cannot be read.
+        Forbidden: It is not from Vast.ai, or its time is too far off.
+        InvalidRequest: It is from Vast.ai, and cannot be parsed.
     """
     sent_at, signature = headers.get("x-vast-timestamp", ""), headers.get("x-vast-signature-256", "")
     expected = hmac.new(secret.encode(), sent_at.encode() + b"." + body, hashlib.sha256).hexdigest()
     if not secret or not hmac.compare_digest(f"sha256={expected}".encode(), signature.encode()):
-        raise Forbidden("the signature is not the one of this body")
-    # It is theirs, so it is a number unless they change their minds.
+        raise Forbidden("The signature does not match the body.")
+    # The signature is valid, so this is a number unless Vast.ai changes the format.
     if not sent_at.isascii() or not sent_at.isdecimal() or len(sent_at) > 12 or abs(now - int(sent_at)) > AGE_S_MAX:
-        raise Forbidden(f"it is not of the last {AGE_S_MAX} seconds")
+        raise Forbidden(f"The delivery's timestamp is more than {AGE_S_MAX} seconds off.")
     try:
         told = msgspec.json.decode(body, type=WebhookBody)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest("the body is no event") from error
+        raise InvalidRequest("The body is not an event of Vast.ai.") from error
     return WebhookEvent(provider=NAME, event_id=told.event_id, kind=told.notif_type.removeprefix("client:"))

@@ -1,4 +1,4 @@
-"""The page a person looks at: plain HTML, no script, no secrets, readable without us."""
+"""The status page: plain HTML without scripts, external resources or secrets."""
 
 from __future__ import annotations
 
@@ -30,12 +30,12 @@ def _status() -> jinja2.Template:
 
 
 def status(health: Mapping[str, EndpointHealth], *, now: datetime, base_url: str) -> str:
-    """The status page.
+    """Render the status page.
 
     Args:
-        health: What the router believes of each endpoint, by name.
+        health: The health of each endpoint as the router sees it, by name.
         now: Aware UTC.
-        base_url: Where this Goblin answers, without a slash at the end.
+        base_url: URL of this deployment, without a slash at the end.
     """
     models = sorted({model for one in health.values() for model in one.models})
     return _status().render(health=health, models=models, now=now, base_url=base_url, version=__version__)
