@@ -20,7 +20,7 @@ from goblin.gateway import inference, receipts
 from goblin.gateway.domain import requests
 from goblin.gateway.keys import check_model, may_ask
 from goblin.gateway.ports import ApiKey, HttpReply, Scope
-from goblin.web import anthropic_requests, anthropic_responses, asgi, metrics, openai_responses
+from goblin.web import anthropic_requests, anthropic_responses, asgi, logs, metrics, openai_responses
 from goblin.wiring import gateway as gateway_wiring
 
 Work = Callable[[inference.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
@@ -287,6 +287,7 @@ async def gateway(request: Request) -> Response:
 
     Caller: as each route says. Answers 404 for an unknown path and 405 for a wrong method, else as the route says.
     """
+    logs.follow(request.scope)
     if request.scope["path"] == "/v1/chat/completions" and request.method == "POST":
         return await _chat(request)  # Nearly all requests: skip the router, which would take as long as the route.
     return asgi.Delegated(_router)

@@ -1,7 +1,11 @@
-"""HTTP `/jobs`: submit, list, show, cancel and read logs with an API key; the worker API with an attempt token."""
+"""HTTP `/jobs`, `/budgets`, `/webhooks`: jobs with an API key, the worker API with an attempt token, Vast.ai's events.
+
+They share one public host, apart from the gateway: heartbeats come every ten seconds and must not keep it awake.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Awaitable, Callable
 
 import functions_framework.aio
@@ -11,13 +15,16 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
+from goblin.billing import budgets
 from goblin.core import events
 from goblin.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from goblin.gateway.ports import Scope
-from goblin.jobs import attempt_logs, reconcile, worker_api
+from goblin.jobs import attempt_logs, reconcile, webhooks, worker_api
 from goblin.jobs import lifecycle as service
 from goblin.jobs.lifecycle import JobDeps
+from goblin.providers.vastai import webhooks as vast_webhooks
 from goblin.web import asgi, jobs_schema
+from goblin.wiring import billing as billing_wiring
 from goblin.wiring import gateway as gateway_wiring
 from goblin.wiring import jobs as job_wiring
 
@@ -233,6 +240,33 @@ async def fail(job_id: str, token: str, request: Request, deps: JobDeps) -> obje
     return {"state": (await worker_api.fail(job_id, token, said.reason, deps)).state}
 
 
+@asgi.answers_errors
+async def show_budgets(request: Request) -> Response:
+    """Answer `GET /budgets` with every limit and its usage, as JSON. Set them with `goblin budget set`.
+
+    Caller: an API key with scope `operate`. Answers 200; 401 without a valid key; 403 for a key without the scope; 429
+    while too many keys are looked up; 503 when Firestore does not answer.
+    """
+    await gateway_wiring.gateway().keys.authenticate(request.headers.get("authorization"), Scope.OPERATE)
+    return asgi.json_response(await budgets.overview(billing_wiring.budgets()))
+
+
+@asgi.answers_errors
+async def vast_webhook(request: Request) -> Response:
+    """Handle a webhook event (`POST /webhooks/vastai`): reconcile if it may concern an instance of ours.
+
+    Caller: Vast.ai; the body is signed (HMAC-SHA256) with the secret in `VASTAI_WEBHOOK_SECRET`. Answers 204 when done,
+    also for an event seen before or one that is of no interest; 400 for an invalid body; 403 for a wrong signature or a
+    time more than 300 seconds off; 404 if no secret is configured; 413 for a body over 64 KiB; 503 when a store does
+    not answer, so that Vast.ai sends it again.
+    """
+    secret = await job_wiring.webhook_secret(vast_webhooks.VARIABLE)
+    body = await asgi.read_body(request, vast_webhooks.BODY_BYTES_MAX)
+    event = vast_webhooks.read_hint(request.headers, body, secret=secret, now=time.time())
+    await webhooks.follow(event, job_wiring.jobs(), job_wiring.webhook_events())
+    return Response(status_code=204)
+
+
 _router = Starlette(
     routes=[
         Route("/jobs", submit, methods=["POST"]),
@@ -249,6 +283,8 @@ _router = Starlette(
         Route("/jobs/{job_id}/finish", _attempt(finish), methods=["POST"]),
         Route("/jobs/{job_id}/withdraw", _attempt(withdraw), methods=["POST"]),
         Route("/jobs/{job_id}/fail", _attempt(fail), methods=["POST"]),
+        Route("/budgets", show_budgets, methods=["GET"]),
+        Route("/webhooks/vastai", vast_webhook, methods=["POST"]),
     ],
     exception_handlers={HTTPException: asgi.on_http_error},
 )

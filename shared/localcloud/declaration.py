@@ -45,7 +45,7 @@ def read(path: Path | None, *, functions_url: str | None, every_s: Mapping[str, 
                 name=name,
                 cron=f"*/{every_s[name]} * * * * *" if name in every_s else schedule["schedule"],
                 url=f"{functions_url}/fn/{schedule['function']}/",
-                audience=str(functions_url),
+                audience=f"{functions_url}/fn/{schedule['function']}",
                 attempt_deadline_s=schedule["attempt_deadline_s"],
             )
             for name, schedule in said.get("schedules", {}).items()

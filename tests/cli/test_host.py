@@ -7,6 +7,8 @@ import httpx
 import pytest
 
 from goblin.cli import host, loading
+from localcloud.front_end import FrontEnd
+from localcloud.identity import Identity
 
 FUNCTION = """\
 import functions_framework.aio
@@ -62,3 +64,39 @@ def test_a_file_without_its_function_is_an_error_at_start(tmp_path: Path) -> Non
     (tmp_path / "silent.py").write_text("x = 1")
     with pytest.raises(ImportError, match="silent"):
         loading.load_all(tmp_path)
+
+
+async def test_private_functions_stand_behind_cloud_runs_front_end(tmp_path: Path) -> None:
+    echo = FUNCTION.replace('"body": body', '"body": request.headers.get("authorization")')
+    for name, target in {"front": "front", "thing_happened": "on_thing_happened"}.items():
+        (tmp_path / f"{name}.py").write_text(echo.format(target=target))
+    (tmp_path / "cloud.json").write_text(json.dumps({"http": {"front": {"paths": ["/v1"]}}}))
+    identity, invoker, url = Identity(None), "invoker@p.iam.gserviceaccount.com", "http://goblin"
+
+    async def certificates() -> dict[str, str]:
+        return identity.certificates()
+
+    app = host.build(tmp_path, tmp_path / "cloud.json", front_end=FrontEnd(certificates, invokers=[invoker]), url=url)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url=url) as client:
+
+        async def push(audience: str, email: str = invoker) -> httpx.Response:
+            token = identity.mint(email=email, audience=audience)
+            return await client.post("/fn/thing_happened/", headers={"authorization": f"Bearer {token}"})
+
+        admitted = await push(f"{url}/fn/thing_happened")
+        assert admitted.json()["body"].endswith(".SIGNATURE_REMOVED_BY_GOOGLE")
+        assert (await push(f"{url}/fn/front")).status_code == 401
+        assert (await push(f"{url}/fn/thing_happened", "somebody@example.com")).status_code == 403
+        assert (await client.post("/fn/thing_happened/")).status_code == 403
+        key = await client.post("/v1/chat", headers={"authorization": "Bearer a key of ours"})
+        assert key.json()["body"] == "Bearer a key of ours"
+
+
+async def test_only_some_functions_are_served(tmp_path: Path) -> None:
+    for name in ("front", "page"):
+        (tmp_path / f"{name}.py").write_text(FUNCTION.format(target=name))
+    (tmp_path / "cloud.json").write_text(json.dumps({"http": {"front": {"paths": ["/v1"]}, "page": {"paths": ["/"]}}}))
+    app = host.build(tmp_path, tmp_path / "cloud.json", only=["page"])
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://goblin") as client:
+        assert (await client.get("/v1")).json()["function"] == "page"
+        assert (await client.get("/fn/front/")).status_code == 404

@@ -63,7 +63,8 @@ def goblin(running: Running, *words: str) -> subprocess.CompletedProcess[str]:
 
 def ask(running: Running, path: str) -> Any:
     headers = {"authorization": f"Bearer {running.variables['GOBLIN_API_KEY']}"}
-    return httpx.get(f"{running.url}{path}", headers=headers, timeout=20).json()
+    url = running.variables.get("GOBLIN_JOBS_URL", running.url)
+    return httpx.get(f"{url}{path}", headers=headers, timeout=20).json()
 
 
 def until(running: Running, job_id: str, reached: Callable[[Any], bool]) -> Any:

@@ -42,7 +42,7 @@ def test_a_budget_is_set_shown_and_taken_away(
     serve_function: Callable[[str], str], goblin: Callable[..., str], api_keys: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("VASTAI_MONTHLY_BUDGET", "25.5")
-    url = serve_function("budgets")
+    url = serve_function("jobs")
     said = goblin("budget", "set", "key/ann", "0.01", "--per", "day", "--action", "freeze")
     assert said == "key/ann: $0.01 per day, then freeze\n"
     answer = httpx.get(f"{url}/budgets", headers=HEADERS, timeout=20)
@@ -70,7 +70,7 @@ def test_a_budget_is_set_shown_and_taken_away(
 
 
 def test_budgets_are_for_those_who_operate(serve_function: Callable[[str], str], api_keys: None) -> None:
-    url = serve_function("budgets")
+    url = serve_function("jobs")
     assert httpx.get(f"{url}/budgets", timeout=20).status_code == 401
     assert httpx.post(f"{url}/budgets", headers=HEADERS, timeout=20).status_code == 405
     assert httpx.get(f"{url}/budgets/x", headers=HEADERS, timeout=20).status_code == 404

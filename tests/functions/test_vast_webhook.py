@@ -32,7 +32,7 @@ class Sender:
             event_id=event_id, hook_id=1, notif_type=kind, subject="Instance #7", message="", at=now, due=now
         )
         body = hooks.body(notice)
-        url = f"{self.doors.url('vast_webhook')}/webhooks/vastai"
+        url = f"{self.doors.url('jobs')}/webhooks/vastai"
         return httpx.post(url, content=body, headers=hooks.headers(hook, notice, body, now), timeout=30)
 
 
@@ -81,7 +81,7 @@ def test_what_was_followed_is_forgotten_in_time(doors: Doorways, send: Sender, f
 
 def test_strangers_make_it_look_at_nothing(doors: Doorways, send: Sender) -> None:
     waiting(doors, "j")
-    url = f"{doors.url('vast_webhook')}/webhooks/vastai"
+    url = f"{doors.url('jobs')}/webhooks/vastai"
     assert send(secret="guessed").status_code == 403
     assert send(age_s=600).status_code == 403
     assert httpx.post(url, json={"event_id": "e", "notif_type": "outbid"}).status_code == 403

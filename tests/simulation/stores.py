@@ -95,7 +95,9 @@ def function(life: Life, history: MemoryMarket, ahead_s: float) -> JobDeps:
     instance = life.rng.randrange(10**6)
     ledger = Reached(
         life.ledger, net, "ledger",
-        reads=("balances", "entries", "instance_settlements", "actions", "freezes", "accounts", "allocations", "limited"),
+        reads=(
+            "balances", "entries", "instance_settlements", "actions", "freezes", "accounts", "allocations", "limited",
+        ),
     )  # fmt: skip
     bus: Any = Reached(life.post, net, "bus")
     clock = SimulatedClock(life.clock, ahead_s)

@@ -138,7 +138,7 @@ class World:
 
     async def run(self) -> int:
         async with httpx.AsyncClient(transport=httpx.MockTransport(self.handle)) as http:
-            return await run_attempt(http, url=f"{URL}/", token=TOKEN, stop=self.stop)
+            return await run_attempt(http, url=f"{URL}/", jobs_url=f"{URL}/", token=TOKEN, stop=self.stop)
 
     def lines(self) -> list[dict[str, Any]]:
         return [json.loads(line) for _, _, part in self.saved for line in part.splitlines()]
@@ -262,7 +262,7 @@ async def test_a_heartbeat_that_is_refused_stops_the_work() -> None:
         return await world.handle(request)
 
     async with httpx.AsyncClient(transport=httpx.MockTransport(hang)) as http:
-        assert await run_attempt(http, url=URL, token=TOKEN, stop=world.stop) == 0
+        assert await run_attempt(http, url=URL, jobs_url=URL, token=TOKEN, stop=world.stop) == 0
 
 
 @pytest.mark.parametrize("path", ["claim", "commit", "checkpoints", "finish", "PUT bucket", "GET bucket"])

@@ -1,7 +1,8 @@
 """`python -m goblin_agent`: run the attempt whose token is in the environment, then exit.
 
-`GOBLIN_URL` is the controller's URL, `GOBLIN_ATTEMPT_TOKEN` the attempt's token; `GOBLIN_TASKS` may name the image's
-list of tasks. SIGTERM means that the machine is being taken away: the agent saves and gives the job back.
+`GOBLIN_JOBS_URL` is the controller's URL (default: `GOBLIN_URL`), `GOBLIN_ATTEMPT_TOKEN` the attempt's token;
+`GOBLIN_TASKS` may name the image's list of tasks. SIGTERM means that the machine is being taken away: the agent saves
+and gives the job back.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def _start_again_without_secrets() -> None:
     Raises:
         OSError: The program cannot be started.
     """
+    if jobs_url := os.environ.pop("GOBLIN_JOBS_URL", ""):
+        os.environ["GOBLIN_URL"] = jobs_url
     values = "\n".join(os.environ.pop(name, "").replace("\n", "") for name in SECRETS)
     reading, writing = os.pipe()
     os.write(writing, values.encode())

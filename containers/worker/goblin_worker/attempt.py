@@ -23,13 +23,13 @@ LAST_WORDS_S_MAX = 5.0
 TAKEN = "the host was taken away"
 
 
-async def run_attempt(http: httpx.AsyncClient, *, url: str, token: str, stop: asyncio.Event) -> int:
+async def run_attempt(http: httpx.AsyncClient, *, url: str, jobs_url: str, token: str, stop: asyncio.Event) -> int:
     """Run one attempt at a batch job until it is done, the attempt is over or `stop` is set.
 
     Returns:
         The process's exit code: 0 for a regular end, which includes losing the attempt lease.
     """
-    controller = Controller(http, url=url, token=token)
+    controller = Controller(http, url=jobs_url, token=token)
 
     async def whole() -> int:
         work = await controller.claim()

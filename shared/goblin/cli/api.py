@@ -32,7 +32,8 @@ class Api:
 
     def __init__(self, data: Path | None) -> None:
         reach(data)
-        self.url = needed("GOBLIN_URL").rstrip("/")
+        # Jobs and budgets have a host of their own in production.
+        self.url = (os.environ.get("GOBLIN_JOBS_URL") or needed("GOBLIN_URL")).rstrip("/")
         headers = {"authorization": f"Bearer {needed('GOBLIN_API_KEY')}"}
         # No proxies from the environment: the key is sent to this URL and nowhere else.
         self._http = httpx.Client(base_url=self.url, headers=headers, timeout=TIMEOUT_S, trust_env=False)

@@ -50,6 +50,7 @@ class _Commands(click.Group):
 
     lazy: ClassVar[dict[str, tuple[str, str]]] = {
         "budget": ("goblin.cli.budget", "budget"),
+        "bundle": ("goblin.cli.bundle", "bundle"),
         "costs": ("goblin.cli.costs", "costs"),
         "dead-letters": ("goblin.cli.dead_letters", "dead_letters"),
         "jobs": ("goblin.cli.jobs", "jobs"),
@@ -107,8 +108,13 @@ def fail(message: str) -> NoReturn:
     "--pace", type=click.FloatRange(0.1, 1000), default=1.0, show_default=True,
     help="With --fakes: speed-up of machine boots and preemptions against real time.",
 )  # fmt: skip
+@click.option(
+    "--throttle", is_flag=True,
+    help="Give functions other than the gateway no CPU between requests, as Cloud Run does with request-based billing.",
+)  # fmt: skip
 def up(
-    port: int, data: Path | None, cloud: Literal["embedded", "emulators"], model: Path | None, fakes: bool, pace: float
+    port: int, data: Path | None, cloud: Literal["embedded", "emulators"], model: Path | None, fakes: bool, pace: float,
+    throttle: bool,
 ) -> None:  # fmt: skip
     """Run all of Goblin on this machine until Ctrl-C."""
     from goblin.cli import up as running
@@ -122,7 +128,9 @@ def up(
     folder = paths.data_folder(data)
     say(f"starting; data folder: {folder}")
     try:
-        choice = running.UpOptions(port=port, data=folder, cloud=cloud, model=model, fakes=fakes, pace=pace)
+        choice = running.UpOptions(
+            port=port, data=folder, cloud=cloud, model=model, fakes=fakes, pace=pace, throttle=throttle
+        )
         code = running.main(choice, say, ready)
     except (running.UpRefused, OSError) as reason:
         fail(str(reason))

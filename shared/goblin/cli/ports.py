@@ -29,6 +29,7 @@ class Ports:
     storage: int
     llamacpp: int
     market: int
+    jobs: int
 
 
 def is_free(port: int) -> bool:
@@ -56,7 +57,7 @@ def choose(http: int) -> Ports:
 
     return Ports(
         http=http, pubsub=usual(8085), firestore=usual(8086), storage=usual(4443), llamacpp=google.free_port(),
-        market=usual(8087),
+        market=usual(8087), jobs=google.free_port(),
     )  # fmt: skip
 
 

@@ -17,6 +17,13 @@ from typing import Any
 CALL_S_MAX = 20.0
 
 
+def private_functions(declaration: Path) -> list[str]:
+    """List the functions that Pub/Sub and Cloud Scheduler call, by file name."""
+    said = json.loads(declaration.read_text())
+    triggered = [*said["topics"].values(), *said["schedules"].values()]
+    return sorted(details["function"] for details in triggered if "function" in details)
+
+
 def topics(declaration: Path, *, project: str, functions_url: str, invoker_email: str) -> None:
     """Create each topic and, if a function handles it, its dead-letter topic and push subscription."""
     from google.api_core.exceptions import AlreadyExists
@@ -55,7 +62,9 @@ def topics(declaration: Path, *, project: str, functions_url: str, invoker_email
                 ack_deadline_seconds=push["ack_deadline_s"],
                 push_config=types.PushConfig(
                     push_endpoint=f"{functions_url}/fn/{details['function']}/",
-                    oidc_token=types.PushConfig.OidcToken(service_account_email=invoker_email, audience=functions_url),
+                    oidc_token=types.PushConfig.OidcToken(
+                        service_account_email=invoker_email, audience=f"{functions_url}/fn/{details['function']}"
+                    ),
                 ),
                 retry_policy=types.RetryPolicy(
                     minimum_backoff=Duration(seconds=push["backoff_s_min"]),
@@ -105,7 +114,7 @@ def api_key(key: str, *, project: str, name: str) -> None:
 def everything(declaration: Path, *, variables: Mapping[str, str], invoker_email: str) -> None:
     """Create everything in the cloud that `variables` name; they are put into this process's environment."""
     os.environ.update(variables)
-    project, url = variables["GOOGLE_CLOUD_PROJECT"], variables["GOBLIN_URL"]
+    project, url = variables["GOOGLE_CLOUD_PROJECT"], variables.get("GOBLIN_JOBS_URL") or variables["GOBLIN_URL"]
     topics(declaration, project=project, functions_url=url, invoker_email=invoker_email)
     bucket(variables["GOBLIN_BUCKET"], project=project)
     api_key(variables["GOBLIN_API_KEY"], project=project, name="local")

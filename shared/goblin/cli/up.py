@@ -49,6 +49,8 @@ class UpOptions:
     """Whether GPU markets run on this machine."""
     pace: float = 1.0
     """Speed-up of the market's machines against real time."""
+    throttle: bool = False
+    """Whether functions other than the gateway get no CPU between requests, as with request-based billing."""
 
 
 class Up:
@@ -69,6 +71,7 @@ class Up:
         at = self._ports
         said = {
             "GOBLIN_URL": f"http://{HOST}:{at.http}",
+            **({"GOBLIN_JOBS_URL": f"http://{HOST}:{at.jobs}"} if self._choice.throttle else {}),
             "GOBLIN_API_KEY": key,
             "GOBLIN_BUCKET": f"{PROJECT}-models",
             "GOOGLE_CLOUD_PROJECT": PROJECT,
@@ -129,6 +132,11 @@ class Up:
             await asyncio.gather(*closing)
 
     @property
+    def _jobs_url(self) -> str:
+        """Where everything but the gateway and the console is reached."""
+        return self.variables.get("GOBLIN_JOBS_URL") or self.variables["GOBLIN_URL"]
+
+    @property
     def _instances(self) -> Path:
         return self._choice.data / "instances"
 
@@ -156,7 +164,7 @@ class Up:
 
     def _children(self) -> list[Child]:
         """Return every child process, in the order in which they are stopped."""
-        at, url = self._ports, self.variables["GOBLIN_URL"]
+        at, url = self._ports, self._jobs_url
         emulated = self._choice.cloud == "emulators"
         cloud_words = [
             f"--data={self._choice.data / 'cloud'}", f"--storage-port={at.storage}", f"--functions-url={url}",
@@ -172,7 +180,11 @@ class Up:
             "GCS_REGION": os.environ.get("GCS_REGION", "us-east1"),
             "LLAMACPP_URL": llamacpp,
             "GOBLIN_OIDC_CERTS_URL": f"http://{HOST}:{at.storage}/oauth2/v1/certs",
-            "GOBLIN_PUSH_AUDIENCE": url,
+            # One process serves every function here, so each function's own URL is allowed in it.
+            "GOBLIN_PUSH_AUDIENCE": ",".join(
+                f"{url}/fn/{name}" for name in provision.private_functions(paths.declaration())
+            ),
+            "GOBLIN_VERIFY_CALLER": "iam",
             "GOBLIN_INVOKER_EMAIL": INVOKER,
             "GOBLIN_LOCAL_INSTANCES": str(self._instances),
             # This account signs the URLs that instances get; on Cloud Run the service account does.
@@ -186,7 +198,7 @@ class Up:
             functions["GOBLIN_VERIFY_CALLER"] = "off"
         model = (self._choice.model or paths.default_model()).absolute()
         children = [
-            self._child("functions", python_child("goblin.cli.host", f"--port={at.http}"), functions),
+            *self._functions(functions),
             self._child(
                 "llamacpp",
                 # It requires no key: it listens on loopback only, so only this machine can load another model.
@@ -205,6 +217,22 @@ class Up:
         children.append(self._child("localcloud", python_child("localcloud", *cloud_words)))
         return children
 
+    def _functions(self, env: dict[str, str]) -> list[Child]:
+        """Return the processes of the functions: one, or with `--throttle` the gateway's and one that is throttled."""
+        at = self._ports
+        if not self._choice.throttle:
+            return [self._child("functions", python_child("goblin.cli.host", f"--port={at.http}"), env)]
+        awake = ["gateway", "console"]
+        others = sorted(file.stem for file in paths.functions_folder().glob("[a-z]*.py") if file.stem not in awake)
+        served = [*python_child("goblin.cli.host", "--port={port}", f"--only={','.join(others)}")]
+        throttled = python_child("localcloud.throttle", f"--port={at.jobs}", "--", *served)
+        return [
+            self._child("jobs", throttled, env),
+            self._child(
+                "functions", python_child("goblin.cli.host", f"--port={at.http}", f"--only={','.join(awake)}"), env
+            ),
+        ]
+
     async def _serve(
         self, children: list[Child], started: float, ready: Callable[[dict[str, str], float], None]
     ) -> None:
@@ -213,7 +241,8 @@ class Up:
         by_name = {child.name: child for child in children}
         async with httpx.AsyncClient(trust_env=False, timeout=5.0) as http:
             await self._wait_for_clouds(http, by_name)
-            for name, port in (("functions", self._ports.http), ("llamacpp", self._ports.llamacpp)):
+            listening = [("functions", self._ports.http), ("llamacpp", self._ports.llamacpp)]
+            for name, port in (*listening, *([("jobs", self._ports.jobs)] if self._choice.throttle else [])):
                 await wait_ready(by_name[name], partial(listens, port), START_S_MAX)
             os.close(self._turn)
             await asyncio.to_thread(
@@ -236,7 +265,7 @@ class Up:
             if not again:
                 raise UpRefused(f"The first health check failed: {failure}")
             self._say(f"the health check failed and runs again within a minute: {failure}")
-        if self._fakes and (failure := await self._fakes.tell_events_to(self.variables["GOBLIN_URL"], http)):
+        if self._fakes and (failure := await self._fakes.tell_events_to(self._jobs_url, http)):
             self._say(f"the market sends no webhook events; jobs are reconciled every {fakes.RECONCILE_S} s: {failure}")
         await self._resume_jobs(http)
 

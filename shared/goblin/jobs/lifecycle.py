@@ -42,7 +42,7 @@ class JobDeps:
     bucket: str
     """Name of the bucket of all datasets, outputs and checkpoints."""
     url: str
-    """Base URL at which an instance reaches this controller and the gateway."""
+    """Base URL at which an instance reaches the gateway."""
     limits: Mapping[str, int]
     """Concurrent jobs allowed, by kind."""
     new_secret: Callable[[], str]
@@ -53,6 +53,13 @@ class JobDeps:
     """Price cap by provider, in micro-dollars per hour, on top of the job's own cap."""
     image: str = ""
     """Default container image of the agent, for jobs that name none."""
+    jobs_url: str = ""
+    """Base URL at which an instance reaches this controller; empty: the gateway's."""
+
+    def environment(self, token: str) -> dict[str, str]:
+        """Return all that an instance is told: where the controller and the gateway are, and its attempt token."""
+        apart = {"GOBLIN_JOBS_URL": self.jobs_url} if self.jobs_url not in ("", self.url) else {}
+        return {"GOBLIN_URL": self.url, "GOBLIN_ATTEMPT_TOKEN": token, **apart}
 
     @property
     def kinds(self) -> frozenset[str]:

@@ -254,7 +254,7 @@ async def _rent(
     if plan is not None and not await _put_aside(job.job_id, plan, market, deps):
         return False
     order = RentalOrder(
-        label=label, kind=job.spec.kind, environment={"GOBLIN_URL": deps.url, "GOBLIN_ATTEMPT_TOKEN": token},
+        label=label, kind=job.spec.kind, environment=deps.environment(token),
         offer=placement.offer, bid_usd_micros_per_hour=placement.bid_usd_micros_per_hour,
         image=job.spec.image or deps.image, disk_gib=job.spec.disk_gib,
     )  # fmt: skip

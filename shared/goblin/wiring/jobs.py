@@ -48,7 +48,8 @@ def jobs(process: Process) -> JobDeps:
         compute=_compute(process),
         clock=SystemClock(),
         bucket=process.setting("GOBLIN_BUCKET", "the bucket of datasets, outputs and checkpoints"),
-        url=_url(process),
+        url=process.setting("GOBLIN_URL", "where rented instances reach the gateway"),
+        jobs_url=_jobs_url(process),
         limits=LIMITS,
         new_secret=lambda: secrets.token_urlsafe(32),
         market=FirestoreMarketHistory(firestore),
@@ -107,7 +108,7 @@ def _compute(process: Process) -> dict[str, ComputeProvider]:
 
 def _reaches_us(process: Process, name: str, api_url: str) -> bool:
     """Whether a machine rented there could call this Goblin; one that could not would only cost money."""
-    ours = _url(process)
+    ours = _jobs_url(process)
     here = [urlsplit(url).hostname in LOOPBACK for url in (ours, api_url)]
     if here == [True, False]:
         log.warning("no instances are rented from %s, because its machines could not reach %s (GOBLIN_URL)", name, ours)
@@ -128,5 +129,7 @@ def _caps(process: Process) -> dict[str, int]:
         ) from error
 
 
-def _url(process: Process) -> str:
-    return process.setting("GOBLIN_URL", "where rented instances reach this Goblin")
+def _jobs_url(process: Process) -> str:
+    """Return where agents reach the worker API: a host of its own in production, on a laptop the gateway's."""
+    apart = process.settings.variables.get("GOBLIN_JOBS_URL", "")
+    return apart or process.setting("GOBLIN_URL", "where rented instances reach this Goblin")

@@ -23,6 +23,7 @@ from goblin.gcp.oidc import CallerVerifier
 from goblin.gcp.secret_manager import PREFIX as SECRET
 from goblin.gcp.secret_manager import SecretManager
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
+from goblin.web import logs
 from goblin.wiring.settings import BadConfiguration, Settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,17 @@ CONNECTIONS_MAX = 1024
 def settings() -> Settings:
     """Return the settings of the environment, read once."""
     return Settings.from_env()
+
+
+def _project() -> str:
+    """Return the project for log lines; empty while the settings are invalid, because that must be logged too."""
+    try:
+        return settings().project
+    except BadConfiguration:
+        return ""
+
+
+logs.name_project(_project)
 
 
 @dataclass
