@@ -9,7 +9,7 @@ import pytest
 
 from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.domain.ledger import BudgetAction, EntryKind, LedgerEntry
-from goblin.core.errors import ProviderUnavailable, StoreUnavailable
+from goblin.core.errors import ProviderUnavailable, StoreUnavailable, TopicForbidden, UnknownTopic
 from goblin.core.events import JobRequested
 from goblin.jobs import lifecycle, worker_api
 from goblin.jobs.domain.instances import Instance, InstanceState
@@ -360,6 +360,39 @@ async def test_each_change_of_state_is_announced_once_and_in_order() -> None:
     assert [event.state for event in ours] == ["queued", "placing", "starting", "running"]
     assert [event.seq for event in ours] == [1, 2, 3, 4]
     assert [event for topic, event in world.bus.told if topic == "my-app"] == ours
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (TopicForbidden("a grant is missing"), "the callback topic my-app may not be published to"),
+        (UnknownTopic("there is none"), "the callback topic my-app does not exist"),
+    ],
+)
+async def test_a_callback_topic_that_refuses_is_noted_once_and_the_state_is_announced_once(
+    error: UnknownTopic, reason: str
+) -> None:
+    """Before, a missing grant looked like an outage, and the status was published again each minute."""
+    world = market()
+    publish = world.bus.publish
+
+    async def refusing(topic: str, event: Any) -> None:
+        if topic == "my-app":
+            raise error
+        await publish(topic, event)
+
+    world.bus.publish = refusing  # type: ignore[method-assign]
+    await requested(world, callback_topic="my-app")
+    await worker_api.claim("j", world.token(), world.deps)
+    for _ in range(3):
+        world.clock.at += timedelta(seconds=60)
+        await worker_api.heartbeat("j", world.token(), 0, world.deps)
+        await reconcile(world.deps)
+    job = world.job()
+    assert [event.state for topic, event in world.bus.told] == ["queued", "placing", "starting", "running"]
+    assert job.announced_seq == job.seq
+    assert [line.text for line in job.reasons].count(reason) == 1
+    assert job.reason != reason
 
 
 async def test_a_provider_whose_budget_is_used_up_keeps_no_job_from_another_that_has_money() -> None:

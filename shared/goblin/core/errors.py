@@ -106,6 +106,10 @@ class UnknownTopic(StoreUnavailable):
     """A topic that does not exist: it may be created later, or its name is wrong."""
 
 
+class TopicForbidden(UnknownTopic):
+    """A topic into which this process may not publish: a grant is missing, and a retry does not help."""
+
+
 class LeaseHeld(Transient):
     """A document that another process works on now."""
 

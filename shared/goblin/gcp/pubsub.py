@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-from google.api_core.exceptions import GoogleAPICallError, NotFound, RetryError
+from google.api_core.exceptions import GoogleAPICallError, NotFound, PermissionDenied, RetryError
 from google.auth.exceptions import GoogleAuthError
 from google.cloud import pubsub_v1
 
 from goblin.core import events
-from goblin.core.errors import StoreUnavailable, UnknownTopic
+from goblin.core.errors import StoreUnavailable, TopicForbidden, UnknownTopic
 
 DEADLINE_S = 10.0
 
@@ -30,5 +30,9 @@ class PubSubBus:
                 await asyncio.wrap_future(sent)
         except NotFound as error:
             raise UnknownTopic(f"There is no topic {topic}.") from error
+        except PermissionDenied as error:
+            raise TopicForbidden(
+                f"This function may not publish to topic {topic}. Grant its account roles/pubsub.publisher on it."
+            ) from error
         except (GoogleAPICallError, GoogleAuthError, RetryError, TimeoutError) as error:
             raise StoreUnavailable(f"Pub/Sub did not take the event: {type(error).__name__}: {error}") from error

@@ -8,11 +8,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from goblin.core import events
-from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, Refused, Transient, UnknownTopic
+from goblin.core.errors import (
+    Conflict,
+    InvalidRequest,
+    LeaseHeld,
+    NotFound,
+    Refused,
+    TopicForbidden,
+    Transient,
+    UnknownTopic,
+)
 from goblin.core.events import JobRequested, JobStatusChanged
 from goblin.core.ports import Bus, Clock, ObjectStore
 from goblin.jobs import reservations
-from goblin.jobs.domain.job import Job, JobState, spec_digest
+from goblin.jobs.domain.job import REASONS_MAX, Job, JobState, Reason, spec_digest
 from goblin.jobs.policy import job_spec, state_machine
 from goblin.jobs.policy.job_spec import STATUS_TOPIC
 from goblin.jobs.policy.state_machine import FollowUp, Transition, Trigger
@@ -197,9 +206,10 @@ async def announce(job: Job, deps: JobDeps) -> None:
     )  # fmt: skip
     try:
         await deps.bus.publish(STATUS_TOPIC, event)
+        refused = ""
         if job.spec.callback_topic is not None:
-            await _call_back(job.spec.callback_topic, event, deps)
-        await _note_announced(job.job_id, seq, deps)
+            refused = await _call_back(job.spec.callback_topic, event, deps)
+        await _note_announced(job.job_id, seq, deps, refused=refused)
     except (Transient, NotFound) as error:
         log.warning(
             "Job %s: its state %s could not be published, the next reconcile tries again: %s",
@@ -209,20 +219,33 @@ async def announce(job: Job, deps: JobDeps) -> None:
         )
 
 
-async def _call_back(topic: str, event: JobStatusChanged, deps: JobDeps) -> None:
+async def _call_back(topic: str, event: JobStatusChanged, deps: JobDeps) -> str:
+    """Publish to the caller's own topic; return why it was refused, empty when it was not.
+
+    A topic that does not exist, or that is not ours to publish to, is the caller's to mend: the status topic has the
+    event, and a retry would not help.
+    """
     try:
         await deps.bus.publish(topic, event)
-    except UnknownTopic:
-        # The caller named a topic that does not exist. The status topic has the event, and a retry would not help.
-        log.warning("Job %s: its callback topic %s does not exist", event.job_id, topic)
+    except UnknownTopic as error:
+        log.warning("Job %s: its callback topic was not told: %s", event.job_id, error.message)
+        missing = "may not be published to" if isinstance(error, TopicForbidden) else "does not exist"
+        return f"the callback topic {topic} {missing}"
+    return ""
 
 
-async def _note_announced(job_id: str, seq: int, deps: JobDeps) -> None:
+async def _note_announced(job_id: str, seq: int, deps: JobDeps, *, refused: str = "") -> None:
+    """Note in the job that its state is out, and, once, that its callback topic could not be told."""
     for _ in range(WRITES_MAX):
         stored = await load(deps, job_id)
-        if stored.job.announced_seq >= seq:
+        job = stored.job
+        if job.announced_seq >= seq:
             return
-        if await deps.jobs.replace(replace(stored.job, announced_seq=seq), stored.version) is not None:
+        if refused and all(line.text != refused for line in job.reasons):
+            line = Reason(at=deps.clock.now(), state=job.state, text=refused)
+            # Before the newest line, which says why the job is where it is.
+            job = replace(job, reasons=(*job.reasons[:-1], line, *job.reasons[-1:])[-REASONS_MAX:])
+        if await deps.jobs.replace(replace(job, announced_seq=seq), stored.version) is not None:
             return
 
 
