@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from localcloud.firestore.indexes import CompositeIndex
+from localcloud.firestore.indexes import CompositeIndex, Declared, Exemption
 from localcloud.firestore.ttl import TtlField
 from localcloud.scheduler import Schedule
 
@@ -17,7 +17,8 @@ from localcloud.scheduler import Schedule
 class Declaration:
     """The parts of the declaration that the server applies."""
 
-    indexes: Sequence[CompositeIndex] = ()
+    indexes: Sequence[Declared] = ()
+    """Composite indexes, and what has no automatic ones: `unindexed` collections and TTL fields."""
     ttl: Sequence[TtlField] = ()
     schedules: Sequence[Schedule] = ()
 
@@ -50,9 +51,15 @@ def read(path: Path | None, *, functions_url: str | None, every_s: Mapping[str, 
             )
             for name, schedule in said.get("schedules", {}).items()
         ]
+        ttl = [TtlField.parse(field) for field in said.get("ttl", [])]
         return Declaration(
-            indexes=[CompositeIndex.parse(index) for index in said.get("indexes", [])],
-            ttl=[TtlField.parse(field) for field in said.get("ttl", [])],
+            indexes=[
+                *(CompositeIndex.parse(index) for index in said.get("indexes", [])),
+                *(Exemption(collection) for collection in said.get("unindexed", [])),
+                # Terraform gives TTL fields no index: an instant that grows limits how fast documents are written.
+                *(Exemption(one.collection, one.field) for one in ttl),
+            ],
+            ttl=ttl,
             schedules=schedules if functions_url else (),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:

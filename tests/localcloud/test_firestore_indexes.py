@@ -6,7 +6,7 @@ import pytest
 from google.auth.credentials import AnonymousCredentials
 from google.cloud.firestore import And, Client, FieldFilter, Or
 
-from localcloud.firestore.indexes import CompositeIndex, missing_index, required_index
+from localcloud.firestore.indexes import CompositeIndex, Exemption, missing_index, required_index
 from localcloud.firestore.values import parse_path
 
 DB = Client(project="p", credentials=AnonymousCredentials())
@@ -213,3 +213,24 @@ def test_reads_back_what_it_writes() -> None:
 def test_refuses_a_declaration_that_no_index_can_be(wrong: Any) -> None:
     with pytest.raises(ValueError):
         CompositeIndex.parse(wrong)
+
+
+@pytest.mark.parametrize(
+    ("query", "exemption", "served"),
+    [
+        (where(("a", "==", 1)), Exemption("jobs"), False),
+        (by(JOBS, "a"), Exemption("jobs"), False),
+        (JOBS.limit(5), Exemption("jobs"), True),
+        (by(JOBS, "__name__"), Exemption("jobs"), True),
+        (where(("a", "==", 1)), Exemption("other"), True),
+        (where(("a", "==", 1)), Exemption("jobs", parse_path("a")), False),
+        (where(("a", ">", 1)), Exemption("jobs", parse_path("a")), False),
+        (where(("b", "==", 1)), Exemption("jobs", parse_path("a")), True),
+    ],
+)
+def test_an_exempt_field_has_no_automatic_index(query: Any, exemption: Exemption, served: bool) -> None:
+    assert (missing_index(structured(query), [exemption]) is None) is served
+    if not served:
+        needed = missing_index(structured(query), [exemption])
+        assert needed is not None
+        assert missing_index(structured(query), [exemption, needed]) is None, "a composite index serves it all the same"

@@ -3,7 +3,7 @@
 Production keeps for every field of a collection an index in each direction and one for array-contains. They serve
 one field's range or order, and any number of equalities and array-contains, by merging indexes. Everything else
 needs a composite index: a prefix of equalities in any order, then the sort fields, with all directions as requested
-or all reversed. Collection groups have no automatic indexes.
+or all reversed. Collection groups have no automatic indexes, and neither have fields that an exemption takes out.
 
 Each alternative of an OR (IN and ARRAY_CONTAINS_ANY are ORs) is checked separately.
 Source: https://firebase.google.com/docs/firestore/query-data/index-overview and .../multiple-range-fields, read
@@ -11,7 +11,7 @@ Source: https://firebase.google.com/docs/firestore/query-data/index-overview and
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Self
 
@@ -80,6 +80,23 @@ class CompositeIndex:
 
 
 @dataclass(frozen=True, slots=True)
+class Exemption:
+    """A field without automatic indexes, or a whole collection: its documents can be read by id only.
+
+    Source: https://firebase.google.com/docs/firestore/query-data/index-overview#single-field_index_exemptions, read
+    2026-12-01.
+    """
+
+    collection: str
+    path: values.FieldPath | None = None
+    """None: every field of the collection."""
+
+
+Declared = CompositeIndex | Exemption
+"""What a declaration says of indexes."""
+
+
+@dataclass(frozen=True, slots=True)
 class _Need:
     """The index that one alternative of a query needs."""
 
@@ -105,6 +122,14 @@ class _Need:
             return True
         natural = all(order.descending == self.name_descending for order in self.sorted_by)
         return not self.pinned and len(further) == 1 and (natural or bool(self.aggregated))
+
+    def is_exempt(self, exemptions: Collection[Exemption]) -> bool:
+        """Whether it uses a field that has no automatic index."""
+        used = {field.path for field in self.pinned} | {order.path for order in self.sorted_by} | set(self.aggregated)
+        return any(
+            one.collection == self.collection and (one.path in used or (one.path is None and bool(used)))
+            for one in exemptions
+        )
 
     def as_index(self) -> CompositeIndex:
         """Return the smallest index that serves it alone."""
@@ -200,20 +225,22 @@ def required_index(structured: Pb, aggregated: Iterable[values.FieldPath] = ()) 
 
 
 def missing_index(
-    structured: Pb, declared: Iterable[CompositeIndex], aggregated: Iterable[values.FieldPath] = ()
+    structured: Pb, declared: Iterable[Declared], aggregated: Iterable[values.FieldPath] = ()
 ) -> CompositeIndex | None:
     """Return the composite index that a query lacks; None when the declared ones, alone or merged, serve it."""
     declared = tuple(declared)
+    composite = [one for one in declared if isinstance(one, CompositeIndex)]
+    exemptions = [one for one in declared if isinstance(one, Exemption)]
     for need in _needs(structured, aggregated):
-        if need.is_automatic:
+        if need.is_automatic and not need.is_exempt(exemptions):
             continue
-        covered = [found for index in declared if (found := need.pinned_by(index)) is not None]
+        covered = [found for index in composite if (found := need.pinned_by(index)) is not None]
         if not covered or frozenset().union(*covered) != {field.path for field in need.pinned}:
             return need.as_index()
     return None
 
 
-def check(structured: Pb, declared: Iterable[CompositeIndex], aggregated: Iterable[values.FieldPath] = ()) -> None:
+def check(structured: Pb, declared: Iterable[Declared], aggregated: Iterable[values.FieldPath] = ()) -> None:
     """Refuse a query that lacks a composite index, as production does."""
     if (index := missing_index(structured, declared, aggregated)) is not None:
         raise failed_precondition(

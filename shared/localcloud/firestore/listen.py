@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from localcloud.firestore import indexes, names, times
 from localcloud.firestore.documents import Change, Documents
-from localcloud.firestore.indexes import CompositeIndex
+from localcloud.firestore.indexes import Declared
 from localcloud.firestore.protos import ListenResponse, Pb, Status, TargetChange
 from localcloud.firestore.query import Query
 from localcloud.firestore.refusals import Refused, invalid
@@ -47,7 +47,7 @@ class _Target:
 class Listening:
     """One Listen stream."""
 
-    def __init__(self, documents: Documents, declared: Sequence[CompositeIndex]) -> None:
+    def __init__(self, documents: Documents, declared: Sequence[Declared]) -> None:
         self._documents = documents
         self._declared = declared
         self._targets: dict[int, _Target] = {}

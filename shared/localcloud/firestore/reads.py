@@ -7,7 +7,7 @@ import grpc
 
 from localcloud.firestore import aggregates, indexes, names, rules, times, values
 from localcloud.firestore.documents import Documents, Scope
-from localcloud.firestore.indexes import CompositeIndex
+from localcloud.firestore.indexes import Declared
 from localcloud.firestore.orders import ASCENDING, sorted_by_also
 from localcloud.firestore.protos import (
     AggregationResult,
@@ -47,7 +47,7 @@ class Reads:
         self,
         documents: Documents,
         transactions: Transactions,
-        declared: Sequence[CompositeIndex],
+        declared: Sequence[Declared],
         *,
         lock_wait_s: float,
     ) -> None:

@@ -20,7 +20,7 @@ from localcloud.firestore import protos
 from localcloud.firestore import ttl as ttls
 from localcloud.firestore.commits import Commits
 from localcloud.firestore.documents import Documents
-from localcloud.firestore.indexes import CompositeIndex
+from localcloud.firestore.indexes import Declared
 from localcloud.firestore.listen import Listening
 from localcloud.firestore.locks import Owner
 from localcloud.firestore.protos import Pb
@@ -45,7 +45,7 @@ class Firestore:
         path: Path | None,
         *,
         clock: Callable[[], datetime] = utc_now,
-        indexes: Sequence[CompositeIndex] = (),
+        indexes: Sequence[Declared] = (),
         ttl: Sequence[TtlField] = (),
         mode: Mode = "pessimistic",
         ttl_delay_s: float = 0.0,
