@@ -262,7 +262,7 @@ async def vast_webhook(request: Request) -> Response:
     """
     secret = await job_wiring.webhook_secret(vast_webhooks.VARIABLE)
     body = await asgi.read_body(request, vast_webhooks.BODY_BYTES_MAX)
-    event = vast_webhooks.read_hint(request.headers, body, secret=secret, now=time.time())
+    event = vast_webhooks.read_event(request.headers, body, secret=secret, now=time.time())
     await webhooks.follow(event, job_wiring.jobs(), job_wiring.webhook_events())
     return Response(status_code=204)
 

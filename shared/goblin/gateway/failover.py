@@ -191,7 +191,7 @@ class Failover(Generic[T]):
             everything += [error for _, error in failures[seen:]]
         if not everything and (unpaid := self.request.payment_error()) is not None:
             raise unpaid
-        raise nobody_answered(self.request.model, everything)
+        raise no_endpoint_answered(self.request.model, everything)
 
     async def _start(self, choice: RouteChoice, *, force: bool) -> ActiveAttempt[T] | None:
         payment = await self.request.pay(choice.endpoint)
@@ -339,7 +339,7 @@ async def _settled(task: asyncio.Task[None]) -> None:
     task.result()
 
 
-def nobody_answered(model: str, failures: Sequence[ProviderUnavailable]) -> GoblinError:
+def no_endpoint_answered(model: str, failures: Sequence[ProviderUnavailable]) -> GoblinError:
     """Choose the error for the caller when every endpoint of the route has failed."""
     faults = {error.fault for error in failures}
     reasons = " ".join(dict.fromkeys(error.message for error in failures)) or "Every endpoint is paused."

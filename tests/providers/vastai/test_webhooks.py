@@ -10,7 +10,7 @@ import pytest
 
 from goblin.core.errors import Forbidden, InvalidRequest
 from goblin.jobs.ports import WebhookEvent
-from goblin.providers.vastai.webhooks import read_hint
+from goblin.providers.vastai.webhooks import read_event
 from localgpus.vast import hooks
 from localgpus.vast.state import Hook, Notice
 
@@ -29,7 +29,7 @@ def signed(body: bytes, *, sent_at: str = str(int(NOW)), secret: str = SECRET) -
 
 def test_what_the_market_sends_is_read() -> None:
     body = hooks.body(NOTICE)
-    hint = read_hint(hooks.headers(HOOK, NOTICE, body, NOW), body, secret=SECRET, now=NOW)
+    hint = read_event(hooks.headers(HOOK, NOTICE, body, NOW), body, secret=SECRET, now=NOW)
     assert hint == WebhookEvent(provider="vastai", event_id="e1", kind="outbid")
 
 
@@ -46,30 +46,30 @@ def test_what_the_market_sends_is_read() -> None:
 def test_another_signature_or_time_is_refused(change: dict[str, str]) -> None:
     body = hooks.body(NOTICE)
     with pytest.raises(Forbidden):
-        read_hint({**signed(body), **change}, body, secret=SECRET, now=NOW)
+        read_event({**signed(body), **change}, body, secret=SECRET, now=NOW)
 
 
 def test_another_body_or_secret_is_refused() -> None:
     body = hooks.body(NOTICE)
     for secret, said in ((SECRET, body + b" "), ("other", body), ("", body)):
         with pytest.raises(Forbidden):
-            read_hint(signed(body), said, secret=secret, now=NOW)
+            read_event(signed(body), said, secret=secret, now=NOW)
     with pytest.raises(Forbidden):
-        read_hint(signed(body, secret=""), body, secret="", now=NOW)
+        read_event(signed(body, secret=""), body, secret="", now=NOW)
 
 
 @pytest.mark.parametrize("age_s", [301, -301])
 def test_another_time_is_refused_however_well_signed(age_s: int) -> None:
     body = hooks.body(NOTICE)
     with pytest.raises(Forbidden):
-        read_hint(signed(body), body, secret=SECRET, now=NOW + age_s)
-    assert read_hint(signed(body), body, secret=SECRET, now=NOW + age_s - age_s / abs(age_s))
+        read_event(signed(body), body, secret=SECRET, now=NOW + age_s)
+    assert read_event(signed(body), body, secret=SECRET, now=NOW + age_s - age_s / abs(age_s))
 
 
 @pytest.mark.parametrize("sent_at", ["soon", "1e9", "-1", "٣", "9" * 400])
 def test_a_time_that_is_none_is_refused(sent_at: str) -> None:
     with pytest.raises(Forbidden):
-        read_hint(signed(b"{}", sent_at=sent_at), b"{}", secret=SECRET, now=NOW)
+        read_event(signed(b"{}", sent_at=sent_at), b"{}", secret=SECRET, now=NOW)
 
 
 @pytest.mark.parametrize(
@@ -77,4 +77,4 @@ def test_a_time_that_is_none_is_refused(sent_at: str) -> None:
 )
 def test_theirs_and_unreadable_is_told_apart(body: bytes) -> None:
     with pytest.raises(InvalidRequest):
-        read_hint(signed(body), body, secret=SECRET, now=NOW)
+        read_event(signed(body), body, secret=SECRET, now=NOW)

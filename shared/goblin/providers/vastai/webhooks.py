@@ -32,7 +32,7 @@ class WebhookBody(msgspec.Struct, frozen=True, kw_only=True):
     notif_type: Word
 
 
-def read_hint(headers: Mapping[str, str], body: bytes, *, secret: str, now: float) -> WebhookEvent:
+def read_event(headers: Mapping[str, str], body: bytes, *, secret: str, now: float) -> WebhookEvent:
     """Check a delivery's signature and age, then parse it.
 
     Args:
