@@ -33,16 +33,20 @@ from tests.fakes.runpod import FakeRunPod
 from tests.fakes.serving import closed_port, serve
 from tests.fakes.vastai import FakeVast
 
+LIMITS = ("max_tokens", "max_completion_tokens")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stand:
-    """What stands in for a provider."""
+    """The fake that stands in for a provider, and what it expects."""
 
     make: Callable[[], Any]
     path: str = ""
     """What the endpoint's URL ends in."""
     endpoint: Callable[[str], Mapping[str, Any]] = field(default=lambda base: {})
     """More about the endpoint, given where the fake is served."""
+    limits: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: dict.fromkeys(LIMITS, ("max_tokens",)))
+    """Under which names the vendor gets the caller's `max_tokens`, and `max_completion_tokens`."""
 
 
 FAKES = {
@@ -52,10 +56,10 @@ FAKES = {
         make=FakeFly,
         endpoint=lambda base: {"account_key": "FlyV1 t", "options": {"app": "chat", "api": f"{base}/machines/v1"}},
     ),
-    "groq": Stand(make=FakeGroq, path="/openai/v1"),
+    "groq": Stand(make=FakeGroq, path="/openai/v1", limits=dict.fromkeys(LIMITS, ("max_completion_tokens",))),
     "llamacpp": Stand(make=lambda: FakeOpenAI(owner="llamacpp")),
-    "ollama": Stand(make=FakeOllama),
-    "openai": Stand(make=FakeOpenAI, path="/v1"),
+    "ollama": Stand(make=FakeOllama, limits=dict.fromkeys(LIMITS, ())),
+    "openai": Stand(make=FakeOpenAI, path="/v1", limits={name: (name,) for name in LIMITS}),
     "runpod": Stand(make=FakeRunPod, path="/v2/ep1", endpoint=lambda base: {"models": ("tiny",)}),
     "runpod:queue": Stand(
         make=FakeRunPod, path="/v2/ep1", endpoint=lambda base: {"models": ("tiny",), "options": {"route": "queue"}}
@@ -177,12 +181,11 @@ async def test_nothing_of_ours_goes_upstream(fake: Any, provider: ChatProvider) 
 
 @pytest.mark.parametrize("said", [{"max_tokens": 7}, {"max_completion_tokens": 7}])
 async def test_a_limit_arrives_under_one_name_that_is_known_there(
-    fake: Any, name: str, provider: ChatProvider, said: dict[str, int]
+    fake: Any, served: Served, provider: ChatProvider, said: dict[str, int]
 ) -> None:
     await collect(provider.chat(chat(**said), model="tiny"))
     sent = fake.asked[-1]
-    known = {"groq": ["max_completion_tokens"], "ollama": [], "openai": list(said)}.get(name, ["max_tokens"])
-    assert [key for key in ("max_tokens", "max_completion_tokens") if key in sent] == known
+    assert tuple(key for key in LIMITS if key in sent) == served.stand.limits[next(iter(said))]
     assert 7 in [*sent.values(), *sent.get("options", {}).values()]
 
 

@@ -163,6 +163,7 @@ def test_what_a_provider_knows_of_its_endpoint_holds_for_every_model() -> None:
 def test_an_api_of_others_is_external_unless_it_says_otherwise(said: str, external: bool) -> None:
     assert read_catalog(MINIMAL + said, {}).endpoints[0].external is external
     assert not read_catalog(MINIMAL.replace("openai", "ollama"), {}).endpoints[0].external
+    assert read_catalog(MINIMAL.replace("openai", "newcomer"), {}).endpoints[0].external, "unknown is external"
 
 
 def test_an_unknown_price_is_absent() -> None:

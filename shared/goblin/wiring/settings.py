@@ -23,8 +23,9 @@ from goblin.core.errors import Broken
 from goblin.core.money import USD_MICROS
 from goblin.gateway.domain.catalog import Catalog, ModelSettings, Routing, Strategy
 
-EXTERNAL = frozenset({"openai", "anthropic", "groq"})
-"""Providers whose machines are neither ours nor rented by us; an endpoint's `external` overrides this."""
+OWN = frozenset({"flyio", "llamacpp", "ollama", "runpod", "vastai"})
+"""Providers whose machines are ours, or rented by us. All others are external, so that `allow_external: false` keeps
+prompts from them. An endpoint's `external` overrides this."""
 DEFAULT_REGION = "us-east1"
 MONTHLY_BUDGETS = {
     "GOBLIN_MONTHLY_BUDGET": TOTAL, "VASTAI_MONTHLY_BUDGET": "vastai", "RUNPOD_MONTHLY_BUDGET": "runpod",
@@ -304,7 +305,7 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         sleeps_after_s=row.sleeps_after_s,
         price_usd_micros_per_hour=row.price_usd_micros_per_hour,
         request_s_max=row.request_s_max,
-        external=row.provider in EXTERNAL if row.external is None else row.external,
+        external=row.provider not in OWN if row.external is None else row.external,
         options=row.options,
     )
 
