@@ -12,6 +12,7 @@ given a `LocalAllocation` made from it.
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import logging
 import uuid
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -297,7 +298,9 @@ class BudgetClient:
                 raise StoreUnavailable("Too many budgets are in use at once.", retry_after_s=1.0)
             self._pools[key] = AllocationPool(account, also, self._new_allocation(account, also))
         if self._maintain_every_s is not None and (self._maintaining is None or self._maintaining.done()):
-            self._maintaining = asyncio.create_task(self._keep_maintaining(self._maintain_every_s))
+            # A context of its own, because it outlives the request that starts it: no log line gets that one's trace.
+            work = self._keep_maintaining(self._maintain_every_s)
+            self._maintaining = asyncio.create_task(work, context=contextvars.Context())
         return self._pools[key]
 
     async def _keep_maintaining(self, every_s: float) -> None:

@@ -20,7 +20,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from goblin.core.errors import Broken, GoblinError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge, Transient
 from goblin.gateway.ports import HttpReply
+from goblin.web import logs
 
+logs.install()
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 10 * 1024 * 1024
@@ -215,10 +217,11 @@ Handler = Callable[[Request], Awaitable[Response]]
 
 
 def answers_errors(handler: Handler) -> Handler:
-    """Wrap a handler so that every error becomes a response in OpenAI's format."""
+    """Wrap a handler: its log lines have the request's trace, and every error becomes a response in OpenAI's format."""
 
     @functools.wraps(handler)
     async def answering(request: Request) -> Response:
+        logs.follow(request.scope)
         try:
             return await handler(request)
         except HTTPException:
