@@ -56,7 +56,8 @@ class WhenUnreachable(StrEnum):
     REFUSE = "refuse"
     """Nothing is spent, once the outage is noticed, which takes seconds."""
     SPEND_LENT = "spend_lent"
-    """A process may spend what was allocated to it before, for a minute. It does not see a freeze of that time."""
+    """A process may spend what was allocated to it before, until the allocation expires: three minutes after the last
+    exchange. It does not see a freeze of that time."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
