@@ -1,18 +1,17 @@
 """A local cloud for tests and benches, in a thread of this process or as a process of its own."""
 
-import asyncio
 import json
 import os
 import subprocess
 import sys
-import threading
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 from unittest import mock
 
-from localcloud.server import Addresses, LocalCloud, Options
+from localcloud.in_thread import CloudInThread
+from localcloud.server import Addresses, Options
 
 START_S_MAX = 30
 
@@ -67,34 +66,11 @@ class _Clients:
         )
 
 
-class RunningCloud(_Clients):
+class RunningCloud(_Clients, CloudInThread):
     """In a thread with its own loop: quick, and its clock and chaos can be given."""
 
     def __init__(self, folder: Path, **options: Any) -> None:
-        self.options = Options(folder=folder, **options)
-        self.cloud: LocalCloud | None = None
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="localcloud", daemon=True)
-
-    def run(self, coroutine: Any) -> Any:
-        """Run a coroutine on the cloud's loop and wait for it."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._loop).result(START_S_MAX)
-
-    async def _start(self) -> Addresses:
-        self.cloud = LocalCloud(self.options)
-        return await self.cloud.start()
-
-    def __enter__(self) -> Self:
-        self._thread.start()
-        self.addresses = self.run(self._start())
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self.cloud is not None:
-            self.run(self.cloud.close())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join(START_S_MAX)
-        self._loop.close()
+        super().__init__(Options(folder=folder, **options))
 
 
 class CloudProcess(_Clients):
@@ -108,7 +84,8 @@ class CloudProcess(_Clients):
 
     def start(self) -> Addresses:
         """Start it and wait until it says where it listens."""
-        command = [sys.executable, "-m", "localcloud", "--data", str(self.folder), *self._words]
+        ports = [f"--{name}-port=0" for name in ("pubsub", "firestore", "storage")]
+        command = [sys.executable, "-m", "localcloud", "--json", f"--data={self.folder}", *ports, *self._words]
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._env)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

@@ -2,3 +2,5 @@
 
 Real wire protocols for the unmodified Python clients; state in SQLite and files, safe against `kill -9`.
 """
+
+__version__ = "0.1.0"

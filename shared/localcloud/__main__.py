@@ -1,30 +1,53 @@
-"""Serve the local cloud until SIGTERM or Ctrl-C. The first line on standard output is a JSON object of addresses."""
+"""Serve the local cloud until SIGTERM or Ctrl-C. When all ports are open, print the variables that point apps at it."""
 
 import argparse
 import asyncio
 import dataclasses
 import json
 import logging
+import shlex
 import signal
 import sys
 from pathlib import Path
 
+from localcloud import __version__
 from localcloud.pubsub.chaos import Chaos
-from localcloud.server import SERVICES, LocalCloud, Options
+from localcloud.server import SERVICES, Addresses, LocalCloud, Options
+
+PUBSUB_PORT, FIRESTORE_PORT, STORAGE_PORT = 8085, 8086, 8087
+"""Fixed, so that apps find the cloud again after a restart. 8085 is also the default of Google's Pub/Sub emulator."""
 
 
-def options(words: list[str] | None = None) -> Options:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m localcloud", description=__doc__)
-    parser.add_argument("--data", type=Path, required=True, help="Folder that holds all state.")
+    parser.add_argument("--version", action="version", version=f"localcloud {__version__}")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        default=Path(".localcloud"),
+        help="Folder that holds all state. Default: .localcloud in the current folder.",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="Print the addresses as one JSON object instead of shell variables."
+    )
     parser.add_argument(
         "--services",
         default=",".join(SERVICES),
         help="Services to serve, separated by commas. Default: " + ", ".join(SERVICES),
     )
-    parser.add_argument("--pubsub-port", type=int, default=0)
-    parser.add_argument("--firestore-port", type=int, default=0)
-    parser.add_argument("--storage-port", type=int, default=0)
+    parser.add_argument(
+        "--pubsub-port", type=int, default=PUBSUB_PORT, metavar="PORT",
+        help="Port for Pub/Sub and Secret Manager's gRPC; 0: any that is free. Default: %(default)s.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--firestore-port", type=int, default=FIRESTORE_PORT, metavar="PORT",
+        help="Port for Firestore; 0: any that is free. Default: %(default)s.",
+    )  # fmt: skip
+    parser.add_argument(
+        "--storage-port", type=int, default=STORAGE_PORT, metavar="PORT",
+        help="Port for Storage, Secret Manager's REST and schedules; 0: any that is free. Default: %(default)s.",
+    )  # fmt: skip
     parser.add_argument("--declaration", type=Path, help="JSON file with indexes, ttl and schedules.")
     parser.add_argument("--functions-url", help="Base URL of the scheduled functions. Without it no schedule runs.")
     parser.add_argument(
@@ -34,7 +57,11 @@ def options(words: list[str] | None = None) -> Options:
     parser.add_argument("--invoker-email", default=Options.__dataclass_fields__["invoker_email"].default)
     parser.add_argument("--firestore-mode", choices=["pessimistic", "optimistic"], default="pessimistic")
     parser.add_argument("--chaos-seed", type=int, help="Duplicate and reorder deliveries, from this seed.")
-    said = parser.parse_args(words)
+    return parser.parse_args(words)
+
+
+def options(said: argparse.Namespace) -> Options:
+    """Return the settings that the command line asks for."""
     services = tuple(name for name in SERVICES if name in said.services.split(","))
     return Options(
         folder=said.data,
@@ -58,25 +85,35 @@ def _every(text: str) -> tuple[str, int]:
     return name, int(seconds)
 
 
-async def serve(chosen: Options) -> None:
+def listing(addresses: Addresses, *, as_json: bool = False) -> str:
+    """Return what to print about the addresses: `export` lines for a shell, or one JSON object."""
+    if as_json:
+        return json.dumps(dataclasses.asdict(addresses))
+    return "\n".join(f"export {name}={shlex.quote(value)}" for name, value in addresses.variables().items())
+
+
+async def serve(chosen: Options, *, as_json: bool) -> None:
     """Serve until SIGTERM or SIGINT."""
     stopped = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)
     cloud = LocalCloud(chosen)
-    addresses = await cloud.start()
-    sys.stdout.write(json.dumps(dataclasses.asdict(addresses)) + "\n")
-    sys.stdout.flush()
-    await stopped.wait()
-    await cloud.close()
+    try:
+        addresses = await cloud.start()
+        sys.stdout.write(listing(addresses, as_json=as_json) + "\n")
+        sys.stdout.flush()
+        await stopped.wait()
+    finally:
+        await cloud.close()
 
 
 def main() -> int:
     """Run the command line and return the exit status."""
     logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
     logging.getLogger("httpx").setLevel(logging.WARNING)
+    said = parse()
     try:
-        asyncio.run(serve(options()))
+        asyncio.run(serve(options(said), as_json=said.json))
     except (OSError, ValueError) as error:
         sys.stderr.write(f"localcloud: {error}\n")
         return 1

@@ -33,6 +33,8 @@ from localcloud.storage import Storage
 log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
+PROJECT = "local"
+"""The project that `Addresses.variables` names. Every project exists: none has to be created."""
 REQUEST_BYTES_MAX = 11 << 20
 """Above Google's 10 MiB, so that the service, not the transport, refuses what is too large."""
 
@@ -74,6 +76,21 @@ class Addresses:
     """`host:port`, for `FIRESTORE_EMULATOR_HOST`; None when not served."""
     http: str
     """`http://host:port`, for `STORAGE_EMULATOR_HOST`. Also Secret Manager's REST API, Scheduler and certificates."""
+
+    def variables(self) -> dict[str, str]:
+        """Return the environment variables that point Google's clients here; those of services not served are absent.
+
+        Google's Secret Manager client reads no such variable. `SECRET_MANAGER_EMULATOR_HOST` is for the app, which
+        gives the client that address.
+        """
+        named = {
+            "PUBSUB_EMULATOR_HOST": self.pubsub,
+            "FIRESTORE_EMULATOR_HOST": self.firestore,
+            "STORAGE_EMULATOR_HOST": self.http,
+            "SECRET_MANAGER_EMULATOR_HOST": self.http,
+            "GOOGLE_CLOUD_PROJECT": PROJECT,
+        }
+        return {name: value for name, value in named.items() if value}
 
 
 class LocalCloud:
@@ -135,7 +152,8 @@ class LocalCloud:
         try:
             bound = server.add_insecure_port(f"{HOST}:{port}")
         except RuntimeError as error:
-            raise OSError(f"port {port} is taken. Choose another.") from error
+            await server.stop(grace=None)
+            raise _taken(port) from error
         await server.start()
         self._grpc.append(server)
         return f"{HOST}:{bound}"
@@ -180,7 +198,15 @@ class LocalCloud:
 def _bind(port: int) -> socket.socket:
     sock = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    sock.bind((HOST, port))
+    try:
+        sock.bind((HOST, port))
+    except OSError as error:
+        sock.close()
+        raise _taken(port) from error
     # Listen now: a client that connects before the server's first loop turn waits instead of being refused.
     sock.listen(1024)
     return sock
+
+
+def _taken(port: int) -> OSError:
+    return OSError(f"Port {port} is taken. Choose another, or 0 for any that is free.")

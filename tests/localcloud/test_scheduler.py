@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localcloud import declaration
-from localcloud.__main__ import options
+from localcloud.__main__ import options, parse
 from localcloud.scheduler import next_tick
 
 NOON = datetime(2026, 11, 25, 12, 0, 0, tzinfo=UTC)
@@ -49,12 +49,12 @@ def test_a_schedule_that_is_not_declared_cannot_be_told_anything(file: Path) -> 
 
 
 def test_the_command_line_says_how_often(file: Path) -> None:
-    chosen = options([f"--data={file.parent}", "--every=reconcile=5", "--every", "settle-spend=30"])
+    chosen = options(parse([f"--data={file.parent}", "--every=reconcile=5", "--every", "settle-spend=30"]))
     assert chosen.every_s == {"reconcile": 5, "settle-spend": 30}
 
 
 @pytest.mark.parametrize("word", ["reconcile", "=5", "reconcile=0", "reconcile=60", "reconcile=soon"])
 def test_no_other_pace_is_taken(file: Path, word: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        options([f"--data={file.parent}", f"--every={word}"])
+        options(parse([f"--data={file.parent}", f"--every={word}"]))
     assert "is not SCHEDULE=SECONDS" in capsys.readouterr().err
