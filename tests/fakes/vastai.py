@@ -66,14 +66,14 @@ class FakeVast(FakeOpenAI):
         limit = int(request.query_params["limit"])
         if limit > 25:
             return JSONResponse({"success": False, "error": "invalid_request", "msg": "limit"}, 400)
-        (column,) = json.loads(request.query_params["select_filters"])
-        wanted = json.loads(request.query_params["select_filters"])[column]["eq"]
+        filters = json.loads(request.query_params.get("select_filters", "{}"))
         rows = [instance(1, request.url.port)] if self.instances is None else self.instances
-        rows = [row for row in rows if row[column] == wanted]
+        rows = [row for row in rows if all(row[name] == said["eq"] for name, said in filters.items())]
         start = int(request.query_params.get("after_token", "0"))
         end = start + min(limit, self.page)
         token = str(end) if end < len(rows) else None
-        counts = {"instances_found": len(rows), "total_instances": len(rows), "label_counts": {wanted: len(rows)}}
+        labels = {row["label"]: sum(row["label"] == other["label"] for other in rows) for row in rows}
+        counts = {"instances_found": len(rows), "total_instances": len(rows), "label_counts": labels}
         return JSONResponse({"success": True, **counts, "next_token": token, "instances": rows[start:end]})
 
 

@@ -67,12 +67,19 @@ def test_every_endpoint_is_looked_at_and_the_page_shows_it(
     assert page["gcp_ollama"]["checked_at"]
 
 
-def test_looking_again_changes_nothing_but_the_time(url: str, invited: Any, firestore: Any) -> None:
+def test_looking_again_writes_only_what_changed(url: str, invited: Any, fakes: Fakes, firestore: Any) -> None:
+    written = []
     for _ in range(2):
         assert httpx.post(url, headers=invited(), timeout=20).status_code == 200
-    documents = {row.id: row.to_dict() for row in firestore.collection("health").stream()}
-    assert set(documents) == {"gcp_llamacpp", "gcp_ollama", "openai_compatible"}
-    assert {row["status"] for row in documents.values()} == {"healthy"}
+        documents = {row.id: row for row in firestore.collection("health").stream()}
+        assert {row.get("status") for row in documents.values()} == {"healthy"}
+        written.append({name: row.update_time for name, row in documents.items()})
+    assert set(written[0]) == {"gcp_llamacpp", "gcp_ollama", "openai_compatible"}
+    assert written[1] == written[0]
+    fakes.llamacpp.loading = True
+    httpx.post(url, headers=invited(), timeout=20)
+    now = {row.id: row.update_time for row in firestore.collection("health").stream()}
+    assert {name for name, at in now.items() if at != written[0][name]} == {"gcp_llamacpp"}
 
 
 def test_a_look_costs_nothing(url: str, invited: Any, fakes: Fakes) -> None:

@@ -75,6 +75,25 @@ async def test_one_failure_is_not_enough_the_second_is() -> None:
     assert statuses == ["healthy", "degraded", "unhealthy", "degraded", "healthy"]
 
 
+async def test_what_does_not_change_is_stored_every_third_minute_and_always_believed() -> None:
+    here = world(a=ScriptedProvider(), b=ScriptedProvider())
+    view = health.HealthView(here.health_deps)
+    await health.check_all(here.health_deps)
+    stored = []
+    for minute in range(1, 61):
+        here.clock.forward(60)
+        before = dict(here.health.judged)
+        assert (await view.fresh())["a"].status is Status.HEALTHY
+        if minute == 30:
+            here.providers["b"].found = Probe(finding=Finding.LOADING, reason="loading")
+        judged = await health.check_all(here.health_deps)
+        assert judged[0].checked_at == here.clock.now()
+        stored += [(minute, name) for name, found in here.health.judged.items() if found != before[name]]
+    assert [minute for minute, name in stored if name == "a"] == list(range(3, 61, 3))
+    assert (30, "b") in stored
+    assert len(stored) == 40
+
+
 async def test_nothing_is_decided_without_the_store() -> None:
     here = world(a=ScriptedProvider())
     here.health.down = True

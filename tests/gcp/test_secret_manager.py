@@ -128,7 +128,7 @@ class Store:
         return self.key
 
 
-async def test_it_is_read_once_in_five_minutes_and_kept_while_the_store_is_away() -> None:
+async def test_it_is_read_once_in_half_an_hour_and_kept_while_the_store_is_away() -> None:
     clock, store = Clock(), Store()
     source = SecretKey("r", store.read, monotonic=clock)
     assert store.reads == 0
@@ -141,6 +141,18 @@ async def test_it_is_read_once_in_five_minutes_and_kept_while_the_store_is_away(
     store.key = None
     assert await source.key() == "sk-two"
     assert store.reads == 3
+
+
+async def test_an_hour_of_ticks_reads_it_twice_and_a_refused_key_waits_for_no_tick() -> None:
+    clock, store = Clock(), Store()
+    source = SecretKey("r", store.read, monotonic=clock)
+    for minute in range(60):
+        clock.at = 60.0 * minute
+        assert await source.key() == "sk-one"
+    assert store.reads == 2
+    store.key = "sk-two"
+    assert await source.renew("sk-one")
+    assert await source.key() == "sk-two"
 
 
 async def test_a_key_that_stays_refused_is_not_looked_up_for_every_request() -> None:

@@ -36,6 +36,8 @@ class HealthDeps:
 async def check_all(deps: HealthDeps) -> list[EndpointHealth]:
     """Probe every configured endpoint concurrently, judge and store. One that hangs or fails does not delay the others.
 
+    What did not change is stored only every few minutes: each write costs money, and idle should cost next to nothing.
+
     Raises:
         StoreUnavailable: Raised after all endpoints were probed and all possible writes were done.
     """
@@ -51,7 +53,8 @@ async def check_all(deps: HealthDeps) -> list[EndpointHealth]:
         if old is None or old.status is not health.status:
             was = "new" if old is None else old.status
             log.info("%s: %s -> %s %s", health.endpoint, was, health.status, health.reason)
-    written = await asyncio.gather(*(deps.store.put(health) for health in judged), return_exceptions=True)
+    changed = [health for health in judged if policy.must_store(before.get(health.endpoint), health)]
+    written = await asyncio.gather(*(deps.store.put(health) for health in changed), return_exceptions=True)
     for outcome in written:
         if isinstance(outcome, BaseException):
             raise outcome

@@ -1,6 +1,6 @@
 """Secret Manager: provider keys that are rotated while functions run.
 
-A key is read on first use and cached for five minutes. When a provider refuses it, it is read again at once, so that a
+A key is read on first use and cached for half an hour. When a provider refuses it, it is read again at once, so that a
 rotated key works without a redeploy. Error messages never contain the key. Google's client is synchronous here: its
 calls are rare, and run in a thread of their own.
 """
@@ -31,7 +31,8 @@ log = logging.getLogger(__name__)
 
 PREFIX = "secret:"
 DEADLINE_S = 5.0
-CACHE_TTL_S = 300.0
+CACHE_TTL_S = 1800.0
+"""Each read is billed, and the scheduled functions use every key each minute. A refused key does not wait for it."""
 LOOK_AGAIN_S = 10.0
 """Shortest time between reads of a key that is refused, so that it is not read again for every request."""
 _NAME = re.compile(r"(?:projects/(?P<project>[^/]{1,128})/secrets/)?(?P<name>[A-Za-z0-9_-]{1,255})"

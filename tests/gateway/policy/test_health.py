@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from goblin.core.endpoints import Endpoint
-from goblin.gateway.domain.endpoint_health import EndpointHealth, Finding, Probe, Status
+from goblin.gateway.domain.endpoint_health import EndpointHealth, Finding, Pause, Probe, Status, Warmth
 from goblin.gateway.policy import health
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -77,6 +77,66 @@ def test_an_old_judgement_condemns_nobody() -> None:
     old = health.believe(ENDPOINT, bad, now=NOW + health.STALE_AFTER + timedelta(minutes=2))
     assert (old.status, old.reason) == (N, "last checked 7 minutes ago")
     assert health.believe(ENDPOINT, None, now=NOW).reason == "not checked yet"
+
+
+def after(probe: Probe, then: Probe, *, later: timedelta = timedelta(minutes=1)) -> bool:
+    """Whether a second look must be stored."""
+    first = health.judge(ENDPOINT, health.judge(ENDPOINT, None, probe, now=NOW), probe, now=NOW)
+    return health.must_store(first, health.judge(ENDPOINT, first, then, now=NOW + later))
+
+
+@pytest.mark.parametrize(
+    "then",
+    [
+        FAILED,
+        SLOW,
+        LOADING,
+        UNCLEAR,
+        replace(OK, models=("m", "n")),
+        replace(OK, loaded=("m",)),
+        replace(OK, warmth=Warmth.ASLEEP),
+    ],
+)
+def test_what_changed_is_stored_at_once(then: Probe) -> None:
+    assert after(OK, then)
+
+
+def test_another_reason_is_a_change() -> None:
+    assert after(FAILED, replace(FAILED, reason="answered 500"))
+
+
+def test_an_endpoint_whose_provider_changed_is_stored() -> None:
+    stored = judged(OK)[-1]
+    assert health.must_store(stored, replace(stored, provider="openai"))
+
+
+@pytest.mark.parametrize("probe", [OK, SLOW, LOADING, REFUSED, FAILED, UNCLEAR])
+def test_what_stays_as_it_is_is_not_stored_again_for_a_while(probe: Probe) -> None:
+    assert not after(probe, replace(probe, latency_ms=1900 if probe is OK else probe.latency_ms))
+    assert after(probe, probe, later=health.STORE_AGAIN_AFTER)
+    assert health.must_store(None, judged(probe)[-1])
+
+
+def test_pauses_of_requests_are_not_a_change() -> None:
+    pause = Pause(model="m", kind=None, open_until=NOW, reason="r", openings=1, told_at=NOW)
+    stored = replace(judged(OK)[-1], pauses=(pause,))
+    assert not health.must_store(stored, health.judge(ENDPOINT, replace(stored, pauses=()), OK, now=NOW))
+
+
+def test_unchanged_health_is_never_stale_even_if_one_check_is_missed() -> None:
+    period, read_late = timedelta(minutes=1), timedelta(seconds=20)
+    oldest = health.STORE_AGAIN_AFTER + 2 * period + read_late
+    assert oldest <= health.STALE_AFTER
+
+
+@given(st.lists(st.sampled_from([OK, SLOW, LOADING, REFUSED, FAILED, UNCLEAR]), min_size=1, max_size=12))
+def test_judging_by_what_is_stored_is_judging_by_every_look(probes: list[Probe]) -> None:
+    stored: EndpointHealth | None = None
+    for probe, every in zip(probes, judged(*probes), strict=True):
+        found = health.judge(ENDPOINT, stored, probe, now=NOW)
+        assert (found.status, found.reason) == (every.status, every.reason)
+        if health.must_store(stored, found):
+            stored = found
 
 
 @given(st.lists(st.sampled_from([OK, SLOW, LOADING, REFUSED, FAILED, UNCLEAR]), min_size=1, max_size=12))

@@ -11,6 +11,10 @@ from goblin.gateway.domain.endpoint_health import EndpointHealth, Finding, Probe
 FAILURES_TO_CONDEMN = 2
 SLOW_MS = 2000
 STALE_AFTER = timedelta(minutes=5)
+"""Age at which health is not believed any more."""
+STORE_AGAIN_AFTER = timedelta(seconds=150)
+"""Age at which unchanged health is stored again. With a check each minute it is stored every three minutes, and stays
+below `STALE_AFTER` even if one check is missed."""
 
 
 def judge(endpoint: Endpoint, before: EndpointHealth | None, probe: Probe, *, now: datetime) -> EndpointHealth:
@@ -59,6 +63,21 @@ def _status(before: EndpointHealth, seen: EndpointHealth, probe: Probe) -> tuple
             if probe.latency_ms is not None and probe.latency_ms >= SLOW_MS:
                 return Status.DEGRADED, f"slow: a probe took {probe.latency_ms} ms"
             return Status.HEALTHY, ""
+
+
+def must_store(stored: EndpointHealth | None, judged: EndpointHealth) -> bool:
+    """Tell whether health must be stored: the router or the next judgement would differ, or the stored one is old.
+
+    The number of failures matters only up to the one that condemns; latency and successes alone change nothing.
+    """
+    if stored is None or stored.checked_at is None or judged.checked_at is None:
+        return True
+    return _told(stored) != _told(judged) or judged.checked_at - stored.checked_at >= STORE_AGAIN_AFTER
+
+
+def _told(health: EndpointHealth) -> EndpointHealth:
+    failures = min(health.failures, FAILURES_TO_CONDEMN)
+    return replace(health, checked_at=None, latency_ms=None, successes=0, failures=failures, pauses=())
 
 
 def unseen(endpoint: Endpoint) -> EndpointHealth:
