@@ -106,6 +106,6 @@ def test_what_is_not_kept_is_refused_loudly(local_cloud: Any, path: str, caplog:
     import httpx
 
     response = httpx.get(local_cloud.storage_url + path)
-    assert response.status_code == 501
+    assert response.status_code == 400
     assert response.json()["error"]["errors"][0]["reason"] == "notImplemented"
     assert path in caplog.text

@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import gzip
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import suppress
@@ -13,6 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from localcloud.storage import transcoding
 from localcloud.storage.catalog import Catalog
 from localcloud.storage.downloads import RangeNotSatisfiable, parse_range
 from localcloud.storage.errors import StorageError
@@ -23,6 +25,7 @@ from localcloud.storage.objects import Objects, merge
 from localcloud.storage.preconditions import NONE
 from localcloud.storage.records import Bucket, etag
 from localcloud.storage.related import Related, boundary
+from localcloud.storage.routes import canonical
 from localcloud.storage.sessions import parse_content_range
 
 
@@ -50,6 +53,26 @@ def test_a_range_is_read_or_ignored(header: str | None, wanted: tuple[int, int] 
 def test_a_range_past_the_end_is_refused(header: str, size: int) -> None:
     with pytest.raises(RangeNotSatisfiable):
         parse_range(header, size)
+
+
+@pytest.mark.parametrize(
+    ("header", "content_length", "wanted"),
+    [
+        (None, "7", (0, 7, 7)),
+        (None, None, (0, None, None)),
+        ("bytes 0-9/10", "10", (0, 10, 10)),
+        ("bytes 5-9/*", "5", (5, 5, None)),
+        ("bytes */10", "0", (None, None, 10)),
+        ("bytes */*", "0", (None, None, None)),
+        ("bytes 0-*/*", None, (0, None, None)),
+        ("bytes 5-*/10", None, (5, None, 10)),
+    ],
+)
+def test_a_content_range_says_where_the_bytes_go(
+    header: str | None, content_length: str | None, wanted: tuple[int | None, int | None, int | None]
+) -> None:
+    where = parse_content_range(header, content_length)
+    assert (where.first, where.length, where.total) == wanted
 
 
 @pytest.mark.parametrize("header", ["", "bytes", "bytes 1-2", "bytes 3-2/9", "bytes 0-9/9", "bytes -1-2/9", "bytes a"])
@@ -80,16 +103,22 @@ async def pieces(data: bytes, cuts: list[int]) -> AsyncIterator[bytes]:
 
 
 @given(
-    media=st.one_of(st.binary(max_size=200), st.sampled_from([b"\r\n--mark", b"\r\n--mar", b"--mark--\r\n", b"\r\n"])),
+    media=st.one_of(
+        st.binary(max_size=200), st.sampled_from([b"\r\n--mark", b"\r\n--mar", b"--mark--\r\n", b"\r\n", b"\n", b"\r"])
+    ),
     cuts=st.lists(st.integers(0, 1000), max_size=8),
+    line_end=st.sampled_from([b"\r\n", b"\n"]),
 )
-def test_a_multipart_body_is_read_alike_however_it_is_cut(media: bytes, cuts: list[int]) -> None:
-    if b"\r\n--mark" in media:
-        media = media.replace(b"\r\n--mark", b"")
+def test_a_multipart_body_is_read_alike_however_it_is_cut(media: bytes, cuts: list[int], line_end: bytes) -> None:
+    if line_end + b"--mark" in media:
+        media = media.replace(line_end + b"--mark", b"")
     body = (
-        b'--mark\r\ncontent-type: application/json\r\n\r\n{"name": "x"}\r\n--mark\r\ncontent-type: text/x\r\n\r\n'
+        b'--mark\ncontent-type: application/json\n\n{"name": "x"}\n--mark\ncontent-type: text/x\n\n'.replace(
+            b"\n", line_end
+        )
         + media
-        + b"\r\n--mark--\r\n"
+        + line_end
+        + b"--mark--"
     )
 
     async def read() -> tuple[dict[str, object], str, bytes]:
@@ -112,6 +141,65 @@ async def test_a_multipart_body_that_ends_early_is_refused() -> None:
 def test_a_content_type_without_a_boundary_is_refused(value: str) -> None:
     with pytest.raises(StorageError):
         boundary(value, "multipart/related")
+
+
+@pytest.mark.parametrize("value", ["mark", '"mark"', "'mark'"])
+def test_a_boundary_is_read_without_its_quotes(value: str) -> None:
+    assert boundary(f"multipart/related; boundary={value}", "multipart/related") == b"mark"
+
+
+@pytest.mark.parametrize(
+    ("path", "wanted"),
+    [
+        ("/b", "/storage/v1/b"),
+        ("/b/x/o/a%2Fb", "/storage/v1/b/x/o/a%2Fb"),
+        ("/upload/b/x/o", "/upload/storage/v1/b/x/o"),
+        ("/download/b/x/o/y", "/download/storage/v1/b/x/o/y"),
+        ("/resumable/upload/storage/v1/b/x/o", "/upload/storage/v1/b/x/o"),
+        ("/resumable/upload/b/x/o", "/upload/storage/v1/b/x/o"),
+        ("/projects/p/serviceAccount", "/storage/v1/projects/p/serviceAccount"),
+        ("/storage/v1/b/x", "/storage/v1/b/x"),
+        ("/bucket/b/x", "/bucket/b/x"),
+        ("/projects/p/other", "/projects/p/other"),
+        ("/", "/"),
+    ],
+)
+def test_a_path_of_the_json_api_is_completed(path: str, wanted: str) -> None:
+    assert canonical(path) == wanted
+    assert canonical(wanted) == wanted
+
+
+@pytest.mark.parametrize(
+    ("fields", "accepted", "wanted"),
+    [
+        ({"contentEncoding": "gzip"}, "", True),
+        ({"contentEncoding": "gzip"}, "identity", True),
+        ({"contentEncoding": "gzip"}, "deflate, gzip;q=0", True),
+        ({"contentEncoding": "gzip"}, "gzip;q=0.000", True),
+        ({"contentEncoding": "gzip"}, "gzip", False),
+        ({"contentEncoding": "gzip"}, "br, GZIP;q=0.5", False),
+        ({"contentEncoding": "gzip", "cacheControl": "public, no-transform"}, "", False),
+        ({"contentEncoding": "br"}, "", False),
+        ({}, "", False),
+    ],
+)
+def test_a_packed_object_is_unpacked_for_a_client_that_does_not_accept_gzip(
+    fields: dict[str, object], accepted: str, wanted: bool
+) -> None:
+    assert transcoding.is_served_unpacked(fields, accepted) == wanted
+
+
+@given(members=st.lists(st.binary(max_size=50), max_size=3), cuts=st.lists(st.integers(0, 1000), max_size=8))
+def test_gzip_is_unpacked_alike_however_it_is_cut(members: list[bytes], cuts: list[int]) -> None:
+    packed = b"".join(gzip.compress(member) for member in members)
+
+    async def unpack(data: bytes) -> bytes:
+        return b"".join([chunk async for chunk in transcoding.gunzip(pieces(data, cuts))])
+
+    assert asyncio.run(unpack(packed)) == b"".join(members)
+    if packed:
+        with pytest.raises(StorageError, match="ends early"):
+            asyncio.run(unpack(packed[:-1]))
 
 
 json_values = st.recursive(

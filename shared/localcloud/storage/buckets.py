@@ -96,6 +96,19 @@ class Buckets:
             self._catalog.delete_bucket(bucket)
         return Response(status_code=204)
 
+    async def layout(self, request: Request, bucket: str) -> Response:
+        """GET `/b/B/storageLayout`: that names are flat, without folders. `gcloud storage` asks before `rm -r`."""
+        resource = self._catalog.bucket(bucket).as_json(endpoint(request))
+        answer = {name: resource[name] for name in ("location", "locationType")}
+        flat = {"hierarchicalNamespace": {"enabled": False}}
+        return json_response({"kind": "storage#storageLayout", "bucket": bucket, **answer, **flat})
+
+    async def list_managed_folders(self, request: Request, bucket: str) -> Response:
+        """GET `/b/B/managedFolders`: none, ever. `gcloud storage rm -r` deletes them before the bucket."""
+        del request
+        self._catalog.bucket(bucket)
+        return json_response({"kind": "storage#managedFolders"})
+
     async def service_account(self, request: Request, project: str) -> Response:
         """GET `/projects/P/serviceAccount`: the account that publishes notifications."""
         del request

@@ -1,15 +1,16 @@
 """Downloads: an object's bytes, whole, as a range, or decompressed for a client that does not accept gzip."""
 
 import re
-import zlib
 from collections.abc import AsyncIterator, Mapping
 from email.utils import formatdate
+from pathlib import Path
 from urllib.parse import quote
 
 from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from localcloud.storage import files as disk
+from localcloud.storage import transcoding
 from localcloud.storage.errors import StorageError
 from localcloud.storage.files import CHUNK, Files
 from localcloud.storage.records import StoredObject
@@ -42,10 +43,12 @@ async def send(
     """
     headers = {**object_headers(stored), **(overrides or {})}
     size = stored.content.size
-    if stored.fields.get("contentEncoding") == "gzip" and not _takes_gzip(request):
+    path = files.path(stored.generation)
+    accepted = request.headers.get("accept-encoding", "")
+    if transcoding.is_served_unpacked(stored.fields, accepted) and await _is_gzip(path, size):
         del headers["content-encoding"]
         headers["warning"] = "214 UploadServer gunzipped"
-        chunks = _gunzip(disk.read(files.path(stored.generation), 0, size))
+        chunks = transcoding.gunzip(disk.read(path, 0, size))
         return StreamingResponse(_nothing() if request.method == "HEAD" else chunks, headers=headers)
     wanted = parse_range(request.headers.get("range"), size)
     start, length = wanted or (0, size)
@@ -56,7 +59,7 @@ async def send(
     status = 200 if wanted is None else 206
     if request.method == "HEAD" or not length:
         return Response(status_code=status, headers=headers)
-    chunks = disk.read(files.path(stored.generation), start, length)
+    chunks = disk.read(path, start, length)
     if length <= CHUNK:
         return Response(b"".join([chunk async for chunk in chunks]), status, headers=headers)
     # Open the file before the first header is sent, so that a deletion meanwhile does not cut the download short.
@@ -113,10 +116,6 @@ def parse_range(header: str | None, size: int) -> tuple[int, int] | None:
     return start, end - start + 1
 
 
-def _takes_gzip(request: Request) -> bool:
-    return "gzip" in request.headers.get("accept-encoding", "")
-
-
 def header_text(value: str) -> str:
     """Return a value safe for a header: Latin-1 stays, the rest and line breaks are percent-encoded."""
     if value.isascii() and value.isprintable():
@@ -124,23 +123,15 @@ def header_text(value: str) -> str:
     return quote(value, safe=" !#$&'()*+,-./:;<=>?@[]^_`{|}~\"")
 
 
+async def _is_gzip(path: Path, size: int) -> bool:
+    start = disk.read(path, 0, min(size, len(transcoding.MAGIC)))
+    return b"".join([piece async for piece in start]) == transcoding.MAGIC
+
+
 async def _chain(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
     yield first
     async for chunk in rest:
         yield chunk
-
-
-async def _gunzip(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    unzip = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
-    async for chunk in chunks:
-        tail = chunk
-        while tail:
-            piece = unzip.decompress(tail, CHUNK)
-            tail = unzip.unconsumed_tail
-            if piece:
-                yield piece
-    if rest := unzip.flush():
-        yield rest
 
 
 async def _nothing() -> AsyncIterator[bytes]:

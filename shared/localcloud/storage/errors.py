@@ -8,6 +8,9 @@ from xml.sax.saxutils import escape
 
 import msgspec
 
+NOT_IMPLEMENTED = "notImplemented"
+"""The reason of a refusal that is localcloud's limit, not the client's fault."""
+
 
 class StorageError(Exception):
     """The request is refused; never a fault of this server."""
@@ -113,5 +116,8 @@ def too_large(message: str) -> StorageError:
 
 
 def unkept(what: str) -> StorageError:
-    """Refuse with 501: production supports it, localcloud does not."""
-    return StorageError(501, "notImplemented", f"{what} is not supported by localcloud.", xml_code="NotImplemented")
+    """Refuse with 400: production supports it, localcloud does not.
+
+    The fitting status would be 501, but `gcloud storage` repeats every 5xx for a minute and more before it shows it.
+    """
+    return StorageError(400, NOT_IMPLEMENTED, f"{what} is not supported by localcloud.", xml_code="NotImplemented")

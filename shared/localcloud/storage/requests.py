@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
+from localcloud.storage import transcoding
 from localcloud.storage.errors import invalid, too_large, unkept
 
 JSON_BYTES_MAX = 1 << 20
@@ -16,12 +17,12 @@ OBJECT_BYTES_MAX = 5 << 40
 
 
 async def read_body(request: Request, limit: int) -> bytes:
-    """Read a whole small body; raises 413 above `limit` bytes."""
+    """Read a whole small body, unpacked if it is compressed; raises 413 above `limit` bytes."""
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large(f"The request body is larger than {limit} bytes")
     body = bytearray()
-    async for chunk in request.stream():
+    async for chunk in transcoding.body(request):
         body += chunk
         if len(body) > limit:
             raise too_large(f"The request body is larger than {limit} bytes")
@@ -72,7 +73,7 @@ def digests(headers: Mapping[str, str], fields: Mapping[str, Any] | None = None)
 
 
 def refuse_customer_keys(headers: Mapping[str, str]) -> None:
-    """Raise 501 for customer-supplied encryption keys: localcloud would store the bytes unencrypted."""
+    """Raise 400 for customer-supplied encryption keys: localcloud would store the bytes unencrypted."""
     if any(name.startswith(("x-goog-encryption-key", "x-goog-copy-source-encryption")) for name in headers):
         raise unkept("Encryption with customer-supplied keys")
 

@@ -1,6 +1,7 @@
 """Routing: from a path to its handler, and from an error to the shape of its API.
 
-Paths are matched undecoded, as sent: an object named `a/b` is the one segment `a%2Fb`.
+Paths are matched undecoded, as sent: an object named `a/b` is the one segment `a%2Fb`. Clients leave out parts of the
+JSON API's paths or add to them; `canonical` knows which.
 """
 
 import logging
@@ -16,7 +17,7 @@ from starlette.types import Receive, Scope, Send
 from localcloud.storage.batch import batch
 from localcloud.storage.buckets import Buckets
 from localcloud.storage.downloads import RangeNotSatisfiable
-from localcloud.storage.errors import StorageError, invalid, unkept
+from localcloud.storage.errors import NOT_IMPLEMENTED, StorageError, invalid, unkept
 from localcloud.storage.resources import Resources
 from localcloud.storage.uploads import Uploads
 from localcloud.storage.xml import Xml
@@ -28,6 +29,7 @@ DRAINED_MAX = 8 << 20
 """Bytes of an unread body that are read and dropped, so that the client reads our refusal."""
 
 _JSON_PREFIXES = ("/storage/", "/upload/", "/download/", "/resumable/", "/batch")
+_BARE = re.compile(r"(?P<head>/upload|/download|)(?P<rest>/b|/b/.*|/projects/[^/]+/serviceAccount)")
 
 
 class Routes:
@@ -47,6 +49,8 @@ class Routes:
                 "PUT": buckets.update,
                 "DELETE": buckets.delete,
             },
+            f"{bucket}/storageLayout": {"GET": buckets.layout},
+            f"{bucket}/managedFolders": {"GET": buckets.list_managed_folders},
             f"{bucket}/notificationConfigs": {
                 "GET": buckets.list_notifications,
                 "POST": buckets.insert_notification,
@@ -86,21 +90,22 @@ class Routes:
 
     async def answer(self, request: Request) -> Response:
         """Find the handler and turn its refusal into a response."""
-        path: str = request.scope.get("raw_path", request.url.path.encode()).decode("latin-1").partition("?")[0]
+        sent: str = request.scope.get("raw_path", request.url.path.encode()).decode("latin-1").partition("?")[0]
+        path = canonical(sent)
         is_json = path.startswith(_JSON_PREFIXES)
         try:
             if path.startswith("/batch"):
                 return await batch(request, self._answer_json)
             return await (self._json(request, path) if is_json else self._object(request, path))
         except StorageError as error:
-            if error.status == 501:
+            if error.reason == NOT_IMPLEMENTED:
                 log.warning("%s %s: %s", request.method, path, error.message)
             await _drain(request)
             return error_response(error, is_json=is_json)
 
     async def _answer_json(self, request: Request) -> Response:
         """Answer one call of a batch: JSON only, no batch inside a batch, no media."""
-        path = request.scope["raw_path"].decode("latin-1")
+        path = canonical(request.scope["raw_path"].decode("latin-1"))
         try:
             if request.query_params.get("alt") == "media":
                 raise invalid("A batch request cannot carry media")
@@ -120,6 +125,17 @@ class Routes:
         if not bucket or not name:
             raise unkept(f"{request.method} {path}")
         return await self._xml.handle(request, _decode(bucket), _decode(name))
+
+
+def canonical(path: str) -> str:
+    """Return a path as the JSON API documents it; a path of the XML API stays as it is.
+
+    - Node's client leaves out `/storage/v1` when it is set to an emulator. No bucket can be called `b`: too short.
+    - `gcloud storage` starts resumable uploads below `/resumable/upload`, as the API's discovery document says.
+    """
+    path = "/upload/" + path.removeprefix("/resumable/upload/") if path.startswith("/resumable/upload/") else path
+    bare = _BARE.fullmatch(path)
+    return f"{bare['head']}/storage/v1{bare['rest']}" if bare else path
 
 
 def error_response(error: StorageError, *, is_json: bool) -> Response:

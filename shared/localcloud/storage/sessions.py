@@ -28,7 +28,7 @@ CHUNK_MIN = 256 << 10
 _HASHES_KEPT = 64
 _LIFE_US = 7 * 86_400 * 1_000_000
 
-_CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d{1,18})-(?P<last>\d{1,18})|\*)/(?P<total>\d{1,18}|\*)")
+_CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d{1,18})-(?P<last>\d{1,18}|\*)|\*)/(?P<total>\d{1,18}|\*)")
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -61,7 +61,7 @@ class ContentRange:
     first: int | None
     """The offset of the first byte; None for a status query."""
     length: int | None
-    """The number of bytes; None when the header does not say."""
+    """The number of bytes; None when the header does not say: the body then goes to the object's end."""
     total: int | None
     """The size of the whole object; None when the client does not know it yet."""
 
@@ -147,7 +147,7 @@ class Sessions:
                 await self._append(incoming, where, chunks)
                 self._remember(upload_id, incoming.hashes)
             if where.first is not None and where.length is None and total is None:
-                total = incoming.size  # The body had neither range nor length: its end is the object's end.
+                total = incoming.size  # No length and no total: the body's end is the object's end.
             if total is None or incoming.size < total:
                 return incoming.size
             return await self._finish(session, incoming, total, {**session.plan.expected, **expected})
@@ -245,7 +245,10 @@ class Sessions:
 
 
 def parse_content_range(header: str | None, content_length: str | None) -> ContentRange:
-    """Parse `Content-Range`; without one the body is the whole object."""
+    """Parse `Content-Range`; without one the body is the whole object.
+
+    `bytes 0-*/*` is what `@google-cloud/storage` for Node sends by default: from 0 to wherever the body ends.
+    """
     if header is None:
         length = int(content_length) if content_length and content_length.isdigit() else None
         return ContentRange(first=0, length=length, total=length)
@@ -255,7 +258,10 @@ def parse_content_range(header: str | None, content_length: str | None) -> Conte
     total = None if match["total"] == "*" else int(match["total"])
     if match["first"] is None:
         return ContentRange(first=None, length=None, total=total)
-    first, last = int(match["first"]), int(match["last"])
+    first = int(match["first"])
+    if match["last"] == "*":
+        return ContentRange(first=first, length=None, total=total)
+    last = int(match["last"])
     if last < first or (total is not None and last >= total):
         raise invalid("Invalid Content-Range header.")
     return ContentRange(first=first, length=last - first + 1, total=total)

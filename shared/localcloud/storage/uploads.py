@@ -8,7 +8,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
-from localcloud.storage import preconditions
+from localcloud.storage import preconditions, transcoding
 from localcloud.storage.errors import StorageError, invalid, required
 from localcloud.storage.objects import Objects, check_name
 from localcloud.storage.records import StoredObject
@@ -59,7 +59,8 @@ class Uploads:
     async def _media(self, request: Request, bucket: str) -> Response:
         name = _name(request, {})
         fields = _query_fields(request.query_params, request.headers.get("content-type", ""))
-        incoming = await self._objects.files.received(bounded(request.stream()))
+        chunks = transcoding.body(request, fields.get("contentEncoding"))
+        incoming = await self._objects.files.received(bounded(chunks))
         stored = await self._objects.receive(
             bucket,
             name,
@@ -72,7 +73,7 @@ class Uploads:
 
     async def _multipart(self, request: Request, bucket: str) -> Response:
         mark = boundary(request.headers.get("content-type", ""), "multipart/related")
-        body = Related(bounded(request.stream()), mark)
+        body = Related(bounded(transcoding.body(request)), mark)
         metadata = await body.metadata()
         name = _name(request, metadata)
         incoming = await self._objects.files.received(body.media())
@@ -109,8 +110,15 @@ class Uploads:
 
 async def receive_chunk(sessions: Sessions, request: Request) -> StoredObject | int:
     """Pass a request's body to the session it names; both APIs send chunks the same way."""
-    where = parse_content_range(request.headers.get("content-range"), request.headers.get("content-length"))
-    return await sessions.receive(_upload_id(request), where, bounded(request.stream()), digests(request.headers))
+    upload_id = _upload_id(request)
+    encoding = sessions.find(upload_id).plan.fields.get("contentEncoding")
+    # The length of a packed body says nothing about the object's.
+    packed = transcoding.is_packed(request.headers, encoding)
+    where = parse_content_range(
+        request.headers.get("content-range"), None if packed else request.headers.get("content-length")
+    )
+    chunks = transcoding.body(request, encoding)
+    return await sessions.receive(upload_id, where, bounded(chunks), digests(request.headers))
 
 
 def incomplete(size: int) -> Response:
