@@ -74,7 +74,7 @@ async def follow(event: events.Event, deps: BudgetDeps) -> None:
 async def thaw(account: str, *, actor: str, wish_id: str, deps: BudgetDeps) -> list[Freeze]:
     """Lift the freezes of an account.
 
-    A freeze made in the meantime is not lifted: the person has not seen it.
+    Those that are recorded after this has read the ledger stay, whatever the order in which the entries are written.
 
     Args:
         account: `total` or a provider's name. Freezes of other accounts stay.
