@@ -41,6 +41,8 @@ class FakeRegistry:
     generation: int = 0
     lose_answer: bool = False
     """The next move arrives and its answer does not."""
+    lists: int = 0
+    """How often all pointers were asked for."""
 
     async def upload(
         self, name: ModelName, version: str, artifact: str, file: Path, *, progress: Callable[[int], None]
@@ -78,6 +80,7 @@ class FakeRegistry:
         return self.moves.get(name)
 
     async def pointers(self) -> Sequence[Pointer]:
+        self.lists += 1
         return list(self.moves.values())
 
     async def move(self, promotion: Promotion, *, generation: int) -> None:

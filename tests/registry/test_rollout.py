@@ -196,6 +196,16 @@ async def test_a_crash_between_the_load_and_its_record_is_made_good(
     assert (await world.store.get("llm")).served is not None
 
 
+async def test_a_tick_without_work_lists_the_bucket_once(world: World) -> None:
+    """A list is what a month of idle pays most for."""
+    servers = {name: rollout.ModelServerTarget(takes="*", control=world.server) for name in ("llm", "big")}
+    deps = replace(world.deps, servers=servers)
+    await rollout.follow(await world.promote("1.0.0"), deps)
+    world.registry.lists = 0
+    await rollout.tick(deps)
+    assert world.registry.lists == 1
+
+
 async def test_a_server_that_is_down_holds_up_no_other(world: World) -> None:
     down = FakeModelServer(world.registry, down=StoreUnavailable("no answer"))
     world.deps.servers["down"] = rollout.ModelServerTarget(takes="*", control=down)  # type: ignore[index]

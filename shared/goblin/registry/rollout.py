@@ -7,7 +7,7 @@ pointers are read again after every load, so that of two racing rollouts the new
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from goblin.core.errors import GoblinError, InvalidRequest, MalformedEvent, Transient
@@ -15,7 +15,7 @@ from goblin.core.events import ModelPromoted
 from goblin.core.ports import ObjectStore
 from goblin.gateway import health
 from goblin.registry import promotion as promotion_service
-from goblin.registry.domain.versions import ModelName, Promotion, ServingState, Version, version_order
+from goblin.registry.domain.versions import ModelName, Pointer, Promotion, ServingState, Version, version_order
 from goblin.registry.policy import promotion as policy
 from goblin.registry.policy.promotion import Keep, Load
 from goblin.registry.ports import ModelServer, ServingStore
@@ -71,14 +71,18 @@ async def follow(event: ModelPromoted, deps: RolloutDeps) -> None:
 
 async def tick(deps: RolloutDeps) -> None:
     """Publish events that are still due, then bring the servers in line, as after a restart or a lost event."""
-    for pointer in await deps.models.registry.pointers():
+    pointers = await deps.models.registry.pointers()
+    for pointer in pointers:
         if await promotion_service.announce(pointer.promotion, deps.models):
             log.info("%s seq %d: published its event late", pointer.promotion.name, pointer.promotion.seq)
-    await bring_in_line(deps)
+    await bring_in_line(deps, pointers)
 
 
-async def bring_in_line(deps: RolloutDeps) -> None:
+async def bring_in_line(deps: RolloutDeps, pointers: Sequence[Pointer] | None = None) -> None:
     """Make each server serve what it should, one after the other; a failure does not stop the others.
+
+    Args:
+        pointers: Pointers that were read just now. They are read again after each load.
 
     Raises:
         Transient: A server or a store did not answer.
@@ -87,10 +91,13 @@ async def bring_in_line(deps: RolloutDeps) -> None:
     changed = False
     for endpoint, server in deps.servers.items():
         try:
-            changed |= await _bring(endpoint, server, deps)
+            if pointers is None:
+                pointers = await deps.models.registry.pointers()
+            if await _bring(endpoint, server, pointers, deps):
+                changed, pointers = True, None
         except Transient as error:
             log.warning("%s could not be brought in line: %s", endpoint, error.message)
-            failed = error
+            failed, pointers = error, None
     if changed:
         # The router learns of models from the health check.
         await health.check_all(deps.health)
@@ -98,12 +105,12 @@ async def bring_in_line(deps: RolloutDeps) -> None:
         raise failed
 
 
-async def _bring(endpoint: str, server: ModelServerTarget, deps: RolloutDeps) -> bool:
+async def _bring(endpoint: str, server: ModelServerTarget, pointers: Sequence[Pointer], deps: RolloutDeps) -> bool:
     """Bring one server in line; return whether it serves another model now."""
     changed = False
     for _ in range(LOADS_MAX):
         # Load.
-        production = [pointer.promotion for pointer in await deps.models.registry.pointers()]
+        production = [pointer.promotion for pointer in pointers]
         wanted = policy.choose_wanted(production, takes=server.takes)
         known = await deps.store.get(endpoint)
         if wanted is None and known.served is None:
@@ -118,6 +125,7 @@ async def _bring(endpoint: str, server: ModelServerTarget, deps: RolloutDeps) ->
                 return changed
             case Load(promotion=promotion):
                 changed |= await _load(promotion, server, known, deps)
+                pointers = await deps.models.registry.pointers()
     return changed
 
 
