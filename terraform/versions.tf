@@ -1,0 +1,27 @@
+terraform {
+  required_version = ">= 1.11"
+
+  required_providers {
+    google = {
+      source  = "hashicorp/google"
+      version = ">= 7.45, < 9.0"
+    }
+  }
+
+  # `terraform init -backend-config=bucket=NAME` says which bucket.
+  backend "gcs" {
+    prefix = "goblin"
+  }
+}
+
+provider "google" {
+  project = var.project_id
+  region  = var.region
+
+  # A person's own credentials have no project for quotas; Cloud Billing's
+  # budgets and some others refuse them without.
+  user_project_override = true
+  billing_project       = var.project_id
+
+  default_labels = { app = var.prefix }
+}
