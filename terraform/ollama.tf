@@ -131,6 +131,7 @@ resource "google_compute_instance" "ollama" {
   metadata = {
     block-project-ssh-keys = "true"
     serial-port-enable     = "false"
+    startup-script         = templatefile("${path.module}/ollama-idle.sh", { idle_min = var.ollama.idle_min })
   }
 
   lifecycle {

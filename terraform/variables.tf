@@ -157,9 +157,15 @@ variable "ollama" {
     image        = string
     machine_type = optional(string, "g2-standard-4")
     disk_gib     = optional(number, 50)
+    idle_min     = optional(number, 20)
     stop_at      = optional(string, "0 3 * * *")
   })
   default = null
+
+  validation {
+    condition     = var.ollama == null || try(var.ollama.idle_min >= 6 && floor(var.ollama.idle_min) == var.ollama.idle_min, false)
+    error_message = "ollama.idle_min is a whole number of minutes from 6: Ollama itself keeps a model for 5."
+  }
 
   validation {
     condition     = var.ollama == null || try(startswith(var.ollama.zone, "${var.region}-"), false)

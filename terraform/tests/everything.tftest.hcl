@@ -46,6 +46,10 @@ run "plans" {
     error_message = "Only functions that talk to Ollama are in its network."
   }
   assert {
+    condition     = strcontains(google_compute_instance.ollama[0].metadata["startup-script"], "-ge 20 ]; then exec poweroff")
+    error_message = "The VM powers itself off when idle."
+  }
+  assert {
     condition     = local.functions["gateway"].url == "https://goblin-gateway-123456789012.us-east1.run.app"
     error_message = "URLs are known before the services exist."
   }

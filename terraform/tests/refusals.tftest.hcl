@@ -89,6 +89,14 @@ run "a_vm_in_another_region" {
   expect_failures = [var.ollama]
 }
 
+run "a_vm_that_stops_before_ollama_is_idle" {
+  command = plan
+  variables {
+    ollama = { zone = "us-east1-c", image = "projects/p/global/images/ollama", idle_min = 5 }
+  }
+  expect_failures = [var.ollama]
+}
+
 run "a_key_without_its_ring" {
   command = plan
   variables {

@@ -350,6 +350,46 @@ def test_the_readme_says_how_to_leave_what_is_kept() -> None:
 INSTALL_S_MAX = 300
 
 
+IDLE, BUSY = '{"models":[]}', '{"models":[{"name":"tinyllama:latest"}]}'
+
+
+@pytest.mark.parametrize(
+    ("answers", "logged_in", "minutes"),
+    [
+        ([IDLE] * 9, "", 6),
+        ([BUSY] * 3 + [IDLE] * 9, "", 9),
+        ([IDLE] * 5 + [BUSY] + [IDLE] * 9, "", 12),
+        ([""] * 9, "", 6),
+        ([BUSY] * 9, "", None),
+        ([IDLE] * 9, "ann pts/0", None),
+    ],
+)
+def test_the_ollama_vm_powers_itself_off_when_idle(
+    tmp_path: Path, answers: list[str], logged_in: str, minutes: int | None
+) -> None:
+    """The script runs with commands of ours: each `sleep` is a minute, after the last answer it fails."""
+    (tmp_path / "script").write_text((CONFIGURATION / "ollama-idle.sh").read_text().replace("${idle_min}", "6"))
+    for minute, answer in enumerate(answers, 1):
+        (tmp_path / f"answer-{minute}").write_text(answer)
+    (tmp_path / "minute").write_text("0")
+    commands = {
+        "systemd-run": 'while [ "${1#--}" != "$1" ]; do shift; done; exec "$@"',
+        "sleep": 'now=$(($(cat minute) + 1)); echo $now > minute; [ -f "answer-$now" ]',
+        "curl": 'cat "answer-$(cat minute)"',
+        "who": f"printf %s '{logged_in}'",
+        "poweroff": "cp minute off",
+    }
+    for name, body in commands.items():
+        file = tmp_path / "bin" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(f"#!/bin/sh\n{body}\n")
+        file.chmod(0o755)
+    path = f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+    subprocess.run(["sh", "script"], cwd=tmp_path, env={"PATH": path}, check=True, timeout=30)
+    off = tmp_path / "off"
+    assert (int(off.read_text()) if off.exists() else None) == minutes
+
+
 @pytest.fixture(scope="session")
 def checkov() -> Path:
     """Checkov in a virtual environment of its own, made once per machine: it pins packages that ours has newer."""

@@ -39,8 +39,8 @@ class EndpointSilent(ProviderUnavailable):
 class RetryBudget:
     """How many retries and hedges this process may add to its requests; shared by all requests."""
 
-    retry: retries.RetryAllowance = field(default_factory=lambda: retries.RetryAllowance(share=0.2))
-    hedge: retries.RetryAllowance = field(default_factory=lambda: retries.RetryAllowance(share=0.05))
+    retry: retries.RetryAllowance = field(default_factory=lambda: retries.RetryAllowance(share=retries.RETRIES_SHARE))
+    hedge: retries.RetryAllowance = field(default_factory=lambda: retries.RetryAllowance(share=retries.HEDGES_SHARE))
 
     def earn(self) -> None:
         self.retry, self.hedge = retries.earn(self.retry), retries.earn(self.hedge)

@@ -11,6 +11,11 @@ BACKOFF_S = 0.1
 WAIT_S_MAX = 2.0
 """A longer wait is not served here: the caller gets `Retry-After`, and waits without holding a connection."""
 
+RETRIES_SHARE = 0.2
+"""Retries that a process may add to its requests."""
+HEDGES_SHARE = 0.05
+"""Hedges that it may add."""
+
 # Faults that pass by themselves, and how long that takes when the endpoint does not say.
 _BUSY_S = {Fault.RATE: 1.0, Fault.CAPACITY: 0.5, Fault.LOADING: 1.0}
 

@@ -30,6 +30,8 @@ STALL_S = 30 * 60.0
 """Longest time with heartbeats but without progress, unless the interval between checkpoints is longer."""
 BACKOFF_S_MAX = 300.0
 NO_CAPACITY_S = 15.0
+REFUSALS_MAX = 10
+"""No longer wait follows from more of them."""
 """Pause after a provider refused a rental; it doubles with each further refusal."""
 ENDED_KEPT = timedelta(days=30)
 SLOW_SHARE = 0.4
@@ -194,7 +196,7 @@ def apply(job: Job, trigger: Trigger, *, now: datetime, reason: str = "", **chan
         after = _after_loss(after, now)
     if trigger is Trigger.NOT_RENTED:
         wait_s = min(BACKOFF_S_MAX, NO_CAPACITY_S * 2.0**job.refusals)
-        after = replace(after, refusals=min(job.refusals + 1, 10), not_before=now + timedelta(seconds=wait_s))
+        after = replace(after, refusals=min(job.refusals + 1, REFUSALS_MAX), not_before=now + timedelta(seconds=wait_s))
     if trigger is Trigger.CLAIMED:
         after = replace(after, refusals=0)
     return Transition(job=after, actions=actions)

@@ -22,6 +22,10 @@ MIB_PER_S = 1_000_000 / 8 / 1_048_576
 """MiB per second in a megabit per second."""
 BOX_SHARE = 0.97
 """GPU memory as the driver reports it, as a share of the advertised memory."""
+RELIABILITY_MIN = 0.9
+"""Of the hosts that are searched for at all; `jobs/policy/spot/offers` has a minimum for every provider's offers."""
+DOWNLOAD_MBIT_PER_S_MIN = 128
+CUDA_MIN = 12.8
 PRICE_MAX = Decimal(1000)
 """Highest plausible price, in dollars per hour or per GB; a higher one is taken for a mistake."""
 TOLD_MAX = 300
@@ -90,7 +94,8 @@ def filters(wanted: InstanceRequirements, names: Iterable[str], *, spot: bool, l
     return {
         "verified": {"eq": True}, "external": {"eq": False}, "rentable": {"eq": True}, "rented": {"eq": False},
         "num_gpus": {"eq": max(1, wanted.gpu_count)}, "disk_space": {"gte": wanted.disk_gib},
-        "reliability2": {"gte": 0.9}, "inet_down": {"gt": 128}, "cuda_max_good": {"gte": 12.8},
+        "reliability2": {"gte": RELIABILITY_MIN}, "inet_down": {"gt": DOWNLOAD_MBIT_PER_S_MIN},
+        "cuda_max_good": {"gte": CUDA_MIN},
         "direct_port_count": {"gte": 1},
         **({"gpu_ram": {"gte": memory}} if memory else {}), **({"gpu_name": {"in": among}} if among else {}),
         "type": "bid" if spot else "on-demand", "allocated_storage": wanted.disk_gib,
