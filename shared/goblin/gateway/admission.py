@@ -71,7 +71,9 @@ class AdmissionControl:
             self._of_key[key.digest] -= 1
             self._forget(key.digest)
             if isinstance(error, TimeoutError):
-                raise RateLimited("Too many requests are in flight. Try again later.", retry_after_s=2.0) from error
+                raise RateLimited(
+                    "Too many requests are in flight. Try again later.", retry_after_s=policy.QUEUE_RETRY_S
+                ) from error
             raise
 
     def _let_in(self) -> None:

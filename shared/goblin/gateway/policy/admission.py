@@ -8,6 +8,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import Enum
 
+KEY_RETRY_S = 1.0
+"""`Retry-After` of a key with too many requests in flight."""
+QUEUE_RETRY_S = 2.0
+"""`Retry-After` of a process with too many requests."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AdmissionLimits:
@@ -53,13 +58,13 @@ def admit(
     most = limits.per_key_max if key_max is None else key_max
     if of_key >= most:
         return AdmissionRefusal(
-            reason=f"This key has reached its limit of {most} requests in flight.", retry_after_s=1.0
+            reason=f"This key has reached its limit of {most} requests in flight.", retry_after_s=KEY_RETRY_S
         )
     if running < limits.running_max and not waiting:
         return AdmissionCounts.RUN
     if waiting < limits.waiting_max:
         return AdmissionCounts.WAIT
-    return AdmissionRefusal(reason="Too many requests are waiting. Try again later.", retry_after_s=2.0)
+    return AdmissionRefusal(reason="Too many requests are waiting. Try again later.", retry_after_s=QUEUE_RETRY_S)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -28,11 +28,13 @@ DOWNLOAD_BYTES_PER_S_MIN = 5e6
 """Slowest accepted download: extends the time that an attempt may take to its first step."""
 STALL_S = 30 * 60.0
 """Longest time with heartbeats but without progress, unless the interval between checkpoints is longer."""
+BACKOFF_S = 5.0
+"""Half the pause after the second failed attempt in a row; it doubles with each further failure."""
 BACKOFF_S_MAX = 300.0
 NO_CAPACITY_S = 15.0
-REFUSALS_MAX = 10
-"""No longer wait follows from more of them."""
 """Pause after a provider refused a rental; it doubles with each further refusal."""
+REFUSALS_MAX = 10
+"""No longer pause follows from more of them."""
 ENDED_KEPT = timedelta(days=30)
 SLOW_SHARE = 0.4
 """Share of the best speed on the same GPU model; an attempt on a slower machine is ended."""
@@ -210,7 +212,7 @@ def _after_loss(job: Job, now: datetime) -> Job:
     progressed = job.lease is not None and job.saved_step > job.lease.resumed_step
     wanted = job.stop is not None and not job.stop.leaving
     failures = 0 if progressed else job.failures + (0 if wanted else 1)
-    wait_s = 0.0 if failures < 2 else min(BACKOFF_S_MAX, 5.0 * 2 ** (failures - 1))
+    wait_s = 0.0 if failures < 2 else min(BACKOFF_S_MAX, BACKOFF_S * 2 ** (failures - 1))
     stop = job.stop if job.stop and job.stop.ends_job else None
     gpu = job.placement.offer.gpu if job.placement else ""
     speed = job.progress.steps_per_s if job.progress else None
