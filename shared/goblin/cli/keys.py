@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -14,7 +13,7 @@ import msgspec
 from goblin.cli.deployment import reach, run
 from goblin.cli.main import DATA, fail
 from goblin.core.errors import NotFound
-from goblin.gateway.keys import digest_of
+from goblin.gateway.keys import digest_of, new_key
 from goblin.gateway.ports import ApiKey, Scope
 
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -73,7 +72,7 @@ def create(
     """Create a key called NAME and show it, this once."""
     reach(data)
     now = datetime.now(UTC)
-    secret = f"gob-{secrets.token_urlsafe(32)}"
+    secret = new_key()
     key = ApiKey(
         digest=digest_of(secret),
         name=name,

@@ -107,12 +107,12 @@ async def _key() -> AsyncIterator[str]:
     if key := os.environ.get("GOBLIN_API_KEY"):
         yield key
         return
-    from goblin.gateway.keys import digest_of
+    from goblin.gateway.keys import digest_of, new_key
     from goblin.gateway.ports import ApiKey, Scope
     from goblin.wiring import gateway as gateway_wiring
 
     now = datetime.now(UTC)
-    secret = f"gob-{secrets.token_urlsafe(32)}"
+    secret = new_key()
     store = gateway_wiring.key_store()
     await store.put(
         ApiKey(

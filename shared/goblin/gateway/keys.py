@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+import secrets
 from collections import OrderedDict
 
 from goblin.core.errors import Forbidden, RateLimited, Unauthenticated
@@ -19,6 +20,11 @@ NEGATIVE_CACHE_TTL_S = 5.0
 CACHED_MAX = 4096
 LOOKUPS_MAX = 256
 """Lookups in flight at once: invented keys must not cause a flood of reads."""
+
+
+def new_key() -> str:
+    """Make a random API key. Its prefix is there so that a key found in a log is recognised."""
+    return f"gob-{secrets.token_urlsafe(32)}"
 
 
 def digest_of(key: str) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Mapping
 from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -15,15 +14,13 @@ from goblin.core.money import to_micros
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarketHistory
 from goblin.gcp.firestore.webhooks import FirestoreWebhookEvents
 from goblin.jobs import reservations
-from goblin.jobs.domain.job import JobKind
 from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.policy.queue import PLACES
 from goblin.jobs.ports import ComputeProvider
 from goblin.wiring.ledger import budget_client, ledger
 from goblin.wiring.process import Process, here, per_process
 from goblin.wiring.settings import BadConfiguration
 
-LIMITS: Mapping[str, int] = {JobKind.BATCH: 2, JobKind.TRAINING: 2, JobKind.INFERENCE: 2}
-"""Most jobs of each kind that run at once."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 log = logging.getLogger(__name__)
@@ -50,7 +47,7 @@ def jobs(process: Process) -> JobDeps:
         bucket=process.setting("GOBLIN_BUCKET", "the bucket of datasets, outputs and checkpoints"),
         url=process.setting("GOBLIN_URL", "where rented instances reach the gateway"),
         jobs_url=_jobs_url(process),
-        limits=LIMITS,
+        limits=PLACES,
         new_secret=lambda: secrets.token_urlsafe(32),
         market=FirestoreMarketHistory(firestore),
         money=reservations.ReservationDeps(budget_client=budget_client(), ledger=ledger()),

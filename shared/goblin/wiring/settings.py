@@ -126,16 +126,17 @@ Name = Annotated[str, Meta(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Positive = Annotated[int, Meta(ge=1)]
 Micros = Annotated[int, Meta(ge=0)]
 Seconds = Annotated[float, Meta(gt=0, le=3600)]
+_DEFAULT = Routing()
 
 
 class _Routing(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    strategy: Strategy = Strategy.LOWEST_LATENCY
-    attempts_max: Annotated[int, Meta(ge=1, le=10)] = 3
-    first_token_timeout_s: Seconds = 60.0
-    between_tokens_timeout_s: Seconds = 30.0
-    explore_share: Annotated[float, Meta(ge=0, le=0.5)] = 0.02
-    wake: bool = True
-    deadline_ms: Positive | None = None
+    strategy: Strategy = _DEFAULT.strategy
+    attempts_max: Annotated[int, Meta(ge=1, le=10)] = _DEFAULT.attempts_max
+    first_token_timeout_s: Seconds = _DEFAULT.first_token_timeout_s
+    between_tokens_timeout_s: Seconds = _DEFAULT.between_tokens_timeout_s
+    explore_share: Annotated[float, Meta(ge=0, le=0.5)] = _DEFAULT.explore_share
+    wake: bool = _DEFAULT.wake
+    deadline_ms: Positive | None = _DEFAULT.deadline_ms
 
 
 class _Endpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

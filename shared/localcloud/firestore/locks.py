@@ -13,6 +13,11 @@ from bisect import insort
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass, field
 
+LOCK_WAIT_S = 20.0
+"""The most seconds that a transaction waits for locks before it must abort."""
+WRITE_WAIT_S = 5.0
+"""The most seconds that a write outside of transactions waits before it is ABORTED."""
+
 Key = Hashable
 
 _ages = itertools.count(1)

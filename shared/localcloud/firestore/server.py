@@ -22,7 +22,7 @@ from localcloud.firestore.commits import Commits
 from localcloud.firestore.documents import Documents
 from localcloud.firestore.indexes import Declared
 from localcloud.firestore.listen import Listening
-from localcloud.firestore.locks import Owner
+from localcloud.firestore.locks import LOCK_WAIT_S, WRITE_WAIT_S, Owner
 from localcloud.firestore.protos import Pb
 from localcloud.firestore.reads import Reads
 from localcloud.firestore.refusals import Refused, invalid
@@ -49,8 +49,6 @@ class Firestore:
         ttl: Sequence[TtlField] = (),
         mode: Mode = "pessimistic",
         ttl_delay_s: float = 0.0,
-        lock_wait_s: float = 20.0,
-        write_wait_s: float = 5.0,
     ) -> None:
         """Open the state.
 
@@ -61,13 +59,11 @@ class Firestore:
             ttl: The fields that hold when a document expires.
             mode: The concurrency mode of transactions that do not choose one.
             ttl_delay_s: The least seconds between a document's expiry and its deletion.
-            lock_wait_s: The most seconds that a transaction waits for locks before it must abort.
-            write_wait_s: The most seconds that a write outside of transactions waits before it is ABORTED.
         """
         self._documents = Documents(path, clock)
         self._transactions = Transactions(self._documents, mode)
-        self._reads = Reads(self._documents, self._transactions, indexes, lock_wait_s=lock_wait_s)
-        self._commits = Commits(self._documents, self._transactions, lock_wait_s=lock_wait_s, write_wait_s=write_wait_s)
+        self._reads = Reads(self._documents, self._transactions, indexes, lock_wait_s=LOCK_WAIT_S)
+        self._commits = Commits(self._documents, self._transactions, lock_wait_s=LOCK_WAIT_S, write_wait_s=WRITE_WAIT_S)
         self._indexes = indexes
         self._ttl = ttl
         self._ttl_delay_us = round(ttl_delay_s * 1_000_000)

@@ -13,8 +13,10 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
-from goblin.jobs.domain.job import LEASED, Job, JobPriority, JobState
+from goblin.jobs.domain.job import LEASED, Job, JobKind, JobPriority, JobState
 
+PLACES: Mapping[str, int] = {JobKind.BATCH: 2, JobKind.TRAINING: 2, JobKind.INFERENCE: 2}
+"""Most jobs of each kind that run at once."""
 PROMOTED_AFTER = timedelta(hours=6)
 """Waiting this long raises a job by one priority."""
 
