@@ -1,6 +1,5 @@
 # The page is behind Identity-Aware Proxy, which needs no load balancer on
-# Cloud Run. Its service agent exists after
-# `gcloud beta services identity create --service=iap.googleapis.com`.
+# Cloud Run.
 
 resource "google_cloud_run_v2_service_iam_member" "iap" {
   count = contains(keys(local.deployed), "console") ? 1 : 0
@@ -9,6 +8,8 @@ resource "google_cloud_run_v2_service_iam_member" "iap" {
   location = var.region
   role     = "roles/run.invoker"
   member   = local.agents.iap
+
+  depends_on = [google_project_service_identity.agent]
 }
 
 resource "google_iap_web_cloud_run_service_iam_member" "console" {

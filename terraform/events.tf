@@ -73,9 +73,10 @@ resource "google_pubsub_subscription" "push" {
 resource "google_pubsub_topic_iam_member" "dead" {
   for_each = local.pushed
 
-  topic  = google_pubsub_topic.dead[each.key].name
-  role   = "roles/pubsub.publisher"
-  member = local.agents.pubsub
+  topic      = google_pubsub_topic.dead[each.key].name
+  role       = "roles/pubsub.publisher"
+  member     = local.agents.pubsub
+  depends_on = [google_project_service_identity.agent]
 }
 
 resource "google_pubsub_subscription_iam_member" "dead" {
@@ -84,6 +85,7 @@ resource "google_pubsub_subscription_iam_member" "dead" {
   subscription = each.value.name
   role         = "roles/pubsub.subscriber"
   member       = local.agents.pubsub
+  depends_on   = [google_project_service_identity.agent]
 }
 
 resource "google_cloud_scheduler_job" "tick" {

@@ -111,6 +111,7 @@ resource "google_cloud_run_v2_service" "function" {
   depends_on = [
     google_project_iam_member.firestore,
     google_secret_manager_secret_iam_member.function,
+    google_service_account_iam_member.build_acts_as,
     google_storage_bucket_iam_member.function,
   ]
 }
@@ -155,6 +156,19 @@ resource "google_service_account_iam_member" "signs" {
   service_account_id = google_service_account.function[each.key].name
   role               = "roles/iam.serviceAccountTokenCreator"
   member             = google_service_account.function[each.key].member
+}
+
+# Where a job names a topic of the app's own for its changes of state.
+resource "google_pubsub_topic_iam_member" "callback" {
+  for_each = merge([
+    for name, it in local.functions : {
+      for topic in var.callback_topics : "${name}/${topic}" => { function = name, topic = topic }
+    } if contains(it.publishes, "job-status-changed")
+  ]...)
+
+  topic  = each.value.topic
+  role   = "roles/pubsub.publisher"
+  member = google_service_account.function[each.value.function].member
 }
 
 resource "google_pubsub_topic_iam_member" "publisher" {

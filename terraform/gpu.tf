@@ -22,7 +22,7 @@ resource "google_service_account" "llamacpp" {
   count = local.has_gpu ? 1 : 0
 
   account_id   = local.gpu_service
-  display_name = "Goblin: llama.cpp, which needs no rights"
+  display_name = "Goblin: llama.cpp, which reads models"
   depends_on   = [google_project_service.api]
 }
 
@@ -57,6 +57,20 @@ resource "google_cloud_run_v2_service" "llamacpp" {
     containers {
       image = local.gpu_image
 
+      dynamic "env" {
+        for_each = {
+          for name, value in {
+            GOBLIN_LLAMACPP_ALIAS  = var.gpu.model
+            GOBLIN_LLAMACPP_MODEL  = var.gpu.uri
+            GOBLIN_LLAMACPP_SHA256 = var.gpu.sha256
+          } : name => value if value != null
+        }
+        content {
+          name  = env.key
+          value = env.value
+        }
+      }
+
       ports {
         container_port = 8080
       }
@@ -87,6 +101,28 @@ resource "google_cloud_run_v2_service" "llamacpp" {
     # not turn it on again.
     ignore_changes = [client, client_version, scaling, annotations]
   }
+
+  depends_on = [
+    google_service_account_iam_member.build_acts_as,
+    google_storage_bucket_iam_member.llamacpp,
+  ]
+}
+
+resource "google_storage_bucket_iam_member" "llamacpp" {
+  count = local.has_gpu && try(var.gpu.uri, null) != null ? 1 : 0
+
+  bucket = google_storage_bucket.goblin.name
+  role   = "roles/storage.objectViewer"
+  member = google_service_account.llamacpp[0].member
+}
+
+# To read whether an update of the service is done.
+resource "google_project_iam_member" "scales_models" {
+  for_each = local.scales_models
+
+  project = var.project_id
+  role    = "roles/run.viewer"
+  member  = google_service_account.function[each.key].member
 }
 
 resource "google_cloud_run_v2_service_iam_member" "calls_models" {

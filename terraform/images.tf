@@ -64,6 +64,23 @@ resource "google_project_iam_member" "build" {
   member  = google_service_account.build.member
 }
 
+# What lies outside the project, and which the build reads and changes too.
+resource "google_kms_crypto_key_iam_member" "build" {
+  count = var.kms_key != null ? 1 : 0
+
+  crypto_key_id = var.kms_key
+  role          = "roles/cloudkms.admin"
+  member        = google_service_account.build.member
+}
+
+resource "google_billing_account_iam_member" "build" {
+  count = var.budget != null ? 1 : 0
+
+  billing_account_id = var.budget.billing_account
+  role               = "roles/billing.costsManager"
+  member             = google_service_account.build.member
+}
+
 # A deployment runs services as these accounts, and as no others.
 resource "google_service_account_iam_member" "build_acts_as" {
   for_each = merge(

@@ -56,12 +56,11 @@ locals {
   ))
 
   agents = {
-    pubsub    = "serviceAccount:service-${local.project_number}@gcp-sa-pubsub.iam.gserviceaccount.com"
-    registry  = "serviceAccount:service-${local.project_number}@gcp-sa-artifactregistry.iam.gserviceaccount.com"
-    iap       = "serviceAccount:service-${local.project_number}@gcp-sa-iap.iam.gserviceaccount.com"
-    compute   = "serviceAccount:service-${local.project_number}@compute-system.iam.gserviceaccount.com"
-    billing   = "serviceAccount:billing-budget-alert@system.gserviceaccount.com"
-    scheduler = "serviceAccount:service-${local.project_number}@gcp-sa-cloudscheduler.iam.gserviceaccount.com"
+    pubsub   = "serviceAccount:service-${local.project_number}@gcp-sa-pubsub.iam.gserviceaccount.com"
+    registry = "serviceAccount:service-${local.project_number}@gcp-sa-artifactregistry.iam.gserviceaccount.com"
+    iap      = "serviceAccount:service-${local.project_number}@gcp-sa-iap.iam.gserviceaccount.com"
+    compute  = "serviceAccount:service-${local.project_number}@compute-system.iam.gserviceaccount.com"
+    billing  = "serviceAccount:billing-budget-alert@system.gserviceaccount.com"
   }
 }
 
@@ -74,6 +73,21 @@ resource "google_project_service" "api" {
 
   service            = "${each.value}.googleapis.com"
   disable_on_destroy = false
+}
+
+# Google makes these accounts at their first use, which is too late for what is
+# granted to them.
+resource "google_project_service_identity" "agent" {
+  for_each = toset(concat(
+    ["pubsub"],
+    var.kms_key != null ? ["artifactregistry"] : [],
+    length(var.console_members) > 0 ? ["iap"] : [],
+  ))
+
+  provider   = google-beta
+  project    = var.project_id
+  service    = "${each.value}.googleapis.com"
+  depends_on = [google_project_service.api]
 }
 
 check "every_trigger_has_a_role" {

@@ -137,4 +137,6 @@ resource "google_compute_instance" "ollama" {
   lifecycle {
     ignore_changes = [desired_status]
   }
+
+  depends_on = [google_service_account_iam_member.build_acts_as]
 }

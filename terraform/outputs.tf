@@ -14,6 +14,7 @@ output "env" {
       GOBLIN_URL           = local.functions["gateway"].url
       GOBLIN_JOBS_URL      = local.functions["jobs"].url
       GOBLIN_PUSH_URL      = local.functions["job_requested"].url
+      GOBLIN_INVOKER_EMAIL = google_service_account.invoker.email
     } : "export ${name}='${value}'"
   ])
 }

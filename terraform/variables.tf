@@ -51,6 +51,18 @@ variable "budget" {
   }
 }
 
+variable "callback_topics" {
+  description = "Topics of this project that jobs may name as their `callback_topic`: full names, projects/P/topics/T."
+  type        = set(string)
+  default     = []
+  nullable    = false
+
+  validation {
+    condition     = alltrue([for topic in var.callback_topics : can(regex("^projects/[^/]+/topics/[^/]+$", topic))])
+    error_message = "callback_topics are full names: projects/P/topics/T."
+  }
+}
+
 variable "console_members" {
   description = "Who may open the console behind IAP, for example user:ann@example.com. Empty: no console is made."
   type        = set(string)
@@ -90,16 +102,23 @@ variable "github" {
 }
 
 variable "gpu" {
-  description = "A llama.cpp server on Cloud Run with an L4. The first model is what it starts with. Its image is `llamacpp_image`, unless named here; without one it waits for the first build. Null: none."
+  description = "A llama.cpp server on Cloud Run with an L4, which serves the GGUF file `uri` (gs:// in the bucket; `sha256` is checked) under the name `model`. Without a file it serves goblin-tiny under that name, to try the way there. Its image is `llamacpp_image`, unless named here; without one it waits for the first build. Null: none."
   type = object({
     image         = optional(string)
     model         = string
+    uri           = optional(string)
+    sha256        = optional(string)
     region        = optional(string, "us-east4")
     cpu           = optional(number, 8)
     memory_gib    = optional(number, 32)
     instances_max = optional(number, 1)
   })
   default = null
+
+  validation {
+    condition     = try(var.gpu.uri, null) == null || (can(regex("^gs://[^/]+/.+[.]gguf$", var.gpu.uri)) && can(regex("^[0-9a-f]{64}$", var.gpu.sha256)))
+    error_message = "gpu.uri is gs://BUCKET/….gguf, and gpu.sha256 its digest: `goblin models list --json` shows both."
+  }
 
   validation {
     condition     = try(var.gpu.image, null) == null || can(regex("@sha256:[0-9a-f]{64}$", var.gpu.image))

@@ -13,7 +13,8 @@ variables {
   github          = { repository_id = "12345", connected = "projects/my-project/locations/us-east1/connections/github/repositories/goblin" }
   agent_image     = "ghcr.io/my-organization/goblin-agent@sha256:cccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccccc"
   llamacpp_image  = "r/p/llamacpp@sha256:bbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbbb"
-  gpu             = { model = "org/model" }
+  gpu             = { model = "org/model", uri = "gs://b/models/org/model/1.0.0/m.gguf", sha256 = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa" }
+  callback_topics = ["projects/my-project/topics/app-jobs"]
   ollama          = { zone = "us-east1-c", image = "projects/my-project/global/images/ollama" }
 }
 
@@ -44,6 +45,14 @@ run "plans" {
   assert {
     condition     = toset([for name, it in google_cloud_run_v2_service.function : name if length(it.template[0].vpc_access) > 0]) == toset(["gateway", "check_health"])
     error_message = "Only functions that talk to Ollama are in its network."
+  }
+  assert {
+    condition     = { for it in google_cloud_run_v2_service.llamacpp[0].template[0].containers[0].env : it.name => it.value }["GOBLIN_LLAMACPP_ALIAS"] == local.env_of["gateway"]["CLOUDRUN_LLAMACPP_MODEL"]
+    error_message = "The server answers to the name that the gateway sends."
+  }
+  assert {
+    condition     = toset(keys(google_pubsub_topic_iam_member.callback)) == toset([for name in ["jobs", "job_requested", "checkpoint_saved", "reconcile"] : "${name}/projects/my-project/topics/app-jobs"])
+    error_message = "Functions that move jobs may publish to the app's topic."
   }
   assert {
     condition     = strcontains(google_compute_instance.ollama[0].metadata["startup-script"], "-ge 20 ]; then exec poweroff")

@@ -81,6 +81,22 @@ run "an_open_console" {
   expect_failures = [var.console_members]
 }
 
+run "a_model_without_its_digest" {
+  command = plan
+  variables {
+    gpu = { model = "org/model", uri = "gs://b/m.gguf" }
+  }
+  expect_failures = [var.gpu]
+}
+
+run "a_callback_topic_by_its_short_name" {
+  command = plan
+  variables {
+    callback_topics = ["app-jobs"]
+  }
+  expect_failures = [var.callback_topics]
+}
+
 run "a_vm_in_another_region" {
   command = plan
   variables {
