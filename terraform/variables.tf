@@ -117,7 +117,7 @@ variable "gpu" {
 
   validation {
     condition     = try(var.gpu.uri, null) == null || (can(regex("^gs://[^/]+/.+[.]gguf$", var.gpu.uri)) && can(regex("^[0-9a-f]{64}$", var.gpu.sha256)))
-    error_message = "gpu.uri is gs://BUCKET/….gguf, and gpu.sha256 its digest: `goblin models list --json` shows both."
+    error_message = "gpu.uri is gs://BUCKET/….gguf, and gpu.sha256 its digest: `goblin models register` prints both."
   }
 
   validation {
