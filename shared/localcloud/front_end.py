@@ -89,6 +89,10 @@ class FrontEnd:
         Returns:
             The headers that the service gets, the token without its signature; or the answer in its place.
         """
+        for wanted in HEADERS:
+            if sum(name == wanted for name, _ in headers) > 1:
+                # The service could read another one than was checked here.
+                return Refused(401, f"more than one {wanted.decode()} header: send one")
         found = next(((name, value) for wanted in HEADERS for name, value in headers if name == wanted), None)
         if found is None:
             return Refused(403, "no token")
@@ -100,7 +104,7 @@ class FrontEnd:
             claims = verify(token, await self._certificates(), audience=audience, now_s=self._clock().timestamp())
         except BadToken as error:
             return Refused(401, str(error))
-        if claims.get("email") not in self._invokers or claims.get("email_verified") is not True:
+        if str(claims.get("email")) not in self._invokers or claims.get("email_verified") is not True:
             return Refused(403, f"{claims.get('email')} may not invoke this service")
         stripped = f"{scheme} {strip(token)}".encode("latin-1")
         return [(key, stripped if (key, old) == (name, value) else old) for key, old in headers]

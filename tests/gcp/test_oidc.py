@@ -14,6 +14,7 @@ import pytest
 from goblin.core.errors import Forbidden, Transient, Unauthenticated
 from goblin.gcp import oidc
 from goblin.gcp.oidc import CallerVerifier
+from localcloud.front_end import strip
 from localcloud.identity import Identity
 
 AUDIENCE = "https://fn.example"
@@ -104,7 +105,9 @@ async def test_everybody_else_does_not(callers: CallerVerifier, identity: Identi
         await callers.verify(bearer(identity, email="mallory@evil.example"))
 
 
-@pytest.mark.parametrize("claims", [{"iss": "https://evil.example"}, {"email_verified": False}])
+@pytest.mark.parametrize(
+    "claims", [{"iss": "https://evil.example"}, {"iss": []}, {"iss": {}}, {"email_verified": False}]
+)
 async def test_googles_name_and_a_verified_email_are_needed(
     callers: CallerVerifier, identity: Identity, claims: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -177,7 +180,14 @@ async def test_behind_the_invoker_check_a_token_without_its_signature_passes(
         ({"aud": [AUDIENCE]}, Unauthenticated),
         ({"aud": None}, Unauthenticated),
         ({"iss": "https://issuer.example"}, Unauthenticated),
+        ({"iss": ["https://accounts.google.com"]}, Unauthenticated),
+        ({"iss": {"https://accounts.google.com": 1}}, Unauthenticated),
+        ({"iss": None}, Unauthenticated),
         ({"exp": 1}, Unauthenticated),
+        ({"exp": 10**400}, Unauthenticated),
+        ({"exp": float("inf")}, Unauthenticated),
+        ({"iat": 10**400}, Unauthenticated),
+        ({"iat": -(10**400)}, Unauthenticated),
         ({"exp": "tomorrow"}, Unauthenticated),
         ({"iat": 10**12}, Unauthenticated),
         ({"email_verified": False}, Unauthenticated),
@@ -192,7 +202,24 @@ async def test_behind_the_invoker_check_everything_else_is_checked(
         await behind_iam.verify(stripped(rewritten(bearer(identity), **claims)))
 
 
-@pytest.mark.parametrize("token", ["", "x", "a.b.c", f"{'W3tb' * 900}.e30.x", "e30.W10.x", "e30.MQ.x"])
+@pytest.mark.parametrize("token", ["", "x", "a.b", "a.b.", f"{'W3tb' * 900}.e30.", "e30.W10.", "e30.MQ.", "e30."])
 async def test_behind_the_invoker_check_nonsense_is_refused(behind_iam: CallerVerifier, token: str) -> None:
     with pytest.raises(Unauthenticated):
         await behind_iam.verify(f"Bearer {token}")
+    with pytest.raises(Unauthenticated):
+        await behind_iam.verify(f"Bearer {token}{oidc.SIGNATURE_REMOVED}")
+
+
+async def test_behind_the_invoker_check_a_token_with_a_signature_says_that_the_check_is_off(
+    behind_iam: CallerVerifier, identity: Identity
+) -> None:
+    token = bearer(identity)
+    unsigned = token.rpartition(".")[0]
+    for sent in (token, f"{unsigned}.", f"{unsigned}.x", stripped(token).lower(), f"{stripped(token)}="):
+        with pytest.raises(Unauthenticated, match="Cloud Run did not check") as refused:
+            await behind_iam.verify(sent)
+        assert refused.value.code == "invalid_token"
+
+
+def test_localclouds_front_end_leaves_the_marker_that_is_required() -> None:
+    assert strip("a.b.c") == f"a.b.{oidc.SIGNATURE_REMOVED}"

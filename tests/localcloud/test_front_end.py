@@ -102,6 +102,17 @@ async def test_without_a_token_it_is_forbidden(identity: Identity) -> None:
     assert basic.status == 401
 
 
+@pytest.mark.parametrize("header", [b"authorization", b"x-serverless-authorization"])
+async def test_a_second_header_of_the_same_name_is_refused(identity: Identity, header: bytes) -> None:
+    token = identity.mint(email=INVOKER, audience=URL)
+    for second in (token, identity.mint(email=INVOKER, audience="https://other.example"), "x"):
+        headers = [*bearer(token, header), (header, f"Bearer {second}".encode())]
+        refused = await front_end(identity).admit(headers, audience=URL)
+        assert isinstance(refused, Refused)
+        assert refused.status == 401
+        assert refused.reason == f"more than one {header.decode()} header: send one"
+
+
 async def test_a_token_from_the_future_is_refused(identity: Identity) -> None:
     token = identity.mint(email=INVOKER, audience=URL)
     refused = await front_end(identity, now=NOW - dt.timedelta(minutes=2)).admit(bearer(token), audience=URL)

@@ -118,6 +118,13 @@ def test_nodes_resumable_upload_goes_on_in_the_middle(http: httpx.Client) -> Non
     assert (answer.status_code, answer.headers["range"]) == (308, "bytes=0-2")
 
 
+def test_an_upload_without_its_type_says_what_to_send(http: httpx.Client) -> None:
+    for query, said in (("", "The parameter uploadType is missing."), ("&uploadType=x", "Unknown uploadType: x.")):
+        answer = http.post(f"/upload/storage/v1/b/bucket/o?name=typeless{query}", content=b"x")
+        assert answer.status_code == 400
+        assert answer.json()["error"]["message"] == f'{said} Set it to "media", "multipart" or "resumable".'
+
+
 def test_nodes_paths_lack_the_version(http: httpx.Client) -> None:
     assert http.post("/b?project=p", json={"name": "bare"}).json()["name"] == "bare"
     assert http.post("/upload/b/bare/o?uploadType=media&name=d/a", content=b"x").status_code == 200

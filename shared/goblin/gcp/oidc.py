@@ -27,6 +27,10 @@ log = logging.getLogger(__name__)
 ISSUERS = frozenset({"https://accounts.google.com", "accounts.google.com"})
 TOKEN_BYTES_MAX = 8192
 FETCH_TIMEOUT_S = 5.0
+SIGNATURE_REMOVED = "SIGNATURE_REMOVED_BY_GOOGLE"
+"""What Cloud Run puts in the place of a signature that it has verified."""
+TOKEN_LIFE_S_MAX = 86400
+"""Longest life of a token whose signature cannot be verified here. Google's live an hour."""
 CLOCK_SKEW_S = 10
 """As google-auth allows."""
 REFETCH_AFTER_S = 30.0
@@ -82,13 +86,21 @@ class CallerVerifier:
             )
         claims = await self._claims(token)
         email = str(claims.get("email", ""))
-        if claims.get("iss") not in ISSUERS or claims.get("email_verified") is not True:
+        issuer = claims.get("iss")
+        if not isinstance(issuer, str) or issuer not in ISSUERS or claims.get("email_verified") is not True:
             raise Unauthenticated("The OIDC token was not issued by Google.", code="invalid_token")
         if email not in self._emails:
             raise Forbidden(f"{email} may not call this function.")
         return email
 
     async def _claims(self, token: str) -> Mapping[str, object]:
+        if self._signature_verified and token.rpartition(".")[2] != SIGNATURE_REMOVED:
+            log.error("An OIDC token came without Cloud Run's marker: its invoker check is off.")
+            raise Unauthenticated(
+                "Cloud Run did not check this OIDC token: its signature is not replaced by"
+                f" {SIGNATURE_REMOVED}. Turn on the service's invoker check, or set GOBLIN_VERIFY_CALLER=on.",
+                code="invalid_token",
+            )
         try:
             if self._signature_verified:
                 claims: Mapping[str, object] = jwt.decode(token, verify=False)
@@ -112,6 +124,8 @@ class CallerVerifier:
             raise ValueError("the token does not say when it is valid")
         if not issued_at - CLOCK_SKEW_S <= time.time() <= expires_at + CLOCK_SKEW_S:
             raise ValueError("the token is not valid now")
+        if expires_at - issued_at > TOKEN_LIFE_S_MAX:
+            raise ValueError("the token is valid for too long")
 
     async def _certificates(self, key_id: str) -> Mapping[str, str]:
         async with self._fetching:

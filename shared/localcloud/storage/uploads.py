@@ -40,7 +40,9 @@ class Uploads:
             return await self._multipart(request, bucket)
         if kind == "resumable":
             return await self._begin(request, bucket)
-        raise invalid(f"Unknown uploadType: {kind}")
+        if not kind:
+            raise invalid('The parameter uploadType is missing. Set it to "media", "multipart" or "resumable".')
+        raise invalid(f'Unknown uploadType: {kind}. Set it to "media", "multipart" or "resumable".')
 
     async def resume(self, request: Request, bucket: str) -> Response:
         """PUT: the next chunk of a resumable upload, or a status query."""
