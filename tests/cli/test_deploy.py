@@ -103,7 +103,7 @@ def test_the_first_time_five_commands_run_in_their_order(commands: Commands, run
         "--location=us-east1", "--uniform-bucket-level-access", "--public-access-prevention",
     ]]  # fmt: skip
     (init,) = commands.calls("terraform", "-chdir=terraform", "init")
-    assert init[-1] == "-backend-config=bucket=my-project-goblin-state"
+    assert init[3:] == ["-input=false", "-reconfigure", "-backend-config=bucket=my-project-goblin-state"]
     # Without an image: everything but the functions.
     assert commands.calls("terraform", "-chdir=terraform", "apply") == [
         ["terraform", "-chdir=terraform", "apply", "-var=project_id=my-project"]
@@ -176,8 +176,10 @@ def test_a_file_of_variables_reaches_terraform_and_the_build(
     ended = run("--yes", "--var-file", str(file), "--region", "europe-west1", "--project", "other-project")
     assert ended.returncode == 0, ended.stderr
     (apply,) = commands.calls("terraform", "-chdir=terraform", "apply")
-    # Later words win: the file may name an image of its own.
-    assert apply[-1] == f"-var-file={file}"
+    # Terraform takes the last of two values: the options win over the file, and so do the images in use.
+    words = [word.partition("=")[0] for word in apply if word.startswith("-var")]
+    assert words == ["-var-file", "-var", "-var", "-var"]
+    assert f"-var-file={file}" in apply
     assert {"-var=project_id=other-project", "-var=region=europe-west1"} <= set(apply)
     (submit,) = commands.calls("gcloud", "builds", "submit")
     assert submit[-1].endswith(",_VAR_FILE=terraform/examples/small.tfvars")
@@ -247,6 +249,110 @@ def test_a_file_that_the_build_would_not_see_is_refused(
         kind
     ] in ended.stderr
     assert changed(commands) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('project_id = "other-project"\n', "other-project"),
+        ('region = "us-east1"\n  project_id="other-project" # ours\n', "other-project"),
+        ('project_id = "my-project"\n', None),
+        ('# project_id = "other-project"\nprojects = ["x"]\n', None),
+    ],
+)
+def test_a_file_for_another_project_is_refused(tmp_path: Path, text: str, named: str | None) -> None:
+    file = tmp_path / "b.tfvars"
+    file.write_text(text)
+    if named is None:
+        deploy._check_named_project(file, "my-project")
+        return
+    with pytest.raises(deploy.DeployRefused, match=f"names project {named}, but the deployment is to my-project"):
+        deploy._check_named_project(file, "my-project")
+
+
+SHAPES: dict[str, tuple[str, Any, int, str]] = {
+    "services is an object": ("gcloud services list", {"a": 1}, 1, "gcloud services enable"),
+    "services without config": ("gcloud services list", [{"config": None}, 1], 1, "gcloud services enable"),
+    "billing is a list": ("gcloud billing projects describe", [], 0, ""),
+    "the version is a list": ("terraform version -json", [], 1, "Terraform 0.0 is too old."),
+    "the project is a list": ("gcloud projects describe", [], 1, "printed no lifecycleState"),
+    "the project is empty": ("gcloud projects describe", {}, 1, "printed no lifecycleState"),
+    "the bucket is a list": ("gcloud storage buckets describe", [], 0, ""),
+    "images are a list": ("terraform -chdir=terraform output -json images_in_use", [1], 1, "The images in use cannot"),
+    "an image is null": ("terraform -chdir=terraform output -json images_in_use", {"image": None}, 0, ""),
+    "the place is an object": ("terraform -chdir=terraform output -json images", {"a": 1}, 0, ""),
+    "secrets are a list": ("terraform -chdir=terraform output -json secrets", [1], 0, ""),
+    "an open quote": ("terraform -chdir=terraform output -raw env", "export A='b", 1, "output env cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("command", "printed", "code", "words"), SHAPES.values(), ids=SHAPES)
+def test_json_of_another_shape_ends_in_one_line(
+    commands: Commands, run: Deploy, cloud: RunningCloud, command: str, printed: Any, code: int, words: str
+) -> None:
+    deployed(commands, cloud)
+    commands.answer(command, printed)
+    ended = run("--yes")
+    assert ended.returncode == code, ended.stderr
+    assert words in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert len(ended.stderr.splitlines()) <= 1
+    assert "=None" not in str(commands.calls("terraform"))
+
+
+@pytest.mark.parametrize(
+    ("state", "code"), [([], 1), ([{"state": "DISABLED"}, None], 1), ([{"state": "ENABLED"}], 0), ({"a": 1}, 0)]
+)
+def test_a_secret_without_a_value_stops_before_the_build(
+    commands: Commands, run: Deploy, cloud: RunningCloud, state: Any, code: int
+) -> None:
+    deployed(commands, cloud)
+    commands.answer("terraform -chdir=terraform output -json secrets", {"OPENAI_API_KEY": "goblin-openai-api-key"})
+    commands.answer("gcloud secrets versions list goblin-openai-api-key", state)
+    ended = run("--yes")
+    assert ended.returncode == code, ended.stderr
+    add = "printf %s KEY | gcloud secrets versions add goblin-openai-api-key --project=my-project --data-file=-"
+    assert (add in ended.stdout) == bool(code)
+    assert ("give the same command again" in ended.stderr) == bool(code)
+    assert bool(commands.calls("gcloud", "builds", "submit")) == (not code)
+    asked = len(commands.calls("gcloud", "secrets"))
+    assert run("--plan").returncode == 0
+    assert len(commands.calls("gcloud", "secrets")) == asked
+
+
+@pytest.mark.parametrize(
+    ("bucket", "code"),
+    [({"project_number": 12}, 0), ({"projectNumber": "12"}, 0), ({}, 0), ({"projectNumber": "13"}, 1)],
+)
+def test_a_state_bucket_of_another_project_is_refused(
+    commands: Commands, run: Deploy, cloud: RunningCloud, bucket: dict[str, Any], code: int
+) -> None:
+    deployed(commands, cloud)
+    commands.answer("gcloud projects describe", {"lifecycleState": "ACTIVE", "projectNumber": "12"})
+    commands.answer("gcloud storage buckets describe", bucket)
+    ended = run("--plan")
+    assert ended.returncode == code, ended.stderr
+    assert ("belongs to project 13, not to my-project (12)" in ended.stderr) == bool(code)
+
+
+def test_keys_that_cannot_be_listed_make_no_second_one(commands: Commands, run: Deploy, cloud: RunningCloud) -> None:
+    deployed(commands, cloud)
+    env = "export GOOGLE_CLOUD_PROJECT='p'\nexport FIRESTORE_EMULATOR_HOST='nonsense'\nexport GOBLIN_BUCKET='b'"
+    commands.answer("terraform -chdir=terraform output -raw env", env.replace("'p'", "'" + "/" * 3 + "'"))
+    ended = run("--yes")
+    assert ended.returncode == 1
+    assert "The API keys could not be read" in ended.stderr
+    assert "gob-" not in ended.stdout
+
+
+def test_a_command_that_does_not_answer_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deploy, "CALL_S", 0.1)
+    with pytest.raises(deploy.DeployRefused, match=r"No answer within 0.1 s from: sleep 20\. "):
+        deploy._asked(tmp_path, "sleep", "20")
+
+
+def test_bytes_that_are_no_text_are_replaced(tmp_path: Path) -> None:
+    assert deploy._asked(tmp_path, "printf", r"a\377b").stdout == "a\ufffdb"
 
 
 def test_exports_are_read_as_a_shell_would() -> None:

@@ -435,6 +435,71 @@ def test_what_may_not_be_read_is_unknown_and_never_missing(
     assert f"Could not read {name}: ERROR: (gcloud) PERMISSION_DENIED: you may not" in unknown
 
 
+SHAPES: list[tuple[str, Any, str]] = [
+    ("run services list", {"a": 1}, "services"),
+    ("run services list", ["a"], "services"),
+    ("pubsub topics list", ["a", "b"], "topics"),
+    ("pubsub subscriptions list", "no JSON", "subscriptions"),
+    ("scheduler jobs list", [None], "schedules"),
+    ("secrets list", 7, "secrets"),
+]
+
+
+@pytest.mark.parametrize(("command", "printed", "name"), SHAPES)
+def test_a_list_of_another_shape_is_unknown(
+    goblin: Doctor, commands: Commands, command: str, printed: Any, name: str
+) -> None:
+    commands.answer(f"gcloud {command}", printed)
+    found = findings(goblin)
+    assert not [one for one in found if one["state"] == "missing"]
+    unknown = [one["what"] for one in found if one["state"] == "unknown"]
+    assert any(what.startswith(f"Could not read {name}: gcloud {command} ") for what in unknown)
+
+
+@pytest.mark.parametrize("printed", [{}, [1], None, {"projectNumber": ""}])
+def test_a_project_of_another_shape_ends_in_one_line(goblin: Doctor, commands: Commands, printed: Any) -> None:
+    commands.answer("gcloud projects describe", printed)
+    ended = goblin()
+    assert (ended.exit_code, ended.stdout) == (1, "")
+    assert len(ended.stderr.splitlines()) == 1
+    assert "my-project cannot be read (gcloud projects describe " in ended.stderr
+
+
+@pytest.mark.parametrize("command", ["get-iam-policy", "versions list", "images describe"])
+@pytest.mark.parametrize("printed", [[1], {"bindings": None, "provenance_summary": None}, {"bindings": [1]}])
+def test_a_reading_of_another_shape_does_not_stop_the_rest(
+    goblin: Doctor, commands: Commands, command: str, printed: Any
+) -> None:
+    for what in ("run services", "pubsub topics", "pubsub subscriptions", "secrets", "artifacts docker"):
+        commands.answer(f"gcloud {what} {command}", printed)
+    assert len(findings(goblin)) >= len(SIX)
+
+
+@pytest.mark.parametrize(
+    "service",
+    [
+        {},
+        {"metadata": None, "spec": None, "status": None},
+        {"spec": {"template": {"spec": {"containers": []}}}},
+        {"spec": {"template": {"spec": {"containers": [None]}}}},
+        {"spec": {"template": {"spec": {"containers": [{"env": [{"value": "x"}, None]}]}}}},
+        {"metadata": {"annotations": {"run.googleapis.com/urls": "no JSON"}}, "status": {"conditions": [None]}},
+        {"metadata": {"annotations": {"run.googleapis.com/urls": "7"}}, "status": []},
+    ],
+)
+def test_a_service_of_another_shape_does_not_stop_the_rest(
+    goblin: Doctor, commands: Commands, service: dict[str, Any]
+) -> None:
+    row = {**service, "metadata": {**(service.get("metadata") or {}), "name": "goblin-reconcile"}}
+    commands.answer("gcloud run services list", [service, row])
+    assert "functions" in missing(goblin)
+
+
+def test_bytes_that_are_no_text_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shutil.which", lambda _: "printf")
+    assert doctor._gcloud(r"a\377b").stdout == "a\ufffdb"
+
+
 def test_policies_that_may_not_be_read_are_unknown(goblin: Doctor, commands: Commands) -> None:
     for command in ("run services", "pubsub topics", "pubsub subscriptions"):
         commands.answer(f"gcloud {command} get-iam-policy", code=1, err="ERROR: denied\n")

@@ -34,6 +34,7 @@ class FakeGoblin:
     models: list[str] = field(default_factory=lambda: ["broken", "right"])
     states: list[str] = field(default_factory=lambda: ["queued", "running", "succeeded"])
     push: Response = field(default_factory=lambda: PlainTextResponse("Forbidden", status_code=403))
+    providers: Response = field(default_factory=lambda: JSONResponse({"openai": {"frozen": ""}}))
     believes: str = ""
     """A part of a key; who sends such a key is let in."""
     keys: list[str] = field(default_factory=list)
@@ -50,6 +51,9 @@ class FakeGoblin:
 
     async def list_models(self, request: Request) -> Response:
         return self.refused(request) or JSONResponse({"data": [{"id": name} for name in self.models]})
+
+    async def list_providers(self, request: Request) -> Response:
+        return self.refused(request) or self.providers
 
     async def chat(self, request: Request) -> Response:
         body = await request.json()
@@ -86,6 +90,7 @@ class FakeGoblin:
         return Starlette(
             routes=[
                 Route("/v1/models", self.list_models),
+                Route("/providers", self.list_providers),
                 Route("/v1/chat/completions", self.chat, methods=["POST"]),
                 Route("/jobs", self.submit, methods=["POST"]),
                 Route("/jobs/{job_id}", self.show),
@@ -182,6 +187,36 @@ def test_without_a_model_the_chat_and_the_batch_fail(goblin: Callable[..., Resul
     assert "No model is served." in outcomes(goblin("--json"))["chat"][1]
 
 
+@pytest.mark.parametrize(
+    ("models", "providers", "words", "skipped"),
+    [
+        ([], JSONResponse({}), (), True),
+        ([], JSONResponse({"openai": {}}), (), False),
+        ([], JSONResponse({}, headers={"x-goblin-configuration": "no such key"}), (), False),
+        ([], JSONResponse({"error": {"message": "no"}}, status_code=403), (), False),
+        (["broken"], JSONResponse({}), (), False),
+        ([], JSONResponse({}), ("--model", "broken"), False),
+    ],
+)
+def test_only_where_nothing_is_configured_the_chat_and_the_batch_are_skipped(
+    goblin: Callable[..., Result],
+    fake: FakeGoblin,
+    models: list[str],
+    providers: Response,
+    words: tuple[str, ...],
+    skipped: bool,
+) -> None:
+    fake.models, fake.providers = models, providers
+    ended = goblin("--json", *words)
+    assert ended.exit_code == (not skipped)
+    found = outcomes(ended)
+    assert (found["chat"][0], found["batch job"][0]) == (skipped, skipped)
+    assert found["forged key"][0]
+    if skipped:
+        assert found["chat"] == found["batch job"] == (True, smoke.UNCONFIGURED)
+        assert [line[:7] for line in goblin().stdout.splitlines()] == ["skipped", "skipped", "ok     ", "ok     "]
+
+
 def test_a_forged_push_is_what_cloud_run_hands_on(goblin: Callable[..., Result], fake: FakeGoblin) -> None:
     goblin("--batch", "no")
     (pushed,) = fake.pushed
@@ -251,5 +286,5 @@ def test_without_a_key_one_is_made_and_revoked(
     assert used != KEY
     assert used not in ended.output
     assert [(key["name"], key["state"], sorted(key["scopes"])) for key in listed] == [
-        ("smoke", "revoked", ["inference", "jobs"])
+        ("smoke", "revoked", ["inference", "jobs", "operate"])
     ]

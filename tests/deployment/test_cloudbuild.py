@@ -168,6 +168,24 @@ def test_what_is_applied_is_what_was_planned() -> None:
     assert "-auto-approve" not in words("apply")
 
 
+@pytest.mark.parametrize("file", ["", "terraform/b.tfvars"])
+def test_the_plan_takes_the_project_of_the_build_and_not_that_of_the_file(file: str, tmp_path: Path) -> None:
+    terraform = tmp_path / "terraform"
+    terraform.write_text('#!/bin/sh\necho "$@" >> ran\n')
+    terraform.chmod(0o755)
+    script = STEPS["plan"]["args"][-1].replace("${_VAR_FILE}", file).replace("$$", "$")
+    script = re.sub(r"\$\{_?([A-Z_]+)\}", r"\1", script)
+    subprocess.run(
+        [STEPS["plan"]["entrypoint"], "-ec", script], cwd=tmp_path, check=True, timeout=20,
+        env={"PATH": f"{tmp_path}:/usr/bin:/bin"},
+    )  # fmt: skip
+    init, plan = ((tmp_path / "ran").read_text()).splitlines()
+    assert "init -input=false -reconfigure -backend-config=bucket=STATE_BUCKET" in init
+    values = [word for word in plan.split() if word.startswith("-var")]
+    ours = ["-var=project_id=PROJECT_ID", "-var=region=REGION", "-var=prefix=PREFIX"]
+    assert values == [*([f"-var-file=/workspace/{file}"] if file else []), *ours]
+
+
 def test_the_trigger_needs_an_approval() -> None:
     trigger = (ROOT / "terraform" / "images.tf").read_text().partition('resource "google_cloudbuild_trigger"')[2]
     assert "approval_required = true" in trigger

@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 
@@ -28,7 +28,13 @@ APIS = ("cloudresourcemanager.googleapis.com", "serviceusage.googleapis.com", "s
 """What must be on before Terraform can enable the other APIs and keep its state."""
 DEFAULT_REGION = "us-east1"
 STEPS = 5
+CALL_S = 60
+"""Longest wait for a command that only reads."""
 TERRAFORM = ("terraform", "-chdir=terraform")
+
+
+Wanted = TypeVar("Wanted")
+Otherwise = TypeVar("Otherwise")
 
 
 class DeployRefused(Exception):
@@ -41,6 +47,8 @@ class Target:
 
     root: Path
     project: str
+    number: str
+    """The project's number; empty when gcloud did not print it."""
     region: str | None
     var_file: str | None
     """Path from the root of the checkout, as the build sees it."""
@@ -86,11 +94,13 @@ def _target(root: Path, project: str | None, region: str | None, var_file: Path 
         raise DeployRefused("No project is chosen. Name it with --project ID; `gcloud projects list` shows yours.")
     if not re.fullmatch(r"[a-z][a-z0-9-]{4,28}[a-z0-9]", name):
         raise DeployRefused(f"{name!r} is not the id of a project. `gcloud projects list` shows the ids.")
-    _check_project(root, name)
+    number = _check_project(root, name)
+    file = _in_checkout(root, var_file)
+    if file:
+        _check_named_project(root / file, name)
     return Target(
-        root=root, project=name, region=region, var_file=_in_checkout(root, var_file), commit=_commit(root),
-        approved=approved,
-    )  # fmt: skip
+        root=root, project=name, number=number, region=region, var_file=file, commit=_commit(root), approved=approved
+    )
 
 
 def _check_tools(root: Path) -> None:
@@ -101,7 +111,7 @@ def _check_tools(root: Path) -> None:
     ):
         if shutil.which(tool) is None:
             raise DeployRefused(f"Found no {tool} on PATH. Install it: {where}")
-    version = str(_json(_asked(root, "terraform", "version", "-json"), {}).get("terraform_version", "0.0"))
+    version = str(_json(_asked(root, "terraform", "version", "-json"), dict, {}).get("terraform_version", "0.0"))
     numbers = [int(number) for number in re.findall(r"\d+", version)[:2]]
     if tuple(numbers) < TERRAFORM_MIN:
         wanted = ".".join(map(str, TERRAFORM_MIN))
@@ -110,27 +120,47 @@ def _check_tools(root: Path) -> None:
         raise DeployRefused("gcloud is not logged in. Run: gcloud auth login")
 
 
-def _check_project(root: Path, project: str) -> None:
+def _check_project(root: Path, project: str) -> str:
+    """Return the project's number. Raises `DeployRefused` for a project that cannot be deployed to."""
     described = _asked(root, "gcloud", "projects", "describe", project, "--format=json")
     if described.returncode:
         raise DeployRefused(
             f"Project {project} cannot be read ({reason_of(described.stderr)}). `gcloud projects list` shows yours; a "
             f"new one is made with: gcloud projects create {project}"
         )
-    if (state := _json(described, {}).get("lifecycleState")) != "ACTIVE":
+    about = _json(described, dict, {})
+    state = about.get("lifecycleState")
+    if not isinstance(state, str):
+        raise DeployRefused(f"Project {project} cannot be read: gcloud projects describe printed no lifecycleState.")
+    if state != "ACTIVE":
         raise DeployRefused(f"Project {project} is {state}. Bring it back with: gcloud projects undelete {project}")
     billing = _asked(root, "gcloud", "billing", "projects", "describe", project, "--format=json")
-    if not billing.returncode and not _json(billing, {}).get("billingEnabled"):
+    # Without a readable answer nothing is known: who may not read billing may deploy.
+    if not _json(billing, dict, {"billingEnabled": True}).get("billingEnabled"):
         raise DeployRefused(
             f"Project {project} has no billing account, so its APIs stay off. Run: "
             f"gcloud billing projects link {project} --billing-account=ACCOUNT (gcloud billing accounts list)"
         )
     listed = _asked(root, "gcloud", "services", "list", "--enabled", f"--project={project}", "--format=json")
-    enabled = {row.get("config", {}).get("name") for row in _json(listed, [])}
+    configs = [row.get("config") for row in _json(listed, list, []) if isinstance(row, dict)]
+    enabled = [config.get("name") for config in configs if isinstance(config, dict)]
     if missing := [api for api in APIS if api not in enabled]:
         raise DeployRefused(
             f"Terraform needs {len(missing)} more API{'s' if len(missing) > 1 else ''} to begin with. Run: "
             f"gcloud services enable {' '.join(missing)} --project={project}"
+        )
+    return str(about.get("projectNumber") or "")
+
+
+def _check_named_project(file: Path, project: str) -> None:
+    """Refuse a file that names another project: it was written for that one."""
+    found = re.search(
+        r'^\s*project_id\s*=\s*"([^"]*)"', file.read_text(encoding="utf-8", errors="replace"), re.MULTILINE
+    )
+    if found and found[1] != project:
+        raise DeployRefused(
+            f"{file.name} names project {found[1]}, but the deployment is to {project}. Give --project {found[1]}, or "
+            "remove project_id from the file."
         )
 
 
@@ -193,6 +223,13 @@ class _Deployment:
         bucket = f"gs://{self._to.state_bucket}"
         asked = _asked(self._to.root, "gcloud", "storage", "buckets", "describe", bucket, "--format=json")
         there = asked.returncode == 0
+        about = _json(asked, dict, {})
+        owner = str(about.get("project_number") or about.get("projectNumber") or self._to.number)
+        if self._to.number and owner != self._to.number:
+            raise DeployRefused(
+                f"Bucket {bucket} belongs to project {owner}, not to {self._to.project} ({self._to.number}), so its "
+                "owner could read Terraform's state. Deploy to a project with another id."
+            )
         self._do(
             "gcloud", "storage", "buckets", "create", bucket, f"--project={self._to.project}",
             f"--location={self._to.region or DEFAULT_REGION}", "--uniform-bucket-level-access",
@@ -202,32 +239,71 @@ class _Deployment:
 
     def _resources(self, *, has_state: bool) -> None:
         self._title("everything that Terraform makes")
-        init = (*TERRAFORM, "init", "-input=false", f"-backend-config=bucket={self._to.state_bucket}")
+        # The folder may be initialised for another project's bucket.
+        init = (*TERRAFORM, "init", "-input=false", "-reconfigure", f"-backend-config=bucket={self._to.state_bucket}")
         if not has_state:
             self._show(init)
             self._show((*TERRAFORM, "apply", *self._variables({})))
             click.echo("  would run; its plan can be shown once the bucket exists")
             return
         self._run(init)
-        images = self._output("images_in_use") or {}
-        words = self._variables(images)
+        words = self._variables(self._images_in_use())
         if self._plan_only:
             self._run((*TERRAFORM, "plan", "-input=false", "-lock=false", *words))
             return
         self._run((*TERRAFORM, "apply", *(("-auto-approve",) if self._to.approved else ()), *words))
+        self._secrets()
+
+    def _images_in_use(self) -> dict[str, str]:
+        """Return the images in use; empty before the first apply."""
+        asked = self._output("images_in_use")
+        images = _json(asked, dict, None)
+        if images is None and asked.returncode == 0:
+            raise DeployRefused(
+                "The images in use cannot be read, and an apply without them would remove the functions. See: "
+                "terraform -chdir=terraform output -json images_in_use"
+            )
+        return {name: image for name, image in (images or {}).items() if isinstance(image, str)}
+
+    def _secrets(self) -> None:
+        """Check that each secret of Terraform has a version: without one no revision of a function starts."""
+        names = _json(self._output("secrets"), dict, {}).values()
+        empty = []
+        for name in sorted(name for name in names if isinstance(name, str)):
+            asked = _asked(
+                self._to.root, "gcloud", "secrets", "versions", "list", name, f"--project={self._to.project}",
+                "--format=json",
+            )  # fmt: skip
+            versions = _json(asked, list, None)
+            if versions is None:
+                click.echo(f"  The versions of secret {name} could not be read.")
+            elif not any(isinstance(row, dict) and row.get("state") == "ENABLED" for row in versions):
+                empty.append(name)
+        if empty:
+            for name in empty:
+                click.echo(
+                    f"  printf %s KEY | gcloud secrets versions add {name} --project={self._to.project} --data-file=-"
+                )
+            raise DeployRefused(
+                f"Secrets without a value: {', '.join(empty)}. Their functions would not start. Run the commands above "
+                "with the values, and give the same command again."
+            )
 
     def _variables(self, images: Mapping[str, str]) -> tuple[str, ...]:
-        """Build Terraform's variables. Without the images in use an apply would remove the functions."""
+        """Build Terraform's variables. Without the images in use an apply would remove the functions.
+
+        The file comes first: Terraform takes the last of two values.
+        """
         region = (f"-var=region={self._to.region}",) if self._to.region else ()
         file = (f"-var-file={self._to.root / self._to.var_file}",) if self._to.var_file else ()
         used = (f"-var={name}={image}" for name, image in sorted(images.items()))
-        return (f"-var=project_id={self._to.project}", *region, *used, *file)
+        return (*file, f"-var=project_id={self._to.project}", *region, *used)
 
     def _build(self) -> None:
         self._title(f"check, build, deploy and try commit {self._to.commit[:12]}")
         # `images` is REGION-docker.pkg.dev/PROJECT/PREFIX, as Terraform has decided.
-        where = None if self._plan_only else self._output("images")
-        found = re.fullmatch(r"([a-z0-9-]+)-docker\.pkg\.dev/[^/]+/([a-z0-9]+)", where or "")
+        where = "" if self._plan_only else _json(self._output("images"), str, "")
+        found = re.fullmatch(r"([a-z0-9-]+)-docker\.pkg\.dev/[^/]+/([a-z0-9]+)", where)
         region, prefix = found.groups() if found else (self._to.region or DEFAULT_REGION, "goblin")
         said = {"_COMMIT": self._to.commit, "_APPLY": "true", "_REGION": region, "_PREFIX": prefix}
         if self._to.var_file:
@@ -249,8 +325,14 @@ class _Deployment:
         environment = {**os.environ, **exported(said.stdout)}
         goblin = (sys.executable, "-m", "goblin.cli")
         listed = _asked(self._to.root, *goblin, "keys", "list", "--json", env=environment)
-        known = _json(listed, {}).get("keys", [])
-        if any(key["name"] == name and key["state"] == "good" for key in known):
+        known = _json(listed, dict, {}).get("keys")
+        if not isinstance(known, list):
+            why = reason_of(listed.stderr) if listed.returncode else "goblin keys list printed no list of keys"
+            raise DeployRefused(
+                f"The API keys could not be read ({why}), so no second one called {name} is made. Give the same "
+                "command again."
+            )
+        if any(isinstance(key, dict) and (key.get("name"), key.get("state")) == (name, "good") for key in known):
             click.echo("  done already; ./goblin keys list shows it")
             return
         if subprocess.run(
@@ -281,9 +363,9 @@ class _Deployment:
             raise self._failed(shlex.join(words[:3]))
         click.echo(f"  done in {time.monotonic() - started:.0f} s")
 
-    def _output(self, name: str) -> Any:
-        """Return an output of Terraform; None before the first apply."""
-        return _json(_asked(self._to.root, *TERRAFORM, "output", "-json", name), None)
+    def _output(self, name: str) -> subprocess.CompletedProcess[str]:
+        """Ask for an output of Terraform; before the first apply it ends with an error."""
+        return _asked(self._to.root, *TERRAFORM, "output", "-json", name)
 
     def _failed(self, what: str) -> DeployRefused:
         return DeployRefused(
@@ -293,10 +375,15 @@ class _Deployment:
 
 
 def exported(text: str) -> dict[str, str]:
-    """Read lines of the form `export NAME='value'`, as a shell would."""
+    """Read lines of the form `export NAME='value'`, as a shell would. Raises `DeployRefused` for an open quote."""
     found = {}
     for line in text.splitlines():
-        words = shlex.split(line)
+        try:
+            words = shlex.split(line)
+        except ValueError as error:
+            raise DeployRefused(
+                f"Terraform's output env cannot be read ({error}). See: terraform -chdir=terraform output -raw env"
+            ) from error
         if len(words) == 2 and words[0] == "export" and "=" in words[1]:
             name, _, value = words[1].partition("=")
             found[name] = value
@@ -304,18 +391,26 @@ def exported(text: str) -> dict[str, str]:
 
 
 def _asked(root: Path, *words: str, env: Mapping[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """Run a command that changes nothing, and keep what it prints."""
-    return subprocess.run(
-        words, cwd=root, capture_output=True, text=True, check=False, stdin=subprocess.DEVNULL,
-        env=None if env is None else dict(env),
-    )  # fmt: skip
-
-
-def _json(ended: subprocess.CompletedProcess[str], otherwise: Any) -> Any:
+    """Run a command that changes nothing, and keep what it prints. Raises `DeployRefused` without an answer in time."""
     try:
-        return json.loads(ended.stdout) if ended.returncode == 0 else otherwise
-    except ValueError:
+        return subprocess.run(
+            words, cwd=root, capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=CALL_S,
+            stdin=subprocess.DEVNULL, env=None if env is None else dict(env),
+        )  # fmt: skip
+    except subprocess.TimeoutExpired:
+        raise DeployRefused(
+            f"No answer within {CALL_S} s from: {shlex.join(words)}. Run it yourself to see why, then give the same "
+            "command again."
+        ) from None
+
+
+def _json(ended: subprocess.CompletedProcess[str], wanted: type[Wanted], otherwise: Otherwise) -> Wanted | Otherwise:
+    """Return the JSON that a command printed; `otherwise` if it failed, or printed something of another type."""
+    try:
+        found = json.loads(ended.stdout) if ended.returncode == 0 else None
+    except (ValueError, RecursionError):
         return otherwise
+    return found if isinstance(found, wanted) else otherwise
 
 
 def _line(ended: subprocess.CompletedProcess[str]) -> str:

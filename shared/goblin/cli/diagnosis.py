@@ -91,9 +91,12 @@ class Facts:
     def urls(self, function: str) -> set[str]:
         """Both forms of a service's URL; the one with the project's number is known before the service exists."""
         service = self.service(function) or {}
-        listed = annotation(service, "run.googleapis.com/urls")
-        found = set(json.loads(listed)) if listed else set()
-        return {*found, service.get("status", {}).get("url", ""), self.audience(function)} - {""}
+        try:
+            listed = json.loads(annotation(service, "run.googleapis.com/urls") or "[]")
+        except ValueError:
+            listed = []
+        found = {url for url in listed if isinstance(url, str)} if isinstance(listed, list) else set()
+        return {*found, str(inner(service, "status").get("url", "")), self.audience(function)} - {""}
 
     def audience(self, function: str) -> str:
         """The URL that Terraform uses as the audience of tokens."""
@@ -118,21 +121,37 @@ class Facts:
         return sorted({*self.pushed.values(), *(it["function"] for it in self.declared["schedules"].values())})
 
 
+def inner(value: Any, *names: str) -> Json:
+    """Return the object that lies under these names; an empty one if something else lies there."""
+    for name in names:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value if isinstance(value, Mapping) else {}
+
+
+def rows(value: Any) -> list[Json]:
+    """Return the objects of a list; none if it is something else."""
+    return [row for row in value if isinstance(row, Mapping)] if isinstance(value, list | tuple) else []
+
+
+def by_name(found: Sequence[Json] | None) -> dict[str, Json]:
+    """Return resources by the last part of their names."""
+    return {last_part(str(it.get("name", ""))): it for it in found or ()}
+
+
 def name_of(service: Json) -> str:
-    return str(service.get("metadata", {}).get("name", ""))
+    return str(inner(service, "metadata").get("name", ""))
 
 
 def annotation(service: Json, name: str) -> str:
-    return str(service.get("metadata", {}).get("annotations", {}).get(name, ""))
+    return str(inner(service, "metadata", "annotations").get(name, ""))
 
 
 def container(service: Json) -> Json:
-    found: Json = service.get("spec", {}).get("template", {}).get("spec", {}).get("containers", [{}])[0]
-    return found
+    return next(iter(rows(inner(service, "spec", "template", "spec").get("containers"))), {})
 
 
 def env_of(service: Json) -> dict[str, str]:
-    return {row["name"]: str(row.get("value", "")) for row in container(service).get("env", ())}
+    return {str(row["name"]): str(row.get("value", "")) for row in rows(container(service).get("env")) if "name" in row}
 
 
 def secret_names(services: Iterable[Json]) -> set[str]:
@@ -145,7 +164,7 @@ def image_names(services: Iterable[Json]) -> set[str]:
     """The images that the services run, and the agent's."""
     found = set()
     for service in services:
-        found |= {container(service).get("image", ""), env_of(service).get("GOBLIN_AGENT_IMAGE", "")}
+        found |= {str(container(service).get("image", "")), env_of(service).get("GOBLIN_AGENT_IMAGE", "")}
     return found - {""}
 
 
@@ -183,13 +202,13 @@ def _unread(check: str, facts: Facts, *readings: str) -> list[Finding]:
 
 def _ticks(facts: Facts) -> Iterator[tuple[str, str, int | None]]:
     """Yield each schedule that is on: its name, its function, and the code of its last attempt; None before one."""
-    by_name = {last_part(it["name"]): it for it in facts.schedules or ()}
+    jobs = by_name(facts.schedules)
     for name, declared in facts.declared["schedules"].items():
-        job = by_name.get(f"{facts.prefix}-{name}")
+        job = jobs.get(f"{facts.prefix}-{name}")
         if job is None or job.get("state") != "ENABLED":
             continue
-        code = int(job.get("status", {}).get("code", 0)) if job.get("lastAttemptTime") else None
-        yield name, declared["function"], code
+        code = inner(job, "status").get("code", 0) if job.get("lastAttemptTime") else None
+        yield name, declared["function"], code if isinstance(code, int) else None
 
 
 def _audience_forms(facts: Facts) -> Iterator[Finding]:
@@ -277,7 +296,7 @@ def _alert_prices(facts: Facts) -> Iterator[Finding]:
     if unread := _unread(check, facts, "alert policies"):
         yield from unread
         return
-    conditions = sum(len(it.get("conditions", ())) for it in facts.alert_policies or ())
+    conditions = sum(len(rows(it.get("conditions"))) for it in facts.alert_policies or ())
     if not conditions:
         yield Finding(check=check, state=State.OFF, what="There is no alert.", proof=proof)
         return
@@ -301,7 +320,7 @@ def _gpu_quota(facts: Facts) -> Iterator[Finding]:
     if ready:
         yield Finding(check=check, state=State.OK, what="The GPU service has its L4.", proof=proof)
         return
-    region = service["metadata"].get("labels", {}).get("cloud.googleapis.com/location", facts.region)
+    region = inner(service, "metadata", "labels").get("cloud.googleapis.com/location", facts.region)
     yield Finding(
         check=check, state=State.MISSING, what=f"The GPU service is not ready: {why}", proof=proof,
         mend=f"gcloud beta quotas preferences create --service=run.googleapis.com --quota-id={GPU_QUOTA} "
@@ -315,7 +334,7 @@ def _provenance(facts: Facts) -> Iterator[Finding]:
     if unread := _unread(check, facts, "services"):
         yield from unread
         return
-    image = container(facts.service("gateway") or {}).get("image", "")
+    image = str(container(facts.service("gateway") or {}).get("image", ""))
     known = facts.images.get(image)
     if known is None or not known.readable:
         yield Finding(check=check, state=State.UNKNOWN, what="The functions' image could not be read.", proof=proof)
@@ -333,7 +352,7 @@ def _provenance(facts: Facts) -> Iterator[Finding]:
 
 
 def _readiness(service: Json) -> tuple[bool, str]:
-    for condition in service.get("status", {}).get("conditions", ()):
+    for condition in rows(inner(service, "status").get("conditions")):
         if condition.get("type") == "Ready":
             return condition.get("status") == "True", str(condition.get("message", condition.get("reason", "")))
     return False, "it has no revision yet"
@@ -370,7 +389,7 @@ def _topics(facts: Facts) -> Iterator[Finding]:
     if unread := _unread(check, facts, "topics"):
         yield from unread
         return
-    there = {last_part(it["name"]) for it in facts.topics or ()}
+    there = set(by_name(facts.topics))
     wanted = {*facts.declared["topics"], *(f"{topic}-dead" for topic in facts.pushed)}
     for topic in sorted(wanted - there):
         yield Finding(
@@ -381,17 +400,13 @@ def _topics(facts: Facts) -> Iterator[Finding]:
         yield Finding(check=check, state=State.OK, what=f"{len(wanted)} topics exist.")
 
 
-def _subscriptions(facts: Facts) -> dict[str, Json]:
-    return {last_part(it["name"]): it for it in facts.subscriptions or ()}
-
-
 def _pushes(facts: Facts) -> Iterator[Finding]:
     """Each topic with a function is pushed to it, with a token, and has a dead letter topic that keeps its messages."""
     check = "subscriptions"
     if unread := _unread(check, facts, "subscriptions"):
         yield from unread
         return
-    there = _subscriptions(facts)
+    there = by_name(facts.subscriptions)
     bad = 0
     for topic in sorted(facts.pushed):
         for name in (f"{topic}-push", f"{topic}-dead"):
@@ -402,7 +417,7 @@ def _pushes(facts: Facts) -> Iterator[Finding]:
                     mend=f"./goblin deploy --project {facts.project}",
                 )  # fmt: skip
         push = there.get(f"{topic}-push")
-        if push is not None and last_part(push.get("deadLetterPolicy", {}).get("deadLetterTopic", "")) != (
+        if push is not None and last_part(str(inner(push, "deadLetterPolicy").get("deadLetterTopic", ""))) != (
             f"{topic}-dead"
         ):
             bad += 1
@@ -456,26 +471,26 @@ def _audiences(facts: Facts) -> Iterator[Finding]:
 def _callers(facts: Facts) -> Iterator[tuple[str, str, Json, str]]:
     """Yield what calls a private function: its name, the function, its token, and the command that sets it right."""
     for topic, function in facts.pushed.items():
-        push = _subscriptions(facts).get(f"{topic}-push")
+        push = by_name(facts.subscriptions).get(f"{topic}-push")
         if push is not None:
             url = facts.audience(function)
             yield (
                 f"Subscription {topic}-push",
                 function,
-                push.get("pushConfig", {}).get("oidcToken", {}),
+                inner(push, "pushConfig", "oidcToken"),
                 (
                     f"gcloud pubsub subscriptions update {topic}-push --project={facts.project} --push-endpoint={url} "
                     f"--push-auth-service-account={facts.invoker} --push-auth-token-audience={url}"
                 ),
             )
-    by_name = {last_part(it["name"]): it for it in facts.schedules or ()}
+    jobs = by_name(facts.schedules)
     for name, declared in facts.declared["schedules"].items():
-        if (job := by_name.get(f"{facts.prefix}-{name}")) is not None:
+        if (job := jobs.get(f"{facts.prefix}-{name}")) is not None:
             url = facts.audience(declared["function"])
             yield (
                 f"Schedule {name}",
                 declared["function"],
-                job.get("httpTarget", {}).get("oidcToken", {}),
+                inner(job, "httpTarget", "oidcToken"),
                 (
                     f"gcloud scheduler jobs update http {facts.prefix}-{name} --location={facts.region} "
                     f"--project={facts.project} --uri={url} --oidc-service-account-email={facts.invoker} "
@@ -572,7 +587,7 @@ def _invokers(facts: Facts) -> Iterator[Finding]:
 
 
 def _grants(policy: Json, role: str, member: str) -> bool:
-    return any(it.get("role") == role and member in it.get("members", ()) for it in policy.get("bindings", ()))
+    return any(it.get("role") == role and member in (it.get("members") or ()) for it in rows(policy.get("bindings")))
 
 
 def _secrets(facts: Facts) -> Iterator[Finding]:
@@ -580,7 +595,7 @@ def _secrets(facts: Facts) -> Iterator[Finding]:
     if unread := _unread(check, facts, "services", "secrets"):
         yield from unread
         return
-    there = {last_part(it["name"]) for it in facts.secrets or ()}
+    there = set(by_name(facts.secrets))
     used = secret_names(facts.services or ())
     bad = 0
     for name in sorted(used):

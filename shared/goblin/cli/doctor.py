@@ -96,7 +96,7 @@ def _gcloud(*words: str) -> subprocess.CompletedProcess[str]:
     try:
         return subprocess.run(
             [shutil.which("gcloud") or "gcloud", *words],
-            capture_output=True, text=True, check=False, timeout=CALL_S, env=environment,
+            capture_output=True, encoding="utf-8", errors="replace", check=False, timeout=CALL_S, env=environment,
             stdin=subprocess.DEVNULL,
         )  # fmt: skip
     except subprocess.TimeoutExpired:
@@ -113,7 +113,9 @@ class Reader:
     def facts(self) -> Facts:
         """Read everything. Raises `Unread` when not even the project can be read."""
         try:
-            project = self._read("projects", "describe", self._project, scoped=False)
+            number = self._read("projects", "describe", self._project, scoped=False).get("projectNumber")
+            if not number:
+                raise Unread("gcloud projects describe printed no projectNumber")
         except Unread as reason:
             raise Unread(
                 f"Project {self._project} cannot be read ({reason}). Log in with gcloud auth login, or name another "
@@ -130,7 +132,7 @@ class Reader:
         }
         declared = json.loads(paths.declaration().read_text(encoding="utf-8"))
         facts = Facts(
-            project=self._project, number=str(project["projectNumber"]), region=self._region, prefix=self._prefix,
+            project=self._project, number=str(number), region=self._region, prefix=self._prefix,
             declared=declared,
         )  # fmt: skip
         with ThreadPoolExecutor(READERS) as threads:
@@ -156,7 +158,7 @@ class Reader:
                 more["image", image] = self._image_reader(image, anonymous=image in agents)
             console = next((it for it in mine if diagnosis.name_of(it) == facts.service_name("console")), None)
             if console is not None:
-                more["web", "console"] = lambda: _without_login(console.get("status", {}).get("url", ""))
+                more["web", "console"] = lambda: _without_login(str(diagnosis.inner(console, "status").get("url", "")))
             more["web", "clock"] = clock_skew_s
             read = dict(zip(more, threads.map(lambda call: call(), more.values()), strict=True))
         of = lambda kind: {name: value for (what, name), value in read.items() if what == kind}  # noqa: E731
@@ -170,19 +172,27 @@ class Reader:
         )  # fmt: skip
 
     def _read(self, *words: str, scoped: bool = True) -> Any:
-        """Return what a gcloud command prints as JSON. Raises `Unread`."""
+        """Return what a gcloud command prints: a list of objects for `list`, else an object. Raises `Unread`."""
         scope = (f"--project={self._project}",) if scoped else ()
         ended = _gcloud(*words, *scope, "--format=json")
         if ended.returncode:
             raise Unread(diagnosis.reason_of(ended.stderr))
         try:
-            return json.loads(ended.stdout or "null")
-        except ValueError as error:
+            said = json.loads(ended.stdout or "null")
+        except (ValueError, RecursionError) as error:
             raise Unread(f"gcloud {' '.join(words)} printed no JSON") from error
+        if "list" in words:
+            said = [] if said is None else said
+            if not isinstance(said, list) or not all(isinstance(row, dict) for row in said):
+                raise Unread(f"gcloud {' '.join(words)} printed no list of objects")
+        elif not isinstance(said := {} if said is None else said, dict):
+            raise Unread(f"gcloud {' '.join(words)} printed no object")
+        return said
 
     def _listed(self, name: str, words: Sequence[str]) -> list[Any] | None:
         try:
-            return self._read(*words) or []
+            found: list[Any] = self._read(*words)
+            return found
         except Unread as reason:
             self._unread[name] = str(reason)
             return None
@@ -190,7 +200,7 @@ class Reader:
     def _later(self, *words: str) -> Callable[[], Any]:
         def read() -> Any:
             try:
-                return self._read(*words) or ([] if "list" in words else {})
+                return self._read(*words)
             except Unread:
                 return None
 
@@ -207,7 +217,10 @@ class Reader:
                 said = self._read("artifacts", "docker", "images", "describe", image, "--show-provenance")
             except Unread as reason:
                 return Image(readable=False, reason=str(reason))
-            return Image(readable=True, provenance=len(said.get("provenance_summary", {}).get("provenance", ())))
+            return Image(
+                readable=True,
+                provenance=len(diagnosis.rows(diagnosis.inner(said, "provenance_summary").get("provenance"))),
+            )
 
         return read
 

@@ -38,6 +38,7 @@ BUDGET_USD = "0.50"
 KEY_LIFE = timedelta(hours=1)
 SHOWN_MAX = 200
 REFUSED = (401, 403)
+UNCONFIGURED = "No endpoint is configured. Set the variables and secrets of an endpoint in goblin.toml."
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,6 +48,12 @@ class Outcome:
     check: str
     ok: bool
     detail: str
+    skipped: bool = False
+    """Whether there was nothing to try."""
+
+
+class Skipped(Exception):
+    """There is nothing to try, which is no failure; the message is the detail."""
 
 
 class Failed(Exception):
@@ -91,7 +98,9 @@ def smoke(
         click.echo(json.dumps([asdict(one) for one in found]))
     else:
         for one in found:
-            click.echo(f"{'ok    ' if one.ok else 'FAILED'}  {one.check:<12}  {one.detail}")
+            click.echo(
+                f"{'skipped' if one.skipped else 'ok     ' if one.ok else 'FAILED '}  {one.check:<12}  {one.detail}"
+            )
     if not all(one.ok for one in found):
         raise SystemExit(1)
 
@@ -117,7 +126,7 @@ async def _key() -> AsyncIterator[str]:
     await store.put(
         ApiKey(
             digest=digest_of(secret), name="smoke", created_at=now, expires_at=now + KEY_LIFE,
-            scopes=(Scope.INFERENCE, Scope.JOBS),
+            scopes=(Scope.INFERENCE, Scope.JOBS, Scope.OPERATE),
         )
     )  # fmt: skip
     try:
@@ -134,6 +143,7 @@ class Trial:
         # No proxies from the environment: the key is sent to these URLs and nowhere else.
         self._http = httpx.Client(timeout=CALL_S, trust_env=False)
         self._model = ""
+        self._unconfigured = False
 
     def all(self, key: str, model: str | None, batch: str, wait_s: float) -> list[Outcome]:
         """Run every check; one that fails does not keep the others from running."""
@@ -148,6 +158,9 @@ class Trial:
 
     def _chat(self, key: Mapping[str, str], wanted: str | None) -> str:
         names = [wanted] if wanted else [row["id"] for row in self._get(f"{self._gateway}/v1/models", key)["data"]]
+        if not names and self._has_no_provider(key):
+            self._unconfigured = True
+            raise Skipped(UNCONFIGURED)
         if not names:
             raise Failed("No model is served. Set the variables and secrets of an endpoint in goblin.toml.")
         reasons = []
@@ -162,7 +175,14 @@ class Trial:
             reasons.append(f"{name}: {_why(answer)}")
         raise Failed("; ".join(reasons))
 
+    def _has_no_provider(self, key: Mapping[str, str]) -> bool:
+        """Whether no endpoint is configured. A key without scope `operate` cannot show it, nor a faulty goblin.toml."""
+        answer = self._http.get(f"{self._gateway}/providers", headers=key)
+        return answer.is_success and not answer.headers.get("x-goblin-configuration") and answer.json() == {}
+
     def _batch(self, key: Mapping[str, str], *, finished: bool, wait_s: float) -> str:
+        if self._unconfigured:
+            raise Skipped(UNCONFIGURED)
         if not self._model:
             raise Failed("No model answered the chat, so no item of a batch would be answered either.")
         job_id = f"smoke-{secrets.token_hex(6)}"
@@ -268,6 +288,8 @@ def forged(url: str) -> dict[str, str]:
 def _outcome(name: str, check: Callable[[], str]) -> Outcome:
     try:
         return Outcome(check=name, ok=True, detail=check())
+    except Skipped as reason:
+        return Outcome(check=name, ok=True, detail=str(reason), skipped=True)
     except Failed as reason:
         return Outcome(check=name, ok=False, detail=str(reason))
     except httpx.TransportError as error:
