@@ -22,6 +22,7 @@ from goblin.billing.policy.prices import bills_use
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, InferenceRequest, caller_runs
+from goblin.gateway.policy.passed_messages import passed_messages
 from goblin.gateway.policy.worst_case import TIERS
 
 _COMMON = frozenset({"model", "goblin", "user", "safety_identifier", "metadata"})
@@ -86,6 +87,14 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
     A tool that the caller does not run is dropped for every endpoint: a vendor would bill it, and a server of our own
     runs none and would refuse the request.
     """
+    if isinstance(request, ChatRequest) and (original := request.original_for(endpoint)) is not None:
+        if not bills_use(endpoint):
+            return PassedFields(request=request)
+        sent_as, gone_from_it = passed_messages(original, endpoint.price)
+        return PassedFields(
+            request=msgspec.structs.replace(request, original=sent_as),
+            dropped=_few([_name(name) for name in gone_from_it]),
+        )
     body = request.body
     dropped = [name for name in body if bills_use(endpoint) and not _passes(request, name, body[name])]
     if "store" in dropped and "metadata" in body:
