@@ -17,7 +17,7 @@ from goblin.core.money import show_usd
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.requests import InferenceRequest
 from goblin.gateway.policy import worst_case
-from goblin.gateway.policy.passed_fields import NothingLeft, passed_fields
+from goblin.gateway.policy.passed_fields import NothingLeft, PassedFields, passed_fields
 from goblin.gateway.policy.uptime import UptimeSession
 from goblin.gateway.policy.worst_case import Unpriced
 from goblin.gateway.uptime import UptimeSessions
@@ -131,6 +131,12 @@ class Payer:
         if prices.is_free(endpoint):
             return Payment(self._budget_client, self._uptime, endpoint, passed.request, None, dropped=passed.dropped)
         found = await self._reserve(endpoint, passed.request)
+        if isinstance(found, BudgetExhausted) and endpoint.price is not None and endpoint.price.server_tools:
+            # A search may read the whole context again and again. Where no budget covers that, the answer does without.
+            tokens_alone = replace(endpoint, price=replace(endpoint.price, server_tools={}))
+            plainer = passed_fields(request, tokens_alone)
+            if isinstance(plainer, PassedFields) and plainer.dropped != passed.dropped:
+                passed, found = plainer, await self._reserve(endpoint, plainer.request)
         if isinstance(found, Payment):
             found.dropped = passed.dropped
             return found

@@ -29,6 +29,7 @@ _NO_RESULT = "[There is no result: the call was interrupted.]"
 _THOUGHTS = frozenset({"thinking", "redacted_thinking"})
 _NOTHING = frozenset({*_THOUGHTS, "fallback", "mcp_tool_listing", "tool_addition", "tool_removal"})
 """Blocks that only the model, or the API, that wrote them can read."""
+_BILLING = "x-anthropic-billing-header:"
 _DEPTH_MAX = 16
 
 
@@ -197,9 +198,13 @@ class Conversation:
 
 
 def text_of(content: object, *, between: str = "") -> str:
-    """Join the text of content: a text, or blocks of which some have text."""
+    """Join the text of content: a text, or blocks of which some have text.
+
+    What Claude Code says to Anthropic's billing is left out: it changes with each request, and a server that keeps the
+    beginning of a prompt would read all of it again.
+    """
     texts = [_string(block.get("text")) for block in _blocks(content) if block.get("type") == "text"]
-    return between.join(text for text in texts if text)
+    return between.join(text for text in texts if text and not text.startswith(_BILLING))
 
 
 def tool_name(name: str) -> str:

@@ -28,6 +28,7 @@ _LIMITS = tuple(
 _INPUTS = tuple(
     re.compile(pattern.replace("N", _NUMBER), re.IGNORECASE)
     for pattern in (
+        r"resulted in N tokens",
         r"\(N in the messages",
         r"\(N (?:of|from) (?:the )?(?:text )?input",
         r"N in the messages",
@@ -36,7 +37,6 @@ _INPUTS = tuple(
         r"request \(N tokens\)",
         r"(?:prompt|input)(?: \(?length)? N[,)]",
         r"at least N prompt tokens",
-        r"resulted in N tokens",
         r"prompt (?:is too long: |token count of |has )N",
         r"(?:input|prompt) (?:length|tokens)[^0-9]{0,20}N",
         r"too long: N tokens",
@@ -53,6 +53,7 @@ _OUTPUTS = tuple(
         r"N (?:of|in|for) (?:the )?output",
     )
 )
+_SAID = re.compile(r"prompt is too long: \d+ tokens > \d+|exceed context limit: \d+ \+ \d+ > \d+")
 _SAYS_SO = re.compile(
     r"context (?:length|window|size)|context limit|maximum model length|prompt is too long|input is too long"
     r"|too many (?:input |prompt )?tokens|reduce the length of the (?:messages|prompt|input)",
@@ -72,7 +73,7 @@ def too_long(message: str, code: str | None) -> str | None:
     limit, asked, wanted = _first(_LIMITS, message), _first(_INPUTS, message), _first(_OUTPUTS, message)
     if code != CODE and limit is None:
         return None
-    if "prompt is too long" in message and asked is not None and limit is not None:
+    if _SAID.search(message):
         return message
     if limit is not None and asked is not None and wanted is not None and asked < limit:
         return (

@@ -92,8 +92,10 @@ def _read_aloud(value: Any, notes: Mapping[str, str]) -> Any:
 
 
 def _is_text(block: Mapping[str, Any]) -> bool:
-    """Tell whether a document is text, which every model can read."""
+    """Tell whether a block is a document of text, which every model can read."""
     source = block.get("source")
+    if block.get("type") != "document":
+        return False
     if not isinstance(source, Mapping) or source.get("type") not in ("text", "content", "base64"):
         return False
     return source.get("type") != "base64" or source.get("media_type") != "application/pdf"

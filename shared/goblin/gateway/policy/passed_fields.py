@@ -184,7 +184,7 @@ def _tool_name(tool: Mapping[str, Any]) -> Any:
 def _name(name: object) -> str:
     """Return a caller's name of a field as it may stand in a header."""
     shown = "".join(
-        c if c.isascii() and (c.isalnum() or c in "_-.$:") else "?" for c in str(name)[:_NAME_CHARACTERS_MAX]
+        c if c.isascii() and (c.isalnum() or c in "_-.$:[]") else "?" for c in str(name)[:_NAME_CHARACTERS_MAX]
     )
     return shown or "?"
 
