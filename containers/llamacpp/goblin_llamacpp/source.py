@@ -3,13 +3,17 @@
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
+import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .fetch import Fetch, download
+
+log = logging.getLogger(__name__)
 
 
 class SourceRefused(ValueError):
@@ -22,6 +26,8 @@ class ModelSource:
 
     where: str
     sha256: str | None = None
+    may_redirect: bool = True
+    """Whether a download follows redirects: not one that a caller asked for, because they could lead anywhere."""
 
     @property
     def is_remote(self) -> bool:
@@ -69,7 +75,7 @@ async def local_model(source: ModelSource, fetch: Fetch) -> AsyncIterator[LocalM
         return
     if source.sha256 is None:
         raise SourceRefused("A model from a URL needs its SHA-256.")
-    path = await download(source.where, fetch)
+    path = await download(source.where, fetch, follow_redirects=source.may_redirect)
     try:
         yield await asyncio.to_thread(_verified, path, source.sha256)
     finally:
@@ -79,6 +85,8 @@ async def local_model(source: ModelSource, fetch: Fetch) -> AsyncIterator[LocalM
 def _verified(path: Path, sha256: str | None) -> LocalModel:
     try:
         before = identity(path)
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise SourceRefused(f"{path.name} is not a file.")
         if sha256 is None:
             return LocalModel(path, None, before)
         with path.open("rb") as file:
@@ -86,5 +94,7 @@ def _verified(path: Path, sha256: str | None) -> LocalModel:
     except OSError as error:
         raise SourceRefused(f"Cannot read {path.name}: {os.strerror(error.errno or 0)}.") from error
     if not hmac.compare_digest(found, sha256.lower()):
-        raise SourceRefused(f"The SHA-256 of {path.name} is {found}, not {sha256.lower()}.")
+        # Only the log says what was found: a caller learns nothing of a file but that it is not the one that it named.
+        log.warning("The SHA-256 of %s is %s, not %s.", path.name, found, sha256.lower())
+        raise SourceRefused(f"The SHA-256 of {path.name} is not {sha256.lower()}.")
     return LocalModel(path, found, before)
