@@ -26,6 +26,6 @@ async def on_budget_exceeded(request: Request) -> Response:
     body, 500 for an internal error, 503 when Firestore, Cloud Run or Google's certificates do not answer.
     """
     await process.verify_caller(request.headers.get("authorization"))
-    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX, is_json=False))
     await budgets.follow(event, billing_wiring.budgets())
     return Response(status_code=204)

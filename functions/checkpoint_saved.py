@@ -25,6 +25,6 @@ async def on_checkpoint_saved(request: Request) -> Response:
     413 for a too large body, 500 for a manifest that is missing or false, 503 when a store does not answer.
     """
     await process.verify_caller(request.headers.get("authorization"))
-    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX, is_json=False))
     await checkpoints.note(events.decode(events.CheckpointSaved, event.data), job_wiring.jobs())
     return Response(status_code=204)

@@ -27,7 +27,7 @@ async def on_job_requested(request: Request) -> Response:
     store does not answer.
     """
     await process.verify_caller(request.headers.get("authorization"))
-    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX, is_json=False))
     job = await lifecycle.request(events.decode(events.JobRequested, event.data), job_wiring.jobs())
     await reconcile.reconcile(job_wiring.jobs(), only=job.job_id)
     return Response(status_code=204)

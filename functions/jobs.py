@@ -9,8 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 import functions_framework.aio
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -267,8 +265,8 @@ async def vast_webhook(request: Request) -> Response:
     return Response(status_code=204)
 
 
-_router = Starlette(
-    routes=[
+_router = asgi.routed(
+    [
         Route("/jobs", submit, methods=["POST"]),
         Route("/jobs", list_jobs, methods=["GET"]),
         Route("/jobs/{job_id}", show, methods=["GET"]),
@@ -286,7 +284,6 @@ _router = Starlette(
         Route("/budgets", show_budgets, methods=["GET"]),
         Route("/webhooks/vastai", vast_webhook, methods=["POST"]),
     ],
-    exception_handlers={HTTPException: asgi.on_http_error},
 )
 
 

@@ -26,6 +26,6 @@ async def on_model_promoted(request: Request) -> Response:
     store does not answer.
     """
     await process.verify_caller(request.headers.get("authorization"))
-    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX, is_json=False))
     await rollout.follow(events.decode(events.ModelPromoted, event.data), registry_wiring.rollout())
     return Response(status_code=204)
