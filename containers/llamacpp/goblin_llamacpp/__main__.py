@@ -69,6 +69,7 @@ def main(argv: list[str] | None = None) -> int:
             ServerSettings(
                 api_keys=keys,
                 body_bytes_max=options.body_bytes_max,
+                on_loopback=options.host in LOOPBACK,
                 shows_slots=shows_slots,
                 allows_load=options.allow_load,
                 places=Places(options.models_dir, tuple(options.load_from or _storage())),

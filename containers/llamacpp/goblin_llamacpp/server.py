@@ -16,6 +16,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from httpguard import LOOPBACK, Guard, Limits, Refusal, check_json, read_body
+
 from . import __version__, schema
 from .answers import Answer, ChatAnswer, Frame, TextAnswer, new_id
 from .embedder import NotWanted
@@ -57,6 +59,8 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     """Accepted keys. If empty, requests need no key."""
     body_bytes_max: int = 4 * 2**20
+    on_loopback: bool = False
+    """Whether the server listens on this machine only, so that it has the names of this machine and no other."""
     shows_slots: bool = False
     allows_load: bool = False
     places: Places = NOWHERE
@@ -268,7 +272,7 @@ class Server:
         body = await self._read(request, schema.LoadRequest)
         places = self.settings.places
         where = places.check_path(body.path) if body.path is not None else places.check_url(body.url or "")
-        source = ModelSource(where, body.sha256, may_redirect=False)
+        source = ModelSource(where, body.sha256, from_caller=True)
         try:
             loaded = await self.serving.replace(source, body.alias or source.stem)
         except FetchFailed as error:
@@ -283,21 +287,13 @@ class Server:
     async def _read(self, request: Request, type: type[Body]) -> Body:  # noqa: A002
         """Read and check a body, within limits on its size and time."""
         self.serving.current()  # Refuse before reading a body that would be thrown away.
+        limits = Limits(body_bytes=self.settings.body_bytes_max, body_s=BODY_READ_S)
         try:
-            async with asyncio.timeout(BODY_READ_S):
-                body = await self._read_bytes(request)
-        except TimeoutError:
-            raise ApiError(408, "The body took too long to arrive. Send it again.", code="request_timeout") from None
+            body = await read_body(request.headers, request.receive, limits)
+            check_json(body)
+        except Refusal as refusal:
+            raise ApiError(refusal.status, refusal.message, code=refusal.code) from None
         return schema.parse(body, type)
-
-    async def _read_bytes(self, request: Request) -> bytes:
-        limit = self.settings.body_bytes_max
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise ApiError(413, f"The request body is larger than {limit} bytes.", code="body_too_large")
-        return bytes(body)
 
     async def _prepare(
         self, work: Callable[[Asked, LoadedModel], Prepared], body: Asked, loaded: LoadedModel
@@ -344,6 +340,8 @@ class Server:
             **lifespan,
         )
         app.add_middleware(KeyCheck, keys=self.settings.api_keys)
+        # Before the key is looked at: a page in a browser on the same machine may be where no key is asked for.
+        app.add_middleware(Guard, hosts=LOOPBACK if self.settings.on_loopback else None)
         return app
 
 

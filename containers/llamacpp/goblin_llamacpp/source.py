@@ -5,7 +5,6 @@ import hashlib
 import hmac
 import logging
 import os
-import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -26,8 +25,9 @@ class ModelSource:
 
     where: str
     sha256: str | None = None
-    may_redirect: bool = True
-    """Whether a download follows redirects: not one that a caller asked for, because they could lead anywhere."""
+    from_caller: bool = False
+    """Whether a request named it: then only a plain file is read, which cannot block, and a download follows no
+    redirects, which could lead anywhere."""
 
     @property
     def is_remote(self) -> bool:
@@ -71,22 +71,27 @@ async def local_model(source: ModelSource, fetch: Fetch) -> AsyncIterator[LocalM
         FetchFailed: The download failed.
     """
     if not source.is_remote:
-        yield await asyncio.to_thread(_verified, Path(source.where), source.sha256)
+        yield await asyncio.to_thread(_named, source)
         return
     if source.sha256 is None:
         raise SourceRefused("A model from a URL needs its SHA-256.")
-    path = await download(source.where, fetch, follow_redirects=source.may_redirect)
+    path = await download(source.where, fetch, follow_redirects=not source.from_caller)
     try:
         yield await asyncio.to_thread(_verified, path, source.sha256)
     finally:
         path.unlink(missing_ok=True)
 
 
+def _named(source: ModelSource) -> LocalModel:
+    path = Path(source.where)
+    if source.from_caller and path.exists() and not path.is_file():
+        raise SourceRefused(f"{path.name} is not a file.")
+    return _verified(path, source.sha256)
+
+
 def _verified(path: Path, sha256: str | None) -> LocalModel:
     try:
         before = identity(path)
-        if not stat.S_ISREG(path.stat().st_mode):
-            raise SourceRefused(f"{path.name} is not a file.")
         if sha256 is None:
             return LocalModel(path, None, before)
         with path.open("rb") as file:
