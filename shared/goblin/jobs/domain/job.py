@@ -211,5 +211,7 @@ class Job:
 
 
 def spec_digest(spec: JobRequested) -> str:
-    """Hash a specification: defaults count as given, the order of parameters does not matter."""
+    """Hash a specification: defaults count as given; neither order nor white space of the parameters matters."""
+    parameters = msgspec.json.encode(msgspec.json.decode(spec.parameters), order="sorted")
+    spec = msgspec.structs.replace(spec, parameters=msgspec.Raw(parameters))
     return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
