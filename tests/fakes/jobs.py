@@ -33,8 +33,8 @@ BUCKET = "bucket"
 START = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
-class Crash(Exception):
-    """A simulated crash of the process at this point."""
+class Crash(BaseException):
+    """A simulated crash of the process at this point. No service may catch it, as none catches a `kill -9`."""
 
 
 @dataclass

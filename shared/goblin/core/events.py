@@ -156,6 +156,11 @@ class CloudBudget(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     forecast_threshold_exceeded: float | None = None
 
 
+REASON = "goblin-reason"
+"""Attribute of a dead letter that says why the event was refused."""
+SOURCE = "CloudPubSubDeadLetterSource"
+"""Prefix of the attributes that Pub/Sub adds to a dead letter: its subscription, its delivery count."""
+
 TOPICS: Mapping[str, type[msgspec.Struct]] = {
     "job-requested": JobRequested,
     "checkpoint-saved": CheckpointSaved,

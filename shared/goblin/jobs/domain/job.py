@@ -193,6 +193,10 @@ class Job:
     """Highest `seq` that is known to be published."""
     invalid_reports: int = 0
     """Invalid reports and uploads of its hosts, and refused tokens."""
+    fault: str = ""
+    """Error that reconcile met with this job in its last run, by step and kind; empty: none."""
+    faults: int = 0
+    """Runs in a row that met it; see `policy.state_machine.FAULTS_MAX`."""
 
     @property
     def saved_step(self) -> int:
