@@ -31,6 +31,6 @@ async def on_budget_exceeded(request: Request) -> Response:
     error, 503 when Firestore, Pub/Sub, Cloud Run or Google's certificates do not answer.
     """
     await process.verify_caller(request.headers.get("authorization"))
-    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX, is_json=False))
     await dead_letters.handle("budget-exceeded", event, _follow, process.dead_letters)
     return Response(status_code=204)

@@ -31,6 +31,6 @@ async def on_checkpoint_saved(request: Request) -> Response:
     not answer.
     """
     await process.verify_caller(request.headers.get("authorization"))
-    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX, is_json=False))
     await dead_letters.handle("checkpoint-saved", event, _follow, process.dead_letters)
     return Response(status_code=204)

@@ -8,8 +8,6 @@ from dataclasses import asdict, replace
 
 import functions_framework.aio
 import msgspec
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -102,6 +100,7 @@ def _inference(
                 await call.authenticate(_authorization(request))
                 body = await asgi.read_body(request)
                 heard.set()
+                await call.admit()
                 if (key := request.headers.get("idempotency-key")) is not None:
                     return await call.once(request.url.path, key, body, lambda: answer(body))
             except Exception as error:  # noqa: BLE001  Error answers carry the explanation headers too.
@@ -263,8 +262,8 @@ async def _authenticated(request: Request, scope: Scope = Scope.INFERENCE) -> tu
 
 
 _chat = _inference("chat", chat_completions)
-_router = Starlette(
-    routes=[
+_router = asgi.routed(
+    [
         Route("/v1/chat/completions", _chat, methods=["POST"]),
         Route("/v1/completions", _inference("completions", completions), methods=["POST"]),
         Route("/v1/embeddings", _inference("embeddings", embeddings), methods=["POST"]),
@@ -277,7 +276,6 @@ _router = Starlette(
         Route("/providers", show_providers),
         Route("/metrics", show_metrics),
     ],
-    exception_handlers={HTTPException: asgi.on_http_error},
 )
 
 

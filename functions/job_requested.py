@@ -33,6 +33,6 @@ async def on_job_requested(request: Request) -> Response:
     store or Pub/Sub does not answer.
     """
     await process.verify_caller(request.headers.get("authorization"))
-    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX, is_json=False))
     await dead_letters.handle("job-requested", event, _follow, process.dead_letters)
     return Response(status_code=204)

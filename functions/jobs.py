@@ -9,8 +9,6 @@ import time
 from collections.abc import Awaitable, Callable
 
 import functions_framework.aio
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -63,7 +61,9 @@ async def submit(request: Request) -> Response:
     `_person`; 500 for an internal error.
     """
     await _person(request)
-    spec = jobs_schema.parse(events.JobRequested, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
+    # The parser checks encoding and nesting here, because its refusal names the field.
+    body = await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX, is_json=False)
+    spec = jobs_schema.parse(events.JobRequested, body)
     job = await service.submit(spec, job_wiring.jobs())
     await reconcile.reconcile(job_wiring.jobs(), only=job.job_id)
     return asgi.json_response(jobs_schema.job(await service.show(job.job_id, job_wiring.jobs())), status=202)
@@ -270,8 +270,8 @@ async def vast_webhook(request: Request) -> Response:
     return Response(status_code=204)
 
 
-_router = Starlette(
-    routes=[
+_router = asgi.routed(
+    [
         Route("/jobs", submit, methods=["POST"]),
         Route("/jobs", list_jobs, methods=["GET"]),
         Route("/jobs/{job_id}", show, methods=["GET"]),
@@ -289,7 +289,6 @@ _router = Starlette(
         Route("/budgets", show_budgets, methods=["GET"]),
         Route("/webhooks/vastai", vast_webhook, methods=["POST"]),
     ],
-    exception_handlers={HTTPException: asgi.on_http_error},
 )
 
 

@@ -31,6 +31,6 @@ async def on_model_promoted(request: Request) -> Response:
     model server, a store or Pub/Sub does not answer.
     """
     await process.verify_caller(request.headers.get("authorization"))
-    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX))
+    event = events.parse_event(request.headers, await asgi.read_body(request, events.PUSH_BYTES_MAX, is_json=False))
     await dead_letters.handle("model-promoted", event, _follow, process.dead_letters)
     return Response(status_code=204)

@@ -92,7 +92,8 @@ def test_it_holds_the_functions_and_the_package_and_nothing_else(made: Path) -> 
         for name in files_of(ROOT / "shared" / "goblin")
         if not name.startswith("cli/") and "__pycache__" not in name
     }
-    assert files.keys() == functions | others | package
+    guard = {f"httpguard/{name}" for name in files_of(ROOT / "shared" / "httpguard") if "__pycache__" not in name}
+    assert files.keys() == functions | others | package | guard
     assert "gateway.py" in functions
     assert {"goblin/cloud.json", "goblin/web/pages/status.html"} <= package
     assert files["goblin/_bundle/goblin.toml"] == (ROOT / "goblin.toml").read_bytes()

@@ -2,6 +2,7 @@
 
 functions/*.py at the root, where functions-framework looks for FUNCTION_SOURCE
 goblin/           the package beside them, without `cli`; `goblin.toml` is in it, as in the wheel
+httpguard/        what reads their requests
 requirements.txt  what the functions import: blocks of requirements.lock, each with its hashes
 """
 
@@ -57,10 +58,11 @@ def contents(root: Path) -> dict[str, bytes]:
     Raises:
         BundleRefused: A package is missing or not the one in the lock, or `goblin.toml` holds a key.
     """
-    package = root / "shared" / "goblin"
+    shared = root / "shared"
     found = {file.name: file.read_bytes() for file in (root / "functions").glob("*.py") if file.stem != "__init__"}
-    for file in _package_files(package):
-        found[f"goblin/{file.relative_to(package).as_posix()}"] = file.read_bytes()
+    for name in ("goblin", "httpguard"):
+        for file in _package_files(shared / name):
+            found[file.relative_to(shared).as_posix()] = file.read_bytes()
     configuration = (root / "goblin.toml").read_text(encoding="utf-8")
     _check_no_key(configuration)
     found["goblin/_bundle/goblin.toml"] = configuration.encode()

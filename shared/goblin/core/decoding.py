@@ -16,6 +16,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
+from httpguard.text import is_deeper
+
 DEPTH_MAX = 32
 """Levels of nesting: more than any document of ours has, and far fewer than any reader's stack."""
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
@@ -60,23 +62,26 @@ def check_text(data: bytes) -> None:
         raise ValueError("it begins with a byte order mark; save it as UTF-8 without one")
     if not data.isascii():
         data.decode()
-    if data.count(b"{") + data.count(b"[") > DEPTH_MAX and _depth(data) > DEPTH_MAX:
-        raise ValueError(f"it is nested more than {DEPTH_MAX} levels deep")
+    if is_deeper(data, DEPTH_MAX):
+        raise ValueError(f"it is nested more than {DEPTH_MAX} levels deep{_at(data)}")
 
 
-def _depth(data: bytes) -> int:
-    """Count the levels of nesting, up to one more than `DEPTH_MAX`. Brackets in strings do not count."""
-    depth = deepest = 0
+def _at(data: bytes) -> str:
+    """Name the field that a document is nested too deeply in; empty where it is no object."""
+    depth, name = 0, b""
     for token in _TOKENS.finditer(data):
-        sign = data[token.start()]
-        if sign in b"{[":
-            depth += 1
-            deepest = max(deepest, depth)
-            if deepest > DEPTH_MAX:
-                break
-        elif sign in b"}]":
-            depth -= 1
-    return deepest
+        match data[token.start()]:
+            case 0x7B | 0x5B:  # { or [
+                depth += 1
+                if depth > DEPTH_MAX:
+                    break
+            case 0x7D | 0x5D:  # } or ]
+                depth -= 1
+            case _ if depth == 1:
+                # Before a value that is not a string, the last string at this level is its field's name.
+                name = token[0]
+    field = name.strip(b'"').decode(errors="replace")
+    return f" - at `$.{field}`" if data.lstrip().startswith(b"{") and field.isidentifier() else ""
 
 
 def check_values(value: Any, where: str = "$") -> None:

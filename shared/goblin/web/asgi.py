@@ -7,25 +7,33 @@ import functools
 import logging
 import math
 import types
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import replace
 from typing import Any
 
 import msgspec
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from goblin.core.errors import Broken, GoblinError, InvalidRequest, MethodNotAllowed, NotFound, TooLarge, Transient
+import httpguard
+import httpguard.protocol
+from goblin.core.errors import Broken, GoblinError, InvalidRequest, MethodNotAllowed, NotFound, Transient
 from goblin.gateway.ports import HttpReply
 from goblin.web import logs
+from httpguard import Limits, Refusal
 
 logs.install()
+httpguard.protocol.install()
 log = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 10 * 1024 * 1024
+ENCODINGS = frozenset({"gzip", "zstd"})
+"""How clients may pack what they send."""
 SETTLE_TIMEOUT_S = 5.0
 TOGETHER_BYTES_MAX = 64 * 1024
 """Parts of a stream that are ready together are sent as one message, up to about this size."""
@@ -162,24 +170,33 @@ def with_headers(answer: HttpReply, headers: Mapping[str, str]) -> HttpReply:
     return replace(answer, headers={**answer.headers, **headers})
 
 
-async def read_body(request: Request, limit: int = BODY_BYTES_MAX) -> bytes:
-    """Read the request's body. Raises `TooLarge` once it exceeds `limit` bytes, without reading the rest."""
-    length = request.headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
-        raise _too_large(limit)
-    held = bytearray()
+class UnreadRequest(InvalidRequest):
+    """A request that was not read to its end: too large, too slow, nested too deeply, in an unknown encoding."""
+
+    def __init__(self, refusal: Refusal) -> None:
+        super().__init__(refusal.message, code=refusal.code)
+        self.status = refusal.status
+
+
+async def read_body(request: Request, limit: int = BODY_BYTES_MAX, *, is_json: bool = True) -> bytes:
+    """Read and unpack the request's body.
+
+    Args:
+        request: The request.
+        limit: The most bytes, packed and unpacked.
+        is_json: Whether it is JSON, so that encoding and nesting are checked before it is parsed.
+
+    Raises:
+        UnreadRequest: 408, 413, 415 or 400. The rest is not read.
+    """
     try:
-        async for piece in request.stream():
-            held += piece
-            if len(held) > limit:
-                raise _too_large(limit)
-    except ClientDisconnect as error:
-        raise InvalidRequest("The connection closed before the whole body arrived.") from error
-    return bytes(held)
-
-
-def _too_large(limit: int) -> TooLarge:
-    return TooLarge(f"The body is over {limit // (1024 * 1024)} MiB.")
+        limits = Limits(body_bytes=limit, encodings=ENCODINGS)
+        body = await httpguard.read_body(request.headers, request.receive, limits)
+        if is_json:
+            httpguard.check_json(body)
+    except Refusal as refusal:
+        raise UnreadRequest(refusal) from None
+    return body
 
 
 def error_answer(error: Exception) -> HttpReply:
@@ -230,6 +247,13 @@ def answers_errors(handler: Handler) -> Handler:
             return error_response(error)
 
     return answering
+
+
+def routed(routes: Sequence[BaseRoute]) -> Starlette:
+    """Build the application of a doorway with several paths. It redirects nowhere: `Host` would choose the target."""
+    made = Starlette(routes=routes, exception_handlers={HTTPException: on_http_error})
+    made.router.redirect_slashes = False
+    return made
 
 
 async def on_http_error(request: Request, error: Exception) -> Response:

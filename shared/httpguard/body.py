@@ -1,0 +1,108 @@
+"""Reading a body: no larger, no slower and in no other encoding than agreed."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import zlib
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from httpguard.limits import DEFAULT, MIB, Limits
+from httpguard.refusal import Refusal
+
+
+async def read_body(
+    headers: Mapping[str, str], receive: Callable[[], Awaitable[Any]], limits: Limits = DEFAULT
+) -> bytes:
+    """Read the whole body of a request and unpack it.
+
+    Args:
+        headers: The request's headers; looked up in lower case.
+        receive: ASGI's `receive`.
+        limits: Of them: those of bodies, and `encodings`.
+
+    Raises:
+        Refusal: 408 if it takes too long, 413 if it is too large, 415 if its encoding is not accepted, 400 if it ends
+            early or cannot be unpacked. The rest of the body is not read.
+    """
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in ("", "identity") and encoding not in limits.encodings:
+        accepted = ", ".join(sorted(limits.encodings)) or "none"
+        raise Refusal(
+            415,
+            "unsupported_encoding",
+            f"The Content-Encoding is not supported. Leave it out; supported: {accepted}.",
+        )
+    length = headers.get("content-length", "")
+    if length.isdecimal() and (len(length) > 15 or int(length) > limits.body_bytes):
+        raise too_large(limits)
+    body = await _received(receive, limits)
+    if encoding in ("", "identity"):
+        return body
+    return unpack(encoding, body, limits)
+
+
+def too_large(limits: Limits) -> Refusal:
+    """Build the refusal of a body that is too large."""
+    most = limits.body_bytes
+    said = f"{most // MIB} MiB" if most >= MIB else f"{most // 1024} KiB" if most >= 1024 else f"{most} bytes"
+    return Refusal(413, "request_too_large", f"The body is over {said}.")
+
+
+async def _received(receive: Callable[[], Awaitable[Any]], limits: Limits) -> bytes:
+    held = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_s):
+            while True:
+                async with asyncio.timeout(limits.pause_s):
+                    message = await receive()
+                if message["type"] == "http.disconnect":
+                    raise Refusal(400, "incomplete_body", "The connection closed before the whole body arrived.")
+                held += message.get("body", b"")
+                if len(held) > limits.body_bytes:
+                    raise too_large(limits)
+                if not message.get("more_body", False):
+                    return bytes(held)
+    except TimeoutError:
+        raise Refusal(
+            408,
+            "body_timeout",
+            f"The body did not arrive in time: {limits.pause_s:.0f} s passed without a piece of it, or "
+            f"{limits.body_s:.0f} s in all. Send it faster.",
+        ) from None
+
+
+def unpack(encoding: str, body: bytes, limits: Limits) -> bytes:
+    """Unpack a body: memory is taken for no more than the limit, whatever the packed bytes claim.
+
+    Args:
+        encoding: `gzip` or `zstd`.
+        body: The packed body.
+        limits: Of them: `body_bytes`.
+
+    Raises:
+        Refusal: 413 if it unpacks to more than the limit, 400 if it is no whole packed text.
+    """
+    unpacked = bytearray()
+    fault: type[Exception] = zlib.error if encoding == "gzip" else _zstd().ZstdError
+    try:
+        while body:  # Both formats may be several packed texts in a row.
+            one = zlib.decompressobj(wbits=31) if encoding == "gzip" else _zstd().ZstdDecompressor()
+            unpacked += one.decompress(body, limits.body_bytes + 1 - len(unpacked))
+            if len(unpacked) > limits.body_bytes:
+                raise too_large(limits)
+            if not one.eof:
+                raise ValueError("it ends early")
+            body = one.unused_data
+    except (ValueError, EOFError, fault) as error:
+        raise Refusal(400, "invalid_encoding", f"The body is not whole {encoding}. Send it again.") from error
+    return bytes(unpacked)
+
+
+def _zstd() -> Any:
+    if sys.version_info >= (3, 14):
+        from compression import zstd
+    else:
+        from backports import zstd
+    return zstd
