@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 
 from goblin.core.errors import Broken, GoblinError
+from goblin.core.nesting import is_bounded
 from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
 from goblin.gateway.policy import tokens
@@ -92,7 +93,9 @@ def _filled(block: dict[str, Any], said: str) -> dict[str, Any]:
 def _parsed(arguments: str) -> Any:
     """Parse tool arguments into an object, which the SDK expects; a model may have written something else."""
     try:
-        parsed = msgspec.json.decode(arguments or "{}")
+        parsed = (
+            msgspec.json.decode(arguments or "{}") if is_bounded(arguments.encode("utf-8", "replace")) else arguments
+        )
     except msgspec.DecodeError:
         return {"_": arguments}
     return parsed if isinstance(parsed, dict) else {"_": parsed}

@@ -13,6 +13,7 @@ import msgspec
 
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
+from goblin.core.nesting import is_bounded
 from goblin.gateway.domain.requests import AudioPart, ChatRequest, FilePart, ImagePart, Message, RefusalPart, TextPart
 
 VERSION = "2026-10-21"
@@ -189,7 +190,7 @@ def _source(url: str) -> dict[str, Any]:
 def _arguments(text: str) -> dict[str, Any]:
     """Parse tool arguments into an object, which the API requires; a model may have written something else."""
     try:
-        arguments = msgspec.json.decode(text or "{}")
+        arguments = msgspec.json.decode(text or "{}") if is_bounded(text.encode("utf-8", "replace")) else text
     except msgspec.DecodeError:
         return {"_": text}
     return arguments if isinstance(arguments, dict) else {"_": arguments}

@@ -10,6 +10,8 @@ import msgspec
 
 from goblin import __version__
 from goblin.core.errors import ProviderUnavailable
+from goblin.core.nesting import is_bounded
+from goblin.core.redaction import learn
 from goblin.providers.common.http import read_up_to
 
 CONNECT_S = 5.0
@@ -24,6 +26,7 @@ def build(
     body: Mapping[str, Any] | None,
 ) -> httpx.Request:  # fmt: skip
     """Build a request. The key is in a header, so that it appears in no log of URLs."""
+    learn(key)
     headers = {"authorization": f"Bearer {key}", "accept": "application/json", "accept-encoding": "identity"}
     headers["user-agent"] = f"goblin/{__version__}"
     content = None if body is None else msgspec.json.encode(body)
@@ -46,6 +49,8 @@ async def exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[h
 def parse(name: str, data: bytes, kind: type[T]) -> T:
     """Parse a response, which is untrusted. Raises `ProviderUnavailable`."""
     try:
+        if not is_bounded(data):
+            raise RecursionError
         return msgspec.json.decode(data, type=kind)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ProviderUnavailable(f"{name} sent an answer that cannot be read.") from error

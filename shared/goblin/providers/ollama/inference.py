@@ -19,6 +19,7 @@ import msgspec
 
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
+from goblin.core.nesting import is_bounded
 from goblin.gateway.domain.chat import (
     ChatChunk,
     ChunkChoice,
@@ -285,7 +286,7 @@ def _image(part: ImagePart) -> str:
 def _arguments(text: str) -> Any:
     """Parse tool arguments into an object, which Ollama requires; a model may have written something else."""
     try:
-        arguments = msgspec.json.decode(text or "{}")
+        arguments = msgspec.json.decode(text or "{}") if is_bounded(text.encode("utf-8", "replace")) else text
     except msgspec.DecodeError:
         return {"_": text}
     return arguments if isinstance(arguments, dict) else {"_": arguments}
