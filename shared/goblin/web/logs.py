@@ -107,7 +107,7 @@ def _bounded(fields: dict[str, str]) -> str:
     room = LINE_BYTES_MAX
     while True:
         shown = {name: _cut(text, room) for name, text in fields.items()}
-        line = json.dumps(shown, separators=(",", ":"))
+        line = json.dumps(shown, separators=(",", ":")).replace("\x7f", "\\u007f")  # JSON lets it stand as it is.
         if len(line) < LINE_BYTES_MAX:
             return line
         room //= 2
