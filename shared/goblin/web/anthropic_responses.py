@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.errors import Broken, GoblinError, InvalidRequest
 from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
@@ -126,8 +127,8 @@ class _Block:
 def _parsed(arguments: str) -> Any:
     """Parse tool arguments into an object, which the SDK expects; a model may have written something else."""
     try:
-        parsed = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
+        parsed = decoding.parse(arguments or "{}")
+    except decoding.UNREADABLE:
         return {"_": arguments}
     return parsed if isinstance(parsed, dict) else {"_": parsed}
 

@@ -13,8 +13,7 @@ import hashlib
 import re
 from typing import Any
 
-import msgspec
-
+from goblin.core import decoding
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
 from goblin.gateway.domain.requests import (
@@ -315,8 +314,8 @@ def _digest(text: str) -> str:
 def _arguments(text: str) -> dict[str, Any]:
     """Parse tool arguments into an object, which the API requires; a model may have written something else."""
     try:
-        arguments = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+        arguments = decoding.parse(text or "{}")
+    except decoding.UNREADABLE:
         return {"_": text}
     return arguments if isinstance(arguments, dict) else {"_": arguments}
 
