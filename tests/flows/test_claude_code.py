@@ -10,7 +10,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -36,13 +38,17 @@ pytestmark = [
 class Model:
     """The script of the model: a file is written, read, edited and shown, a call a turn, unless it is only greeted."""
 
-    def __init__(self, file: Path, *, full_after: int | None = None) -> None:
+    def __init__(self, file: Path, *, full_after: int | None = None, pictures: tuple[Path, ...] = ()) -> None:
         self.file = str(file)
+        self.pictures = pictures
+        """Files to read instead."""
         self.full_after = full_after
         """After so many calls the context is full, until the conversation was compacted."""
         self.compacted = False
 
     def calls(self) -> list[tuple[str, dict[str, Any]]]:
+        if self.pictures:
+            return [("Read", {"file_path": str(path)}) for path in self.pictures]
         return [
             ("Write", {"file_path": self.file, "content": "one\n"}),
             ("Read", {"file_path": self.file}),
@@ -195,3 +201,39 @@ def test_a_long_session_compacts_and_goes_on(ask: Callable[..., dict[str, Any]],
     assert ask(model, "EDIT the file.")["result"] == "All done."
     assert plan.compacted
     assert ask(model, "And?", "--continue")["result"] == "All done."
+
+
+@WIRES
+def test_a_picture_and_a_pdf_do_not_end_a_session(
+    ask: Callable[..., dict[str, Any]], tmp_path: Path, model: str
+) -> None:
+    picture, paper = tmp_path / "work" / "red.png", tmp_path / "work" / "paper.pdf"
+    picture.write_bytes(png(32, 32))
+    paper.write_bytes(PDF)
+    script(model, Model(tmp_path, pictures=(picture, paper)))
+    assert ask(model, "EDIT nothing, look at the files.")["result"] == "All done."
+    assert ask(model, "EDIT still nothing.", "--continue")["result"] == "All done."
+    fake: Any = FAKE_CLAUDE if model == CLAUDE else FAKE_GPT
+    last = json.dumps(fake.asked[-1]["messages"])
+    assert ('"type": "image"' in last) if model == CLAUDE else ('"type": "image_url"' in last)
+    assert ('"type": "document"' in last) if model == CLAUDE else ('"type": "file"' in last)
+
+
+def png(width: int, height: int) -> bytes:
+    """A red picture."""
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = zlib.compress((b"\0" + b"\xff\0\0" * width) * height)
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+
+
+PDF = b"""%PDF-1.4
+1 0 obj<</Type/Catalog/Pages 2 0 R>>endobj
+2 0 obj<</Type/Pages/Kids[3 0 R]/Count 1>>endobj
+3 0 obj<</Type/Page/Parent 2 0 R/MediaBox[0 0 200 200]>>endobj
+trailer<</Root 1 0 R>>
+%%EOF
+"""
