@@ -51,7 +51,8 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     function_call: FunctionDelta | UnsetType | None = UNSET
     audio: dict[str, Any] | UnsetType | None = UNSET
     event: dict[str, Any] | UnsetType = UNSET
-    """The event of Anthropic's wire that this stands for, unchanged; only in answers to requests of the same wire."""
+    """The event of Anthropic's wire that this stands for, unchanged; only in answers to requests of the same wire.
+    Empty: an event before it said the same."""
 
     @property
     def says_something(self) -> bool:
