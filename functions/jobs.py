@@ -16,9 +16,10 @@ from starlette.routing import Route
 from goblin.billing import budgets
 from goblin.core import events
 from goblin.core.errors import Forbidden, InvalidRequest, Unauthenticated
-from goblin.gateway.ports import Scope
+from goblin.gateway.ports import ApiKey, Scope
 from goblin.jobs import attempt_logs, reconcile, webhooks, worker_api
 from goblin.jobs import lifecycle as service
+from goblin.jobs.domain.job import JobOwner
 from goblin.jobs.lifecycle import JobDeps
 from goblin.providers.vastai import webhooks as vast_webhooks
 from goblin.web import asgi, jobs_schema
@@ -29,8 +30,8 @@ from goblin.wiring import jobs as job_wiring
 LISTED_MAX = 200
 
 
-async def _person(request: Request) -> str:
-    """Check the API key and return its name. An attempt token is for the gateway and its own job, not for this.
+async def _person(request: Request) -> ApiKey:
+    """Check the API key and return it. An attempt token is for the gateway and its own job, not for this.
 
     Raises:
         Unauthenticated: No key, or an invalid one (401).
@@ -42,7 +43,12 @@ async def _person(request: Request) -> str:
     key = await gateway_wiring.gateway().keys.authenticate(authorization, Scope.JOBS)
     if worker_api.is_token(_bearer(request)):
         raise Forbidden("An attempt token may not do this. Send an API key with the scope `jobs`.")
-    return key.name
+    return key
+
+
+def _tenant(key: ApiKey) -> str | None:
+    """Return whose jobs the key sees; None: everybody's."""
+    return None if Scope.OPERATE in key.scopes else key.owner
 
 
 def _bearer(request: Request) -> str:
@@ -60,11 +66,13 @@ async def submit(request: Request) -> Response:
     specification; 409 for a job id with another specification; 413 for a too large body; 401, 403, 429, 503 as
     `_person`; 500 for an internal error.
     """
-    await _person(request)
+    key = await _person(request)
     spec = jobs_schema.parse(events.JobRequested, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
-    job = await service.submit(spec, job_wiring.jobs())
+    owner = JobOwner(tenant=key.owner, key_digest=key.digest, key_name=key.name, models=key.models)
+    job = await service.submit(spec, owner, job_wiring.jobs())
     await reconcile.reconcile(job_wiring.jobs(), only=job.job_id)
-    return asgi.json_response(jobs_schema.job(await service.show(job.job_id, job_wiring.jobs())), status=202)
+    shown = await service.show(job.job_id, job_wiring.jobs(), tenant=key.owner)
+    return asgi.json_response(jobs_schema.job(shown), status=202)
 
 
 @asgi.answers_errors
@@ -73,11 +81,11 @@ async def list_jobs(request: Request) -> Response:
 
     Caller: an API key with scope `jobs`. Answers 200; 400 for an invalid limit; 401, 403, 429, 503 as `_person`.
     """
-    await _person(request)
+    key = await _person(request)
     limit = request.query_params.get("limit", "50")
     if not limit.isdigit() or not 1 <= int(limit) <= LISTED_MAX:
         raise InvalidRequest(f"The limit must be a number from 1 to {LISTED_MAX}.", param="limit")
-    found = await service.recent(int(limit), job_wiring.jobs())
+    found = await service.recent(int(limit), job_wiring.jobs(), tenant=_tenant(key))
     return asgi.json_response({"object": "list", "data": [jobs_schema.job(job) for job in found]})
 
 
@@ -87,8 +95,9 @@ async def show(request: Request) -> Response:
 
     Caller: an API key with scope `jobs`. Answers 200; 404 for an unknown job; 401, 403, 429, 503 as `_person`.
     """
-    await _person(request)
-    return asgi.json_response(jobs_schema.job(await service.show(request.path_params["job_id"], job_wiring.jobs())))
+    key = await _person(request)
+    job = await service.show(request.path_params["job_id"], job_wiring.jobs(), tenant=_tenant(key))
+    return asgi.json_response(jobs_schema.job(job))
 
 
 @asgi.answers_errors
@@ -98,8 +107,8 @@ async def cancel(request: Request) -> Response:
     Caller: an API key with scope `jobs`. Answers 200; 404 for an unknown job; 409 when it is too late to cancel; 401,
     403, 429, 503 as `_person`.
     """
-    name = await _person(request)
-    job = await service.cancel(request.path_params["job_id"], job_wiring.jobs(), by=name)
+    key = await _person(request)
+    job = await service.cancel(request.path_params["job_id"], job_wiring.jobs(), by=key.name, tenant=_tenant(key))
     return asgi.json_response(jobs_schema.job(job))
 
 
@@ -110,11 +119,12 @@ async def show_log(request: Request) -> Response:
     Caller: an API key with scope `jobs`. Answers 200; 400 for an invalid attempt; 404 for an unknown job or attempt;
     401, 403, 429, 503 as `_person`.
     """
-    await _person(request)
+    key = await _person(request)
     attempt = request.query_params.get("attempt")
     if attempt is not None and not (attempt.isdecimal() and len(attempt) < 10):
         raise InvalidRequest("The attempt must be a number with at most 9 digits.", param="attempt")
-    found = await attempt_logs.read(request.path_params["job_id"], int(attempt) if attempt else None, job_wiring.jobs())
+    job_id, number = request.path_params["job_id"], int(attempt) if attempt else None
+    found = await attempt_logs.read(job_id, number, job_wiring.jobs(), tenant=_tenant(key))
     return asgi.json_response(jobs_schema.log(found.attempt, found.text, whole=found.whole))
 
 
@@ -214,7 +224,7 @@ async def finish(job_id: str, token: str, request: Request, deps: JobDeps) -> ob
     said = jobs_schema.parse(jobs_schema.FinishBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
     await worker_api.finish(job_id, token, deps, step=said.step)
     await reconcile.reconcile(deps, only=job_id)
-    return {"state": (await service.show(job_id, deps)).state}
+    return {"state": (await service.show(job_id, deps, tenant=None)).state}
 
 
 async def withdraw(job_id: str, token: str, request: Request, deps: JobDeps) -> object:

@@ -85,7 +85,9 @@ class Doorways:
             assert await FirestoreJobs(client).create(job) is not None
             if job.lease:
                 until = datetime.now(UTC) + timedelta(hours=1)
-                await FirestoreAttemptKeys(client).open(job.lease.token_sha256, name="job:x", until=until)
+                await FirestoreAttemptKeys(client).open(
+                    job.lease.token_sha256, name="job:x", until=until, asker="", models=None
+                )
 
         asyncio.run(put())
 

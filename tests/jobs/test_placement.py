@@ -181,7 +181,7 @@ async def test_rent_is_prolonged_while_it_works_and_settled_after_the_end() -> N
     job = world.job()
     assert job.state is JobState.RUNNING
     assert job.reservations[0].until > first.until
-    await lifecycle.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody", tenant=None)
     await tick(world)
     await tick(world)
     job = world.job()
@@ -281,7 +281,7 @@ async def test_a_deadline_is_promised_only_with_a_place_and_the_place_is_kept() 
     assert "once one of the 1 places of kind training is free" in waits.no_placement.reason
 
     world.compute.full = True
-    await lifecycle.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody", tenant=None)
     await tick(world, 0.4)
     assert world.job("p").state is JobState.QUEUED
     world.compute.full = False
@@ -294,7 +294,7 @@ async def test_what_nobody_wants_is_released_though_the_ledger_is_silent() -> No
     world = market()
     await requested(world)
     world.compute.unknown = "timeout"
-    await lifecycle.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody", tenant=None)
     world.compute.unknown = ""
     assert world.compute.running
     world.ledger.down = True

@@ -34,16 +34,16 @@ class AdmissionControl:
         decision = policy.admit(
             running=self._running,
             waiting=len(self._waiting),
-            of_key=self._of_key[key.digest],
+            of_key=self._of_key[key.counted_as],
             key_max=key.parallel_max,
             limits=self.limits,
         )
         if isinstance(decision, AdmissionRefusal):
-            self._forget(key.digest)
+            self._forget(key.counted_as)
             raise RateLimited(decision.reason, retry_after_s=decision.retry_after_s)
         if key.rate_per_minute is not None:
-            self._take(key.digest, key.rate_per_minute)
-        self._of_key[key.digest] += 1
+            self._take(key.counted_as, key.rate_per_minute)
+        self._of_key[key.counted_as] += 1
         if decision is AdmissionCounts.RUN:
             self._running += 1
             return
@@ -52,8 +52,8 @@ class AdmissionControl:
     def leave(self, key: ApiKey) -> None:
         """End an admitted request, and admit the next one that waits."""
         self._running -= 1
-        self._of_key[key.digest] -= 1
-        self._forget(key.digest)
+        self._of_key[key.counted_as] -= 1
+        self._forget(key.counted_as)
         self._let_in()
 
     async def _wait(self, key: ApiKey) -> None:
@@ -68,8 +68,8 @@ class AdmissionControl:
                 self._let_in()
             elif turn in self._waiting:
                 self._waiting.remove(turn)
-            self._of_key[key.digest] -= 1
-            self._forget(key.digest)
+            self._of_key[key.counted_as] -= 1
+            self._forget(key.counted_as)
             if isinstance(error, TimeoutError):
                 raise RateLimited(
                     "Too many requests are in flight. Try again later.", retry_after_s=policy.QUEUE_RETRY_S

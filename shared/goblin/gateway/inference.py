@@ -258,8 +258,12 @@ class InferenceCall:
 
     def _dispatch(self) -> Dispatcher:
         if self._dispatcher is None:
+            key = self._key
             self._dispatcher = Dispatcher(
-                self.deps, request_id=self.request_id, key_name=self._key.name if self._key else ""
+                self.deps,
+                request_id=self.request_id,
+                key_name=key.name if key else "",
+                asker_name=key.asker_name if key else "",
             )
         return self._dispatcher
 

@@ -87,6 +87,16 @@ class ApiKey:
     rate_per_minute: int | None = None
     parallel_max: int | None = None
     """Requests in flight at once. None: the default, `AdmissionLimits.per_key_max`."""
+    asker: str = ""
+    """For the key of a job's attempt: digest of the key that asked for the job. It must be good as well, its limits
+    apply, and its requests and those of its jobs count together. Empty: no key asked."""
+    asker_name: str = ""
+    """Name of that key, once it was looked up: it pays. Not stored."""
+
+    @property
+    def counted_as(self) -> str:
+        """The digest under which admission control counts its requests."""
+        return self.asker or self.digest
 
     @property
     def owner(self) -> str:

@@ -42,7 +42,7 @@ async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
         return RejectedInput(reason=f"{uri} does not exist; upload the dataset first")
     if facts.size > batch.DATASET_BYTES_MAX:
         return RejectedInput(reason=f"{uri} has {facts.size} bytes; the limit is {batch.DATASET_BYTES_MAX}")
-    check = batch.DatasetCheck()
+    check = batch.DatasetCheck(default_model=job.spec.model, allowed=job.owner.models)
     try:
         async with aclosing(deps.objects.read(uri, generation=facts.generation)) as chunks:
             async for chunk in chunks:
@@ -52,7 +52,9 @@ async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
         return RejectedInput(reason=f"{uri}: {error}")
     except NotFound:
         return RejectedInput(reason=f"{uri} changed while it was read")
-    return Dataset(uri=uri, generation=facts.generation, size=facts.size, items=check.items)
+    return Dataset(
+        uri=uri, generation=facts.generation, size=facts.size, items=check.items, models=tuple(sorted(check.models))
+    )
 
 
 async def verify_part(

@@ -18,7 +18,7 @@ from goblin.billing.domain.ledger import TOTAL
 from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.core.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
 from goblin.core.labels import attempt_label
-from goblin.jobs import reservations, worker_api
+from goblin.jobs import owners, reservations, worker_api
 from goblin.jobs.domain.instances import AttemptLease, Inventory, KnownInventory, RentalOrder, UnknownInventory
 from goblin.jobs.domain.job import InstanceReservation, Job, JobKind, JobState, StopRequest
 from goblin.jobs.domain.market import InstanceRequirements, Listing, NoPlacement, Placement
@@ -261,7 +261,7 @@ async def _rent(
     try:
         if job.spec.kind == JobKind.BATCH:
             # A batch sends its items to the gateway with the attempt's own token.
-            await deps.keys.open(lease.token_sha256, name=f"job:{job.job_id}", until=now + worker_api.KEY_LIFE)
+            await owners.open_key(job, lease.token_sha256, now + worker_api.KEY_LIFE, deps)
         instance_id = await provider.rent(order)
     except (ProviderUnavailable, Refused) as error:
         await _no_instance(job.job_id, label, str(error), deps)

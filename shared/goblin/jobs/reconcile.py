@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 
 from goblin.core.errors import Broken, GoblinError, NotFound, Refused, StoreUnavailable, Transient
 from goblin.core.labels import job_of_label
-from goblin.jobs import batch, checkpoints, placement, renewals, reservations, training
+from goblin.jobs import batch, checkpoints, owners, placement, renewals, reservations, training
 from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import Job, JobKind, JobState
@@ -53,6 +53,7 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
         StoreUnavailable: The jobs or the freezes cannot be read.
     """
     before = await deps.jobs.list_open(OPEN_MAX)
+    unowned = await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps)
     # After the jobs: an instance that a job names existed when the inventory was listed.
     inventories = await _inventories(deps.compute)
     try:
@@ -63,6 +64,7 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
             await _sweep(inventories, deps)
         raise
     errors = [f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, KnownInventory)]
+    errors += unowned
     moved = placed = released = 0
     for stored in before:
         if only in (None, stored.job.job_id):

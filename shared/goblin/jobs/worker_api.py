@@ -17,7 +17,7 @@ from typing import Any
 from goblin.core.errors import Conflict, Forbidden, InvalidReport, InvalidRequest, LeaseHeld
 from goblin.core.events import CheckpointSaved
 from goblin.core.ports import SignedRequest
-from goblin.jobs import attempt_logs, checkpoint_retention, checkpoints, invalid_reports, training
+from goblin.jobs import attempt_logs, checkpoint_retention, checkpoints, invalid_reports, owners, training
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint, Manifest, manifest_uri
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import ENDED, Job, JobKind, JobState, Progress
@@ -237,7 +237,7 @@ async def heartbeat(
         raise AssertionError("a heartbeat is decided or refused")
     job = transition.job
     if renewed and job.lease and job.lease.key_until:
-        await deps.keys.open(job.lease.token_sha256, name=f"job:{job_id}", until=job.lease.key_until)
+        await owners.open_key(job, job.lease.token_sha256, job.lease.key_until, deps)
     return HeartbeatReply(
         state=job.state, stop=job.stop.reason if job.stop else None, checkpoint_s=worker_reports.checkpoint_s(job)
     )

@@ -72,6 +72,38 @@ class Reason:
     text: str
 
 
+OPERATOR = "operator"
+"""Owner of jobs that no tenant asked for; also of those stored before jobs had owners."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOwner:
+    """The party that asked for a job: it sees the job, pays for it, and limits what the job may ask of models."""
+
+    tenant: str = OPERATOR
+    """The API key's owner (its tenant, or the key itself), `tenant:NAME` as an event named it, or `OPERATOR`."""
+    key_digest: str = ""
+    """SHA-256 of the API key; empty: the job came as an event."""
+    key_name: str = ""
+    models: tuple[str, ...] | None = None
+    """Models that the key might use when it asked, as `core.model_names` reads them. None: all."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskerKey:
+    """What has become of an API key that asked for jobs."""
+
+    disabled: bool
+    expires_at: datetime | None
+    runs_jobs: bool
+    """Whether it has the scope to run jobs."""
+
+
+def owner_of_event(spec: JobRequested) -> JobOwner:
+    """Return the owner of a job from the topic: the tenant that its publisher names, else the operator."""
+    return JobOwner(tenant=f"tenant:{spec.tenant}") if spec.tenant is not None else JobOwner()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
     """The dataset at the time the job was accepted; a later object under the same name is not read."""
@@ -80,6 +112,8 @@ class Dataset:
     generation: int
     size: int
     items: int
+    models: tuple[str, ...] | None = None
+    """Models that the items of a batch name, sorted. None: not a batch, or accepted before they were noted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +185,7 @@ class Job:
     state: JobState
     requested_at: datetime
     updated_at: datetime
+    owner: JobOwner = JobOwner()
     reasons: tuple[Reason, ...] = ()
     """History, newest last."""
     attempt: int = 0
@@ -211,5 +246,9 @@ class Job:
 
 
 def spec_digest(spec: JobRequested) -> str:
-    """Hash a specification: defaults count as given, the order of parameters does not matter."""
-    return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
+    """Hash a specification: defaults count as given, the order of parameters does not matter.
+
+    The tenant is left out: it is the owner's, and jobs stored before there was one must keep their hash.
+    """
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name != "tenant"}
+    return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()
