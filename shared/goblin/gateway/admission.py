@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from goblin.core.errors import RateLimited
 from goblin.core.ports import Clock
 from goblin.gateway.policy import admission as policy
 from goblin.gateway.policy.admission import AdmissionCounts, AdmissionLimits, AdmissionRefusal, TokenBucket
-from goblin.gateway.ports import ApiKey
+from goblin.gateway.ports import Counted
 
 BUCKETS_MAX = 4096
 
@@ -25,7 +27,7 @@ class AdmissionControl:
         self._of_key: Counter[str] = Counter()
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
-    async def enter(self, key: ApiKey) -> None:
+    async def enter(self, key: Counted) -> None:
         """Admit a request, now or when another one ends. The caller must `leave` once it is admitted.
 
         Raises:
@@ -49,14 +51,23 @@ class AdmissionControl:
             return
         await self._wait(key)
 
-    def leave(self, key: ApiKey) -> None:
+    @asynccontextmanager
+    async def place(self, key: Counted) -> AsyncIterator[None]:
+        """Hold a place for as long as the block runs. Raises `RateLimited`."""
+        await self.enter(key)
+        try:
+            yield
+        finally:
+            self.leave(key)
+
+    def leave(self, key: Counted) -> None:
         """End an admitted request, and admit the next one that waits."""
         self._running -= 1
         self._of_key[key.counted_as] -= 1
         self._forget(key.counted_as)
         self._let_in()
 
-    async def _wait(self, key: ApiKey) -> None:
+    async def _wait(self, key: Counted) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:

@@ -134,6 +134,16 @@ class InferenceCall:
             await self.deps.admission.enter(self._key)
             self._inside = True
 
+    def check(self, request: InferenceRequest) -> None:
+        """Check the request against the key and the limits, before an earlier answer to it is looked up.
+
+        Raises:
+            Forbidden: The key may not use the model.
+            TooLarge: The request has too many messages.
+        """
+        with self._noting():
+            self._accept(request)
+
     async def chat(self, request: ChatRequest, *, strategy: str | None = None) -> AsyncGenerator[ChatChunk, None]:
         """Begin an answer. Returns once its first token has arrived, or all of it if it is not streamed.
 
@@ -185,6 +195,7 @@ class InferenceCall:
         answer = await self.deps.once.answer(self.tenant, operation, key, body, work)
         if self._production is None:
             self._outcome = "replayed"
+            self._request = None  # The receipt is that of the first request.
         return answer
 
     def _hand_over(self, production: AnswerProduction) -> None:

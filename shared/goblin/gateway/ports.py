@@ -66,6 +66,31 @@ class Scope(StrEnum):
     """`/providers` and `/metrics`."""
 
 
+class Counted(Protocol):
+    """A caller as admission control counts it."""
+
+    @property
+    def counted_as(self) -> str:
+        """Callers with the same text share rate and limits."""
+
+    @property
+    def rate_per_minute(self) -> int | None:
+        """The most requests per minute. None: no limit."""
+
+    @property
+    def parallel_max(self) -> int | None:
+        """The most requests in flight. None: the default, `AdmissionLimits.per_key_max`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeylessCaller:
+    """A caller that is recognised by something other than an API key."""
+
+    counted_as: str
+    rate_per_minute: int | None
+    parallel_max: int | None
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ApiKey:
     """An API key and what it may do. The key itself is not stored, only its SHA-256."""
