@@ -99,7 +99,7 @@ class MarketSnapshot:
         reasons = {}
         for name in providers:
             reasons[name] = reservation_policy.why_halted(
-                reservation_policy.accounts_of(name, job.job_id), self.frozen.starts
+                reservation_policy.accounts_of(name, job.job_id, reservation_policy.payer_of(job)), self.frozen.starts
             )
             reasons[name] = reasons[name] or self.short.get(name, "")
             if not reasons[name] and job.spec.budget_usd is None and not self.budgets.keys() & {TOTAL, name}:
@@ -222,8 +222,9 @@ def _plan(job: Job, placement: Placement, deps: JobDeps) -> InstanceReservation 
     now, label = deps.clock.now(), attempt_label(job.job_id, job.attempt + 1)
     start_s_max = deps.compute[placement.offer.provider].start_s_max
     return reservation_policy.first(
-        label, placement, placement_policy.needs_of(job, now), start_s_max=start_s_max, now=now
-    )
+        label, placement, placement_policy.needs_of(job, now), start_s_max=start_s_max, now=now,
+        payer=reservation_policy.payer_of(job),
+    )  # fmt: skip
 
 
 async def _rent(

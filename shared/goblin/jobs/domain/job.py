@@ -159,6 +159,8 @@ class InstanceReservation:
     """The provider's id of the instance, once known: finds its charge in a bill that has no labels."""
     ended_at: datetime | None = None
     """When its instance was first known to be gone, or the next day's part took over; then it can be settled."""
+    payer: str = ""
+    """Account of the API key that asked for the job, which pays beside the job's own; empty: no key asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
