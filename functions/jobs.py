@@ -84,7 +84,9 @@ async def submit(visit: Visit) -> Response:
     """
     spec = jobs_schema.parse(events.JobRequested, visit.body)
     key = visit.caller
-    owner = JobOwner(tenant=key.owner, key_digest=key.digest, key_name=key.name, models=key.models)
+    owner = JobOwner(
+        tenant=key.owner, key_digest=key.digest, key_name=key.name, models=key.models, sees_all=_tenant(key) is None
+    )
     job = await service.submit(spec, owner, job_wiring.jobs())
     await reconcile.reconcile(job_wiring.jobs(), only=job.job_id)
     shown = await service.show(job.job_id, job_wiring.jobs(), tenant=key.owner)

@@ -279,3 +279,54 @@ async def test_what_has_ended_needs_no_key() -> None:
     here.keys.askers = {}
     await reconcile(here.deps)
     assert here.job().state is JobState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    ("owner", "may"),
+    [
+        (ANN, True),
+        (replace(ANN, key_digest="cc"), True),
+        (BOB, False),
+        (replace(BOB, sees_all=True), True),
+        (JobOwner(), True),
+        (JobOwner(tenant="tenant:bob"), False),
+    ],
+)
+async def test_a_job_reads_what_its_own_tenants_jobs_wrote(owner: JobOwner, may: bool) -> None:
+    here = world()
+    here.keys.askers["cc"] = GOOD
+    await lifecycle.submit(given(here), ANN, here.deps)
+    await reconcile(here.deps)
+    await Host(here, "j", here.token()).run()
+    await reconcile(here.deps)
+    wrote = [uri for uri in here.objects.objects if "/outputs/" in uri or "/checkpoints/" in uri]
+    here.objects.write("gs://bucket/logs/j/a1/000000", b"text")
+    here.objects.write("gs://bucket/logs/never/a1/000000", b"text")
+    here.compute.kinds = frozenset({"batch", "training"})
+    missing = "gs://bucket/datasets/missing"
+    for number, uri in enumerate([*wrote, "gs://bucket/logs/j/a1/000000", "gs://bucket/logs/never/a1/000000", missing]):
+        for kind in ("training", "batch"):
+            job_id = f"{kind}{number}"
+            more = {} if kind == "training" else {"output_uri": f"gs://bucket/outputs/{job_id}"}
+            asked = JobRequested(job_id=job_id, kind=kind, dataset_uri=uri, **more)
+            await lifecycle.request(asked, here.deps, owner=owner)
+            await reconcile(here.deps, only=job_id)
+            gone = here.job(job_id).reason == f"{uri} does not exist; upload the dataset first"
+            orphan = "never" in uri and owner.tenant != "operator" and not owner.sees_all
+            assert gone is (not may or orphan or uri == missing), (uri, here.job(job_id).reason)
+
+
+async def test_an_output_outlives_its_job_and_stays_its_tenants() -> None:
+    here = world()
+    await lifecycle.submit(given(here), ANN, here.deps)
+    await reconcile(here.deps)
+    await Host(here, "j", here.token()).run()
+    await reconcile(here.deps)
+    del here.jobs.stored["j"]
+    here.compute.kinds = frozenset({"training"})
+    for owner, may in ((ANN, True), (BOB, False)):
+        job_id = owner.key_digest
+        asked = JobRequested(job_id=job_id, kind="training", dataset_uri="gs://bucket/outputs/j.jsonl")
+        await lifecycle.submit(asked, owner, here.deps)
+        await reconcile(here.deps, only=job_id)
+        assert (here.job(job_id).state is not JobState.REFUSED) is may

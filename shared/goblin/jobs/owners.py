@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import suppress
 from datetime import datetime
 
-from goblin.core.errors import GoblinError
+from goblin.core.errors import GoblinError, NotFound
+from goblin.core.ports import ObjectFacts
 from goblin.jobs.domain.job import AskerKey, Job
-from goblin.jobs.lifecycle import JobDeps, act, change
+from goblin.jobs.lifecycle import JobDeps, act, change, load
 from goblin.jobs.policy import owners as policy
 from goblin.jobs.policy.state_machine import Transition
 from goblin.jobs.ports import StoredJob
 
 READ_AT_ONCE = 16
+
+
+async def input_of(uri: str, job: Job, deps: JobDeps) -> ObjectFacts | None:
+    """Find a job's input. None when it does not exist, or another tenant's job wrote it: a caller cannot tell which."""
+    facts = await deps.objects.stat(uri)
+    writer = policy.writer_of(uri, facts.metadata) if facts is not None else None
+    if facts is None or writer is None:
+        return facts
+    tenant = facts.metadata.get(policy.TENANT)
+    if tenant is None:
+        with suppress(NotFound):
+            tenant = (await load(deps, writer)).job.owner.tenant
+    return facts if policy.may_read(job.owner, tenant) else None
 
 
 async def open_key(job: Job, digest: str, until: datetime, deps: JobDeps) -> None:

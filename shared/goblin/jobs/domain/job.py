@@ -87,6 +87,8 @@ class JobOwner:
     key_name: str = ""
     models: tuple[str, ...] | None = None
     """Models that the key might use when it asked, as `core.model_names` reads them. None: all."""
+    sees_all: bool = False
+    """Whether the key had the scope `operate`, so that its jobs may read what other tenants' jobs wrote."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

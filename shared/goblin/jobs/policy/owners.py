@@ -1,13 +1,39 @@
-"""A job goes on only while the API key that asked for it is good."""
+"""A job goes on only while the API key that asked for it is good, and reads only what is its tenant's."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import datetime
 
-from goblin.jobs.domain.job import LEASED, AskerKey, Job, JobOwner, JobState, StopRequest
+from goblin.jobs.domain.job import LEASED, OPERATOR, AskerKey, Job, JobOwner, JobState, StopRequest
 from goblin.jobs.policy import state_machine
 from goblin.jobs.policy.placement import STOP_WITHIN
 from goblin.jobs.policy.state_machine import Transition, Trigger
+
+OWNER = "goblin-job"
+"""Metadata key of an output: the id of the job that wrote it."""
+TENANT = "goblin-tenant"
+"""Metadata key of an output: the owner of that job, because the output outlives the job's document."""
+WRITTEN_BY_JOBS = ("checkpoints/", "logs/")
+"""Prefixes below which the next part of a name is the id of the job that wrote the object."""
+
+
+def writer_of(uri: str, metadata: Mapping[str, str]) -> str | None:
+    """Return the id of the job that wrote an object; None: a person uploaded it."""
+    name = uri.removeprefix("gs://").partition("/")[2]
+    if name.startswith(WRITTEN_BY_JOBS):
+        return name.split("/")[1]
+    return metadata.get(OWNER)
+
+
+def may_read(reader: JobOwner, writer: str | None) -> bool:
+    """Return whether a job may read what another job wrote.
+
+    Args:
+        reader: Owner of the job that reads.
+        writer: `JobOwner.tenant` of the job that wrote; None: not known any more.
+    """
+    return reader.sees_all or reader.tenant in (OPERATOR, writer)
 
 
 def is_bound_to_key(job: Job) -> bool:
