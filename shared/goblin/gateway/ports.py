@@ -61,9 +61,9 @@ class Scope(StrEnum):
     INFERENCE = "inference"
     """`/v1` and the receipts of the key itself."""
     JOBS = "jobs"
-    """`/jobs`."""
+    """`/jobs`: the jobs of the key's tenant, and the models that a batch job asks within the key's limits."""
     OPERATE = "operate"
-    """`/providers` and `/metrics`."""
+    """`/providers`, `/metrics` and `/budgets`; to see and cancel the jobs of all tenants."""
 
 
 class Counted(Protocol):
@@ -104,7 +104,7 @@ class ApiKey:
     expires_at: datetime | None = None
     """The key of a job's attempt expires with it. None: never."""
     tenant: str = ""
-    """The tenant that owns the key; keys of one tenant share cached answers. Empty: the key is its own tenant."""
+    """The tenant that owns the key; its keys share cached answers and jobs. Empty: the key is its own tenant."""
     scopes: tuple[str, ...] = tuple(Scope)
     """An unknown scope allows nothing."""
     models: tuple[str, ...] | None = None

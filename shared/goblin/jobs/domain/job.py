@@ -75,6 +75,9 @@ class Reason:
 OPERATOR = "operator"
 """Owner of jobs that no tenant asked for; also of those stored before jobs had owners."""
 
+TENANT = "tenant:"
+"""Prefix of an owner that is a tenant, as the gateway writes it."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class JobOwner:
@@ -90,6 +93,11 @@ class JobOwner:
     sees_all: bool = False
     """Whether the key had the scope `operate`, so that its jobs may read what other tenants' jobs wrote."""
 
+    @property
+    def tenant_name(self) -> str | None:
+        """The tenant's name, for people; None: a key without a tenant, or the operator."""
+        return self.tenant.removeprefix(TENANT) if self.tenant.startswith(TENANT) else None
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class AskerKey:
@@ -103,7 +111,7 @@ class AskerKey:
 
 def owner_of_event(spec: JobRequested) -> JobOwner:
     """Return the owner of a job from the topic: the tenant that its publisher names, else the operator."""
-    return JobOwner(tenant=f"tenant:{spec.tenant}") if spec.tenant is not None else JobOwner()
+    return JobOwner(tenant=f"{TENANT}{spec.tenant}") if spec.tenant is not None else JobOwner()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
