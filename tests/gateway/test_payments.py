@@ -122,6 +122,21 @@ async def test_what_an_attempts_key_asks_for_is_paid_from_its_jobs_budget() -> N
     assert here.providers["paid"].requests == 1
 
 
+async def test_what_a_limited_keys_job_asks_for_is_paid_by_that_key_and_by_the_job() -> None:
+    here = shop(paid=ScriptedProvider())
+    digest, key = next(iter(here.keys.keys.items()))
+    here.keys.keys["asker"] = replace(key, digest="asker", name="ann")
+    here.keys.keys[digest] = replace(key, name="job:j", asker="asker")
+    here.ledger.declared = {"key/ann": (Limit(period=Period.MONTH, limit_usd_micros=10_000),)}
+    assert (await ask(here, asked(max_tokens=100))).error is None
+    (entry,) = here.ledger.settled()
+    assert entry.accounts == ("total", "openai", "openai/ann", "key/ann", "job/j", "model/m")
+    heard = await ask(here, asked(max_tokens=50_000))
+    assert isinstance(heard.error, BudgetExhausted)
+    assert "budget of key/ann" in heard.error.message
+    assert here.providers["paid"].requests == 1
+
+
 @dataclass
 class Slow(ScriptedProvider):
     """Takes its time before each step, by the clock of the world."""

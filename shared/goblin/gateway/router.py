@@ -26,12 +26,14 @@ from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
 from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest, Preferences
 from goblin.gateway.endpoint_stats import EndpointStats, Outlook
 from goblin.gateway.health import LOOK_AGAIN_S, HealthView
+from goblin.gateway.keys import check_model, may_ask
 from goblin.gateway.policy import tokens
 from goblin.gateway.policy.marginal_cost import marginal_cost
 from goblin.gateway.policy.route import Demand, EndpointFacts, NoRoute, Obstacle, Route
 from goblin.gateway.policy.routing import choose_route
 from goblin.gateway.policy.traffic import arrivals_per_s, expect_output
 from goblin.gateway.policy.worst_case import price_of
+from goblin.gateway.ports import ApiKey
 
 OUTPUT_TOKENS_MAX_GUESS = 4096
 """Output tokens assumed to check `max_cost_usd`, when neither the caller nor the price limits the length."""
@@ -123,12 +125,14 @@ class Router:
             case Obstacle.UNABLE:
                 raise InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
 
-    async def models(self) -> list[ServedModel]:
-        """List every model, sorted by id; the endpoints are probed when no model is known."""
-        return self._served(await self.health.current()) or self._served(await self.health.look())
+    async def models(self, key: ApiKey) -> list[ServedModel]:
+        """List the models that a key may use, sorted by id; the endpoints are probed when no model is known."""
+        found = self._served(await self.health.current()) or self._served(await self.health.look())
+        return [model for model in found if may_ask(key, model.id)]
 
-    async def model(self, model_id: str) -> ServedModel:
-        """Find one model. Raises `NotFound`."""
+    async def model(self, model_id: str, key: ApiKey) -> ServedModel:
+        """Find one model. Raises `Forbidden` for one that the key may not use, and `NotFound`."""
+        check_model(key, model_id)
         for health in (self.health.current, self.health.look):
             for model in self._served(await health()):
                 if model.id == model_id:

@@ -15,7 +15,7 @@ from functools import partial
 
 from goblin.core.errors import Broken, GoblinError, NotFound, Transient
 from goblin.core.labels import job_of_label
-from goblin.jobs import batch, checkpoints, placement, renewals, reservations, training
+from goblin.jobs import batch, checkpoints, owners, placement, renewals, reservations, training
 from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import Job, JobKind, JobState
@@ -95,6 +95,8 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
     inventories: Mapping[str, Inventory] = {}
     try:
         before = await deps.jobs.list_open(OPEN_MAX)
+        with run.step("owners of jobs"):
+            run.errors += await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps)
         # After the jobs: an instance that a job names existed when the inventory was listed.
         inventories = await _inventories(deps.compute)
         market = await placement.take_snapshot(inventories, deps)

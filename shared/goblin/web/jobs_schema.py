@@ -135,6 +135,8 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "job_id": shown.job_id,
         "kind": spec.kind,
         "priority": spec.priority,
+        "asked_by": shown.owner.key_name or None,
+        "tenant": shown.owner.tenant_name,
         "model": spec.model,
         "task": spec.task,
         "image": spec.image,
