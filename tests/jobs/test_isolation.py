@@ -269,7 +269,20 @@ async def test_a_store_that_is_away_for_hours_fails_no_job() -> None:
     assert (world.job("bad").state, world.job("bad").faults) == (JobState.REQUESTED, 0)
 
 
-async def test_when_every_job_raises_the_fault_is_ours_and_none_fails() -> None:
+async def test_jobs_that_raise_each_its_own_error_all_come_to_their_end() -> None:
+    world = World()
+    await two(world)
+
+    async def refuse(uri: str) -> Any:
+        raise KeyError("one") if "bad" in uri else TypeError("another")
+
+    world.objects.stat = refuse  # type: ignore[method-assign]
+    for _ in range(FAULTS_MAX):
+        await reconcile(world.deps)
+    assert {world.job(name).state for name in ("bad", "good")} == {JobState.REFUSED}
+
+
+async def test_when_every_job_raises_the_same_the_fault_is_ours_and_none_fails() -> None:
     world = World()
     await two(world)
 

@@ -24,7 +24,7 @@ from goblin.jobs.domain.worker import Assignment, HeartbeatReply, TrainingInputs
 from goblin.jobs.policy.cost_forecast import forecast
 from goblin.jobs.policy.worker_reports import NUMBER_MAX, PIECE_BYTES_MAX
 
-_log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 256 * 1024
 USD_MAX = 10**9
@@ -195,7 +195,7 @@ def listing(found: Sequence[Job]) -> dict[str, Any]:
         try:
             shown.append(job(one))
         except Exception:
-            _log.exception("Job %s cannot be shown and is left out of the list", one.job_id)
+            logger.exception("Job %s cannot be shown and is left out of the list", one.job_id)
     return {"object": "list", "data": shown}
 
 
