@@ -103,7 +103,7 @@ async def list_jobs(visit: Visit) -> Response:
     if not (limit.isdecimal() and len(limit) < 10 and 1 <= int(limit) <= LISTED_MAX):
         raise InvalidRequest(f"The limit must be a number from 1 to {LISTED_MAX}.", param="limit")
     found = await service.recent(int(limit), job_wiring.jobs(), tenant=_tenant(visit.caller))
-    return asgi.json_response({"object": "list", "data": [jobs_schema.job(job) for job in found]})
+    return asgi.json_response(jobs_schema.listing(found))
 
 
 async def show(visit: Visit) -> Response:

@@ -156,6 +156,22 @@ async def market(request: pytest.FixtureRequest) -> AsyncIterator[MarketHistoryS
     yield FirestoreMarketHistory(firestore(request.getfixturevalue("cloud")))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"json": 7}, {"json": None}, {"json": "{"}, {"json": "[" * 5000}, {"json": '{"pools": 1}'},
+        {"json": b"\xff"},
+        {"json": '{"pools": {"p": {"looked_at": "0001-01-01T00:00:00+01:00"}}}'},
+    ],
+)  # fmt: skip
+async def test_a_market_history_that_cannot_be_read_begins_anew(cloud: RunningCloud, fields: dict[str, Any]) -> None:
+    client = firestore(cloud)
+    await client.collection("market").document("watched").set(fields)
+    history, version = await FirestoreMarketHistory(client).load()
+    assert history == MarketHistory()
+    assert await FirestoreMarketHistory(client).save(MarketHistory(), version)
+
+
 async def test_what_was_seen_of_the_market_is_written_by_one_at_a_time(market: MarketHistoryStore) -> None:
     assert await market.load() == (MarketHistory(), None)
     pool = PoolHistory(

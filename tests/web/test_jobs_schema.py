@@ -143,3 +143,10 @@ def test_a_job_that_was_refused_for_its_nonsense_can_be_shown(amount: str) -> No
     spec = msgspec.structs.replace(SPEC, budget_usd=Decimal(amount), max_price_per_hour=Decimal(amount))
     said = told(replace(JOB, spec=spec, state=JobState.REFUSED))
     assert (said["budget_usd_micros"], said["price_usd_micros_per_hour_max"]) == (None, None)
+
+
+def test_a_job_that_cannot_be_shown_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    odd = replace(JOB, job_id="odd", reservations=(None,))  # type: ignore[arg-type]
+    listed = json.loads(msgspec.json.encode(jobs_schema.listing([odd, JOB])))
+    assert [one["job_id"] for one in listed["data"]] == [JOB.job_id]
+    assert "Job odd cannot be shown" in caplog.text

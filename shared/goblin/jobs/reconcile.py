@@ -140,9 +140,9 @@ def _tell(run: _Run) -> None:
 
 async def _judge(jobs: Sequence[StoredJob], deps: JobDeps, run: _Run) -> None:
     """Count the errors that time does not mend: a job that meets the same one again and again fails, with it."""
-    if len(run.faults) > 1 and len(run.faults) == len(jobs):
+    if len(jobs) > 1 and len(run.faults) == len(jobs) and len({fault for fault, _ in run.faults.values()}) == 1:
         # No job harms all others: the fault is ours, and a person must look before jobs are lost to it.
-        log.error("Reconcile met an error with each of %d jobs; none of them fails for it.", len(jobs))
+        log.error("Reconcile met the same error with each of %d jobs; none of them fails for it.", len(jobs))
         return
     for stored in jobs:
         job_id = stored.job.job_id

@@ -33,6 +33,7 @@ from goblin.core.labels import job_of_label
 from goblin.core.money import USD_MICROS, show_usd
 from goblin.jobs.domain.job import InstanceReservation, Job
 from goblin.jobs.domain.market import Placement
+from goblin.jobs.policy.job_spec import USD_MAX
 from goblin.jobs.policy.spot.offers import MONTH_H, Needs
 
 SLICE_S = 3600
@@ -337,9 +338,10 @@ def limit_of(job: Job) -> tuple[str, Limit] | None:
 
     When it is used up the ledger allocates no more, so the job saves and stops; no freeze follows.
     """
-    if job.spec.budget_usd is None:
-        return None
-    micros = max(0, math.floor(job.spec.budget_usd * USD_MICROS))
+    dollars = job.spec.budget_usd
+    if dollars is None or not (dollars.is_finite() and dollars <= USD_MAX):
+        return None  # A job with an impossible budget was refused.
+    micros = max(0, math.floor(dollars * USD_MICROS))
     return f"job/{job.job_id}", Limit(period=Period.LIFETIME, limit_usd_micros=micros)
 
 
