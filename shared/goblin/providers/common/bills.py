@@ -22,6 +22,8 @@ from goblin.providers.common import rental_http
 
 TIMEOUT_S = 20.0
 PAGES_MAX = 100
+DOLLARS_MAX = 10_000_000
+"""More than a day costs: such a bill is not believed."""
 WAITS_S = (1.5, 3.0, 6.0)
 """Waits before retries after a 429. Vast.ai requires a second between two requests for charges."""
 BillingKey = str | KeySource
@@ -103,7 +105,7 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
         rows: The parts of its instances; None when the provider does not itemise.
 
     Raises:
-        ValueError: An amount is negative or not finite.
+        ValueError: An amount is negative, not finite, or above `DOLLARS_MAX`.
     """
     so_far, charges = Decimal(0), []
     for row in sorted(rows or (), key=lambda row: (row.label, row.instance_id)):
@@ -116,6 +118,6 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
 
 
 def _sound(dollars: Decimal) -> Decimal:
-    if not dollars.is_finite() or dollars < 0:
-        raise ValueError("an amount is negative or not finite")
+    if not dollars.is_finite() or not 0 <= dollars <= DOLLARS_MAX:
+        raise ValueError("an amount is negative, not finite, or no bill of a day")
     return dollars
