@@ -14,7 +14,8 @@ from goblin.billing.domain.ledger import EntryKind, Freeze, LedgerEntry
 from goblin.billing.policy.budgets import why_frozen
 from goblin.core.endpoints import Price
 from goblin.core.errors import BudgetExhausted, Fault, InvalidRequest, ProviderUnavailable, StoreUnavailable
-from goblin.gateway.domain.chat import ChatChunk
+from goblin.gateway.domain.chat import ChatChunk, Usage
+from goblin.gateway.policy.tokens import COUNTED_MAX
 from tests.fakes.inference import FakeClock, ScriptedProvider, World, says, world
 from tests.gateway.test_inference import ask, asked, receipt, scripted
 
@@ -234,3 +235,24 @@ async def test_an_answer_to_less_than_was_asked_is_not_kept_for_others() -> None
     for _ in range(2):
         await ask(here, asked(temperature=0, plugins=[{"id": "web"}]))
     assert here.providers["paid"].requests == 2
+
+
+@pytest.mark.parametrize(
+    ("asked_tokens", "answered"), [(-5, -7), (-(2**62), 1), (2**62, 1), (1, 2**62), (COUNTED_MAX + 1, 0), (0, -1)]
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_count_that_cannot_be_one_is_estimated_and_says_so(
+    asked_tokens: int, answered: int, stream: bool
+) -> None:
+    """Else a host could make a budget grow, or use up all of it with one answer."""
+    said = says("Hel", "lo", usage=Usage(prompt_tokens=asked_tokens, completion_tokens=answered))
+    here = shop(paid=ScriptedProvider(steps=said))
+    heard = await ask(here, asked(stream=stream))
+    assert heard.error is None
+    (entry,) = here.ledger.settled()
+    assert 0 < entry.amount_usd_micros < 100
+    kept = receipt(here)
+    assert kept.usage_estimated
+    assert 0 < kept.cost_usd_micros < 100
+    assert heard.usage is not None
+    assert 0 < heard.usage.prompt_tokens < 100

@@ -176,8 +176,9 @@ class InferenceCall:
             active = await self._begin(self._dispatch().vectors(request), route)
             (answer,) = active.head
             active.attempt.succeed()
-            self.usage = answer.usage or active.stream_usage.estimate(request.prompt_bytes())
-            self.usage_estimated = answer.usage is None
+            told = active.stream_usage.told
+            self.usage = told or active.stream_usage.estimate(request.prompt_bytes())
+            self.usage_estimated = told is None
             self._outcome = "ok"
             return Embeddings(data=answer.data, usage=self.usage)
 

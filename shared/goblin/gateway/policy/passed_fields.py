@@ -87,7 +87,7 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
     runs none and would refuse the request.
     """
     body = request.body
-    dropped = [name for name in body if bills_use(endpoint) and not _passes(request, name, body[name])]
+    dropped = [name for name in body if not _passes(request, name, body[name])] if bills_use(endpoint) else []
     if "store" in dropped and "metadata" in body:
         dropped.append("metadata")  # OpenAI refuses it in a request that is not stored.
     kept = {name: value for name, value in body.items() if name not in dropped}
