@@ -7,6 +7,7 @@ request line is kept for ever. Source: uvicorn 0.54 and httptools 0.7, read 2026
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.protocols.http import auto
@@ -18,6 +19,7 @@ from httpguard.refusal import Refusal, in_openais_words
 
 PAUSE_S = 30.0
 """Longest silence within a body. Who reads a body has shorter limits; this one holds for those that nobody reads."""
+_HIDDEN = re.compile(rb"%0[0ad]", re.IGNORECASE)
 
 
 class Protocol(HttpToolsProtocol):
@@ -70,8 +72,11 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Count the target."""
+        """Count the target, and refuse a path that hides a NUL or a line end: routers do not match those."""
         self._count(len(url))
+        if _HIDDEN.search(url.partition(b"?")[0]):
+            self._refusal = Refusal(400, "invalid_path", "The path has a NUL or a line end in it. Leave it out.")
+            raise self._refusal
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:

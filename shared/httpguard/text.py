@@ -30,6 +30,14 @@ def check_json(data: bytes, *, depth: int = DEFAULT.depth) -> None:
         )
 
 
+def whole_number(text: str, most: int) -> int | None:
+    """Parse a whole number from outside: ASCII digits, up to `most`. None for any other text, however long."""
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
+        return None  # Python refuses to parse thousands of digits, and reads digits of other scripts.
+    number = int(text)
+    return number if number <= most else None
+
+
 def is_deeper(data: bytes, depth: int) -> bool:
     """Return whether arrays and objects are nested in more than `depth` levels. Takes time linear in the text."""
     if data.count(b"{") + data.count(b"[") <= depth:

@@ -170,7 +170,7 @@ async def _body(request: Request) -> dict[str, Any]:
             raise invalid(f"The request is larger than {BODY_BYTES_MAX} bytes.")
     try:
         parsed: dict[str, Any] = msgspec.json.decode(bytes(body) or b"{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid("Invalid JSON payload received.") from error
     return parsed
 

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from httpguard import whole_number
 from localgpus.runpod import checks, views
 from localgpus.runpod.faults import PAGE, Fault, Faults
 from localgpus.runpod.market import Market
@@ -266,9 +267,9 @@ def _asked(request: Request) -> views.Asked:
 
 
 def _whole(text: str, name: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10**6:
+    if not (found := whole_number(text, 10**6)):
         raise Problem(422, "Request validation failed.", errors=[f"{name}: must be a positive integer"])
-    return int(text)
+    return found
 
 
 def _cursor(pod: Pod) -> str:
