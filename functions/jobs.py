@@ -19,17 +19,14 @@ from goblin.core.errors import Forbidden, InvalidRequest, Unauthenticated
 from goblin.gateway.ports import Scope
 from goblin.jobs import attempt_logs, reconcile, webhooks, worker_api
 from goblin.jobs import lifecycle as service
-from goblin.jobs.domain.checkpoints import STEP_MAX
 from goblin.jobs.lifecycle import JobDeps
 from goblin.providers.vastai import webhooks as vast_webhooks
 from goblin.web import asgi, jobs_schema
 from goblin.wiring import billing as billing_wiring
 from goblin.wiring import gateway as gateway_wiring
 from goblin.wiring import jobs as job_wiring
-from httpguard import whole_number
 
 LISTED_MAX = 200
-ATTEMPT_MAX = 999_999_999
 
 
 async def _person(request: Request) -> str:
@@ -77,10 +74,10 @@ async def list_jobs(request: Request) -> Response:
     Caller: an API key with scope `jobs`. Answers 200; 400 for an invalid limit; 401, 403, 429, 503 as `_person`.
     """
     await _person(request)
-    limit = whole_number(request.query_params.get("limit", "50"), LISTED_MAX)
-    if not limit:
+    limit = request.query_params.get("limit", "50")
+    if not limit.isdigit() or not 1 <= int(limit) <= LISTED_MAX:
         raise InvalidRequest(f"The limit must be a number from 1 to {LISTED_MAX}.", param="limit")
-    found = await service.recent(limit, job_wiring.jobs())
+    found = await service.recent(int(limit), job_wiring.jobs())
     return asgi.json_response({"object": "list", "data": [jobs_schema.job(job) for job in found]})
 
 
@@ -114,11 +111,10 @@ async def show_log(request: Request) -> Response:
     401, 403, 429, 503 as `_person`.
     """
     await _person(request)
-    given = request.query_params.get("attempt")
-    attempt = None if given is None else whole_number(given, ATTEMPT_MAX)
-    if given is not None and attempt is None:
+    attempt = request.query_params.get("attempt")
+    if attempt is not None and not (attempt.isdecimal() and len(attempt) < 10):
         raise InvalidRequest("The attempt must be a number with at most 9 digits.", param="attempt")
-    found = await attempt_logs.read(request.path_params["job_id"], attempt, job_wiring.jobs())
+    found = await attempt_logs.read(request.path_params["job_id"], int(attempt) if attempt else None, job_wiring.jobs())
     return asgi.json_response(jobs_schema.log(found.attempt, found.text, whole=found.whole))
 
 
@@ -192,11 +188,8 @@ async def commit_checkpoint(job_id: str, token: str, request: Request, deps: Job
     said = jobs_schema.parse(
         jobs_schema.CommitCheckpointBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX)
     )
-    step = whole_number(request.path_params["step"], STEP_MAX)
-    if step is None:
-        raise InvalidRequest(f"The step in the path is not a whole number up to {STEP_MAX}.", param="step")
     saved = await worker_api.commit_checkpoint(
-        job_id, token, step, said.previous_step, said.upload_id,
+        job_id, token, request.path_params["step"], said.previous_step, said.upload_id,
         [file.artifact() for file in said.files], deps, loss=said.loss,
     )  # fmt: skip
     return jobs_schema.checkpoint(saved)
@@ -282,7 +275,7 @@ _router = asgi.routed(
         Route("/jobs/{job_id}/inputs", _attempt(inputs), methods=["POST"]),
         Route("/jobs/{job_id}/heartbeat", _attempt(heartbeat), methods=["POST"]),
         Route("/jobs/{job_id}/checkpoints", _attempt(begin_checkpoint), methods=["POST"]),
-        Route("/jobs/{job_id}/checkpoints/{step}/commit", _attempt(commit_checkpoint), methods=["POST"]),
+        Route("/jobs/{job_id}/checkpoints/{step:int}/commit", _attempt(commit_checkpoint), methods=["POST"]),
         Route("/jobs/{job_id}/logs", show_log, methods=["GET"]),
         Route("/jobs/{job_id}/logs", _attempt(log_piece), methods=["POST"]),
         Route("/jobs/{job_id}/finish", _attempt(finish), methods=["POST"]),
