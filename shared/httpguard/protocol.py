@@ -19,6 +19,7 @@ from httpguard.refusal import Refusal, in_openais_words
 
 PAUSE_S = 30.0
 """Longest silence within a body. Who reads a body has shorter limits; this one holds for those that nobody reads."""
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
 _HIDDEN = re.compile(rb"%0[0ad]", re.IGNORECASE)
 KEEP_ALIVE_S = 75
 """How long a connection is kept after an answer. uvicorn's five seconds are httpx's too, and a request that crosses the
@@ -76,11 +77,8 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        """Count the target, and refuse a path that hides a NUL or a line end: routers do not match those."""
+        """Count the target."""
         self._count(len(url))
-        if _HIDDEN.search(url.partition(b"?")[0]):
-            self._refusal = Refusal(400, "invalid_path", "The path has a NUL or a line end in it. Leave it out.")
-            raise self._refusal
         super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -97,7 +95,17 @@ class Protocol(HttpToolsProtocol):
             raise self._refusal  # The parser stops, and `send_400_response` follows.
 
     def on_headers_complete(self) -> None:
-        """Hand the request on."""
+        """Hand the request on, if its method and target are ones that a route may have."""
+        if self.parser.get_method() not in METHODS:
+            self._refusal = Refusal(405, "method_not_allowed", "No route has that method.")
+            raise self._refusal  # As above.
+        path = self.url.partition(b"?")[0]
+        if not path.startswith(b"/") or b"#" in path or _HIDDEN.search(path):
+            # A router matches none of these, and an absolute target names a second host.
+            self._refusal = Refusal(
+                400, "invalid_target", "The target is not a path that begins with a slash, without NULs and line ends."
+            )
+            raise self._refusal
         self._in_head = False
         super().on_headers_complete()
 

@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from httpguard import whole_number
+from httpguard import Limits as RequestLimits
+from httpguard import Refusal, read_body, whole_number
 from localgpus.vast import hooks, renting, rows
 from localgpus.vast.faults import Faults
 from localgpus.vast.limits import Limits, QuotaExceeded, TooSoon
@@ -21,7 +22,7 @@ from localgpus.vast.market import UNAVAILABLE, Market
 from localgpus.vast.renting import No
 from localgpus.vast.state import Contract, Hook, Notice
 
-BODY_MAX = 256 * 1024
+LIMITS = RequestLimits(body_bytes=256 * 1024)
 PAGE_MAX = 25
 CHARGES_MAX = 100
 ID_MAX = 10**15
@@ -99,11 +100,11 @@ class Api:
 
     def _route(self, method: str, path: str, kind: str, call: Call, *, public: bool = False) -> Route:
         async def answer(request: Request) -> Response:
-            data = b""
-            async for piece in request.stream():
-                data += piece
-                if len(data) > BODY_MAX:
-                    return JSONResponse({"success": False, "error": "too_large", "msg": "body too large"}, 413)
+            try:
+                data = await read_body(request.headers, request.receive, LIMITS)
+            except Refusal as refusal:
+                no = No(refusal.status, refusal.code, refusal.message)
+                return JSONResponse(no.body, no.status)
             if fault := self.faults.take(kind, after=False):
                 return Response(fault.body, fault.status, fault.headers)
             answered = self._answer(kind, call, Ask(request, data), public=public)
