@@ -9,7 +9,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-TIMEOUT_S = 30.0
+TIMEOUT_S = 90.0
 """Far above what any answer takes."""
 
 
