@@ -18,7 +18,16 @@ from goblin.gateway import inference, receipts
 from goblin.gateway.domain import requests
 from goblin.gateway.keys import check_model, may_ask
 from goblin.gateway.ports import ApiKey, HttpReply, Scope
-from goblin.web import anthropic_requests, anthropic_responses, asgi, logs, metrics, openai_responses
+from goblin.web import (
+    anthropic_requests,
+    anthropic_responses,
+    asgi,
+    logs,
+    metrics,
+    openai_responses,
+    responses_events,
+    responses_requests,
+)
 from goblin.wiring import gateway as gateway_wiring
 
 Work = Callable[[inference.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
@@ -74,6 +83,21 @@ async def messages(call: inference.InferenceCall, body: bytes, strategy: str | N
     if asked.stream:
         return _events(anthropic_responses.message_events(chunks, asked))
     return HttpReply(content=await anthropic_responses.whole_message(chunks, asked))
+
+
+async def responses(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+    """Answer `POST /v1/responses` in OpenAI's shape, whole or as server-sent events. Nothing is stored.
+
+    Callers and status codes: see `_inference`. The header `x-goblin-skipped` names what was skipped of the request.
+    """
+    asked = responses_requests.parse(body)
+    chunks = await call.chat(asked.chat, strategy=strategy)
+    now = call.deps.clock.now
+    if asked.stream:
+        made = _events(responses_events.response_events(chunks, asked, now=now))
+    else:
+        made = HttpReply(content=await responses_events.whole_response(chunks, asked, now=now))
+    return asgi.with_headers(made, {"x-goblin-skipped": ", ".join(asked.skipped)} if asked.skipped else {})
 
 
 def _inference(
@@ -266,6 +290,7 @@ _router = asgi.routed(
         Route("/v1/chat/completions", _chat, methods=["POST"]),
         Route("/v1/completions", _inference("completions", completions), methods=["POST"]),
         Route("/v1/embeddings", _inference("embeddings", embeddings), methods=["POST"]),
+        Route("/v1/responses", _inference("chat", responses), methods=["POST"]),
         Route("/v1/messages", _inference("chat", messages, _refused_in_anthropics_words), methods=["POST"]),
         Route("/v1/messages/count_tokens", count_message_tokens, methods=["POST"]),
         Route("/v1/models", list_models),
