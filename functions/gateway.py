@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, replace
+from functools import partial
 
 import functions_framework.aio
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from goblin import __version__
+from goblin.core.errors import Refused
 from goblin.core.money import plain_usd
 from goblin.gateway import inference, receipts
 from goblin.gateway.domain import requests
@@ -22,18 +25,21 @@ from goblin.web import (
     anthropic_requests,
     anthropic_responses,
     asgi,
+    codex_models,
     logs,
     metrics,
     openai_responses,
     responses_events,
     responses_requests,
 )
+from goblin.web.recent_items import RecentItems
 from goblin.wiring import gateway as gateway_wiring
 
 Work = Callable[[inference.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
 Refuse = Callable[[Exception], HttpReply]
 ANTHROPIC_VERSION = "anthropic-version"
 """Header that Anthropic's clients send with every request, and no other client sends."""
+_recent_items = RecentItems()
 
 
 async def chat_completions(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
@@ -90,14 +96,35 @@ async def responses(call: inference.InferenceCall, body: bytes, strategy: str | 
 
     Callers and status codes: see `_inference`. The header `x-goblin-skipped` names what was skipped of the request.
     """
-    asked = responses_requests.parse(body)
+    asked = responses_requests.parse(body, partial(_recent_items.find, call.tenant))
     chunks = await call.chat(asked.chat, strategy=strategy)
-    now = call.deps.clock.now
+    now, keep = call.deps.clock.now, partial(_recent_items.keep, call.tenant)
     if asked.stream:
-        made = _events(responses_events.response_events(chunks, asked, now=now))
+        made = _events(responses_events.response_events(chunks, asked, now=now, keep=keep))
     else:
-        made = HttpReply(content=await responses_events.whole_response(chunks, asked, now=now))
+        made = HttpReply(content=await responses_events.whole_response(chunks, asked, now=now, keep=keep))
     return asgi.with_headers(made, {"x-goblin-skipped": ", ".join(asked.skipped)} if asked.skipped else {})
+
+
+@asgi.answers_errors
+async def refuse_websocket(request: Request) -> Response:
+    """Answer `GET /v1/responses`, where OpenAI opens a WebSocket.
+
+    Caller: anyone. Answers 426 to a WebSocket, at which clients such as Codex CLI go over to HTTP at once, and else
+    405.
+    """
+    if request.headers.get("upgrade", "").lower() != "websocket":
+        raise HTTPException(405, headers={"Allow": "POST"})
+    refused = asgi.error_response(WebSocketRefused("Responses come over HTTP only. Send POST /v1/responses."))
+    refused.headers.update({"upgrade": "HTTP/1.1", "connection": "Upgrade"})
+    return refused
+
+
+class WebSocketRefused(Refused):
+    """A request to speak a protocol that is not spoken here."""
+
+    status = 426
+    code = "upgrade_required"
 
 
 def _inference(
@@ -198,6 +225,8 @@ async def count_message_tokens(request: Request) -> Response:
 async def list_models(request: Request) -> Response:
     """Answer `GET /v1/models` with the models that the key may use; in Anthropic's shape for Anthropic's clients.
 
+    With `client_version`, which Codex CLI sends, the list is there in Codex's shape, too.
+
     Caller: an API key with scope `inference`. Answers 200; 401 without a valid key; 403 for a key without the scope;
     429 while too many keys are looked up; 503 when Firestore does not answer.
     """
@@ -206,7 +235,10 @@ async def list_models(request: Request) -> Response:
     if ANTHROPIC_VERSION in request.headers:
         return asgi.json_response(anthropic_responses.model_list([model.id for model in models]))
     found = [openai_responses.model_object(m.id, ", ".join(m.endpoints)) for m in models]
-    return asgi.json_response({"object": "list", "data": found})
+    listed: dict[str, object] = {"object": "list", "data": found}
+    if "client_version" in request.query_params:
+        listed["models"] = codex_models.model_list(models)
+    return asgi.json_response(listed)
 
 
 @asgi.answers_errors
@@ -291,6 +323,7 @@ _router = asgi.routed(
         Route("/v1/completions", _inference("completions", completions), methods=["POST"]),
         Route("/v1/embeddings", _inference("embeddings", embeddings), methods=["POST"]),
         Route("/v1/responses", _inference("chat", responses), methods=["POST"]),
+        Route("/v1/responses", refuse_websocket, methods=["GET"]),
         Route("/v1/messages", _inference("chat", messages, _refused_in_anthropics_words), methods=["POST"]),
         Route("/v1/messages/count_tokens", count_message_tokens, methods=["POST"]),
         Route("/v1/models", list_models),

@@ -1,4 +1,4 @@
-"""The gateway in the words of OpenAI's Responses API: the `openai` SDK, validating strictly, and the events themselves."""
+"""The gateway in the words of OpenAI's Responses API: the `openai` SDK, which validates strictly, and the events."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -222,14 +221,12 @@ class TestAnswers:
         thoughts, text = answer.output
         assert thoughts.type == "reasoning"
         assert thoughts.content is not None
-        assert (thoughts.content[0].text, thoughts.summary, thoughts.encrypted_content) == ("Hm.", [], None)
+        assert (thoughts.content[0].text, thoughts.summary) == ("Hm.", [])
         assert (text.type, answer.output_text) == ("message", "Yes")
         assert fakes.llamacpp.asked[-1]["reasoning_effort"] == "low"
 
     def test_reasoning_as_a_summary_and_back(self, client: openai.OpenAI, url: str, fakes: Fakes) -> None:
-        fakes.llamacpp.script = Script(
-            deltas=[{"reasoning_content": "Hm."}], calls=[Call("c1", "add", ['{"a":1}'])]
-        )
+        fakes.llamacpp.script = Script(deltas=[{"reasoning_content": "Hm."}], calls=[Call("c1", "add", ['{"a":1}'])])
         asked: Any = {"tools": [ADD], "reasoning": {"summary": "auto"}, "include": ["reasoning.encrypted_content"]}
         answer = both_ways(client, input="Hi", **asked)
         thoughts = answer.output[0]
@@ -246,7 +243,8 @@ class TestAnswers:
         ]
         # Some clients send back only what is sealed, others only what is shown.
         shown = thoughts.to_dict()
-        for sent in (shown | {"summary": []}, shown | {"encrypted_content": None}, shown | {"encrypted_content": "gAAA"}):
+        for change in ({"summary": []}, {"encrypted_content": None}, {"encrypted_content": "gAAA"}):
+            sent = shown | change
             turn = [{"role": "user", "content": "Hi"}, sent, *SUM]
             post(url, {"input": turn, "tools": [ADD]}).raise_for_status()
             assert fakes.llamacpp.asked[-1]["messages"][1]["reasoning_content"] == "Hm."
@@ -326,3 +324,152 @@ class TestAnswers:
         body = packed(json.dumps({"model": "tiny", "input": "Hi"}).encode())
         answer = post(url, body, **{"content-encoding": "gzip" if packed is gzip.compress else "zstd"})
         assert answer.json()["output"][0]["content"][0]["text"] == "Hello, Wörld 🌍"
+
+
+class TestConversations:
+    """The next turn, as the clients send it."""
+
+    def test_the_output_of_one_turn_is_the_input_of_the_next(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(
+            deltas=[{"reasoning_content": "Hm."}, {"content": "Well."}],
+            calls=[Call("c1", "add", ['{"a":1}']), Call("c2", "add", ['{"a":2}'])],
+        )
+        first = client.responses.create(model="tiny", input="Hi", tools=[ADD])
+        results = [{"type": "function_call_output", "call_id": f"c{n}", "output": str(n)} for n in (2, 1)]
+        turn: Any = [{"role": "user", "content": "Hi"}, *first.output, *results]
+        client.responses.create(model="tiny", input=turn, tools=[ADD])
+        _, said, *heard = fakes.llamacpp.asked[-1]["messages"]
+        assert (said["role"], said["content"], said["reasoning_content"]) == ("assistant", "Well.", "Hm.")
+        assert [call["id"] for call in said["tool_calls"]] == ["c1", "c2"]
+        assert heard == [{"role": "tool", "tool_call_id": f"c{n}", "content": str(n)} for n in (1, 2)]
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_an_item_may_be_named_instead_of_sent(self, client: openai.OpenAI, url: str, stream: bool) -> None:
+        if stream:
+            said = events(post(url, {"input": "Hi", "stream": True}))[-1]["response"]
+        else:
+            said = post(url, {"input": "Hi"}).json()
+        turn = [
+            {"role": "user", "content": "Hi"},
+            {"type": "item_reference", "id": said["output"][0]["id"]},
+            {"role": "user", "content": "More"},
+        ]
+        assert post(url, {"input": turn}).status_code == 200
+        stranger = {"authorization": f"Bearer {OTHER_KEY}"}
+        refused = post(url, {"input": turn}, **stranger)
+        assert refused.status_code == 404
+        assert "Items are not persisted when `store` is set to false." in refused.json()["error"]["message"]
+
+    def test_images_go_to_who_can_see(self, client: openai.OpenAI) -> None:
+        picture: Any = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo=", "detail": "auto"}
+        asked: Any = [{"role": "user", "content": [picture, {"type": "input_text", "text": "What?"}]}]
+        with pytest.raises(openai.BadRequestError, match="vision: not among its capabilities"):
+            client.responses.create(model="tiny", input=asked)
+
+
+class TestSkipped:
+    def test_what_has_no_place_in_a_chat_is_skipped_and_named(
+        self, client: openai.OpenAI, url: str, fakes: Fakes
+    ) -> None:
+        tools: Any = [
+            ADD,
+            {"type": "namespace", "name": "agents", "description": "d", "tools": [{"type": "function", "name": "x"}]},
+            {"type": "web_search", "external_web_access": False},
+            {"type": "made_up"},
+        ]
+        more = {"client_metadata": {"a": "b"}, "prompt_cache_key": "k", "x\r\ny": 1}
+        names = "tools[1] (namespace), tools[2] (web_search), tools[3] (made_up)"
+        for stream in (False, True):
+            answer = post(url, {"input": "Hi", "tools": tools, "stream": stream, "background": True, **more})
+            told = answer.headers["x-goblin-skipped"]
+            assert told == f"client_metadata, x??y, background, {names}"
+            said = events(answer)[-1]["response"] if stream else answer.json()
+            assert said["goblin"]["skipped"] == told.split(", ")
+            assert [tool["name"] for tool in said["tools"]] == ["add"]
+            assert (said["background"], said["prompt_cache_key"]) == (False, "k")
+        sent = fakes.llamacpp.asked[-1]
+        assert [tool["function"]["name"] for tool in sent["tools"]] == ["add"]
+        assert not {"client_metadata", "background", "prompt_cache_key", "x\r\ny"} & set(sent)
+        whole = both_ways(client, input="Hi", tools=tools[1:3])
+        assert whole.tools == []
+        assert "tools" not in fakes.llamacpp.asked[-1]
+        assert "x-goblin-skipped" not in post(url, {"input": "Hi", "tools": [ADD]}).headers
+
+    def test_storing_is_answered_and_not_done(self, client: openai.OpenAI) -> None:
+        assert both_ways(client, input="Hi", store=True).store is False
+
+
+class TestErrors:
+    def test_a_previous_response_in_openais_words(self, client: openai.OpenAI) -> None:
+        with pytest.raises(openai.BadRequestError) as caught:
+            client.responses.create(model="tiny", input="Hi", previous_response_id="resp_1")
+        assert caught.value.code == "previous_response_not_found"
+        assert caught.value.param == "previous_response_id"
+        assert "Previous response with id 'resp_1' not found." in str(caught.value)
+
+    def test_an_unknown_model_or_key(self, client: openai.OpenAI, url: str) -> None:
+        with pytest.raises(openai.NotFoundError, match="made-up"):
+            client.responses.create(model="made-up", input="Hi")
+        assert post(url, {"input": "Hi"}, authorization="Bearer sk-wrong").status_code == 401
+
+    @pytest.mark.parametrize("body", [b"", b"{", b"[]", b"\xff", b"[" * 100_000])
+    def test_what_is_not_a_json_object_is_400(self, url: str, body: bytes) -> None:
+        assert post(url, body).status_code == 400
+
+    def test_an_endpoint_that_cannot_answer_is_an_error_of_http(self, url: str, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(status=500, error={"error": {"message": "secret sk-123"}})
+        answer = post(url, {"input": "Hi", "stream": True})
+        assert answer.status_code == 503
+        assert "secret" not in answer.text
+        fakes.llamacpp.script = Script(status=429, error={"error": {"message": "slow"}}, headers={"retry-after": "7"})
+        assert (limited := post(url, {"input": "Hi", "stream": True})).status_code == 429
+        assert limited.headers["retry-after"] == "7"
+
+    @pytest.mark.parametrize("script", [Script(break_after=2), Script(error_after=2)], ids=["cut", "error"])
+    def test_a_stream_that_breaks_off_fails(
+        self, client: openai.OpenAI, url: str, fakes: Fakes, script: Script
+    ) -> None:
+        fakes.llamacpp.script = script
+        answer = post(url, {"input": "Hi", "stream": True})
+        said = events(answer)
+        assert [event["type"] for event in said[-2:]] == ["error", "response.failed"]
+        assert said[-2]["code"] == "stream_cut"
+        failed = said[-1]["response"]
+        assert (failed["status"], failed["error"]["code"]) == ("failed", "server_error")
+        assert failed["output"][0]["content"][0]["text"].startswith("Hello")
+        assert failed["output"][0]["status"] == "incomplete"
+        assert "secret" not in answer.text
+        assert not {"response.completed", "response.output_item.done"} & {event["type"] for event in said}
+        ends = [event.type for event in client.responses.create(model="tiny", input="Hi", stream=True)][-2:]
+        assert ends == ["error", "response.failed"]
+        with pytest.raises(openai.APIError):
+            client.responses.create(model="tiny", input="Hi")
+
+    def test_a_broken_call_is_not_done(self, url: str, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(words=[], calls=[Call("c1", "add", ['{"a"', ":1}"])], break_after=2)
+        said = events(post(url, {"input": "Hi", "tools": [ADD], "stream": True}))
+        assert said[-1]["type"] == "response.failed"
+        assert "response.output_item.done" not in {event["type"] for event in said}
+        assert said[-1]["response"]["output"][0]["arguments"] == '{"a"'
+
+    def test_a_caller_who_hangs_up_stops_the_generation(self, client: openai.OpenAI, fakes: Fakes) -> None:
+        fakes.llamacpp.script = Script(silent_after=1)
+        with client.responses.create(model="tiny", input="Hi", stream=True) as stream:
+            # The first piece of text has come, and no other will.
+            assert [next(iter(stream)).type for _ in range(5)][-1] == "response.output_text.delta"
+        assert fakes.llamacpp.left.wait(10), "the provider still generates"
+
+    def test_a_websocket_is_told_to_use_http(self, url: str) -> None:
+        refused = httpx.get(f"{url}/v1/responses", headers={"connection": "Upgrade", "upgrade": "websocket"})
+        assert refused.status_code == 426
+        assert httpx.get(f"{url}/v1/responses").status_code == 405
+
+
+class TestCodexModels:
+    def test_the_list_has_both_shapes(self, url: str) -> None:
+        plain = httpx.get(f"{url}/v1/models", headers=AUTHORIZED, timeout=20).json()
+        assert set(plain) == {"object", "data"}
+        both = httpx.get(f"{url}/v1/models?client_version=0.171.0", headers=AUTHORIZED, timeout=20).json()
+        assert both["data"] == plain["data"]
+        # The context of this endpoint is not declared: Codex keeps its own idea of the model.
+        assert both["models"] == []

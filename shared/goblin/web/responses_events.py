@@ -27,10 +27,14 @@ from goblin.web.responses_requests import CUSTOM_INPUT, Asked, sealed
 
 Chunks = AsyncGenerator[ChatChunk, None]
 Event = dict[str, Any]
+Keep = Callable[[list[dict[str, Any]]], None]
+"""Takes the items of a response that is whole."""
 
 
-async def response_events(chunks: Chunks, asked: Asked, *, now: Callable[[], datetime]) -> AsyncGenerator[bytes, None]:
-    """Yield the named events of an answer, then `[DONE]`."""
+async def response_events(
+    chunks: Chunks, asked: Asked, *, now: Callable[[], datetime], keep: Keep
+) -> AsyncGenerator[bytes, None]:
+    """Yield the named events of an answer, then `[DONE]`. Its items are given to `keep` before the last event."""
     writer = ResponseWriter(asked, now=now)
     async with aclosing(chunks):
         try:
@@ -38,6 +42,8 @@ async def response_events(chunks: Chunks, asked: Asked, *, now: Callable[[], dat
                 for event in writer.write(chunk):
                     yield _encoded(event)
             for event in writer.end():
+                if "response" in event:
+                    keep(event["response"]["output"])
                 yield _encoded(event)
         except GoblinError as error:
             for event in writer.fail(error):
@@ -45,7 +51,7 @@ async def response_events(chunks: Chunks, asked: Asked, *, now: Callable[[], dat
     yield b"data: [DONE]\n\n"
 
 
-async def whole_response(chunks: Chunks, asked: Asked, *, now: Callable[[], datetime]) -> bytes:
+async def whole_response(chunks: Chunks, asked: Asked, *, now: Callable[[], datetime], keep: Keep) -> bytes:
     """Collect an answer into one `response`. Raises as the chunks do."""
     writer = ResponseWriter(asked, now=now)
     async with aclosing(chunks):
@@ -53,6 +59,7 @@ async def whole_response(chunks: Chunks, asked: Asked, *, now: Callable[[], date
             for _ in writer.write(chunk):
                 pass
     *_, last = writer.end()
+    keep(last["response"]["output"])
     return msgspec.json.encode(last["response"])
 
 
@@ -213,10 +220,14 @@ class ResponseWriter:
             yield from self._open_call(call, name)
             arguments = "".join((*call.waiting, arguments))
         assert call.item is not None  # noqa: S101  Opened above.
+        yield from self._argue(call.item, arguments)
+
+    def _argue(self, item: _Item, arguments: str) -> Iterator[Event]:
+        """Add to the arguments of a call. The plain input of a custom tool is known only at the end."""
         if arguments:
-            call.item.pieces.append(arguments)
-            if call.item.shape["type"] == "function_call":
-                yield self._about("response.function_call_arguments.delta", call.item, delta=arguments)
+            item.pieces.append(arguments)
+            if item.shape["type"] == "function_call":
+                yield self._about("response.function_call_arguments.delta", item, delta=arguments)
 
     def _open_call(self, call: _Call, name: str) -> Iterator[Event]:
         yield from self._close_open()
@@ -234,7 +245,7 @@ class ResponseWriter:
                 # A call without a name cannot be run, but it was said.
                 yield from self._open_call(call, "")
                 assert call.item is not None  # noqa: S101  Opened above.
-                call.item.pieces = call.waiting
+                yield from self._argue(call.item, "".join(call.waiting))
         unfinished = self._unfinished()
         for item in unfinished:
             yield from self._close(item, "incomplete" if cut and item is self._items[-1] else "completed")
@@ -274,8 +285,8 @@ class ResponseWriter:
             case "message":
                 return {**item.shape, "content": [_shown(item.part, item.text, item.logprobs)]}
         shown = [_shown(item.part, item.text, [])]
-        whole = {**item.shape, "summary" if item.part == "summary_text" else "content": shown}
-        return whole | ({"encrypted_content": sealed(item.text)} if self._asked.seals else {})
+        field = "summary" if item.part == "summary_text" else "content"
+        return {**item.shape, field: shown, "encrypted_content": sealed(item.text)}
 
     def _unfinished(self) -> list[_Item]:
         return [item for item in self._items if item.shape["status"] == "in_progress"]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -158,8 +158,6 @@ class Asked:
     """What was skipped, as `tools[3] (web_search)`; ASCII."""
     custom_tools: frozenset[str] = frozenset()
     """Names of the functions that stand for custom tools."""
-    seals: bool = False
-    """Whether reasoning items carry their `encrypted_content`."""
     summarizes: bool = False
     """Whether reasoning is shown as its summary, as the caller asked, and not as its content."""
 
@@ -168,8 +166,16 @@ class Asked:
         return bool(self.chat.stream)
 
 
-def parse(data: bytes) -> Asked:
+Find = Callable[[str], dict[str, Any] | None]
+"""Finds an item by its id; None if it is not there."""
+
+
+def parse(data: bytes, find: Find) -> Asked:
     """Parse the body of `/v1/responses`.
+
+    Args:
+        data: The body.
+        find: Finds what an `item_reference` stands for.
 
     Raises:
         InvalidRequest: The body is not valid. `param` names the field as OpenAI does: `input[0].role`.
@@ -193,7 +199,7 @@ def parse(data: bytes) -> Asked:
     skipped += [f"include ({name})" for name in asked.include or () if name not in (ENCRYPTED, LOGPROBS)]
     skipped += ["text.verbosity"] if asked.text is not None and asked.text.verbosity not in (None, "medium") else []
     tools = _tools(asked, skipped)
-    messages = _messages(asked, skipped)
+    messages = _messages(asked, skipped, find)
     wants_logprobs = bool(asked.top_logprobs) or LOGPROBS in (asked.include or ())
     chat: dict[str, Any] = {
         "model": asked.model,
@@ -219,7 +225,6 @@ def parse(data: bytes) -> Asked:
         echo=_echo(asked, tools),
         skipped=tuple(_ascii(name) for name in skipped[:SKIPPED_MAX]),
         custom_tools=tools.custom,
-        seals=ENCRYPTED in (asked.include or ()),
         summarizes=asked.reasoning is not None
         and (asked.reasoning.summary or asked.reasoning.generate_summary) is not None,
     )
@@ -362,8 +367,8 @@ def _choice(
     )
 
 
-def _messages(asked: ResponsesRequest, skipped: list[str]) -> list[dict[str, Any]]:
-    talk = _Conversation()
+def _messages(asked: ResponsesRequest, skipped: list[str], find: Find) -> list[dict[str, Any]]:
+    talk = _Conversation(find)
     if isinstance(asked.instructions, str):
         talk.system(asked.instructions)
     items = (
@@ -390,7 +395,8 @@ class _Conversation:
     wherever their items stand: chat wires know no other order.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, find: Find) -> None:
+        self._find = find
         self._messages: list[dict[str, Any]] = []
         self._texts: list[str] = []
         self._thoughts: list[str] = []
@@ -404,8 +410,11 @@ class _Conversation:
             where = f"{field}[{number}]"
             kind = str(item.get("type") or ("message" if "role" in item else "item_reference"))
             if kind == "item_reference":
-                _refuse_reference(item, where, skipped)
-            elif kind not in ITEMS:
+                if (there := self._find(str(item.get("id")))) is None:
+                    _refuse_reference(item, where, skipped)
+                    continue
+                item, kind = there, there["type"]
+            if kind not in ITEMS:
                 skipped.append(f"{where} ({kind})")
             else:
                 found.append((where, _read(ITEMS[kind], item, where)))
