@@ -151,6 +151,7 @@ def _inference(
                 await call.authenticate(_authorization(request))
                 body = await asgi.read_body(request)
                 heard.set()
+                await call.admit()
                 if (key := request.headers.get("idempotency-key")) is not None:
                     return await call.once(request.url.path, key, body, lambda: answer(body))
             except Exception as error:  # noqa: BLE001  Error answers carry the explanation headers too.

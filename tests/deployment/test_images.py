@@ -341,16 +341,26 @@ BUILDS = {
     "goblin-llamacpp:cpu": ("llamacpp", ["--target", "cpu"]),
 }
 
+WANTED = os.environ.get("GOBLIN_IMAGES", "")
+"""`1`: every image, however long it takes. `0`: none. Unset: what takes seconds, once the base images are here."""
+CACHE = Path(os.environ.get("IMAGEBUILD_CACHE") or Path.home() / ".cache" / "imagebuild") / "storage"
+
 real = [
     pytest.mark.skipif(not IMAGEBUILD.exists(), reason="No imagebuild beside the checkout."),
     pytest.mark.skipif(
-        os.environ.get("GOBLIN_IMAGES") != "1", reason="Building images takes minutes. Set GOBLIN_IMAGES=1."
+        WANTED != "1" and (WANTED == "0" or not CACHE.is_dir()),
+        reason="No base images yet; making them takes minutes. Set GOBLIN_IMAGES=1 once.",
     ),
     pytest.mark.timeout(3600),
     # One after the other: each call of imagebuild writes its runtime anew, which breaks a build in progress.
     pytest.mark.xdist_group("images"),
 ]
-on_images = [*real, pytest.mark.parametrize("image", list(BUILDS))]
+slow = pytest.mark.skipif(WANTED != "1", reason="Compiling llama.cpp takes eight minutes. Set GOBLIN_IMAGES=1.")
+QUICK = frozenset({"goblin-agent"})
+on_images = [
+    *real,
+    pytest.mark.parametrize("image", [pytest.param(name, marks=[] if name in QUICK else [slow]) for name in BUILDS]),
+]
 
 
 def marked(*marks: pytest.MarkDecorator) -> Any:
@@ -502,7 +512,7 @@ def said(lines: list[str]) -> str:
     return "".join(choice["delta"].get("content") or "" for piece in pieces for choice in piece["choices"])
 
 
-@marked(*real)
+@marked(*real, slow)
 def test_the_llamacpp_image_answers_in_a_stream() -> None:
     with llamacpp() as (_, url):
         lines = follow(url)
@@ -510,7 +520,7 @@ def test_the_llamacpp_image_answers_in_a_stream() -> None:
     assert lines[-1] == "data: [DONE]"
 
 
-@marked(*real)
+@marked(*real, slow)
 def test_the_llamacpp_image_drains_within_the_grace() -> None:
     endless = {"ignore_eos": True, "temperature": 1}
     sizes = ("-e", "GOBLIN_LLAMACPP_CTX=60000", "-e", "GOBLIN_LLAMACPP_CELLS=60000", "-e", "GOBLIN_LLAMACPP_SLOTS=1")

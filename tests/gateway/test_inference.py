@@ -64,6 +64,7 @@ async def ask(here: World, request: requests.ChatRequest | None = None, strategy
     heard, call = Heard(), inference.InferenceCall(here.deps, "chat")
     try:
         await call.authenticate(f"Bearer {KEY}")
+        await call.admit()
         chunks = await call.chat(request or asked(), strategy=strategy)
     except GoblinError as error:
         heard.error, heard.refused = error, True
@@ -317,6 +318,22 @@ async def test_a_stranger_leaves_no_receipt_and_no_label() -> None:
     await call.settle()
     assert here.receipts.records == {}
     assert here.meter.requests == {("none", "unknown", "invalid_api_key"): 1}
+
+
+async def test_a_place_is_taken_when_the_body_is_there_and_given_back_once() -> None:
+    here = world(a=ScriptedProvider())
+    control = here.deps.admission
+    control.limits = replace(control.limits, running_max=1, waiting_max=0)
+    slow, quick = inference.InferenceCall(here.deps, "chat"), inference.InferenceCall(here.deps, "chat")
+    await slow.authenticate(f"Bearer {KEY}")  # Its body is under way and holds no place.
+    await quick.authenticate(f"Bearer {KEY}")
+    await quick.admit()
+    with pytest.raises(RateLimited):
+        await slow.admit()
+    await slow.settle()
+    await quick.settle()
+    await quick.settle()
+    await control.enter(next(iter(here.keys.keys.values())))
 
 
 async def test_a_made_up_model_is_404_and_no_label() -> None:

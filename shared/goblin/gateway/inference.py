@@ -1,7 +1,7 @@
 """Inference: authenticate, route, attempt, stream, meter, record. One `InferenceCall` per request of any operation.
 
-arrive ─ authenticate ─ route ─ attempt(s) ─ first token ─ … ─ last token ─ settle
-                                    │                      │
+arrive ─ authenticate ─ admit ─ route ─ attempt(s) ─ first token ─ … ─ last token ─ settle
+                                            │                      │
                     another endpoint starts over      another one continues, or the caller gets `StreamCut`
 """
 
@@ -114,14 +114,23 @@ class InferenceCall:
         return (self._stream.outcome if self._stream is not None else self._outcome) == "ok"
 
     async def authenticate(self, authorization: str | None) -> None:
-        """Authenticate the caller and pass admission control.
+        """Authenticate the caller, who then may send the body.
 
         Raises:
-            Unauthenticated, Forbidden, StoreUnavailable: As `Keys.authenticate`.
-            RateLimited: There are too many requests.
+            Unauthenticated, Forbidden, RateLimited, StoreUnavailable: As `Keys.authenticate`.
         """
         with self._noting(), self._timing("auth"):
             self._key = await self.deps.keys.authenticate(authorization, Scope.INFERENCE)
+
+    async def admit(self) -> None:
+        """Pass admission control, once the body is there: a body that never ends must not hold a place.
+
+        Raises:
+            RateLimited: There are too many requests.
+        """
+        if self._key is None:
+            raise AssertionError("a request is authenticated before it is admitted")
+        with self._noting(), self._timing("admission"):
             await self.deps.admission.enter(self._key)
             self._inside = True
 
