@@ -203,6 +203,7 @@ class Failover(Generic[T]):
         if attempt is None:
             await payment.settle(None)
             return None
+        attempt.dropped = payment.dropped
         stream, stream_usage = self.request.send(choice.endpoint, payment.request), StreamUsage()
         active = ActiveAttempt(attempt, stream, self.request.prompt_bytes, payment, stream_usage)
         if not choice.endpoint.cancel_stops_bill:
