@@ -94,16 +94,15 @@ async def messages(call: inference.InferenceCall, body: bytes, strategy: str | N
 async def responses(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
     """Answer `POST /v1/responses` in OpenAI's shape, whole or as server-sent events. Nothing is stored.
 
-    Callers and status codes: see `_inference`. The header `x-goblin-skipped` names what was skipped of the request.
+    Callers and status codes: see `_inference`.
     """
     asked = responses_requests.parse(body, partial(_recent_items.find, call.tenant))
     chunks = await call.chat(asked.chat, strategy=strategy)
     now, keep = call.deps.clock.now, partial(_recent_items.keep, call.tenant)
     if asked.stream:
-        made = _events(responses_events.response_events(chunks, asked, now=now, keep=keep))
-    else:
-        made = HttpReply(content=await responses_events.whole_response(chunks, asked, now=now, keep=keep))
-    return asgi.with_headers(made, {"x-goblin-skipped": ", ".join(asked.skipped)} if asked.skipped else {})
+        return _events(responses_events.response_events(chunks, asked, now=now, keep=keep, dropped=call.dropped))
+    whole = await responses_events.whole_response(chunks, asked, now=now, keep=keep, dropped=call.dropped)
+    return HttpReply(content=whole)
 
 
 @asgi.answers_errors

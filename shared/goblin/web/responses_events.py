@@ -13,7 +13,7 @@ specification wants, `[DONE]` ends the stream. Source: openai-python 3.57 and th
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -32,10 +32,18 @@ Keep = Callable[[list[dict[str, Any]]], None]
 
 
 async def response_events(
-    chunks: Chunks, asked: Asked, *, now: Callable[[], datetime], keep: Keep
+    chunks: Chunks, asked: Asked, *, now: Callable[[], datetime], keep: Keep, dropped: Sequence[str] = ()
 ) -> AsyncGenerator[bytes, None]:
-    """Yield the named events of an answer, then `[DONE]`. Its items are given to `keep` before the last event."""
-    writer = ResponseWriter(asked, now=now)
+    """Yield the named events of an answer, then `[DONE]`.
+
+    Args:
+        chunks: The answer.
+        asked: The request.
+        now: The clock.
+        keep: Takes the items before the last event goes out.
+        dropped: What of the request was not passed on, by name.
+    """
+    writer = ResponseWriter(asked, now=now, dropped=dropped)
     async with aclosing(chunks):
         try:
             async for chunk in chunks:
@@ -51,9 +59,11 @@ async def response_events(
     yield b"data: [DONE]\n\n"
 
 
-async def whole_response(chunks: Chunks, asked: Asked, *, now: Callable[[], datetime], keep: Keep) -> bytes:
-    """Collect an answer into one `response`. Raises as the chunks do."""
-    writer = ResponseWriter(asked, now=now)
+async def whole_response(
+    chunks: Chunks, asked: Asked, *, now: Callable[[], datetime], keep: Keep, dropped: Sequence[str] = ()
+) -> bytes:
+    """Collect an answer into one `response`. Takes what `response_events` takes, and raises as the chunks do."""
+    writer = ResponseWriter(asked, now=now, dropped=dropped)
     async with aclosing(chunks):
         async for chunk in chunks:
             for _ in writer.write(chunk):
@@ -101,8 +111,9 @@ class ResponseWriter:
     come in turn.
     """
 
-    def __init__(self, asked: Asked, *, now: Callable[[], datetime]) -> None:
+    def __init__(self, asked: Asked, *, now: Callable[[], datetime], dropped: Sequence[str] = ()) -> None:
         self._asked = asked
+        self._dropped = dropped
         self._now = now
         self._sequence = 0
         self._response: dict[str, Any] = {}
@@ -169,8 +180,8 @@ class ResponseWriter:
             **asked.echo,
             "usage": None,
         }
-        if asked.skipped:
-            self._response["goblin"] = {"skipped": list(asked.skipped)}
+        if self._dropped:
+            self._response["goblin"] = {"dropped": list(self._dropped)}
         yield self._lifecycle("response.created")
         yield self._lifecycle("response.in_progress")
 

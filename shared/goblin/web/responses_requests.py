@@ -4,23 +4,24 @@
     function, custom tools    ──▶ function tools     reasoning.effort  ──▶ reasoning_effort
                                                      max_output_tokens ──▶ max_tokens
 
-Fields, tools and items that have no place in a chat are skipped, and the answer names them: agents send tools that only
-OpenAI runs with every request. Refused is what would change the conversation if it were skipped: a response, an item, a
-prompt or a file that is kept at the server, because nothing is kept here. Those refusals have OpenAI's words, which
-clients look for. Source: openai-python 3.57 and the Open Responses specification, read 2026-12-01.
+Fields and items that have no place in a chat are left out, and the answer names them: agents send them with every
+request. Tools that only OpenAI runs keep only their type; `passed_fields` drops them. Refused is what would change the
+conversation if it were left out: a response, an item, a prompt or a file that is kept at the server, because nothing is
+kept here. Those refusals have OpenAI's words, which clients look for. Source: openai-python 3.57 and the Open Responses
+specification, read 2026-12-01.
 """
 
 from __future__ import annotations
 
 import base64
 import binascii
-import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
+from msgspec.structs import replace
 
 from goblin.core.errors import InvalidRequest, NotFound
 from goblin.gateway.domain import requests
@@ -28,8 +29,6 @@ from goblin.gateway.domain.requests import ChatRequest
 
 S = TypeVar("S", bound=Struct)
 
-SKIPPED_MAX = 32
-"""The most skipped things that an answer names."""
 ENCRYPTED = "reasoning.encrypted_content"
 LOGPROBS = "message.output_text.logprobs"
 SEAL = "goblin:"
@@ -154,8 +153,6 @@ class Asked:
     chat: ChatRequest
     echo: Mapping[str, Any]
     """Fields of the response object that repeat the request."""
-    skipped: tuple[str, ...] = ()
-    """What was skipped, as `tools[3] (web_search)`; ASCII."""
     custom_tools: frozenset[str] = frozenset()
     """Names of the functions that stand for custom tools."""
     summarizes: bool = False
@@ -193,13 +190,13 @@ def parse(data: bytes, find: Find) -> Asked:
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply.") from error
     _refuse_state(asked)
-    skipped = [name for name in body if name not in ResponsesRequest.__struct_fields__]
-    skipped += ["background"] if asked.background else []
-    skipped += ["truncation"] if asked.truncation not in (None, "disabled") else []
-    skipped += [f"include ({name})" for name in asked.include or () if name not in (ENCRYPTED, LOGPROBS)]
-    skipped += ["text.verbosity"] if asked.text is not None and asked.text.verbosity not in (None, "medium") else []
-    tools = _tools(asked, skipped)
-    messages = _messages(asked, skipped, find)
+    left_out = [name for name in body if name not in ResponsesRequest.__struct_fields__]
+    left_out += ["background"] if asked.background else []
+    left_out += ["truncation"] if asked.truncation not in (None, "disabled") else []
+    left_out += [f"include.{name}" for name in asked.include or () if name not in (ENCRYPTED, LOGPROBS)]
+    left_out += ["text.verbosity"] if asked.text is not None and asked.text.verbosity not in (None, "medium") else []
+    tools = _tools(asked, left_out)
+    messages = _messages(asked, left_out, find)
     wants_logprobs = bool(asked.top_logprobs) or LOGPROBS in (asked.include or ())
     chat: dict[str, Any] = {
         "model": asked.model,
@@ -220,10 +217,10 @@ def parse(data: bytes, find: Find) -> Asked:
         **tools.fields,
     }
     sent = {name: value for name, value in chat.items() if value is not None}
+    parsed = requests.parse(ChatRequest, msgspec.json.encode(sent))
     return Asked(
-        chat=requests.parse(ChatRequest, msgspec.json.encode(sent)),
+        chat=replace(parsed, left_out=tuple(left_out)),
         echo=_echo(asked, tools),
-        skipped=tuple(_ascii(name) for name in skipped[:SKIPPED_MAX]),
         custom_tools=tools.custom,
         summarizes=asked.reasoning is not None
         and (asked.reasoning.summary or asked.reasoning.generate_summary) is not None,
@@ -283,10 +280,11 @@ class CustomTool(Struct, frozen=True, kw_only=True):
     format: dict[str, Any] | None = None
 
 
-def _tools(asked: ResponsesRequest, skipped: list[str]) -> _Tools:
+def _tools(asked: ResponsesRequest, left_out: list[str]) -> _Tools:
     functions: dict[str, dict[str, Any]] = {}
     echo: list[dict[str, Any]] = []
     custom: set[str] = set()
+    others: list[dict[str, Any]] = []
     for number, tool in enumerate(asked.tools or ()):
         where = f"tools[{number}]"
         match tool.get("type"):
@@ -302,17 +300,15 @@ def _tools(asked: ResponsesRequest, skipped: list[str]) -> _Tools:
                 functions[free.name] = _function_for(free)
                 echo.append({"type": "custom", **_given(msgspec.to_builtins(free))})
             case kind:
-                skipped.append(f"{where} ({kind})")
-    before = len(skipped)
-    chosen, functions = _choice(asked, functions, skipped)
-    repeated = "auto" if len(skipped) > before else asked.tool_choice or "auto"
-    if not functions:
-        return _Tools(fields={}, echo=echo, choice=repeated, custom=frozenset())
-    fields = {
-        "tools": [{"type": "function", "function": function} for function in functions.values()],
-        "tool_choice": chosen,
-        "parallel_tool_calls": asked.parallel_tool_calls,
-    }
+                others.append({"type": str(kind)})
+    before = len(left_out)
+    chosen, functions = _choice(asked, functions, left_out)
+    repeated = "auto" if len(left_out) > before else asked.tool_choice or "auto"
+    fields: dict[str, Any] = {}
+    if functions or others:
+        fields["tools"] = [{"type": "function", "function": function} for function in functions.values()] + others
+    if functions:
+        fields |= {"tool_choice": chosen, "parallel_tool_calls": asked.parallel_tool_calls}
     return _Tools(fields=fields, echo=echo, choice=repeated, custom=frozenset(custom))
 
 
@@ -338,7 +334,7 @@ def _function_for(tool: CustomTool) -> dict[str, Any]:
 
 
 def _choice(
-    asked: ResponsesRequest, functions: dict[str, dict[str, Any]], skipped: list[str]
+    asked: ResponsesRequest, functions: dict[str, dict[str, Any]], left_out: list[str]
 ) -> tuple[Any, dict[str, dict[str, Any]]]:
     """Convert `tool_choice`. Returns it with the functions that the model may call.
 
@@ -347,7 +343,7 @@ def _choice(
     match asked.tool_choice:
         case None | "auto" | "none" | "required":
             if asked.tool_choice == "required" and not functions:
-                skipped.append("tool_choice")
+                left_out.append("tool_choice")
             return asked.tool_choice, functions
         case {"type": "allowed_tools", "tools": list(allowed), **rest}:
             names = {tool.get("name") for tool in allowed if isinstance(tool, dict)}
@@ -358,7 +354,7 @@ def _choice(
                 raise InvalidRequest(f"Tool choice '{name[:64]}' not found in 'tools' parameter.", param="tool_choice")
             return {"type": "function", "function": {"name": name}}, functions
         case {"type": str(kind)} if kind not in ("function", "custom", "allowed_tools"):
-            skipped.append(f"tool_choice ({kind})")
+            left_out.append("tool_choice")
             return None, functions
     raise InvalidRequest(
         "Invalid value: 'tool_choice'. Supported values are: 'none', 'auto', 'required', and objects with a 'type'.",
@@ -367,7 +363,7 @@ def _choice(
     )
 
 
-def _messages(asked: ResponsesRequest, skipped: list[str], find: Find) -> list[dict[str, Any]]:
+def _messages(asked: ResponsesRequest, left_out: list[str], find: Find) -> list[dict[str, Any]]:
     talk = _Conversation(find)
     if isinstance(asked.instructions, str):
         talk.system(asked.instructions)
@@ -377,11 +373,11 @@ def _messages(asked: ResponsesRequest, skipped: list[str], find: Find) -> list[d
         else []
     )
     if isinstance(asked.input, str):
-        talk.read_all(items, skipped)
+        talk.read_all(items, left_out)
         talk.user(asked.input)
     else:
         items += [("input", number, item) for number, item in enumerate(asked.input)]
-        talk.read_all(items, skipped)
+        talk.read_all(items, left_out)
     messages = talk.end()
     if not messages:
         raise InvalidRequest("Invalid 'input': it has no message.", param="input", code="invalid_value")
@@ -403,7 +399,7 @@ class _Conversation:
         self._calls: list[dict[str, Any]] = []
         self._outputs: dict[str, list[tuple[str, list[dict[str, Any]]]]] = {}
 
-    def read_all(self, items: Iterable[tuple[str, int, dict[str, Any]]], skipped: list[str]) -> None:
+    def read_all(self, items: Iterable[tuple[str, int, dict[str, Any]]], left_out: list[str]) -> None:
         """Read all items: the results of calls first, because their calls need them."""
         found: list[tuple[str, Struct]] = []
         for field, number, item in items:
@@ -411,11 +407,11 @@ class _Conversation:
             kind = str(item.get("type") or ("message" if "role" in item else "item_reference"))
             if kind == "item_reference":
                 if (there := self._find(str(item.get("id")))) is None:
-                    _refuse_reference(item, where, skipped)
+                    _refuse_reference(item, left_out)
                     continue
                 item, kind = there, there["type"]
             if kind not in ITEMS:
-                skipped.append(f"{where} ({kind})")
+                left_out.append(f"{field}.{kind}")
             else:
                 found.append((where, _read(ITEMS[kind], item, where)))
         for where, read in found:
@@ -492,11 +488,11 @@ class _Conversation:
             self._messages.append({"role": "user", "content": shown})
 
 
-def _refuse_reference(item: dict[str, Any], where: str, skipped: list[str]) -> None:
+def _refuse_reference(item: dict[str, Any], left_out: list[str]) -> None:
     """Refuse an item that is not there. Earlier thoughts may be missing; earlier words may not."""
     named = str(item.get("id"))
     if named.startswith("rs_"):
-        skipped.append(f"{where} (item_reference)")
+        left_out.append("input.item_reference")
         return
     raise NotFound(
         f"Item with id '{named[:128]}' not found. Items are not persisted when `store` is set to false. Try again with"
@@ -619,8 +615,3 @@ def _read(kind: type[S], value: dict[str, Any], where: str) -> S:
 
 def _given(fields: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if value is not None}
-
-
-def _ascii(name: str) -> str:
-    """Make a caller's word safe for a header."""
-    return re.sub(r"[^A-Za-z0-9_.:\[\]() -]", "?", name)[:80]
