@@ -28,7 +28,7 @@ class RecentItems:
     def keep(self, owner: str, items: Sequence[Mapping[str, Any]]) -> None:
         """Remember the items of one response."""
         for item in items:
-            name = (owner, str(item["id"]))
+            name = (owner, item["id"])
             self._forget(name)
             packed = msgspec.json.encode(item)
             self._items[name] = packed

@@ -6,7 +6,8 @@
 An item is a message (content_part.added ─ output_text.delta … ─ output_text.done ─ content_part.done; or refusal.*),
 reasoning (the same with reasoning_text.*, or reasoning_summary_part.* and reasoning_summary_text.*), a function call
 (function_call_arguments.delta … ─ .done) or a custom tool's call. Every event has the next `sequence_number`. As the
-specification wants, `[DONE]` ends the stream. Source: openai-python 3.57 and the Open Responses specification, read
+specification wants, `[DONE]` ends the stream. Where the answer comes from an endpoint that speaks this wire, its own
+events are passed on. Source: openai-python 3.57 and the Open Responses specification, read
 2026-12-01.
 """
 
@@ -51,7 +52,7 @@ async def response_events(
                     yield _encoded(event)
             for event in writer.end():
                 if "response" in event:
-                    keep(event["response"]["output"])
+                    keep(_items(event))
                 yield _encoded(event)
         except GoblinError as error:
             for event in writer.fail(error):
@@ -69,8 +70,15 @@ async def whole_response(
             for _ in writer.write(chunk):
                 pass
     *_, last = writer.end()
-    keep(last["response"]["output"])
+    keep(_items(last))
     return msgspec.json.encode(last["response"])
+
+
+def _items(event: Event) -> list[dict[str, Any]]:
+    """List the items of a response that have an id; those of another endpoint may be of any shape."""
+    output = event["response"].get("output")
+    found = output if isinstance(output, list) else []
+    return [item for item in found if isinstance(item, dict) and isinstance(item.get("id"), str)]
 
 
 @dataclass(slots=True)
@@ -125,19 +133,28 @@ class ResponseWriter:
         self._calls: dict[int, _Call] = {}
         self._finish = "stop"
         self._usage = Usage()
+        self._passed: dict[int, dict[str, Any]] = {}
+        """Items of an endpoint that speaks this wire, by their index."""
+        self._last: Event | None = None
+        """The last event of such an endpoint, kept until the answer has ended."""
 
     def write(self, chunk: ChatChunk) -> Iterator[Event]:
         """Convert one chunk to events."""
-        yield from self._begin(chunk)
         if isinstance(chunk.usage, Usage):
             self._usage = chunk.usage
         for choice in chunk.choices:
-            if choice.index == 0:
+            if choice.delta.event:
+                yield from self._pass(choice.delta.event)
+            elif choice.index == 0:
+                yield from self._begin(chunk)
                 yield from self._add(choice)
                 self._finish = choice.finish_reason or self._finish
 
     def end(self) -> Iterator[Event]:
         """Yield the last events of a complete answer."""
+        if self._last is not None:
+            yield self._event(self._last["type"], response=self._as_ours(self._last["response"]))
+            return
         yield from self._begin(ChatChunk())
         reason = {"length": "max_output_tokens", "content_filter": "content_filter"}.get(self._finish)
         yield from self._close_all(cut=reason is not None)
@@ -162,6 +179,24 @@ class ResponseWriter:
         code = "rate_limit_exceeded" if error.code == "rate_limit_exceeded" else "server_error"
         self._response |= {"status": "failed", "error": {"code": code, "message": error.message}}
         yield self._lifecycle("response.failed")
+
+    def _pass(self, event: Event) -> Iterator[Event]:
+        """Pass on an event of an endpoint that speaks this wire; only the numbers and what we promise are ours."""
+        kind, response = event["type"], event.get("response")
+        if isinstance(response, dict):
+            self._response = {name: value for name, value in self._as_ours(response).items() if name != "output"}
+            if kind in ("response.completed", "response.incomplete"):
+                self._last = event
+                return
+            event = {**event, "response": self._as_ours(response)}
+        item, index = event.get("item"), event.get("output_index")
+        if isinstance(item, dict) and isinstance(index, int):
+            self._passed[index] = item
+        yield {**event, "sequence_number": self._number()}
+
+    def _as_ours(self, response: dict[str, Any]) -> dict[str, Any]:
+        dropped = {"goblin": {"dropped": list(self._dropped)}} if self._dropped else {}
+        return {**response, "model": self._asked.chat.model, "store": False, **dropped}
 
     def _begin(self, chunk: ChatChunk) -> Iterator[Event]:
         if self._response:
@@ -320,12 +355,16 @@ class ResponseWriter:
         return self._event(kind, **place, **fields)
 
     def _lifecycle(self, kind: str) -> Event:
-        return self._event(kind, response={**self._response, "output": [item.shape for item in self._items]})
+        passed = [item for _, item in sorted(self._passed.items())]
+        return self._event(kind, response={**self._response, "output": passed + [item.shape for item in self._items]})
 
     def _event(self, kind: str, **fields: Any) -> Event:
-        event = {"type": kind, "sequence_number": self._sequence, **fields}
+        return {"type": kind, "sequence_number": self._number(), **fields}
+
+    def _number(self) -> int:
+        number = self._sequence
         self._sequence += 1
-        return event
+        return number
 
 
 _PREFIXES = {"message": "msg", "reasoning": "rs", "function_call": "fc", "custom_tool_call": "ctc"}

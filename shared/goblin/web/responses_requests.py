@@ -219,7 +219,7 @@ def parse(data: bytes, find: Find) -> Asked:
     sent = {name: value for name, value in chat.items() if value is not None}
     parsed = requests.parse(ChatRequest, msgspec.json.encode(sent))
     return Asked(
-        chat=replace(parsed, left_out=tuple(left_out)),
+        chat=replace(parsed, left_out=tuple(left_out), responses=_as_it_came(body, find)),
         echo=_echo(asked, tools),
         custom_tools=tools.custom,
         summarizes=asked.reasoning is not None
@@ -240,6 +240,30 @@ def unsealed(content: str | None) -> str | None:
         return base64.b64decode(content.removeprefix(SEAL), validate=True).decode()
     except (binascii.Error, UnicodeDecodeError):
         return None
+
+
+def _as_it_came(body: dict[str, Any], find: Find) -> dict[str, Any]:
+    """Return the body for endpoints of this wire: named items are filled in, and what we sealed is opened."""
+    items = body["input"]
+    if not isinstance(items, list):
+        return body
+    found = [find(str(item.get("id"))) if _kind(item) == "item_reference" else item for item in items]
+    return {**body, "input": [_opened(item) for item in found if item is not None]}
+
+
+def _opened(item: dict[str, Any]) -> dict[str, Any]:
+    """Return an item as others can read it."""
+    if _kind(item) != "reasoning":
+        return item
+    if (thoughts := unsealed(item.get("encrypted_content"))) is None:
+        return item
+    shown = {name: value for name, value in item.items() if name != "encrypted_content"}
+    return {**shown, "content": [{"type": "reasoning_text", "text": thoughts}]}
+
+
+def _kind(item: dict[str, Any]) -> str:
+    """Return the type of an item, which is often left out."""
+    return str(item.get("type") or ("message" if "role" in item else "item_reference"))
 
 
 def _refuse_state(asked: ResponsesRequest) -> None:
@@ -404,7 +428,7 @@ class _Conversation:
         found: list[tuple[str, Struct]] = []
         for field, number, item in items:
             where = f"{field}[{number}]"
-            kind = str(item.get("type") or ("message" if "role" in item else "item_reference"))
+            kind = _kind(item)
             if kind == "item_reference":
                 if (there := self._find(str(item.get("id")))) is None:
                     _refuse_reference(item, left_out)
