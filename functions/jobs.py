@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from goblin.billing import budgets
 from goblin.core import events
-from goblin.core.errors import Forbidden, InvalidRequest, Unauthenticated
+from goblin.core.errors import Forbidden, InvalidRequest, NotFound, Unauthenticated
 from goblin.gateway.ports import Scope
 from goblin.jobs import attempt_logs, reconcile, webhooks, worker_api
 from goblin.jobs import lifecycle as service
@@ -61,7 +61,9 @@ async def submit(request: Request) -> Response:
     `_person`; 500 for an internal error.
     """
     await _person(request)
-    spec = jobs_schema.parse(events.JobRequested, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX))
+    # The parser checks encoding and nesting here, because its refusal names the field.
+    body = await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX, is_json=False)
+    spec = jobs_schema.parse(events.JobRequested, body)
     job = await service.submit(spec, job_wiring.jobs())
     await reconcile.reconcile(job_wiring.jobs(), only=job.job_id)
     return asgi.json_response(jobs_schema.job(await service.show(job.job_id, job_wiring.jobs())), status=202)
@@ -75,7 +77,7 @@ async def list_jobs(request: Request) -> Response:
     """
     await _person(request)
     limit = request.query_params.get("limit", "50")
-    if not limit.isdigit() or not 1 <= int(limit) <= LISTED_MAX:
+    if not (limit.isdecimal() and len(limit) < 10 and 1 <= int(limit) <= LISTED_MAX):
         raise InvalidRequest(f"The limit must be a number from 1 to {LISTED_MAX}.", param="limit")
     found = await service.recent(int(limit), job_wiring.jobs())
     return asgi.json_response({"object": "list", "data": [jobs_schema.job(job) for job in found]})
@@ -188,8 +190,11 @@ async def commit_checkpoint(job_id: str, token: str, request: Request, deps: Job
     said = jobs_schema.parse(
         jobs_schema.CommitCheckpointBody, await asgi.read_body(request, jobs_schema.BODY_BYTES_MAX)
     )
+    step = request.path_params["step"]
+    if not (step.isdecimal() and len(step) < 19):
+        raise NotFound("There is no such step.")
     saved = await worker_api.commit_checkpoint(
-        job_id, token, request.path_params["step"], said.previous_step, said.upload_id,
+        job_id, token, int(step), said.previous_step, said.upload_id,
         [file.artifact() for file in said.files], deps, loss=said.loss,
     )  # fmt: skip
     return jobs_schema.checkpoint(saved)
@@ -275,7 +280,7 @@ _router = asgi.routed(
         Route("/jobs/{job_id}/inputs", _attempt(inputs), methods=["POST"]),
         Route("/jobs/{job_id}/heartbeat", _attempt(heartbeat), methods=["POST"]),
         Route("/jobs/{job_id}/checkpoints", _attempt(begin_checkpoint), methods=["POST"]),
-        Route("/jobs/{job_id}/checkpoints/{step:int}/commit", _attempt(commit_checkpoint), methods=["POST"]),
+        Route("/jobs/{job_id}/checkpoints/{step}/commit", _attempt(commit_checkpoint), methods=["POST"]),
         Route("/jobs/{job_id}/logs", show_log, methods=["GET"]),
         Route("/jobs/{job_id}/logs", _attempt(log_piece), methods=["POST"]),
         Route("/jobs/{job_id}/finish", _attempt(finish), methods=["POST"]),

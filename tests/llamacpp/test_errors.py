@@ -103,7 +103,7 @@ def test_a_body_beyond_the_bound_is_refused(start: Start):
     with start("--body-bytes-max", "1000") as server:
         response = post(server, "/v1/chat/completions", json={"messages": [{"role": "user", "content": "x" * 2000}]})
         assert response.status_code == 413
-        assert response.json()["error"]["code"] == "body_too_large"
+        assert response.json()["error"]["code"] == "request_too_large"
 
 
 def test_a_grammar_without_a_way_on_fails_its_request_only(server, client):

@@ -314,6 +314,11 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
 
 
+def named_variables(text: str) -> frozenset[str]:
+    """Return the names of the variables that the text of a `goblin.toml` refers to."""
+    return frozenset(found[1] for found in _VARIABLE.finditer(text))
+
+
 class _NotSet(Exception):
     """A variable that is not set and has no default."""
 

@@ -131,6 +131,8 @@ def react_to_billing(
         entry_id += ":forecast"
     if not budget_id or not ENTRY_ID.fullmatch(entry_id):
         return IgnoredNotification(reason="its attribute budgetId is missing or malformed")
+    if not all(amount.is_finite() for amount in (event.cost_amount, event.budget_amount)):
+        return IgnoredNotification(reason="its amounts are not numbers")
     freezes = threshold is not None and threshold >= FREEZES_FROM
     spent = f"{event.cost_amount} of {event.budget_amount} {event.currency_code}"
     if event.currency_code == "USD":

@@ -193,6 +193,10 @@ class Job:
     """Highest `seq` that is known to be published."""
     invalid_reports: int = 0
     """Invalid reports and uploads of its hosts, and refused tokens."""
+    fault: str = ""
+    """Error that reconcile met with this job in its last run, by step and kind; empty: none."""
+    faults: int = 0
+    """Runs in a row that met it; see `policy.state_machine.FAULTS_MAX`."""
 
     @property
     def saved_step(self) -> int:
@@ -211,5 +215,7 @@ class Job:
 
 
 def spec_digest(spec: JobRequested) -> str:
-    """Hash a specification: defaults count as given, the order of parameters does not matter."""
+    """Hash a specification: defaults count as given; neither order nor white space of the parameters matters."""
+    parameters = msgspec.json.encode(msgspec.json.decode(spec.parameters), order="sorted")
+    spec = msgspec.structs.replace(spec, parameters=msgspec.Raw(parameters))
     return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()

@@ -11,6 +11,7 @@ from typing import Any
 
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
 from goblin.gateway.domain.requests import AudioPart, ChatRequest, FilePart, ImagePart, Message, RefusalPart, TextPart
@@ -190,7 +191,7 @@ def _arguments(text: str) -> dict[str, Any]:
     """Parse tool arguments into an object, which the API requires; a model may have written something else."""
     try:
         arguments = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+    except decoding.UNREADABLE:
         return {"_": text}
     return arguments if isinstance(arguments, dict) else {"_": arguments}
 

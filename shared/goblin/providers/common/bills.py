@@ -7,12 +7,13 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import httpx
 
 from goblin.billing.domain.ledger import Bill, Charge
+from goblin.core import decoding
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import ProviderUnavailable
 from goblin.core.money import to_micros
@@ -21,6 +22,8 @@ TIMEOUT_S = 20.0
 PAGES_MAX = 100
 WAITS_S = (1.5, 3.0, 6.0)
 """Waits before retries after a 429. Vast.ai requires a second between two requests for charges."""
+DOLLARS_MAX = 10**9
+"""Highest plausible bill of a day; the conversion of `1e999999` would take minutes."""
 BillingKey = str | KeySource
 """An API key, or the source that it is read from."""
 
@@ -47,7 +50,7 @@ class BillingApi:
             if answer.status_code != httpx.codes.OK:
                 raise ProviderUnavailable(f"The billing API of {self.name} answered {answer.status_code}.")
             return json.loads(answer.text, parse_float=Decimal, parse_int=Decimal)
-        except (httpx.HTTPError, ValueError) as error:
+        except (httpx.HTTPError, *decoding.UNREADABLE) as error:
             raise ProviderUnavailable(f"The bill of {self.name} cannot be read: {type(error).__name__}.") from error
 
     async def _ask(self, path: str, headers: Mapping[str, str], params: Mapping[str, str]) -> httpx.Response:
@@ -58,7 +61,7 @@ class BillingApi:
         return ProviderUnavailable(f"The bill of {self.name} has an unexpected shape: {type(error).__name__}.")
 
 
-STRANGE = (KeyError, TypeError, AttributeError, InvalidOperation, ValueError)
+STRANGE = (LookupError, AttributeError, *decoding.UNREADABLE)
 """Exceptions that reading a response of unexpected shape raises."""
 
 
@@ -92,7 +95,7 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
         rows: The parts of its instances; None when the provider does not itemise.
 
     Raises:
-        ValueError: An amount is negative or not finite.
+        ValueError: An amount is negative, not finite or implausibly high.
     """
     so_far, charges = Decimal(0), []
     for row in sorted(rows or (), key=lambda row: (row.label, row.instance_id)):
@@ -105,6 +108,6 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
 
 
 def _sound(dollars: Decimal) -> Decimal:
-    if not dollars.is_finite() or dollars < 0:
-        raise ValueError("an amount is negative or not finite")
+    if not dollars.is_finite() or not 0 <= dollars <= DOLLARS_MAX:
+        raise ValueError("an amount is negative, not finite or beyond a billion dollars")
     return dollars

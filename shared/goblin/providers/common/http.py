@@ -10,6 +10,7 @@ import httpx
 import msgspec
 
 from goblin import __version__
+from goblin.core import decoding
 from goblin.core.endpoints import Credential, KeySource
 from goblin.core.errors import Fault, GoblinError, ProviderUnavailable
 from goblin.providers.common import sse
@@ -130,7 +131,7 @@ class Upstream:
         """Parse the provider's JSON, which is untrusted. Raises `ProviderUnavailable`."""
         try:
             return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except decoding.UNREADABLE as error:
             raise self.nonsense() from error
 
     def convert(self, value: Any, kind: type[T]) -> T:

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable
 
 log = logging.getLogger(__name__)
@@ -127,7 +128,7 @@ def error_detail(data: bytes) -> ErrorDetail:
     """Parse an error body: the shapes that `detail_of` knows, or a line of text. An HTML page yields nothing."""
     try:
         body = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except decoding.UNREADABLE:
         text = data[:TEXT_MAX].decode("utf-8", "replace").strip()
         return ErrorDetail() if text[:1] in ("<", "{", "[") else ErrorDetail(message=text)
     return detail_of(body)

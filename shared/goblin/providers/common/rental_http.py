@@ -9,6 +9,7 @@ import httpx
 import msgspec
 
 from goblin import __version__
+from goblin.core import decoding
 from goblin.core.errors import ProviderUnavailable
 from goblin.providers.common.http import read_up_to
 
@@ -47,5 +48,5 @@ def parse(name: str, data: bytes, kind: type[T]) -> T:
     """Parse a response, which is untrusted. Raises `ProviderUnavailable`."""
     try:
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except decoding.UNREADABLE as error:
         raise ProviderUnavailable(f"{name} sent an answer that cannot be read.") from error
