@@ -6,6 +6,7 @@ import gzip
 import json
 import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -463,6 +464,42 @@ class TestErrors:
         refused = httpx.get(f"{url}/v1/responses", headers={"connection": "Upgrade", "upgrade": "websocket"})
         assert refused.status_code == 426
         assert httpx.get(f"{url}/v1/responses").status_code == 405
+
+
+def test_an_answer_goes_on_at_another_endpoint(
+    serve_function: Callable[[str], str],
+    served_fakes: tuple[Fakes, dict[str, str]],
+    fakes: Fakes,
+    api_keys: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One response, with one message, whoever wrote it."""
+    rows = "".join(
+        f"""
+[[endpoints]]
+name = "{name}"
+provider = "{name}"
+url = "{served_fakes[1][variable]}"
+price_input_usd_micros_per_mtok = 0
+price_output_usd_micros_per_mtok = 0
+models = ["tiny"]
+capabilities = ["chat", "prefill"]
+"""
+        for name, variable in (("openai", "OPENAI_BASE_URL"), ("llamacpp", "LLAMACPP_URL"))
+    )
+    config = tmp_path / "goblin.toml"
+    config.write_text(f'[routing]\nstrategy = "failover"\n{rows}')
+    monkeypatch.setenv("GOBLIN_CONFIG", str(config))
+    url = serve_function("gateway")
+    fakes.openai.script = Script(break_after=2)
+    fakes.llamacpp.script = Script(words=[" there"])
+    said = events(post(url, {"input": "Hi", "stream": True}))
+    final = said[-1]["response"]
+    assert (said[-1]["type"], final["status"]) == ("response.completed", "completed")
+    (message,) = final["output"]
+    assert message["content"][0]["text"] == "Hello there"
+    assert fakes.llamacpp.asked[-1]["messages"][-1] == {"role": "assistant", "content": "Hello"}
 
 
 class TestCodexModels:
