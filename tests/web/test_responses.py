@@ -131,6 +131,77 @@ def test_items_become_messages(items: Any, expected: Any) -> None:
     assert messages(items) == expected
 
 
+SAID = {"type": "output_text", "text": "I will.", "annotations": [], "logprobs": []}
+SHAPES: dict[str, list[dict[str, Any]]] = {
+    "Codex CLI 0.171": [
+        {"type": "message", "id": "msg_1", "role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [{"type": "summary_text", "text": "Hm"}],
+            "content": None,
+            "encrypted_content": responses_requests.sealed("Hm"),
+        },
+        {"type": "message", "id": "msg_2", "role": "assistant", "status": "completed", "content": [SAID]},
+        {**CALL, "id": "fc_1", "status": "completed"},
+        {**RESULT, "id": "fco_1"},
+    ],
+    "openai-agents 0.24": [
+        USER,
+        {
+            "id": "rs_1",
+            "type": "reasoning",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm"}],
+            "encrypted_content": responses_requests.sealed("Hm"),
+            "status": "completed",
+        },
+        {"id": "msg_2", "type": "message", "role": "assistant", "status": "completed", "content": [SAID]},
+        {**CALL, "id": "fc_1", "status": "completed"},
+        RESULT,
+    ],
+    "langchain-openai 1.7": [
+        {"type": "message", **USER},
+        {
+            "id": "rs_1",
+            "type": "reasoning",
+            "summary": [],
+            "content": [{"type": "reasoning_text", "text": "Hm"}],
+            "status": "completed",
+        },
+        {"type": "message", "role": "assistant", "content": [SAID], "id": "msg_2"},
+        {**CALL, "id": "fc_1", "status": "completed"},
+        RESULT,
+    ],
+    "pydantic-ai 2.68": [
+        USER,
+        {
+            "type": "reasoning",
+            "id": "rs_1",
+            "summary": [{"type": "summary_text", "text": "Hm"}],
+            "encrypted_content": None,
+            "content": [],
+        },
+        {"role": "assistant", "content": "I will."},
+        CALL,
+        RESULT,
+    ],
+    "AI SDK 6.0, store: false": [
+        {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
+        {"type": "reasoning", "id": "rs_1", "encrypted_content": responses_requests.sealed("Hm"), "summary": []},
+        {"role": "assistant", "content": [{"type": "output_text", "text": "I will."}], "id": "msg_2"},
+        CALL,
+        RESULT,
+    ],
+}
+
+
+@pytest.mark.parametrize("client", SHAPES)
+def test_the_second_step_as_programs_send_it(client: str) -> None:
+    said = {"role": "assistant", "content": "I will.", "reasoning_content": "Hm", "tool_calls": [CALLED]}
+    assert messages(SHAPES[client]) == [USER, said, HEARD]
+
+
 def test_instructions_come_first() -> None:
     assert messages("Hi", instructions="Be brief.") == [{"role": "system", "content": "Be brief."}, USER]
     said = [{"role": "developer", "content": "b"}, USER]
