@@ -10,7 +10,7 @@ LINE_FORMAT = "%(levelname)s %(name)s: %(message)s"
 STACK_MARGIN = "    "
 """Before each line of a stack, so that no line of it looks like a record's first."""
 LINE_CHARACTERS_MAX = 32 * 1024
-_PLAIN = re.compile(r"[ -~]*\Z")
+_PERHAPS_ODD = re.compile(r"[^ -~]")
 
 
 def escape(text: str, *, keep: str = "") -> str:
@@ -20,13 +20,12 @@ def escape(text: str, *, keep: str = "") -> str:
         text: Anything.
         keep: Characters that stay: a newline and a tab, where a text may have several lines.
     """
-    if _PLAIN.match(text):
-        return text
-    return "".join(sign if sign.isprintable() or sign in keep else _escaped(sign) for sign in text)
 
+    def shown(found: re.Match[str]) -> str:
+        sign = found[0]
+        return sign if sign.isprintable() or sign in keep else sign.encode("unicode_escape").decode()
 
-def _escaped(sign: str) -> str:
-    return sign.encode("unicode_escape").decode()
+    return _PERHAPS_ODD.sub(shown, text)
 
 
 class OneLine(logging.Formatter):

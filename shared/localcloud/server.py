@@ -175,8 +175,8 @@ class LocalCloud:
         # Any page in this machine's browser could ask for a secret otherwise. No page of another site has a reason to.
         app = Guard(Starlette(routes=routes), hosts=LOOPBACK, words=in_googles_words)
         config = uvicorn.Config(
-            app, host=HOST, port=port, http=Connection, ws="none", log_config=None, lifespan="off", access_log=False,
-            timeout_graceful_shutdown=3,
+            app, host=HOST, port=port, http=Connection, ws="none", log_config=None, log_level="warning",
+            lifespan="off", access_log=False, timeout_graceful_shutdown=3,
         )  # fmt: skip
         self._http = uvicorn.Server(config)
         sock = _bind(port)

@@ -174,6 +174,7 @@ async def _serve(sock: socket.socket, command: Sequence[str]) -> int:
             http=Protocol,
             ws="none",
             log_config=None,
+            log_level="warning",
             access_log=False,
             lifespan="off",
             timeout_graceful_shutdown=int(END_S_MAX),

@@ -243,6 +243,12 @@ def listen(port: int) -> socket.socket:
 def serve(markets: Markets, sock: socket.socket) -> None:
     """Serve the markets until SIGINT or SIGTERM."""
     config = uvicorn.Config(
-        markets.app(), http=Connection, ws="none", log_config=None, access_log=False, timeout_graceful_shutdown=2
+        markets.app(),
+        http=Connection,
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
     )
     uvicorn.Server(config).run(sockets=[sock])

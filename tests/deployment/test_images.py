@@ -306,7 +306,7 @@ def test_an_image_has_what_its_packages_import_and_the_lock_file_has_it(containe
                 elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
                     imported.add(node.module.split(".")[0])
     # httpguard unpacks zstd for servers that accept it, and the model server does not.
-    ours = {package.split("/")[-1] for package in packages} | {"backports"}
+    ours = {package.split("/")[-1] for package in packages} | {"backports", "compression"}
     wanted = {known.get(name, name) for name in imported - ours - sys.stdlib_module_names}
     names = pinned(ROOT / "containers" / container / "Dockerfile")
     assert wanted

@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from goblin.cli import terminal
 from goblin.cli.api import needed
 from goblin.cli.deployment import reach
 from goblin.cli.main import DATA, fail
@@ -41,13 +42,13 @@ def list_letters(topic: str | None, as_json: bool, data: Path | None) -> None:
             _give_back(subscriber, project, name, [letter.ack_id for letter in held])
             found += [_row(name, letter) for letter in held]
     if as_json:
-        click.echo(json.dumps(found))
+        terminal.echo_json(json.dumps(found))
         return
     for row in found:
-        click.echo(f"{row['topic']}  {row['message_id']}  {row['published_at']}\n    {row['data']}")
+        terminal.echo(f"{row['topic']}  {row['message_id']}  {row['published_at']}\n    {terminal.plain(row['data'])}")
         if row["reason"]:
-            click.echo(f"    {row['reason']}")
-    click.echo(f"{len(found)} dead letter{'' if len(found) == 1 else 's'}")
+            terminal.echo(f"    {terminal.plain(row['reason'])}")
+    terminal.echo(f"{len(found)} dead letter{'' if len(found) == 1 else 's'}")
 
 
 @dead_letters.command()
@@ -70,9 +71,9 @@ def replay(topic: str | None, message_id: str | None, as_json: bool, data: Path 
                 _acknowledge(subscriber, project, name, letter.ack_id)
                 replayed.append({"topic": name, "message_id": letter.message.message_id})
     if as_json:
-        click.echo(json.dumps(replayed))
+        terminal.echo_json(json.dumps(replayed))
         return
-    click.echo(f"{len(replayed)} replayed")
+    terminal.echo(f"{len(replayed)} replayed")
 
 
 @contextmanager

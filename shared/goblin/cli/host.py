@@ -132,7 +132,7 @@ def main() -> None:
         # A browser on this machine reaches the port too, but only the console's own page may ask.
         Guard(host, hosts=LOOPBACK), host="127.0.0.1", port=said.port, lifespan="off", http=Protocol, ws="none",
         # No log format of uvicorn's own: the functions have set up the one that production has, in goblin.web.logs.
-        log_config=None, access_log=False, timeout_graceful_shutdown=DRAIN_S,
+        log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S,
     )  # fmt: skip
 
 

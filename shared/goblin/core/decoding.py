@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from httpguard.text import is_deeper
+from httpguard.text import is_bounded
 
 DEPTH_MAX = 32
 """Levels of nesting: more than any document of ours has, and far fewer than any reader's stack."""
@@ -56,13 +56,20 @@ def decode(data: bytes | str, kind: type[T], refuse: Callable[[str], Exception])
         raise refuse(reason(error)) from error
 
 
+def parse(data: bytes | str) -> Any:
+    """Parse a JSON document of any shape. Raises one of `UNREADABLE`."""
+    found = data.encode() if isinstance(data, str) else data
+    check_text(found)
+    return msgspec.json.decode(found)
+
+
 def check_text(data: bytes) -> None:
     """Check encoding and nesting of a JSON document. Raises `ValueError`."""
     if data.startswith(_BOM):
         raise ValueError("it begins with a byte order mark; save it as UTF-8 without one")
     if not data.isascii():
         data.decode()
-    if is_deeper(data, DEPTH_MAX):
+    if not is_bounded(data, DEPTH_MAX):
         raise ValueError(f"it is nested more than {DEPTH_MAX} levels deep{_at(data)}")
 
 
