@@ -6,28 +6,45 @@ import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, replace
 from functools import partial
-from typing import TypeVar
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import functions_framework.aio
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from goblin import __version__
+from goblin.core.errors import Refused
 from goblin.core.money import plain_usd
 from goblin.gateway import inference, receipts
 from goblin.gateway.domain import requests
 from goblin.gateway.keys import check_model
 from goblin.gateway.ports import ApiKey, HttpReply, Scope
-from goblin.web import anthropic_requests, anthropic_responses, asgi, doors, logs, metrics, openai_responses
+from goblin.web import (
+    anthropic_requests,
+    anthropic_responses,
+    asgi,
+    codex_models,
+    doors,
+    logs,
+    metrics,
+    openai_responses,
+    responses_events,
+    responses_requests,
+)
+from goblin.web.recent_items import RecentItems
 from goblin.wiring import gateway as gateway_wiring
 
-R = TypeVar("R", bound=requests.InferenceRequest)
+Q = TypeVar("Q", requests.ChatRequest, requests.CompletionRequest, requests.EmbeddingsRequest)
+R = TypeVar("R")
 Visit = doors.Visit[ApiKey]
 Refuse = Callable[[Exception], HttpReply]
 ANTHROPIC_VERSION = "anthropic-version"
 """Header that Anthropic's clients send with every request, and no other client sends."""
+_recent_items = RecentItems()
 
 
 async def chat_completions(
@@ -81,11 +98,60 @@ async def messages(call: inference.InferenceCall, asked: requests.ChatRequest, s
     return HttpReply(content=await anthropic_responses.whole_message(chunks, asked))
 
 
+async def responses(call: inference.InferenceCall, asked: responses_requests.Asked, strategy: str | None) -> HttpReply:
+    """Answer `POST /v1/responses` in OpenAI's shape, whole or as server-sent events. Nothing is stored.
+
+    Callers and status codes: see `_inference`.
+    """
+    chunks = await call.chat(asked.chat, strategy=strategy)
+    now, keep = call.deps.clock.now, partial(_recent_items.keep, call.tenant)
+    if asked.stream:
+        return _events(responses_events.response_events(chunks, asked, now=now, keep=keep, dropped=call.dropped))
+    whole = await responses_events.whole_response(chunks, asked, now=now, keep=keep, dropped=call.dropped)
+    return HttpReply(content=whole)
+
+
+@asgi.answers_errors
+async def refuse_websocket(request: Request) -> Response:
+    """Answer `GET /v1/responses`, where OpenAI opens a WebSocket.
+
+    Caller: anyone. Answers 426 to a WebSocket, at which clients such as Codex CLI go over to HTTP at once, and else
+    405.
+    """
+    if request.headers.get("upgrade", "").lower() != "websocket":
+        raise HTTPException(405, headers={"Allow": "POST"})
+    refused = asgi.error_response(WebSocketRefused("Responses come over HTTP only. Send POST /v1/responses."))
+    refused.headers.update({"upgrade": "HTTP/1.1", "connection": "Upgrade"})
+    return refused
+
+
+class WebSocketRefused(Refused):
+    """A request to speak a protocol that is not spoken here."""
+
+    status = 426
+    code = "upgrade_required"
+
+
+def _parser(kind: type[Q]) -> Callable[[bytes, str], Q]:
+    return lambda body, _tenant: requests.parse(kind, body)
+
+
+def _response_request(body: bytes, tenant: str) -> responses_requests.Asked:
+    return responses_requests.parse(body, partial(_recent_items.find, tenant))
+
+
+def _itself(asked: Any) -> requests.InferenceRequest:
+    found: requests.InferenceRequest = asked
+    return found
+
+
 def _inference(
     operation: str,
-    parse: Callable[[bytes], R],
+    parse: Callable[[bytes, str], R],
     work: Callable[[inference.InferenceCall, R, str | None], Awaitable[HttpReply]],
     refuse: Refuse = asgi.error_answer,
+    *,
+    request_of: Callable[[R], requests.InferenceRequest] = _itself,
 ) -> doors.Handler:
     """Build an inference route: authenticated, metered, settled, and cancelled when the caller hangs up.
 
@@ -111,9 +177,9 @@ def _inference(
                 body = await asgi.read_body(request)
                 heard.set()
                 await call.admit()
-                asked = parse(body)
+                asked = parse(body, call.tenant)
                 if (key := request.headers.get("idempotency-key")) is not None:
-                    call.check(asked)
+                    call.check(request_of(asked))
                     return await call.once(request.url.path, key, body, lambda: answer(asked))
             except Exception as error:  # noqa: BLE001  Error answers carry the explanation headers too.
                 return refused(error)
@@ -185,6 +251,8 @@ async def count_message_tokens(visit: Visit) -> Response:
 async def list_models(visit: Visit) -> Response:
     """Answer `GET /v1/models` with the models that the key may use; in Anthropic's shape for Anthropic's clients.
 
+    With `client_version`, which Codex CLI sends, the list is there in Codex's shape, too.
+
     Caller: an API key with scope `inference`. Answers 200; 401 without a valid key; 403 for a key without the scope;
     429 over the key's rate, or while too many requests are under way; 503 when Firestore does not answer.
     """
@@ -192,7 +260,10 @@ async def list_models(visit: Visit) -> Response:
     if ANTHROPIC_VERSION in visit.request.headers:
         return asgi.json_response(anthropic_responses.model_list([model.id for model in models]))
     found = [openai_responses.model_object(m.id, ", ".join(m.endpoints)) for m in models]
-    return asgi.json_response({"object": "list", "data": found})
+    listed: dict[str, object] = {"object": "list", "data": found}
+    if "client_version" in visit.request.query_params:
+        listed["models"] = codex_models.model_list(models)
+    return asgi.json_response(listed)
 
 
 async def show_model(visit: Visit) -> Response:
@@ -271,15 +342,20 @@ def _key(*scopes: Scope) -> doors.Door[ApiKey]:
 
 _caller, _operator = _key(Scope.INFERENCE), _key(Scope.OPERATE)
 _count = _caller(count_message_tokens, body_bytes_max=asgi.BODY_BYTES_MAX, refuse=_refused_in_anthropics_words)
-_chat = _inference("chat", partial(requests.parse, requests.ChatRequest), chat_completions)
-_complete = _inference("completions", partial(requests.parse, requests.CompletionRequest), completions)
-_embed = _inference("embeddings", partial(requests.parse, requests.EmbeddingsRequest), embeddings)
-_message = _inference("chat", anthropic_requests.parse, messages, _refused_in_anthropics_words)
+_chat = _inference("chat", _parser(requests.ChatRequest), chat_completions)
+_complete = _inference("completions", _parser(requests.CompletionRequest), completions)
+_embed = _inference("embeddings", _parser(requests.EmbeddingsRequest), embeddings)
+_message = _inference(
+    "chat", lambda body, _tenant: anthropic_requests.parse(body), messages, _refused_in_anthropics_words
+)
+_respond = _inference("chat", _response_request, responses, request_of=attrgetter("chat"))
 _router = doors.routed(
     [
         Route("/v1/chat/completions", _chat, methods=["POST"]),
         Route("/v1/completions", _complete, methods=["POST"]),
         Route("/v1/embeddings", _embed, methods=["POST"]),
+        Route("/v1/responses", _respond, methods=["POST"]),
+        Route("/v1/responses", doors.declare("anyone", refuse_websocket), methods=["GET"]),
         Route("/v1/messages", _message, methods=["POST"]),
         Route("/v1/messages/count_tokens", _count, methods=["POST"]),
         Route("/v1/models", _caller(list_models)),

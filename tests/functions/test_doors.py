@@ -37,6 +37,8 @@ ROUTES = {
     "POST /v1/chat/completions": INFERENCE,
     "POST /v1/completions": INFERENCE,
     "POST /v1/embeddings": INFERENCE,
+    "POST /v1/responses": INFERENCE,
+    "GET /v1/responses": "anyone",
     "POST /v1/messages": INFERENCE,
     "POST /v1/messages/count_tokens": CALLER,
     "GET /v1/models": CALLER,

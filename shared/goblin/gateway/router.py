@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -48,6 +48,10 @@ class ServedModel:
 
     id: str
     endpoints: tuple[str, ...]
+    context_tokens: int | None = None
+    """The longest context of these endpoints; None if that of any is unknown."""
+    sees: bool = False
+    """Whether any of them takes images."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -141,10 +145,10 @@ class Router:
 
     def _served(self, health: Mapping[str, EndpointHealth]) -> list[ServedModel]:
         """List models with their endpoints; a discovered model counts while its endpoint's health still lists it."""
-        found: dict[str, list[str]] = {}
+        found: dict[str, list[Endpoint]] = {}
         for model in self.catalog.models:
             serving = [
-                endpoint.name
+                endpoint
                 for endpoint in self.catalog.endpoints_of(model)
                 if _serves(endpoint, health[endpoint.name], endpoint.upstream_model or model)
             ]
@@ -154,8 +158,19 @@ class Router:
             known = health[endpoint.name].models if endpoint.models is None else endpoint.models
             for model in known:
                 if model not in self.catalog.models:
-                    found.setdefault(model, []).append(endpoint.name)
-        return [ServedModel(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
+                    found.setdefault(model, []).append(endpoint)
+        return [_served_model(model, endpoints) for model, endpoints in sorted(found.items())]
+
+
+def _served_model(model: str, endpoints: Sequence[Endpoint]) -> ServedModel:
+    contexts = [endpoint.context_tokens for endpoint in endpoints]
+    known = [tokens for tokens in contexts if tokens is not None]
+    return ServedModel(
+        id=model,
+        endpoints=tuple(endpoint.name for endpoint in endpoints),
+        context_tokens=max(known) if len(known) == len(contexts) else None,
+        sees=any(Capability.VISION in e.capabilities and Capability.VISION not in e.lacks for e in endpoints),
+    )
 
 
 def decide(
