@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -162,6 +163,28 @@ class TestAnswers:
         assert "key_digest" not in written
         assert receipt(url, request_id, OTHER_KEY).status_code == 404
         assert receipt(url, "x" * 99).status_code == 404
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_key_that_an_endpoint_quotes_reaches_nobody(
+    serve_function: Callable[[str], str], served_fakes: Any, fakes: Fakes, api_keys: None,
+    monkeypatch: pytest.MonkeyPatch, status: int, stream: bool,
+) -> None:  # fmt: skip
+    secret = "key/of+the=server-0123"
+    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
+    monkeypatch.setenv("LLAMACPP_API_KEY", secret)
+    url = serve_function("gateway")
+    encoded = base64.b64encode(f"x:{secret}".encode()).decode()
+    detail = {"message": f"No: {secret}, Basic {encoded}", "type": secret, "code": secret.upper(), "param": secret}
+    fakes.llamacpp.script = Script(status=status, error={"error": detail}, headers={"x-request-id": secret})
+    said = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO, "stream": stream})
+    assert said.status_code == (status if status in (400, 429) else 503)
+    request_id = said.headers["x-goblin-request-id"]
+    written = eventually(lambda: receipt(url, request_id).status_code == 200 and receipt(url, request_id).text)
+    for text in (said.text, str(said.headers), written):
+        assert secret not in text.lower()
+        assert encoded[:24] not in text
 
 
 class TestErrors:
@@ -476,6 +499,39 @@ class TestSeveralEndpoints:
         assert list(listed) == ["gcp_llamacpp", "gcp_ollama", "openai_compatible"]
         assert {row["status"] for row in listed.values()} == {"unknown"}
         assert listed["gcp_ollama"]["reason"] == "not checked yet"
+
+
+class TestKeysOfOneTenant:
+    def test_a_key_hears_no_stored_answer_of_a_model_that_it_may_not_ask(self, url: str, firestore: Any) -> None:
+        """Neither by `Idempotency-Key` nor from the cache, although both belong to the tenant."""
+        for name, models in (("wide", None), ("narrow", ["other"])):
+            said = {"name": name, "disabled": False, "created_at": datetime.now(UTC), "tenant": "t", "models": models}
+            firestore.collection("keys").document(digest_of(f"sk-{name}")).set(said)
+        body = {"model": "tiny", "messages": HELLO, "temperature": 0}
+        for extra in ({"idempotency-key": "same"}, {}):
+            wide = {**extra, "authorization": "Bearer sk-wide"}
+            for status in (200, 200):
+                assert post(url, "/v1/chat/completions", body, **wide).status_code == status
+            answer = post(url, "/v1/chat/completions", body, **{**extra, "authorization": "Bearer sk-narrow"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
+            assert answer.headers["x-goblin-cache"] == "skip"
+
+    def test_an_attempts_key_asks_its_items_models_within_its_askers_limits(self, url: str, firestore: Any) -> None:
+        keys, made = firestore.collection("keys"), {"disabled": False, "created_at": datetime.now(UTC)}
+        attempt = {**made, "name": "job:j", "scopes": ["inference"], "models": ["tiny", "dear"]}
+        keys.document(digest_of("attempt")).set({**attempt, "asker": digest_of("ann")})
+        keys.document(digest_of("orphan")).set({**attempt, "asker": digest_of("nobody")})
+        keys.document(digest_of("ann")).set({**made, "name": "ann", "models": ["tiny", "big"]})
+        said: dict[str, Any] = {"messages": HELLO}
+
+        def ask(model: str, token: str = "attempt") -> tuple[int, str | None]:
+            answer = post(url, "/v1/chat/completions", {**said, "model": model}, authorization=f"Bearer {token}")
+            return answer.status_code, None if answer.is_success else answer.json()["error"]["code"]
+
+        assert ask("tiny") == (200, None)
+        assert ask("dear") == (403, "model_not_allowed"), "its asker may not"
+        assert ask("big") == (403, "model_not_allowed"), "no item names it"
+        assert ask("tiny", "orphan") == (401, "asker_refused")
 
 
 class TestOperators:

@@ -16,14 +16,14 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from httpguard.text import is_deeper
+from httpguard.text import is_bounded
 
 DEPTH_MAX = 32
 """Levels of nesting: more than any document of ours has, and far fewer than any reader's stack."""
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 """Integers that Firestore can store."""
 EXPONENT_MAX = 30
-"""Highest power of ten of an amount; beyond it a conversion to whole micro-dollars takes minutes."""
+"""Highest power of ten in an amount; beyond it a conversion to whole micro-dollars takes minutes."""
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, ArithmeticError)
 """Exceptions that mean that a document cannot be read. `UnicodeError` is a `ValueError`, `OverflowError` arithmetic."""
 
@@ -56,13 +56,20 @@ def decode(data: bytes | str, kind: type[T], refuse: Callable[[str], Exception])
         raise refuse(reason(error)) from error
 
 
+def parse(data: bytes | str) -> Any:
+    """Parse a JSON document of any shape. Raises one of `UNREADABLE`."""
+    found = data.encode() if isinstance(data, str) else data
+    check_text(found)
+    return msgspec.json.decode(found)
+
+
 def check_text(data: bytes) -> None:
     """Check encoding and nesting of a JSON document. Raises `ValueError`."""
     if data.startswith(_BOM):
         raise ValueError("it begins with a byte order mark; save it as UTF-8 without one")
     if not data.isascii():
         data.decode()
-    if is_deeper(data, DEPTH_MAX):
+    if not is_bounded(data, DEPTH_MAX):
         raise ValueError(f"it is nested more than {DEPTH_MAX} levels deep{_at(data)}")
 
 
@@ -111,8 +118,8 @@ def _misfit(value: Any) -> str | None:
             return "Expected `int` of at most 64 bits"
         case datetime() if value.tzinfo is not None and not _has_utc(value):
             return "Expected an instant between the years 1 and 9999 in UTC"
-        case Decimal() if value.is_finite() and value.adjusted() > EXPONENT_MAX:
-            return f"Expected an amount below 10^{EXPONENT_MAX}"
+        case Decimal() if not value.is_finite() or value.adjusted() > EXPONENT_MAX:
+            return f"Expected a finite amount below 10^{EXPONENT_MAX + 1}"
         case msgspec.Raw():
             # Text that is kept as it came: only its numbers are not checked yet.
             try:

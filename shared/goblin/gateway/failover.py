@@ -328,6 +328,8 @@ async def next_item(active: ActiveAttempt[T], timeout_s: float) -> T | None:
         active.attempt.timed_out()
         raise EndpointSilent(f"Endpoint {active.attempt.endpoint.name} stopped sending data.") from error
     active.stream_usage.add(item)
+    if too_much := active.stream_usage.too_much:
+        raise ProviderUnavailable(f"Endpoint {active.attempt.endpoint.name} sent {too_much}.")
     return item
 
 

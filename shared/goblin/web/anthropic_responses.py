@@ -93,7 +93,7 @@ def _filled(block: dict[str, Any], said: str) -> dict[str, Any]:
 def _parsed(arguments: str) -> Any:
     """Parse tool arguments into an object, which the SDK expects; a model may have written something else."""
     try:
-        parsed = msgspec.json.decode(arguments or "{}")
+        parsed = decoding.parse(arguments or "{}")
     except decoding.UNREADABLE:
         return {"_": arguments}
     return parsed if isinstance(parsed, dict) else {"_": parsed}

@@ -50,6 +50,8 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     tool_calls: tuple[ToolCallDelta, ...] | UnsetType | None = UNSET
     function_call: FunctionDelta | UnsetType | None = UNSET
     audio: dict[str, Any] | UnsetType | None = UNSET
+    event: dict[str, Any] | UnsetType = UNSET
+    """The event of another wire that this stands for, unchanged; only in answers to requests of the same wire."""
 
     @property
     def says_something(self) -> bool:
@@ -62,6 +64,7 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
             or _given(self.reasoning)
             or _given(self.function_call)
             or _given(self.audio)
+            or self._begins_an_item
         )
 
     @property
@@ -74,7 +77,16 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
             or self.reasoning
             or self.function_call
             or self.audio
+            or self.event
         )
+
+    @property
+    def _begins_an_item(self) -> bool:
+        """Whether its event begins an item that is not a message, such as a tool call of the vendor's own."""
+        if not self.event or self.event.get("type") != "response.output_item.added":
+            return False
+        item = self.event.get("item")
+        return not isinstance(item, dict) or item.get("type") != "message"
 
     @property
     def text(self) -> str:

@@ -142,6 +142,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     goblin: Preferences | None = None
     body: dict[str, Any] = msgspec.field(default_factory=dict)
     """The whole request as received: a provider with an OpenAI API gets it, with our changes."""
+    responses: dict[str, Any] | None = None
+    """The request as it came in OpenAI's Responses wire, for endpoints that speak it; the rest is its translation."""
     left_out: tuple[str, ...] = ()
     """Fields of another wire format that have no place here, by name."""
 
@@ -245,7 +247,7 @@ def parse(kind: type[_R], data: bytes) -> _R:
         body = msgspec.json.decode(data)
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.")
-        request = msgspec.convert({**body, "body": body, "left_out": ()}, kind)
+        request = msgspec.convert({**body, "body": body, "responses": None, "left_out": ()}, kind)
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -68,7 +68,8 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
     if (reason := _unpriced(request)) is not None:
         return Unpriced(reason=f"the price of {reason} is unknown")
     images = _images(request)
-    text_bytes = len(msgspec.json.encode(request.body)) - sum(len(msgspec.json.encode(url)) for url in images)
+    sent = request.responses if isinstance(request, ChatRequest) and request.responses is not None else request.body
+    text_bytes = len(msgspec.json.encode(sent)) - sum(len(msgspec.json.encode(url)) for url in images)
     inward = text_bytes + TEMPLATE_TOKENS + len(images) * price.image_tokens_max
     outward = 0 if isinstance(request, EmbeddingsRequest) else _output_tokens(request, price)
     choices = _choices(request)

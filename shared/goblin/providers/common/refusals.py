@@ -12,10 +12,17 @@ import msgspec
 
 from goblin.core import decoding
 from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable
+from goblin.core.redaction import redact
+from httpguard.text import is_bounded
 
 log = logging.getLogger(__name__)
 
-TEXT_MAX = 2000
+TEXT_MAX = 1024
+"""Characters of a message that are read and passed on."""
+WAIT_S_MAX = 86400.0
+"""The longest wait that a provider may ask for."""
+WORD_MAX = 128
+"""Characters of a type, a code or the name of a parameter."""
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,10 +134,10 @@ def judge_gpu_host(status: int, detail: ErrorDetail) -> Fault | None:
 def error_detail(data: bytes) -> ErrorDetail:
     """Parse an error body: the shapes that `detail_of` knows, or a line of text. An HTML page yields nothing."""
     try:
-        body = msgspec.json.decode(data)
+        body = msgspec.json.decode(data) if is_bounded(data) else None
     except decoding.UNREADABLE:
-        text = data[:TEXT_MAX].decode("utf-8", "replace").strip()
-        return ErrorDetail() if text[:1] in ("<", "{", "[") else ErrorDetail(message=text)
+        text = data.decode("utf-8", "replace").strip()
+        return ErrorDetail() if text[:1] in ("<", "{", "[") else ErrorDetail(message=_text(text))
     return detail_of(body)
 
 
@@ -145,16 +152,18 @@ def detail_of(body: Any) -> ErrorDetail:
     error = body.get("error", body.get("detail"))
     if isinstance(error, str):
         said = body.get("msg")
-        return ErrorDetail(message=_text(said), code=error) if isinstance(said, str) else ErrorDetail(message=error)
+        if isinstance(said, str):
+            return ErrorDetail(message=_text(said), code=_text(error, WORD_MAX))
+        return ErrorDetail(message=_text(error))
     if not isinstance(error, dict):
         return ErrorDetail()
     param, details = error.get("param"), error.get("details")
     finer = details.get("error_code") if isinstance(details, dict) else None
     return ErrorDetail(
         message=_text(error.get("message")),
-        type=_text(error.get("type")),
-        code=_text(finer or error.get("code")),
-        param=param if isinstance(param, str) else None,
+        type=_text(error.get("type"), WORD_MAX),
+        code=_text(finer or error.get("code"), WORD_MAX),
+        param=_text(param, WORD_MAX) if isinstance(param, str) else None,
     )
 
 
@@ -170,9 +179,9 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         except (KeyError, ValueError):
             continue
         if 0 <= value < float("inf"):
-            return value
+            return min(value, WAIT_S_MAX)
     waits = [*_empty_buckets(headers), *_empty_policies(headers.get("ratelimit", ""))]
-    return max(waits, default=None)
+    return min(max(waits), WAIT_S_MAX) if waits else None
 
 
 def _empty_buckets(headers: Mapping[str, str]) -> list[float]:
@@ -214,5 +223,6 @@ def _caller_code(detail: ErrorDetail) -> str | None:
     return detail.code if detail.code and not detail.code.isdigit() else None
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)[:TEXT_MAX]
+def _text(value: object, most: int = TEXT_MAX) -> str:
+    """Return a text without credentials and then cut, because half a credential would not be found."""
+    return "" if value is None else redact(str(value))[:most]

@@ -286,7 +286,7 @@ def _image(part: ImagePart) -> str:
 def _arguments(text: str) -> Any:
     """Parse tool arguments into an object, which Ollama requires; a model may have written something else."""
     try:
-        arguments = msgspec.json.decode(text or "{}")
+        arguments = decoding.parse(text or "{}")
     except decoding.UNREADABLE:
         return {"_": text}
     return arguments if isinstance(arguments, dict) else {"_": arguments}
