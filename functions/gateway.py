@@ -158,6 +158,8 @@ def _explanation(call: inference.InferenceCall) -> dict[str, str]:
     }
     if call.provider is not None:
         headers["x-goblin-provider"] = call.provider
+    if call.dropped:
+        headers["x-goblin-dropped"] = ", ".join(call.dropped)
     if call.whole:  # The cost of a stream is known only at its end; the receipt has it.
         headers["x-goblin-cost-usd"] = plain_usd(call.cost_usd_micros())
     return headers

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from goblin.billing import budgets
 from goblin.core import events
-from goblin.core.errors import InvalidRequest, Unauthenticated
+from goblin.core.errors import InvalidRequest, NotFound, Unauthenticated
 from goblin.gateway.ports import ApiKey, KeylessCaller, Scope
 from goblin.jobs import attempt_logs, reconcile, webhooks, worker_api
 from goblin.jobs import lifecycle as service
@@ -82,6 +82,7 @@ async def submit(visit: Visit) -> Response:
     specification; 409 for a job id with another specification; 413 for a too large body; 401, 403, 429, 503 as
     `_key`; 500 for an internal error.
     """
+    # The parser checks encoding and nesting here, because its refusal names the field.
     spec = jobs_schema.parse(events.JobRequested, visit.body)
     key = visit.caller
     owner = JobOwner(
@@ -100,7 +101,7 @@ async def list_jobs(visit: Visit) -> Response:
     for an invalid limit; 401, 403, 429, 503 as `_key`.
     """
     limit = visit.request.query_params.get("limit", "50")
-    if not (limit.isdecimal() and len(limit) < 10) or not 1 <= int(limit) <= LISTED_MAX:
+    if not (limit.isdecimal() and len(limit) < 10 and 1 <= int(limit) <= LISTED_MAX):
         raise InvalidRequest(f"The limit must be a number from 1 to {LISTED_MAX}.", param="limit")
     found = await service.recent(int(limit), job_wiring.jobs(), tenant=_tenant(visit.caller))
     return asgi.json_response({"object": "list", "data": [jobs_schema.job(job) for job in found]})
@@ -207,8 +208,11 @@ async def commit_checkpoint(visit: Host, deps: JobDeps) -> object:
     Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
     """
     said = jobs_schema.parse(jobs_schema.CommitCheckpointBody, visit.body)
+    step = visit.request.path_params["step"]
+    if not (step.isdecimal() and len(step) < 19):
+        raise NotFound("There is no such step.")
     saved = await worker_api.commit_checkpoint(
-        visit.caller.job_id, visit.caller.token, visit.request.path_params["step"], said.previous_step, said.upload_id,
+        visit.caller.job_id, visit.caller.token, int(step), said.previous_step, said.upload_id,
         [file.artifact() for file in said.files], deps, loss=said.loss,
     )  # fmt: skip
     return jobs_schema.checkpoint(saved)
@@ -284,7 +288,7 @@ async def vast_webhook(visit: doors.Visit[KeylessCaller]) -> Response:
 
 _router = doors.routed(
     [
-        Route("/jobs", _submitter(submit, body_bytes_max=jobs_schema.BODY_BYTES_MAX), methods=["POST"]),
+        Route("/jobs", _submitter(submit, body_bytes_max=jobs_schema.BODY_BYTES_MAX, is_json=False), methods=["POST"]),
         Route("/jobs", _viewer(list_jobs), methods=["GET"]),
         Route("/jobs/{job_id}", _viewer(show), methods=["GET"]),
         Route("/jobs/{job_id}/cancel", _viewer(cancel), methods=["POST"]),
@@ -292,7 +296,7 @@ _router = doors.routed(
         Route("/jobs/{job_id}/inputs", _attempt(inputs), methods=["POST"]),
         Route("/jobs/{job_id}/heartbeat", _attempt(heartbeat), methods=["POST"]),
         Route("/jobs/{job_id}/checkpoints", _attempt(begin_checkpoint), methods=["POST"]),
-        Route("/jobs/{job_id}/checkpoints/{step:int}/commit", _attempt(commit_checkpoint), methods=["POST"]),
+        Route("/jobs/{job_id}/checkpoints/{step}/commit", _attempt(commit_checkpoint), methods=["POST"]),
         Route("/jobs/{job_id}/logs", _viewer(show_log), methods=["GET"]),
         Route("/jobs/{job_id}/logs", _attempt(log_piece), methods=["POST"]),
         Route("/jobs/{job_id}/finish", _attempt(finish), methods=["POST"]),

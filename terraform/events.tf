@@ -79,6 +79,15 @@ resource "google_pubsub_topic_iam_member" "dead" {
   depends_on = [google_project_service_identity.agent]
 }
 
+# A function buries what it would refuse at each delivery, with the reason.
+resource "google_pubsub_topic_iam_member" "buries" {
+  for_each = local.pushed
+
+  topic  = google_pubsub_topic.dead[each.key].name
+  role   = "roles/pubsub.publisher"
+  member = google_service_account.function[each.value].member
+}
+
 resource "google_pubsub_subscription_iam_member" "dead" {
   for_each = google_pubsub_subscription.push
 

@@ -1,5 +1,6 @@
 """What the whole suite shares: the contract suite's table, printed whenever the contract tests have run."""
 
+import logging
 import re
 from collections import defaultdict
 
@@ -12,6 +13,19 @@ settings.load_profile("goblin")
 
 _PARAMETER = re.compile(r"\[(?P<before>.*-)?(?P<cloud>localcloud|google)(?P<after>-.*)?\]$")
 _CLOUDS = ("localcloud", "google")
+
+
+class _Louder(logging.Handler):
+    """Raises a failed assertion again where the program has caught and logged it: isolation must hide no test."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.exc_info and isinstance(failed := record.exc_info[1], AssertionError):
+            raise failed
+
+
+def pytest_configure() -> None:
+    """Let an assertion of a fake or a simulated promise fail its test, whatever service called it."""
+    logging.getLogger("goblin").addHandler(_Louder())
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

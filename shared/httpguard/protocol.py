@@ -18,6 +18,9 @@ from httpguard.refusal import Refusal, in_openais_words
 
 PAUSE_S = 30.0
 """Longest silence within a body. Who reads a body has shorter limits; this one holds for those that nobody reads."""
+KEEP_ALIVE_S = 75
+"""How long a connection is kept after an answer. uvicorn's five seconds are httpx's too, and a request that crosses the
+server's farewell is reset; so the server waits longer than clients do."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -28,6 +31,7 @@ class Protocol(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.timeout_keep_alive = max(self.timeout_keep_alive, KEEP_ALIVE_S)
         self._refusal: Refusal | None = None
         self._in_head = True
         self._begun = False

@@ -4,12 +4,13 @@ import argparse
 import asyncio
 import dataclasses
 import json
-import logging
+import os
 import shlex
 import signal
 import sys
 from pathlib import Path
 
+from httpguard.lines import log_lines
 from localcloud import __version__
 from localcloud.pubsub.chaos import Chaos
 from localcloud.server import SERVICES, Addresses, LocalCloud, Options
@@ -109,9 +110,10 @@ async def serve(chosen: Options, *, as_json: bool) -> None:
 
 def main() -> int:
     """Run the command line and return the exit status."""
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    logging.getLogger("httpx").setLevel(logging.WARNING)
+    log_lines()
     said = parse()
+    # Objects and secrets are their owner's, whatever folder was chosen.
+    os.umask(0o077)
     try:
         asyncio.run(serve(options(said), as_json=said.json))
     except (OSError, ValueError) as error:

@@ -1,9 +1,12 @@
 """The local cloud as one process on one event loop: gRPC for Pub/Sub, Firestore, Secret Manager; HTTP for the rest.
 
 It binds loopback only, because it has no accounts and checks no permissions, except the signatures of signed URLs.
+A browser's pages reach loopback too: HTTP is behind a guard, and gRPC needs HTTP/2 from the first byte, which no
+browser speaks without TLS.
 """
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -20,6 +23,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from httpguard import LOOPBACK, Guard, Refusal
+from httpguard.protocol import Protocol
 from localcloud import declaration
 from localcloud.clock import utc_now
 from localcloud.firestore.server import Firestore
@@ -167,10 +172,11 @@ class LocalCloud:
             *self._secrets.routes(),
             *self._storage.routes(),
         ]
-        app = Starlette(routes=routes)
+        # Any page in this machine's browser could ask for a secret otherwise. No page of another site has a reason to.
+        app = Guard(Starlette(routes=routes), hosts=LOOPBACK, words=in_googles_words)
         config = uvicorn.Config(
-            app, host=HOST, port=port, log_level="warning", lifespan="off", access_log=False,
-            timeout_graceful_shutdown=3, h11_max_incomplete_event_size=64 * 1024,
+            app, host=HOST, port=port, http=Connection, ws="none", log_config=None, log_level="warning",
+            lifespan="off", access_log=False, timeout_graceful_shutdown=3,
         )  # fmt: skip
         self._http = uvicorn.Server(config)
         sock = _bind(port)
@@ -193,6 +199,18 @@ class LocalCloud:
         await self._storage.close()
         await self._firestore.close()
         self._secrets.close()
+
+
+def in_googles_words(refusal: Refusal) -> bytes:
+    """Return the JSON body of a refusal in the shape of Google's errors."""
+    error = {"code": refusal.status, "message": refusal.message, "errors": [{"reason": refusal.code}]}
+    return json.dumps({"error": error}).encode()
+
+
+class Connection(Protocol):
+    """A connection, whose refusals are in Google's words."""
+
+    words = staticmethod(in_googles_words)
 
 
 def _bind(port: int) -> socket.socket:

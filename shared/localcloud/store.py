@@ -6,7 +6,7 @@ cut can lose the last ones, and even then the file is not corrupted.
 
 import sqlite3
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -21,7 +21,12 @@ class Store:
             schema: `CREATE … IF NOT EXISTS` statements.
         """
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            # Readable by its owner only. SQLite gives new side files the mode of the file itself.
+            path.touch(mode=0o600)
+            for file in (path, *(path.with_name(f"{path.name}-{side}") for side in ("wal", "shm"))):
+                with suppress(FileNotFoundError):
+                    file.chmod(0o600)
         self._db = sqlite3.connect(
             path or ":memory:", isolation_level=None, check_same_thread=False, cached_statements=256
         )

@@ -26,6 +26,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.types import Receive, Scope, Send
 
+from httpguard import LOOPBACK, Guard
+from httpguard.lines import log_lines
+from httpguard.protocol import Protocol
+
 HOST = "127.0.0.1"
 START_S_MAX = 60.0
 REQUEST_S_MAX = 3600.0
@@ -164,7 +168,17 @@ async def _serve(sock: socket.socket, command: Sequence[str]) -> int:
     )
     throttled = Throttled(process, port)
     server = uvicorn.Server(
-        uvicorn.Config(throttled, log_level="warning", lifespan="off", timeout_graceful_shutdown=int(END_S_MAX))
+        uvicorn.Config(
+            # A page of another site does not even wake the process.
+            Guard(throttled, hosts=LOOPBACK),
+            http=Protocol,
+            ws="none",
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            lifespan="off",
+            timeout_graceful_shutdown=int(END_S_MAX),
+        )
     )
     try:
         if not await _started(process, port, ended):
@@ -188,6 +202,7 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--port", type=int, required=True, help="Port to listen on; 0: any free one.")
     parser.add_argument("command", nargs="+", help="The service; {port} becomes the port that it must listen on.")
     said = parser.parse_args(words)
+    log_lines()
     sock = socket.create_server((HOST, said.port))
     return asyncio.run(_serve(sock, said.command))
 

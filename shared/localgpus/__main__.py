@@ -7,6 +7,7 @@ import os
 import sys
 from pathlib import Path
 
+from httpguard.lines import log_lines
 from localgpus import server
 from localgpus.machines import Processes
 
@@ -20,6 +21,9 @@ def main(words: list[str] | None = None) -> int:
     parser.add_argument("--no-limits", action="store_true", help="Never answer 429.")
     parser.add_argument("command", nargs="+", help="Command that runs in place of any image.")
     said = parser.parse_args(words)
+    log_lines()
+    # Logs and disks of instances are their owner's, whatever folder was chosen.
+    os.umask(0o077)
     if not 0 < said.pace <= 10_000:
         parser.error("--pace must be above 0 and at most 10000.")
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import random
 import socket
@@ -16,11 +17,13 @@ import msgspec
 import uvicorn
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from httpguard import LOOPBACK, Guard, Refusal, read_body
+from httpguard import Limits as RequestLimits
+from httpguard.protocol import Protocol
 from localgpus import clock as clocks
 from localgpus import runpod, vast
 from localgpus.machines import Machines
@@ -34,7 +37,7 @@ from localgpus.vast.market_simulation import MarketSimulation
 log = logging.getLogger(__name__)
 
 TICK_S = 0.25
-BODY_MAX = 16 * 1024
+LEVER_LIMITS = RequestLimits(body_bytes=16 * 1024)
 T = TypeVar("T")
 
 
@@ -106,8 +109,8 @@ class Markets:
             Route("/market/webhook", _lever(Watch, self._watch), methods=["POST"]),
             *(Route(f"/market/{name}", _lever(Lever, pull), methods=["POST"]) for name, pull in levers.items()),
         ]
-        # A request with another host name came through a web page (DNS rebinding): refuse it.
-        only = Middleware(TrustedHostMiddleware, allowed_hosts=["127.0.0.1", "localhost"], www_redirect=False)
+        # No page of another site rents a machine here, which would start a process.
+        only = Middleware(Guard, hosts=LOOPBACK, words=_words)
         made = Starlette(routes=routes, lifespan=self._lifespan, middleware=[only])
         # A path without its slash is another path.
         made.router.redirect_slashes = False
@@ -201,17 +204,13 @@ class Markets:
 
 def _lever(kind: type[T], pull: Callable[[T], None]) -> Callable[[Request], Awaitable[Response]]:
     async def answer(request: Request) -> Response:
-        if "origin" in request.headers:
-            return _no(403, "Requests from a web page are refused.")
-        data = b""
-        async for piece in request.stream():
-            data += piece
-            if len(data) > BODY_MAX:
-                return _no(413, "The request body is too large.")
         try:
+            data = await read_body(request.headers, request.receive, LEVER_LIMITS)
             await asyncio.to_thread(pull, msgspec.json.decode(data, type=kind))
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             return _no(400, str(error))
+        except Refusal as refusal:
+            return _no(refusal.status, refusal.message)
         except control.Unknown as error:
             return _no(404, str(error))
         return JSONResponse({"done": True})
@@ -221,6 +220,16 @@ def _lever(kind: type[T], pull: Callable[[T], None]) -> Callable[[Request], Awai
 
 def _no(status: int, said: Any) -> Response:
     return JSONResponse({"error": said}, status)
+
+
+def _words(refusal: Refusal) -> bytes:
+    return json.dumps({"error": refusal.message}).encode()
+
+
+class Connection(Protocol):
+    """A connection, whose refusals are in the words of the levers."""
+
+    words = staticmethod(_words)
 
 
 def listen(port: int) -> socket.socket:
@@ -233,5 +242,13 @@ def listen(port: int) -> socket.socket:
 
 def serve(markets: Markets, sock: socket.socket) -> None:
     """Serve the markets until SIGINT or SIGTERM."""
-    config = uvicorn.Config(markets.app(), log_level="warning", access_log=False, timeout_graceful_shutdown=2)
+    config = uvicorn.Config(
+        markets.app(),
+        http=Connection,
+        ws="none",
+        log_config=None,
+        log_level="warning",
+        access_log=False,
+        timeout_graceful_shutdown=2,
+    )
     uvicorn.Server(config).run(sockets=[sock])

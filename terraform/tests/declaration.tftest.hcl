@@ -47,6 +47,10 @@ run "a_topic_has_what_makes_its_dead_letters_work" {
     error_message = "Pub/Sub's agent publishes into each dead topic."
   }
   assert {
+    condition     = { for topic, it in google_pubsub_topic_iam_member.buries : it.topic => topic } == { for topic, it in local.cloud.topics : "${topic}-dead" => topic if can(it.function) }
+    error_message = "The function of a topic publishes into its dead topic."
+  }
+  assert {
     condition     = toset(keys(google_pubsub_subscription_iam_member.dead)) == toset(keys(google_pubsub_subscription.push))
     error_message = "Pub/Sub's agent subscribes to each push subscription."
   }

@@ -22,6 +22,7 @@ import psutil
 from goblin.cli import paths
 from localcloud.google import HOST, free_port
 from tests.bench._gateway import clients
+from tests.bench._gateway.upstream import GAP_S, LONG_DELTAS
 from tests.bench._show import text_table
 from tests.clouds import CloudProcess, environment
 
@@ -118,6 +119,16 @@ def _measure(port: int, worker: psutil.Process | None) -> dict[str, dict[str, An
     return found
 
 
+def _measure_streams(port: int, worker: psutil.Process) -> dict[str, float]:
+    """Microseconds of the worker's CPU per chunk, with so many streams at once."""
+    found = {}
+    for load in LOADS:
+        before = _cpu_s(worker)
+        _load(port, load, load, long=True)
+        found[str(load)] = round((_cpu_s(worker) - before) * 1e6 / (load * LONG_DELTAS), 1)
+    return found
+
+
 def _let_in(env: Mapping[str, str]) -> None:
     from google.cloud import firestore
 
@@ -160,8 +171,10 @@ def run(words: list[str]) -> dict[str, Any]:
         bare_source = Path(__file__).parent / "_gateway" / "bare.py"
         with _function("bare", bare_source, {**env, "PYTHONPATH": str(plain)}, folder) as (port, worker):
             bare = _measure(port, worker)
+            bare_chunks = _measure_streams(port, worker)
         with _function("gateway", paths.functions_folder() / "gateway.py", env, folder) as (port, worker):
             ours = _measure(port, worker)
+            our_chunks = _measure_streams(port, worker)
             before = worker.memory_info().rss / 2**20
             _load(port, 16, LONG, abort_every=ABORT_EVERY)
             after = worker.memory_info().rss / 2**20
@@ -170,6 +183,7 @@ def run(words: list[str]) -> dict[str, Any]:
         "cpu_ms_per_request": {
             who: {n: round(one["cpu_ms"], 3) for n, one in seen.items()} for who, seen in both.items()
         },
+        "cpu_us_per_chunk": {"ours": our_chunks, "bare": bare_chunks},
         "added_ms": {
             who: {n: {p: round(one[p] - direct[n][p], 3) for p in ("p50", "p99")} for n, one in seen.items()}
             for who, seen in both.items()
@@ -196,4 +210,14 @@ def table(result: dict[str, Any]) -> str:
         rows,
     )
     rss = result["rss_mib"]
+    chunks = result["cpu_us_per_chunk"]
+    rows = [
+        (f"{load} at once", chunks["ours"][load], chunks["bare"][load], chunks["ours"][load] / chunks["bare"][load])
+        for load in map(str, LOADS)
+    ]
+    said += "\n" + text_table(
+        f"Streams of {LONG_DELTAS} chunks, {GAP_S * 1000:.0f} ms apart: CPU per chunk",
+        ("", "ours us", "bare us", "ratio"),
+        rows,
+    )
     return f"{said}\nmemory: {rss['before']} MiB, after {LONG} more requests {rss['after']} MiB"

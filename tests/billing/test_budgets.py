@@ -41,15 +41,26 @@ def event(body: Any, **attributes: str) -> Event:
 
 
 async def test_a_crossing_freezes_once_and_a_thaw_holds(deps: Any) -> None:
+    deps.ledger.used("openai", spent=10, at=NOW)
     await budgets.follow(event(OURS), deps)
     await budgets.follow(event({**OURS, "spent_usd_micros": 11}), deps)
     assert len(await deps.ledger.actions(limit=9)) == 1
     (lifted,) = await budgets.thaw("openai", actor="ann", wish_id="w", deps=deps)
     assert "openai" in lifted.reason
     await budgets.follow(event(OURS), deps)  # Delivered once more.
+    await budgets.follow(event({**OURS, "threshold": 1.2, "spent_usd_micros": 12}), deps)  # Made up.
     assert await deps.ledger.freezes() == []
-    await budgets.follow(event({**OURS, "threshold": 1.2, "spent_usd_micros": 12}), deps)
-    assert [freeze.account for freeze in await deps.ledger.freezes()] == ["openai"]
+
+
+@pytest.mark.parametrize("account", ["total", "openai", "openai/ann", "key/ann", "job/1"])
+async def test_an_invented_event_is_looked_into_and_does_nothing(deps: Any, account: str) -> None:
+    deps.ledger.used("openai", spent=4, at=NOW)
+    deps.ledger.declared = {"total": (Limit(period=Period.MONTH, limit_usd_micros=10, action=BudgetAction.FREEZE),)}
+    invented = {**OURS, "account": account, "spent_usd_micros": 10**12, "limit_usd_micros": 1}
+    for action in BudgetAction:
+        for window in ("2026-11", "2026-11-25", "lifetime", "2026-10", "2026-12"):
+            await budgets.follow(event({**invented, "action": action, "window": window, "threshold": 9}), deps)
+    assert await deps.ledger.actions(limit=9) == []
 
 
 async def test_cloud_billing_without_a_threshold_leaves_no_trace(deps: Any) -> None:
@@ -73,6 +84,7 @@ async def test_what_is_neither_is_for_a_person(deps: Any, body: Any, attributes:
 
 
 async def test_nothing_is_acknowledged_that_was_not_written(deps: Any) -> None:
+    deps.ledger.used("openai", spent=10, at=NOW)
     deps.ledger.down = True
     with pytest.raises(StoreUnavailable):
         await budgets.follow(event(OURS), deps)
@@ -94,7 +106,10 @@ async def test_budgets_are_shown_as_they_stand(deps: Any) -> None:
     (shown,) = await budgets.overview(deps)
     assert (shown.window, shown.spent_usd_micros, shown.left_usd_micros) == ("2026-11-25", 30, 70)
     assert shown.resets_at == datetime(2026, 11, 26, tzinfo=UTC)
-    threshold_event = {**OURS, "action": "stop_jobs", "window": "2026-11-25"}
+    deps.ledger.used(
+        "openai", spent=100, limit=100, period=Period.DAY, action=BudgetAction.STOP_JOBS, at=deps.clock.now()
+    )
+    threshold_event = {**OURS, "window": "2026-11-25"}
     await budgets.follow(event(threshold_event), deps)
     assert await budgets.reactions(deps, BudgetAction.STOP_JOBS) == {"openai"}
     assert await budgets.reactions(deps, BudgetAction.SCALE_TO_ZERO) == frozenset()
@@ -111,7 +126,8 @@ async def test_budgets_are_shown_as_they_stand(deps: Any) -> None:
 
 
 async def test_a_budget_that_only_alerts_freezes_nothing(deps: Any) -> None:
-    await budgets.follow(event({**OURS, "action": "alert"}), deps)
+    deps.ledger.used("openai", spent=10, action=BudgetAction.ALERT, at=NOW)
+    await budgets.follow(event(OURS), deps)
     assert await deps.ledger.freezes() == []
     assert [entry.kind for entry in await deps.ledger.actions(limit=9)] == [EntryKind.ALERT]
     with pytest.raises(MalformedEvent):
@@ -122,6 +138,7 @@ async def test_the_router_learns_of_a_freeze_and_of_a_thaw(deps: Any) -> None:
     view = budgets.FreezeView(deps)
     await view.current()
     assert view.why_frozen(PAID) == ""
+    deps.ledger.used("openai", spent=10, at=NOW)
     await budgets.follow(event(OURS), deps)
     deps.clock.at += timedelta(seconds=budgets.REFRESH_S + 1)
     await view.current()  # Starts to read, and does not wait for it.
@@ -151,6 +168,7 @@ async def test_the_first_request_after_an_idle_night_is_not_refused(deps: Any) -
 async def test_after_a_quiet_time_and_after_a_thaw_the_first_request_knows(deps: Any) -> None:
     view = budgets.FreezeView(deps)
     await view.current()
+    deps.ledger.used("openai", spent=10, at=NOW)
     await budgets.follow(event(OURS), deps)
     deps.clock.at += timedelta(seconds=budgets.LOOK_FIRST_AFTER_S + 1)
     await view.current()
@@ -163,6 +181,7 @@ async def test_after_a_quiet_time_and_after_a_thaw_the_first_request_knows(deps:
 
 async def test_a_slow_ledger_is_not_waited_for_long(deps: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     view = budgets.FreezeView(deps)
+    deps.ledger.used("openai", spent=10, at=NOW)
     await budgets.follow(event(OURS), deps)
     await view.current()
     answered = asyncio.Event()

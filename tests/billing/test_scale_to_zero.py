@@ -77,6 +77,7 @@ class House:
         self.deps = budgets.BudgetDeps(ledger=self.ledger, clock=self.clock, scaling=self.scaling)
 
     async def cross(self, account: str = "total") -> None:
+        self.ledger.used(account, spent=10, action=BudgetAction.SCALE_TO_ZERO, at=self.clock.now())
         body = {
             "account": account, "window": "2026-11", "spent_usd_micros": 10, "limit_usd_micros": 10,
             "action": "scale_to_zero",

@@ -165,7 +165,7 @@ def test_the_words_of_a_training_job_are_the_events_fields(goblin: Callable[...,
     assert spec.gpu_memory_mib_min == 22_888, "a card sold as 24 GB says that it has 24,564 MiB"
     assert (spec.priority, spec.retries, spec.checkpoint_minutes) == ("high", 2, 7.5)
     assert (spec.callback_topic, spec.image, spec.task) == ("mine", "me/mine:1", "lora")
-    assert spec.parameters == {"lr": 0.001, "layers": [2, 3], "name": "large", "x": "NaN"}
+    assert msgspec.json.decode(spec.parameters) == {"lr": 0.001, "layers": [2, 3], "name": "large", "x": "NaN"}
     assert (spec.dataset_uri, spec.output_uri) == (None, f"gs://bkt/outputs/{spec.job_id}")
 
 
@@ -177,7 +177,12 @@ def test_what_is_not_said_is_left_to_the_events_defaults(goblin: Callable[..., R
 
 def test_a_batch_is_what_it_was(goblin: Callable[..., Result], fake: FakeGoblin) -> None:
     spec = submitted(goblin, fake, "gs://bkt/in/d.jsonl", "--job-id", "b", "--checkpoint-every", "5", "--model", "m")
-    assert (spec.kind, spec.checkpoint_every, spec.model, spec.parameters) == ("batch", 5, "m", {"parallel": 4})
+    assert (spec.kind, spec.checkpoint_every, spec.model, msgspec.json.decode(spec.parameters)) == (
+        "batch",
+        5,
+        "m",
+        {"parallel": 4},
+    )
     assert spec.output_uri == "gs://bkt/outputs/b.jsonl"
 
 

@@ -21,20 +21,27 @@ from goblin.core.errors import Conflict, NotFound, ProviderUnavailable, StoreUna
 from goblin.core.events import JobStatusChanged
 from goblin.core.ports import ObjectFacts, SignedRequest
 from goblin.jobs import reservations
-from goblin.jobs.domain.instances import Instance, Inventory, KnownInventory, RentalOrder, UnknownInventory
+from goblin.jobs.domain.instances import (
+    AttemptLease,
+    Instance,
+    Inventory,
+    KnownInventory,
+    RentalOrder,
+    UnknownInventory,
+)
 from goblin.jobs.domain.job import LEASED, AskerKey, Job, JobKind
 from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.policy.spot.market_history import MarketHistory
-from goblin.jobs.ports import StoredJob, WebhookEvent
+from goblin.jobs.ports import StoredJob, UnreadableJob, WebhookEvent
 from tests.fakes.ledger import MemoryLedger
 
 BUCKET = "bucket"
 START = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
-class Crash(Exception):
-    """A simulated crash of the process at this point."""
+class Crash(BaseException):
+    """A simulated crash of the process at this point. No service may catch it, as none catches a `kill -9`."""
 
 
 @dataclass
@@ -76,6 +83,8 @@ class MemoryJobs:
         self.stored: dict[str, StoredJob] = {}
         self.history: dict[str, list[Job]] = {}
         self.down = False
+        self.unreadable: dict[str, AttemptLease | None] = {}
+        """Jobs whose documents cannot be read, except perhaps for their lease."""
         self.before_replace: Callable[[], None] = lambda: None
 
     def _check(self) -> None:
@@ -104,6 +113,8 @@ class MemoryJobs:
 
     async def get(self, job_id: str) -> StoredJob | None:
         self._check()
+        if job_id in self.unreadable:
+            raise UnreadableJob(job_id, "it is not ours", lease=self.unreadable[job_id])
         return self.stored.get(job_id)
 
     async def replace(self, job: Job, version: str) -> StoredJob | None:
@@ -124,13 +135,16 @@ class MemoryJobs:
 
     async def list_open(self, limit: int) -> Sequence[StoredJob]:
         self._check()
-        found = [stored for stored in self.stored.values() if stored.job.open]
+        found = [stored for stored in self._readable() if stored.job.open]
         return sorted(found, key=lambda stored: stored.job.requested_at)[:limit]
 
     async def list_recent(self, limit: int, *, tenant: str | None) -> Sequence[Job]:
         self._check()
-        own = (stored.job for stored in self.stored.values() if tenant in (None, stored.job.owner.tenant))
+        own = (stored.job for stored in self._readable() if tenant in (None, stored.job.owner.tenant))
         return sorted(own, key=lambda job: job.requested_at, reverse=True)[:limit]
+
+    def _readable(self) -> list[StoredJob]:
+        return [stored for job_id, stored in self.stored.items() if job_id not in self.unreadable]
 
 
 class MemoryMarket:

@@ -6,11 +6,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 
-from goblin.billing.domain.accounts import Account, Allocation, Limit, Period
+from goblin.billing.domain.accounts import Account, Allocation, BudgetUsage, Limit, Period, window_of
 from goblin.billing.domain.ledger import (
     ACTIONS,
     LENDING,
     Balance,
+    BudgetAction,
     EntryKind,
     Freeze,
     LedgerEntry,
@@ -163,6 +164,18 @@ class MemoryLedger:
         kept = tuple(one for one in self._own(account) if one.period is not period)
         limits = (*kept, limit) if limit is not None else kept
         self.kept[account] = replace(self.kept.get(account, Account(name=account)), limits=limits)
+
+    def used(
+        self, account: str, *, spent: int, limit: int = 10, period: Period = Period.MONTH,
+        action: BudgetAction = BudgetAction.FREEZE, told_percent: int = 0, at: datetime,
+    ) -> None:  # fmt: skip
+        """Let a budget be spent as far as that."""
+        usage = BudgetUsage(window=window_of(period, at), spent_usd_micros=spent, told_percent=told_percent)
+        self.kept[account] = Account(
+            name=account,
+            limits=(Limit(period=period, limit_usd_micros=limit, action=action),),
+            usages={period: usage},
+        )
 
     async def balances(self, window: str) -> Sequence[Balance]:
         self._check()

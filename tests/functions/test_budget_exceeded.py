@@ -52,6 +52,17 @@ def threshold_event(**changes: Any) -> dict[str, Any]:
     return {"account": "openai", "window": now, "spent_usd_micros": 10, "limit_usd_micros": 10, **changes}
 
 
+def used_up(firestore: Any, account: str = "openai", action: str = "freeze") -> None:
+    """Let the ledger have a budget that is used up this month."""
+    month = month_of(datetime.now(UTC))
+    fields = {
+        "name": account,
+        "limits": [{"period": "month", "limit_usd_micros": 10, "action": action}],
+        "tallies": {"month": {"window": month, "spent_usd_micros": 10, "leased_usd_micros": 0}},
+    }
+    firestore.collection("accounts").document(account).set(fields)
+
+
 @pytest.fixture
 def invoker(environ: dict[str, str], cloud: RunningCloud, monkeypatch: pytest.MonkeyPatch) -> Invoker:
     return Invoker(cloud, monkeypatch)
@@ -67,11 +78,19 @@ def documents(firestore: Any, collection: str) -> list[dict[str, Any]]:
 
 
 def test_the_same_crossing_twice_freezes_once(url: str, invoker: Invoker, firestore: Any) -> None:
+    used_up(firestore)
     assert [invoker.push(url, threshold_event()) for _ in range(2)] == [204, 204]
     assert [(f["account"], f["entry_id"]) for f in documents(firestore, "freezes")] == [
         ("openai", f"budget:openai:{threshold_event()['window']}:1")
     ]
     assert len(documents(firestore, "ledger")) == 1
+
+
+def test_an_invented_crossing_freezes_nothing(url: str, invoker: Invoker, firestore: Any) -> None:
+    invented = {"spent_usd_micros": 10**12, "threshold": 9, "action": "scale_to_zero"}
+    for account in ("total", "openai", "key/tests"):
+        assert invoker.push(url, threshold_event(account=account, **invented)) == 204
+    assert documents(firestore, "freezes") == documents(firestore, "ledger") == []
 
 
 def test_cloud_billing_is_understood_on_the_same_topic(url: str, invoker: Invoker, firestore: Any) -> None:
@@ -122,6 +141,7 @@ def test_free_providers_go_on_and_paid_ones_answer_402(
         accounts = ("total", "openai", "openai/tests", "key/tests", "model/big")
         assert {b["account"]: b["spent_usd_micros"] for b in balances} == dict.fromkeys(accounts, 62)
 
+        used_up(firestore)
         assert invoker.push(budget, threshold_event()) == 204
         page = httpx.get(f"{gateway}/providers", headers={"authorization": f"Bearer {API_KEY}"}, timeout=20).json()
         assert page["free"]["frozen"] == ""
@@ -225,7 +245,8 @@ def test_cloud_run_is_scaled_to_zero_and_a_thaw_brings_it_back(
         monkeypatch.setenv("CLOUDRUN_LLAMACPP_SERVICE", service)
         url = serve_function("budget_exceeded")
         fake.fail = [503]
-        said = threshold_event(account="total", action="scale_to_zero")
+        used_up(firestore, "total", "scale_to_zero")
+        said = threshold_event(account="total")
         assert invoker.push(url, said) == 503  # Frozen already, and to be delivered again.
         assert [freeze["account"] for freeze in documents(firestore, "freezes")] == ["total"]
         assert [invoker.push(url, said) for _ in range(2)] == [204, 204]

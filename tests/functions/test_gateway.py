@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import subprocess
 import sys
@@ -162,6 +163,28 @@ class TestAnswers:
         assert "key_digest" not in written
         assert receipt(url, request_id, OTHER_KEY).status_code == 404
         assert receipt(url, "x" * 99).status_code == 404
+
+
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_key_that_an_endpoint_quotes_reaches_nobody(
+    serve_function: Callable[[str], str], served_fakes: Any, fakes: Fakes, api_keys: None,
+    monkeypatch: pytest.MonkeyPatch, status: int, stream: bool,
+) -> None:  # fmt: skip
+    secret = "key/of+the=server-0123"
+    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
+    monkeypatch.setenv("LLAMACPP_API_KEY", secret)
+    url = serve_function("gateway")
+    encoded = base64.b64encode(f"x:{secret}".encode()).decode()
+    detail = {"message": f"No: {secret}, Basic {encoded}", "type": secret, "code": secret.upper(), "param": secret}
+    fakes.llamacpp.script = Script(status=status, error={"error": detail}, headers={"x-request-id": secret})
+    said = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO, "stream": stream})
+    assert said.status_code == (status if status in (400, 429) else 503)
+    request_id = said.headers["x-goblin-request-id"]
+    written = eventually(lambda: receipt(url, request_id).status_code == 200 and receipt(url, request_id).text)
+    for text in (said.text, str(said.headers), written):
+        assert secret not in text.lower()
+        assert encoded[:24] not in text
 
 
 class TestErrors:

@@ -164,6 +164,21 @@ class TestAnswers:
         assert client.models.retrieve("tiny").display_name == "tiny"
 
 
+def test_a_tool_that_anthropic_would_run_is_left_out_and_the_answer_says_so(url: str, fakes: Fakes) -> None:
+    """As Claude Code sends it: tools of its own, one that the vendor runs, and fields of the vendor's."""
+    searches = {"type": "web_search_20250305", "name": "web_search", "max_uses": 8}
+    body = {
+        "model": "tiny", "max_tokens": 9, "messages": HELLO, "tools": [ADD, searches], "service_tier": "auto",
+        "mcp_servers": [{"type": "url", "url": "https://mcp.example.com", "name": "x", "authorization_token": "t"}],
+    }  # fmt: skip
+    answer = raw(url, body)
+    assert answer.status_code == 200
+    assert answer.headers["x-goblin-dropped"] == "service_tier, mcp_servers, tools[web_search_20250305]"
+    sent = fakes.llamacpp.asked[-1]
+    assert [tool["function"]["name"] for tool in sent["tools"]] == ["add"]
+    assert not {"service_tier", "mcp_servers"} & set(sent)
+
+
 class TestErrors:
     def test_a_wrong_key_in_either_header(self, url: str) -> None:
         with pytest.raises(anthropic.AuthenticationError) as caught:
@@ -188,7 +203,14 @@ class TestErrors:
             ({"messages": [{"role": "system", "content": "x"}]}, r"messages\[0\].role"),
             ({"messages": [{"role": "user", "content": [{"type": "smell"}]}]}, r"messages\[0\].content\[0\].type"),
             ({"temperature": 2}, "temperature"),
-            ({"tools": [{"type": "web_search_20260209", "name": "web_search"}]}, "web_search"),
+            ({"tools": [{"name": "add"}]}, r"tools\[0\].input_schema"),
+            (
+                {
+                    "tools": [{"type": "web_search_20260209", "name": "web_search"}],
+                    "tool_choice": {"type": "tool", "name": "web_search"},
+                },
+                "tool_choice",
+            ),
             ({"tool_choice": {"type": "tool"}, "tools": [ADD]}, "tool_choice.name"),
             ({"goblin": {"strategy": "cheapest"}}, "goblin.strategy"),
         ],

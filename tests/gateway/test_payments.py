@@ -13,7 +13,7 @@ from goblin.billing.domain.accounts import Limit, Period
 from goblin.billing.domain.ledger import EntryKind, Freeze, LedgerEntry
 from goblin.billing.policy.budgets import why_frozen
 from goblin.core.endpoints import Price
-from goblin.core.errors import BudgetExhausted, Fault, ProviderUnavailable, StoreUnavailable
+from goblin.core.errors import BudgetExhausted, Fault, InvalidRequest, ProviderUnavailable, StoreUnavailable
 from goblin.gateway.domain.chat import ChatChunk
 from tests.fakes.inference import FakeClock, ScriptedProvider, World, says, world
 from tests.gateway.test_inference import ask, asked, receipt, scripted
@@ -210,3 +210,27 @@ async def test_no_price_for_tokens_makes_a_machine_free() -> None:
     freeze = Freeze(entry_id="f", account="total", reason="over", since=here.clock.now())
     assert why_frozen(endpoint, [freeze]) == "over"
     assert why_frozen(replace(endpoint, sleeps_after_s=None), [freeze]) == ""  # Its bill runs anyway.
+
+
+async def test_an_endpoint_that_bills_is_not_sent_what_it_could_bill_besides_and_the_receipt_says_so() -> None:
+    here = shop(paid=ScriptedProvider())
+    heard = await ask(here, asked(service_tier="priority", tools=[{"type": "web_search"}], temperature=0.5))
+    assert heard.error is None
+    (sent,) = here.providers["paid"].asked
+    assert sent.body.keys() == {"model", "messages", "stream", "temperature", "max_completion_tokens"}
+    (attempt,) = receipt(here).attempts
+    assert attempt.dropped == ("service_tier", "tools[web_search]")
+
+
+async def test_a_tool_that_nobody_may_run_can_still_be_demanded_of_nobody() -> None:
+    here = shop(paid=ScriptedProvider())
+    heard = await ask(here, asked(tools=[{"type": "mcp"}], tool_choice="required"))
+    assert isinstance(heard.error, InvalidRequest)
+    assert (heard.error.code, here.providers["paid"].requests) == ("tool_not_allowed", 0)
+
+
+async def test_an_answer_to_less_than_was_asked_is_not_kept_for_others() -> None:
+    here = shop(paid=ScriptedProvider())
+    for _ in range(2):
+        await ask(here, asked(temperature=0, plugins=[{"id": "web"}]))
+    assert here.providers["paid"].requests == 2

@@ -11,8 +11,10 @@ import pytest
 from goblin.core.endpoints import ORDINARY, Capability, Price
 from goblin.core.errors import Fault, ProviderUnavailable, StreamCut
 from goblin.gateway import inference as chat
+from goblin.gateway import stream_usage
 from goblin.gateway.domain import requests
-from goblin.gateway.domain.chat import Delta, FunctionDelta, ToolCallDelta, Usage
+from goblin.gateway.domain.chat import ChatChunk, Delta, FunctionDelta, ToolCallDelta, Usage
+from goblin.gateway.stream_usage import TOOL_CALLS_MAX
 from tests.fakes.inference import HANG, KEY, ScriptedProvider, Step, Words, World, chunk, says, world
 from tests.gateway.test_inference import ask, asked, receipt, scripted
 
@@ -205,3 +207,30 @@ class TestHangingUp:
         assert isinstance((await ask(here)).error, StreamCut)
         here = self.world(ProviderUnavailable("no", fault=Fault.AUTH))
         assert (await ask(here)).refused
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_more_tool_calls_than_any_answer_has_are_a_broken_answer(whole: bool) -> None:
+    def call(index: int) -> ChatChunk:
+        called = FunctionDelta(name="f", arguments="{}")
+        return chunk(Delta(tool_calls=(ToolCallDelta(index=index, id="c", type="function", function=called),)))
+
+    steps = [call(index) for index in range(TOOL_CALLS_MAX + 1)]
+    here = world(a=ScriptedProvider(steps=[*steps, *says()]), b=ScriptedProvider(steps=says("Hi")))
+    heard = await ask(here, asked(stream=not whole), strategy="failover")
+    if whole:
+        assert heard.text == "Hi"  # The next endpoint answers.
+    else:
+        assert isinstance(heard.error, StreamCut)
+        assert len(heard.chunks) <= TOOL_CALLS_MAX
+    few = world(a=ScriptedProvider(steps=[*steps[:-1], chunk(Delta(), "tool_calls")]))
+    assert (await ask(few)).error is None
+
+
+async def test_chunks_without_end_are_a_broken_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stream_usage, "ITEMS_MAX", 50)
+    here = world(a=ScriptedProvider(steps=[chunk(Delta()) for _ in range(200)]), b=ScriptedProvider(steps=says("Hi")))
+    heard = await ask(here, strategy="failover")
+    assert heard.text == "Hi"
+    (first, _) = receipt(here).attempts
+    assert "50 chunks" in first.error

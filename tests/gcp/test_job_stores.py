@@ -11,6 +11,7 @@ from typing import Any
 from unittest import mock
 
 import httpx
+import msgspec
 import pytest
 
 from goblin.cli import paths
@@ -30,6 +31,9 @@ from goblin.jobs.ports import JobStore, MarketHistoryStore, StoredJob
 from tests.clouds import RunningCloud, environment
 from tests.fakes.jobs import MemoryJobs, MemoryMarket, MemoryObjects, crc32c
 
+PARAMETERS = msgspec.Raw(
+    b'{"a":  [[1], [2, [3]]], "big": %d, "b.c": null,"deep": ' % 2**70 + b"[" * 100 + b"]" * 100 + b"}"
+)
 NOW = datetime(2026, 11, 25, 12, 0, 0, 123456, tzinfo=UTC)
 KINDS = ("memory", "google")
 
@@ -61,8 +65,8 @@ async def jobs(request: pytest.FixtureRequest) -> AsyncIterator[JobStore]:
 def job(name: str = "j", **changes: Any) -> Job:
     fields: dict[str, Any] = {
         "job_id": name,
-        # Lists of lists and large integers: what Firestore has no type for.
-        "spec": JobRequested(job_id=name, kind="batch", parameters={"a": [[1], [2, [3]]], "big": 2**70, "b.c": None}),
+        # Lists of lists, 100 levels and large integers: what Firestore has no type for. The text stays as it came.
+        "spec": JobRequested(job_id=name, kind="batch", parameters=PARAMETERS),
         "spec_sha256": "00",
         "state": JobState.RUNNING,
         "requested_at": NOW,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import socket
 import time
@@ -11,6 +13,8 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
 from httpguard import Limits, protocol
 from tests.fakes.serving import serve
@@ -164,3 +168,11 @@ def test_a_body_that_stops_ends_with_the_connection(address: tuple[str, int], mo
     with connected(address) as sock:
         sock.sendall(b"POST / HTTP/1.1\r\nhost: a\r\ncontent-length: 10\r\n\r\nabc")
         assert answer(sock) == b""
+
+
+def test_an_idle_connection_outlives_the_clients_patience() -> None:
+    """A server that gives up as soon as its clients do resets requests that cross its farewell."""
+    expiry_s = inspect.signature(httpx.Limits).parameters["keepalive_expiry"].default
+    made = protocol.Protocol(uvicorn.Config(app, timeout_keep_alive=2), ServerState(), {}, asyncio.new_event_loop())
+    assert made.timeout_keep_alive >= 10 * expiry_s
+    made.loop.close()

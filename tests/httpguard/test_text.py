@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from httpguard import Refusal, check_json
-from httpguard.text import is_deeper
+from httpguard.text import BRACKETS_MAX, is_bounded
 
 TEXT = st.text(st.sampled_from('ab"\\[]{},:é\n'), max_size=8)
 VALUES = st.recursive(
@@ -30,12 +30,12 @@ def depth_of(value: object) -> int:
 @given(VALUES, st.booleans(), st.integers(0, 8))
 def test_the_depth_is_that_of_the_parsed_value(value: object, ascii_only: bool, limit: int) -> None:
     data = json.dumps(value, ensure_ascii=ascii_only).encode()
-    assert is_deeper(data, limit) == (depth_of(value) > limit)
+    assert is_bounded(data, limit) == (depth_of(value) <= limit)
 
 
 @given(st.binary(max_size=200))
 def test_any_bytes_are_judged(data: bytes) -> None:
-    is_deeper(data, 3)
+    is_bounded(data, 3)
 
 
 @pytest.mark.parametrize(
@@ -66,3 +66,9 @@ def test_what_is_not_utf8_is_refused_and_says_where(data: bytes) -> None:
     with pytest.raises(Refusal, match=r"byte \d+") as refused:
         check_json(data)
     assert (refused.value.status, refused.value.code) == (400, "invalid_utf8")
+
+
+def test_a_body_of_many_small_arrays_is_refused_before_they_take_memory() -> None:
+    check_json(b"[" + b"[]," * (BRACKETS_MAX - 1) + b"1]")
+    with pytest.raises(Refusal):
+        check_json(b"[" + b"[]," * BRACKETS_MAX + b"1]")

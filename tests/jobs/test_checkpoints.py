@@ -157,6 +157,16 @@ async def test_upload_ids_cannot_lead_elsewhere() -> None:
             await worker_api.commit_checkpoint("j", host.token, 3, 0, upload_id, [announce(GOOD)], world.deps)
 
 
+async def test_what_a_host_says_at_the_end_carries_no_token_into_the_jobs_history() -> None:
+    world, host = await running()
+    signed = "https://storage.googleapis.com/b/o?X-Goog-Signature=0123456789abcdef"
+    await worker_api.fail("j", host.token, f"{'x' * 460} {host.token} at {signed}", world.deps)
+    said = " ".join(line.text for line in world.job().reasons)
+    assert "xxx" in said
+    assert host.token[:20] not in said
+    assert "0123456789abcdef" not in said
+
+
 async def test_an_old_attempts_token_opens_nothing() -> None:
     world, zombie = await running()
     await zombie.checkpoint()

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 
 from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, StoreUnavailable
@@ -46,7 +47,7 @@ async def test_the_same_request_twice_is_one_job() -> None:
 async def test_defaults_said_and_unsaid_are_the_same_request() -> None:
     world = World()
     await lifecycle.request(given(world), world.deps)
-    await lifecycle.request(spec(priority="default", parameters={}), world.deps)
+    await lifecycle.request(spec(priority="default", parameters=msgspec.Raw(b" { }")), world.deps)
     assert len(world.jobs.stored) == 1
 
 
@@ -70,7 +71,7 @@ async def test_what_could_never_run_is_written_as_refused_for_an_event_and_answe
 
 async def test_a_huge_specification_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="at most"):
-        await lifecycle.request(spec(parameters={"x": "y" * 70_000}), World().deps)
+        await lifecycle.request(spec(parameters=msgspec.Raw(b'{"x": "' + b"y" * 70_000 + b'"}')), World().deps)
 
 
 def broken_dataset(*lines: str) -> bytes:

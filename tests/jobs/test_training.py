@@ -38,13 +38,15 @@ def objects(world: World) -> list[str]:
 
 
 async def test_a_host_is_given_its_input_its_task_and_how_often_to_save() -> None:
-    world, host = await begin(parameters={"a": 1}, model="base", checkpoint_minutes=5)
+    world, host = await begin(parameters=msgspec.Raw(b'{"a": 1}'), model="base", checkpoint_minutes=5)
     work = host.work
     assert work is not None
     [given] = work.inputs.files
     assert (given.name, given.size, given.crc32c, given.sha256) == ("j.txt", 4, crc32c(b"text"), None)
     assert (given.grant.method, given.grant.url) == ("GET", f"gs://{BUCKET}/datasets/j.txt")
-    assert (work.step, work.task, work.model, work.parameters, work.checkpoint_s) == (0, "t", "base", {"a": 1}, 300)
+    assert (work.step, work.task, work.model, work.parameters, work.checkpoint_s) == (
+        0, "t", "base", msgspec.Raw(b'{"a": 1}'), 300,
+    )  # fmt: skip
     assert (work.dataset, work.inputs.checkpoint, work.total) == (None, (), None)
     assert await worker_api.inputs("j", host.token, world.deps) == work.inputs
 

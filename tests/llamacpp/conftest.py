@@ -27,12 +27,17 @@ class Running:
 
     process: subprocess.Popen[str]
     url: str
+    key: str = ""
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"Authorization": f"Bearer {self.key}"} if self.key else {}
 
     def client(self, *, key: str = "none", timeout: float = 30.0) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=timeout)
 
     def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=30)
+        return httpx.Client(base_url=self.url, headers=self.headers, timeout=30)
 
     def wait_ready(self, deadline_s: float = 30.0) -> None:
         self.wait_until(lambda: httpx.get(f"{self.url}/health").status_code == 200, deadline_s)
@@ -46,7 +51,7 @@ class Running:
             threading.Event().wait(0.01)
 
     def metric(self, name: str) -> float:
-        text = httpx.get(f"{self.url}/metrics").text
+        text = httpx.get(f"{self.url}/metrics", headers=self.headers).text
         (line,) = [line for line in text.splitlines() if line.startswith(f"llamacpp:{name} ")]
         return float(line.split()[1])
 
@@ -59,7 +64,7 @@ Start = Callable[..., contextlib.AbstractContextManager[Running]]
 
 
 @contextlib.contextmanager
-def running(*options: str, model: Path = MODEL, ready: bool = True) -> Iterator[Running]:
+def running(*options: str, model: Path = MODEL, ready: bool = True, key: str = "") -> Iterator[Running]:
     command = [sys.executable, "-m", "goblin_llamacpp", "--model", str(model), "--port", "0", *options]
     process = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, cwd=PACKAGE.parent, env=os.environ | {"PYTHONUNBUFFERED": "1"}
@@ -68,7 +73,7 @@ def running(*options: str, model: Path = MODEL, ready: bool = True) -> Iterator[
         assert process.stdout is not None
         line = process.stdout.readline().strip()
         assert line.startswith("listening on http://"), line
-        server = Running(process, line.removeprefix("listening on "))
+        server = Running(process, line.removeprefix("listening on "), key)
         if ready:
             server.wait_ready()
         yield server

@@ -136,3 +136,15 @@ def test_the_target_passes_as_it_came(started: Started, target: str) -> None:
     status, body = started.post(target)
     assert (status, json.loads(body)[1]) == (200, target)
     started.until_stopped()
+
+
+def test_a_page_of_another_site_does_not_wake_the_command(tmp_path: Path) -> None:
+    with throttled(tmp_path) as it:
+        it.until_stopped()
+        for attack in ({"origin": "https://evil"}, {"host": "evil.example"}, {"sec-fetch-site": "cross-site"}):
+            connection = http.client.HTTPConnection(HOST, it.port, timeout=WAIT_S_MAX)
+            with contextlib.closing(connection):
+                connection.request("POST", "/fn/reconcile/", headers=attack)
+                assert connection.getresponse().status in (403, 421)
+        assert it.command.status() == psutil.STATUS_STOPPED
+        assert it.post("/fn/reconcile/")[0] == 200

@@ -181,7 +181,12 @@ async def test_a_market_that_closes_has_nothing_to_rent_any_more(client: httpx.A
 async def test_no_page_of_a_browser_moves_the_market(client: httpx.AsyncClient) -> None:
     lever = {"label": "x"}
     assert (await client.post("/market/kill", json=lever, headers={"origin": "http://evil"})).status_code == 403
-    assert (await client.get("/market", headers={"host": "evil.example"})).status_code == 400
+    vast, runpod = {"authorization": "Bearer local-vast-key"}, {"authorization": "Bearer local-runpod-key"}
+    for path, known in (("/market", {}), ("/api/v0/instances/", vast), ("/v2/pods", runpod), ("/no/such", {})):
+        rebound = await client.get(path, headers={**known, "host": "evil.example"})
+        assert (rebound.status_code, rebound.json().keys()) == (421, {"error"}), path
+        for page in ({"origin": "http://evil"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+            assert (await client.get(path, headers={**known, **page})).status_code == 403, path
 
 
 def test_it_listens_on_loopback_and_nowhere_else() -> None:

@@ -45,7 +45,7 @@ class Clouds:
         """Everybody answers, and everything can be had."""
         for cloud in self.providers.values():
             cloud.lost_orders = 0.0
-            self._answers(cloud)
+            self.answers(cloud)
             for machine in cloud.machines:
                 machine.taken = False
 
@@ -179,11 +179,11 @@ class Clouds:
             case "unknown":
                 cloud.unknown = rng.choice(["410 Gone", "429 Too Many Requests"])
                 self._life.figures.silent(cloud.name, self._life.now)
-                self._life.later(minutes, lambda: self._answers(cloud))
+                self._life.later(minutes, lambda: self.answers(cloud))
             case "deaf":
                 cloud.deaf = True
                 self._life.figures.silent(cloud.name, self._life.now)
-                self._life.later(minutes, lambda: self._answers(cloud))
+                self._life.later(minutes, lambda: self.answers(cloud))
             case "lost orders":
                 cloud.lost_orders = 0.6
                 self._life.later(20 * minutes, lambda: setattr(cloud, "lost_orders", ORDERS_LOST))
@@ -205,7 +205,7 @@ class Clouds:
         for name in self.providers:
             self._life.figures.silent(name, self._life.now)
 
-    def _answers(self, cloud: Provider) -> None:
+    def answers(self, cloud: Provider) -> None:
         self._life.hurry()
         cloud.unknown, cloud.deaf = "", False
         self._life.figures.silent(cloud.name, self._life.now)

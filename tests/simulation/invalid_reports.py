@@ -34,6 +34,9 @@ async def lie(host: Host) -> None:
         return
     kind = host.rng.choice(["absent", "torn", "forged", "huge", "beyond"])
     data = host.data(step)
+    if host.life.weather.poison_s and host.work and host.work.checkpoint_s is None:
+        # A batch's part is read: one that cannot be is a lie like any other.
+        kind, data = "garbled", host.life.poison.garbled(data)
     if kind == "huge":
         huge = Artifact(name="part.jsonl", size=6 * 1024**3, crc32c=crc32c(data), sha256="0" * 64)
         say = lambda deps: worker_api.begin_checkpoint(host.job_id, host.token, step, [huge], deps)  # noqa: E731
@@ -58,7 +61,7 @@ async def lie(host: Host) -> None:
     upload_id, grants = answer
     if kind == "torn":
         assert host.life.objects.put(grants["part.jsonl"], data[:-1]) == 400
-    if kind == "forged":
+    if kind in ("forged", "garbled"):
         assert host.life.objects.put(grants["part.jsonl"], data) == 200
 
     async def commit(deps: JobDeps) -> None:

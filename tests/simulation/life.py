@@ -17,7 +17,7 @@ from typing import Any
 
 from goblin.billing import budgets as budget_service
 from goblin.billing import settlement
-from goblin.core import events
+from goblin.core import dead_letters, events
 from goblin.core.events import BudgetExceeded, CheckpointSaved, JobRequested
 from goblin.jobs import checkpoints, lifecycle
 from goblin.jobs.domain.job import ENDED, LEASED, Job, JobKind, JobOwner, JobState
@@ -31,6 +31,7 @@ from tests.simulation.hosts import Host
 from tests.simulation.market import Bills
 from tests.simulation.market_weather import RICH, WEATHERS, Weather, budgets
 from tests.simulation.network import Network
+from tests.simulation.poison import Poison
 from tests.simulation.post import Message, Post
 from tests.simulation.promises import Promises
 from tests.simulation.stores import Jobs, SimulatedLedger, announcer, function
@@ -63,6 +64,7 @@ class Life:
         self.tokens: dict[str, list[str]] = {}
         self.jobs = Jobs(self.promises.wrote)
         self.objects = MemoryObjects(Faults())
+        self.poison = Poison(self, seed)
         self.post = Post(rng, self.later, self._handle)
         self.ledger = SimulatedLedger(declared=budgets(rng, self.weather))
         self.ledger.booked = self.promises.booked  # type: ignore[method-assign]
@@ -129,6 +131,7 @@ class Life:
         self.figures.world_s = self.t - self._began
         self.figures.crashes = self.network.crashed
         self.promises.ended()
+        self.poison.ended()
         await self._settle_all()
 
     async def _step(self) -> None:
@@ -168,6 +171,8 @@ class Life:
         self.ticks.plan(self.rng.uniform(0, TICK_S))
         self.clouds.begin()
         self.later(self.weather.settle_s, self._settle)
+        if weather.poison_s:
+            self.poison.plan()
         for number in range(weather.jobs):
             self.later(self.rng.uniform(0, weather.days * 86400 * 0.8), lambda n=number: self._ask_for(f"j{n}"))
 
@@ -179,6 +184,8 @@ class Life:
     async def _ask_for(self, name: str) -> None:
         truth = truths.job(self.rng, name, self.now, self, promise=self.weather.promise)
         self.truths[name] = truth
+        if self.weather.poison_s:
+            self.poison.spoil(truth)
         await self._submit(truth)
         if not self.weather.promise and self.rng.random() < 0.08:
             self.later(self.rng.expovariate(1 / 7200), lambda: self.cancel(name))
@@ -208,7 +215,13 @@ class Life:
     async def _handle(self, message: Message) -> None:
         """As the functions of the topics do."""
         self.figures.messages += 1
+        self.poison.handled(message)
         deps = self.function()
+        event = events.Event(event_id=message.message_id, data=message.data)
+        graves: Any = deps.bus
+        await dead_letters.handle(message.topic, event, lambda _: self._follow(message, deps), lambda: graves)
+
+    async def _follow(self, message: Message, deps: JobDeps) -> None:
         match message.topic:
             case "job-requested":
                 spec = events.decode(JobRequested, message.data)
@@ -266,6 +279,7 @@ class Life:
         self.post.replay()
         self.ledger.declared = RICH
         self.clouds.calm_down()
+        self.poison.calm_down()
         self.later(0, self.thaw)
         self.later(7200, self.thaw)
         self.later(1800, self.post.replay)

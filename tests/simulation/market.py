@@ -123,8 +123,8 @@ class Provider:
         """All that there ever were."""
         self.listed: list[Rented] = []
         """Those that exist."""
-        self.unknown = ""
-        """Why it cannot say what there is: 410, 429."""
+        self.unknown: str | Exception = ""
+        """Why it cannot say what there is: 410, 429, or what reading its answer raises."""
         self.deaf = False
         """It takes no orders and no releases."""
         self.lost_orders = 0.0
@@ -144,7 +144,7 @@ class Provider:
         await self._network.turn()
         self.asked_offers += 1
         if self.unknown:
-            return UnknownInventory(reason=self.unknown)
+            return self._does_not_say()
         found = [offer for machine in self.machines for offer in self._offers(machine, wanted)]
         if self._dice.random() < 0.1:
             found += found[: len(found) // 2]  # The same ones on the next page.
@@ -180,8 +180,13 @@ class Provider:
         await self._network.turn()
         self.asked_known[HANDLER.get()] = not self.unknown
         if self.unknown:
-            return UnknownInventory(reason=self.unknown)
+            return self._does_not_say()
         return KnownInventory(instances=frozenset(self._instance(rented) for rented in self.listed))
+
+    def _does_not_say(self) -> UnknownInventory:
+        if isinstance(self.unknown, Exception):
+            raise type(self.unknown)(*self.unknown.args)
+        return UnknownInventory(reason=self.unknown)
 
     def _instance(self, rented: Rented) -> Instance:
         return Instance(

@@ -37,6 +37,8 @@ class Weather:
     """Between two looks at the bills."""
     hours: float = 1.8
     """Work of a job in the middle."""
+    poison_s: float = 0.0
+    """Mean time between two poisons, see `poison`; 0: there is none."""
 
 
 STORM = Weather(promise=False, days=0.7, jobs=14, crash=0.02, overlap=0.08, trouble_s=1500)
@@ -44,6 +46,9 @@ FAIR = Weather(promise=True, days=0.5, jobs=8, crash=0.0, overlap=0.0, trouble_s
 LONG = Weather(
     promise=False, days=16, jobs=60, crash=0.01, overlap=0.03, trouble_s=30_000, move_s=8 * 3600, hours=30,
     deadlines=0.0, settle_s=6 * 3600,
+)  # fmt: skip
+POISON = Weather(
+    promise=False, days=0.3, jobs=10, crash=0.01, overlap=0.05, trouble_s=3000, hours=0.8, poison_s=400
 )  # fmt: skip
 WEATHERS = (STORM, STORM, LONG, FAIR)
 

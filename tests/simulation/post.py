@@ -26,7 +26,7 @@ class Message:
 
 
 class Post:
-    """The port `Bus`, with the subscriptions of our functions."""
+    """The ports `Bus` and `DeadLetters`, with the subscriptions of our functions."""
 
     def __init__(
         self, rng: random.Random, later: Callable[[float, Callable[[], Awaitable[None]]], None],
@@ -36,6 +36,8 @@ class Post:
         self.told: deque[tuple[str, JobStatusChanged]] = deque()
         """For apps: no function of ours hears it."""
         self.dead: list[Message] = []
+        self.buried: list[tuple[Message, str]] = []
+        """Those that were refused for good, with the reason: nobody lets them come again."""
         self.under_way = 0
         self.rough = True
         self._published = 0
@@ -47,6 +49,9 @@ class Post:
         self._published += 1
         for _ in range(2 if self.rough and self._dice.random() < 0.08 else 1):
             self.send(Message(topic, events.encode(event), f"m{self._published}"))
+
+    async def bury(self, topic: str, event: events.Event, reason: str) -> None:
+        self.buried.append((Message(topic, event.data, event.event_id), reason))
 
     def send(self, message: Message) -> None:
         """Bring it sooner or later."""

@@ -35,7 +35,7 @@ PLACED = Placement(
 SPEC = JobRequested(
     job_id="t", kind="training", gpu_types=("RTX_4090",), gpu_count=1, gpu_memory_mib_min=22_888, est_hours=8,
     deadline=NOW + timedelta(hours=10), budget_usd=Decimal("5.1234567"), max_price_per_hour=Decimal("0.80"),
-    parameters={"epochs": 3}, callback_topic="mine",
+    parameters=msgspec.Raw(b'{"epochs": 3}'), callback_topic="mine",
 )  # fmt: skip
 JOB = Job(
     job_id="t", spec=SPEC, spec_sha256="5" * 64, state=JobState.RUNNING, requested_at=NOW, updated_at=NOW, attempt=2,

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from goblin.core.endpoints import Capability, Endpoint, Price
+from goblin.core.redaction import redact
 from goblin.gateway.domain.catalog import Strategy
 from goblin.wiring import endpoints
 from goblin.wiring.settings import BadConfiguration, Settings, read_catalog
@@ -19,6 +20,14 @@ def test_the_environment_names_the_project_as_the_client_does_or_as_google_does(
     assert Settings.from_env({"GCS_PROJECT_ID": "p", "GOOGLE_CLOUD_PROJECT": "q"}).project == "p"
     assert Settings.from_env({"GOOGLE_CLOUD_PROJECT": "q"}).project == "q"
     assert Settings.from_env({}).region == "us-east1"
+
+
+def test_what_the_environment_holds_in_secret_is_redacted_from_then_on() -> None:
+    variables = ("OPENAI_API_KEY", "FLY_API_TOKEN", "VASTAI_WEBHOOK_SECRET", "SOME_PASSWORD")
+    Settings.from_env({name: f"value-of-{name}-1234" for name in variables} | {"GCS_REGION": "us-east4-somewhere"})
+    for name in variables:
+        assert redact(f"no: value-of-{name}-1234") == "no: [redacted]"
+    assert redact("us-east4-somewhere, secret:OPENAI_API_KEY") == "us-east4-somewhere, secret:OPENAI_API_KEY"
 
 
 def test_callers_are_verified_unless_an_emulator_stands_beside() -> None:

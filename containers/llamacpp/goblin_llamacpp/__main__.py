@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .fetch import Fetch
 from .loaded import KV_TYPES, LoadSettings
+from .places import GOOGLE, Places
 from .process import ProcessSettings, run
 from .server import ServerSettings
 from .source import ModelSource
@@ -33,6 +34,9 @@ def main(argv: list[str] | None = None) -> int:
     keys = tuple(options.api_key_file.read_text().split()) if options.api_key_file else ()
     if options.api_key_file and not keys:
         sys.stderr.write("The file of --api-key-file has no key. Write one key per line.\n")
+        return 2
+    if options.allow_load and not keys:
+        sys.stderr.write("--allow-load needs --api-key-file: not everyone who can connect may choose the model.\n")
         return 2
     shows_slots = options.slots_endpoint == "on" or (options.slots_endpoint == "auto" and options.host in LOOPBACK)
     source = ModelSource(options.model, options.sha256)
@@ -65,12 +69,21 @@ def main(argv: list[str] | None = None) -> int:
             ServerSettings(
                 api_keys=keys,
                 body_bytes_max=options.body_bytes_max,
+                on_loopback=options.host in LOOPBACK,
                 shows_slots=shows_slots,
                 allows_load=options.allow_load,
-                models_dir=options.models_dir,
+                places=Places(options.models_dir, tuple(options.load_from or _storage())),
             ),
         )
     )
+
+
+def _storage() -> list[str]:
+    """Return where signed URLs of Cloud Storage lead, and those of its emulator."""
+    emulator = os.environ.get("STORAGE_EMULATOR_HOST")
+    if not emulator:
+        return [GOOGLE]
+    return [GOOGLE, emulator if "://" in emulator else f"http://{emulator}"]
 
 
 def _fetch(folder: Path | None) -> Fetch:
@@ -120,8 +133,19 @@ def _parser() -> argparse.ArgumentParser:
         default="auto",
         help="GET /slots. Default: auto, on for loopback.",
     )
-    option("--allow-load", action="store_true", help="Serve POST /models/load.")
-    option("--models-dir", type=Path, help="Folder that /models/load may read from and downloads go to.")
+    option("--allow-load", action="store_true", help="Serve POST /models/load. Needs --api-key-file.")
+    option(
+        "--models-dir",
+        type=Path,
+        help="Folder that /models/load may read from and downloads go to. Without it, no path is read.",
+    )
+    option(
+        "--load-from",
+        action="append",
+        metavar="URL",
+        help="Beginning of the URLs that /models/load may download from: https://HOST/BUCKET/ or gs://BUCKET. "
+        "Repeatable. Default: https://storage.googleapis.com/ and $STORAGE_EMULATOR_HOST.",
+    )
     option("--grace-s", type=float, default=8.0, help="Seconds that answers may go on after SIGTERM. Default: 8.")
     return parser
 

@@ -15,6 +15,8 @@ class EngineSettings:
     """Sequences decoded together."""
     ctx: int = 1024
     """Most tokens of one request, prompt and answer together."""
+    window: int | None = None
+    """Most tokens of a prompt that is accepted, if more than `ctx`: what does not fit is left out of its middle."""
     cells: int = 8192
     """Size of the pool that all slots share. With slots x ctx it never runs out."""
     batch: int = 512
@@ -27,6 +29,11 @@ class EngineSettings:
     """Time after which a step counts as stalled."""
     kv_type: int = 1
     """`ggml_type` of keys and values: 1 is f16, 8 is q8_0."""
+
+    @property
+    def prompt_max(self) -> int:
+        """Return the most tokens of a prompt that is accepted."""
+        return max(self.ctx, self.window or 0)
 
 
 def open_context(model: Model, settings: EngineSettings) -> int:

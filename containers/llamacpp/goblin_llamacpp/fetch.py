@@ -42,12 +42,13 @@ class Fetch:
     """Address to use instead of Cloud Storage, such as an emulator's. Requests to it carry no token."""
 
 
-async def download(address: str, fetch: Fetch) -> Path:
+async def download(address: str, fetch: Fetch, *, follow_redirects: bool = True) -> Path:
     """Download into a new file in the folder. The caller deletes it.
 
     Args:
         address: An `https://`, `http://` or `gs://` URL.
         fetch: The settings.
+        follow_redirects: Whether another server may be named by the first.
 
     Raises:
         FetchFailed: The URL is wrong, the server refused, the file is too large, or the connection broke repeatedly.
@@ -58,7 +59,8 @@ async def download(address: str, fetch: Fetch) -> Path:
     number, name = tempfile.mkstemp(prefix="model-", suffix=".gguf", dir=fetch.folder)
     path = Path(name)
     try:
-        async with httpx.AsyncClient(transport=fetch.transport, timeout=TIMEOUT, follow_redirects=True) as http:
+        client = httpx.AsyncClient(transport=fetch.transport, timeout=TIMEOUT, follow_redirects=follow_redirects)
+        async with client as http:
             url, headers = await _resolve(http, address, fetch)
             await _fill(http, url, headers, number, fetch)
     except BaseException as error:
@@ -123,8 +125,8 @@ async def _first(http: httpx.AsyncClient, url: str, headers: dict[str, str], num
         if answer.status_code not in (200, 206):
             raise FetchFailed(f"The file server answered {answer.status_code}.")
         ranged = answer.status_code == 206
-        total = int(answer.headers["Content-Range"].rsplit("/", 1)[1]) if ranged else None
-        said = total if total is not None else int(answer.headers.get("Content-Length", 0))
+        total = _number(answer.headers.get("Content-Range", "").rpartition("/")[2]) if ranged else None
+        said = total if total is not None else _number(answer.headers.get("Content-Length", "0"))
         if said > fetch.bytes_max:
             raise FetchFailed(f"The file has {said} bytes, more than the {fetch.bytes_max} allowed.")
         at = 0
@@ -135,6 +137,12 @@ async def _first(http: httpx.AsyncClient, url: str, headers: dict[str, str], num
     if total is not None and at < min(fetch.range_bytes, total):
         await _range(http, url, headers, number, at, min(fetch.range_bytes, total))
     return total
+
+
+def _number(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+        raise FetchFailed("The file server did not say how large the file is.")
+    return int(text)
 
 
 async def _range(http: httpx.AsyncClient, url: str, headers: dict[str, str], number: int, start: int, end: int) -> None:

@@ -13,6 +13,7 @@ PAIRS_MAX = 4096
 STRING_BYTES_MAX = 16 * 2**20
 ARRAY_ITEMS_MAX = 4 * 2**20
 TENSORS_MAX = 2**20
+WINDOW_MAX = 2**20
 
 _SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
@@ -34,6 +35,12 @@ class Header:
     @property
     def architecture(self) -> str:
         return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def prompt_window(self) -> int | None:
+        """Return how long a prompt the model's maker lets it answer with its middle left out; None: not at all."""
+        value = self.metadata.get("goblin.prompt_window")
+        return value if type(value) is int and 0 < value <= WINDOW_MAX else None
 
     def number(self, key: str, default: int = 0) -> int:
         """Return a number of this architecture, such as `block_count`. Of an array, return the largest."""

@@ -83,7 +83,9 @@ class LoadedModel:
             eos_text=self.model.eos_text,
             special_texts=self.model.special_texts,
         )
-        sizes = engine_settings(settings, self.model.n_ctx_train, self.model.size_bytes, cores)
+        sizes = engine_settings(
+            settings, self.model.n_ctx_train, self.model.size_bytes, cores, window=read_header(path).prompt_window
+        )
         _ = self.model.eog_tokens, self.model.longest_piece_bytes  # Computed before the first request.
         self.engine = Engine(self.model, sizes, meters, post)
         self.embedder = Embedder(self.model, ctx=min(sizes.ctx, EMBED_CTX_MAX), threads=sizes.threads)
@@ -105,7 +107,7 @@ class LoadedModel:
             "vocab_type": model.vocab_type,
             "n_vocab": model.n_vocab,
             "n_ctx_train": model.n_ctx_train,
-            "n_ctx": self.engine.settings.ctx,
+            "n_ctx": self.engine.settings.prompt_max,
             "n_embd": model.n_embd,
             "n_params": model.n_params,
             "size": model.size_bytes,
@@ -135,7 +137,9 @@ def plan(path: Path, settings: LoadSettings) -> MemoryPlan | None:
     )
 
 
-def engine_settings(settings: LoadSettings, n_ctx_train: int, size_bytes: int, cores: int) -> EngineSettings:
+def engine_settings(
+    settings: LoadSettings, n_ctx_train: int, size_bytes: int, cores: int, *, window: int | None = None
+) -> EngineSettings:
     """Fill in the settings that were left open, from the model and the machine. Pure."""
     ctx = settings.ctx or min(n_ctx_train, 4096)
     cells = settings.cells or settings.slots * ctx
@@ -143,6 +147,7 @@ def engine_settings(settings: LoadSettings, n_ctx_train: int, size_bytes: int, c
     return EngineSettings(
         slots=settings.slots,
         ctx=min(ctx, cells),
+        window=window,
         # llama.cpp rounds this up to a multiple of 256. Planning with the smaller number is safe.
         cells=cells,
         batch=batch,

@@ -20,6 +20,9 @@ from pathlib import Path
 
 import uvicorn
 
+from httpguard.lines import log_lines
+from httpguard.protocol import Protocol
+
 from .fetch import Fetch
 from .loaded import LoadSettings
 from .model import quiet_llama
@@ -61,16 +64,23 @@ async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettin
     Returns:
         The exit status: 0, or 1 if the model could not be loaded.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    log_lines()
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    logging.getLogger("httpx").setLevel(logging.WARNING)  # httpx would log signed URLs, which are secrets.
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     quiet_llama()
     bound = _bind(process.host, process.port)
     serving = Serving(load, aliases=process.aliases, cores=process.cores, fetch=process.fetch)
     app = Server(serving, server).app()
     listener = _Listener(
-        uvicorn.Config(app, access_log=False, log_config=None, lifespan="off", timeout_graceful_shutdown=1, ws="none")
+        uvicorn.Config(
+            app,
+            http=Protocol,
+            access_log=False,
+            log_config=None,
+            lifespan="off",
+            timeout_graceful_shutdown=1,
+            ws="none",
+        )
     )
     stopping = asyncio.Event()
     _on_signals(stopping)

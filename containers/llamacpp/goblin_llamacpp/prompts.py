@@ -9,6 +9,7 @@ from typing import Any
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
 from . import gbnf
+from .context import EngineSettings
 from .errors import context_exceeded, invalid
 from .generation import Generation
 from .loaded import LoadedModel
@@ -21,6 +22,8 @@ SEED_RANGE = 2**32 - 1
 """Number of seeds. The last 32-bit value means "any seed" to llama.cpp, so it is excluded."""
 
 SPECIALS_MAX = 10_000
+ANSWER_SHARE, HEAD_SHARE = 8, 4
+"""A prompt that is cut leaves an eighth of the context to the answer; a quarter of what it keeps is its beginning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,11 +62,13 @@ def prepare_chat(request: ChatRequest, loaded: LoadedModel) -> Prepared:
         parts = loaded.template.continue_with(parts, begun)
     except TemplateRefused as error:
         raise invalid(str(error), param="messages") from None
-    prompt = _tokenize_parts(parts, loaded)
+    prompt, max_new = _fit(
+        _tokenize_parts(parts, loaded), request.max_completion_tokens or request.max_tokens, loaded.engine.settings
+    )
     return Prepared(
         prompt=prompt,
         sampling=_sampling(request, loaded, grammar),
-        max_new=_room(prompt, request.max_completion_tokens or request.max_tokens, loaded),
+        max_new=max_new,
         stop=request.stops(),
         top_logprobs=(request.top_logprobs or 0) if request.logprobs else None,
         adapters=_adapters(request, loaded),
@@ -77,7 +82,7 @@ def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> Prepa
     Raises:
         ApiError: 400; the message and `param` name what is wrong.
     """
-    prompt = one_prompt(request.prompt, loaded)
+    prompt, max_new = _fit(one_prompt(request.prompt, loaded), request.max_tokens, loaded.engine.settings)
     grammar = request.grammar
     if request.json_schema is not None:
         if grammar:
@@ -86,7 +91,7 @@ def prepare_completion(request: CompletionRequest, loaded: LoadedModel) -> Prepa
     return Prepared(
         prompt=prompt,
         sampling=_sampling(request, loaded, grammar),
-        max_new=_room(prompt, request.max_tokens, loaded),
+        max_new=max_new,
         stop=request.stops(),
         top_logprobs=request.logprobs,
         adapters=_adapters(request, loaded),
@@ -266,8 +271,8 @@ def refuse_hopeless(text: str, loaded: LoadedModel) -> None:
     """
     check_specials(text, loaded)
     at_least = len(text.encode("utf-8", "replace")) // loaded.model.longest_piece_bytes
-    if at_least > loaded.engine.settings.ctx:
-        raise context_exceeded(at_least, loaded.engine.settings.ctx)
+    if at_least > (most := loaded.engine.settings.prompt_max):
+        raise context_exceeded(at_least, most)
 
 
 def check_specials(text: str, loaded: LoadedModel) -> None:
@@ -280,11 +285,24 @@ def check_specials(text: str, loaded: LoadedModel) -> None:
         raise invalid(f"The text has more than {SPECIALS_MAX} control words.")
 
 
-def _room(prompt: list[int], wanted: int | None, loaded: LoadedModel) -> int:
-    room = loaded.engine.settings.ctx - len(prompt)
+def _fit(prompt: list[int], wanted: int | None, sizes: EngineSettings) -> tuple[list[int], int]:
+    """Fit a prompt into the context; return it, and how long the answer may be.
+
+    Where the model has a window, a prompt that leaves no room loses its middle. Its beginning stays, as it says how to
+    answer, and more of its end, which says what to answer.
+
+    Raises:
+        ApiError: 400, the prompt is too long.
+    """
+    answer = min(wanted or sizes.ctx, max(sizes.ctx // ANSWER_SHARE, 1))
+    if sizes.window and sizes.ctx - len(prompt) < answer < sizes.ctx and len(prompt) <= sizes.window:
+        kept = sizes.ctx - answer
+        head = kept // HEAD_SHARE
+        prompt = prompt[:head] + prompt[len(prompt) - (kept - head) :]
+    room = sizes.ctx - len(prompt)
     if room < 1:
-        raise context_exceeded(len(prompt), loaded.engine.settings.ctx)
-    return min(wanted or room, room)
+        raise context_exceeded(len(prompt), sizes.prompt_max)
+    return prompt, min(wanted or room, room)
 
 
 def _chat_grammar(request: ChatRequest, tools: list[Tool]) -> str | None:

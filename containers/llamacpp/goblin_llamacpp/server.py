@@ -3,13 +3,11 @@
 import asyncio
 import base64
 import hmac
-import ipaddress
 import logging
 import threading
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.applications import Starlette
@@ -18,13 +16,16 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from httpguard import LOOPBACK, Guard, Limits, Refusal, check_json, read_body
+
 from . import __version__, schema
 from .answers import Answer, ChatAnswer, Frame, TextAnswer, new_id
 from .embedder import NotWanted
-from .errors import ApiError, invalid, queue_full
+from .errors import ApiError, queue_full
 from .exchange import EventStream, Exchange, Mailbox, error_response, on_disconnect
 from .fetch import FetchFailed
 from .loaded import LoadedModel
+from .places import Places
 from .prompts import (
     Prepared,
     check_specials,
@@ -48,6 +49,9 @@ Result = TypeVar("Result")
 Asked = TypeVar("Asked", schema.ChatRequest, schema.CompletionRequest)
 
 
+NOWHERE = Places(addresses=())
+
+
 @dataclass(frozen=True, slots=True)
 class ServerSettings:
     """Settings of the HTTP routes."""
@@ -55,10 +59,12 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     """Accepted keys. If empty, requests need no key."""
     body_bytes_max: int = 4 * 2**20
+    on_loopback: bool = False
+    """Whether the server listens on this machine only, so that it has the names of this machine and no other."""
     shows_slots: bool = False
     allows_load: bool = False
-    models_dir: Path | None = None
-    """Folder that `/models/load` may read from. None allows any path."""
+    places: Places = NOWHERE
+    """Where `/models/load` may load from."""
 
 
 class Server:
@@ -261,10 +267,12 @@ class Server:
         """Replace the model. Running answers finish on the old one."""
         if not self.settings.allows_load:
             raise ApiError(501, "Loading is disabled. Start the server with --allow-load.", type="not_supported_error")
-        if not self.settings.api_keys and not _is_loopback(request):
-            raise ApiError(403, "Without an API key, only local clients may load models.", type="permission_error")
+        if not self.settings.api_keys:
+            raise ApiError(403, "Without an API key, no model is loaded.", type="permission_error")
         body = await self._read(request, schema.LoadRequest)
-        source = ModelSource(self._allowed_path(body.path) if body.path else body.url or "", body.sha256)
+        places = self.settings.places
+        where = places.check_path(body.path) if body.path is not None else places.check_url(body.url or "")
+        source = ModelSource(where, body.sha256, from_caller=True)
         try:
             loaded = await self.serving.replace(source, body.alias or source.stem)
         except FetchFailed as error:
@@ -276,31 +284,16 @@ class Server:
 
     # Helpers.
 
-    def _allowed_path(self, given: str) -> str:
-        path = Path(given).resolve()
-        folder = self.settings.models_dir
-        if folder is not None and not path.is_relative_to(folder.resolve()):
-            raise invalid("`path` is outside the folder of --models-dir.", param="path")
-        return str(path)
-
     async def _read(self, request: Request, type: type[Body]) -> Body:  # noqa: A002
         """Read and check a body, within limits on its size and time."""
         self.serving.current()  # Refuse before reading a body that would be thrown away.
+        limits = Limits(body_bytes=self.settings.body_bytes_max, body_s=BODY_READ_S)
         try:
-            async with asyncio.timeout(BODY_READ_S):
-                body = await self._read_bytes(request)
-        except TimeoutError:
-            raise ApiError(408, "The body took too long to arrive. Send it again.", code="request_timeout") from None
+            body = await read_body(request.headers, request.receive, limits)
+            check_json(body)
+        except Refusal as refusal:
+            raise ApiError(refusal.status, refusal.message, code=refusal.code) from None
         return schema.parse(body, type)
-
-    async def _read_bytes(self, request: Request) -> bytes:
-        limit = self.settings.body_bytes_max
-        body = bytearray()
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise ApiError(413, f"The request body is larger than {limit} bytes.", code="body_too_large")
-        return bytes(body)
 
     async def _prepare(
         self, work: Callable[[Asked, LoadedModel], Prepared], body: Asked, loaded: LoadedModel
@@ -347,6 +340,8 @@ class Server:
             **lifespan,
         )
         app.add_middleware(KeyCheck, keys=self.settings.api_keys)
+        # Before the key is looked at: a page in a browser on the same machine may be where no key is asked for.
+        app.add_middleware(Guard, hosts=LOOPBACK if self.settings.on_loopback else None)
         return app
 
 
@@ -369,10 +364,6 @@ class KeyCheck:
         given = headers.get(b"x-api-key") or headers.get(b"authorization", b"").removeprefix(b"Bearer ")
         # Every key is compared in full, so that the time reveals nothing.
         return sum(hmac.compare_digest(given, key) for key in self._keys) > 0
-
-
-def _is_loopback(request: Request) -> bool:
-    return request.client is not None and ipaddress.ip_address(request.client.host).is_loopback
 
 
 async def _on_api_error(_request: Request, error: Exception) -> Response:

@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .fetch import Fetch, download
+
+log = logging.getLogger(__name__)
 
 
 class SourceRefused(ValueError):
@@ -22,6 +25,9 @@ class ModelSource:
 
     where: str
     sha256: str | None = None
+    from_caller: bool = False
+    """Whether a request named it: then only a plain file is read, which cannot block, and a download follows no
+    redirects, which could lead anywhere."""
 
     @property
     def is_remote(self) -> bool:
@@ -65,15 +71,22 @@ async def local_model(source: ModelSource, fetch: Fetch) -> AsyncIterator[LocalM
         FetchFailed: The download failed.
     """
     if not source.is_remote:
-        yield await asyncio.to_thread(_verified, Path(source.where), source.sha256)
+        yield await asyncio.to_thread(_named, source)
         return
     if source.sha256 is None:
         raise SourceRefused("A model from a URL needs its SHA-256.")
-    path = await download(source.where, fetch)
+    path = await download(source.where, fetch, follow_redirects=not source.from_caller)
     try:
         yield await asyncio.to_thread(_verified, path, source.sha256)
     finally:
         path.unlink(missing_ok=True)
+
+
+def _named(source: ModelSource) -> LocalModel:
+    path = Path(source.where)
+    if source.from_caller and path.exists() and not path.is_file():
+        raise SourceRefused(f"{path.name} is not a file.")
+    return _verified(path, source.sha256)
 
 
 def _verified(path: Path, sha256: str | None) -> LocalModel:
@@ -86,5 +99,7 @@ def _verified(path: Path, sha256: str | None) -> LocalModel:
     except OSError as error:
         raise SourceRefused(f"Cannot read {path.name}: {os.strerror(error.errno or 0)}.") from error
     if not hmac.compare_digest(found, sha256.lower()):
-        raise SourceRefused(f"The SHA-256 of {path.name} is {found}, not {sha256.lower()}.")
+        # Only the log says what was found: a caller learns nothing of a file but that it is not the one that it named.
+        log.warning("The SHA-256 of %s is %s, not %s.", path.name, found, sha256.lower())
+        raise SourceRefused(f"The SHA-256 of {path.name} is not {sha256.lower()}.")
     return LocalModel(path, found, before)

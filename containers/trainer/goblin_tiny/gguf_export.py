@@ -16,6 +16,8 @@ from .tokenizer import CONTROL_WORDS, END_OF_TEXT, PRE_TOKENIZER, TURN_ENDS, Tok
 
 KINDS = ("q8_0", "f16", "f32", "q4_k_m")
 
+PROMPT_WINDOW = 32_768
+"""Prompts up to this length are answered: the first request of an agent has thousands of tokens."""
 _NORMAL, _CONTROL = 1, 3
 """llama.cpp's token types."""
 
@@ -74,6 +76,7 @@ def _values(recipe: Recipe, tokenizer: Tokenizer, matrices: TensorType) -> dict[
         "general.file_type": gguf_file.FILE_TYPE[matrices],
         "general.quantization_version": 2,
         "goblin.recipe": json.dumps(recipe.to_json()),
+        "goblin.prompt_window": PROMPT_WINDOW,
         "llama.vocab_size": shape.vocabulary,
         "llama.context_length": shape.context,
         "llama.embedding_length": shape.width,

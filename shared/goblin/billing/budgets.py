@@ -53,11 +53,12 @@ async def follow(event: events.Event, deps: BudgetDeps) -> None:
     decision: LedgerEntry | NoAction | IgnoredNotification
     if "billingAccountId" in event.attributes or "budgetId" in event.attributes:
         notice = events.decode(events.CloudBudget, event.data)
-        (total,) = [one for one in await deps.ledger.accounts() if one.name == TOTAL] or [Account(name=TOTAL)]
+        total = await _account(TOTAL, deps)
         budget_id = event.attributes.get("budgetId", "")
         decision = policy.react_to_billing(notice, budget_id=budget_id, limits=total.limits, now=now)
     else:
-        decision = policy.react(events.decode(events.BudgetExceeded, event.data), now=now)
+        crossing = events.decode(events.BudgetExceeded, event.data)
+        decision = policy.react(crossing, await _account(crossing.account, deps), now=now)
     match decision:
         case NoAction(reason=reason):
             log.info("Budget notification without an action: %s", reason)
@@ -69,6 +70,12 @@ async def follow(event: events.Event, deps: BudgetDeps) -> None:
             # On a second delivery too: the first may have crashed between the two steps.
             if decision.kind is EntryKind.FREEZE and deps.scaling is not None:
                 await scale_to_zero.bring_in_line(deps.scaling)
+
+
+async def _account(name: str, deps: BudgetDeps) -> Account:
+    """Load an account with its limits and usage; without them if it has no limit."""
+    found = await deps.ledger.limited((name,)) if ACCOUNT.fullmatch(name) else ()
+    return next(iter(found), Account(name=name))
 
 
 async def thaw(account: str, *, actor: str, wish_id: str, deps: BudgetDeps) -> list[Freeze]:

@@ -18,7 +18,7 @@ from goblin.billing.policy.allocation import ThresholdEvent
 from goblin.billing.policy.settlement import Settlement
 from goblin.billing.ports import AllocationStore, BillSource, Ledger
 from goblin.core.endpoints import Price
-from goblin.core.errors import Conflict, GoblinError, Transient
+from goblin.core.errors import Conflict, GoblinError
 from goblin.core.ports import Clock
 
 log = logging.getLogger(__name__)
@@ -70,14 +70,22 @@ async def settle(deps: SettlementDeps) -> SettlementReport:
     for source in deps.bills:
         try:
             await _settle_provider(source, deps, report, now)
-        except Transient as error:
-            report.unknown[source.provider] = error.message
-            log.warning("The bill of %s is unknown: %s", source.provider, error.message)
+        except Exception as error:
+            # Whatever a bill holds, the other providers' are settled.
+            report.unknown[source.provider] = _reason(error)
+            log.warning(
+                "The bill of %s is unknown: %s", source.provider, _reason(error),
+                exc_info=None if isinstance(error, GoblinError) else error,
+            )  # fmt: skip
     await _believe_the_billless(deps, report, now)
     await _announce(deps, report)
     await _scale(deps, report)
     await _look_at_prices(deps, report, now)
     return report
+
+
+def _reason(error: Exception) -> str:
+    return error.message if isinstance(error, GoblinError) else f"{type(error).__name__}: {error}"
 
 
 async def _settle_provider(source: BillSource, deps: SettlementDeps, report: SettlementReport, now: datetime) -> None:

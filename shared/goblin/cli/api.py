@@ -10,6 +10,7 @@ import httpx
 
 from goblin.cli.deployment import reach
 from goblin.cli.main import fail
+from goblin.cli.terminal import plain
 
 TIMEOUT_S = 120.0
 """`POST /jobs` reads the whole dataset once before it answers."""
@@ -76,6 +77,6 @@ class Api:
 
 def _why(answer: httpx.Response) -> str:
     try:
-        return str(answer.json()["error"]["message"])
+        return plain(str(answer.json()["error"]["message"]))
     except (ValueError, KeyError, TypeError):
         return f"{answer.url} answered with HTTP status {answer.status_code}."

@@ -1,8 +1,9 @@
 """Make `.venv` from `requirements.lock`. Run by the `goblin` script with the Python that it found.
 
-Standard library only: nothing is installed yet. Every download is checked against the lock's hashes.
+Standard library only: nothing is installed yet. Every download is checked against the lock's hashes, pip's own too:
+without uv, the pip that comes inside Python (ensurepip, which downloads nothing) installs the one in the lock first.
 llama-cpp-python is published as source only, so it is built once, with the fewest portable flags, into a wheel in the
-user's cache; the next `.venv` on this machine uses that wheel.
+user's cache, with its digest beside it; the next `.venv` on this machine uses that wheel.
 """
 
 from __future__ import annotations
@@ -13,15 +14,18 @@ import os
 import platform
 import re
 import shutil
+import stat
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 BUILT_FROM_SOURCE = "llama-cpp-python"
+INSTALLER = "pip"
 
 # Portable x86-64 (AVX2, no AVX-512) or plain ARM; no multimodal library. The binding does not need `common`, which only
 # a file that is included after the project starts can leave out.
@@ -103,7 +107,7 @@ def run(label: str, command: list[str], *, env: Mapping[str, str] | None = None,
 
 
 def make_venv(venv: Path, uv: str | None) -> Path:
-    """Create `venv` with pip in it and return its Python.
+    """Create `venv` and return its Python. Nothing is downloaded: uv leaves it empty, and Python brings its own pip.
 
     Raises:
         Stop: This Python cannot make a virtual environment.
@@ -111,7 +115,7 @@ def make_venv(venv: Path, uv: str | None) -> Path:
     python = venv / "bin" / "python"
     shutil.rmtree(venv, ignore_errors=True)
     if uv:
-        run("making .venv", [uv, "venv", "--quiet", "--seed", "--python", sys.executable, str(venv)])
+        run("making .venv", [uv, "venv", "--quiet", "--no-project", "--python", sys.executable, str(venv)])
         return python
     done = subprocess.run([sys.executable, "-m", "venv", str(venv)], capture_output=True, text=True, check=False)
     if done.returncode:
@@ -152,8 +156,8 @@ def compiler_missing() -> str | None:
     )
 
 
-def build_wheel(python: Path, entry: str, cache: Path, work: Path) -> Path:
-    """Build llama-cpp-python from its hash-checked source into `cache` and return the wheel.
+def build_wheel(python: Path, entry: str, work: Path) -> Path:
+    """Build llama-cpp-python from its hash-checked source, with the tools that are installed, and return the wheel.
 
     Raises:
         Stop: There is no compiler, or the build failed.
@@ -178,19 +182,86 @@ def build_wheel(python: Path, entry: str, cache: Path, work: Path) -> Path:
         "--wheel-dir", str(built), "-r", str(source),
     ]  # fmt: skip
     run("compiling llama.cpp", command, env=env)
-    wheel = next(built.glob("*.whl"))
-    cache.mkdir(parents=True, exist_ok=True)
-    # Rename inside the folder, so that a killed build leaves no incomplete wheel.
-    shutil.copy(wheel, cache / f".{wheel.name}.{os.getpid()}")
-    return (cache / f".{wheel.name}.{os.getpid()}").rename(cache / wheel.name)
+    return next(built.glob("*.whl"))
+
+
+@contextmanager
+def own_folder(cache: Path) -> Iterator[Path | None]:
+    """Lock the cache folder, which only this user can read or write; None if it cannot be made so."""
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    status = cache.lstat()
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        say(f"{cache} is not a folder of this user, so it is not used. Delete it to have a cache again.")
+        yield None
+        return
+    if status.st_mode & 0o022:
+        say(f"{cache} was writable by others, so what is in it is not used")
+        empty(cache)
+    cache.chmod(0o700)
+    descriptor = os.open(cache, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)  # Another checkout may be building the same wheel.
+        yield cache
+    finally:
+        os.close(descriptor)
+
+
+def empty(folder: Path) -> None:
+    """Delete what is in a folder."""
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+
+
+def digest_file(wheel: Path) -> Path:
+    """Return the file that holds a cached wheel's SHA-256."""
+    return wheel.with_name(f"{wheel.name}.sha256")
+
+
+def cached(cache: Path, work: Path) -> tuple[Path, str] | None:
+    """Copy the cached wheel into `work`, checked; return the copy and its SHA-256. None if there is none to trust."""
+    for wheel in sorted(cache.glob("*.whl")):
+        try:
+            said, data = digest_file(wheel).read_text().strip(), wheel.read_bytes()
+        except FileNotFoundError:
+            say(f"{wheel} has no digest beside it, so it is built again")
+            continue
+        if hashlib.sha256(data).hexdigest() != said:
+            say(f"{wheel} is not what was built: its digest is another, so it is built again")
+            continue
+        # A copy, so that what is installed is what was read here.
+        copy = work / wheel.name
+        copy.write_bytes(data)
+        return copy, said
+    return None
+
+
+def keep(wheel: Path, digest: str, cache: Path) -> None:
+    """Put a wheel into the cache, in place of what is there. A killed process leaves one without digest, or none."""
+    empty(cache)
+    draft = cache / f".{wheel.name}"
+    shutil.copy(wheel, draft)
+    draft.chmod(0o600)
+    draft.rename(cache / wheel.name)
+    digest_file(cache / wheel.name).write_text(f"{digest}\n")
 
 
 def install_built(python: Path, entry: str, work: Path) -> None:
-    """Install llama-cpp-python from the cache; build it first if the cache has no wheel."""
-    cache = wheel_cache(entry)
-    wheel = next(iter(cache.glob("*.whl")), None) or build_wheel(python, entry, cache, work)
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps"]
-    run("installing llama.cpp", [*command, "--no-index", str(wheel)])
+    """Install llama-cpp-python from the cache; build it first if the cache has no wheel that can be trusted."""
+    with own_folder(wheel_cache(entry)) as cache:
+        found = cached(cache, work) if cache else None
+        if found is None:
+            wheel = build_wheel(python, entry, work)
+            found = wheel, hashlib.sha256(wheel.read_bytes()).hexdigest()
+            if cache:
+                keep(*found, cache)
+    wheel, digest = found
+    wanted = work / "built.txt"
+    wanted.write_text(f"{wheel} --hash=sha256:{digest}\n")
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--no-deps", "--no-index"]
+    run("installing llama.cpp", [*command, "--require-hashes", "-r", str(wanted)])
 
 
 def make(root: Path) -> None:
@@ -221,6 +292,10 @@ def make_from(root: Path, venv: Path, lock: str) -> None:
     python = make_venv(venv, uv)
     with tempfile.TemporaryDirectory(prefix="goblin-") as name:
         work = Path(name)
+        if not uv:
+            install(python, None, [entries[INSTALLER]], work, "installing pip, checked by its hash")
+            # Python 3.11 brings this one too, and nothing here needs it.
+            run("removing setuptools", [str(python), "-m", "pip", "uninstall", "--quiet", "--yes", "setuptools"])
         wheels = [text for package, text in entries.items() if package != BUILT_FROM_SOURCE]
         install(python, uv, wheels, work, f"installing {len(wheels)} packages, each checked by its hash")
         install_built(python, entries[BUILT_FROM_SOURCE], work)

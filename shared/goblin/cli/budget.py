@@ -15,6 +15,7 @@ import msgspec
 from goblin.billing import budgets as service
 from goblin.billing.domain.accounts import Limit, Period, WhenUnreachable
 from goblin.billing.domain.ledger import Balance, BudgetAction, Freeze, LedgerEntry, month_of
+from goblin.cli import terminal
 from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
 from goblin.core.money import USD_MICROS, show_usd
@@ -81,13 +82,13 @@ def set_limit(
 
     known = run(work())
     if chosen is not None and not known:
-        click.echo(f"goblin: Warning: nothing spends under {account} here. Check its spelling.", err=True)
+        terminal.echo(f"goblin: Warning: nothing spends under {account} here. Check its spelling.", err=True)
     if as_json:
-        click.echo(msgspec.json.encode({"account": account, "period": period, "limit": chosen}).decode())
+        terminal.echo_json(msgspec.json.encode({"account": account, "period": period, "limit": chosen}).decode())
     elif chosen is None:
-        click.echo(f"{account} has no limit per {period} now")
+        terminal.echo(f"{account} has no limit per {period} now")
     else:
-        click.echo(f"{account}: {show_usd(chosen.limit_usd_micros)} per {period}, then {chosen.action}")
+        terminal.echo(f"{account}: {show_usd(chosen.limit_usd_micros)} per {period}, then {chosen.action}")
 
 
 def _micros(dollars: str) -> int:
@@ -126,7 +127,10 @@ def show(month: str | None, as_json: bool, data: Path | None) -> None:
         )
 
     said = run(work())
-    click.echo(msgspec.json.encode(said).decode() if as_json else "\n".join(_lines(said)))
+    if as_json:
+        terminal.echo_json(msgspec.json.encode(said).decode())
+    else:
+        terminal.echo("\n".join(_lines(said)))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -177,8 +181,8 @@ def thaw(account: str, as_json: bool, data: Path | None) -> None:
 
     lifted = run(work())
     if as_json:
-        click.echo(msgspec.json.encode({"account": account, "lifted": lifted}).decode())
+        terminal.echo_json(msgspec.json.encode({"account": account, "lifted": lifted}).decode())
         return
-    click.echo(f"{account} is thawed. It was frozen because:")
+    terminal.echo(f"{account} is thawed. It was frozen because:")
     for freeze in lifted:
-        click.echo(f"  {freeze.reason}")
+        terminal.echo(f"  {terminal.plain(freeze.reason)}")

@@ -23,7 +23,7 @@ import click
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from goblin.cli import paths
+from goblin.cli import paths, terminal
 from goblin.cli.main import fail
 
 MARKER = ".goblin-bundle"
@@ -213,12 +213,12 @@ def bundle(folder: Path, archive: Path | None) -> None:
     try:
         files = contents(root)
         write_folder(folder, files)
-        click.echo(f"{folder}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.2f} MB", err=True)
+        terminal.echo(f"{folder}: {len(files)} files, {sum(map(len, files.values())) / 1e6:.2f} MB", err=True)
         if archive is not None:
             data = archive_of(files)
             archive.parent.mkdir(parents=True, exist_ok=True)
             archive.write_bytes(data)
-            click.echo(f"{hashlib.sha256(data).hexdigest()}  {archive}")
+            terminal.echo(f"{hashlib.sha256(data).hexdigest()}  {archive}")
     except BundleRefused as reason:
         fail(str(reason))
     except OSError as error:

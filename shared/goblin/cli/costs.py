@@ -14,6 +14,7 @@ from goblin.billing.domain.accounts import Allocation
 from goblin.billing.domain.ledger import Balance, month_of
 from goblin.billing.policy.cost_report import GroupBy
 from goblin.billing.policy.cost_report import costs as split
+from goblin.cli import terminal
 from goblin.cli.deployment import reach, run
 from goblin.cli.main import DATA, fail
 from goblin.core.money import show_usd
@@ -41,7 +42,7 @@ def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
     balances, allocations = run(work())
     found = split(balances, month=window, by=GroupBy(by), now=now, allocations=allocations)
     if as_json:
-        click.echo(msgspec.json.encode(found).decode())
+        terminal.echo_json(msgspec.json.encode(found).decode())
         return
     for line in found.lines:
         runs = (
@@ -49,11 +50,11 @@ def costs(month: str | None, by: str, as_json: bool, data: Path | None) -> None:
             if line.running_usd_micros
             else ""
         )
-        click.echo(f"{line.name:<32} {show_usd(line.spent_usd_micros):>16}  {line.entries} entries{runs}")
+        terminal.echo(f"{line.name:<32} {show_usd(line.spent_usd_micros):>16}  {line.entries} entries{runs}")
     if found.unattributed_usd_micros:
-        click.echo(f"{'(without a ' + found.by + ')':<32} {show_usd(found.unattributed_usd_micros):>16}")
-    click.echo(f"{'total in ' + window:<32} {show_usd(found.total_usd_micros):>16}")
+        terminal.echo(f"{'(without a ' + found.by + ')':<32} {show_usd(found.unattributed_usd_micros):>16}")
+    terminal.echo(f"{'total in ' + window:<32} {show_usd(found.total_usd_micros):>16}")
     if found.running_usd_micros:
-        click.echo(f"{'reserved for running instances':<32} {show_usd(found.running_usd_micros):>16}")
+        terminal.echo(f"{'reserved for running instances':<32} {show_usd(found.running_usd_micros):>16}")
     if found.forecast_usd_micros != found.total_usd_micros:
-        click.echo(f"{'forecast to the end of month':<32} {show_usd(found.forecast_usd_micros):>16}")
+        terminal.echo(f"{'forecast to the end of month':<32} {show_usd(found.forecast_usd_micros):>16}")

@@ -11,17 +11,16 @@ from typing import Any
 
 import click
 
+from goblin.cli import terminal
 from goblin.cli.api import needed
 from goblin.cli.deployment import reach
 from goblin.cli.main import DATA, fail
-from goblin.core.events import TOPICS
+from goblin.core.events import REASON, SOURCE, TOPICS
 
 PULL_S = 2.0
 CALL_S = 10.0
 LISTED_MAX = 100
 SHOWN_BYTES_MAX = 300
-SOURCE = "CloudPubSubDeadLetterSource"
-"""Prefix of the attributes that Pub/Sub adds to a dead letter: its subscription, its delivery count."""
 
 TOPIC = click.argument("topic", type=click.Choice(sorted(TOPICS)), required=False)
 
@@ -43,11 +42,13 @@ def list_letters(topic: str | None, as_json: bool, data: Path | None) -> None:
             _give_back(subscriber, project, name, [letter.ack_id for letter in held])
             found += [_row(name, letter) for letter in held]
     if as_json:
-        click.echo(json.dumps(found))
+        terminal.echo_json(json.dumps(found))
         return
     for row in found:
-        click.echo(f"{row['topic']}  {row['message_id']}  {row['published_at']}\n    {row['data']}")
-    click.echo(f"{len(found)} dead letter{'' if len(found) == 1 else 's'}")
+        terminal.echo(f"{row['topic']}  {row['message_id']}  {row['published_at']}\n    {terminal.plain(row['data'])}")
+        if row["reason"]:
+            terminal.echo(f"    {terminal.plain(row['reason'])}")
+    terminal.echo(f"{len(found)} dead letter{'' if len(found) == 1 else 's'}")
 
 
 @dead_letters.command()
@@ -70,9 +71,9 @@ def replay(topic: str | None, message_id: str | None, as_json: bool, data: Path 
                 _acknowledge(subscriber, project, name, letter.ack_id)
                 replayed.append({"topic": name, "message_id": letter.message.message_id})
     if as_json:
-        click.echo(json.dumps(replayed))
+        terminal.echo_json(json.dumps(replayed))
         return
-    click.echo(f"{len(replayed)} replayed")
+    terminal.echo(f"{len(replayed)} replayed")
 
 
 @contextmanager
@@ -136,19 +137,27 @@ def _acknowledge(subscriber: Any, project: str, topic: str, ack_id: str) -> None
 
 
 def _attributes(letter: Any) -> dict[str, str]:
-    """Return the message's own attributes, without those that Pub/Sub added when it gave up."""
-    return {name: value for name, value in letter.message.attributes.items() if not name.startswith(SOURCE)}
+    """Return the message's own attributes, without those that were added when it became a dead letter."""
+    return {
+        name: value
+        for name, value in letter.message.attributes.items()
+        if not name.startswith(SOURCE) and name != REASON
+    }
 
 
 def _row(topic: str, letter: Any) -> dict[str, Any]:
     message = letter.message
-    text = message.data[:SHOWN_BYTES_MAX].decode("utf-8", "replace")
     return {
         "topic": topic,
         "message_id": message.message_id,
         "published_at": message.publish_time.isoformat(),
         "delivery_count": message.attributes.get(f"{SOURCE}DeliveryCount"),
-        # One line without control characters, because a terminal would execute them.
-        "data": "".join(sign if sign.isprintable() else " " for sign in text),
+        "reason": _line(message.attributes.get(REASON, "")),
+        "data": _line(message.data[:SHOWN_BYTES_MAX].decode("utf-8", "replace")),
         "attributes": _attributes(letter),
     }
+
+
+def _line(text: str) -> str:
+    """Return one line without control characters, because a terminal would execute them."""
+    return "".join(sign if sign.isprintable() else " " for sign in text)

@@ -17,7 +17,7 @@ from typing import TypeVar
 
 import click
 
-from goblin.cli import paths
+from goblin.cli import paths, terminal
 from goblin.cli.deployment import person
 from goblin.cli.diagnosis import reason_of
 from goblin.cli.main import fail
@@ -209,9 +209,9 @@ class _Deployment:
         self._build()
         self._key()
         if self._plan_only:
-            click.echo("\nNothing was changed. Deploy with: ./goblin deploy --project " + self._to.project)
+            terminal.echo("\nNothing was changed. Deploy with: ./goblin deploy --project " + self._to.project)
         else:
-            click.echo(f"\nDeployed. What it still lacks: ./goblin doctor --project {self._to.project}")
+            terminal.echo(f"\nDeployed. What it still lacks: ./goblin doctor --project {self._to.project}")
 
     def _credentials(self) -> None:
         self._title("credentials for Terraform")
@@ -244,7 +244,7 @@ class _Deployment:
         if not has_state:
             self._show(init)
             self._show((*TERRAFORM, "apply", *self._variables({})))
-            click.echo("  would run; its plan can be shown once the bucket exists")
+            terminal.echo("  would run; its plan can be shown once the bucket exists")
             return
         self._run(init)
         words = self._variables(self._images_in_use())
@@ -276,12 +276,12 @@ class _Deployment:
             )  # fmt: skip
             versions = _json(asked, list, None)
             if versions is None:
-                click.echo(f"  The versions of secret {name} could not be read.")
+                terminal.echo(f"  The versions of secret {name} could not be read.")
             elif not any(isinstance(row, dict) and row.get("state") == "ENABLED" for row in versions):
                 empty.append(name)
         if empty:
             for name in empty:
-                click.echo(
+                terminal.echo(
                     f"  printf %s KEY | gcloud secrets versions add {name} --project={self._to.project} --data-file=-"
                 )
             raise DeployRefused(
@@ -317,9 +317,9 @@ class _Deployment:
     def _key(self) -> None:
         name = person()
         self._title(f"an API key called {name}")
-        click.echo(f'  $ eval "$(terraform -chdir=terraform output -raw env)" && ./goblin keys create {name}')
+        terminal.echo(f'  $ eval "$(terraform -chdir=terraform output -raw env)" && ./goblin keys create {name}')
         if self._plan_only:
-            click.echo("  would run")
+            terminal.echo("  would run")
             return
         said = _asked(self._to.root, *TERRAFORM, "output", "-raw", "env")
         environment = {**os.environ, **exported(said.stdout)}
@@ -333,7 +333,7 @@ class _Deployment:
                 "command again."
             )
         if any(isinstance(key, dict) and (key.get("name"), key.get("state")) == (name, "good") for key in known):
-            click.echo("  done already; ./goblin keys list shows it")
+            terminal.echo("  done already; ./goblin keys list shows it")
             return
         if subprocess.run(
             [*goblin, "keys", "create", name], cwd=self._to.root, env=environment, check=False
@@ -342,16 +342,16 @@ class _Deployment:
 
     def _title(self, text: str) -> None:
         self._step += 1
-        click.echo(f"\n[{self._step}/{STEPS}] {text}")
+        terminal.echo(f"\n[{self._step}/{STEPS}] {text}")
 
     def _show(self, words: Sequence[str]) -> None:
-        click.echo(f"  $ {shlex.join(words)}")
+        terminal.echo(f"  $ {shlex.join(words)}")
 
     def _do(self, *words: str, done: bool = False) -> None:
         """Run a command that changes something, unless it is done, or only planned."""
         if done or self._plan_only:
             self._show(words)
-            click.echo("  done already" if done else "  would run")
+            terminal.echo("  done already" if done else "  would run")
             return
         self._run(words)
 
@@ -361,7 +361,7 @@ class _Deployment:
         started = time.monotonic()
         if subprocess.run(words, cwd=self._to.root, check=False).returncode:
             raise self._failed(shlex.join(words[:3]))
-        click.echo(f"  done in {time.monotonic() - started:.0f} s")
+        terminal.echo(f"  done in {time.monotonic() - started:.0f} s")
 
     def _output(self, name: str) -> subprocess.CompletedProcess[str]:
         """Ask for an output of Terraform; before the first apply it ends with an error."""

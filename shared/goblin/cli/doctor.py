@@ -17,7 +17,7 @@ from typing import Any
 import click
 import httpx
 
-from goblin.cli import diagnosis, paths
+from goblin.cli import diagnosis, paths, terminal
 from goblin.cli.diagnosis import Facts, Finding, Image, State
 from goblin.cli.main import fail
 from goblin.cli.terminal import plain
@@ -61,23 +61,23 @@ def doctor(project: str | None, region: str, prefix: str, as_json: bool) -> None
     except Unread as reason:
         fail(str(reason))
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found]))
+        terminal.echo_json(json.dumps([asdict(one) for one in found]))
     else:
         for one in found:
             _show(one)
     missing = sum(one.state == State.MISSING for one in found)
     unread = sum(one.state == State.UNKNOWN for one in found)
-    click.echo(f"{missing} missing, {unread} unknown, of {len(found)} findings", err=True)
+    terminal.echo(f"{missing} missing, {unread} unknown, of {len(found)} findings", err=True)
     if missing:
         raise SystemExit(1)
 
 
 def _show(finding: Finding) -> None:
-    click.echo(f"{MARKS[finding.state]}  {finding.check:<18}  {plain(finding.what)}")
+    terminal.echo(f"{MARKS[finding.state]}  {finding.check:<18}  {plain(finding.what)}")
     if finding.proof:
-        click.echo(f"         shown by: {finding.proof}")
+        terminal.echo(f"         shown by: {finding.proof}")
     if finding.mend:
-        click.echo(f"         mend:     {plain(finding.mend)}")
+        terminal.echo(f"         mend:     {plain(finding.mend)}")
 
 
 def _project(named: str | None) -> str:

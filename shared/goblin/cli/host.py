@@ -21,6 +21,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from goblin.cli import paths as places
 from goblin.cli.loading import load_all
+from httpguard import LOOPBACK, Guard
+from httpguard.protocol import Protocol
 from localcloud.front_end import FrontEnd, Refused
 
 log = logging.getLogger(__name__)
@@ -122,11 +124,13 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--only", default="", help="File names of the functions to serve, with commas. Default: all.")
     said = parser.parse_args()
+    host = build(
+        places.functions_folder(), places.declaration(), only=[name for name in said.only.split(",") if name],
+        front_end=_front_end(), url=os.environ.get("GOBLIN_JOBS_URL") or os.environ.get("GOBLIN_URL", ""),
+    )  # fmt: skip
     uvicorn.run(
-        build(
-            places.functions_folder(), places.declaration(), only=[name for name in said.only.split(",") if name],
-            front_end=_front_end(), url=os.environ.get("GOBLIN_JOBS_URL") or os.environ.get("GOBLIN_URL", ""),
-        ), host="127.0.0.1", port=said.port, lifespan="off",
+        # A browser on this machine reaches the port too, but only the console's own page may ask.
+        Guard(host, hosts=LOOPBACK), host="127.0.0.1", port=said.port, lifespan="off", http=Protocol, ws="none",
         # No log format of uvicorn's own: the functions have set up the one that production has, in goblin.web.logs.
         log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S,
     )  # fmt: skip

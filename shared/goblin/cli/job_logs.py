@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import click
-
 from goblin.cli import terminal
 from goblin.cli.api import Api, NoAnswer
 from goblin.cli.job_show import ENDED
@@ -23,8 +21,8 @@ def show(api: Api, job_id: str, attempt: int | None) -> None:
     """Print the end of a log as it is now."""
     said = api.get(f"/jobs/{job_id}/logs", **_query(attempt))
     if not said["whole"]:
-        click.echo(f"(attempt {said['attempt']}: only the end is shown; the beginning is in the bucket)", err=True)
-    click.echo(terminal.lines(said["text"]), nl=False)
+        terminal.echo(f"(attempt {said['attempt']}: only the end is shown; the beginning is in the bucket)", err=True)
+    terminal.echo(terminal.lines(said["text"]), nl=False)
 
 
 def follow(api: Api, job_id: str, attempt: int | None) -> None:
@@ -43,8 +41,8 @@ def follow(api: Api, job_id: str, attempt: int | None) -> None:
             if said:
                 if said["attempt"] != shown:
                     shown, seen = said["attempt"], ""
-                    click.echo(f"--- attempt {shown} on {job['provider']}", err=True)
-                click.echo(terminal.lines(news(seen, said["text"])), nl=False)
+                    terminal.echo(f"--- attempt {shown} on {job['provider']}", err=True)
+                terminal.echo(terminal.lines(news(seen, said["text"])), nl=False)
                 seen = said["text"]
             if job["state"] in ENDED or (attempt is not None and job["attempt"] > attempt):
                 return

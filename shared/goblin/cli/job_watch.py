@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from datetime import datetime
 from typing import Any, NoReturn
 
-import click
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -34,10 +33,10 @@ def watch(api: Api, job_id: str, *, as_json: bool) -> NoReturn:
     try:
         last = follow(api, job_id)
     except KeyboardInterrupt:
-        click.echo(f"\n{job_id} still runs. Watch it again: goblin jobs watch {job_id}", err=True)
+        terminal.echo(f"\n{job_id} still runs. Watch it again: goblin jobs watch {job_id}", err=True)
         raise SystemExit(INTERRUPTED) from None
     if not as_json:
-        click.echo(f"{job_id} {last['state']}: {terminal.plain(last['reason'])}; {money(last)}")
+        terminal.echo(f"{job_id} {last['state']}: {terminal.plain(last['reason'])}; {money(last)}")
     raise SystemExit(0 if last["state"] == "succeeded" else 1)
 
 
@@ -75,7 +74,7 @@ def _standing(job: Told) -> tuple[Any, ...]:
 def _in_json(api: Api, job_id: str) -> Told:
     last: Told = {}
     for last in _changes(api, job_id):
-        click.echo(json.dumps(last))
+        terminal.echo_json(json.dumps(last))
     return last
 
 
@@ -86,7 +85,7 @@ def _in_lines(api: Api, job_id: str) -> Told:
         now = time.monotonic()
         if _standing(last) != stood or now - said_at >= LINE_S:
             stood, said_at = _standing(last), now
-            click.echo(f"{datetime.now().astimezone():%H:%M:%S} {line(last)}")
+            terminal.echo(f"{datetime.now().astimezone():%H:%M:%S} {line(last)}")
     return last
 
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 import click
 
+from goblin.cli import terminal
 from goblin.cli.api import Api, needed
 from goblin.cli.job_options import HOURS_MAX, Deadline, Dollars, Gpu, Parameter, memory_mib
 from goblin.cli.main import DATA, fail
@@ -120,13 +121,13 @@ def submit(
 
         job_watch.watch(api, job_id, as_json=as_json)
     if as_json:
-        click.echo(json.dumps(job))
+        terminal.echo_json(json.dumps(job))
     else:
-        from goblin.cli import job_show, terminal
+        from goblin.cli import job_show
 
-        click.echo(f"{job_id} is {job['state']}: {terminal.plain(job_show.why(job))}")
+        terminal.echo(f"{job_id} is {job['state']}: {terminal.plain(job_show.why(job))}")
         if job["state"] != "refused":
-            click.echo(f"Follow it with: goblin jobs watch {job_id}")
+            terminal.echo(f"Follow it with: goblin jobs watch {job_id}")
     if job["state"] == "refused":
         raise SystemExit(1)
 
@@ -185,9 +186,9 @@ def list_jobs(limit: int, as_json: bool, data: Path | None) -> None:
     """List the newest jobs."""
     found = Api(data).get("/jobs", limit=limit)["data"]
     if as_json:
-        click.echo(json.dumps(found))
+        terminal.echo_json(json.dumps(found))
         return
-    from goblin.cli import job_show, terminal
+    from goblin.cli import job_show
 
     terminal.write(job_show.listed(found))
 
@@ -200,9 +201,9 @@ def show(job_id: str, as_json: bool, data: Path | None) -> None:
     """Show one job: progress, cost, placement with its reasons, history."""
     job = Api(data).get(f"/jobs/{job_id}")
     if as_json:
-        click.echo(json.dumps(job))
+        terminal.echo_json(json.dumps(job))
         return
-    from goblin.cli import job_show, terminal
+    from goblin.cli import job_show
 
     terminal.write(*job_show.job(job))
 
@@ -232,7 +233,7 @@ def logs(job_id: str, attempt: int | None, following: bool, as_json: bool, data:
 
     api = Api(data)
     if as_json:
-        click.echo(json.dumps(api.get(f"/jobs/{job_id}/logs", **({"attempt": attempt} if attempt else {}))))
+        terminal.echo_json(json.dumps(api.get(f"/jobs/{job_id}/logs", **({"attempt": attempt} if attempt else {}))))
     elif following:
         job_logs.follow(api, job_id, attempt)
     else:
@@ -246,7 +247,7 @@ def logs(job_id: str, attempt: int | None, following: bool, as_json: bool, data:
 def cancel(job_id: str, as_json: bool, data: Path | None) -> None:
     """Cancel a job; unfinished work is not written to its output."""
     job = Api(data).post(f"/jobs/{job_id}/cancel")
-    click.echo(json.dumps(job) if as_json else f"{job_id} is {job['state']}")
+    terminal.echo_json(json.dumps(job) if as_json else f"{job_id} is {job['state']}")
 
 
 def create(uri: str, file: Path) -> None:

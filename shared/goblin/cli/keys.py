@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 import msgspec
 
+from goblin.cli import terminal
 from goblin.cli.deployment import reach, run
 from goblin.cli.main import DATA, fail
 from goblin.core.errors import NotFound
@@ -94,10 +95,12 @@ def create(
 
     run(work())
     if as_json:
-        click.echo(msgspec.json.encode({"key": secret, **_fields(key)}).decode())
+        terminal.echo_json(msgspec.json.encode({"key": secret, **_fields(key)}).decode())
         return
-    click.echo(secret)
-    click.echo(f"{name}: {', '.join(key.scopes)}. Keep the key: it is not stored and cannot be shown again.", err=True)
+    terminal.echo(secret)
+    terminal.echo(
+        f"{name}: {', '.join(key.scopes)}. Keep the key: it is not stored and cannot be shown again.", err=True
+    )
 
 
 @keys.command(name="list")
@@ -108,12 +111,12 @@ def list_keys(as_json: bool, data: Path | None) -> None:
     reach(data)
     found = run(_all())
     if as_json:
-        click.echo(msgspec.json.encode({"keys": [_fields(key) for key in found]}).decode())
+        terminal.echo_json(msgspec.json.encode({"keys": [_fields(key) for key in found]}).decode())
         return
     for key in found:
-        click.echo(f"{key.digest[:SHOWN]}  {_state(key, datetime.now(UTC)):<8} {key.name:<24} {_limits(key)}")
+        terminal.echo(f"{key.digest[:SHOWN]}  {_state(key, datetime.now(UTC)):<8} {key.name:<24} {_limits(key)}")
     if not found:
-        click.echo("no keys; make one with: goblin keys create NAME")
+        terminal.echo("no keys; make one with: goblin keys create NAME")
 
 
 @keys.command()
@@ -134,9 +137,9 @@ def revoke(which: str, as_json: bool, data: Path | None) -> None:
 
     key = run(work())
     if as_json:
-        click.echo(msgspec.json.encode({"revoked": key.digest[:SHOWN], "name": key.name}).decode())
+        terminal.echo_json(msgspec.json.encode({"revoked": key.digest[:SHOWN], "name": key.name}).decode())
         return
-    click.echo(f"{key.name} ({key.digest[:SHOWN]}) is revoked and stops working within 60 s; its jobs end.")
+    terminal.echo(f"{key.name} ({key.digest[:SHOWN]}) is revoked and stops working within 60 s; its jobs end.")
 
 
 async def _all() -> Sequence[ApiKey]:

@@ -16,7 +16,7 @@ from typing import IO, Any, ClassVar, Literal, NoReturn
 import click
 
 from goblin import __version__
-from goblin.cli import paths
+from goblin.cli import paths, terminal
 
 NO_PROBES = {
     "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
@@ -42,7 +42,7 @@ class BadWords(click.ClickException):
     exit_code = 2
 
     def show(self, file: IO[Any] | None = None) -> None:
-        click.echo(f"goblin: {self.message}", file=file, err=file is None)
+        terminal.echo(f"goblin: {self.message}", err=True)
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def main() -> None:
 
 def fail(message: str) -> NoReturn:
     """Print one line that says what is wrong and what to do; exit with 1."""
-    click.echo(f"goblin: {message}", err=True)
+    terminal.echo(f"goblin: {message}", err=True)
     raise SystemExit(1)
 
 
@@ -135,7 +135,7 @@ def up(
     from goblin.cli import up as running
 
     def say(text: str) -> None:
-        click.echo(f"goblin: {text}", err=True)
+        terminal.echo(f"goblin: {text}", err=True)
 
     def ready(variables: dict[str, str], seconds: float) -> None:
         _show_ready(variables, folder, seconds)
@@ -155,7 +155,6 @@ def up(
 
 def _show_ready(variables: dict[str, str], folder: Path, seconds: float) -> None:
     """Print that everything is ready, the addresses, and how to use them."""
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
@@ -168,7 +167,7 @@ def _show_ready(variables: dict[str, str], folder: Path, seconds: float) -> None
     rows += [("data", str(folder))]
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, soft_wrap=True)
+    console = terminal.console(soft_wrap=True)
     console.print(f"\n[bold green]ready[/] in {seconds:.1f} s\n")
     console.print(table)
     command = "./goblin" if paths.checkout() else "goblin"
@@ -185,7 +184,7 @@ def env(data: Path | None) -> None:
         fail(f"No Goblin is ready on {folder}. Start it with: ./goblin up")
         return
     for name, value in (variables | NO_PROBES).items():
-        click.echo(f"export {name}={shlex.quote(value)}")
+        terminal.echo(f"export {name}={shlex.quote(value)}")
 
 
 def _checkout() -> Path:
@@ -215,18 +214,18 @@ def bench(name: str | None, as_json: bool, plot: Path | None, words: tuple[str, 
     folder = _checkout() / "tests" / "bench"
     known = sorted(file.stem for file in folder.glob("[a-z]*.py"))
     if name is None:
-        click.echo("\n".join(known))
+        terminal.echo("\n".join(known))
         return
     if name not in known:
         fail(f"There is no benchmark {name!r}. Choose one of: {', '.join(known)}.")
     sys.path.insert(0, str(folder.parent.parent))
     measured: dict[str, Any] = runpy.run_path(str(folder / f"{name}.py"))
     result = measured["run"](list(words))
-    click.echo(measured["table"](result))
+    terminal.echo(measured["table"](result))
     if plot is not None:
         if "plot" not in measured:
             fail(f"The benchmark {name} has no plot. Run it without --plot.")
         measured["plot"](result, plot)
-        click.echo(f"plot: {plot}")
+        terminal.echo(f"plot: {plot}")
     if as_json:
-        click.echo(json.dumps(result))
+        terminal.echo_json(json.dumps(result))

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import httpx
 
+from goblin.cli import terminal
 from goblin.cli.deployment import reach
 from goblin.cli.fakes import URL
 from goblin.cli.main import DATA, fail
@@ -33,9 +34,8 @@ def market(context: click.Context, as_json: bool, data: Path | None) -> None:
     if context.invoked_subcommand is None:
         seen = _look(data)
         if as_json:
-            click.echo(json.dumps(seen))
+            terminal.echo_json(json.dumps(seen))
             return
-        from goblin.cli import terminal
 
         terminal.write(*_shown(seen))
 
@@ -91,7 +91,7 @@ def price(machine: int, floor: float | None, price: float | None, data: Path | N
         raise click.UsageError("Give --floor or --price, in dollars per GPU and hour")
     prices = {"floor": floor, "price": price}
     _ask(data, "POST", "/price", {"machine_id": machine} | {k: v for k, v in prices.items() if v is not None})
-    click.echo(f"machine {machine} has a new price")
+    terminal.echo(f"machine {machine} has a new price")
 
 
 def _look(data: Path | None) -> dict[str, Any]:
@@ -102,7 +102,7 @@ def _look(data: Path | None) -> dict[str, Any]:
 def _pull(data: Path | None, lever: str, instance: str, **said: Any) -> None:
     label = instance if instance.startswith("goblin-") else _newest(_look(data), instance)
     _ask(data, "POST", f"/{lever}", {"label": label, **said})
-    click.echo(f"{lever}: {label}")
+    terminal.echo(f"{lever}: {label}")
 
 
 def _newest(seen: Mapping[str, Any], job_id: str) -> str:
@@ -167,8 +167,6 @@ def _shown(seen: Mapping[str, Any]) -> Iterator[Any]:
 
 def _table(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     from rich.table import Table
-
-    from goblin.cli import terminal
 
     table = Table(box=None, padding=(0, 2, 0, 0))
     for title in titles:

@@ -10,6 +10,7 @@ from typing import Any
 import click
 import msgspec
 
+from goblin.cli import terminal
 from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
 from goblin.core.errors import InvalidRequest, NotFound
@@ -68,20 +69,19 @@ def register(name: ModelName, version: str, file: Path, as_json: bool, data: Pat
     reach(data)
     done = run(_register(name, version, file))
     if as_json:
-        click.echo(_json(_version_row(done)))
+        terminal.echo_json(_json(_version_row(done)))
     else:
-        click.echo(f"{name} {version} is registered: {done.artifact.uri}\nsha256 {done.artifact.sha256}")
+        terminal.echo(f"{name} {version} is registered: {done.artifact.uri}\nsha256 {done.artifact.sha256}")
 
 
 async def _register(name: ModelName, version: str, file: Path) -> Version:
-    from rich.console import Console
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
     from goblin.wiring import registry as registry_wiring
 
     columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
     size = file.stat().st_size  # noqa: ASYNC240 - nothing else runs here
-    with Progress(*columns, console=Console(stderr=True), transient=True) as shown:
+    with Progress(*columns, console=terminal.console(stderr=True), transient=True) as shown:
         task = shown.add_task("digest", total=2 * size)
 
         def progress(done: int) -> None:
@@ -145,7 +145,7 @@ def list_models(as_json: bool, data: Path | None) -> None:
 
     found = run(work())
     if as_json:
-        click.echo(_json({"models": [_overview_row(one) for one in found]}))
+        terminal.echo_json(_json({"models": [_overview_row(one) for one in found]}))
         return
     _table(
         ("model", "production", "versions", "served by", "refused by"),
@@ -181,7 +181,7 @@ def show(name: ModelName, as_json: bool, data: Path | None) -> None:
 
     found, moves = run(work())
     if as_json:
-        click.echo(_json({**_overview_row(found), "history": [_move_row(move) for move in moves]}))
+        terminal.echo_json(_json({**_overview_row(found), "history": [_move_row(move) for move in moves]}))
         return
     _table(
         ("version", "size", "sha256", "registered", "by"),
@@ -195,7 +195,7 @@ def show(name: ModelName, as_json: bool, data: Path | None) -> None:
         [(str(m.seq), m.version, _when(m.promoted_at), m.promoted_by, m.reason) for m in moves],
     )
     for endpoint, why in found.refused_by.items():
-        click.echo(f"{endpoint} refused {why}")
+        terminal.echo(f"{endpoint} refused {why}")
 
 
 def _request(reason: str) -> PromotionRequest:
@@ -205,16 +205,16 @@ def _request(reason: str) -> PromotionRequest:
 def _show_move(moved: service.PromotionOutcome, as_json: bool) -> None:
     if as_json:
         row = {**_move_row(moved.promotion), "changed": moved.changed, "announced": moved.announced}
-        click.echo(_json(row))
+        terminal.echo_json(_json(row))
         return
     promotion = moved.promotion
     what = f"{promotion.name} {promotion.version}"
     if not moved.changed:
-        click.echo(f"{what} is in production already (seq {promotion.seq})")
+        terminal.echo(f"{what} is in production already (seq {promotion.seq})")
         return
-    click.echo(f"{what} is in production (seq {promotion.seq}); before: {promotion.previous or 'nothing'}")
+    terminal.echo(f"{what} is in production (seq {promotion.seq}); before: {promotion.previous or 'nothing'}")
     if not moved.announced:
-        click.echo("its event could not be published yet; it is published within a minute", err=True)
+        terminal.echo("its event could not be published yet; it is published within a minute", err=True)
 
 
 def _overview_row(one: rollout.RolloutOverview) -> dict[str, Any]:
@@ -244,10 +244,9 @@ def _json(value: Any) -> str:
 
 
 def _table(titles: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(*titles, box=None, padding=(0, 2, 0, 0))
     for row in rows:
         table.add_row(*row)
-    Console(highlight=False, markup=False).print(table)
+    terminal.console(markup=False).print(table)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import httpx
 
+from goblin.cli import terminal
 from goblin.cli.api import needed
 from goblin.cli.deployment import reach, run
 from goblin.cli.job_show import ENDED
@@ -95,10 +96,10 @@ def smoke(
 
     found = run(work())
     if as_json:
-        click.echo(json.dumps([asdict(one) for one in found]))
+        terminal.echo_json(json.dumps([asdict(one) for one in found]))
     else:
         for one in found:
-            click.echo(
+            terminal.echo(
                 f"{'skipped' if one.skipped else 'ok     ' if one.ok else 'FAILED '}  {one.check:<12}  {one.detail}"
             )
     if not all(one.ok for one in found):

@@ -9,7 +9,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-LOG_BYTES_MAX = 16 << 20
+from goblin.cli.child_log import ChildLog
+
 FALLS_MAX = 5
 FALLS_WITHIN_S = 60.0
 KILL_AFTER_S = 12.0
@@ -32,6 +33,10 @@ class Child:
     """File descriptor that the child inherits, so that the data folder stays locked while the child runs."""
     process: asyncio.subprocess.Process | None = None
     fallen_at: list[float] = field(default_factory=list)
+    _output: ChildLog = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._output = ChildLog(self.log)
 
     @property
     def runs(self) -> bool:
@@ -39,21 +44,22 @@ class Child:
         return self.process is not None and self.process.returncode is None
 
     async def start(self) -> None:
-        """Start the process with its output appended to the log."""
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        if self.log.exists() and self.log.stat().st_size > LOG_BYTES_MAX:
-            self.log.replace(self.log.with_suffix(".log.1"))
-        with self.log.open("ab") as log:
+        """Start the process; its output is appended to the log."""
+        output = self._output.open()
+        try:
             self.process = await asyncio.create_subprocess_exec(
                 *self.command,
                 stdin=asyncio.subprocess.PIPE,
-                stdout=log,
+                stdout=output,
                 stderr=asyncio.subprocess.STDOUT,
                 env=self.env,
                 pass_fds=[self.lock],
+                umask=0o077,
                 # Ctrl-C in the terminal must reach only this process, which stops the children in order.
                 start_new_session=True,
             )
+        finally:
+            os.close(output)
 
     async def stop(self) -> None:
         """Send SIGTERM so that the process drains and stops; kill it after `KILL_AFTER_S`."""
@@ -65,15 +71,13 @@ class Child:
         except TimeoutError:
             self.process.kill()
             await self.process.wait()
+        await asyncio.to_thread(self._output.settle)
 
     def tail(self, lines: int = 8) -> str:
         """Return the last lines of the log, for an error message."""
-        try:
-            with self.log.open("rb") as file:
-                file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
-                return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
-        except OSError:
-            return ""
+        if not self.runs:
+            self._output.settle()
+        return self._output.tail(lines)
 
 
 def python_child(module: str, *words: str) -> list[str]:

@@ -1,8 +1,13 @@
-"""Output for people: amounts, times and tables, on terminals of any width and in pipes."""
+"""Output: amounts, times and tables, on terminals of any width and in pipes.
+
+Every command prints through here, because hosts, datasets and callers are not trusted: what they wrote reaches a
+terminal without control characters.
+"""
 
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -10,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from goblin.core.money import USD_MICROS
+from httpguard.lines import escape
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,23 +24,39 @@ PIPE_COLUMNS = 10_000
 """Width used in a pipe, which has none: rich would assume 80 columns and cut longer lines."""
 
 
-def console() -> Console:
+def echo(text: str = "", *, err: bool = False, nl: bool = True) -> None:
+    """Print text: lines of people's words, each control character but tab and newline as Python writes it."""
+    click.echo(escape(text, keep="\n\t"), err=err, nl=nl)
+
+
+def echo_json(text: str) -> None:
+    """Print JSON on one line, with control characters as JSON writes them: they can only be inside its strings."""
+    signs = (sign if sign.isprintable() else json.dumps(sign)[1:-1] for sign in text)
+    click.echo("".join(signs).replace("\x7f", "\\u007f"))  # JSON lets it stand as it is.
+
+
+def console(**options: Any) -> Console:
     """Return a console on standard output; without colours if `NO_COLOR` is set or it is not a terminal."""
     from rich.console import Console
+    from rich.text import Text
 
-    return Console(highlight=False, soft_wrap=False)
+    class Screen(Console):
+        """A console that escapes control characters in the strings that it is given."""
+
+        def render_str(self, text: str, **more: Any) -> Text:
+            return super().render_str(escape(text, keep="\n\t"), **more)
+
+    return Screen(**{"highlight": False, "soft_wrap": False, **options})
 
 
 def write(*parts: Any) -> None:
     """Print texts and tables below each other; in a pipe each row is one line of any length."""
-    from rich.console import Console
-
     screen = console()
     if screen.is_terminal:
         screen.print(*parts, sep="\n")
         return
     paper = io.StringIO()
-    Console(highlight=False, width=PIPE_COLUMNS, file=paper).print(*parts, sep="\n")
+    console(width=PIPE_COLUMNS, file=paper).print(*parts, sep="\n")
     click.echo("\n".join(line.rstrip() for line in paper.getvalue().rstrip("\n").split("\n")))
 
 

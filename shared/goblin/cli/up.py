@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import httpx
 
-from goblin.cli import fakes, paths, ports, provision
+from goblin.cli import environments, fakes, paths, ports, provision
 from goblin.cli.fakes import Fakes
 from goblin.cli.ports import HOST, listens
 from goblin.cli.supervisor import Child, Failed, keep, python_child, wait_ready
@@ -147,6 +147,8 @@ class Up:
         while True:
             try:
                 return self._folder.hold()
+            except paths.NotOurs as refused:
+                raise UpRefused(str(refused)) from refused
             except paths.Held as held:
                 pid = held.holder.get("pid")
                 if time.monotonic() > deadline or not isinstance(pid, int) or _alive(pid):
@@ -156,11 +158,9 @@ class Up:
                     told = True
                 await asyncio.sleep(0.1)
 
-    def _child(self, name: str, command: list[str], env: dict[str, str] | None = None) -> Child:
-        return Child(
-            name=name, command=command, env={**os.environ, "PYTHONUNBUFFERED": "1", **(env or {})},
-            log=self._choice.data / "logs" / f"{name}.log", lock=self._lock,
-        )  # fmt: skip
+    def _child(self, name: str, command: list[str], env: dict[str, str]) -> Child:
+        log = self._choice.data / "logs" / f"{name}.log"
+        return Child(name=name, command=command, env=env, log=log, lock=self._lock)
 
     def _children(self) -> list[Child]:
         """Return every child process, in the order in which they are stopped."""
@@ -174,11 +174,12 @@ class Up:
             cloud_words.append("--services=storage")
         else:
             cloud_words += [f"--pubsub-port={at.pubsub}", f"--firestore-port={at.firestore}"]
-        llamacpp = f"http://{HOST}:{at.llamacpp}"
+        model_key, model_key_file = self._folder.new_llamacpp_key()
         functions = {
             **self.variables,
             "GCS_REGION": os.environ.get("GCS_REGION", "us-east1"),
-            "LLAMACPP_URL": llamacpp,
+            "LLAMACPP_URL": f"http://{HOST}:{at.llamacpp}",
+            "LLAMACPP_API_KEY": model_key,
             "GOBLIN_OIDC_CERTS_URL": f"http://{HOST}:{at.storage}/oauth2/v1/certs",
             # One process serves every function here, so each function's own URL is allowed in it.
             "GOBLIN_PUSH_AUDIENCE": ",".join(
@@ -198,23 +199,31 @@ class Up:
             functions["GOBLIN_VERIFY_CALLER"] = "off"
         model = (self._choice.model or paths.default_model()).absolute()
         children = [
-            *self._functions(functions),
+            *self._functions(environments.for_functions(os.environ, functions)),
             self._child(
                 "llamacpp",
-                # It requires no key: it listens on loopback only, so only this machine can load another model.
-                python_child("goblin_llamacpp", f"--port={at.llamacpp}", f"--model={model}", "--allow-load"),
+                python_child(
+                    "goblin_llamacpp", f"--host={HOST}", f"--port={at.llamacpp}", f"--model={model}",
+                    f"--api-key-file={model_key_file}", "--allow-load",
+                    # What a promotion loads is a signed URL of an object of ours, and nothing else.
+                    f"--load-from=http://{HOST}:{at.storage}/{PROJECT}-models/",
+                ),
+                environments.for_model_server(os.environ),
             ),
-        ]
+        ]  # fmt: skip
         if emulated:
             found = google.find()
             if found.reason:
                 raise UpRefused(found.reason)
-            children.append(self._child("pubsub-emulator", google.pubsub_command(found, at.pubsub)))
-            children.append(self._child("firestore-emulator", google.firestore_command(found, at.firestore)))
+            java = environments.for_emulator(os.environ)
+            children.append(self._child("pubsub-emulator", google.pubsub_command(found, at.pubsub), java))
+            children.append(self._child("firestore-emulator", google.firestore_command(found, at.firestore), java))
         if self._fakes:
             words = self._fakes.words(self._choice.data / "gpus")
-            children.append(self._child("localgpus", python_child("localgpus", *words), dict(self._fakes.keys())))
-        children.append(self._child("localcloud", python_child("localcloud", *cloud_words)))
+            env = environments.for_local_service(os.environ, self._fakes.keys())
+            children.append(self._child("localgpus", python_child("localgpus", *words), env))
+        local_cloud = python_child("localcloud", *cloud_words)
+        children.append(self._child("localcloud", local_cloud, environments.for_local_service(os.environ)))
         return children
 
     def _functions(self, env: dict[str, str]) -> list[Child]:
@@ -361,6 +370,8 @@ def main(choice: UpOptions, say: Callable[[str], None], ready: Callable[[dict[st
         raise UpRefused("goblin up needs Linux or macOS. On Windows, use WSL.")
     if choice.model is not None and not choice.model.is_file():
         raise UpRefused(f"There is no model file {choice.model}. Give the path of a .gguf file to --model.")
+    # Whatever is created below the data folder is its owner's.
+    os.umask(0o077)
     try:
         asyncio.run(Up(choice, say).run(ready))
     except ports.Taken as taken:

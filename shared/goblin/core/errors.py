@@ -10,9 +10,13 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+from goblin.core.redaction import redact
+
 
 class GoblinError(Exception):
     """Base of all errors. The class holds what a doorway needs to answer; the message is for a person.
+
+    What it says may come from an upstream, and goes to callers, logs, receipts and documents. So it is redacted here.
 
     `status`, `type` and `code` are the HTTP status and the `error.type` and `error.code` of OpenAI's shape.
     """
@@ -22,11 +26,12 @@ class GoblinError(Exception):
     code: str | None = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
+        message = redact(message)
         super().__init__(message)
         self.message = message
-        self.param = param
+        self.param = None if param is None else redact(param)
         if code is not None:
-            self.code = code
+            self.code = redact(code)
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """Build the error in OpenAI's shape, which every client library parses."""

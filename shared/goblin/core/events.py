@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import re
 from collections.abc import Mapping
 from datetime import datetime
 from decimal import Decimal
@@ -15,6 +16,7 @@ from urllib.parse import unquote
 
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.errors import MalformedEvent
 
 EVENT_BYTES_MAX = 10 * 1024 * 1024
@@ -46,8 +48,9 @@ class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
     """Batch: items between checkpoints. Training saves by time, see `checkpoint_minutes`."""
     priority: str = "default"
     """`high`, `default` or `low`."""
-    parameters: dict[str, Any] = msgspec.field(default_factory=dict)
-    """Parameters of the task: `parallel` for a batch, the task's own for training."""
+    parameters: msgspec.Raw = msgspec.Raw(b"{}")
+    """Parameters of the task: `parallel` for a batch, the task's own for training. The text of a JSON object, stored
+    and handed to the agent as it came: nothing of ours reads it."""
     image: Annotated[str, msgspec.Meta(min_length=1, max_length=512)] | None = None
     """Container image whose entry point is the agent; None: our default image."""
     task: Annotated[str, msgspec.Meta(min_length=1, max_length=128)] | None = None
@@ -75,6 +78,11 @@ class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
     """Topic of this project that receives the job's changes of state too, beside `job-status-changed`."""
     tenant: Annotated[str, msgspec.Meta(pattern=TENANT)] | None = None
     """Tenant whose keys see the job. Only a publisher of the topic may name it; None: the job is the operator's."""
+
+    def __post_init__(self) -> None:
+        """Check what no type says. Raises `ValueError`, which a decoder turns into its own error."""
+        if not bytes(self.parameters).lstrip().startswith(b"{"):
+            raise ValueError("Expected `object` - at `$.parameters`")
 
 
 class JobStatusChanged(msgspec.Struct, frozen=True, kw_only=True):
@@ -151,6 +159,11 @@ class CloudBudget(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     forecast_threshold_exceeded: float | None = None
 
 
+REASON = "goblin-reason"
+"""Attribute of a dead letter that says why the event was refused."""
+SOURCE = "CloudPubSubDeadLetterSource"
+"""Prefix of the attributes that Pub/Sub adds to a dead letter: its subscription, its delivery count."""
+
 TOPICS: Mapping[str, type[msgspec.Struct]] = {
     "job-requested": JobRequested,
     "checkpoint-saved": CheckpointSaved,
@@ -185,10 +198,7 @@ def decode(schema: type[T], data: bytes) -> T:
         MalformedEvent: The data is not JSON, or a field is missing, of another type or out of range. The message
             names the field.
     """
-    try:
-        return msgspec.json.decode(data, type=schema)
-    except msgspec.DecodeError as error:
-        raise MalformedEvent(f"Malformed {schema.__name__} event: {error}") from error
+    return decoding.decode(data, schema, lambda why: MalformedEvent(f"Malformed {schema.__name__} event: {why}."))
 
 
 def encode(event: msgspec.Struct) -> bytes:
@@ -220,7 +230,7 @@ class _CloudEvent(msgspec.Struct):
     type: str
     specversion: str
     time: datetime | None = None
-    data: Any = None
+    data: msgspec.Raw = msgspec.Raw(b"null")
     data_base64: str | None = None
 
 
@@ -257,8 +267,8 @@ def parse_event(headers: Mapping[str, str], body: bytes) -> Event:
 
 def _try(schema: type[T], body: bytes) -> T | None:
     try:
-        return msgspec.json.decode(body, type=schema)
-    except msgspec.DecodeError:
+        return decoding.decode(body, schema, MalformedEvent)
+    except MalformedEvent:
         return None
 
 
@@ -319,10 +329,7 @@ def _binary(headers: Mapping[str, str], content_type: str, body: bytes) -> Event
 
 
 def _structured(body: bytes) -> Event:
-    try:
-        event = msgspec.json.decode(body, type=_CloudEvent)
-    except msgspec.DecodeError as error:
-        raise MalformedEvent(f"The structured CloudEvent is malformed: {error}") from error
+    event = decoding.decode(body, _CloudEvent, _malformed)
     context: dict[str, Any] = {
         "event_id": event.id,
         "type": event.type,
@@ -331,13 +338,13 @@ def _structured(body: bytes) -> Event:
     }
     if event.data_base64 is not None:
         return Event(data=_unbase64(event.data_base64, "data_base64"), **context)
-    if isinstance(event.data, dict) and "message" in event.data:
-        try:
-            push = msgspec.convert(event.data, _Push)
-        except msgspec.ValidationError as error:
-            raise MalformedEvent(f"The structured CloudEvent is malformed: {error}") from error
+    if (push := _try(_Push, bytes(event.data))) is not None:
         return _from_push(push, context)
-    return Event(data=msgspec.json.encode(event.data), **context)
+    return Event(data=bytes(event.data), **context)
+
+
+def _malformed(why: str) -> MalformedEvent:
+    return MalformedEvent(f"The structured CloudEvent is malformed: {why}.")
 
 
 def _unwrapped(headers: Mapping[str, str], body: bytes) -> Event:
@@ -352,10 +359,12 @@ def _unwrapped(headers: Mapping[str, str], body: bytes) -> Event:
         source=headers.get(f"{prefix}subscription-name", ""),
         published_at=_instant(headers[f"{prefix}publish-time"]) if f"{prefix}publish-time" in headers else None,
         ordering_key=headers.get(f"{prefix}ordering-key"),
-        delivery_attempt=int(headers[f"{prefix}delivery-attempt"])
-        if headers.get(f"{prefix}delivery-attempt", "").isdigit()
-        else None,
+        delivery_attempt=_count(headers.get(f"{prefix}delivery-attempt", "")),
     )
+
+
+def _count(text: str) -> int | None:
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else None
 
 
 _TRANSPORT = frozenset(
@@ -369,6 +378,8 @@ _TRANSPORT = frozenset(
 
 def _instant(text: str) -> datetime:
     try:
-        return msgspec.convert(text, datetime)
-    except msgspec.ValidationError as error:
+        found = msgspec.convert(text, datetime)
+        decoding.check_values(found)
+        return found
+    except ValueError as error:
         raise MalformedEvent(f"The event's time is malformed: {text!r}.") from error

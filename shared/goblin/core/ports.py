@@ -9,6 +9,8 @@ from typing import Protocol
 
 import msgspec
 
+from goblin.core.events import Event
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SignedRequest:
@@ -77,6 +79,17 @@ class ObjectStore(Protocol):
 
     async def sign_put(self, uri: str, *, size: int, crc32c: str) -> SignedRequest:
         """Sign a request that creates an object of exactly this size and checksum."""
+
+
+class DeadLetters(Protocol):
+    """The dead letter topics of the topics that our functions subscribe to."""
+
+    async def bury(self, topic: str, event: Event, reason: str) -> None:
+        """Publish an event to its topic's dead letters, with the reason; return once it is stored.
+
+        Raises:
+            StoreUnavailable: It is not stored; the event must be delivered again.
+        """
 
 
 class Bus(Protocol):

@@ -203,6 +203,7 @@ class Failover(Generic[T]):
         if attempt is None:
             await payment.settle(None)
             return None
+        attempt.dropped = payment.dropped
         stream, stream_usage = self.request.send(choice.endpoint, payment.request), StreamUsage()
         active = ActiveAttempt(attempt, stream, self.request.prompt_bytes, payment, stream_usage)
         if not choice.endpoint.cancel_stops_bill:
@@ -327,6 +328,8 @@ async def next_item(active: ActiveAttempt[T], timeout_s: float) -> T | None:
         active.attempt.timed_out()
         raise EndpointSilent(f"Endpoint {active.attempt.endpoint.name} stopped sending data.") from error
     active.stream_usage.add(item)
+    if too_much := active.stream_usage.too_much:
+        raise ProviderUnavailable(f"Endpoint {active.attempt.endpoint.name} sent {too_much}.")
     return item
 
 

@@ -109,6 +109,11 @@ class InferenceCall:
         return self._key.owner if self._key is not None else ""
 
     @property
+    def dropped(self) -> tuple[str, ...]:
+        """What of the request the endpoint that answers was not sent, by name."""
+        return next((one.dropped for one in reversed(self.attempts) if one.endpoint.name == self.provider), ())
+
+    @property
     def whole(self) -> bool:
         """Whether a complete answer was passed on."""
         return (self._stream.outcome if self._stream is not None else self._outcome) == "ok"
@@ -303,6 +308,8 @@ class InferenceCall:
         stream, request = self._stream, self._request
         if stream is None or self._cache_key is None or self._outcome != "ok" or self.usage is None:
             return
+        if stream.active.attempt.dropped:
+            return  # Another endpoint would have been sent more, and a cached answer does not say what it lacks.
         stream_usage, text = stream.active.stream_usage, stream.text
         if text is None or stream_usage.finish_reason is None or isinstance(request, EmbeddingsRequest | None):
             return

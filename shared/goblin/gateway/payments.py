@@ -16,6 +16,7 @@ from goblin.core.money import show_usd
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.requests import InferenceRequest
 from goblin.gateway.policy import worst_case
+from goblin.gateway.policy.passed_fields import NothingLeft, passed_fields
 from goblin.gateway.policy.uptime import UptimeSession
 from goblin.gateway.policy.worst_case import Unpriced
 from goblin.gateway.uptime import UptimeSessions
@@ -26,7 +27,7 @@ JOB = "job:"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PaymentRefusal:
-    """An endpoint that was skipped because an attempt could not be paid, and the reason."""
+    """An endpoint that was skipped because an attempt could not be paid or asked, and the reason."""
 
     endpoint: Endpoint
     error: GoblinError
@@ -40,11 +41,13 @@ class Payment:
     uptime: UptimeSessions
     endpoint: Endpoint
     request: InferenceRequest
-    """The request to send: with the output limit that bounds its cost."""
+    """The request to send: without what is not passed on, with the output limit that bounds its cost."""
     reservation: Reservation | None
     """None if the endpoint is free."""
     session: UptimeSession | None = None
     """Set if the endpoint bills uptime."""
+    dropped: tuple[str, ...] = ()
+    """What of the caller's request is not passed on, by name."""
 
     def left_s(self) -> float:
         """Return how many more seconds the attempt may take: only as long as the reservation covers."""
@@ -112,10 +115,15 @@ class Payer:
         """Reserve the worst case of an upstream attempt; None when that fails, with the reason in `refusals`."""
         model = endpoint.upstream_model or request.model
         endpoint = replace(endpoint, price=worst_case.price_of(self._prices, endpoint, model))
+        passed = passed_fields(request, endpoint)
+        if isinstance(passed, NothingLeft):
+            self.refusals.append(PaymentRefusal(endpoint=endpoint, error=passed.error))
+            return None
         if prices.is_free(endpoint):
-            return Payment(self._budget_client, self._uptime, endpoint, request, None)
-        found = await self._reserve(endpoint, request)
+            return Payment(self._budget_client, self._uptime, endpoint, passed.request, None, dropped=passed.dropped)
+        found = await self._reserve(endpoint, passed.request)
         if isinstance(found, Payment):
+            found.dropped = passed.dropped
             return found
         self.refusals.append(PaymentRefusal(endpoint=endpoint, error=found))
         return None

@@ -221,6 +221,8 @@ class AttemptRecord:
     """The forecast when it was sent."""
     began_ms: int = 0
     """Its start, counted from the arrival of the request; attempts may overlap."""
+    dropped: tuple[str, ...] = ()
+    """What of the request the endpoint was not sent, by name: `service_tier`, `tools[web_search]`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -10,6 +10,11 @@ from goblin.gateway.policy import tokens
 KEPT_CHARS_MAX = 1 << 20
 """A longer answer is still counted, but can be neither continued nor cached."""
 
+ITEMS_MAX = 500_000
+"""Chunks of one answer. Models write at most a few hundred thousand tokens, and each chunk is held for a while."""
+TOOL_CALLS_MAX = 512
+"""Tool calls of one answer, of all its choices. OpenAI takes at most 128 tools."""
+
 
 @dataclass(slots=True)
 class StreamUsage:
@@ -25,6 +30,11 @@ class StreamUsage:
     """Whether only text of one choice has arrived: no tool call, no reasoning, no refusal, no audio."""
     finish_reason: str | None = None
     fingerprint: str | None = None
+    too_much: str = ""
+    """What it has sent more of than any answer has; empty: nothing."""
+    _items: int = 0
+    _calls: set[tuple[int, int]] = field(default_factory=set)
+    """Choice and index of each tool call."""
     _steps: int = 0
     _chars: int = 0
     _other_bytes: int = 0
@@ -35,8 +45,15 @@ class StreamUsage:
             self.told = item.usage
         if isinstance(item, Embeddings):
             return
+        self._items += 1
+        if self._items > ITEMS_MAX:
+            self.too_much = f"more than {ITEMS_MAX} chunks"
         for choice in item.choices:
             delta = choice.delta
+            for call in delta.tool_calls or ():
+                self._calls.add((choice.index, call.index))
+                if len(self._calls) > TOOL_CALLS_MAX:
+                    self.too_much = f"more than {TOOL_CALLS_MAX} tool calls"
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
             if delta.beyond_text or choice.index:

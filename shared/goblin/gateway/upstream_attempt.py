@@ -29,6 +29,8 @@ class UpstreamAttempt:
         self._ended_ms: float | None = None
         self._outcome = ""
         self._error = ""
+        self.dropped: tuple[str, ...] = ()
+        """What of the request the endpoint is not sent, by name."""
 
     @classmethod
     def start(
@@ -114,6 +116,7 @@ class UpstreamAttempt:
             first_token_ms=_whole(self._first_token_ms),
             duration_ms=_whole(self._ended_ms),
             predicted_first_token_ms=_whole(self.forecast.first_token_ms),
+            dropped=self.dropped,
         )
 
     def _end(self, outcome: str) -> bool:

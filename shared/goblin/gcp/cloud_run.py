@@ -19,7 +19,7 @@ from google.api_core.exceptions import Forbidden as PermissionRefused
 from google.auth.exceptions import GoogleAuthError
 
 from goblin.billing.domain.run_service import RunService, ServiceScaling
-from goblin.core import errors
+from goblin.core import decoding, errors
 from goblin.core.errors import Broken, Fault, ProviderUnavailable
 
 DEADLINE_S = 8.0
@@ -109,12 +109,9 @@ def parse_service(said: Any) -> RunService:
     """Convert a `run_v2.Service` to our type. Raises `Broken` when our annotation on it cannot be read."""
     kept = None
     if text := said.annotations.get(KEPT):
-        try:
-            kept = msgspec.json.decode(text, type=_ScalingBefore)
-        except (msgspec.DecodeError, UnicodeError) as error:
-            raise Broken(
-                f"{said.name}: the annotation {KEPT} cannot be read. Set the scaling by hand and remove the annotation."
-            ) from error
+        kept = decoding.decode(text, _ScalingBefore, lambda why: Broken(
+            f"{said.name}: the annotation {KEPT} cannot be read: {why}. Set the scaling by hand and remove it."
+        ))  # fmt: skip
     manual = None
     if said.scaling.scaling_mode == type(said.scaling).ScalingMode.MANUAL:
         manual = said.scaling.manual_instance_count or 0

@@ -29,6 +29,7 @@ from google.cloud import storage
 from google.cloud.storage.exceptions import DataCorruption
 from requests.exceptions import RequestException
 
+from goblin.core import decoding
 from goblin.core.errors import Broken, Conflict, InvalidRequest, StoreUnavailable
 from goblin.registry.domain.versions import MANIFEST, ModelArtifact, ModelName, Pointer, Promotion, Version
 
@@ -178,11 +179,12 @@ class GcsRegistry:
     def _checked(self, kind: type[Noun], path: str, data: bytes) -> Noun:
         """Decode and check a document; any account with write access may have written it."""
         try:
-            fields = msgspec.json.decode(data, type=dict[str, Any])
+            fields: dict[str, Any] = decoding.decode(data, dict[str, Any], ValueError)
             name = ModelName.parse(f"{fields.pop('org')}/{fields.pop('model')}")
             noun = msgspec.convert({**fields, "name": name}, kind)
-        except (msgspec.MsgspecError, InvalidRequest, KeyError, UnicodeDecodeError) as error:
-            raise Broken(f"{self._root}{path} is not a {kind.__name__}: {error}") from error
+            decoding.check_values(noun)
+        except (*decoding.UNREADABLE, InvalidRequest, KeyError) as error:
+            raise Broken(f"{self._root}{path} is not a {kind.__name__}: {decoding.reason(error)}.") from error
         folder = f"{noun.name.folder}/"
         if not path.startswith(folder) or not noun.artifact.uri.startswith(f"{self._root}{folder}"):
             raise Broken(f"{self._root}{path} names {noun.name} and {noun.artifact.uri}, which are elsewhere.")

@@ -17,9 +17,9 @@ import time
 from collections.abc import Collection, Mapping
 
 import httpx
-import msgspec
 from google.auth import exceptions, jwt
 
+from goblin.core import decoding
 from goblin.core.errors import Forbidden, Transient, Unauthenticated
 
 log = logging.getLogger(__name__)
@@ -109,7 +109,9 @@ class CallerVerifier:
             key_id = jwt.decode_header(token).get("kid")
             certs = await self._certificates(str(key_id))
             claims = jwt.decode(token, certs=certs, audience=self._audiences)
-        except (exceptions.GoogleAuthError, ValueError, TypeError, RecursionError) as error:
+            if not isinstance(claims, Mapping):
+                raise ValueError("the claims are not an object")
+        except (exceptions.GoogleAuthError, AttributeError, LookupError, *decoding.UNREADABLE) as error:
             # The reason would help an attacker more than a caller; it is in the log.
             log.warning("An OIDC token was refused: %.200s", error)
             raise Unauthenticated("The OIDC token is not valid.", code="invalid_token") from error
@@ -140,9 +142,11 @@ class CallerVerifier:
         try:
             response = await self._client.get(self._certs_url, timeout=FETCH_TIMEOUT_S)
             response.raise_for_status()
-            self._certs = msgspec.json.decode(response.content, type=dict[str, str])
-        except (httpx.HTTPError, msgspec.MsgspecError) as error:
+        except httpx.HTTPError as error:
             raise Transient("Google's certificates for OIDC tokens could not be read. Try again later.") from error
+        self._certs = decoding.decode(response.content, dict[str, str], lambda why: Transient(
+            f"Google's certificates for OIDC tokens could not be read: {why}. Try again later."
+        ))  # fmt: skip
         self._fetched_at = now
         self._fresh_until = now + _life_s(response.headers.get("cache-control", ""))
 

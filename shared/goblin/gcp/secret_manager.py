@@ -26,6 +26,7 @@ from google.api_core.exceptions import (
 from google.auth.exceptions import GoogleAuthError
 
 from goblin.core.errors import Fault, ProviderUnavailable
+from goblin.core.redaction import learn
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +83,7 @@ class SecretManager:
         if not _KEY.fullmatch(text):
             # It would make an illegal header, which libraries quote in their error messages.
             raise ProviderUnavailable(f"{resource} holds no key. Add a version with the key.", fault=Fault.AUTH)
+        learn(text)
         return text
 
     def _access(self, resource: str) -> bytes:

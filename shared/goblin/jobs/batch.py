@@ -7,9 +7,8 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 
-import msgspec
-
-from goblin.core.errors import Conflict, NotFound
+from goblin.core import decoding
+from goblin.core.errors import Broken, Conflict, NotFound
 from goblin.core.ports import ObjectFacts
 from goblin.jobs import owners
 from goblin.jobs.domain import batch
@@ -85,8 +84,12 @@ async def verify_part(
             item = await anext(items, None)
             if item is None:
                 raise Conflict(f"{part.uri} has more results than the dataset has items")
-            _, end, request = item
-            wanted = batch.parse_item(request, done + 1).custom_id
+            at, end, request = item
+            try:
+                wanted = batch.parse_item(request, at).custom_id
+            except MalformedItem as error:
+                # Not the host's fault: it was accepted by an older version of this program.
+                raise Broken(f"{dataset.uri}: {error}.") from error
             if result.custom_id != wanted:
                 raise Conflict(f"{part.uri} line {number}: custom_id is {result.custom_id!r}, expected {wanted!r}")
             done += 1
@@ -98,10 +101,7 @@ async def verify_part(
 
 
 def _parse_result(line: bytes, number: int) -> BatchResult:
-    try:
-        result = msgspec.json.decode(line, type=BatchResult)
-    except msgspec.DecodeError as error:
-        raise Conflict(f"result line {number}: {error}") from error
+    result = decoding.decode(line, BatchResult, lambda why: Conflict(f"result line {number}: {why}"))
     if (result.response is None) == (result.error is None):
         raise Conflict(f"result line {number}: it needs either a response or an error")
     return result

@@ -20,7 +20,7 @@ DELETED_MAX = 500
 """Objects deleted in one run; the next checkpoint's run deletes the rest."""
 LOOKED_AT_MAX = 50
 """Manifests read in one run, the newest first."""
-_MANIFEST = re.compile(rf"/(?P<step>[0-9]{{8}})/a(?P<attempt>[1-9][0-9]*)/{re.escape(MANIFEST)}\Z")
+_MANIFEST = re.compile(rf"/(?P<step>[0-9]{{8}})/a(?P<attempt>[1-9][0-9]{{0,17}})/{re.escape(MANIFEST)}\Z")
 
 
 async def resume_from(job: Job, deps: JobDeps) -> tuple[Checkpoint, Manifest] | None:
@@ -106,4 +106,4 @@ def _events(job: Job, uris: Sequence[str]) -> list[CheckpointSaved]:
 
 def _step(job: Job, uri: str, deps: JobDeps) -> int:
     name = uri.removeprefix(f"{jobs_folder(deps.bucket, job.job_id)}/").partition("/")[0]
-    return int(name) if name.isdigit() else 0
+    return int(name) if checkpoints.STEP_FOLDER.fullmatch(name) else 0

@@ -16,6 +16,7 @@ from dataclasses import replace
 
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.errors import Broken, Conflict, InvalidReport, InvalidRequest, MalformedEvent, StoreUnavailable
 from goblin.core.events import CheckpointSaved
 from goblin.core.ports import ObjectFacts, SignedRequest
@@ -48,6 +49,8 @@ READ_BYTES_MAX = 64 * 1024 * 1024
 """Checkpoints up to this size are read to check their sha256; larger ones are checked by the bucket's crc32c only."""
 _UPLOAD_ID = re.compile(r"^[A-Za-z0-9_-]{8,64}\Z")
 _NAME = re.compile(FILE_NAME)
+STEP_FOLDER = re.compile(r"[0-9]{1,18}")
+"""Name of a step's folder. Anything may lie in the bucket beside it."""
 
 
 async def begin(
@@ -217,10 +220,7 @@ async def read_manifest(uri: str, deps: JobDeps) -> tuple[Manifest, ObjectFacts]
         raise Broken(f"{uri} is not a manifest: it has {facts.size} bytes.")
     async with aclosing(deps.objects.read(uri, generation=facts.generation)) as chunks:
         data = b"".join([chunk async for chunk in chunks])
-    try:
-        return msgspec.json.decode(data, type=Manifest), facts
-    except msgspec.DecodeError as error:
-        raise Broken(f"{uri} is not a manifest: {error}.") from error
+    return decoding.decode(data, Manifest, lambda why: Broken(f"{uri} is not a manifest: {why}.")), facts
 
 
 def _checkpoint(manifest: Manifest, facts: ObjectFacts) -> Checkpoint:
@@ -294,7 +294,7 @@ async def newer(job: Job, deps: JobDeps) -> Checkpoint | None:
     ending = f"/a{job.attempt}/{MANIFEST}"
     for uri in reversed(await deps.objects.list_from(prefix, start)):
         step = uri.removeprefix(prefix).partition("/")[0]
-        if not uri.endswith(ending) or not step.isdigit():
+        if not uri.endswith(ending) or not STEP_FOLDER.fullmatch(step):
             continue
         event = CheckpointSaved(job_id=job.job_id, attempt=job.attempt, step=int(step), manifest_uri=uri)
         try:

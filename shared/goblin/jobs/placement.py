@@ -9,14 +9,17 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
+from functools import partial
+from typing import TypeVar
 
 from goblin.billing.domain.accounts import Account
 from goblin.billing.domain.ledger import TOTAL
 from goblin.billing.policy.allocation import InsufficientBudget
-from goblin.core.errors import GoblinError, ProviderUnavailable, Refused, StoreUnavailable, Transient
+from goblin.core.errors import ProviderUnavailable, Refused, StoreUnavailable, Transient
 from goblin.core.labels import attempt_label
 from goblin.jobs import owners, reservations, worker_api
 from goblin.jobs.domain.instances import AttemptLease, Inventory, KnownInventory, RentalOrder, UnknownInventory
@@ -31,11 +34,12 @@ from goblin.jobs.policy.placement import PlacementFacts
 from goblin.jobs.policy.reservations import SpendingHalt
 from goblin.jobs.policy.spot import market_history
 from goblin.jobs.policy.spot.market_history import MarketHistory
-from goblin.jobs.policy.state_machine import Transition, Trigger
+from goblin.jobs.policy.state_machine import SAID_MAX, Transition, Trigger
 from goblin.jobs.ports import StoredJob
 
 log = logging.getLogger(__name__)
 
+T = TypeVar("T")
 Note = Callable[[MarketHistory], MarketHistory]
 QUESTIONS_MAX = 12
 """Distinct `InstanceRequirements` for which providers are queried in one run; further ones wait for the next run."""
@@ -88,8 +92,8 @@ class MarketSnapshot:
                 asked.append(name)
             else:
                 answers[name] = inventory
-        found = await asyncio.gather(*(self.deps.compute[name].offers(want) for name in asked))
-        return answers | dict(zip(asked, found, strict=True))
+        found = await asyncio.gather(*(ask(name, partial(self.deps.compute[name].offers, want)) for name in asked))
+        return answers | {name: _sound(one) for name, one in zip(asked, found, strict=True)}
 
     def _untaken(self, listing: Listing) -> Listing:
         """Leave out the machines that this run has tried to rent: each can be rented once."""
@@ -138,6 +142,25 @@ class MarketSnapshot:
             log.warning("The market history could not be saved: %s", error)
 
 
+async def ask(provider: str, question: Callable[[], Awaitable[T]]) -> T | UnknownInventory:
+    """Ask a provider; whatever its answer raises, this provider is unknown, and no other is affected."""
+    try:
+        return await question()
+    except Exception as error:
+        log.exception("%s: its answer raised an unexpected error", provider)
+        return UnknownInventory(reason=f"its answer cannot be read: {type(error).__name__}: {error}"[:SAID_MAX])
+
+
+def _sound(listing: Listing | UnknownInventory) -> Listing | UnknownInventory:
+    """Leave out offers with impossible numbers: one host's offer must not end the comparison for every job."""
+    if isinstance(listing, UnknownInventory):
+        return listing
+    sound = tuple(offer for offer in listing.offers if placement_policy.is_sound(offer))
+    if len(sound) < len(listing.offers):
+        log.warning("%d offers with impossible numbers are left out", len(listing.offers) - len(sound))
+    return replace(listing, offers=sound)
+
+
 LOST = frozenset({Trigger.STOPPED, Trigger.GONE, Trigger.SILENT})
 """Triggers that mean that a spot instance was taken away."""
 BLAMED = {Trigger.SILENT: "died", Trigger.GONE: "died", Trigger.STALLED: "speed", Trigger.FAULTY: "ecc"}
@@ -157,27 +180,36 @@ async def take_snapshot(inventories: Mapping[str, Inventory], deps: JobDeps) -> 
     )  # fmt: skip
 
 
-async def place_all(open_jobs: Sequence[StoredJob], market: MarketSnapshot, deps: JobDeps) -> tuple[int, list[str]]:
+async def place_all(
+    open_jobs: Sequence[StoredJob],
+    market: MarketSnapshot,
+    deps: JobDeps,
+    step: Callable[[str], AbstractContextManager[None]],
+) -> int:
     """Offer the free places to the queued jobs in order. A job that fits no offer does not block the jobs behind it.
 
+    Args:
+        open_jobs: All open jobs, as read just now.
+        market: Snapshot of the run.
+        deps: Dependencies of the services.
+        step: Isolates what is done for the job that it is given: its errors end in the run's report.
+
     Returns:
-        The number of jobs placed, and the errors of others.
+        The number of jobs placed.
     """
     stored = {one.job.job_id: one for one in open_jobs}
     jobs = [one.job for one in open_jobs]
     taken: Counter[str] = queue.places_taken(jobs)
-    placed, errors = 0, []
+    placed = 0
     for job in queue.order_queue(jobs, now=deps.clock.now()):
         kept = queue.keeps_place(job)
         if not kept and not queue.has_place(job.spec.kind, taken, deps.limits):
             continue
-        try:
+        with step(job.job_id):
             if await _place(stored[job.job_id], market, deps):
                 taken[job.spec.kind] += 0 if kept else 1
                 placed += 1
-        except GoblinError as error:
-            errors.append(f"job {job.job_id} could not be placed: {error}")
-    return placed, errors
+    return placed
 
 
 async def _place(stored: StoredJob, market: MarketSnapshot, deps: JobDeps) -> bool:

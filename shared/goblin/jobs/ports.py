@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
-from goblin.jobs.domain.instances import Inventory, RentalOrder, UnknownInventory
+from goblin.core.errors import Broken
+from goblin.jobs.domain.instances import AttemptLease, Inventory, RentalOrder, UnknownInventory
 from goblin.jobs.domain.job import AskerKey, Job
 from goblin.jobs.domain.market import InstanceRequirements, Listing
 from goblin.jobs.policy.spot.market_history import MarketHistory
@@ -21,6 +22,19 @@ class StoredJob:
     version: str
 
 
+class UnreadableJob(Broken):
+    """A job whose stored document cannot be read. Lists leave it out, until a person mends or deletes the document."""
+
+    code = "unreadable_job"
+
+    def __init__(self, job_id: str, why: str, *, lease: AttemptLease | None = None) -> None:
+        super().__init__(
+            f"The stored document of job {job_id} cannot be read: {why}. Mend or delete the document jobs/{job_id}."
+        )
+        self.lease = lease
+        """The lease of its last attempt, where that part can be read: its instance may be at work."""
+
+
 class JobStore(Protocol):
     """Store of job documents. Every method raises `StoreUnavailable` when the store does not answer."""
 
@@ -28,7 +42,7 @@ class JobStore(Protocol):
         """Create a job; None when the id is taken."""
 
     async def get(self, job_id: str) -> StoredJob | None:
-        """Read a job; None when it does not exist."""
+        """Read a job; None when it does not exist. Raises `UnreadableJob`."""
 
     async def replace(self, job: Job, version: str) -> StoredJob | None:
         """Write the job if it is still at the version; None when it was written since."""
@@ -40,10 +54,13 @@ class JobStore(Protocol):
         """
 
     async def list_open(self, limit: int) -> Sequence[StoredJob]:
-        """List jobs with something left to do, the oldest first."""
+        """List jobs with something left to do, the oldest first. One that cannot be read is logged and left out."""
 
     async def list_recent(self, limit: int, *, tenant: str | None) -> Sequence[Job]:
-        """List the jobs of a tenant (`JobOwner.tenant`), the newest first; None: all jobs."""
+        """List the jobs of a tenant (`JobOwner.tenant`), the newest first; None: all jobs.
+
+        One that cannot be read is logged and left out.
+        """
 
 
 class MarketHistoryStore(Protocol):

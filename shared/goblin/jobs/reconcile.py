@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
 
-from goblin.core.errors import Broken, GoblinError, NotFound, Refused, StoreUnavailable, Transient
+from goblin.core.errors import Broken, GoblinError, NotFound, Transient
 from goblin.core.labels import job_of_label
 from goblin.jobs import batch, checkpoints, owners, placement, renewals, reservations, training
 from goblin.jobs.batch import RejectedInput
@@ -24,7 +26,7 @@ from goblin.jobs.policy import placement as placement_policy
 from goblin.jobs.policy import queue, state_machine
 from goblin.jobs.policy import reservations as reservation_policy
 from goblin.jobs.policy.state_machine import Transition, Trigger
-from goblin.jobs.ports import ComputeProvider, StoredJob
+from goblin.jobs.ports import ComputeProvider, StoredJob, UnreadableJob
 
 log = logging.getLogger(__name__)
 
@@ -44,67 +46,122 @@ class ReconcileReport:
     errors: tuple[str, ...]
 
 
+@dataclass(slots=True)
+class _Run:
+    """Errors of one run, each isolated to its job, provider or step: whatever one of them raises, the run goes on."""
+
+    errors: list[str] = field(default_factory=list)
+    faults: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Errors that time does not mend, by job: step and kind, and the words."""
+    waiting: set[str] = field(default_factory=set)
+    """Jobs with an error that may pass."""
+
+    @contextmanager
+    def step(self, what: str) -> Iterator[None]:
+        """Isolate a step that concerns no single job."""
+        try:
+            yield
+        except GoblinError as error:
+            self.errors.append(f"{what}: {error}")
+        except Exception as error:
+            log.exception("Reconcile: %s: an unexpected error", what)
+            self.errors.append(f"{what}: {type(error).__name__}: {error}")
+
+    @contextmanager
+    def job(self, what: str, job_id: str) -> Iterator[None]:
+        """Isolate one step of one job."""
+        with self.step(f"job {job_id}{what and f' {what}'}"):
+            try:
+                yield
+            except Transient:
+                self.waiting.add(job_id)
+                raise
+            except Exception as error:
+                self.faults[job_id] = (f"{what}: {type(error).__name__}", str(error))
+                raise
+
+
 async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileReport:
     """Reconcile all open jobs, or only one of them right after an event.
 
-    Errors of one job or provider do not stop the others: they are in the report.
+    Errors of one job, provider or step do not stop the others, whatever they are: they are in the report. Instances
+    without a live lease end in any case.
 
     Raises:
         StoreUnavailable: The jobs or the freezes cannot be read.
     """
-    before = await deps.jobs.list_open(OPEN_MAX)
-    unowned = await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps)
-    # After the jobs: an instance that a job names existed when the inventory was listed.
-    inventories = await _inventories(deps.compute)
-    try:
-        market = await placement.take_snapshot(inventories, deps)
-    except StoreUnavailable:
-        # Without the ledger nothing is rented, but instances without a live lease must still end.
-        if only is None:
-            await _sweep(inventories, deps)
-        raise
-    errors = [f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, KnownInventory)]
-    errors += unowned
+    run = _Run()
     moved = placed = released = 0
+    inventories: Mapping[str, Inventory] = {}
+    try:
+        before = await deps.jobs.list_open(OPEN_MAX)
+        # After the jobs: an instance that a job names existed when the inventory was listed.
+        inventories = await _inventories(deps.compute)
+        market = await placement.take_snapshot(inventories, deps)
+    except Exception:
+        # Without jobs or ledger nothing is rented, but instances without a live lease must still end.
+        if only is None:
+            await _sweep(inventories or await _inventories(deps.compute), deps, run)
+            _tell(run)
+        raise
+    run.errors += [
+        f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, KnownInventory)
+    ]
+    with run.step("API keys"):
+        await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps, run.step)
     for stored in before:
         if only in (None, stored.job.job_id):
-            try:
+            with run.job("", stored.job.job_id):
                 moved += await _advance(stored, inventories, market, deps)
-            except GoblinError as error:
-                errors.append(f"job {stored.job.job_id}: {error}")
-    try:
+    now_open = before
+    with run.step("placing"):
         now_open = await deps.jobs.list_open(OPEN_MAX)
-        placed, unplaced = await placement.place_all(now_open, market, deps)
-        errors += unplaced
-        if only is None:
-            # Jobs placed in this run have their first slice.
-            errors += await _each(now_open, lambda job: renewals.keep(job, market, deps))
-            # `before`, not `now_open`: instances rented in this run are not in the inventories yet.
-            errors += await _each(before, lambda job: renewals.settle_ended(job, inventories, deps))
-    except GoblinError as error:
-        errors.append(f"placing: {error}")
-    await market.close()
+        placed = await placement.place_all(now_open, market, deps, partial(run.job, "could not be placed"))
     if only is None:
-        released, unreleased = await _sweep(inventories, deps)
-        errors += unreleased
-    for line in errors:
+        for stored in now_open:  # Jobs placed in this run have their first slice.
+            with run.job("could not be renewed", stored.job.job_id):
+                await renewals.keep(stored.job, market, deps)
+        for stored in before:  # Not `now_open`: instances rented in this run are not in the inventories yet.
+            with run.job("could not be settled", stored.job.job_id):
+                await renewals.settle_ended(stored.job, inventories, deps)
+    with run.step("market history"):
+        await market.close()
+    if only is None:
+        released = await _sweep(inventories, deps, run)
+        await _judge(before, deps, run)
+    _tell(run)
+    return ReconcileReport(moved=moved, placed=placed, released=released, errors=tuple(run.errors))
+
+
+def _tell(run: _Run) -> None:
+    for line in run.errors:
         log.warning("Reconcile: %s", line)
-    return ReconcileReport(moved=moved, placed=placed, released=released, errors=tuple(errors))
 
 
-async def _each(jobs: Sequence[StoredJob], work: Callable[[Job], Awaitable[None]]) -> list[str]:
-    errors = []
+async def _judge(jobs: Sequence[StoredJob], deps: JobDeps, run: _Run) -> None:
+    """Count the errors that time does not mend: a job that meets the same one again and again fails, with it."""
+    if len(run.faults) > 1 and len(run.faults) == len(jobs):
+        # No job harms all others: the fault is ours, and a person must look before jobs are lost to it.
+        log.error("Reconcile met an error with each of %d jobs; none of them fails for it.", len(jobs))
+        return
     for stored in jobs:
-        try:
-            await work(stored.job)
-        except GoblinError as error:
-            errors.append(f"job {stored.job.job_id}: {error}")
-    return errors
+        job_id = stored.job.job_id
+        if job_id in run.faults:
+            fault, said = run.faults[job_id]
+            log.error("Job %s: run %d that met an error: %s: %s", job_id, stored.job.faults + 1, fault, said)
+            decide = partial(state_machine.faulted, fault=fault, said=said, now=deps.clock.now())
+        elif stored.job.fault and job_id not in run.waiting:
+            decide = partial(state_machine.sound)
+        else:
+            continue
+        with run.step(f"job {job_id}"):
+            if (transition := await change(deps, job_id, decide)) is not None:
+                await act(transition, deps)
 
 
 async def _inventories(compute: Mapping[str, ComputeProvider]) -> dict[str, Inventory]:
     """List the inventory of each provider once, all at the same time."""
-    seen = await asyncio.gather(*(provider.inventory() for provider in compute.values()))
+    seen = await asyncio.gather(*(placement.ask(name, provider.inventory) for name, provider in compute.items()))
     return dict(zip(compute, seen, strict=True))
 
 
@@ -217,23 +274,30 @@ async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Trigger, Tr
 NOTHING = RejectedInput(reason="there is no checkpoint to write an output from")
 
 
-async def _sweep(inventories: Mapping[str, Inventory], deps: JobDeps) -> tuple[int, list[str]]:
-    """Release every instance that has no live lease, whatever the cause."""
-    released, errors = 0, []
+async def _sweep(inventories: Mapping[str, Inventory], deps: JobDeps, run: _Run) -> int:
+    """Release every instance that has no live lease, whatever the cause; return their number."""
+    released = 0
     for name, inventory in inventories.items():
         for instance in sorted(
             inventory.instances if isinstance(inventory, KnownInventory) else (), key=lambda i: i.label
         ):
-            try:
+            with run.step(f"{name}: instance {instance.label} could not be released"):
                 # Read after the inventory was listed: a lease is written before its instance exists.
-                stored = await deps.jobs.get(job_of_label(instance.label))
-                if state_machine.has_live_lease(stored.job if stored else None, instance.label):
+                if await _is_leased(instance.label, deps):
                     continue
                 log.info(
                     "%s: releasing instance %s (%s): it has no live lease", name, instance.instance_id, instance.label
                 )
                 await deps.compute[name].release(instance.label)
                 released += 1
-            except (Transient, Refused) as error:
-                errors.append(f"{name}: instance {instance.label} could not be released: {error}")
-    return released, errors
+    return released
+
+
+async def _is_leased(label: str, deps: JobDeps) -> bool:
+    try:
+        stored = await deps.jobs.get(job_of_label(label))
+    except UnreadableJob as error:
+        # Nothing prolongs this lease any more: the instance works until it is over, and is not paid for ever.
+        lease = error.lease
+        return lease is not None and lease.label == label and deps.clock.now() < lease.until
+    return state_machine.has_live_lease(stored.job if stored else None, label)

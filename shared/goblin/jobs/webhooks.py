@@ -7,7 +7,6 @@ import logging
 from collections.abc import Awaitable, Callable
 from datetime import timedelta
 
-from goblin.core.errors import GoblinError
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.ports import WebhookEvent, WebhookEventStore
 from goblin.jobs.reconcile import reconcile
@@ -52,7 +51,7 @@ async def follow(
         if event.kind == OUTBID:
             await sleep(OUTBID_SEEN_S)
         await reconcile(deps)
-    except GoblinError:
+    except Exception:
         await webhook_events.give_back(event)
         raise
     return True

@@ -17,6 +17,7 @@ from typing import Any
 from goblin.core.errors import Conflict, Forbidden, InvalidReport, InvalidRequest, LeaseHeld, NotFound
 from goblin.core.events import CheckpointSaved
 from goblin.core.ports import SignedRequest
+from goblin.core.redaction import redact
 from goblin.jobs import attempt_logs, checkpoint_retention, checkpoints, invalid_reports, owners, training
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint, Manifest, manifest_uri
 from goblin.jobs.domain.instances import AttemptLease
@@ -392,7 +393,7 @@ async def _end(job_id: str, token: str, trigger: Trigger, said: str, deps: JobDe
         if job.state is JobState.PREEMPTED or job.state in ENDED:
             ended.append(job)
             return None
-        return _live(job, state_machine.apply(job, trigger, now=deps.clock.now(), reason=said[:SAID_MAX]))
+        return _live(job, state_machine.apply(job, trigger, now=deps.clock.now(), reason=redact(said)[:SAID_MAX]))
 
     transition = await change(deps, job_id, decide)
     if transition is None:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from goblin.core.errors import GoblinError, InvalidRequest, MalformedEvent, Transient
+from goblin.core.errors import InvalidRequest, MalformedEvent, Transient
 from goblin.core.events import ModelPromoted
 from goblin.core.ports import ObjectStore
 from goblin.gateway import health
@@ -72,10 +72,17 @@ async def follow(event: ModelPromoted, deps: RolloutDeps) -> None:
 async def tick(deps: RolloutDeps) -> None:
     """Publish events that are still due, then bring the servers in line, as after a restart or a lost event."""
     pointers = await deps.models.registry.pointers()
+    failed: Exception | None = None
     for pointer in pointers:
-        if await promotion_service.announce(pointer.promotion, deps.models):
-            log.info("%s seq %d: published its event late", pointer.promotion.name, pointer.promotion.seq)
+        try:
+            if await promotion_service.announce(pointer.promotion, deps.models):
+                log.info("%s seq %d: published its event late", pointer.promotion.name, pointer.promotion.seq)
+        except Exception as error:
+            log.warning("The event of %s could not be published: %s", pointer.promotion.name, error, exc_info=error)
+            failed = error
     await bring_in_line(deps, pointers)
+    if failed is not None:
+        raise failed
 
 
 async def bring_in_line(deps: RolloutDeps, pointers: Sequence[Pointer] | None = None) -> None:
@@ -86,8 +93,9 @@ async def bring_in_line(deps: RolloutDeps, pointers: Sequence[Pointer] | None = 
 
     Raises:
         Transient: A server or a store did not answer.
+        Exception: What one of them raised beside that; the others are in line.
     """
-    failed: GoblinError | None = None
+    failed: Exception | None = None
     changed = False
     for endpoint, server in deps.servers.items():
         try:
@@ -98,6 +106,9 @@ async def bring_in_line(deps: RolloutDeps, pointers: Sequence[Pointer] | None = 
         except Transient as error:
             log.warning("%s could not be brought in line: %s", endpoint, error.message)
             failed, pointers = error, None
+        except Exception as error:
+            log.exception("%s could not be brought in line", endpoint)
+            failed, pointers = failed or error, None
     if changed:
         # The router learns of models from the health check.
         await health.check_all(deps.health)

@@ -1,8 +1,9 @@
 """Validates a Messages request of Anthropic's wire format and converts it to our chat request.
 
 Left out, because no other wire format has a place for it: `cache_control`, `top_k`, `thinking` and its blocks in
-earlier turns, `service_tier`, `container`. Refused: tools that Anthropic runs itself. Source: anthropic-python 2.14,
-read 2026-11-25.
+earlier turns, `service_tier`, `container`. The fields among them are named in `left_out`. Tools that Anthropic runs
+itself, or defines, keep only their type and name; `passed_fields` decides on them. Source: anthropic-python 2.14, read
+2026-11-25.
 """
 
 from __future__ import annotations
@@ -125,12 +126,12 @@ class CheckedMessagesRequest(MessagesRequest, frozen=True, kw_only=True):
 
 def parse(data: bytes) -> ChatRequest:
     """Parse the body of `/v1/messages`. Raises `InvalidRequest`, with the field in `param`."""
-    return _as_chat(_read(CheckedMessagesRequest, data))
+    return _as_chat(_read(CheckedMessagesRequest, data), data)
 
 
 def parse_to_count(data: bytes) -> ChatRequest:
     """Parse the body of `/v1/messages/count_tokens`, which needs no `max_tokens`. Raises like `parse`."""
-    return _as_chat(_read(MessagesRequest, data))
+    return _as_chat(_read(MessagesRequest, data), data)
 
 
 def _read(kind: type[MessagesRequest], data: bytes) -> MessagesRequest:
@@ -144,7 +145,10 @@ def _read(kind: type[MessagesRequest], data: bytes) -> MessagesRequest:
         raise InvalidRequest("The body is nested too deeply.") from error
 
 
-def _as_chat(asked: MessagesRequest) -> ChatRequest:
+_KNOWN = frozenset(CheckedMessagesRequest.__struct_fields__)
+
+
+def _as_chat(asked: MessagesRequest, data: bytes) -> ChatRequest:
     messages = [{"role": "system", "content": system}] if (system := _joined(asked.system)) else []
     for turn in asked.messages:
         messages += _assistant(turn) if turn.role == "assistant" else _user(turn)
@@ -162,18 +166,25 @@ def _as_chat(asked: MessagesRequest) -> ChatRequest:
         **_tools(asked),
         **_format(asked),
     }
-    return requests.parse(
+    asked_chat = requests.parse(
         ChatRequest, msgspec.json.encode({key: said for key, said in body.items() if said is not None})
     )
+    fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
+    left_out = tuple(name for name in fields if name not in _KNOWN)
+    return msgspec.structs.replace(asked_chat, left_out=left_out) if left_out else asked_chat
 
 
 def _tools(asked: MessagesRequest) -> dict[str, Any]:
-    tools = []
+    tools: list[dict[str, Any]] = []
     for number, tool in enumerate(asked.tools or ()):
-        if tool.type not in (None, "custom") or tool.input_schema is None:
+        if tool.type not in (None, "custom"):
+            tools.append({"type": tool.type, "name": tool.name})
+            continue
+        if tool.input_schema is None:
             raise InvalidRequest(
-                f"The tool `{(tool.type or tool.name)[:64]}` runs at Anthropic. Only custom tools are supported.",
-                param=f"tools[{number}]",
+                f"Missing required parameter: 'tools[{number}].input_schema'.",
+                param=f"tools[{number}].input_schema",
+                code="missing_required_parameter",
             )
         function = {
             "name": tool.name,

@@ -15,6 +15,7 @@ from typing import Any
 
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.errors import Broken, GoblinError
 from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
@@ -92,8 +93,8 @@ def _filled(block: dict[str, Any], said: str) -> dict[str, Any]:
 def _parsed(arguments: str) -> Any:
     """Parse tool arguments into an object, which the SDK expects; a model may have written something else."""
     try:
-        parsed = msgspec.json.decode(arguments or "{}")
-    except msgspec.DecodeError:
+        parsed = decoding.parse(arguments or "{}")
+    except decoding.UNREADABLE:
         return {"_": arguments}
     return parsed if isinstance(parsed, dict) else {"_": parsed}
 

@@ -52,6 +52,7 @@ class Door(Generic[C]):
         work: Callable[[Visit[C]], Awaitable[Response]],
         *,
         body_bytes_max: int | None = None,
+        is_json: bool = True,
         refuse: Callable[[Exception], HttpReply] = asgi.error_answer,
     ) -> Handler:
         """Put a route behind the door.
@@ -59,6 +60,7 @@ class Door(Generic[C]):
         Args:
             work: Answers an admitted request. Its errors become responses.
             body_bytes_max: The most bytes of its body; None: no body is read.
+            is_json: As for `asgi.read_body`.
             refuse: Puts an error into the shape of the route's API.
         """
 
@@ -67,7 +69,9 @@ class Door(Generic[C]):
             logs.follow(request.scope)
             try:
                 caller = await self.identify(request)
-                body = b"" if body_bytes_max is None else await asgi.read_body(request, body_bytes_max)
+                body = b""
+                if body_bytes_max is not None:
+                    body = await asgi.read_body(request, body_bytes_max, is_json=is_json)
                 async with self.admission().place(caller):
                     return await work(Visit(request=request, caller=caller, body=body))
             except HTTPException:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from datetime import UTC, datetime
 from decimal import ROUND_FLOOR, Decimal
 from typing import Annotated, Any, TypeVar
@@ -9,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 import msgspec
 from msgspec import Meta
 
+from goblin.core import decoding
 from goblin.core.errors import InvalidRequest
 from goblin.core.events import Sha256
 from goblin.core.money import USD_MICROS
@@ -107,6 +109,7 @@ class FinishBody(msgspec.Struct, frozen=True):
 
 
 T = TypeVar("T", bound=msgspec.Struct)
+_FIELD = re.compile(r"`\$\.(\w+)")
 
 
 def parse(schema: type[T], body: bytes) -> T:
@@ -115,10 +118,12 @@ def parse(schema: type[T], body: bytes) -> T:
     Raises:
         InvalidRequest: The body does not fit the schema; the message names the field.
     """
-    try:
-        return msgspec.json.decode(body or b"{}", type=schema)
-    except msgspec.DecodeError as error:
-        raise InvalidRequest(str(error)) from error
+    return decoding.decode(body or b"{}", schema, _refusal)
+
+
+def _refusal(why: str) -> InvalidRequest:
+    field = _FIELD.search(why)
+    return InvalidRequest(f"The body is not valid: {why}.", param=field[1] if field else None)
 
 
 def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
@@ -148,7 +153,7 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "checkpoint_minutes": spec.checkpoint_minutes,
         "dataset_uri": spec.dataset_uri,
         "output_uri": spec.output_uri,
-        "parameters": spec.parameters,
+        "parameters": _parameters(spec.parameters),
         "callback_topic": spec.callback_topic,
         "needs": {
             "gpu_types": spec.gpu_types,
@@ -179,6 +184,15 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "ended_at": shown.ended_at,
         "history": [{"at": line.at, "state": line.state, "reason": line.text} for line in shown.reasons],
     }
+
+
+def _parameters(text: msgspec.Raw) -> msgspec.Raw | str:
+    """Return the parameters as they came; as a string where nesting would end the reader of the whole list."""
+    try:
+        decoding.check_text(bytes(text))
+    except ValueError:
+        return bytes(text).decode(errors="replace")
+    return text
 
 
 def _micros(dollars: Decimal | None) -> int | None:
@@ -243,7 +257,7 @@ def checkpoint(saved: Checkpoint) -> dict[str, Any]:
 
 def assignment(work: Assignment) -> dict[str, Any]:
     """Build the JSON of an attempt's assignment, in the agent's field names."""
-    fields: dict[str, Any] = msgspec.to_builtins(work)
+    fields: dict[str, Any] = msgspec.to_builtins(work, builtin_types=(msgspec.Raw,))
     return fields
 
 

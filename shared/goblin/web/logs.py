@@ -1,7 +1,7 @@
 """Log lines as Cloud Logging reads them: one JSON object a line, with severity, time and the trace of the request.
 
 Every function imports `asgi`, which calls `install`; on a laptop the lines are the same. A line has what the log call
-passed and nothing else of the request: no header, no body, no setting.
+passed and nothing else of the request: no header, no body, no setting. Credentials in it are redacted, also in a stack.
 
 `LOG_EXECUTION_ID` must stay unset: with it functions-framework replaces the root logger's handler by its own, at level
 WARNING. Source: functions-framework 3.10.2, read 2026-12-01.
@@ -17,6 +17,8 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from starlette.types import Scope
+
+from goblin.core.redaction import redact
 
 LINE_BYTES_MAX = 64 * 1024
 """Most bytes of a line, its newline included. Cloud Logging takes four times as much."""
@@ -74,14 +76,14 @@ class JsonLine(logging.Formatter):
             message = str(record.msg)  # The call passed the wrong arguments. Its text is better than no line.
         fields = {
             "severity": _severity(record.levelno),
-            "message": message,
+            "message": redact(message),
             "logger": record.name[:_LOGGER_CHARACTERS_MAX],
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
         }
         if stack := self._stack(record):
             # Error Reporting looks for a stack here before it looks into `message`. Source: Google's page
             # "Format a log entry to report error events", read 2026-12-01.
-            fields["stack_trace"] = stack
+            fields["stack_trace"] = redact(stack)
         if trace := _trace.get():
             project = _ask_project()
             fields["logging.googleapis.com/trace"] = f"projects/{project}/traces/{trace}" if project else trace
@@ -105,7 +107,7 @@ def _bounded(fields: dict[str, str]) -> str:
     room = LINE_BYTES_MAX
     while True:
         shown = {name: _cut(text, room) for name, text in fields.items()}
-        line = json.dumps(shown, separators=(",", ":"))
+        line = json.dumps(shown, separators=(",", ":")).replace("\x7f", "\\u007f")  # JSON lets it stand as it is.
         if len(line) < LINE_BYTES_MAX:
             return line
         room //= 2

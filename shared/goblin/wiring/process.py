@@ -18,7 +18,7 @@ import httpx
 from google.cloud.firestore import AsyncClient
 
 from goblin.core.endpoints import KeySource
-from goblin.core.ports import Bus
+from goblin.core.ports import DeadLetters
 from goblin.gcp.oidc import CallerVerifier
 from goblin.gcp.secret_manager import PREFIX as SECRET
 from goblin.gcp.secret_manager import SecretManager
@@ -28,6 +28,8 @@ from goblin.wiring.settings import BadConfiguration, Settings
 
 if TYPE_CHECKING:
     from google.cloud import storage
+
+    from goblin.gcp.pubsub import PubSubBus
 
 T = TypeVar("T")
 
@@ -79,7 +81,7 @@ class Process:
         return storage.Client(project=self.settings.project or None)
 
     @cached_property
-    def bus(self) -> Bus:
+    def bus(self) -> PubSubBus:
         # Imported here: the import takes a quarter of a second, and many functions publish nothing.
         from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
 
@@ -140,6 +142,11 @@ def per_process(build: Callable[[Process], T]) -> Callable[[], T]:
         return found
 
     return built
+
+
+def dead_letters() -> DeadLetters:
+    """Open the dead letter topics."""
+    return here().bus
 
 
 async def verify_caller(authorization: str | None) -> None:

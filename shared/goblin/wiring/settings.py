@@ -21,6 +21,7 @@ from goblin.billing.domain.ledger import TOTAL
 from goblin.core.endpoints import ORDINARY, Capability, Endpoint, Price
 from goblin.core.errors import Broken
 from goblin.core.money import USD_MICROS
+from goblin.core.redaction import learn
 from goblin.gateway.domain.catalog import Catalog, ModelSettings, Routing, Strategy
 
 OWN = frozenset({"flyio", "llamacpp", "ollama", "runpod", "vastai"})
@@ -31,6 +32,8 @@ MONTHLY_BUDGETS = {
     "GOBLIN_MONTHLY_BUDGET": TOTAL, "VASTAI_MONTHLY_BUDGET": "vastai", "RUNPOD_MONTHLY_BUDGET": "runpod",
 }  # fmt: skip
 """Variables with a budget in dollars per month, and the account that each limits."""
+_SECRET = re.compile(r"_(?:KEY|TOKEN|SECRET|PASSWORD)\Z")
+"""Names of variables that hold credentials."""
 GOOGLE_CERTS_URL = "https://www.googleapis.com/oauth2/v1/certs"
 
 
@@ -72,6 +75,9 @@ class Settings:
             raise BadConfiguration(f"GOBLIN_VERIFY_CALLER is {verify!r}. Set it to `on`, `iam` or `off`.")
         if verify == "off" and not env.get("PUBSUB_EMULATOR_HOST"):
             raise BadConfiguration("GOBLIN_VERIFY_CALLER=off is for emulators, but PUBSUB_EMULATOR_HOST is not set.")
+        for name, value in env.items():
+            if _SECRET.search(name) and not value.startswith("secret:"):
+                learn(value)
         return cls(
             project=env.get("GCS_PROJECT_ID") or env.get("GOOGLE_CLOUD_PROJECT") or "",
             region=env.get("GCS_REGION") or DEFAULT_REGION,
@@ -312,6 +318,11 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
 
 
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
+
+
+def named_variables(text: str) -> frozenset[str]:
+    """Return the names of the variables that the text of a `goblin.toml` refers to."""
+    return frozenset(found[1] for found in _VARIABLE.finditer(text))
 
 
 class _NotSet(Exception):

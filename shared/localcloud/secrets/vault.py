@@ -56,11 +56,7 @@ class Vault:
     """The RPCs: each takes a protobuf request and returns a protobuf response, or raises `SecretError`."""
 
     def __init__(self, path: Path | None, *, clock: Clock) -> None:
-        """Open the state. Its file is readable by its owner only, and so are SQLite's side files."""
-        if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(mode=0o600)
-            path.chmod(0o600)
+        """Open the state."""
         self._store = Store(path, SCHEMA)
         # Overwrite a destroyed payload on disk, instead of only unlinking it.
         self._store.execute("PRAGMA secure_delete=ON")

@@ -15,6 +15,7 @@ import os
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 from uuid import uuid4
 
 import google_crc32c
@@ -95,7 +96,7 @@ class Incoming:
 
     def _append(self, chunks: Sequence[bytes]) -> None:
         data = b"".join(chunks)
-        with self.path.open("ab", buffering=0) as file:
+        with _opened(self.path, os.O_APPEND) as file:
             file.write(data)
         self.hashes.update(data)
 
@@ -171,13 +172,18 @@ class Files:
     def concatenate(self, sources: Sequence[Path], target: Path) -> Content:
         """Write all of `sources`, in order, to a new file, without an MD5. It blocks: call it in a thread."""
         hashes = Hashes(md5=False)
-        with target.open("wb", buffering=0) as out:
+        with _opened(target, os.O_TRUNC) as out:
             for source in sources:
                 with source.open("rb", buffering=0) as file:
                     while chunk := file.read(CHUNK):
                         out.write(chunk)
                         hashes.update(chunk)
         return hashes.content()
+
+
+def _opened(path: Path, flag: int) -> IO[bytes]:
+    """Open a file to write to, created for its owner only."""
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | flag, 0o600), "wb", buffering=0)
 
 
 def hash_file(path: Path) -> Hashes:

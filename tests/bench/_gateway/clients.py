@@ -35,8 +35,8 @@ async def _read(reader: asyncio.StreamReader) -> int:
     return int(head[9:12])
 
 
-def _request(port: int, key: str, *, stream: bool) -> bytes:
-    body = json.dumps({**BODY, "stream": stream}).encode()
+def _request(port: int, key: str, *, stream: bool, long: bool = False) -> bytes:
+    body = json.dumps({**BODY, "stream": stream, **({"max_tokens": 1000} if long else {})}).encode()
     head = (
         f"POST /v1/chat/completions HTTP/1.1\r\nhost: 127.0.0.1:{port}\r\nauthorization: Bearer {key}\r\n"
         f"content-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -44,7 +44,7 @@ def _request(port: int, key: str, *, stream: bool) -> bytes:
     return head.encode() + body
 
 
-async def run(port: int, key: str, *, clients: int, requests: int, abort_every: int = 0) -> Result:
+async def run(port: int, key: str, *, clients: int, requests: int, abort_every: int = 0, long: bool = False) -> Result:
     """Send the requests, every other one a stream.
 
     Args:
@@ -53,6 +53,7 @@ async def run(port: int, key: str, *, clients: int, requests: int, abort_every: 
         clients: At once, each on its own connection.
         requests: In all.
         abort_every: Every so many requests one hangs up in the middle of its stream; 0 for never.
+        long: Whether every request is a stream of a thousand chunks.
 
     Raises:
         RuntimeError: An answer was not 200.
@@ -65,7 +66,7 @@ async def run(port: int, key: str, *, clients: int, requests: int, abort_every: 
         for number in turns:
             aborted = abort_every and number % abort_every == 0
             begun = time.perf_counter()
-            writer.write(_request(port, key, stream=bool(aborted) or number % 2 == 1))
+            writer.write(_request(port, key, stream=long or bool(aborted) or number % 2 == 1, long=long))
             if aborted:
                 await reader.readuntil(b"data: ")
                 writer.transport.abort()

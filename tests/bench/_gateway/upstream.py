@@ -7,6 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 DELTAS = 16
+LONG_DELTAS = 1000
+"""Chunks of the answer to a request with `max_tokens`."""
+GAP_S = 0.02
+"""Time between two chunks of that answer: fifty tokens a second."""
 _BASE = {"id": "chatcmpl-bench", "created": 1, "model": "bench", "system_fingerprint": "fp"}
 
 
@@ -26,6 +30,7 @@ EVENTS = [
     _sse(choices=[], usage=USAGE),
     b"data: [DONE]\n\n",
 ]
+LONG = [*EVENTS[:1], *(_sse(choices=_choice({"content": f"word {n} "})) for n in range(LONG_DELTAS)), *EVENTS[-3:]]
 MESSAGE = {"role": "assistant", "content": "".join(f"word {n} " for n in range(DELTAS)), "refusal": None}
 WHOLE = json.dumps(
     {
@@ -44,6 +49,18 @@ def _answer(body: bytes, kind: bytes = b"application/json") -> bytes:
     return b"HTTP/1.1 200 OK\r\ncontent-type: %b\r\ncontent-length: %d\r\n\r\n%b" % (kind, len(body), body)
 
 
+async def _stream(writer: asyncio.StreamWriter, *, long: bool) -> None:
+    writer.write(STREAM)
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    for number, event in enumerate(LONG if long else EVENTS):
+        writer.write(b"%x\r\n%b\r\n" % (len(event), event))
+        await writer.drain()
+        # To a schedule, so that a busy machine does not lengthen the stream.
+        await asyncio.sleep(max(begun + number * GAP_S - loop.time(), 0) if long else 0)
+    writer.write(b"0\r\n\r\n")
+
+
 STREAM = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n"
 
 
@@ -56,12 +73,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
             if b"/chat/completions" not in head:
                 writer.write(_answer(MODELS))
             elif b'"stream":true' in body.replace(b" ", b""):
-                writer.write(STREAM)
-                for event in EVENTS:
-                    writer.write(b"%x\r\n%b\r\n" % (len(event), event))
-                    await writer.drain()
-                    await asyncio.sleep(0)
-                writer.write(b"0\r\n\r\n")
+                await _stream(writer, long=b'"max_tokens"' in body)
             else:
                 writer.write(_answer(WHOLE))
             await writer.drain()

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblin.billing.domain.accounts import Limit, Period
+from goblin.billing.domain.accounts import Account, BudgetUsage, Limit, Period, window_of
 from goblin.billing.domain.ledger import BudgetAction, EntryKind, Freeze, LedgerEntry, is_over, lineage, month_of
 from goblin.billing.policy.budgets import IgnoredNotification, NoAction, react, react_to_billing, why_frozen
 from goblin.core.endpoints import Endpoint, Price
@@ -16,51 +16,114 @@ from goblin.core.money import show_usd, to_micros
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 
 
-def threshold_event(**changes: Any) -> BudgetExceeded:
-    fields: dict[str, Any] = {
-        "account": "vastai", "window": "2026-11", "spent_usd_micros": 10_000_000, "limit_usd_micros": 10_000_000,
-        **changes,
-    }  # fmt: skip
-    return BudgetExceeded(**fields)
+def told(**changes: Any) -> BudgetExceeded:
+    """An event, of which account and window are believed."""
+    fields: dict[str, Any] = {"account": "vastai", "window": "2026-11", "spent_usd_micros": 0, "limit_usd_micros": 0}
+    return BudgetExceeded(**{**fields, **changes})
+
+
+def account(
+    spent: int, *, name: str = "vastai", period: Period = Period.MONTH, limit: int = 10_000_000,
+    action: BudgetAction = BudgetAction.FREEZE, told_percent: int = 0, window: str | None = None, allocated: int = 0,
+) -> Account:  # fmt: skip
+    """An account as the ledger has it."""
+    usage = BudgetUsage(
+        window=window or window_of(period, NOW), spent_usd_micros=spent, told_percent=told_percent,
+        allocated_usd_micros=allocated,
+    )  # fmt: skip
+    limits = (Limit(period=period, limit_usd_micros=limit, action=action),)
+    return Account(name=name, limits=limits, usages={period: usage})
+
+
+ALL = 10_000_000
 
 
 @pytest.mark.parametrize(
-    ("event", "kind", "entry_id"),
+    ("event", "has", "kind", "entry_id"),
     [
-        (threshold_event(), EntryKind.FREEZE, "budget:vastai:2026-11:1"),
-        (threshold_event(account="total"), EntryKind.FREEZE, "budget:total:2026-11:1"),
-        (threshold_event(account="vastai/job-7"), EntryKind.FREEZE, "budget:vastai~job-7:2026-11:1"),
-        (threshold_event(window="2026-11-25"), EntryKind.FREEZE, "budget:vastai:2026-11-25:1"),
-        (threshold_event(threshold=1.2, spent_usd_micros=12_000_000), EntryKind.FREEZE, "budget:vastai:2026-11:1.2"),
-        (threshold_event(threshold=0.8, spent_usd_micros=8_000_000), EntryKind.ALERT, "budget:vastai:2026-11:0.8"),
-        (threshold_event(spent_usd_micros=7_000_000, reserved_usd_micros=3_000_000), EntryKind.FREEZE, None),
-        # A month that is over has no budget left to protect: the next month's is another.
-        (threshold_event(window="2026-10"), EntryKind.ALERT, "budget:vastai:2026-10:1"),
-        (threshold_event(window="2026-11-24"), EntryKind.ALERT, None),
+        (told(), account(ALL), EntryKind.FREEZE, "budget:vastai:2026-11:1"),
+        (told(account="total"), account(ALL, name="total"), EntryKind.FREEZE, "budget:total:2026-11:1"),
+        (told(account="vastai/job-7"), account(ALL), EntryKind.FREEZE, "budget:vastai~job-7:2026-11:1"),
+        (told(window="2026-11-25"), account(ALL, period=Period.DAY), EntryKind.FREEZE, "budget:vastai:2026-11-25:1"),
+        (told(window="lifetime"), account(ALL, period=Period.LIFETIME), EntryKind.FREEZE, "budget:vastai:lifetime:1"),
+        (told(), account(9_500_000, told_percent=100), EntryKind.FREEZE, "budget:vastai:2026-11:1"),
+        (told(), account(9_500_000), EntryKind.ALERT, "budget:vastai:2026-11:0.95"),
+        (told(), account(8_000_000), EntryKind.ALERT, "budget:vastai:2026-11:0.8"),
+        (told(), account(ALL, action=BudgetAction.ALERT), EntryKind.ALERT, "budget:vastai:2026-11:1"),
+        # Announced when the limit was lower.
+        (told(), account(6_000_000, told_percent=100), EntryKind.ALERT, "budget:vastai:2026-11:0.5"),
     ],
 )
-def test_what_a_crossing_leads_to(event: BudgetExceeded, kind: EntryKind, entry_id: str | None) -> None:
-    entry = react(event, now=NOW)
+def test_what_a_crossing_leads_to(event: BudgetExceeded, has: Account, kind: EntryKind, entry_id: str) -> None:
+    entry = react(event, has, now=NOW)
     assert isinstance(entry, LedgerEntry)
     assert (entry.kind, entry.account, entry.amount_usd_micros) == (kind, event.account, 0)
-    assert entry_id in (None, entry.entry_id)
+    assert entry.entry_id == entry_id
+
+
+@pytest.mark.parametrize(
+    "has",
+    [
+        Account(name="total"),
+        account(0), account(4_999_999), account(4_999_999, allocated=5_000_001),
+        account(ALL, window="2026-10"),  # Not spent from since the month began.
+        account(ALL, period=Period.DAY),  # Another window than the event names.
+    ],
+)  # fmt: skip
+@given(
+    st.integers(0, 2**53),
+    st.integers(0, 2**53),
+    st.integers(0, 2**53),
+    st.floats(0.01, 9),
+    st.sampled_from(BudgetAction),
+)
+def test_an_invented_event_freezes_nothing(
+    has: Account, spent: int, limit: int, reserved: int, threshold: float, action: BudgetAction
+) -> None:
+    event = told(
+        account="total", spent_usd_micros=spent, limit_usd_micros=limit, reserved_usd_micros=reserved,
+        threshold=threshold, action=action,
+    )  # fmt: skip
+    assert isinstance(react(event, has, now=NOW), NoAction)
+
+
+@pytest.mark.parametrize("action", list(BudgetAction))
+def test_the_action_is_the_budgets_own(action: BudgetAction) -> None:
+    for said in BudgetAction:
+        entry = react(told(action=said), account(ALL, action=action), now=NOW)
+        assert isinstance(entry, LedgerEntry)
+        assert entry.reaction is (None if action is BudgetAction.ALERT else action)
+
+
+def test_of_two_limits_of_one_window_the_one_that_is_used_up_decides() -> None:
+    usages = {Period.MONTH: BudgetUsage(window="2026-11", spent_usd_micros=10)}
+    month = [(10, BudgetAction.STOP_JOBS), (1000, BudgetAction.FREEZE), (10, BudgetAction.FREEZE)]
+    limits = tuple(Limit(period=Period.MONTH, limit_usd_micros=most, action=action) for most, action in month)
+    entry = react(told(), Account(name="vastai", limits=limits, usages=usages), now=NOW)
+    assert isinstance(entry, LedgerEntry)
+    assert entry.reaction is BudgetAction.STOP_JOBS
+
+
+@pytest.mark.parametrize("window", ["2026-10", "2026-11-24"])
+def test_a_window_that_is_over_has_no_budget_left_to_protect(window: str) -> None:
+    period = Period.DAY if len(window) > 7 else Period.MONTH
+    assert isinstance(react(told(window=window), account(ALL, period=period, window=window), now=NOW), NoAction)
 
 
 @pytest.mark.parametrize(
     "event",
     [
-        threshold_event(account="../x"), threshold_event(account=""), threshold_event(account="Total"),
-        threshold_event(window="soon"),
-        threshold_event(window="2026"), threshold_event(spent_usd_micros=9_999_999), threshold_event(threshold=2.0),
+        told(account="../x"), told(account=""), told(account="Total"), told(window="soon"), told(window="2026"),
+        told(action="explode"),
     ],
 )  # fmt: skip
-def test_an_event_that_makes_no_sense_freezes_nothing(event: BudgetExceeded) -> None:
-    assert isinstance(react(event, now=NOW), IgnoredNotification)
+def test_an_event_that_makes_no_sense_is_for_a_person(event: BudgetExceeded) -> None:
+    assert isinstance(react(event, account(ALL), now=NOW), IgnoredNotification)
 
 
 def test_the_same_crossing_has_the_same_id_whatever_was_spent_since() -> None:
-    later = react(threshold_event(spent_usd_micros=10_500_000), now=NOW.replace(hour=18))
-    first = react(threshold_event(), now=NOW)
+    later = react(told(), account(10_500_000), now=NOW.replace(hour=18))
+    first = react(told(), account(ALL), now=NOW)
     assert isinstance(first, LedgerEntry)
     assert isinstance(later, LedgerEntry)
     assert later.entry_id == first.entry_id
@@ -92,7 +155,7 @@ def test_what_cloud_billing_leads_to(event: CloudBudget, kind: EntryKind) -> Non
 
 
 def test_a_threshold_below_the_limit_is_named() -> None:
-    entry = react(threshold_event(spent_usd_micros=8_000_000, threshold=0.8), now=NOW)
+    entry = react(told(), account(8_000_000), now=NOW)
     assert isinstance(entry, LedgerEntry)
     assert entry.note == "vastai spent $8.00 of $10.00 in 2026-11, past 80%"
 
@@ -113,9 +176,9 @@ def test_what_follows_from_cloud_billing_is_what_the_total_budget_says(
     entry = react_to_billing(notice(alert_threshold_exceeded=1.0), budget_id="b-1", limits=limits, now=NOW)
     assert isinstance(entry, LedgerEntry)
     assert entry.reaction is reaction
-    told = react_to_billing(notice(alert_threshold_exceeded=0.5), budget_id="b-1", limits=limits, now=NOW)
-    assert isinstance(told, LedgerEntry)
-    assert told.reaction is None
+    half = react_to_billing(notice(alert_threshold_exceeded=0.5), budget_id="b-1", limits=limits, now=NOW)
+    assert isinstance(half, LedgerEntry)
+    assert half.reaction is None
 
 
 def test_cloud_billing_is_keyed_on_budget_interval_and_threshold() -> None:

@@ -24,12 +24,20 @@ from goblin.registry.domain.versions import LoadedModel
 from tests.fakes.model_server import FakeModelServer
 from tests.fakes.serving import closed_port, serve
 
+CLOSED = closed_port()
 MODEL = Path(goblin_llamacpp.__file__).parent / "models" / "goblin-tiny.gguf"
 
 
+KEY = "the-key"
+
+
 @contextmanager
-def real() -> Iterator[str]:
-    command = [sys.executable, "-m", "goblin_llamacpp", f"--model={MODEL}", "--port=0", "--allow-load"]
+def real(keys: Path, *load_from: str) -> Iterator[str]:
+    keys.write_text(KEY)
+    command = [
+        sys.executable, "-m", "goblin_llamacpp", f"--model={MODEL}", "--port=0", "--allow-load",
+        f"--api-key-file={keys}", *(f"--load-from={url}" for url in load_from),
+    ]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     try:
         assert process.stdout is not None
@@ -46,8 +54,8 @@ def real() -> Iterator[str]:
 
 
 @pytest.fixture(scope="module", params=["llama.cpp", "fake"])
-def server_url(request: pytest.FixtureRequest) -> Iterator[str]:
-    with real() if request.param == "llama.cpp" else serve(FakeModelServer().app) as url:
+def server_url(request: pytest.FixtureRequest, bucket: str, folder: Path) -> Iterator[str]:
+    with real(folder / "keys", bucket, CLOSED) if request.param == "llama.cpp" else serve(FakeModelServer().app) as url:
         yield url
 
 
@@ -57,15 +65,21 @@ async def control(server_url: str) -> LlamaCppControl:
 
 
 def connect(url: str) -> LlamaCppControl:
-    return LlamaCppControl(Endpoint(name="llm", provider="llamacpp", url=url), httpx.AsyncClient(trust_env=False))
+    endpoint = Endpoint(name="llm", provider="llamacpp", url=url, api_key=KEY)
+    return LlamaCppControl(endpoint, httpx.AsyncClient(trust_env=False))
 
 
-@pytest.fixture
-def bucket(tmp_path: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("bucket")
+
+
+@pytest.fixture(scope="module")
+def bucket(folder: Path) -> Iterator[str]:
     """Serves files by name, as signed URLs do."""
 
     async def read(request: Request) -> Response:
-        path = tmp_path / request.path_params["name"]
+        path = folder / request.path_params["name"]
         return FileResponse(path) if path.exists() else Response(status_code=404)
 
     with serve(Starlette(routes=[Route("/{name}", read)])) as url:
@@ -76,22 +90,20 @@ def digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-async def test_serves_what_it_was_given_under_its_new_name(
-    control: LlamaCppControl, bucket: str, tmp_path: Path
-) -> None:
+async def test_serves_what_it_was_given_under_its_new_name(control: LlamaCppControl, bucket: str, folder: Path) -> None:
     data = MODEL.read_bytes().replace(b"Goblin Tiny", b"Goblin Tina", 1)
-    (tmp_path / "m.gguf").write_bytes(data)
+    (folder / "m.gguf").write_bytes(data)
     assert await control.load(f"{bucket}/m.gguf", sha256=digest(data), alias="acme/tina") is None
     assert await control.loaded() == LoadedModel(alias="acme/tina", sha256=digest(data))
 
 
 async def test_refuses_what_is_not_what_was_said_and_goes_on(
-    control: LlamaCppControl, bucket: str, tmp_path: Path
+    control: LlamaCppControl, bucket: str, folder: Path
 ) -> None:
     before = await control.loaded()
-    (tmp_path / "m.gguf").write_bytes(MODEL.read_bytes())
+    (folder / "m.gguf").write_bytes(MODEL.read_bytes())
     assert await control.load(f"{bucket}/m.gguf", sha256="0" * 64, alias="acme/forged")
-    (tmp_path / "no.gguf").write_bytes(b"PK\x03\x04 and more")
+    (folder / "no.gguf").write_bytes(b"PK\x03\x04 and more")
     assert await control.load(f"{bucket}/no.gguf", sha256=digest(b"PK\x03\x04 and more"), alias="acme/none")
     assert await control.loaded() == before
 
@@ -103,7 +115,10 @@ async def test_a_file_that_cannot_be_fetched_says_nothing_about_the_model(
     with pytest.raises(ProviderUnavailable):
         await control.load(f"{bucket}/gone.gguf", sha256="0" * 64, alias="acme/gone")
     with pytest.raises(ProviderUnavailable):
-        await control.load(f"{closed_port()}/m.gguf", sha256="0" * 64, alias="acme/gone")
+        await control.load(f"{CLOSED}/m.gguf", sha256="0" * 64, alias="acme/gone")
+    with pytest.raises(ProviderUnavailable):
+        # At no address of `--load-from`.
+        await control.load("http://127.0.0.1:1/m.gguf", sha256="0" * 64, alias="acme/gone")
     assert await control.loaded() == before
 
 

@@ -359,6 +359,14 @@ def threshold_event(
     )
 
 
+def passed_percent(usage: BudgetUsage, limit: Limit) -> int:
+    """Return the highest threshold that a budget has passed, in percent; 0: none.
+
+    That it was refused something shows only in what was announced, which may be of a limit that was raised since.
+    """
+    return _passed(usage, limit, short=usage.told_percent >= USED_UP_PERCENT)
+
+
 def _passed(usage: BudgetUsage, limit: Limit, *, short: bool) -> int:
     def at_least(percent: int) -> bool:
         return usage.spent_usd_micros * 100 >= limit.limit_usd_micros * percent

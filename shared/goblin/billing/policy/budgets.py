@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
-from goblin.billing.domain.accounts import Limit
+from goblin.billing.domain.accounts import Account, Limit, window_of
 from goblin.billing.domain.ledger import (
     ACCOUNT,
     ENTRY_ID,
@@ -19,7 +19,7 @@ from goblin.billing.domain.ledger import (
     is_over,
 )
 from goblin.billing.policy import prices
-from goblin.billing.policy.allocation import ThresholdEvent
+from goblin.billing.policy.allocation import ThresholdEvent, passed_percent
 from goblin.billing.policy.settlement import action_id
 from goblin.core.endpoints import Endpoint
 from goblin.core.events import BudgetExceeded, CloudBudget
@@ -57,11 +57,17 @@ def budget_exceeded_event(threshold_event: ThresholdEvent) -> BudgetExceeded:
     )
 
 
-def react(event: BudgetExceeded, *, now: datetime) -> LedgerEntry | IgnoredNotification:
+def react(event: BudgetExceeded, account: Account, *, now: datetime) -> LedgerEntry | NoAction | IgnoredNotification:
     """Decide the action that follows from a threshold event of our own ledger.
 
-    The entry's id is made of account, window and threshold. So one event acts once, however often it is delivered, and
-    an old message does not undo a thaw.
+    Anybody who may publish can write such an event. So it only says where to look: what is done follows from the
+    ledger's own usage, limit and action. The entry's id is made of account, window and threshold. So one crossing acts
+    once, however often it is announced, and an old message does not undo a thaw.
+
+    Args:
+        event: Names the account and the window.
+        account: That account as the ledger has it.
+        now: Aware UTC.
     """
     if not ACCOUNT.fullmatch(event.account):
         return IgnoredNotification(reason=f"{event.account[:80]!r} is not an account")
@@ -69,27 +75,36 @@ def react(event: BudgetExceeded, *, now: datetime) -> LedgerEntry | IgnoredNotif
         return IgnoredNotification(reason=f"{event.window[:80]!r} is not a window")
     if event.action not in list(BudgetAction):
         return IgnoredNotification(reason=f"{event.action[:80]!r} is not an action")
-    action = BudgetAction(event.action)
-    if event.limit_usd_micros and event.spent_usd_micros + event.reserved_usd_micros < (
-        event.threshold * event.limit_usd_micros
-    ):
-        return IgnoredNotification(reason="its spent and reserved amounts are below the threshold that it names")
+    if is_over(event.window, now):
+        # A month that is over has no budget left to protect: the next month's is another.
+        return NoAction(reason=f"{event.window} is over, for {event.account}")
+    limits = [limit for limit in account.limits if window_of(limit.period, now) == event.window]
+    usages = [account.usages.get(limit.period) for limit in limits]
+    crossed = [
+        (passed_percent(usage, limit), SEVERITY.index(limit.action), limit, usage)
+        for limit, usage in zip(limits, usages, strict=True)
+        if usage is not None and usage.window == event.window
+    ]
+    # A configured limit holds beside one that was set: what is furthest used decides, then what is more severe.
+    percent, _, limit, usage = max(crossed, key=lambda one: one[:2], default=(0, 0, None, None))
+    if limit is None or usage is None or not percent:
+        return NoAction(reason=f"{event.account} has no budget for {event.window} that has passed a threshold")
     said = (
-        f"{event.account} spent {show_usd(event.spent_usd_micros)} of {show_usd(event.limit_usd_micros)} "
+        f"{event.account} spent {show_usd(usage.spent_usd_micros)} of {show_usd(limit.limit_usd_micros)} "
         f"in {event.window}"
     )
-    if event.threshold < FREEZES_FROM:
-        said += f", past {event.threshold:.0%}"
-    over = is_over(event.window, now)
-    freezes = event.threshold >= FREEZES_FROM and action is not BudgetAction.ALERT and not over
+    threshold = percent / 100
+    if threshold < FREEZES_FROM:
+        said += f", past {threshold:.0%}"
+    freezes = threshold >= FREEZES_FROM and limit.action is not BudgetAction.ALERT
     return LedgerEntry(
-        entry_id=action_id(event.account, event.window, event.threshold),
+        entry_id=action_id(event.account, event.window, threshold),
         kind=EntryKind.FREEZE if freezes else EntryKind.ALERT,
         account=event.account,
         amount_usd_micros=0,
         at=now,
-        reaction=action if freezes else None,
-        note=f"{said}, which is over" if over else said,
+        reaction=limit.action if freezes else None,
+        note=said,
     )
 
 
@@ -116,6 +131,8 @@ def react_to_billing(
         entry_id += ":forecast"
     if not budget_id or not ENTRY_ID.fullmatch(entry_id):
         return IgnoredNotification(reason="its attribute budgetId is missing or malformed")
+    if not all(amount.is_finite() for amount in (event.cost_amount, event.budget_amount)):
+        return IgnoredNotification(reason="its amounts are not numbers")
     freezes = threshold is not None and threshold >= FREEZES_FROM
     spent = f"{event.cost_amount} of {event.budget_amount} {event.currency_code}"
     if event.currency_code == "USD":

@@ -18,6 +18,17 @@ def is_free(endpoint: Endpoint) -> bool:
     return price is not None and not (price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
 
 
+def bills_use(endpoint: Endpoint) -> bool:
+    """Tell whether what a request does at an endpoint may be charged: by its tokens, or by a third party in any way.
+
+    A machine of ours, or one that we rent, charges at most for its time.
+    """
+    price = endpoint.price
+    if endpoint.external or (price is None and not bills_time(endpoint)):
+        return True
+    return price is not None and bool(price.input_usd_micros_per_mtok or price.output_usd_micros_per_mtok)
+
+
 def is_stale(read_on: date | None, now: datetime) -> bool:
     """Tell whether a price must be read again. A price without a date was set by the operator and does not age."""
     return read_on is not None and now.date() - read_on > STALE_AFTER

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -108,6 +109,15 @@ class Preferences(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     """True: a cached answer will do. False: it will not. None: only if the request is deterministic."""
 
 
+def caller_runs(tool: Mapping[str, Any]) -> bool:
+    """Tell whether a tool is one that the caller runs: a function, or OpenAI's `custom` with free text for arguments.
+
+    Every other type is a tool of some vendor, which that vendor runs, or which needs that vendor's own wire format.
+    """
+    kind = tool.get("type")
+    return kind in ("function", "custom") or (kind is None and isinstance(tool.get("function"), dict))
+
+
 class ChatRequest(Struct, frozen=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
@@ -132,6 +142,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     goblin: Preferences | None = None
     body: dict[str, Any] = msgspec.field(default_factory=dict)
     """The whole request as received: a provider with an OpenAI API gets it, with our changes."""
+    left_out: tuple[str, ...] = ()
+    """Fields of another wire format that have no place here, by name."""
 
     @property
     def output_tokens_max(self) -> int | None:
@@ -140,7 +152,7 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     def needs(self) -> frozenset[Capability]:
         """Return the capabilities that an endpoint needs to serve the request."""
         needs = {Capability.CHAT}
-        if self.tools and self.tool_choice != "none":
+        if self.tool_choice != "none" and any(caller_runs(tool) for tool in self.tools or ()):
             needs.add(Capability.TOOLS)
         if self.response_format is not None and self.response_format.type != "text":
             needs.add(Capability(self.response_format.type))
@@ -233,7 +245,7 @@ def parse(kind: type[_R], data: bytes) -> _R:
         body = msgspec.json.decode(data)
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.")
-        request = msgspec.convert({**body, "body": body}, kind)
+        request = msgspec.convert({**body, "body": body, "left_out": ()}, kind)
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

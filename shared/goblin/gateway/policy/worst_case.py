@@ -29,12 +29,14 @@ OF_UNKNOWN_PRICE = {
     "web_search_options": "web search",
     "best_of": "`best_of`",
 }
-"""Fields whose cost no token price covers, with what they stand for."""
+"""Fields whose cost no token price covers, with what they stand for. `passed_fields` drops those that it may drop; a
+request that still has one is refused."""
 BY_TIME_ALONE = Price(input_usd_micros_per_mtok=0, output_usd_micros_per_mtok=0)
 LIMITS = ("max_completion_tokens", "max_tokens")
 COMPLETION_TOKENS = 16
 """OpenAI's default limit for `/completions`."""
-TIERS = (None, "auto", "default", "flex")
+TIERS = (None, "auto", "default", "flex", "on_demand")
+"""Service tiers that cost no more than the price. `on_demand` is Groq's name of the default."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

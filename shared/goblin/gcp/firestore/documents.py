@@ -11,6 +11,7 @@ import msgspec
 from google.api_core.exceptions import AlreadyExists, GoogleAPICallError, RetryError
 from google.auth.exceptions import GoogleAuthError
 
+from goblin.core import decoding
 from goblin.core.errors import StoreUnavailable
 
 DEADLINE_S = 5.0
@@ -48,8 +49,10 @@ def read(kind: type[T], fields: Mapping[str, Any] | None, stored_as: Mapping[str
         if stored_as:
             found = _renamed(found, {old: new for new, old in stored_as.items()})
         return msgspec.convert(found, kind)
-    except (msgspec.ValidationError, ValueError, TypeError) as error:
-        raise StoreUnavailable(f"A document in Firestore is not a {kind.__name__}: {error}.") from error
+    except decoding.UNREADABLE as error:
+        raise StoreUnavailable(
+            f"A document in Firestore is not a {kind.__name__}: {decoding.reason(error)}."
+        ) from error
 
 
 def _renamed(value: Any, names: Mapping[str, str]) -> Any:

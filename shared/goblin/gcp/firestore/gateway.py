@@ -19,6 +19,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient
 from google.cloud.firestore_v1.types import CommitRequest
 
+from goblin.core import decoding
 from goblin.core.errors import StoreUnavailable
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause
 from goblin.gateway.ports import ApiKey, Receipt
@@ -182,5 +183,7 @@ def _fill(message: Any, value: Any) -> None:
 def _read(kind: type[T], fields: Mapping[str, Any]) -> T:
     try:
         return msgspec.convert(plain_instants(fields), kind)
-    except msgspec.ValidationError as error:
-        raise StoreUnavailable(f"A document in Firestore is not a {kind.__name__}: {error}.") from error
+    except decoding.UNREADABLE as error:
+        raise StoreUnavailable(
+            f"A document in Firestore is not a {kind.__name__}: {decoding.reason(error)}."
+        ) from error

@@ -6,7 +6,8 @@ A commit whose answer was lost looks like another process's write: the caller re
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Sequence
+import logging
+from collections.abc import Awaitable, Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
@@ -17,12 +18,16 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud.firestore import AsyncClient, AsyncTransaction, Query, async_transactional
 from google.cloud.firestore_v1.base_query import FieldFilter
 
-from goblin.core.errors import StoreUnavailable
+from goblin.core import decoding
+from goblin.core.errors import Broken, StoreUnavailable
 from goblin.gateway.ports import ApiKey, Scope
 from goblin.gcp.firestore.documents import plain_instants
+from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import LEASED, AskerKey, Job
 from goblin.jobs.policy.spot.market_history import MarketHistory
-from goblin.jobs.ports import StoredJob
+from goblin.jobs.ports import StoredJob, UnreadableJob
+
+log = logging.getLogger(__name__)
 
 DEADLINE_S = 5.0
 PLACE_TRIES = 3
@@ -84,7 +89,7 @@ class FirestoreJobs:
                 return False
             placed = [one async for one in query.stream(transaction=transaction, timeout=DEADLINE_S, retry=None)]
             # The kind is compared here, because in the query it would need a further index.
-            if sum(one.get("spec.kind") == job.spec.kind for one in placed if one.id != job.job_id) >= limit:
+            if sum(_kind(one) == job.spec.kind for one in placed if one.id != job.job_id) >= limit:
                 return False
             transaction.update(written, _fields(job))
             return True
@@ -101,14 +106,14 @@ class FirestoreJobs:
     async def list_open(self, limit: int) -> Sequence[StoredJob]:
         query = self._jobs.where(filter=FieldFilter("open", "==", True)).order_by("requested_at").limit(limit)
         found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of open jobs")
-        return [_stored(document) for document in found]
+        return _readable(found)
 
     async def list_recent(self, limit: int, *, tenant: str | None) -> Sequence[Job]:
         # In the query, not after it: a tenant with few jobs among many must still see all of its own.
         jobs = self._jobs if tenant is None else self._jobs.where(filter=FieldFilter("owner.tenant", "==", tenant))
         query = jobs.order_by("requested_at", direction=Query.DESCENDING).limit(limit)
         found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of jobs")
-        return [_stored(document).job for document in found]
+        return [stored.job for stored in _readable(found)]
 
 
 class FirestoreMarketHistory:
@@ -123,9 +128,10 @@ class FirestoreMarketHistory:
         if not found.exists:
             return MarketHistory(), None
         try:
-            return msgspec.json.decode(found.get("json"), type=MarketHistory), _version(found)
-        except (msgspec.DecodeError, KeyError):
+            return decoding.decode(str((found.to_dict() or {}).get("json")), MarketHistory, Broken), _version(found)
+        except Broken as error:
             # Written by another version of this program: the statistics are learned again.
+            log.warning("The market history cannot be read and begins anew: %s", error.message)
             return MarketHistory(), _version(found)
 
     async def save(self, history: MarketHistory, version: str | None) -> bool:
@@ -171,20 +177,53 @@ class FirestoreAttemptKeys:
 def _fields(job: Job) -> dict[str, Any]:
     """Convert a job to a document that a person can read in the console.
 
-    The caller's parameters are stored as JSON: Firestore has no lists of lists and no integers over 64 bits.
+    The caller's parameters are stored as the text that came: Firestore has no lists of lists, at most 20 levels and no
+    integers over 64 bits.
     """
-    fields: dict[str, Any] = msgspec.to_builtins(job, builtin_types=(datetime,))
-    fields["spec"]["parameters"] = msgspec.json.encode(job.spec.parameters).decode()
+    fields: dict[str, Any] = msgspec.to_builtins(job, builtin_types=(datetime, msgspec.Raw))
+    fields["spec"]["parameters"] = bytes(job.spec.parameters).decode()
     return {STORED_AS.get(name, name): value for name, value in fields.items()}
 
 
+def _readable(documents: Iterable[Any]) -> list[StoredJob]:
+    """Read documents; one that cannot be read is logged and left out, and hides no other."""
+    found = []
+    for document in documents:
+        try:
+            found.append(_stored(document))
+        except UnreadableJob as error:
+            log.error("Left out of the list: %s", error.message)
+    return found
+
+
 def _stored(document: Any) -> StoredJob:
-    fields = plain_instants(document.to_dict())
-    fields["spec"]["parameters"] = msgspec.json.decode(fields["spec"]["parameters"])
-    for name, stored_as in STORED_AS.items():
-        if stored_as in fields:
-            fields[name] = fields.pop(stored_as)
-    return StoredJob(job=msgspec.convert(fields, Job), version=_version(document))
+    """Read a document. Raises `UnreadableJob`: another version, or a person, may have written it."""
+    fields: dict[str, Any] = {}
+    try:
+        fields = plain_instants(document.to_dict())
+        fields["spec"]["parameters"] = msgspec.Raw(fields["spec"]["parameters"].encode())
+        for name, stored_as in STORED_AS.items():
+            if stored_as in fields:
+                fields[name] = fields.pop(stored_as)
+        job = msgspec.convert(fields, Job)
+        if job.job_id != document.id:
+            raise ValueError(f"it describes job {job.job_id}")
+        return StoredJob(job=job, version=_version(document))
+    except (*decoding.UNREADABLE, KeyError, AttributeError) as error:
+        raise UnreadableJob(document.id, decoding.reason(error), lease=_lease(fields)) from error
+
+
+def _lease(fields: dict[str, Any]) -> AttemptLease | None:
+    try:
+        return msgspec.convert(fields.get("lease"), AttemptLease)
+    except decoding.UNREADABLE:
+        return None
+
+
+def _kind(document: Any) -> object:
+    """Return the kind of a job whose other fields may be unreadable."""
+    spec = document.to_dict().get("spec")
+    return spec.get("kind") if isinstance(spec, dict) else None
 
 
 def _version(written: Any) -> str:

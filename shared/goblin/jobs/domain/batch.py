@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.model_names import allows
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
@@ -73,10 +74,7 @@ def parse_item(line: bytes, number: int) -> BatchItem:
     Raises:
         MalformedItem: The line is not a request that can be run.
     """
-    try:
-        item = msgspec.json.decode(line, type=BatchItem)
-    except msgspec.DecodeError as error:
-        raise MalformedItem(f"line {number}: {error}") from error
+    item = decoding.decode(line, BatchItem, lambda why: MalformedItem(f"line {number}: {why}"))
     if item.method != "POST":
         raise MalformedItem(f"line {number}: method {item.method!r} is not POST")
     if item.url not in URLS:

@@ -240,6 +240,10 @@ class Job:
     """Highest `seq` that is known to be published."""
     invalid_reports: int = 0
     """Invalid reports and uploads of its hosts, and refused tokens."""
+    fault: str = ""
+    """Error that reconcile met with this job in its last run, by step and kind; empty: none."""
+    faults: int = 0
+    """Runs in a row that met it; see `policy.state_machine.FAULTS_MAX`."""
 
     @property
     def saved_step(self) -> int:
@@ -258,9 +262,10 @@ class Job:
 
 
 def spec_digest(spec: JobRequested) -> str:
-    """Hash a specification: defaults count as given, the order of parameters does not matter.
+    """Hash a specification: defaults count as given; neither order nor white space of the parameters matters.
 
     The tenant is left out: it is the owner's, and jobs stored before there was one must keep their hash.
     """
     fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name != "tenant"}
+    fields["parameters"] = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(spec.parameters), order="sorted"))
     return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()

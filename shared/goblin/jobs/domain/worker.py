@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+import msgspec
 
 from goblin.core.ports import SignedRequest
 
@@ -75,7 +76,7 @@ class Assignment:
     """Offset of the first item that is not done, in bytes."""
     model: str | None
     """Batch: model for items that name none. Training: its meaning is up to the task."""
-    parameters: Mapping[str, object]
+    parameters: msgspec.Raw
     task: str | None = None
     inputs: TrainingInputs = field(default_factory=TrainingInputs)
     """Inputs of a training; empty for a batch."""

@@ -35,6 +35,8 @@ STOP_WITHIN = timedelta(minutes=3)
 ADMITTED_WITHIN = timedelta(minutes=10)
 """After this a deadline is refused by what is known, even if a provider still does not answer."""
 CANDIDATES_MAX = 16
+NUMBER_MAX = 10**15
+"""Highest number of an offer: a billion dollars in micro-dollars."""
 _GIB = 1024**3
 
 
@@ -78,6 +80,18 @@ def admit(job: Job, facts: PlacementFacts) -> NotPromised | None:
         return None
     final = not facts.unknown or facts.now - job.requested_at >= ADMITTED_WITHIN
     return NotPromised(reason=_nearest(found, facts.now), final=final)
+
+
+def is_sound(offer: Offer) -> bool:
+    """Check that an offer's numbers can be computed with. A host writes some of them."""
+    amounts = (
+        offer.price_usd_micros_per_hour, offer.on_demand_usd_micros_per_hour or 0,
+        offer.storage_usd_micros_per_gib_month, offer.download_usd_micros_per_gib, offer.upload_usd_micros_per_gib,
+        offer.gpu_count, offer.gpu_memory_mib, offer.boot_s, offer.ends_in_s or 0.0,
+    )  # fmt: skip
+    shares = (offer.reliability if offer.reliability is not None else 1.0, offer.download_mib_per_s)
+    # A comparison with NaN is false.
+    return all(0 <= amount <= NUMBER_MAX for amount in amounts) and 0 <= shares[0] <= 1 and 0 < shares[1] <= NUMBER_MAX
 
 
 def place(job: Job, facts: PlacementFacts) -> Placement | NoPlacement:

@@ -17,6 +17,7 @@ from goblin.jobs.domain.job import LEASED, Job, JobKind, JobPriority, JobState
 
 PLACES: Mapping[str, int] = {JobKind.BATCH: 2, JobKind.TRAINING: 2, JobKind.INFERENCE: 2}
 """Most jobs of each kind that run at once."""
+_RANKS = {priority.value: rank for rank, priority in enumerate(JobPriority)}
 PROMOTED_AFTER = timedelta(hours=6)
 """Waiting this long raises a job by one priority."""
 
@@ -26,7 +27,8 @@ def order_queue(jobs: Collection[Job], *, now: datetime) -> Sequence[Job]:
 
     def rank(job: Job) -> tuple[bool, int, datetime, str]:
         waited = (now - job.requested_at) // PROMOTED_AFTER
-        priority = max(0, list(JobPriority).index(JobPriority(job.spec.priority)) - waited)
+        # An unknown priority, which only another version can have stored, waits as the last and hides no other job.
+        priority = max(0, _RANKS.get(job.spec.priority, len(_RANKS)) - waited)
         return not keeps_place(job), priority, job.requested_at, job.job_id
 
     def waits(job: Job) -> bool:

@@ -36,8 +36,12 @@ NO_CAPACITY_S = 15.0
 REFUSALS_MAX = 10
 """No longer pause follows from more of them."""
 ENDED_KEPT = timedelta(days=30)
+SAID_MAX = 500
+"""Characters of an error that are stored in a job's history."""
 SLOW_SHARE = 0.4
 """Share of the best speed on the same GPU model; an attempt on a slower machine is ended."""
+FAULTS_MAX = 30
+"""Runs of reconcile, one a minute, that may meet the same error with a job before it fails."""
 JUDGED_AFTER = timedelta(minutes=20)
 """Time before the speed is judged: the start and the first steps are slow on every machine."""
 
@@ -332,6 +336,44 @@ def refuses_checkpoint(job: Job, checkpoint: Checkpoint) -> str | None:
 def note(job: Job, **changes: Any) -> Transition:
     """Change fields of a job without changing its state."""
     return Transition(job=replace(job, **changes), actions=())
+
+
+_GIVES_UP: Mapping[JobState, Trigger] = {
+    JobState.REQUESTED: Trigger.REJECTED,
+    JobState.QUEUED: Trigger.EXHAUSTED,
+    # First its instance ends; the next run that meets the error ends the job.
+    JobState.PLACING: Trigger.TAKEN,
+    JobState.STARTING: Trigger.TAKEN,
+    JobState.RUNNING: Trigger.BROKEN,
+    JobState.PREEMPTED: Trigger.EXHAUSTED,
+    JobState.FINISHING: Trigger.BROKEN,
+}
+"""What ends a job with which reconcile meets the same error again and again."""
+
+
+def faulted(job: Job, fault: str, said: str, *, now: datetime) -> Transition | None:
+    """Count a run of reconcile that met an error with a job; after `FAULTS_MAX` with the same the job fails.
+
+    Args:
+        job: The job as read.
+        fault: The error by step and kind, which is the same each time that it is the same error.
+        said: The error's words, for a person.
+        now: Aware UTC.
+
+    Returns:
+        What to write; None when the job has ended already: only a person can mend what is left to do for it.
+    """
+    faults = job.faults + 1 if job.fault == fault else 1
+    if faults < FAULTS_MAX:
+        return note(job, fault=fault, faults=faults)
+    reason = f"{faults} runs of reconcile in a row met the same error: {said[:SAID_MAX]}"
+    trigger = _GIVES_UP.get(job.state)
+    return None if trigger is None else apply(job, trigger, now=now, reason=reason, fault=fault, faults=faults)
+
+
+def sound(job: Job) -> Transition | None:
+    """Forget the error of earlier runs, once a run met none; None: there is none to forget."""
+    return note(job, fault="", faults=0) if job.fault else None
 
 
 def ask_to_stop(job: Job, stop: StopRequest, *, now: datetime) -> Transition:

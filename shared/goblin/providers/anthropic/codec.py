@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import msgspec
-
+from goblin.core import decoding
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
 from goblin.gateway.domain.requests import AudioPart, ChatRequest, FilePart, ImagePart, Message, RefusalPart, TextPart
@@ -189,8 +188,8 @@ def _source(url: str) -> dict[str, Any]:
 def _arguments(text: str) -> dict[str, Any]:
     """Parse tool arguments into an object, which the API requires; a model may have written something else."""
     try:
-        arguments = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+        arguments = decoding.parse(text or "{}")
+    except decoding.UNREADABLE:
         return {"_": text}
     return arguments if isinstance(arguments, dict) else {"_": arguments}
 

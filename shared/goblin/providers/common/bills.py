@@ -7,20 +7,26 @@ import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from typing import Any
 
 import httpx
 
 from goblin.billing.domain.ledger import Bill, Charge
+from goblin.core import decoding
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import ProviderUnavailable
 from goblin.core.money import to_micros
+from goblin.core.redaction import learn
+from goblin.providers.common import rental_http
+from httpguard.text import is_bounded
 
 TIMEOUT_S = 20.0
 PAGES_MAX = 100
 WAITS_S = (1.5, 3.0, 6.0)
 """Waits before retries after a 429. Vast.ai requires a second between two requests for charges."""
+DOLLARS_MAX = 10**9
+"""Highest plausible bill of a day; the conversion of `1e999999` would take minutes."""
 BillingKey = str | KeySource
 """An API key, or the source that it is read from."""
 
@@ -37,34 +43,42 @@ class BillingApi:
     async def get(self, path: str, *, headers: Mapping[str, str], params: Mapping[str, str]) -> Any:
         """Get a JSON response, with numbers as `Decimal` and so exact. Raises `ProviderUnavailable`."""
         try:
-            answer = await self._ask(path, headers, params)
+            status, data = await self._ask(path, headers, params)
             for wait_s in WAITS_S:
-                if answer.status_code != httpx.codes.TOO_MANY_REQUESTS:
+                if status != httpx.codes.TOO_MANY_REQUESTS:
                     break
                 # Days and pages are read one after the other, faster than some providers allow.
                 await self.sleep(wait_s)
-                answer = await self._ask(path, headers, params)
-            if answer.status_code != httpx.codes.OK:
-                raise ProviderUnavailable(f"The billing API of {self.name} answered {answer.status_code}.")
-            return json.loads(answer.text, parse_float=Decimal, parse_int=Decimal)
-        except (httpx.HTTPError, ValueError) as error:
+                status, data = await self._ask(path, headers, params)
+            if status != httpx.codes.OK:
+                raise ProviderUnavailable(f"The billing API of {self.name} answered {status}.")
+            if not is_bounded(data):
+                raise ValueError("nested too deeply")
+            return json.loads(data, parse_float=Decimal, parse_int=Decimal)
+        except (httpx.HTTPError, *decoding.UNREADABLE) as error:
             raise ProviderUnavailable(f"The bill of {self.name} cannot be read: {type(error).__name__}.") from error
 
-    async def _ask(self, path: str, headers: Mapping[str, str], params: Mapping[str, str]) -> httpx.Response:
-        return await self.client.get(self.url + path, headers=dict(headers), params=params, timeout=TIMEOUT_S)
+    async def _ask(self, path: str, headers: Mapping[str, str], params: Mapping[str, str]) -> tuple[int, bytes]:
+        """Send one request; return its status and its body."""
+        asked = {"accept-encoding": "identity", **headers}
+        request = self.client.build_request("GET", self.url + path, headers=asked, params=params, timeout=TIMEOUT_S)
+        response, data = await rental_http.exchange(self.client, request)
+        return response.status_code, data
 
     def strange(self, error: Exception) -> ProviderUnavailable:
         """Build the error for a response of unexpected shape, which is never counted as zero."""
         return ProviderUnavailable(f"The bill of {self.name} has an unexpected shape: {type(error).__name__}.")
 
 
-STRANGE = (KeyError, TypeError, AttributeError, InvalidOperation, ValueError)
+STRANGE = (LookupError, AttributeError, *decoding.UNREADABLE)
 """Exceptions that reading a response of unexpected shape raises."""
 
 
 async def opened(key: BillingKey) -> str:
     """Read the key that is valid now."""
-    return key if isinstance(key, str) else await key.key()
+    now = key if isinstance(key, str) else await key.key()
+    learn(now)
+    return now
 
 
 def start_of(day: str) -> datetime:
@@ -92,7 +106,7 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
         rows: The parts of its instances; None when the provider does not itemise.
 
     Raises:
-        ValueError: An amount is negative or not finite.
+        ValueError: An amount is negative, not finite or implausibly high.
     """
     so_far, charges = Decimal(0), []
     for row in sorted(rows or (), key=lambda row: (row.label, row.instance_id)):
@@ -105,6 +119,6 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
 
 
 def _sound(dollars: Decimal) -> Decimal:
-    if not dollars.is_finite() or dollars < 0:
-        raise ValueError("an amount is negative or not finite")
+    if not dollars.is_finite() or not 0 <= dollars <= DOLLARS_MAX:
+        raise ValueError("an amount is negative, not finite or beyond a billion dollars")
     return dollars

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -10,10 +12,13 @@ import httpx
 import msgspec
 
 from goblin import __version__
+from goblin.core import decoding
 from goblin.core.endpoints import Credential, KeySource
 from goblin.core.errors import Fault, GoblinError, ProviderUnavailable
+from goblin.core.redaction import learn
 from goblin.providers.common import sse
 from goblin.providers.common.refusals import Judge, fault_of, refusal
+from httpguard.text import is_bounded
 
 T = TypeVar("T")
 
@@ -25,6 +30,8 @@ ADDRESSES_MAX = 16
 ERROR_BYTES_MAX = 64 * 1024
 JSON_BYTES_MAX = 64 * 1024 * 1024
 """2048 vectors of 3072 floats as text are about 60 MiB."""
+UNPACKED_BYTES = 64 * 1024
+"""Bytes of a compressed body that are unpacked at once."""
 
 
 class _Ask(NamedTuple):
@@ -75,6 +82,7 @@ class Upstream:
         self._changing: list[tuple[Credential, KeySource]] = []
         for credential in credentials:
             if isinstance(credential.key, str):
+                learn(credential.key)
                 self._headers[credential.header] = credential.value(credential.key)
             else:
                 self._changing.append((credential, credential.key))
@@ -128,9 +136,11 @@ class Upstream:
 
     def decode(self, data: bytes, kind: Any = Any) -> Any:
         """Parse the provider's JSON, which is untrusted. Raises `ProviderUnavailable`."""
+        if not is_bounded(data):
+            raise self.nonsense()
         try:
             return msgspec.json.decode(data, type=kind)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except decoding.UNREADABLE as error:
             raise self.nonsense() from error
 
     def convert(self, value: Any, kind: type[T]) -> T:
@@ -166,6 +176,7 @@ class Upstream:
     async def _send_with(self, keys: list[str], ask: _Ask) -> httpx.Response:
         headers = dict(self._headers)
         for (credential, _), key in zip(self._changing, keys, strict=True):
+            learn(key)
             headers[credential.header] = credential.value(key)
         if ask.content is not None:
             headers["content-type"] = "application/json"
@@ -204,6 +215,8 @@ class Upstream:
 
     def _broken(self, error: httpx.HTTPError) -> ProviderUnavailable:
         match error:
+            case httpx.DecodingError():
+                return self.nonsense()
             case httpx.PoolTimeout():
                 return ProviderUnavailable(f"{self.name}: all connections are in use.", fault=Fault.CAPACITY)
             case httpx.ConnectTimeout() | httpx.ConnectError():
@@ -215,33 +228,75 @@ class Upstream:
 
 def pieces(response: httpx.Response) -> AsyncIterator[bytes]:
     """Iterate over the body as it arrives, without the three extra generators of httpx."""
-    if "content-encoding" in response.headers or not isinstance(response.stream, httpx.AsyncByteStream):
+    encoding = response.headers.get("content-encoding", "identity").strip().lower()
+    if encoding != "identity":
+        return _unpacked(response, encoding)
+    if not isinstance(response.stream, httpx.AsyncByteStream):
         return response.aiter_bytes()
     return aiter(response.stream)
 
 
+async def _unpacked(response: httpx.Response, encoding: str) -> AsyncIterator[bytes]:
+    """Decompress a body that was asked for without compression, a bounded piece at a time: it may be a bomb.
+
+    Raises:
+        httpx.DecodingError: The encoding is neither gzip nor deflate, the data is damaged, or too much comes out.
+    """
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise httpx.DecodingError("an encoding that was not asked for")
+    if not isinstance(response.stream, httpx.AsyncByteStream):
+        raise httpx.DecodingError("a body that is not a stream")
+    unpacking, left = zlib.decompressobj(zlib.MAX_WBITS | 32), JSON_BYTES_MAX
+    async for packed in response.stream:
+        while packed and not unpacking.eof:
+            try:
+                piece = unpacking.decompress(packed, UNPACKED_BYTES)
+            except zlib.error as error:
+                raise httpx.DecodingError("damaged data") from error
+            packed, left = unpacking.unconsumed_tail, left - len(piece)
+            if left < 0:
+                raise httpx.DecodingError("a body without end")
+            if piece:
+                yield piece
+    if rest := unpacking.flush():
+        yield rest
+
+
 async def read_up_to(response: httpx.Response, limit: int) -> bytes:
-    """Read the body up to a limit in bytes: a provider's response is untrusted and may be endless."""
+    """Read the body up to a limit in bytes: a provider's response is untrusted and may be endless.
+
+    All of it must arrive within the time that its request allowed for a silence; a body may also be a trickle.
+    """
     held = bytearray()
-    async for piece in pieces(response):
-        held += piece
-        if len(held) > limit:
-            break
+    try:
+        async with asyncio.timeout(response.request.extensions.get("timeout", {}).get("read")):
+            async for piece in pieces(response):
+                held += piece
+                if len(held) > limit:
+                    break
+    except TimeoutError as error:
+        raise httpx.ReadTimeout("a body without end") from error
     return bytes(held[:limit])
 
 
 async def lines(upstream: Upstream, response: httpx.Response, limit: int) -> AsyncGenerator[bytes, None]:
     """Yield the lines of a body as they arrive, without empty ones. Raises `ProviderUnavailable` beyond `limit`."""
-    rest = b""
+    rest = bytearray()
     async for piece in pieces(response):
-        *whole, rest = (rest + piece).split(b"\n")
+        new = len(rest)
+        rest += piece
+        if (end := rest.rfind(b"\n", new)) >= 0:
+            whole = bytes(rest[:end])
+            del rest[: end + 1]
+            for line in whole.split(b"\n"):
+                if len(line) > limit:
+                    raise upstream.nonsense()
+                if line.strip():
+                    yield line
         if len(rest) > limit:
             raise upstream.nonsense()
-        for line in whole:
-            if line.strip():
-                yield line
     if rest.strip():
-        yield rest
+        yield bytes(rest)
 
 
 async def events(upstream: Upstream, response: httpx.Response) -> AsyncGenerator[sse.ServerEvent, None]:

@@ -15,6 +15,11 @@ import httptools
 import httpx
 
 HEADER_BYTES_MAX = 64 * 1024
+HEADERS_MAX = 256
+BODY_BYTES_MAX = 64 * 1024 * 1024 + 1
+"""Longest body, one byte beyond what `http` reads of an answer at most."""
+BODY_S_MAX = 3600.0
+"""Longest time that a body may take: one that trickles is never silent."""
 HELD_BYTES_MAX = 256 * 1024
 """Unread body bytes in memory; beyond this, reading from the socket pauses."""
 KEPT_S = 30.0
@@ -39,6 +44,8 @@ class _Connection(asyncio.Protocol):
         self._held = 0
         self._paused = False
         self._header_bytes = 0
+        self._beside = 0
+        """Bytes since the last of the body: of headers, trailers and chunk sizes."""
         self._begun = False
         self._bounded = False
         """Whether headers say where the response ends; otherwise it ends with the connection."""
@@ -57,7 +64,7 @@ class _Connection(asyncio.Protocol):
         """Start an exchange by sending a whole request."""
         self._parser = httptools.HttpResponseParser(self)
         self._pieces.clear()
-        self._held, self.status, self.complete, self._begun = 0, 0, False, False
+        self._held, self.status, self.complete, self._begun, self._beside = 0, 0, False, False, 0
         self.on_message_begin()
         if self._transport is not None:
             self._transport.write(data)
@@ -129,8 +136,12 @@ class _Connection(asyncio.Protocol):
             self.drop()  # Data without a request: the connection is out of step.
             return
         self._begun = True
+        self._beside += len(data)
         try:
             self._parser.feed_data(data)
+            if self._beside > HEADER_BYTES_MAX and not self.complete:
+                # The parser collects a header, or a trailer, until it ends.
+                raise httptools.HttpParserError("too many headers")
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
             broken = httpx.RemoteProtocolError(f"not HTTP: {type(error).__name__}")
             self._fail(broken)
@@ -157,7 +168,7 @@ class _Connection(asyncio.Protocol):
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._header_bytes += len(name) + len(value)
-        if self._header_bytes > HEADER_BYTES_MAX:
+        if self._header_bytes > HEADER_BYTES_MAX or len(self.headers) >= HEADERS_MAX:
             raise ValueError("too many headers")
         name = name.lower()
         if name == b"content-length" or (name == b"transfer-encoding" and b"chunked" in value.lower()):
@@ -175,6 +186,7 @@ class _Connection(asyncio.Protocol):
             self._wake()
 
     def on_body(self, body: bytes) -> None:
+        self._beside = 0
         self._pieces.append(body)
         self._held += len(body)
         self._wake()
@@ -196,7 +208,12 @@ class _Body(httpx.AsyncByteStream):
         self._open = True
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
+        clock = asyncio.get_running_loop().time
+        left, until = BODY_BYTES_MAX, clock() + BODY_S_MAX
         while piece := await self._connection.piece(self._timeout_s):
+            left -= len(piece)
+            if left < 0 or clock() > until:
+                raise httpx.DecodingError("a body without end")
             yield piece
 
     async def aclose(self) -> None:

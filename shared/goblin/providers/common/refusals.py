@@ -10,11 +10,17 @@ from typing import Any
 import httpx
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable
+from goblin.core.redaction import redact
+from httpguard.text import is_bounded
 
 log = logging.getLogger(__name__)
 
-TEXT_MAX = 2000
+TEXT_MAX = 1024
+"""Characters of a message that are read and passed on."""
+WORD_MAX = 128
+"""Characters of a type, a code or the name of a parameter."""
 
 
 class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
@@ -126,10 +132,10 @@ def judge_gpu_host(status: int, detail: ErrorDetail) -> Fault | None:
 def error_detail(data: bytes) -> ErrorDetail:
     """Parse an error body: the shapes that `detail_of` knows, or a line of text. An HTML page yields nothing."""
     try:
-        body = msgspec.json.decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        text = data[:TEXT_MAX].decode("utf-8", "replace").strip()
-        return ErrorDetail() if text[:1] in ("<", "{", "[") else ErrorDetail(message=text)
+        body = msgspec.json.decode(data) if is_bounded(data) else None
+    except decoding.UNREADABLE:
+        text = data.decode("utf-8", "replace").strip()
+        return ErrorDetail() if text[:1] in ("<", "{", "[") else ErrorDetail(message=_text(text))
     return detail_of(body)
 
 
@@ -144,16 +150,18 @@ def detail_of(body: Any) -> ErrorDetail:
     error = body.get("error", body.get("detail"))
     if isinstance(error, str):
         said = body.get("msg")
-        return ErrorDetail(message=_text(said), code=error) if isinstance(said, str) else ErrorDetail(message=error)
+        if isinstance(said, str):
+            return ErrorDetail(message=_text(said), code=_text(error, WORD_MAX))
+        return ErrorDetail(message=_text(error))
     if not isinstance(error, dict):
         return ErrorDetail()
     param, details = error.get("param"), error.get("details")
     finer = details.get("error_code") if isinstance(details, dict) else None
     return ErrorDetail(
         message=_text(error.get("message")),
-        type=_text(error.get("type")),
-        code=_text(finer or error.get("code")),
-        param=param if isinstance(param, str) else None,
+        type=_text(error.get("type"), WORD_MAX),
+        code=_text(finer or error.get("code"), WORD_MAX),
+        param=_text(param, WORD_MAX) if isinstance(param, str) else None,
     )
 
 
@@ -213,5 +221,6 @@ def _caller_code(detail: ErrorDetail) -> str | None:
     return detail.code if detail.code and not detail.code.isdigit() else None
 
 
-def _text(value: object) -> str:
-    return "" if value is None else str(value)[:TEXT_MAX]
+def _text(value: object, most: int = TEXT_MAX) -> str:
+    """Return a text without credentials and then cut, because half a credential would not be found."""
+    return "" if value is None else redact(str(value))[:most]

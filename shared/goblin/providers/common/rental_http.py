@@ -9,8 +9,11 @@ import httpx
 import msgspec
 
 from goblin import __version__
+from goblin.core import decoding
 from goblin.core.errors import ProviderUnavailable
+from goblin.core.redaction import learn
 from goblin.providers.common.http import read_up_to
+from httpguard.text import is_bounded
 
 CONNECT_S = 5.0
 BYTES_MAX = 16 * 1024 * 1024
@@ -24,6 +27,7 @@ def build(
     body: Mapping[str, Any] | None,
 ) -> httpx.Request:  # fmt: skip
     """Build a request. The key is in a header, so that it appears in no log of URLs."""
+    learn(key)
     headers = {"authorization": f"Bearer {key}", "accept": "application/json", "accept-encoding": "identity"}
     headers["user-agent"] = f"goblin/{__version__}"
     content = None if body is None else msgspec.json.encode(body)
@@ -46,6 +50,8 @@ async def exchange(client: httpx.AsyncClient, request: httpx.Request) -> tuple[h
 def parse(name: str, data: bytes, kind: type[T]) -> T:
     """Parse a response, which is untrusted. Raises `ProviderUnavailable`."""
     try:
+        if not is_bounded(data):
+            raise RecursionError
         return msgspec.json.decode(data, type=kind)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except decoding.UNREADABLE as error:
         raise ProviderUnavailable(f"{name} sent an answer that cannot be read.") from error

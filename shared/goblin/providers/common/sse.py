@@ -22,7 +22,10 @@ class EventParser:
     """Turns bytes into events as they arrive; skips comments, which servers send to keep a connection open."""
 
     def __init__(self) -> None:
-        self._rest = b""
+        self._parts: list[bytes] = []
+        """The line that has not ended, as it arrived."""
+        self._parts_held = 0
+        self._held_cr = False
         self._event = ""
         self._data: list[bytes] = []
         self._held = 0
@@ -33,17 +36,25 @@ class EventParser:
         Raises:
             EventTooLarge: When one event passes `LINE_BYTES_MAX`.
         """
-        text = self._rest + piece
+        if self._parts and not self._held_cr and b"\n" not in piece and b"\r" not in piece:
+            # In the middle of a line: joining it anew for each piece would take the square of its length.
+            self._parts.append(piece)
+            self._parts_held += len(piece)
+            if self._parts_held + self._held > LINE_BYTES_MAX:
+                raise EventTooLarge
+            return []
+        text = b"".join((*self._parts, piece))
         # A line may end in CR, LF or CRLF; a CR at the very end may be the first half of CRLF.
-        held_cr = text.endswith(b"\r")
-        if held_cr:
+        self._held_cr = text.endswith(b"\r")
+        if self._held_cr:
             text = text[:-1]
         if b"\r" in text:
             text = text.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
         *lines, rest = text.split(b"\n")
-        self._rest = rest + b"\r" if held_cr else rest
+        self._parts = [rest + b"\r" if self._held_cr else rest]
+        self._parts_held = len(self._parts[0])
         events = [event for line in lines if (event := self._line(line)) is not None]
-        if len(self._rest) + self._held > LINE_BYTES_MAX:
+        if self._parts_held + self._held > LINE_BYTES_MAX:
             raise EventTooLarge
         return events
 
@@ -55,7 +66,7 @@ class EventParser:
             value = value[1:]
         if field == b"data":
             self._data.append(value)
-            self._held += len(value)
+            self._held += len(value) or 1  # An empty line takes memory too.
         elif field == b"event":
             self._event = value.decode("utf-8", "replace")
         return None

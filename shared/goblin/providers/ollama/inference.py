@@ -17,6 +17,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
 from goblin.gateway.domain.chat import (
@@ -285,8 +286,8 @@ def _image(part: ImagePart) -> str:
 def _arguments(text: str) -> Any:
     """Parse tool arguments into an object, which Ollama requires; a model may have written something else."""
     try:
-        arguments = msgspec.json.decode(text or "{}")
-    except msgspec.DecodeError:
+        arguments = decoding.parse(text or "{}")
+    except decoding.UNREADABLE:
         return {"_": text}
     return arguments if isinstance(arguments, dict) else {"_": arguments}
 

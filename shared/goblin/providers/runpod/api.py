@@ -14,6 +14,7 @@ from msgspec import Meta
 
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import Fault, ProviderUnavailable, Transient
+from goblin.core.redaction import REDACTED
 from goblin.providers.common import rental_http
 from goblin.providers.common.refusals import error_detail, retry_after_s, says_no_capacity
 from goblin.providers.common.rental_http import CONNECT_S
@@ -179,10 +180,10 @@ class RunPodApi:
             secrets: Values that must not appear in the result.
         """
         detail = error_detail(answer.data)
-        said = " ".join(f"{detail.message} {detail.code}".split())[:WORDS_MAX]
-        if any(secret and secret in said for secret in (self._sent, *secrets)):
+        said = " ".join(f"{detail.message} {detail.code}".split())
+        if REDACTED in said or any(secret and secret in said for secret in (self._sent, *secrets)):
             return "the reason is hidden because it quotes a secret."
-        return said or "it gave no reason."
+        return said[:WORDS_MAX] or "it gave no reason."
 
     async def _ask_once(
         self, method: str, path: str, params: Mapping[str, str] | None, body: Mapping[str, Any] | None

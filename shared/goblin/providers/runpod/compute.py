@@ -32,6 +32,7 @@ from goblin.core.endpoints import KeySource
 from goblin.core.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
 from goblin.core.labels import is_attempt_label
 from goblin.core.money import to_micros
+from goblin.core.redaction import redact
 from goblin.jobs.domain.instances import (
     Instance,
     InstanceState,
@@ -355,7 +356,7 @@ def parse_instance(pod: PodRow, label: str) -> Instance:
         case _:
             state = InstanceState.UNCLEAR
     return Instance(
-        provider=NAME, instance_id=pod.id, label=label, state=state, spot=False, detail=pod.status[:300],
+        provider=NAME, instance_id=pod.id, label=label, state=state, spot=False, detail=redact(pod.status)[:300],
         price_usd_micros_per_hour=_micros(pod.cost) if _is_price(pod.cost) else None,
     )  # fmt: skip
 

@@ -13,9 +13,10 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
+from msgspec import Meta
 
 from goblin.core.errors import Fault, GoblinError, ProviderUnavailable
 from goblin.providers.common.http import Upstream
@@ -31,7 +32,8 @@ OVER = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"})
 
 
 class Submitted(msgspec.Struct, frozen=True, kw_only=True):
-    id: str
+    id: Annotated[str, Meta(pattern=r"^[A-Za-z0-9_.-]{1,128}\Z")]
+    """It goes into the paths of later requests."""
 
 
 class QueuePiece(msgspec.Struct, frozen=True, kw_only=True):

@@ -27,6 +27,7 @@ from typing import Any
 import httpx
 import msgspec
 
+from goblin.core import decoding
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import Broken, Fault, GoblinError, ProviderUnavailable, Refused, Transient
 from goblin.core.labels import is_attempt_label
@@ -375,5 +376,5 @@ def _created(answer: VastReply) -> Created:
     """Parse what a create reports to have created; an error response may report it too."""
     try:
         return msgspec.json.decode(answer.data, type=Created)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except decoding.UNREADABLE:
         return Created()

@@ -10,6 +10,7 @@ from typing import Any
 import msgspec
 
 from goblin.core.money import to_micros
+from goblin.core.redaction import redact
 from goblin.jobs.domain.instances import Instance, InstanceState, gpu_name, is_gpu
 from goblin.jobs.domain.market import InstanceRequirements, MarketPrices, Offer
 
@@ -153,7 +154,7 @@ def parse_instance(row: InstanceRow, label: str) -> Instance:
     status = f"{row.actual_status or 'scheduling'}, intended {row.intended_status}"
     return Instance(
         provider=NAME, instance_id=str(row.id), label=label, state=parse_state(row),
-        detail=f"{status}: {row.status_msg}"[:TOLD_MAX] if row.status_msg else status, spot=row.is_bid,
+        detail=redact(f"{status}: {row.status_msg}" if row.status_msg else status)[:TOLD_MAX], spot=row.is_bid,
         price_usd_micros_per_hour=to_micros(price) if price is not None else None,
         machine_id=str(row.machine_id) if row.machine_id is not None else None,
     )  # fmt: skip

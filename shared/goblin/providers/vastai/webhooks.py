@@ -14,6 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from goblin.core import decoding
 from goblin.core.errors import Forbidden, InvalidRequest
 from goblin.jobs.ports import WebhookEvent
 
@@ -52,8 +53,7 @@ def read_event(headers: Mapping[str, str], body: bytes, *, secret: str, now: flo
     # The signature is valid, so this is a number unless Vast.ai changes the format.
     if not sent_at.isascii() or not sent_at.isdecimal() or len(sent_at) > 12 or abs(now - int(sent_at)) > AGE_S_MAX:
         raise Forbidden(f"The delivery's timestamp is more than {AGE_S_MAX} seconds off.")
-    try:
-        told = msgspec.json.decode(body, type=WebhookBody)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise InvalidRequest("The body is not an event of Vast.ai.") from error
+    told = decoding.decode(
+        body, WebhookBody, lambda why: InvalidRequest(f"The body is not an event of Vast.ai: {why}.")
+    )
     return WebhookEvent(provider=NAME, event_id=told.event_id, kind=told.notif_type.removeprefix("client:"))
