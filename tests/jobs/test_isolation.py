@@ -309,11 +309,14 @@ async def test_a_document_that_cannot_be_read_is_left_out_and_named() -> None:
     world.jobs.unreadable["bad"] = None
     await reconcile(world.deps)
     assert world.job("good").state is JobState.STARTING
-    assert [job.job_id for job in await lifecycle.recent(10, world.deps)] == ["good"]
-    for ask in (lifecycle.show("bad", world.deps), lifecycle.cancel("bad", world.deps, by="me")):
+    assert [job.job_id for job in await lifecycle.recent(10, world.deps, tenant=None)] == ["good"]
+    for ask in (
+        lifecycle.show("bad", world.deps, tenant=None),
+        lifecycle.cancel("bad", world.deps, by="me", tenant=None),
+    ):
         with pytest.raises(UnreadableJob, match="document jobs/bad"):
             await ask
-    assert (await lifecycle.cancel("good", world.deps, by="me")).state is JobState.CANCELLED
+    assert (await lifecycle.cancel("good", world.deps, by="me", tenant=None)).state is JobState.CANCELLED
 
 
 async def test_its_instance_works_until_its_lease_is_over_and_is_released_then() -> None:
