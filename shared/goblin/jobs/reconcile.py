@@ -109,6 +109,8 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
     run.errors += [
         f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, KnownInventory)
     ]
+    with run.step("API keys"):
+        await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps, run.step)
     for stored in before:
         if only in (None, stored.job.job_id):
             with run.job("", stored.job.job_id):
