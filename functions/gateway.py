@@ -84,10 +84,10 @@ async def messages(call: inference.InferenceCall, body: bytes, strategy: str | N
 
     Callers and status codes: see `_inference`. Errors have Anthropic's shape, with 529 instead of 503.
     """
-    asked = anthropic_requests.parse(body)
+    asked = anthropic_requests.parse(body, call.headers)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
-        return _events(anthropic_responses.message_events(chunks, asked))
+        return _events(anthropic_responses.message_events(chunks, asked, told=call.prompt_tokens_told))
     return HttpReply(content=await anthropic_responses.whole_message(chunks, asked))
 
 
@@ -141,7 +141,10 @@ def _inference(
 
     async def route(request: Request) -> Response:
         call = inference.InferenceCall(
-            gateway_wiring.gateway(), operation, traceparent=request.headers.get("traceparent")
+            gateway_wiring.gateway(),
+            operation,
+            traceparent=request.headers.get("traceparent"),
+            headers=request.headers,
         )
         heard = asyncio.Event()
 
