@@ -94,7 +94,7 @@ async def messages(call: inference.InferenceCall, asked: requests.ChatRequest, s
     """
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
-        return _events(anthropic_responses.message_events(chunks, asked))
+        return _events(anthropic_responses.message_events(chunks, asked, told=call.prompt_tokens_told))
     return HttpReply(content=await anthropic_responses.whole_message(chunks, asked))
 
 
@@ -132,12 +132,16 @@ class WebSocketRefused(Refused):
     code = "upgrade_required"
 
 
-def _parser(kind: type[Q]) -> Callable[[bytes, str], Q]:
-    return lambda body, _tenant: requests.parse(kind, body)
+def _parser(kind: type[Q]) -> Callable[[bytes, inference.InferenceCall], Q]:
+    return lambda body, _call: requests.parse(kind, body)
 
 
-def _response_request(body: bytes, tenant: str) -> responses_requests.Asked:
-    return responses_requests.parse(body, partial(_recent_items.find, tenant))
+def _message_request(body: bytes, call: inference.InferenceCall) -> requests.ChatRequest:
+    return anthropic_requests.parse(body, call.headers)
+
+
+def _response_request(body: bytes, call: inference.InferenceCall) -> responses_requests.Asked:
+    return responses_requests.parse(body, partial(_recent_items.find, call.tenant))
 
 
 def _itself(asked: Any) -> requests.InferenceRequest:
@@ -147,7 +151,7 @@ def _itself(asked: Any) -> requests.InferenceRequest:
 
 def _inference(
     operation: str,
-    parse: Callable[[bytes, str], R],
+    parse: Callable[[bytes, inference.InferenceCall], R],
     work: Callable[[inference.InferenceCall, R, str | None], Awaitable[HttpReply]],
     refuse: Refuse = asgi.error_answer,
     *,
@@ -167,7 +171,10 @@ def _inference(
 
     async def route(request: Request) -> Response:
         call = inference.InferenceCall(
-            gateway_wiring.gateway(), operation, traceparent=request.headers.get("traceparent")
+            gateway_wiring.gateway(),
+            operation,
+            traceparent=request.headers.get("traceparent"),
+            headers=request.headers,
         )
         heard = asyncio.Event()
 
@@ -177,7 +184,7 @@ def _inference(
                 body = await asgi.read_body(request)
                 heard.set()
                 await call.admit()
-                asked = parse(body, call.tenant)
+                asked = parse(body, call)
                 if (key := request.headers.get("idempotency-key")) is not None:
                     call.check(request_of(asked))
                     return await call.once(request.url.path, key, body, lambda: answer(asked))
@@ -345,9 +352,7 @@ _count = _caller(count_message_tokens, body_bytes_max=asgi.BODY_BYTES_MAX, refus
 _chat = _inference("chat", _parser(requests.ChatRequest), chat_completions)
 _complete = _inference("completions", _parser(requests.CompletionRequest), completions)
 _embed = _inference("embeddings", _parser(requests.EmbeddingsRequest), embeddings)
-_message = _inference(
-    "chat", lambda body, _tenant: anthropic_requests.parse(body), messages, _refused_in_anthropics_words
-)
+_message = _inference("chat", _message_request, messages, _refused_in_anthropics_words)
 _respond = _inference("chat", _response_request, responses, request_of=attrgetter("chat"))
 _router = doors.routed(
     [

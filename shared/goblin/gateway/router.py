@@ -113,7 +113,7 @@ class Router:
             ProviderUnavailable: It is not known yet which endpoint has the model.
             StoreUnavailable: The freezes could not be read.
             BudgetExhausted: The endpoints that could serve it are frozen.
-            InvalidRequest: No endpoint can serve this request within the caller's limits.
+            InvalidRequest: The request is too long, or no endpoint can serve it within the caller's limits.
         """
         if isinstance(found, Route):
             return found
@@ -126,6 +126,8 @@ class Router:
                 raise StoreUnavailable(found.reason)
             case Obstacle.FROZEN:
                 raise BudgetExhausted(found.reason)
+            case Obstacle.TOO_LONG:
+                raise InvalidRequest(found.reason, param="messages", code="context_length_exceeded")
             case Obstacle.UNABLE:
                 raise InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
 

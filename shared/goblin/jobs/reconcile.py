@@ -95,8 +95,6 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
     inventories: Mapping[str, Inventory] = {}
     try:
         before = await deps.jobs.list_open(OPEN_MAX)
-        with run.step("owners of jobs"):
-            run.errors += await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps)
         # After the jobs: an instance that a job names existed when the inventory was listed.
         inventories = await _inventories(deps.compute)
         market = await placement.take_snapshot(inventories, deps)

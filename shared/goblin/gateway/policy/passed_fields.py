@@ -22,6 +22,7 @@ from goblin.billing.policy.prices import bills_use
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, InferenceRequest, caller_runs
+from goblin.gateway.policy.passed_messages import passed_messages
 from goblin.gateway.policy.passed_responses import passed_responses, speaks_responses
 from goblin.gateway.policy.worst_case import TIERS
 
@@ -87,6 +88,14 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
     A tool that the caller does not run is dropped for every endpoint: a vendor would bill it, and a server of our own
     runs none and would refuse the request.
     """
+    if isinstance(request, ChatRequest) and (original := request.original_for(endpoint)) is not None:
+        if not bills_use(endpoint):
+            return PassedFields(request=request)
+        sent_as, gone_from_it = passed_messages(original, endpoint.price)
+        return PassedFields(
+            request=msgspec.structs.replace(request, original=sent_as),
+            dropped=_few([_name(name) for name in gone_from_it]),
+        )
     if isinstance(request, ChatRequest) and request.responses is not None:
         if speaks_responses(endpoint):
             return _as_it_came(request, request.responses, endpoint)
