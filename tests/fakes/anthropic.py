@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,6 +23,7 @@ from starlette.routing import Route
 from tests.fakes.openai_like import Script
 from tests.fakes.serving import Startable, run
 
+_NUMBERS = itertools.count()
 NEW, OLD = "2026-10-21", "2023-06-01"
 SAMPLING = ("temperature", "top_p", "top_k")
 STATUS_OF = {
@@ -60,6 +62,8 @@ class FakeAnthropic(Startable):
     new_event: bool = True
     """Send an event of a type that no client knows yet, as the API may at any time."""
     stream_error: str = "api_error"
+    prepare: Callable[[dict[str, Any]], None] | None = None
+    """Sets the next answer by the request."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     headers: list[dict[str, str]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
@@ -90,6 +94,8 @@ class FakeAnthropic(Startable):
 
     async def _messages(self, request: Request) -> Response:
         self.paths.append(request.url.path)
+        if self.prepare is not None:
+            self.prepare(await request.json())
         if self.script.status is not None:
             return JSONResponse(self.script.error, self.script.status, headers=self.script.headers)
         if (refused := self._stranger(request)) is not None:
@@ -364,7 +370,7 @@ def _check_text(where: str, block: dict[str, Any]) -> None:
 
 def _message(body: dict[str, Any]) -> dict[str, Any]:
     return {
-        "id": "msg_fake",
+        "id": f"msg_fake{next(_NUMBERS)}",  # Clients take turns of one id as one.
         "type": "message",
         "role": "assistant",
         "model": body["model"],

@@ -9,7 +9,7 @@ import asyncio
 import json
 import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -74,6 +74,8 @@ class FakeOpenAI(Startable):
     loading: bool = False
     down: bool = False
     script: Script = field(default_factory=Script)
+    prepare: Callable[[dict[str, Any]], None] | None = None
+    """Sets the next answer of a chat by the request."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     path = "/v1"
@@ -106,8 +108,11 @@ class FakeOpenAI(Startable):
         return JSONResponse({"object": "list", "data": rows})
 
     async def _chat(self, request: Request) -> Response:
-        if (wrong := wrong_chat(await request.json())) is not None:
-            self.asked.append(await request.json())
+        body = await request.json()
+        if self.prepare is not None:
+            self.prepare(body)
+        if (wrong := wrong_chat(body)) is not None:
+            self.asked.append(body)
             return _error(400, {"message": wrong, "type": "invalid_request_error", "param": None, "code": None})
         return await self._generate(request, self._chat_events)
 

@@ -27,7 +27,7 @@ from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest, 
 from goblin.gateway.endpoint_stats import EndpointStats, Outlook
 from goblin.gateway.health import LOOK_AGAIN_S, HealthView
 from goblin.gateway.keys import check_model, may_ask
-from goblin.gateway.policy import tokens
+from goblin.gateway.policy import attachments, tokens
 from goblin.gateway.policy.marginal_cost import marginal_cost
 from goblin.gateway.policy.route import Demand, EndpointFacts, NoRoute, Obstacle, Route
 from goblin.gateway.policy.routing import choose_route
@@ -291,7 +291,7 @@ def demand_of(request: InferenceRequest) -> Demand:
         model=request.model,
         kind=next(kind for kind in KINDS if kind in needs),
         needs=needs,
-        prompt_tokens=tokens.estimate_tokens(prompt_bytes),
+        prompt_tokens=tokens.estimate_tokens(prompt_bytes) + attachments.attachment_tokens(request),
         prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
         output_tokens_max=request.output_tokens_max,
         stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),

@@ -21,7 +21,7 @@ from goblin.core import decoding
 from goblin.core.errors import Broken, GoblinError, InvalidRequest
 from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
-from goblin.gateway.policy import tokens
+from goblin.gateway.policy import attachments, tokens
 from goblin.web.anthropic_blocks import call_name
 from goblin.web.anthropic_requests import tool_names
 from goblin.web.context_words import too_long
@@ -293,8 +293,8 @@ class MessageWriter:
 
 
 def count_tokens(asked: ChatRequest) -> int:
-    """Estimate the tokens of a prompt."""
-    return tokens.estimate_tokens(asked.prompt_bytes())
+    """Estimate the tokens of a prompt, its images and files included."""
+    return tokens.estimate_tokens(asked.prompt_bytes()) + attachments.attachment_tokens(asked)
 
 
 def usage_of(usage: Usage) -> dict[str, int]:
