@@ -7,7 +7,7 @@ import sys
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 from unittest import mock
 
 from localcloud.in_thread import CloudInThread
@@ -76,8 +76,11 @@ class RunningCloud(_Clients, CloudInThread):
 class CloudProcess(_Clients):
     """As a process of its own, to be killed with -9 and started again on the same folder."""
 
-    def __init__(self, folder: Path, *words: str, env: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, folder: Path, *words: str, env: Mapping[str, str] | None = None, stderr: IO[bytes] | None = None
+    ) -> None:
         self.folder = folder
+        self._stderr = stderr
         self._words = words
         self._env = {**os.environ, **(env or {})}
         self.process: subprocess.Popen[str] | None = None
@@ -86,7 +89,7 @@ class CloudProcess(_Clients):
         """Start it and wait until it says where it listens."""
         ports = [f"--{name}-port=0" for name in ("pubsub", "firestore", "storage")]
         command = [sys.executable, "-m", "localcloud", "--json", f"--data={self.folder}", *ports, *self._words]
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=self._env)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._stderr, text=True, env=self._env)
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line:

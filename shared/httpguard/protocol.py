@@ -7,6 +7,7 @@ request line is kept for ever. Source: uvicorn 0.54 and httptools 0.7, read 2026
 from __future__ import annotations
 
 import asyncio
+import re
 from typing import Any
 
 from uvicorn.protocols.http import auto
@@ -18,6 +19,8 @@ from httpguard.refusal import Refusal, in_openais_words
 
 PAUSE_S = 30.0
 """Longest silence within a body. Who reads a body has shorter limits; this one holds for those that nobody reads."""
+METHODS = frozenset({b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"})
+_HIDDEN = re.compile(rb"%0[0ad]", re.IGNORECASE)
 KEEP_ALIVE_S = 75
 """How long a connection is kept after an answer. uvicorn's five seconds are httpx's too, and a request that crosses the
 server's farewell is reset; so the server waits longer than clients do."""
@@ -92,7 +95,17 @@ class Protocol(HttpToolsProtocol):
             raise self._refusal  # The parser stops, and `send_400_response` follows.
 
     def on_headers_complete(self) -> None:
-        """Hand the request on."""
+        """Hand the request on, if its method and target are ones that a route may have."""
+        if self.parser.get_method() not in METHODS:
+            self._refusal = Refusal(405, "method_not_allowed", "No route has that method.")
+            raise self._refusal  # As above.
+        path = self.url.partition(b"?")[0]
+        if not path.startswith(b"/") or b"#" in path or _HIDDEN.search(path):
+            # A router matches none of these, and an absolute target names a second host.
+            self._refusal = Refusal(
+                400, "invalid_target", "The target is not a path that begins with a slash, without NULs and line ends."
+            )
+            raise self._refusal
         self._in_head = False
         super().on_headers_complete()
 

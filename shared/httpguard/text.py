@@ -35,6 +35,14 @@ def check_json(data: bytes, *, depth: int = DEFAULT.depth) -> None:
         )
 
 
+def whole_number(text: str, most: int) -> int | None:
+    """Parse a whole number from outside: ASCII digits, up to `most`. None for any other text, however long."""
+    if not text.isascii() or not text.isdigit() or len(text) > len(str(most)):
+        return None  # Python refuses to parse thousands of digits, and reads digits of other scripts.
+    number = int(text)
+    return number if number <= most else None
+
+
 def is_bounded(data: bytes, depth: int = DEFAULT.depth) -> bool:
     """Return whether arrays and objects are nested in at most `depth` levels, and are at most `BRACKETS_MAX`.
 

@@ -16,6 +16,7 @@ import httpx
 import msgspec
 import uvicorn
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -114,6 +115,7 @@ class Markets:
         made = Starlette(routes=routes, lifespan=self._lifespan, middleware=[only])
         # A path without its slash is another path.
         made.router.redirect_slashes = False
+        made.add_exception_handler(HTTPException, _no_such_path)
         return made
 
     def tick(self) -> None:
@@ -216,6 +218,11 @@ def _lever(kind: type[T], pull: Callable[[T], None]) -> Callable[[Request], Awai
         return JSONResponse({"done": True})
 
     return answer
+
+
+async def _no_such_path(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)  # noqa: S101  Registered for this class only.
+    return JSONResponse({"error": error.detail}, error.status_code, headers=error.headers)
 
 
 def _no(status: int, said: Any) -> Response:

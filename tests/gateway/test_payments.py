@@ -17,6 +17,7 @@ from goblin.core.endpoints import Price
 from goblin.core.errors import BudgetExhausted, Fault, InvalidRequest, ProviderUnavailable, StoreUnavailable
 from goblin.gateway.domain.chat import ChatChunk, Usage
 from goblin.gateway.domain.requests import ChatRequest
+from goblin.gateway.policy.tokens import COUNTED_MAX
 from goblin.web import anthropic_requests
 from tests.fakes.inference import FakeClock, ScriptedProvider, World, says, world
 from tests.gateway.test_inference import ask, asked, receipt, scripted
@@ -125,6 +126,21 @@ async def test_what_an_attempts_key_asks_for_is_paid_from_its_jobs_budget() -> N
     assert here.providers["paid"].requests == 1
 
 
+async def test_what_a_limited_keys_job_asks_for_is_paid_by_that_key_and_by_the_job() -> None:
+    here = shop(paid=ScriptedProvider())
+    digest, key = next(iter(here.keys.keys.items()))
+    here.keys.keys["asker"] = replace(key, digest="asker", name="ann")
+    here.keys.keys[digest] = replace(key, name="job:j", asker="asker")
+    here.ledger.declared = {"key/ann": (Limit(period=Period.MONTH, limit_usd_micros=10_000),)}
+    assert (await ask(here, asked(max_tokens=100))).error is None
+    (entry,) = here.ledger.settled()
+    assert entry.accounts == ("total", "openai", "openai/ann", "key/ann", "job/j", "model/m")
+    heard = await ask(here, asked(max_tokens=50_000))
+    assert isinstance(heard.error, BudgetExhausted)
+    assert "budget of key/ann" in heard.error.message
+    assert here.providers["paid"].requests == 1
+
+
 @dataclass
 class Slow(ScriptedProvider):
     """Takes its time before each step, by the clock of the world."""
@@ -222,6 +238,27 @@ async def test_an_answer_to_less_than_was_asked_is_not_kept_for_others() -> None
     for _ in range(2):
         await ask(here, asked(temperature=0, plugins=[{"id": "web"}]))
     assert here.providers["paid"].requests == 2
+
+
+@pytest.mark.parametrize(
+    ("asked_tokens", "answered"), [(-5, -7), (-(2**62), 1), (2**62, 1), (1, 2**62), (COUNTED_MAX + 1, 0), (0, -1)]
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_count_that_cannot_be_one_is_estimated_and_says_so(
+    asked_tokens: int, answered: int, stream: bool
+) -> None:
+    """Else a host could make a budget grow, or use up all of it with one answer."""
+    said = says("Hel", "lo", usage=Usage(prompt_tokens=asked_tokens, completion_tokens=answered))
+    here = shop(paid=ScriptedProvider(steps=said))
+    heard = await ask(here, asked(stream=stream))
+    assert heard.error is None
+    (entry,) = here.ledger.settled()
+    assert 0 < entry.amount_usd_micros < 100
+    kept = receipt(here)
+    assert kept.usage_estimated
+    assert 0 < kept.cost_usd_micros < 100
+    assert heard.usage is not None
+    assert 0 < heard.usage.prompt_tokens < 100
 
 
 CLAUDE = replace(

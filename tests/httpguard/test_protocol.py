@@ -156,6 +156,32 @@ def test_what_is_no_http_gets_400_in_the_servers_words(address: tuple[str, int])
     assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] == "invalid_http"
 
 
+@pytest.mark.parametrize(
+    "target",
+    ["/a%00b", "/a%0ab", "/%0D%0Aset-cookie:x", "/%0A", "http://evil.example/", "*", "/#x", "/a%00?b"],
+)
+def test_a_target_that_no_router_matches_is_refused(address: tuple[str, int], target: str) -> None:
+    with connected(address) as sock:
+        for piece in (f"GET {target[:3]}", f"{target[3:]} HTTP/1.1\r\nhost: a\r\n\r\n"):
+            sock.sendall(piece.encode())
+        said = answer(sock)
+    assert status(said) == 400
+    assert json.loads(said.partition(b"\r\n\r\n")[2])["error"]["code"] in ("invalid_target", "invalid_http")
+
+
+def test_in_a_query_a_line_end_is_a_value_like_any_other(address: tuple[str, int]) -> None:
+    assert httpx.get(f"http://{address[0]}:{address[1]}/deaf?x=%0a%00&u=http://a/").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["TRACE", "PURGE", "CONNECT", "PROPFIND", "LINK"])
+def test_a_method_that_no_route_has_is_refused(address: tuple[str, int], method: str) -> None:
+    target = "a:1" if method == "CONNECT" else "/"
+    with connected(address) as sock:
+        sock.sendall(f"{method} {target} HTTP/1.1\r\nhost: a\r\n\r\n".encode())
+        said = answer(sock)
+    assert status(said) in (400, 405)
+
+
 def test_a_body_that_nobody_reads_ends_with_the_connection(address: tuple[str, int], monkeypatch: Any) -> None:
     monkeypatch.setattr(protocol, "PAUSE_S", 0.2)
     with connected(address) as sock:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from httpguard import Refusal, check_json
+from httpguard import Refusal, check_json, whole_number
 from httpguard.text import BRACKETS_MAX, is_bounded
 
 TEXT = st.text(st.sampled_from('ab"\\[]{},:é\n'), max_size=8)
@@ -66,6 +66,18 @@ def test_what_is_not_utf8_is_refused_and_says_where(data: bytes) -> None:
     with pytest.raises(Refusal, match=r"byte \d+") as refused:
         check_json(data)
     assert (refused.value.status, refused.value.code) == (400, "invalid_utf8")
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("0", 0), ("7", 7), ("007", 7), ("200", 200), ("201", None), ("999", None), ("1000", None), ("", None),
+        ("-1", None), ("+1", None), (" 1", None), ("1_0", None), ("1e2", None), ("0x1", None), ("²", None), ("٣", None),
+        ("9" * 5000, None), ("0" * 5000, None),
+    ],
+)  # fmt: skip
+def test_whole_numbers_from_outside(text: str, number: int | None) -> None:
+    assert whole_number(text, 200) == number
 
 
 def test_a_body_of_many_small_arrays_is_refused_before_they_take_memory() -> None:

@@ -191,3 +191,88 @@ async def test_cloud_storage_is_asked_through_its_api(tmp_path):
     assert files.asked[0].startswith(
         "http://127.0.0.1:4443/storage/v1/b/bucket/o/models%2Forg%2Ftiny%2F1%2Fmodel.gguf?alt=media "
     )
+
+
+def gguf(*pairs: tuple[str, bytes], tensors: int = 1, count: int | None = None, after: bytes = b"\0" * 64) -> bytes:
+    """A header of keys, each with its type and value as they are written."""
+    said = [struct.pack("<Q", len(key)) + key.encode() + value for key, value in pairs]
+    return b"GGUF" + struct.pack("<IQQ", 3, tensors, len(pairs) if count is None else count) + b"".join(said) + after
+
+
+def of(kind: str, value: object) -> bytes:
+    if kind == "string":
+        data = str(value).encode()
+        return struct.pack("<IQ", 8, len(data)) + data
+    number, layout = {"u32": (4, "<I"), "i32": (5, "<i"), "f32": (6, "<f"), "u64": (10, "<Q"), "bool": (7, "?")}[kind]
+    return struct.pack("<I", number) + struct.pack(layout, value)
+
+
+def array(kind: int, count: int, data: bytes = b"") -> bytes:
+    return struct.pack("<IIQ", 9, kind, count) + data
+
+
+NAME = ("general.architecture", of("string", "llama"))
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (gguf(NAME, tensors=2**20), "counts 1048576 tensors"),
+        (gguf(NAME, tensors=2**63), "tensors"),
+        (gguf(NAME, count=4097), "4097 keys"),
+        (gguf(NAME, count=2, after=b"\0" * 10), "ends inside its header"),
+        (gguf(NAME, NAME), "one key twice"),
+        (gguf(("general.architecture", of("u32", 7))), r"general\.architecture"),
+        (gguf(("general.architecture", of("string", "a" * 65))), r"general\.architecture"),
+        (gguf(NAME, ("k" * 65_536, of("u32", 1))), "a string of 65536 bytes"),
+        (gguf(NAME, ("a", struct.pack("<IQ", 8, 2**63))), "too long"),
+        (gguf(NAME, ("a", struct.pack("<IQ", 8, 2**20))), "ends inside its header"),
+        (gguf(NAME, ("a", struct.pack("<I", 99))), "unknown type 99"),
+        (gguf(NAME, ("a", array(0, 2**23 + 1))), "more than 8388608 items"),
+        (gguf(NAME, ("a", array(0, 2**63))), "items together"),
+        (gguf(NAME, ("a", array(10, 2**22))), "ends inside its header"),
+        (gguf(NAME, ("a", array(8, 2**22))), "ends inside its header"),
+        (gguf(NAME, ("a", array(8, 1, struct.pack("<Q", 2**62)))), "too long"),
+        (gguf(NAME, ("a", array(9, 1))), "type 9"),
+        (
+            gguf(NAME, ("a", array(0, 2**22, b"\0" * 2**22)), ("b", array(0, 2**22 + 1, b"\0" * 2**22))),
+            "items together",
+        ),
+    ],
+)
+def test_what_a_header_claims_is_compared_with_what_the_file_has(tmp_path, data, words):
+    path = tmp_path / "claims.gguf"
+    path.write_bytes(data)
+    with pytest.raises(NotGguf, match=words):
+        read_header(path)
+
+
+def test_strings_together_have_a_limit(tmp_path):
+    path = tmp_path / "wide.gguf"
+    text = of("string", "a" * (16 * 2**20))
+    path.write_bytes(gguf(NAME, *((f"key{number}", text) for number in range(4))))
+    with pytest.raises(NotGguf, match="64 MiB together"):
+        read_header(path)
+
+
+def test_long_arrays_are_left_out_and_short_ones_kept(tmp_path):
+    path = tmp_path / "arrays.gguf"
+    scores, heads = array(6, 2**14 + 1, b"\0" * 4 * (2**14 + 1)), array(4, 2, struct.pack("<2I", 4, 8))
+    path.write_bytes(gguf(NAME, ("scores", scores), ("llama.attention.head_count_kv", heads)))
+    header = read_header(path)
+    assert "scores" not in header.metadata
+    assert header.numbers("attention.head_count_kv", 2) == [4, 8]
+    assert header.number("attention.head_count_kv") == 8
+
+
+@pytest.mark.parametrize("value", ["text", 2**63, -1, 0.5, float("nan"), float("inf"), [1, "x"], [-1]])
+def test_a_size_that_is_none_is_refused(value):
+    with pytest.raises(NotGguf, match="whole number"):
+        llama_8b(block_count=value).number("block_count")
+    with pytest.raises(NotGguf, match="whole number"):
+        kv_bytes_per_token(llama_8b(**{"attention.head_count_kv": value}), "f16")
+
+
+def test_layers_are_not_made_up():
+    with pytest.raises(NotGguf, match="2000000000 layers"):
+        kv_bytes_per_token(llama_8b(block_count=2_000_000_000), "f16")

@@ -1,7 +1,7 @@
 """Reader for the header of a GGUF file, which describes the model before its gigabytes are read.
 
 Source: ggml's gguf.h, versions 2 and 3 (little endian): magic, version, counts, then key-value pairs; strings and
-arrays carry 64-bit lengths. Every size is checked against a limit, because the file is not trusted.
+arrays carry 64-bit lengths. The file is not trusted: every size is checked against a limit and against the file.
 """
 
 import struct
@@ -10,13 +10,26 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 PAIRS_MAX = 4096
+KEY_BYTES_MAX = 2**16 - 1
 STRING_BYTES_MAX = 16 * 2**20
-ARRAY_ITEMS_MAX = 4 * 2**20
+ARRAY_ITEMS_MAX = 8 * 2**20
+"""Of all arrays together; the largest vocabularies have three arrays of a quarter of a million."""
+KEPT_ITEMS_MAX = 2**14
+"""Numbers of one array that are kept: one per layer, and some."""
+KEPT_BYTES_MAX = 64 * 2**20
+"""Keys and strings together."""
+HEADER_BYTES_MAX = 256 * 2**20
 TENSORS_MAX = 2**20
+TENSOR_BYTES_MIN = 32
+"""What a tensor takes in the file at least: a name, dimensions, a type, an offset."""
+LAYERS_MAX = 4096
+SIZE_MAX = 2**40
+ARCHITECTURE_LENGTH_MAX = 64
 WINDOW_MAX = 2**20
 
 _SCALARS = {0: "B", 1: "b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "?", 10: "<Q", 11: "<q", 12: "<d"}
 _STRING, _ARRAY = 8, 9
+_UINT32, _UINT64 = 4, 10
 
 
 class NotGguf(ValueError):
@@ -28,7 +41,8 @@ class Header:
     """Metadata from the header of a file."""
 
     metadata: dict[str, Any]
-    """Values by key. Arrays of numbers are lists; arrays of strings, such as the vocabulary, are left out."""
+    """Values by key. Short arrays of numbers are lists. Long ones are left out, and arrays of strings, such as the
+    vocabulary."""
     n_tensors: int
     file_bytes: int
 
@@ -43,16 +57,35 @@ class Header:
         return value if type(value) is int and 0 < value <= WINDOW_MAX else None
 
     def number(self, key: str, default: int = 0) -> int:
-        """Return a number of this architecture, such as `block_count`. Of an array, return the largest."""
+        """Return a number of this architecture, such as `block_count`. Of an array, return the largest.
+
+        Raises:
+            NotGguf: The file has another value there than a size can be.
+        """
         value = self.metadata.get(f"{self.architecture}.{key}", default)
         if isinstance(value, list):
-            return max((int(item) for item in value), default=default)
-        return int(value)
+            return max((self._size(key, item) for item in value), default=default)
+        return self._size(key, value)
 
     def numbers(self, key: str, count: int) -> list[int]:
-        """Return one number per layer. A single number in the file counts for all layers."""
+        """Return one number per layer. A single number in the file counts for all layers.
+
+        Raises:
+            NotGguf: As of `number`; or there are more layers than any model has.
+        """
         value = self.metadata.get(f"{self.architecture}.{key}", 0)
-        return [int(item) for item in value] if isinstance(value, list) else [int(value)] * count
+        if isinstance(value, list):
+            return [self._size(key, item) for item in value]
+        if count > LAYERS_MAX:
+            raise NotGguf(f"The header counts {count} layers; the most are {LAYERS_MAX}.")
+        return [self._size(key, value)] * count
+
+    def _size(self, key: str, value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
+        if not isinstance(value, int) or not 0 <= value <= SIZE_MAX:
+            raise NotGguf(f"The header's {key} is not a whole number from 0 to {SIZE_MAX}.")
+        return int(value)
 
 
 def read_header(path: Path) -> Header:
@@ -63,67 +96,112 @@ def read_header(path: Path) -> Header:
         OSError: The file cannot be read.
     """
     with path.open("rb") as file:
-        try:
-            return _read(file, path.stat().st_size)
-        except (struct.error, UnicodeDecodeError) as error:
-            raise NotGguf(f"{path.name} ends inside its header, or its header is damaged.") from error
+        return _read(_Reader(file, path.stat().st_size))
 
 
-def _read(file: BinaryIO, file_bytes: int) -> Header:
-    if file.read(4) != b"GGUF":
+class _Reader:
+    """The bytes of a header. What the file claims is compared with what it has before anything is read or made."""
+
+    def __init__(self, file: BinaryIO, file_bytes: int) -> None:
+        self._file = file
+        self.file_bytes = file_bytes
+        self._left = min(file_bytes, HEADER_BYTES_MAX)
+        self._keeps = KEPT_BYTES_MAX
+        self._items = ARRAY_ITEMS_MAX
+
+    def take(self, size: int) -> bytes:
+        """Read so many bytes."""
+        self._claim(size)
+        data = self._file.read(size)
+        if len(data) != size:
+            raise NotGguf("The file ends inside its header.")
+        return data
+
+    def skip(self, size: int) -> None:
+        """Leave out so many bytes."""
+        self._claim(size)
+        self._file.seek(size, 1)
+
+    def keep(self, size: int) -> None:
+        """Count bytes that stay in memory."""
+        self._keeps -= size
+        if self._keeps < 0:
+            raise NotGguf(f"The header's values are over {KEPT_BYTES_MAX // 2**20} MiB together.")
+
+    def count(self, items: int) -> None:
+        """Count items of arrays."""
+        self._items -= items
+        if self._items < 0:
+            raise NotGguf(f"The header's arrays have more than {ARRAY_ITEMS_MAX} items together.")
+
+    def number(self, kind: int) -> Any:
+        """Read one value of a fixed size."""
+        layout = _SCALARS.get(kind)
+        if layout is None:
+            raise NotGguf(f"The header has a value of unknown type {kind}.")
+        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+
+    def length(self, most: int) -> int:
+        """Read the length of a string."""
+        size: int = self.number(_UINT64)
+        if size > most:
+            raise NotGguf(f"The header has a string of {size} bytes, which is too long.")
+        return size
+
+    def string(self, most: int = STRING_BYTES_MAX) -> str:
+        """Read a string."""
+        size = self.length(most)
+        self.keep(size)
+        return self.take(size).decode("utf-8", "replace")
+
+    def _claim(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise NotGguf(f"The file ends inside its header, or its header is over {HEADER_BYTES_MAX // 2**20} MiB.")
+
+
+def _read(reader: _Reader) -> Header:
+    if reader.take(4) != b"GGUF":
         raise NotGguf("The file is not a GGUF: it does not start with GGUF.")
-    version, n_tensors, n_pairs = struct.unpack("<IQQ", file.read(20))
+    version, n_tensors, n_pairs = struct.unpack("<IQQ", reader.take(20))
     if version not in (2, 3):
         raise NotGguf(f"GGUF version {version} is not supported. Versions 2 and 3 are.")
-    if not 0 < n_tensors <= TENSORS_MAX or n_pairs > PAIRS_MAX:
+    if not 0 < n_tensors <= TENSORS_MAX or n_tensors * TENSOR_BYTES_MIN > reader.file_bytes or n_pairs > PAIRS_MAX:
         raise NotGguf(f"The header is damaged: it counts {n_tensors} tensors and {n_pairs} keys.")
     metadata: dict[str, Any] = {}
     for _ in range(n_pairs):
-        key = _read_string(file)
-        kind = _read_scalar(file, 4)
-        value = _read_value(file, kind)
-        if value is not None:
-            metadata[key] = value
-    header = Header(metadata, n_tensors, file_bytes)
-    if not header.architecture:
+        key = reader.string(KEY_BYTES_MAX)
+        if key in metadata:
+            raise NotGguf("The header is damaged: it has one key twice.")
+        metadata[key] = _read_value(reader)
+    architecture = metadata.get("general.architecture")
+    if not isinstance(architecture, str) or not 0 < len(architecture) <= ARCHITECTURE_LENGTH_MAX:
         raise NotGguf("The header is missing the key general.architecture.")
-    return header
+    kept = {key: value for key, value in metadata.items() if value is not None}
+    return Header(kept, n_tensors, reader.file_bytes)
 
 
-def _read_value(file: BinaryIO, kind: int) -> Any:
+def _read_value(reader: _Reader) -> Any:
+    kind: int = reader.number(_UINT32)
     if kind == _STRING:
-        return _read_string(file)
+        return reader.string()
     if kind == _ARRAY:
-        return _read_array(file)
-    return _read_scalar(file, kind)
+        return _read_array(reader)
+    return reader.number(kind)
 
 
-def _read_scalar(file: BinaryIO, kind: int) -> Any:
-    layout = _SCALARS.get(kind)
-    if layout is None:
-        raise NotGguf(f"The header has a value of unknown type {kind}.")
-    return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
-
-
-def _read_string(file: BinaryIO) -> str:
-    (size,) = struct.unpack("<Q", file.read(8))
-    if size > STRING_BYTES_MAX:
-        raise NotGguf(f"The header has a string of {size} bytes, which is too long.")
-    data = file.read(size)
-    if len(data) != size:
-        raise NotGguf("The file ends inside its header.")
-    return data.decode("utf-8", "replace")
-
-
-def _read_array(file: BinaryIO) -> list[Any] | None:
-    kind, count = struct.unpack("<IQ", file.read(12))
-    if count > ARRAY_ITEMS_MAX or kind == _ARRAY:
-        raise NotGguf(f"The header has an array of {count} values of type {kind}, which is not supported.")
+def _read_array(reader: _Reader) -> list[Any] | None:
+    kind, count = struct.unpack("<IQ", reader.take(12))
+    if kind not in _SCALARS and kind != _STRING:
+        raise NotGguf(f"The header has an array of values of type {kind}, which is not supported.")
+    reader.count(count)
     if kind == _STRING:
         for _ in range(count):
-            (size,) = struct.unpack("<Q", file.read(8))
-            if size > STRING_BYTES_MAX:
-                raise NotGguf(f"The header has a string of {size} bytes, which is too long.")
-            file.seek(size, 1)
+            reader.skip(reader.length(STRING_BYTES_MAX))
         return None
-    return [_read_scalar(file, kind) for _ in range(count)]
+    layout = _SCALARS[kind].lstrip("<")
+    size = struct.calcsize(_SCALARS[kind]) * count
+    if count > KEPT_ITEMS_MAX:
+        reader.skip(size)
+        return None
+    return list(struct.unpack(f"<{count}{layout}", reader.take(size)))

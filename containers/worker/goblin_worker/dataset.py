@@ -10,6 +10,8 @@ import httpx
 from goblin_worker.controller import Controller, Grant
 
 RANGE_BYTES = 1024 * 1024
+LINE_BYTES_MAX = 2 * 1024 * 1024
+"""Longer than the controller accepts."""
 TRIES = 6
 BACKOFF_S_MAX = 10.0
 TIMEOUT_S = 60.0
@@ -32,6 +34,8 @@ async def lines(
         chunk, grant = await _range(http, controller, grant, offset)
         offset += len(chunk)
         *whole, rest = (rest + chunk).split(b"\n")
+        if len(rest) > LINE_BYTES_MAX:
+            raise Unreadable(f"a line of the dataset has more than {LINE_BYTES_MAX} bytes")
         for line in whole:
             if line.strip():
                 yield line

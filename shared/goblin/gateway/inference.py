@@ -146,6 +146,16 @@ class InferenceCall:
             await self.deps.admission.enter(self._key)
             self._inside = True
 
+    def check(self, request: InferenceRequest) -> None:
+        """Check the request against the key and the limits, before an earlier answer to it is looked up.
+
+        Raises:
+            Forbidden: The key may not use the model.
+            TooLarge: The request has too many messages.
+        """
+        with self._noting():
+            self._accept(request)
+
     async def chat(self, request: ChatRequest, *, strategy: str | None = None) -> AsyncGenerator[ChatChunk, None]:
         """Begin an answer. Returns once its first token has arrived, or all of it if it is not streamed.
 
@@ -173,8 +183,9 @@ class InferenceCall:
             active = await self._begin(self._dispatch().vectors(request), route)
             (answer,) = active.head
             active.attempt.succeed()
-            self.usage = answer.usage or active.stream_usage.estimate(request.prompt_bytes())
-            self.usage_estimated = answer.usage is None
+            told = active.stream_usage.told
+            self.usage = told or active.stream_usage.estimate(request.prompt_bytes())
+            self.usage_estimated = told is None
             self._outcome = "ok"
             return Embeddings(data=answer.data, usage=self.usage)
 
@@ -197,6 +208,7 @@ class InferenceCall:
         answer = await self.deps.once.answer(self.tenant, operation, key, body, work)
         if self._production is None:
             self._outcome = "replayed"
+            self._request = None  # The receipt is that of the first request.
         return answer
 
     def _hand_over(self, production: AnswerProduction) -> None:
@@ -272,8 +284,12 @@ class InferenceCall:
 
     def _dispatch(self) -> Dispatcher:
         if self._dispatcher is None:
+            key = self._key
             self._dispatcher = Dispatcher(
-                self.deps, request_id=self.request_id, key_name=self._key.name if self._key else ""
+                self.deps,
+                request_id=self.request_id,
+                key_name=key.name if key else "",
+                asker_name=key.asker_name if key else "",
             )
         return self._dispatcher
 

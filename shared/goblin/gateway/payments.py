@@ -108,13 +108,14 @@ class Payer:
         *,
         request_id: str,
         key_name: str,
+        asker_name: str = "",
         why_frozen: Callable[[Sequence[str]], str] = lambda _: "",
     ) -> None:
         self._budget_client = budget_client
         self._uptime = uptime
         self._prices = prices
         self._request_id = request_id
-        self._key_name = key_name
+        self._payers = _payers(key_name, asker_name)
         self._why_frozen = why_frozen
         self._attempts = 0
         self.refusals: list[PaymentRefusal] = []
@@ -148,7 +149,7 @@ class Payer:
         if isinstance(bound, Unpriced):
             return BudgetExhausted(f"Endpoint {endpoint.name} was skipped: {bound.reason}.", code="price_unknown")
         self._attempts += 1
-        key, *others = _payers(self._key_name)
+        key, *others = self._payers
         if reason := self._why_frozen((key, *others, f"{endpoint.provider}/{key.removeprefix('key/')}")):
             return BudgetExhausted(f"Endpoint {endpoint.name} was skipped: {reason}.")
         session, most = self._uptime.begin_session(endpoint), bound.cost_usd_micros
@@ -210,9 +211,12 @@ def _cache_note(usage: Usage, price: Price | None) -> list[str]:
     return [f"{found.read} from the cache{full}", f"{found.written} into it"]
 
 
-def _payers(key_name: str) -> tuple[str, ...]:
-    """List the accounts of a request besides its provider's: its key's, and its job's for the key of an attempt."""
-    key = named("key", key_name)
+def _payers(key_name: str, asker_name: str) -> tuple[str, ...]:
+    """List the accounts of a request besides its provider's: its key's, and its job's for the key of an attempt.
+
+    An attempt's key has no account of its own where another key asked for the job: that one pays.
+    """
+    key = named("key", asker_name or key_name)
     return (key, named("job", key_name.removeprefix(JOB))) if key_name.startswith(JOB) else (key,)
 
 

@@ -207,6 +207,8 @@ def error_answer(error: Exception) -> HttpReply:
     headers = {}
     if isinstance(error, Transient) and error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
+    if error.status == 408:
+        headers["connection"] = "close"  # The rest of the body may never come.
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
     if isinstance(error, Broken):

@@ -14,6 +14,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import BaseRoute, Route
 
+from httpguard import Limits, Refusal, check_json, read_body
 from localcloud.secrets import vault as vaults
 from localcloud.secrets.errors import SecretError, invalid, unkept
 from localcloud.secrets.vault import Vault
@@ -21,7 +22,7 @@ from localcloud.secrets.vault import Vault
 log = logging.getLogger(__name__)
 
 SERVICE = "google.cloud.secretmanager.v1.SecretManagerService"
-BODY_BYTES_MAX = 256 << 10
+LIMITS = Limits(body_bytes=256 << 10)
 """Room for a payload of 64 KiB in base64 and the rest of its request."""
 
 Rpc = Callable[[Any], Any]
@@ -163,14 +164,13 @@ async def _read(request: Request, request_class: Any, path_field: str, body_fiel
 
 
 async def _body(request: Request) -> dict[str, Any]:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > BODY_BYTES_MAX:
-            raise invalid(f"The request is larger than {BODY_BYTES_MAX} bytes.")
     try:
-        parsed: dict[str, Any] = msgspec.json.decode(bytes(body) or b"{}", type=dict[str, Any])
-    except (msgspec.DecodeError, RecursionError) as error:
+        body = await read_body(request.headers, request.receive, LIMITS)
+        check_json(body)
+        parsed: dict[str, Any] = msgspec.json.decode(body or b"{}", type=dict[str, Any])
+    except Refusal as refusal:
+        raise invalid(refusal.message) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise invalid("Invalid JSON payload received.") from error
     return parsed
 

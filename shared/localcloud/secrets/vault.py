@@ -16,6 +16,7 @@ import grpc
 from google.cloud.secretmanager_v1.types import resources, service
 from google.protobuf.empty_pb2 import Empty
 
+from httpguard import whole_number
 from localcloud.clock import Clock
 from localcloud.secrets import filters, names
 from localcloud.secrets.errors import SecretError, failed_precondition, invalid, not_found, unkept
@@ -35,6 +36,7 @@ PAYLOAD_BYTES_MAX = 64 << 10
 LABELS_MAX = 64
 ANNOTATIONS_BYTES_MAX = 16 << 10
 PAGE_MAX = 25_000
+NUMBER_MAX = 2**63 - 1
 _LABEL = re.compile(r"[\w-]{1,63}")
 _ALIAS = re.compile(r"[A-Za-z][A-Za-z0-9_-]{0,62}")
 _MUTABLE = frozenset({"labels", "annotations", "topics", "expire_time", "ttl", "rotation", "version_aliases", "etag"})
@@ -237,8 +239,8 @@ class Vault:
         """Return the secret's name and the version's number, resolving `latest` and aliases."""
         name, which = names.version(version_name)
         secret = self._secret(name)
-        if which.isdigit():
-            return name, int(which)
+        if (number := whole_number(which, NUMBER_MAX)) is not None:
+            return name, number
         if which == "latest":
             # The newest in any state: when the latest version is disabled, answer an error, not the one before it.
             number = self._store.execute(

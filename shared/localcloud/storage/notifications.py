@@ -23,12 +23,19 @@ log = logging.getLogger(__name__)
 
 Publish = Callable[[str, bytes, Mapping[str, str]], Awaitable[str]]
 """A function: `publish("projects/P/topics/T", data, attributes)` returns the message id."""
-
 _TOPIC = re.compile(r"//pubsub\.googleapis\.com/(projects/[^/]+/topics/[^/]+)")
 _PER_BUCKET_MAX = 100
 _BACKOFF_FIRST_S = 0.1
 _BACKOFF_MAX_S = 10.0
 _KEPT_US = 7 * 86_400 * 1_000_000
+
+
+class _Wanted(msgspec.Struct):
+    """The types of what else a configuration may say: every later upload reads it."""
+
+    event_types: list[str] = []
+    object_name_prefix: str = ""
+    custom_attributes: dict[str, str] = {}
 
 
 class Event(StrEnum):
@@ -72,8 +79,12 @@ class Notifications:
         topic = fields.get("topic")
         if not isinstance(topic, str) or _TOPIC.fullmatch(topic) is None:
             raise invalid("topic must look like //pubsub.googleapis.com/projects/P/topics/T")
-        if fields.get("payload_format") not in {"JSON_API_V1", "NONE"}:
+        if fields.get("payload_format") not in ("JSON_API_V1", "NONE"):
             raise invalid("payload_format must be JSON_API_V1 or NONE")
+        try:
+            msgspec.convert({name: value for name, value in fields.items() if value is not None}, _Wanted)
+        except msgspec.ValidationError as error:
+            raise invalid(f"Parse Error: {error}") from error
         unknown = set(fields.get("event_types") or ()) - set(Event)
         if unknown:
             raise invalid(f"Unknown event types: {sorted(unknown)}")

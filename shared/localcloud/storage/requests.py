@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 from starlette.requests import Request
 
+from httpguard import whole_number
 from localcloud.storage import transcoding
 from localcloud.storage.errors import invalid, too_large, unkept
 
@@ -19,7 +20,7 @@ OBJECT_BYTES_MAX = 5 << 40
 async def read_body(request: Request, limit: int) -> bytes:
     """Read a whole small body, unpacked if it is compressed; raises 413 above `limit` bytes."""
     declared = request.headers.get("content-length", "")
-    if declared.isdigit() and int(declared) > limit:
+    if declared and whole_number(declared, limit) is None:
         raise too_large(f"The request body is larger than {limit} bytes")
     body = bytearray()
     async for chunk in transcoding.body(request):

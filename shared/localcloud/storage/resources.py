@@ -9,6 +9,7 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from httpguard import whole_number
 from localcloud.storage import downloads, preconditions
 from localcloud.storage.errors import invalid
 from localcloud.storage.listing import from_query, list_page
@@ -19,6 +20,7 @@ from localcloud.storage.requests import endpoint, generation, read_json, refuse_
 from localcloud.storage.uploads import json_response, object_response
 
 _REWRITE_STEP = 1 << 20
+_REWRITE_MAX = 1 << 62
 """Bytes; `maxBytesRewrittenPerCall` is a multiple of it."""
 
 
@@ -173,9 +175,10 @@ def _rewritten(query: Mapping[str, str], source: StoredObject, bucket: str, name
     """Return how many bytes are copied after this call."""
     step = source.content.size
     if raw := query.get("maxBytesRewrittenPerCall"):
-        if not raw.isascii() or not raw.isdigit() or not int(raw) or int(raw) % _REWRITE_STEP:
+        wanted = whole_number(raw, _REWRITE_MAX)
+        if not wanted or wanted % _REWRITE_STEP:
             raise invalid("maxBytesRewrittenPerCall must be a multiple of 1 MiB")
-        step = int(raw)
+        step = wanted
     before = 0
     if token := query.get("rewriteToken"):
         try:

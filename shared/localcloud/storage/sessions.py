@@ -16,6 +16,7 @@ from weakref import WeakValueDictionary
 
 import msgspec
 
+from httpguard import whole_number
 from localcloud.storage.errors import StorageError, invalid
 from localcloud.storage.files import Hashes, Incoming, hash_file
 from localcloud.storage.objects import Objects, check_digests, check_name
@@ -28,6 +29,7 @@ CHUNK_MIN = 256 << 10
 _HASHES_KEPT = 64
 _LIFE_US = 7 * 86_400 * 1_000_000
 
+SIZE_MAX = 2**62
 _CONTENT_RANGE = re.compile(r"bytes (?:(?P<first>\d{1,18})-(?P<last>\d{1,18}|\*)|\*)/(?P<total>\d{1,18}|\*)")
 
 
@@ -250,7 +252,7 @@ def parse_content_range(header: str | None, content_length: str | None) -> Conte
     `bytes 0-*/*` is what `@google-cloud/storage` for Node sends by default: from 0 to wherever the body ends.
     """
     if header is None:
-        length = int(content_length) if content_length and content_length.isdigit() else None
+        length = whole_number(content_length or "", SIZE_MAX)
         return ContentRange(first=0, length=length, total=length)
     match = _CONTENT_RANGE.fullmatch(header.strip())
     if match is None:

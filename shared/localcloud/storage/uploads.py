@@ -8,13 +8,14 @@ import msgspec
 from starlette.requests import Request
 from starlette.responses import Response
 
+from httpguard import whole_number
 from localcloud.storage import preconditions, transcoding
 from localcloud.storage.errors import StorageError, invalid, required
 from localcloud.storage.objects import Objects, check_name
 from localcloud.storage.records import StoredObject
 from localcloud.storage.related import Related, boundary
 from localcloud.storage.requests import bounded, digests, endpoint, read_json, refuse_customer_keys
-from localcloud.storage.sessions import Plan, Sessions, parse_content_range
+from localcloud.storage.sessions import SIZE_MAX, Plan, Sessions, parse_content_range
 
 CANCELLED = 499
 """Production's status for a cancelled upload."""
@@ -100,7 +101,7 @@ class Uploads:
             },
             preconditions=preconditions.from_query(request.query_params),
             expected=digests(request.headers, metadata),
-            total=int(declared) if declared.isascii() and declared.isdigit() else None,
+            total=whole_number(declared, SIZE_MAX),
         )
         upload_id = self._sessions.begin(bucket, name, plan)
         location = (

@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from httpguard import Limits, Refusal, read_body, whole_number
 from localgpus.runpod import checks, views
 from localgpus.runpod.faults import PAGE, Fault, Faults
 from localgpus.runpod.market import Market
@@ -24,7 +25,7 @@ from localgpus.runpod.pods import Cloud, Pod
 from localgpus.runpod.problems import NO_INSTANCES, Problem
 from localgpus.runpod.quota import Quota
 
-BODY_BYTES_MAX = 1024 * 1024
+LIMITS = Limits(body_bytes=1024 * 1024)
 PAGE_MAX = 1000
 ALL, READS = "all", "reads"
 """The rights of a key."""
@@ -234,11 +235,10 @@ T = TypeVar("T")
 
 
 async def _body(request: Request, kind: type[T]) -> T:
-    data = b""
-    async for piece in request.stream():
-        data += piece
-        if len(data) > BODY_BYTES_MAX:
-            raise Problem(413, "request body too large")
+    try:
+        data = await read_body(request.headers, request.receive, LIMITS)
+    except Refusal as refusal:
+        raise Problem(refusal.status, refusal.message) from None
     try:
         return checks.read(data, kind)
     except checks.Invalid as invalid:
@@ -266,9 +266,9 @@ def _asked(request: Request) -> views.Asked:
 
 
 def _whole(text: str, name: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 10**6:
+    if not (found := whole_number(text, 10**6)):
         raise Problem(422, "Request validation failed.", errors=[f"{name}: must be a positive integer"])
-    return int(text)
+    return found
 
 
 def _cursor(pod: Pod) -> str:

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import Any
 
+from httpguard import whole_number
 from localgpus.runpod import charges
 from localgpus.runpod.charges import Span, What
 from localgpus.runpod.pods import ACTIONS, UP, Cloud, GpuType, Pod, Status
@@ -118,12 +119,12 @@ def window(query: Mapping[str, str], now: float) -> Window:
     if "lastN" in query:
         if "startTime" in query or "endTime" in query:
             raise Problem(400, "lastN and startTime/endTime are mutually exclusive")
-        text = query["lastN"]
-        if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= BUCKETS_MAX:
+        buckets = whole_number(query["lastN"], BUCKETS_MAX)
+        if not buckets:
             raise Problem(422, "Request validation failed.", errors=["lastN: out of range"])
         start = charges.start_of_bucket(at, size)
         end = charges.next_bucket(start, size)
-        for _ in range(int(text) - 1):
+        for _ in range(buckets - 1):
             start = charges.last_bucket(start, size)
     else:
         end = _instant(query.get("endTime"), at)

@@ -13,6 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
+from httpguard import Limits as RequestLimits
+from httpguard import Refusal, read_body, whole_number
 from localgpus.vast import hooks, renting, rows
 from localgpus.vast.faults import Faults
 from localgpus.vast.limits import Limits, QuotaExceeded, TooSoon
@@ -20,9 +22,10 @@ from localgpus.vast.market import UNAVAILABLE, Market
 from localgpus.vast.renting import No
 from localgpus.vast.state import Contract, Hook, Notice
 
-BODY_MAX = 256 * 1024
+LIMITS = RequestLimits(body_bytes=256 * 1024)
 PAGE_MAX = 25
 CHARGES_MAX = 100
+ID_MAX = 10**15
 CONTROLS = frozenset({"order", "type", "limit", "allocated_storage", "q", "select_cols"})
 COMPUTED = frozenset({"dph_total", "storage_total_cost", "duration", "uptime_mins"})
 """Fields of an instance that cannot be filtered by."""
@@ -42,7 +45,8 @@ class Ask:
         return self.request.query_params
 
     def number(self) -> int:
-        return int(self.request.path_params["id"])
+        """Return the id in the path; 0, which nothing has, if it is no number."""
+        return whole_number(self.request.path_params["id"], ID_MAX) or 0
 
     def json(self) -> dict[str, Any]:
         """Parse the body, a JSON object. Raises `No`."""
@@ -76,31 +80,31 @@ class Api:
             self._route("POST", "/api/v0/bundles/", "search", self._search, public=True),
             self._route("PUT", "/api/v0/search/asks/", "search", self._search, public=True),
             self._route("GET", "/api/v0/metrics/gpu/current/", "metrics", self._metrics),
-            self._route("PUT", "/api/v0/asks/{id:int}/", "create", self._create),
+            self._route("PUT", "/api/v0/asks/{id}/", "create", self._create),
             self._route("GET", "/api/v0/instances/", "list", self._ended),
             self._route("GET", "/api/v1/instances/", "list", self._list),
-            self._route("GET", "/api/v0/instances/{id:int}/", "one", self._one),
-            self._route("PUT", "/api/v0/instances/{id:int}/", "manage", self._manage),
-            self._route("DELETE", "/api/v0/instances/{id:int}/", "destroy", self._destroy),
-            self._route("PUT", "/api/v0/instances/bid_price/{id:int}/", "bid", self._bid),
+            self._route("GET", "/api/v0/instances/{id}/", "one", self._one),
+            self._route("PUT", "/api/v0/instances/{id}/", "manage", self._manage),
+            self._route("DELETE", "/api/v0/instances/{id}/", "destroy", self._destroy),
+            self._route("PUT", "/api/v0/instances/bid_price/{id}/", "bid", self._bid),
             self._route("GET", "/api/v0/charges/", "charges", self._charges),
             self._route("GET", "/api/v0/users/current/", "user", self._user),
             self._route("GET", "/api/v0/notification-types/", "webhooks", self._kinds),
             self._route("GET", "/api/v0/webhooks/", "webhooks", self._hooks),
             self._route("POST", "/api/v0/webhooks/", "webhooks", self._add_hook),
-            self._route("PUT", "/api/v0/webhooks/{id:int}/", "webhooks", self._change_hook),
-            self._route("DELETE", "/api/v0/webhooks/{id:int}/", "webhooks", self._drop_hook),
-            self._route("POST", "/api/v0/webhooks/{id:int}/test/", "webhooks", self._test_hook),
-            self._route("POST", "/api/v0/webhooks/{id:int}/rotate-secret/", "webhooks", self._rotate),
+            self._route("PUT", "/api/v0/webhooks/{id}/", "webhooks", self._change_hook),
+            self._route("DELETE", "/api/v0/webhooks/{id}/", "webhooks", self._drop_hook),
+            self._route("POST", "/api/v0/webhooks/{id}/test/", "webhooks", self._test_hook),
+            self._route("POST", "/api/v0/webhooks/{id}/rotate-secret/", "webhooks", self._rotate),
         ]
 
     def _route(self, method: str, path: str, kind: str, call: Call, *, public: bool = False) -> Route:
         async def answer(request: Request) -> Response:
-            data = b""
-            async for piece in request.stream():
-                data += piece
-                if len(data) > BODY_MAX:
-                    return JSONResponse({"success": False, "error": "too_large", "msg": "body too large"}, 413)
+            try:
+                data = await read_body(request.headers, request.receive, LIMITS)
+            except Refusal as refusal:
+                no = No(refusal.status, refusal.code, refusal.message)
+                return JSONResponse(no.body, no.status)
             if fault := self.faults.take(kind, after=False):
                 return Response(fault.body, fault.status, fault.headers)
             answered = self._answer(kind, call, Ask(request, data), public=public)
@@ -185,15 +189,16 @@ class Api:
         filters = ask.param("select_filters", {})
         if not isinstance(filters, dict) or COMPUTED & filters.keys():
             raise No(400, "invalid_request", "select_filters names a field that cannot be filtered")
-        limit, start = ask.query.get("limit", str(PAGE_MAX)), ask.query.get("after_token") or "0"
-        if not limit.isdecimal() or not 1 <= int(limit) <= PAGE_MAX:
+        limit = whole_number(ask.query.get("limit", str(PAGE_MAX)), PAGE_MAX)
+        start = whole_number(ask.query.get("after_token") or "0", ID_MAX)
+        if not limit:
             raise No(400, "invalid_request", f"limit must be between 1 and {PAGE_MAX}")
-        if not start.isdecimal():
+        if start is None:
             raise No(400, "invalid_request", "after_token is not one of ours")
         every = [rows.instance(self.market, contract) for contract in self.market.state.contracts.values()]
         order = [(item["col"], item["dir"]) for item in ask.param("order_by", [{"col": "id", "dir": "asc"}])]
-        found = [row for row in rows.ordered(rows.matching(every, filters), order) if row["id"] > int(start)]
-        page, counts = found[: int(limit)], dict[str, int]()
+        found = [row for row in rows.ordered(rows.matching(every, filters), order) if row["id"] > start]
+        page, counts = found[:limit], dict[str, int]()
         for row in every:
             if row["label"]:
                 counts[row["label"]] = counts.get(row["label"], 0) + 1
@@ -245,12 +250,13 @@ class Api:
         if not isinstance(day, dict) or not {"gte", "lte"} <= day.keys():
             raise No(400, "invalid_request", "select_filters.day needs gte and lte")
         kinds = filters.get("type", {}).get("in", ["instance"])
-        limit, start = ask.query.get("limit", "20"), ask.query.get("after_token") or "0"
-        if not limit.isdecimal() or not 1 <= int(limit) <= CHARGES_MAX or not start.isdecimal():
+        limit = whole_number(ask.query.get("limit", "20"), CHARGES_MAX)
+        start = whole_number(ask.query.get("after_token") or "0", ID_MAX)
+        if not limit or start is None:
             raise No(400, "invalid_request", f"limit must be between 1 and {CHARGES_MAX}")
         wanted = [m for m in self.market.state.meters if day["gte"] <= m.day <= day["lte"] and "instance" in kinds]
-        page = wanted[int(start) : int(start) + int(limit)]
-        end = int(start) + len(page)
+        page = wanted[start : start + limit]
+        end = start + len(page)
         return {
             "success": True, "count": len(page), "total": len(wanted),
             "next_token": str(end) if end < len(wanted) else None, "results": [rows.charge(meter) for meter in page],

@@ -51,8 +51,8 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     function_call: FunctionDelta | UnsetType | None = UNSET
     audio: dict[str, Any] | UnsetType | None = UNSET
     event: dict[str, Any] | UnsetType = UNSET
-    """The event of Anthropic's wire that this stands for, unchanged; only in answers to requests of the same wire.
-    Empty: an event before it said the same."""
+    """The event of Anthropic's wire, or of the Responses wire, that this stands for, unchanged; only in answers to
+    requests of the same wire. Empty: an event before it said the same."""
 
     @property
     def says_something(self) -> bool:
@@ -66,6 +66,7 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
             or _given(self.function_call)
             or _given(self.audio)
             or self._begins_a_block
+            or self._begins_an_item
         )
 
     @property
@@ -80,7 +81,13 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
             or self.audio
             or self._begins_a_block
             or self._cites
+            or self._of_responses
         )
+
+    @property
+    def _of_responses(self) -> bool:
+        """Whether it carries an event of the Responses wire: such an answer cannot go on at another endpoint."""
+        return isinstance(self.event, dict) and str(self.event.get("type")).startswith("response.")
 
     @property
     def _begins_a_block(self) -> bool:
@@ -97,6 +104,14 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
             return False
         delta = self.event.get("delta")
         return not isinstance(delta, dict) or delta.get("type") != "text_delta"
+
+    @property
+    def _begins_an_item(self) -> bool:
+        """Whether its event begins an item that is not a message, such as a tool call of the vendor's own."""
+        if not self.event or self.event.get("type") != "response.output_item.added":
+            return False
+        item = self.event.get("item")
+        return not isinstance(item, dict) or item.get("type") != "message"
 
     @property
     def text(self) -> str:

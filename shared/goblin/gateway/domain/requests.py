@@ -153,9 +153,13 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     body: dict[str, Any] = msgspec.field(default_factory=dict)
     """The whole request as received: a provider with an OpenAI API gets it, with our changes."""
     original: Original | None = None
-    """Set for a request that came in another wire format than OpenAI's; the other fields are its translation."""
+    """Set for a request that came in Anthropic's wire; the other fields are its translation."""
+    responses: dict[str, Any] | None = None
+    """The request as it came in OpenAI's Responses wire, for endpoints that speak it; the rest is its translation."""
     left_out: tuple[str, ...] = ()
     """Fields of another wire format that have no place here, by name."""
+    untranslated: Any = None
+    """The `InvalidRequest` for endpoints that do not speak the wire of `original`, where it has no translation."""
 
     @property
     def output_tokens_max(self) -> int | None:
@@ -266,7 +270,9 @@ def parse(kind: type[_R], data: bytes) -> _R:
         body = msgspec.json.decode(data)
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.")
-        request = msgspec.convert({**body, "body": body, "original": None, "left_out": ()}, kind)
+        request = msgspec.convert(
+            {**body, "body": body, "original": None, "responses": None, "left_out": (), "untranslated": None}, kind
+        )
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -2,7 +2,7 @@
 
 An agent cannot take a picture out of its conversation again: were the request refused, every later one would be, too.
 So where no endpoint of the model sees, each picture is replaced by a sentence that says what is missing and what to do
-instead. Callers of OpenAI's wire get the error that OpenAI's API gives.
+instead. Callers of OpenAI's chat wire get the error that OpenAI's API gives.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ _FILE = (
 def without_pictures(request: InferenceRequest) -> Iterator[ChatRequest]:
     """Yield requests that ask less of an endpoint: first without files, then without images as well.
 
-    Nothing is yielded for a request that has neither, or that came in OpenAI's wire.
+    Nothing is yielded for a request that has neither, or that came in OpenAI's chat wire.
     """
-    if not isinstance(request, ChatRequest) or request.original is None:
+    if not isinstance(request, ChatRequest) or (request.original is None and request.responses is None):
         return
     needs = request.needs()
     if Capability.FILES in needs:
@@ -67,6 +67,7 @@ def _without(request: ChatRequest, *, files: bool, images: bool) -> ChatRequest:
         messages=tuple(messages),
         body={**request.body, "messages": _read_aloud(request.body.get("messages"), notes)},
         original=original,
+        responses=None,  # It has the pictures still.
         left_out=(*request.left_out, "images" if images else "files"),
     )
 

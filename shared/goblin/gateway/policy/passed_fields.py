@@ -23,6 +23,7 @@ from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, InferenceRequest, caller_runs
 from goblin.gateway.policy.passed_messages import passed_messages
+from goblin.gateway.policy.passed_responses import passed_responses, speaks_responses
 from goblin.gateway.policy.worst_case import TIERS
 
 _COMMON = frozenset({"model", "goblin", "user", "safety_identifier", "metadata"})
@@ -76,7 +77,7 @@ class PassedFields:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NothingLeft:
-    """A request that demands a tool call, of a tool that was dropped."""
+    """A request that demands a tool call, of a tool that was dropped, or that has no translation for the endpoint."""
 
     error: InvalidRequest
 
@@ -95,8 +96,14 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
             request=msgspec.structs.replace(request, original=sent_as),
             dropped=_few([_name(name) for name in gone_from_it]),
         )
+    if isinstance(request, ChatRequest) and request.responses is not None:
+        if speaks_responses(endpoint):
+            return _as_it_came(request, request.responses, endpoint)
+        request = msgspec.structs.replace(request, responses=None)
+    if isinstance(request, ChatRequest) and request.untranslated is not None:
+        return NothingLeft(error=request.untranslated)
     body = request.body
-    dropped = [name for name in body if bills_use(endpoint) and not _passes(request, name, body[name])]
+    dropped = [name for name in body if not _passes(request, name, body[name])] if bills_use(endpoint) else []
     if "store" in dropped and "metadata" in body:
         dropped.append("metadata")  # OpenAI refuses it in a request that is not stored.
     kept = {name: value for name, value in body.items() if name not in dropped}
@@ -126,6 +133,13 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
         request, body=kept, tools=tools if request.tools is not None and tools else None, tool_choice=choice
     )
     return PassedFields(request=sent, dropped=_few(names))
+
+
+def _as_it_came(request: ChatRequest, responses: Mapping[str, Any], endpoint: Endpoint) -> PassedFields:
+    sent_as, dropped = passed_responses(responses, endpoint)
+    body = {name: value for name, value in request.body.items() if name not in dropped}
+    sent = msgspec.structs.replace(request, body=body, responses=sent_as)
+    return PassedFields(request=sent, dropped=_few([_name(name) for name in dropped]))
 
 
 def _passes(request: InferenceRequest, name: str, value: Any) -> bool:

@@ -102,7 +102,7 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
         images = _images(request)
         files = [part for part in _parts(request) if isinstance(part, FilePart)]
         data = images + [str(part.file.get("file_data", "")) for part in files]
-        tokens, uses, many_files = len(msgspec.json.encode(request.body)), NO_USES, len(files)
+        tokens, uses, many_files = len(msgspec.json.encode(_sent(request))), NO_USES, len(files)
     else:
         seen = _attachments(original.body.get("messages"))
         images, data, many_files = seen.images, seen.data, seen.files
@@ -114,6 +114,13 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
     if many_files:
         tokens = max(tokens, price.context_tokens or CONTEXT_TOKENS)
     return tokens if price.context_tokens is None else min(tokens, price.context_tokens), uses
+
+
+def _sent(request: InferenceRequest) -> dict[str, Any]:
+    """Return the body as the endpoint gets it: `passed_fields` leaves the Responses wire to those who speak it."""
+    if isinstance(request, ChatRequest) and request.responses is not None:
+        return request.responses
+    return request.body
 
 
 class _Attachments(NamedTuple):

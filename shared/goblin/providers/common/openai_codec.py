@@ -16,6 +16,7 @@ from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, Embed
 from goblin.providers.common import sse
 from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream, pieces
 from goblin.providers.common.refusals import detail_of
+from httpguard import whole_number
 
 
 class _TextChoice(msgspec.Struct, frozen=True, kw_only=True):
@@ -136,7 +137,7 @@ class OpenAICodec:
         if not isinstance(body, dict) or not (body.get("error") or event.event == "error"):
             return
         detail = detail_of(body)
-        status = int(detail.code) if detail.code.isdigit() else 500
+        status = whole_number(detail.code, 599) or 500
         # Once the stream has started, even a 4xx is the endpoint's failure: it had accepted the request.
         fault = self._upstream.judge(status, detail) or Fault.TRANSIENT
         raise ProviderUnavailable(f"{self._upstream.name} sent an error in the stream.", fault=fault)

@@ -21,6 +21,7 @@ from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, ToolCallDe
 from goblin.providers.common import sse
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.refusals import detail_of
+from httpguard import whole_number
 
 TEXT_KEYS = ("text", "content", "response", "token", "generated_text", "delta", "output")
 """Keys under which other workers write text, in order of preference."""
@@ -120,7 +121,7 @@ class OutputReader:
 
     def _failed(self, output: Mapping[str, Any]) -> InvalidRequest | ProviderUnavailable:
         detail = detail_of(output if "error" in output else {"error": output})
-        status = int(detail.code) if detail.code.isdigit() else 500
+        status = whole_number(detail.code, 599) or 500
         fault = self._upstream.judge(status, detail)
         if fault is None and not self._finished:
             return InvalidRequest(detail.message or "The worker refused the request.", param=detail.param)
