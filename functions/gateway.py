@@ -5,34 +5,55 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import asdict, replace
+from functools import partial
+from operator import attrgetter
+from typing import Any, TypeVar
 
 import functions_framework.aio
 import msgspec
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from goblin import __version__
+from goblin.core.errors import Refused
 from goblin.core.money import plain_usd
 from goblin.gateway import inference, receipts
 from goblin.gateway.domain import requests
-from goblin.gateway.keys import check_model, may_ask
+from goblin.gateway.keys import check_model
 from goblin.gateway.ports import ApiKey, HttpReply, Scope
-from goblin.web import anthropic_requests, anthropic_responses, asgi, logs, metrics, openai_responses
+from goblin.web import (
+    anthropic_requests,
+    anthropic_responses,
+    asgi,
+    codex_models,
+    doors,
+    logs,
+    metrics,
+    openai_responses,
+    responses_events,
+    responses_requests,
+)
+from goblin.web.recent_items import RecentItems
 from goblin.wiring import gateway as gateway_wiring
 
-Work = Callable[[inference.InferenceCall, bytes, str | None], Awaitable[HttpReply]]
+Q = TypeVar("Q", requests.ChatRequest, requests.CompletionRequest, requests.EmbeddingsRequest)
+R = TypeVar("R")
+Visit = doors.Visit[ApiKey]
 Refuse = Callable[[Exception], HttpReply]
 ANTHROPIC_VERSION = "anthropic-version"
 """Header that Anthropic's clients send with every request, and no other client sends."""
+_recent_items = RecentItems()
 
 
-async def chat_completions(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+async def chat_completions(
+    call: inference.InferenceCall, asked: requests.ChatRequest, strategy: str | None
+) -> HttpReply:
     """Answer `POST /v1/chat/completions` in OpenAI's shape, whole or as server-sent events.
 
     Callers and status codes: see `_inference`.
     """
-    asked = requests.parse(requests.ChatRequest, body)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
         usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -40,12 +61,13 @@ async def chat_completions(call: inference.InferenceCall, body: bytes, strategy:
     return HttpReply(content=await openai_responses.whole_chat(chunks))
 
 
-async def completions(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+async def completions(
+    call: inference.InferenceCall, asked: requests.CompletionRequest, strategy: str | None
+) -> HttpReply:
     """Answer `POST /v1/completions` in OpenAI's shape, whole or as server-sent events.
 
     Callers and status codes: see `_inference`.
     """
-    asked = requests.parse(requests.CompletionRequest, body)
     chunks = await call.complete(asked, strategy=strategy)
     if asked.stream:
         usage = asked.stream_options is not None and asked.stream_options.include_usage
@@ -53,33 +75,91 @@ async def completions(call: inference.InferenceCall, body: bytes, strategy: str 
     return HttpReply(content=await openai_responses.whole_completion(chunks))
 
 
-async def embeddings(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+async def embeddings(
+    call: inference.InferenceCall, asked: requests.EmbeddingsRequest, strategy: str | None
+) -> HttpReply:
     """Answer `POST /v1/embeddings` in OpenAI's shape.
 
     Callers and status codes: see `_inference`.
     """
-    asked = requests.parse(requests.EmbeddingsRequest, body)
     vectors = await call.embed(asked, strategy=strategy)
     as_base64 = asked.encoding_format == "base64"
     return HttpReply(content=openai_responses.embedding_list(vectors, model=asked.model, as_base64=as_base64))
 
 
-async def messages(call: inference.InferenceCall, body: bytes, strategy: str | None) -> HttpReply:
+async def messages(call: inference.InferenceCall, asked: requests.ChatRequest, strategy: str | None) -> HttpReply:
     """Answer `POST /v1/messages` in Anthropic's shape, whole or as server-sent events.
 
     Callers and status codes: see `_inference`. Errors have Anthropic's shape, with 529 instead of 503.
     """
-    asked = anthropic_requests.parse(body)
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
-        return _events(anthropic_responses.message_events(chunks, asked))
+        return _events(anthropic_responses.message_events(chunks, asked, told=call.prompt_tokens_told))
     return HttpReply(content=await anthropic_responses.whole_message(chunks, asked))
 
 
+async def responses(call: inference.InferenceCall, asked: responses_requests.Asked, strategy: str | None) -> HttpReply:
+    """Answer `POST /v1/responses` in OpenAI's shape, whole or as server-sent events. Nothing is stored.
+
+    Callers and status codes: see `_inference`.
+    """
+    chunks = await call.chat(asked.chat, strategy=strategy)
+    now, keep = call.deps.clock.now, partial(_recent_items.keep, call.tenant)
+    if asked.stream:
+        return _events(responses_events.response_events(chunks, asked, now=now, keep=keep, dropped=call.dropped))
+    whole = await responses_events.whole_response(chunks, asked, now=now, keep=keep, dropped=call.dropped)
+    return HttpReply(content=whole)
+
+
+@asgi.answers_errors
+async def refuse_websocket(request: Request) -> Response:
+    """Answer `GET /v1/responses`, where OpenAI opens a WebSocket.
+
+    Caller: anyone. Answers 426 to a WebSocket, at which clients such as Codex CLI go over to HTTP at once, and else
+    405.
+    """
+    if request.headers.get("upgrade", "").lower() != "websocket":
+        raise HTTPException(405, headers={"Allow": "POST"})
+    refused = asgi.error_response(WebSocketRefused("Responses come over HTTP only. Send POST /v1/responses."))
+    refused.headers.update({"upgrade": "HTTP/1.1", "connection": "Upgrade"})
+    return refused
+
+
+class WebSocketRefused(Refused):
+    """A request to speak a protocol that is not spoken here."""
+
+    status = 426
+    code = "upgrade_required"
+
+
+def _parser(kind: type[Q]) -> Callable[[bytes, inference.InferenceCall], Q]:
+    return lambda body, _call: requests.parse(kind, body)
+
+
+def _message_request(body: bytes, call: inference.InferenceCall) -> requests.ChatRequest:
+    return anthropic_requests.parse(body, call.headers)
+
+
+def _response_request(body: bytes, call: inference.InferenceCall) -> responses_requests.Asked:
+    return responses_requests.parse(body, partial(_recent_items.find, call.tenant))
+
+
+def _itself(asked: Any) -> requests.InferenceRequest:
+    found: requests.InferenceRequest = asked
+    return found
+
+
 def _inference(
-    operation: str, work: Work, refuse: Refuse = asgi.error_answer
-) -> Callable[[Request], Awaitable[Response]]:
+    operation: str,
+    parse: Callable[[bytes, inference.InferenceCall], R],
+    work: Callable[[inference.InferenceCall, R, str | None], Awaitable[HttpReply]],
+    refuse: Refuse = asgi.error_answer,
+    *,
+    request_of: Callable[[R], requests.InferenceRequest] = _itself,
+) -> doors.Handler:
     """Build an inference route: authenticated, metered, settled, and cancelled when the caller hangs up.
+
+    It takes the steps of `web.doors` by itself, because an answer outlives the call that begins it.
 
     Caller: an API key with scope `inference`, or an attempt token of a batch job, as `Authorization: Bearer` or
     `x-api-key`.
@@ -91,7 +171,10 @@ def _inference(
 
     async def route(request: Request) -> Response:
         call = inference.InferenceCall(
-            gateway_wiring.gateway(), operation, traceparent=request.headers.get("traceparent")
+            gateway_wiring.gateway(),
+            operation,
+            traceparent=request.headers.get("traceparent"),
+            headers=request.headers,
         )
         heard = asyncio.Event()
 
@@ -101,15 +184,17 @@ def _inference(
                 body = await asgi.read_body(request)
                 heard.set()
                 await call.admit()
+                asked = parse(body, call)
                 if (key := request.headers.get("idempotency-key")) is not None:
-                    return await call.once(request.url.path, key, body, lambda: answer(body))
+                    call.check(request_of(asked))
+                    return await call.once(request.url.path, key, body, lambda: answer(asked))
             except Exception as error:  # noqa: BLE001  Error answers carry the explanation headers too.
                 return refused(error)
-            return await answer(body)
+            return await answer(asked)
 
-        async def answer(body: bytes) -> HttpReply:
+        async def answer(asked: R) -> HttpReply:
             try:
-                made = await work(call, body, request.headers.get("x-goblin-strategy"))
+                made = await work(call, asked, request.headers.get("x-goblin-strategy"))
             except Exception as error:  # noqa: BLE001  As above.
                 return refused(error)
             return asgi.with_headers(made, _explanation(call))
@@ -120,7 +205,7 @@ def _inference(
 
         return asgi.HttpDelivery(produce, call.leave, heard=heard)
 
-    return route
+    return doors.declare("an API key with scope `inference`, or an attempt token", route)
 
 
 def _authorization(request: Request) -> str | None:
@@ -159,60 +244,55 @@ def _events(parts: AsyncGenerator[bytes, None]) -> HttpReply:
     return HttpReply(content=parts, media_type="text/event-stream; charset=utf-8", headers=headers)
 
 
-async def count_message_tokens(request: Request) -> Response:
+async def count_message_tokens(visit: Visit) -> Response:
     """Answer `POST /v1/messages/count_tokens` with an estimate of the request's input tokens.
 
     Caller: an API key with scope `inference`. Answers 200; 400, 401, 403, 413, 429, 500 as for inference, and 529 when
     Firestore does not answer, all in Anthropic's shape.
     """
-    try:
-        await _authenticated(request)
-        asked = anthropic_requests.parse_to_count(await asgi.read_body(request))
-    except Exception as error:  # noqa: BLE001  As in asgi.answers_errors.
-        return asgi.respond(_refused_in_anthropics_words(error))
+    asked = anthropic_requests.parse_to_count(visit.body)
+    check_model(visit.caller, asked.model)
     return asgi.json_response({"input_tokens": anthropic_responses.count_tokens(asked)})
 
 
-@asgi.answers_errors
-async def list_models(request: Request) -> Response:
+async def list_models(visit: Visit) -> Response:
     """Answer `GET /v1/models` with the models that the key may use; in Anthropic's shape for Anthropic's clients.
 
+    With `client_version`, which Codex CLI sends, the list is there in Codex's shape, too.
+
     Caller: an API key with scope `inference`. Answers 200; 401 without a valid key; 403 for a key without the scope;
-    429 while too many keys are looked up; 503 when Firestore does not answer.
+    429 over the key's rate, or while too many requests are under way; 503 when Firestore does not answer.
     """
-    deps, key = await _authenticated(request)
-    models = [model for model in await deps.router.models() if may_ask(key, model.id)]
-    if ANTHROPIC_VERSION in request.headers:
+    models = await gateway_wiring.gateway().router.models(visit.caller)
+    if ANTHROPIC_VERSION in visit.request.headers:
         return asgi.json_response(anthropic_responses.model_list([model.id for model in models]))
     found = [openai_responses.model_object(m.id, ", ".join(m.endpoints)) for m in models]
-    return asgi.json_response({"object": "list", "data": found})
+    listed: dict[str, object] = {"object": "list", "data": found}
+    if "client_version" in visit.request.query_params:
+        listed["models"] = codex_models.model_list(models)
+    return asgi.json_response(listed)
 
 
-@asgi.answers_errors
-async def show_model(request: Request) -> Response:
+async def show_model(visit: Visit) -> Response:
     """Answer `GET /v1/models/{model_id}` with one model; in Anthropic's shape for Anthropic's clients.
 
     Caller: an API key with scope `inference`. Answers 200; 401 without a valid key; 403 for a key without the scope or
-    the model; 404 for an unknown model; 429 while too many keys are looked up; 503 when Firestore does not answer.
+    the model; 404 for an unknown model; 429 and 503 as `list_models`.
     """
-    deps, key = await _authenticated(request)
-    check_model(key, request.path_params["model_id"])
-    found = await deps.router.model(request.path_params["model_id"])
-    if ANTHROPIC_VERSION in request.headers:
+    found = await gateway_wiring.gateway().router.model(visit.request.path_params["model_id"], visit.caller)
+    if ANTHROPIC_VERSION in visit.request.headers:
         return asgi.json_response(anthropic_responses.model_object(found.id))
     return asgi.json_response(openai_responses.model_object(found.id, ", ".join(found.endpoints)))
 
 
-@asgi.answers_errors
-async def show_receipt(request: Request) -> Response:
+async def show_receipt(visit: Visit) -> Response:
     """Answer `GET /requests/{request_id}` with the receipt of a request.
 
     Caller: the API key that sent the request, with scope `inference`. Answers 200; 401 without a valid key; 403 for a
-    key without the scope; 404 for an unknown receipt; 429 while too many keys are looked up; 503 when Firestore does
-    not answer.
+    key without the scope; 404 for an unknown receipt; 429 and 503 as `list_models`.
     """
-    deps, key = await _authenticated(request)
-    receipt = await receipts.find(deps.receipts, key, request.path_params["request_id"])
+    store = gateway_wiring.gateway().receipts
+    receipt = await receipts.find(store, visit.caller, visit.request.path_params["request_id"])
     fields = msgspec.to_builtins(receipt)
     fields.pop("key_digest")
     return asgi.json_response(fields)
@@ -227,17 +307,15 @@ async def show_health(request: Request) -> Response:
     return asgi.json_response({"status": "ok", "version": __version__, "configuration": "old" if fault else "ok"})
 
 
-@asgi.answers_errors
-async def show_providers(request: Request) -> Response:
+async def show_providers(visit: Visit) -> Response:
     """Answer `GET /providers` with the health of each endpoint and why it is frozen.
 
     An error in `goblin.toml` is in the header `x-goblin-configuration`.
 
     Caller: an API key with scope `operate`. Answers 200; 401 without a valid key; 403 for a key without the scope; 429
-    while too many keys are looked up; 503 when Firestore does not answer for the key.
+    as `list_models`; 503 when Firestore does not answer for the key.
     """
-    deps, _ = await _authenticated(request, Scope.OPERATE)
-    router = deps.router
+    router = gateway_wiring.gateway().router
     believed = await router.health.fresh()
     await router.freezes.refresh()
     frozen = {endpoint.name: router.freezes.why_frozen(endpoint) for endpoint in router.catalog.endpoints}
@@ -247,36 +325,50 @@ async def show_providers(request: Request) -> Response:
     return told
 
 
-@asgi.answers_errors
-async def show_metrics(request: Request) -> Response:
+async def show_metrics(visit: Visit) -> Response:
     """Answer `GET /metrics` with this process's metrics, in Prometheus' text format.
 
     Caller: an API key with scope `operate`. Answers 200; 401 without a valid key; 403 for a key without the scope; 429
-    while too many keys are looked up; 503 when Firestore does not answer.
+    and 503 as `list_models`.
     """
-    await _authenticated(request, Scope.OPERATE)
     return Response(gateway_wiring.meter().text(), media_type=metrics.MEDIA_TYPE)
 
 
-async def _authenticated(request: Request, scope: Scope = Scope.INFERENCE) -> tuple[inference.InferenceDeps, ApiKey]:
-    deps = gateway_wiring.gateway()
-    return deps, await deps.keys.authenticate(_authorization(request), scope)
+def _key(*scopes: Scope) -> doors.Door[ApiKey]:
+    """Build the door of callers whose API key has one of the scopes."""
+
+    async def identify(request: Request) -> ApiKey:
+        return await gateway_wiring.gateway().keys.authenticate(_authorization(request), *scopes)
+
+    return doors.Door(
+        callers=f"an API key with scope {' or '.join(f'`{scope}`' for scope in scopes)}",
+        identify=identify,
+        admission=lambda: gateway_wiring.gateway().admission,
+    )
 
 
-_chat = _inference("chat", chat_completions)
-_router = asgi.routed(
+_caller, _operator = _key(Scope.INFERENCE), _key(Scope.OPERATE)
+_count = _caller(count_message_tokens, body_bytes_max=asgi.BODY_BYTES_MAX, refuse=_refused_in_anthropics_words)
+_chat = _inference("chat", _parser(requests.ChatRequest), chat_completions)
+_complete = _inference("completions", _parser(requests.CompletionRequest), completions)
+_embed = _inference("embeddings", _parser(requests.EmbeddingsRequest), embeddings)
+_message = _inference("chat", _message_request, messages, _refused_in_anthropics_words)
+_respond = _inference("chat", _response_request, responses, request_of=attrgetter("chat"))
+_router = doors.routed(
     [
         Route("/v1/chat/completions", _chat, methods=["POST"]),
-        Route("/v1/completions", _inference("completions", completions), methods=["POST"]),
-        Route("/v1/embeddings", _inference("embeddings", embeddings), methods=["POST"]),
-        Route("/v1/messages", _inference("chat", messages, _refused_in_anthropics_words), methods=["POST"]),
-        Route("/v1/messages/count_tokens", count_message_tokens, methods=["POST"]),
-        Route("/v1/models", list_models),
-        Route("/v1/models/{model_id:path}", show_model),
-        Route("/requests/{request_id}", show_receipt),
-        Route("/health", show_health),
-        Route("/providers", show_providers),
-        Route("/metrics", show_metrics),
+        Route("/v1/completions", _complete, methods=["POST"]),
+        Route("/v1/embeddings", _embed, methods=["POST"]),
+        Route("/v1/responses", _respond, methods=["POST"]),
+        Route("/v1/responses", doors.declare("anyone", refuse_websocket), methods=["GET"]),
+        Route("/v1/messages", _message, methods=["POST"]),
+        Route("/v1/messages/count_tokens", _count, methods=["POST"]),
+        Route("/v1/models", _caller(list_models)),
+        Route("/v1/models/{model_id:path}", _caller(show_model)),
+        Route("/requests/{request_id}", _caller(show_receipt)),
+        Route("/health", doors.declare("anyone", show_health)),
+        Route("/providers", _operator(show_providers)),
+        Route("/metrics", _operator(show_metrics)),
     ],
 )
 

@@ -61,7 +61,17 @@ def nested(levels: int) -> bytes:
         (b'{"at": "9999-12-31T23:59:59-00:01"}', r"years 1 and 9999 in UTC - at `\$.at`"),
         (b'{"at": "0000-01-01T00:00:00Z"}', r"`\$.at`"),
         (b'{"at": "10000-01-01T00:00:00Z"}', r"`\$.at`"),
-        (b'{"usd": "1e999999"}', r"`\$.usd`"),
+        *(
+            (b'{"usd": "%s"}' % usd, r"finite amount below 10\^31 - at `\$.usd`")
+            for usd in (
+                b"1e999999",
+                b"-1e31",
+                b"NaN",
+                b"sNaN",
+                b"Infinity",
+                b"-Infinity",
+            )
+        ),
         (b'{"kept": {"x": 1e999}}', r"out of range - at `\$.kept`"),
         (b'{"kept": {"x": ' + b"9" * 5000 + b"}}", r"out of range - at `\$.kept`"),
         ('{"text": "\ud800"}', "character that UTF-8 does not have"),

@@ -29,7 +29,7 @@ from goblin.jobs.domain.instances import (
     RentalOrder,
     UnknownInventory,
 )
-from goblin.jobs.domain.job import LEASED, Job, JobKind
+from goblin.jobs.domain.job import LEASED, AskerKey, Job, JobKind
 from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.policy.spot.market_history import MarketHistory
@@ -138,10 +138,10 @@ class MemoryJobs:
         found = [stored for stored in self._readable() if stored.job.open]
         return sorted(found, key=lambda stored: stored.job.requested_at)[:limit]
 
-    async def list_recent(self, limit: int) -> Sequence[Job]:
+    async def list_recent(self, limit: int, *, tenant: str | None) -> Sequence[Job]:
         self._check()
-        found = sorted(self._readable(), key=lambda stored: stored.job.requested_at, reverse=True)
-        return [stored.job for stored in found[:limit]]
+        own = (stored.job for stored in self._readable() if tenant in (None, stored.job.owner.tenant))
+        return sorted(own, key=lambda job: job.requested_at, reverse=True)[:limit]
 
     def _readable(self) -> list[StoredJob]:
         return [stored for job_id, stored in self.stored.items() if job_id not in self.unreadable]
@@ -282,14 +282,24 @@ class MemoryAttemptKeys:
     def __init__(self, faults: Faults | None = None) -> None:
         self._faults = faults or Faults()
         self.keys: dict[str, tuple[str, datetime]] = {}
+        self.limits: dict[str, tuple[str, tuple[str, ...] | None]] = {}
+        """Of each key: who asked, and its models."""
+        self.askers: dict[str, AskerKey] = {}
+        self.down = False
 
-    async def open(self, digest: str, *, name: str, until: datetime) -> None:
+    async def open(self, digest: str, *, name: str, until: datetime, asker: str, models: Sequence[str] | None) -> None:
         self._faults.point("open key")
         self.keys[digest] = (name, until)
+        self.limits[digest] = (asker, None if models is None else tuple(models))
 
     async def close(self, digest: str) -> None:
         self._faults.point("close key")
         self.keys.pop(digest, None)
+
+    async def asker(self, digest: str) -> AskerKey | None:
+        if self.down:
+            raise StoreUnavailable("the store is down")
+        return self.askers.get(digest)
 
 
 class MemoryWebhookEvents:

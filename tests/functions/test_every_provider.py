@@ -107,6 +107,33 @@ def test_the_openai_sdk_at_each(client: openai.OpenAI, fakes: dict[str, Any], na
 
 
 @pytest.mark.parametrize("name", sorted(FAKES))
+def test_the_responses_api_at_each(url: str, fakes: dict[str, Any], name: str) -> None:
+    strict = openai.OpenAI(
+        api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20, _strict_response_validation=True
+    )
+    with strict as client:
+        whole = client.responses.create(model="tiny", input="Hi", **at(name))
+        assert (whole.output_text, whole.status) == ("Hello, Wörld 🌍", "completed")
+        assert whole.usage is not None
+        assert (whole.usage.input_tokens, whole.usage.output_tokens) == (11, 5)
+        fakes[name].script = Script(words=["Well."], calls=[Call("c1", "add", ['{"a":', "1}"])])
+        tools: Any = [{"type": "function", **ADD[0]["function"], "strict": False}]
+        with client.responses.stream(model="tiny", input="Hi", tools=tools, **at(name)) as stream:
+            text, call = stream.get_final_response().output
+        assert (text.type, call.type) == ("message", "function_call")
+        assert isinstance(call, openai.types.responses.ResponseFunctionToolCall)
+        assert json.loads(call.arguments) == {"a": 1}
+        fakes[name].script = Script()
+        turn: Any = [
+            {"role": "user", "content": "Hi"},
+            text.to_dict(),
+            call.to_dict(),
+            {"type": "function_call_output", "call_id": call.call_id, "output": "2"},
+        ]
+        assert client.responses.create(model="tiny", input=turn, tools=tools, **at(name)).status == "completed"
+
+
+@pytest.mark.parametrize("name", sorted(FAKES))
 def test_the_anthropic_sdk_at_each(claude: anthropic.Anthropic, fakes: dict[str, Any], name: str) -> None:
     with claude.messages.stream(model="tiny", max_tokens=50, messages=HELLO, **at(name)) as stream:
         whole = stream.get_final_message()

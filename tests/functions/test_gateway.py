@@ -501,6 +501,39 @@ class TestSeveralEndpoints:
         assert listed["gcp_ollama"]["reason"] == "not checked yet"
 
 
+class TestKeysOfOneTenant:
+    def test_a_key_hears_no_stored_answer_of_a_model_that_it_may_not_ask(self, url: str, firestore: Any) -> None:
+        """Neither by `Idempotency-Key` nor from the cache, although both belong to the tenant."""
+        for name, models in (("wide", None), ("narrow", ["other"])):
+            said = {"name": name, "disabled": False, "created_at": datetime.now(UTC), "tenant": "t", "models": models}
+            firestore.collection("keys").document(digest_of(f"sk-{name}")).set(said)
+        body = {"model": "tiny", "messages": HELLO, "temperature": 0}
+        for extra in ({"idempotency-key": "same"}, {}):
+            wide = {**extra, "authorization": "Bearer sk-wide"}
+            for status in (200, 200):
+                assert post(url, "/v1/chat/completions", body, **wide).status_code == status
+            answer = post(url, "/v1/chat/completions", body, **{**extra, "authorization": "Bearer sk-narrow"})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "model_not_allowed")
+            assert answer.headers["x-goblin-cache"] == "skip"
+
+    def test_an_attempts_key_asks_its_items_models_within_its_askers_limits(self, url: str, firestore: Any) -> None:
+        keys, made = firestore.collection("keys"), {"disabled": False, "created_at": datetime.now(UTC)}
+        attempt = {**made, "name": "job:j", "scopes": ["inference"], "models": ["tiny", "dear"]}
+        keys.document(digest_of("attempt")).set({**attempt, "asker": digest_of("ann")})
+        keys.document(digest_of("orphan")).set({**attempt, "asker": digest_of("nobody")})
+        keys.document(digest_of("ann")).set({**made, "name": "ann", "models": ["tiny", "big"]})
+        said: dict[str, Any] = {"messages": HELLO}
+
+        def ask(model: str, token: str = "attempt") -> tuple[int, str | None]:
+            answer = post(url, "/v1/chat/completions", {**said, "model": model}, authorization=f"Bearer {token}")
+            return answer.status_code, None if answer.is_success else answer.json()["error"]["code"]
+
+        assert ask("tiny") == (200, None)
+        assert ask("dear") == (403, "model_not_allowed"), "its asker may not"
+        assert ask("big") == (403, "model_not_allowed"), "no item names it"
+        assert ask("tiny", "orphan") == (401, "asker_refused")
+
+
 class TestOperators:
     def test_health_needs_no_key_and_asks_nobody(self, url: str, fakes: Fakes) -> None:
         answer = httpx.get(f"{url}/health")

@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from goblin.core.events import JobRequested
+from goblin.gateway.keys import digest_of
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs
 from goblin.jobs import worker_api
 from goblin.jobs.domain.instances import AttemptLease
@@ -85,7 +86,9 @@ class Doorways:
             assert await FirestoreJobs(client).create(job) is not None
             if job.lease:
                 until = datetime.now(UTC) + timedelta(hours=1)
-                await FirestoreAttemptKeys(client).open(job.lease.token_sha256, name="job:x", until=until)
+                await FirestoreAttemptKeys(client).open(
+                    job.lease.token_sha256, name="job:x", until=until, asker="", models=None
+                )
 
         asyncio.run(put())
 
@@ -189,7 +192,7 @@ def test_a_caller_submits_shows_lists_and_cancels(doors: Doorways) -> None:
         ("GET", "/jobs/nobody", None, 404),
         ("GET", "/jobs/__all__", None, 404),
         ("GET", "/jobs/%2e%2e", None, 404),
-        ("GET", "/jobs/a%0a", None, 404),
+        ("GET", "/jobs/a%0a", None, 400),
         ("GET", "/jobs?limit=0", None, 400),
         ("GET", "/jobs?limit=many", None, 400),
         ("GET", "/jobs/a/b/c", None, 404),
@@ -234,6 +237,67 @@ def test_strangers_are_told_nothing(doors: Doorways, key: str) -> None:
         }  # fmt: skip
         assert doors.ask("POST", f"/jobs/j/{what}", body, key=key).status_code in (401, 403)
     assert doors.ask("GET", "/jobs/j").json()["state"] == "starting"
+
+
+def test_a_key_sees_and_cancels_its_own_tenants_jobs_and_operate_all(doors: Doorways, firestore: Any) -> None:
+    keys = {"ann": ("ann", ["jobs"]), "ann2": ("ann", ["jobs"]), "bob": ("", ["jobs"]), "op": ("ops", ["operate"])}
+    for name, (tenant, scopes) in keys.items():
+        made = {"name": name, "disabled": False, "created_at": datetime.now(UTC), "tenant": tenant, "scopes": scopes}
+        firestore.collection("keys").document(digest_of(f"sk-{name}")).set({**made, "models": ["m"]})
+
+    def ask(who: str, method: str, path: str, body: Any = None) -> httpx.Response:
+        return doors.ask(method, path, body, key=f"sk-{who}")
+
+    def listed(who: str, limit: int = 50) -> list[str]:
+        return [job["job_id"] for job in ask(who, "GET", f"/jobs?limit={limit}").json()["data"]]
+
+    for job_id, who in (("a", "ann"), ("b1", "bob"), ("b2", "bob"), ("b3", "bob")):
+        doors.upload(job_id, 2)
+        assert ask(who, "POST", "/jobs", doors.spec(job_id)).status_code == 202
+    doors.push("job_requested", json.dumps(doors.spec("t", tenant="ann")).encode())
+    doors.push("job_requested", json.dumps(doors.spec("o")).encode())
+    assert listed("ann") == listed("ann2") == ["t", "a"]
+    assert listed("bob", 2) == ["b3", "b2"]
+    assert listed("ann", 1) == ["t"]
+    assert listed("op") == ["o", "t", "b3", "b2", "b1", "a"]
+    for job_id in ("a", "t", "o", "never"):
+        for method, path in (("GET", ""), ("GET", "/logs"), ("GET", "/logs?attempt=7"), ("POST", "/cancel")):
+            answer = ask("bob", method, f"/jobs/{job_id}{path}", {} if method == "POST" else None)
+            assert answer.status_code == 404
+            never = ask("bob", "GET", "/jobs/never").text
+            assert answer.text == never.replace("'never'", f"'{job_id}'")
+    taken = set()
+    for job_id in ("a", "t", "o"):
+        for other in ({}, {"retries": 9}):
+            answer = ask("bob", "POST", "/jobs", doors.spec(job_id, **other))
+            taken.add((answer.status_code, answer.json()["error"]["message"].replace(f"'{job_id}'", "X")))
+    assert taken == {(409, "Job id X is taken. Choose another job_id.")}
+    assert ask("ann", "POST", "/jobs", doors.spec("x", tenant="bob")).status_code == 400
+    assert ask("op", "POST", "/jobs", doors.spec("x")).status_code == 403
+    assert ask("ann2", "POST", "/jobs/a/cancel", {}).json()["state"] == "cancelled"
+    assert ask("op", "POST", "/jobs/b1/cancel", {}).json()["state"] == "cancelled"
+    assert ask("op", "GET", "/jobs/b2").json()["state"] == "queued"
+
+
+def test_an_item_that_the_key_may_not_ask_is_refused_by_line(doors: Doorways, firestore: Any) -> None:
+    made = {"name": "ann", "disabled": False, "created_at": datetime.now(UTC), "models": ["other"]}
+    firestore.collection("keys").document(digest_of("sk-ann")).set(made)
+    doors.upload("j", 3)
+    job = doors.ask("POST", "/jobs", doors.spec("j"), key="sk-ann").json()
+    assert job["state"] == "refused"
+    assert "line 1: the API key that asked for the job may not use the model 'm'" in job["reason"]
+
+
+def test_a_revoked_key_ends_its_jobs_and_they_say_so(doors: Doorways, firestore: Any) -> None:
+    made = {"name": "ann", "disabled": False, "created_at": datetime.now(UTC)}
+    firestore.collection("keys").document(digest_of("sk-ann")).set(made)
+    doors.upload("j", 3)
+    assert doors.ask("POST", "/jobs", doors.spec("j"), key="sk-ann").json()["state"] == "queued"
+    firestore.collection("keys").document(digest_of("sk-ann")).update({"disabled": True})
+    headers = {"authorization": f"Bearer {doors.token()}"}
+    assert httpx.post(f"{doors.url('reconcile')}/", json={}, headers=headers, timeout=30).is_success
+    job = doors.ask("GET", "/jobs/j").json()
+    assert (job["state"], job["reason"]) == ("failed", "the API key 'ann', which asked for the job, was revoked")
 
 
 def running(doors: Doorways, count: int = 5) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
 
@@ -105,3 +106,16 @@ async def test_a_turn_that_came_as_its_owner_left_goes_to_the_next() -> None:
     async with asyncio.timeout(1):
         await second
     assert (at._running, at._of_key) == (1, {"a": 1})
+
+
+async def test_a_key_and_the_attempts_of_its_jobs_count_together() -> None:
+    control = admission(running_max=9)
+    ann = key("ann", parallel=2)
+    attempts = [replace(key(f"attempt{n}", parallel=2), asker="ann") for n in range(3)]
+    await control.enter(ann)
+    await control.enter(attempts[0])
+    for one in (ann, *attempts):
+        with pytest.raises(RateLimited, match="limit of 2"):
+            await control.enter(one)
+    control.leave(attempts[0])
+    await control.enter(attempts[1])

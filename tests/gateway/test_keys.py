@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import replace
 from datetime import timedelta
+from typing import Any
 
 import pytest
 
@@ -195,3 +196,72 @@ def test_a_key_without_a_tenant_shares_nothing(admission: Door) -> None:
     assert replace(key, tenant="t").owner == replace(other, tenant="t").owner
     # A tenant cannot be named so that it is somebody's key.
     assert replace(other, tenant=f"key:{key.digest}").owner != key.owner
+
+
+ASKER = "cd" * 32
+
+
+def attempts_key(door: Door, own_models: tuple[str, ...] | None = ("m", "org/x"), **asker: Any) -> None:
+    """The key in the store becomes an attempt's, and another one has asked for its job."""
+    digest = digest_of(KEY)
+    own = door.store.keys[digest]
+    door.store.keys[ASKER] = replace(own, digest=ASKER, **{"name": "ann", **asker})
+    door.store.keys[digest] = replace(own, name="job:j", asker=ASKER, models=own_models, scopes=("inference",))
+
+
+@pytest.mark.parametrize(
+    ("own", "askers", "both"),
+    [
+        (("m", "org/x"), None, ("m", "org/x")),
+        (("m", "org/x"), ("m",), ("m",)),
+        (("m", "org/x"), ("org/*",), ("org/x",)),
+        (("m", "org/x"), (), ()),
+        (("m",), ("n",), ()),
+        ((), None, ()),
+        # Stored before attempts' keys named their models.
+        (None, ("n", "org/*"), ("n", "org/*")),
+        (None, None, None),
+    ],
+)
+async def test_an_attempts_key_may_ask_what_both_may(
+    admission: Door, own: tuple[str, ...] | None, askers: tuple[str, ...] | None, both: tuple[str, ...] | None
+) -> None:
+    attempts_key(admission, own, models=askers)
+    assert (await admission.knock()).models == both
+
+
+async def test_an_attempts_key_has_its_askers_limits_and_counts_with_it(admission: Door) -> None:
+    attempts_key(admission, rate_per_minute=7, parallel_max=2)
+    key = await admission.knock()
+    assert (key.rate_per_minute, key.parallel_max, key.asker_name, key.counted_as) == (7, 2, "ann", ASKER)
+    # It shares no answers with its tenant: it lies on a machine that is not ours.
+    assert key.owner == f"key:{digest_of(KEY)}"
+
+
+@pytest.mark.parametrize(
+    "gone", [{"disabled": True}, {"expires_at": FakeClock().now()}, {"scopes": ("inference", "operate")}, None]
+)
+async def test_an_attempts_key_is_refused_with_its_asker(admission: Door, gone: dict[str, Any] | None) -> None:
+    attempts_key(admission, **(gone or {}))
+    if gone is None:
+        del admission.store.keys[ASKER]
+    with pytest.raises(Unauthenticated) as refused:
+        await admission.knock()
+    assert refused.value.code == "asker_refused"
+
+
+async def test_an_asker_that_is_revoked_stops_its_attempts_within_a_minute(admission: Door) -> None:
+    attempts_key(admission)
+    await admission.knock()
+    admission.store.keys[ASKER] = replace(admission.store.keys[ASKER], disabled=True)
+    admission.clock.forward(61)
+    with pytest.raises(Unauthenticated, match="asked for this job"):
+        await admission.knock()
+
+
+async def test_either_of_several_scopes_will_do(admission: Door) -> None:
+    digest = digest_of(KEY)
+    admission.store.keys[digest] = replace(admission.store.keys[digest], scopes=("operate",))
+    assert (await admission.keys.authenticate(f"Bearer {KEY}", Scope.JOBS, Scope.OPERATE)).name == "me"
+    with pytest.raises(Forbidden, match="`inference` or `jobs`"):
+        await admission.keys.authenticate(f"Bearer {KEY}", Scope.INFERENCE, Scope.JOBS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -14,7 +15,10 @@ from goblin.billing.domain.ledger import EntryKind, Freeze, LedgerEntry
 from goblin.billing.policy.budgets import why_frozen
 from goblin.core.endpoints import Price
 from goblin.core.errors import BudgetExhausted, Fault, InvalidRequest, ProviderUnavailable, StoreUnavailable
-from goblin.gateway.domain.chat import ChatChunk
+from goblin.gateway.domain.chat import ChatChunk, Usage
+from goblin.gateway.domain.requests import ChatRequest
+from goblin.gateway.policy.tokens import COUNTED_MAX
+from goblin.web import anthropic_requests
 from tests.fakes.inference import FakeClock, ScriptedProvider, World, says, world
 from tests.gateway.test_inference import ask, asked, receipt, scripted
 
@@ -122,6 +126,21 @@ async def test_what_an_attempts_key_asks_for_is_paid_from_its_jobs_budget() -> N
     assert here.providers["paid"].requests == 1
 
 
+async def test_what_a_limited_keys_job_asks_for_is_paid_by_that_key_and_by_the_job() -> None:
+    here = shop(paid=ScriptedProvider())
+    digest, key = next(iter(here.keys.keys.items()))
+    here.keys.keys["asker"] = replace(key, digest="asker", name="ann")
+    here.keys.keys[digest] = replace(key, name="job:j", asker="asker")
+    here.ledger.declared = {"key/ann": (Limit(period=Period.MONTH, limit_usd_micros=10_000),)}
+    assert (await ask(here, asked(max_tokens=100))).error is None
+    (entry,) = here.ledger.settled()
+    assert entry.accounts == ("total", "openai", "openai/ann", "key/ann", "job/j", "model/m")
+    heard = await ask(here, asked(max_tokens=50_000))
+    assert isinstance(heard.error, BudgetExhausted)
+    assert "budget of key/ann" in heard.error.message
+    assert here.providers["paid"].requests == 1
+
+
 @dataclass
 class Slow(ScriptedProvider):
     """Takes its time before each step, by the clock of the world."""
@@ -219,3 +238,73 @@ async def test_an_answer_to_less_than_was_asked_is_not_kept_for_others() -> None
     for _ in range(2):
         await ask(here, asked(temperature=0, plugins=[{"id": "web"}]))
     assert here.providers["paid"].requests == 2
+
+
+@pytest.mark.parametrize(
+    ("asked_tokens", "answered"), [(-5, -7), (-(2**62), 1), (2**62, 1), (1, 2**62), (COUNTED_MAX + 1, 0), (0, -1)]
+)
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_count_that_cannot_be_one_is_estimated_and_says_so(
+    asked_tokens: int, answered: int, stream: bool
+) -> None:
+    """Else a host could make a budget grow, or use up all of it with one answer."""
+    said = says("Hel", "lo", usage=Usage(prompt_tokens=asked_tokens, completion_tokens=answered))
+    here = shop(paid=ScriptedProvider(steps=said))
+    heard = await ask(here, asked(stream=stream))
+    assert heard.error is None
+    (entry,) = here.ledger.settled()
+    assert 0 < entry.amount_usd_micros < 100
+    kept = receipt(here)
+    assert kept.usage_estimated
+    assert 0 < kept.cost_usd_micros < 100
+    assert heard.usage is not None
+    assert 0 < heard.usage.prompt_tokens < 100
+
+
+CLAUDE = replace(
+    PRICE, context_tokens=200_000, server_tools={"web_search": 10_000}, cache_read_usd_micros_per_mtok=100_000
+)
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 1}
+
+
+def searching() -> Any:
+    said: dict[str, Any] = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "Hi"}]}
+    return anthropic_requests.parse(json.dumps({**said, "tools": [SEARCH], "stream": True}).encode())
+
+
+@pytest.mark.parametrize(("limit_usd_micros", "tools"), [(1_000_000, [SEARCH]), (100_000, None)])
+async def test_a_search_is_left_out_where_no_budget_covers_it(limit_usd_micros: int, tools: Any) -> None:
+    here = world(endpoints={"claude": {"provider": "anthropic", "price": CLAUDE}}, claude=ScriptedProvider())
+    here.ledger.declared = {"key/tests": (Limit(period=Period.MONTH, limit_usd_micros=limit_usd_micros),)}
+    heard = await ask(here, searching())
+    assert heard.error is None
+    (sent,) = here.providers["claude"].asked
+    assert isinstance(sent, ChatRequest)
+    assert sent.original is not None
+    assert sent.original.body.get("tools") == tools
+    (attempt,) = receipt(here).attempts
+    assert attempt.dropped == (() if tools else ("tools[web_search_20250305]",))
+
+
+@pytest.mark.parametrize(
+    ("details", "cost", "note"),
+    [
+        ({}, 1000 + 10, ""),
+        ({"cached_tokens": 800}, 200 + 80 + 10, "800 from the cache"),
+        ({"cached_tokens": 5000}, 100 + 10, "1000 from the cache"),
+        ({"cached_tokens": -1, "cache_creation_tokens": True, "web_search_requests": "9"}, 1000 + 10, ""),
+        ({"cache_creation_tokens": 500}, 500 + 1000 + 10, "500 into it"),
+        ({"web_search_requests": 2}, 1000 + 10 + 20_000, ""),
+    ],
+)
+async def test_what_came_from_the_cache_is_charged_at_its_price(details: dict[str, Any], cost: int, note: str) -> None:
+    usage = Usage(prompt_tokens=1000, completion_tokens=10, total_tokens=1010, prompt_tokens_details=details)
+    here = world(endpoints={"claude": {"price": CLAUDE}}, claude=scripted(*says("x", usage=usage)))
+    await ask(here)
+    (entry,) = here.ledger.settled()
+    assert entry.amount_usd_micros == cost
+    assert note in entry.note
+    plain = world(endpoints={"claude": {"price": PRICE}}, claude=scripted(*says("x", usage=usage)))
+    await ask(plain)
+    (entry,) = plain.ledger.settled()
+    assert ("at the full price" in entry.note) == (details.get("cached_tokens", 0) > 0)

@@ -23,7 +23,7 @@ from goblin.gcp.pubsub import PubSubBus
 from goblin.gcp.storage import GcsObjects
 from goblin.jobs.domain.checkpoints import Checkpoint
 from goblin.jobs.domain.instances import AttemptLease
-from goblin.jobs.domain.job import Dataset, Job, JobState, Reason
+from goblin.jobs.domain.job import AskerKey, Dataset, Job, JobOwner, JobState, Reason
 from goblin.jobs.policy.spot.market_history import MarketHistory, PoolHistory
 from goblin.jobs.policy.spot.preemption_rates import PreemptionRates
 from goblin.jobs.policy.spot.reputation import Reputation
@@ -156,6 +156,22 @@ async def market(request: pytest.FixtureRequest) -> AsyncIterator[MarketHistoryS
     yield FirestoreMarketHistory(firestore(request.getfixturevalue("cloud")))
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {}, {"json": 7}, {"json": None}, {"json": "{"}, {"json": "[" * 5000}, {"json": '{"pools": 1}'},
+        {"json": b"\xff"},
+        {"json": '{"pools": {"p": {"looked_at": "0001-01-01T00:00:00+01:00"}}}'},
+    ],
+)  # fmt: skip
+async def test_a_market_history_that_cannot_be_read_begins_anew(cloud: RunningCloud, fields: dict[str, Any]) -> None:
+    client = firestore(cloud)
+    await client.collection("market").document("watched").set(fields)
+    history, version = await FirestoreMarketHistory(client).load()
+    assert history == MarketHistory()
+    assert await FirestoreMarketHistory(client).save(MarketHistory(), version)
+
+
 async def test_what_was_seen_of_the_market_is_written_by_one_at_a_time(market: MarketHistoryStore) -> None:
     assert await market.load() == (MarketHistory(), None)
     pool = PoolHistory(
@@ -177,7 +193,7 @@ async def test_open_jobs_come_oldest_first_and_all_jobs_newest_first(jobs: JobSt
         await jobs.create(job(f"j{number}", requested_at=at, open=number != 3))
     assert [stored.job.job_id for stored in await jobs.list_open(10)] == ["j0", "j1", "j2"]
     assert [stored.job.job_id for stored in await jobs.list_open(2)] == ["j0", "j1"]
-    assert [found.job_id for found in await jobs.list_recent(3)] == ["j3", "j2", "j1"]
+    assert [found.job_id for found in await jobs.list_recent(3, tenant=None)] == ["j3", "j2", "j1"]
 
 
 async def test_a_store_that_does_not_answer_is_unavailable() -> None:
@@ -195,14 +211,64 @@ async def test_attempt_keys_are_where_the_gateway_looks(cloud: RunningCloud) -> 
 
     client = firestore(cloud)
     mine, gateways = FirestoreAttemptKeys(client), FirestoreKeys(client)
-    await mine.open("ab", name="job:j", until=NOW)
-    await mine.open("ab", name="job:j", until=NOW + timedelta(hours=1))
+    await mine.open("ab", name="job:j", until=NOW, asker="", models=None)
+    key = await gateways.get("ab")
+    assert key is not None
+    assert (key.asker, key.models) == ("", None)
+    await mine.open("ab", name="job:j", until=NOW + timedelta(hours=1), asker="cd", models=["m", "n"])
     key = await gateways.get("ab")
     assert key is not None
     assert (key.name, key.expires_at, key.disabled) == ("job:j", NOW + timedelta(hours=1), False)
+    assert (key.asker, key.models, key.scopes) == ("cd", ("m", "n"), ("inference",))
     await mine.close("ab")
     await mine.close("ab")
     assert await gateways.get("ab") is None
+
+
+async def test_what_has_become_of_a_key_that_asked_is_read_as_the_gateway_reads_it(cloud: RunningCloud) -> None:
+    client = firestore(cloud)
+    keys = FirestoreAttemptKeys(client)
+    assert await keys.asker("ef") is None
+    fields = {"name": "ann", "disabled": False, "created_at": NOW}
+    await client.collection("keys").document("ef").set(fields)
+    assert await keys.asker("ef") == AskerKey(disabled=False, expires_at=None, runs_jobs=True)
+    await (
+        client.collection("keys")
+        .document("ef")
+        .set({**fields, "disabled": True, "expires_at": NOW, "scopes": ["inference"]})
+    )
+    assert await keys.asker("ef") == AskerKey(disabled=True, expires_at=NOW, runs_jobs=False)
+    await client.collection("keys").document("ef").set({**fields, "scopes": 7})
+    with pytest.raises(StoreUnavailable, match="cannot be read"):
+        await keys.asker("ef")
+
+
+async def test_a_tenant_lists_its_own_however_many_others_are_newer(jobs: JobStore) -> None:
+    ann, bob = JobOwner(tenant="tenant:ann", key_name="a", key_digest="aa", models=("m", "org/*")), JobOwner()
+    for number in range(6):
+        at = NOW + timedelta(minutes=number)
+        await jobs.create(job(f"j{number}", requested_at=at, owner=ann if number < 3 else bob))
+    assert [found.job_id for found in await jobs.list_recent(2, tenant="tenant:ann")] == ["j2", "j1"]
+    assert [found.job_id for found in await jobs.list_recent(9, tenant="tenant:nobody")] == []
+    assert [found.job_id for found in await jobs.list_recent(9, tenant="operator")] == ["j5", "j4", "j3"]
+    assert (await jobs.list_recent(2, tenant="tenant:ann"))[0].owner == ann
+
+
+async def test_a_job_stored_before_there_were_owners_is_the_operators(cloud: RunningCloud) -> None:
+    client = firestore(cloud)
+    jobs = FirestoreJobs(client)
+    assert await jobs.create(job()) is not None
+    from google.cloud.firestore import DELETE_FIELD
+
+    await (
+        client.collection("jobs")
+        .document("j")
+        .update({"owner": DELETE_FIELD, "spec.tenant": DELETE_FIELD, "dataset.models": DELETE_FIELD})
+    )
+    read = await jobs.get("j")
+    assert read is not None
+    assert read.job == job()
+    assert read.job.owner.tenant == "operator"
 
 
 @dataclass

@@ -130,7 +130,8 @@ async def test_keeps_the_first_history_entry(registry: Any) -> None:
     "text",
     [
         b"", b"{", b"[]", b'{"org":"acme"}', b"\xff\xfe",
-        b'{"org":"evil","model":"m","version":"1.0.0"}',
+        b'{"org":"evil","model":"m","version":"1.0.0"}', b"[" * 30_000, b'{"org":' + b"[" * 957 + b"]" * 957 + b"}",
+        b'{"org":"acme","model":"caf\xe9"}', b'{"org":"acme","model":"\\ud800"}', b'{"seq":' + b"9" * 5000 + b"}",
     ],
 )  # fmt: skip
 async def test_a_pointer_that_cannot_be_read_is_broken_and_holds_up_no_other(bucket: Any, text: bytes) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -208,6 +209,44 @@ async def test_behind_the_invoker_check_nonsense_is_refused(behind_iam: CallerVe
         await behind_iam.verify(f"Bearer {token}")
     with pytest.raises(Unauthenticated):
         await behind_iam.verify(f"Bearer {token}{oidc.SIGNATURE_REMOVED}")
+
+
+def _part(data: bytes) -> str:
+    return base64.urlsafe_b64encode(data).rstrip(b"=").decode()
+
+
+PARTS = (
+    b'{"email": "\xff"}', b"\xff\xfe", b"[" * 2000 + b"]" * 2000, b'{"a":' * 900 + b"1" + b"}" * 900, b"[]", b"7",
+    b"null", b'"text"', b'{"exp": 1e999, "iat": -1e999}', b'{"iat": ' + b"9" * 5000 + b"}", b'{"email": "\\ud800"}',
+    b"\x00", b"", b'{"alg": "RS256", "kid": {"a": []}}', b'{"alg": ["RS256"], "kid": "\\u0000\\n"}',
+    b'{"kid": ' + b"9" * 5000 + b"}",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("signature", [oidc.SIGNATURE_REMOVED, "c2ln", "", "\udcff", "é"])
+async def test_whatever_a_tokens_parts_hold_it_is_refused(
+    behind_iam: CallerVerifier, callers: CallerVerifier, identity: Identity, signature: str
+) -> None:
+    head, payload, _ = bearer(identity).removeprefix("Bearer ").split(".")
+    for part in map(_part, PARTS):
+        for token in (f"{head}.{part}.{signature}", f"{part}.{part}.{signature}"):
+            for verifier in (behind_iam, callers):
+                with pytest.raises(Unauthenticated):
+                    await verifier.verify(f"Bearer {token}")
+        # Where the platform has verified the signature, the head says nothing any more.
+        with pytest.raises(Unauthenticated):
+            await callers.verify(f"Bearer {part}.{payload}.{signature}")
+        with contextlib.suppress(Unauthenticated):
+            assert await behind_iam.verify(f"Bearer {part}.{payload}.{signature}") == EMAIL
+
+
+@pytest.mark.parametrize("body", [b"\xff", b"[" * 2000, b"[]", b'{"a": 1}', b"", b'{"a": "\xe9"}'])
+async def test_certificates_that_cannot_be_read_are_asked_for_again(identity: Identity, body: bytes) -> None:
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
+    async with httpx.AsyncClient(transport=transport) as client:
+        verifier = CallerVerifier(client, audiences=[AUDIENCE], emails=[EMAIL], certs_url=CERTS)
+        with pytest.raises(Transient):
+            await verifier.verify(bearer(identity))
 
 
 async def test_behind_the_invoker_check_a_token_with_a_signature_says_that_the_check_is_off(

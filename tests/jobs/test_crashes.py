@@ -49,7 +49,7 @@ async def finished(world: World) -> None:
 
 async def cancelled(world: World) -> None:
     await claimed(world)
-    await lifecycle.cancel("j", world.deps, by="me")
+    await lifecycle.cancel("j", world.deps, by="me", tenant=None)
 
 
 async def gone(world: World) -> None:
@@ -84,7 +84,7 @@ HANDLERS: dict[str, tuple[Handler, Handler]] = {
     "finish": (worked, lambda world: worker_api.finish("j", world.token(attempt=1), world.deps)),
     "withdraw": (committed, lambda world: worker_api.withdraw("j", world.token(attempt=1), "x", world.deps)),
     "fail": (committed, lambda world: worker_api.fail("j", world.token(attempt=1), "x", world.deps)),
-    "cancel": (committed, lambda world: lifecycle.cancel("j", world.deps, by="me")),
+    "cancel": (committed, lambda world: lifecycle.cancel("j", world.deps, by="me", tenant=None)),
     "reconcile composes": (finished, lambda world: reconcile(world.deps)),
     "reconcile preempts": (gone, lambda world: reconcile(world.deps)),
     "reconcile settles": (cancelled, lambda world: reconcile(world.deps)),

@@ -210,7 +210,7 @@ def is_bad(world: World, *, at: str = "stat", error: Exception = RAISED[0]) -> N
 
     async def call(uri: str, *args: Any, **kwargs: Any) -> Any:
         if "bad" in uri:
-            raise error
+            raise type(error)(*error.args)  # Not the same one, which would carry its stacks.
         return await real(uri, *args, **kwargs)
 
     setattr(world.objects, at, call)
@@ -269,7 +269,20 @@ async def test_a_store_that_is_away_for_hours_fails_no_job() -> None:
     assert (world.job("bad").state, world.job("bad").faults) == (JobState.REQUESTED, 0)
 
 
-async def test_when_every_job_raises_the_fault_is_ours_and_none_fails() -> None:
+async def test_jobs_that_raise_each_its_own_error_all_come_to_their_end() -> None:
+    world = World()
+    await two(world)
+
+    async def refuse(uri: str) -> Any:
+        raise KeyError("one") if "bad" in uri else TypeError("another")
+
+    world.objects.stat = refuse  # type: ignore[method-assign]
+    for _ in range(FAULTS_MAX):
+        await reconcile(world.deps)
+    assert {world.job(name).state for name in ("bad", "good")} == {JobState.REFUSED}
+
+
+async def test_when_every_job_raises_the_same_the_fault_is_ours_and_none_fails() -> None:
     world = World()
     await two(world)
 
@@ -309,11 +322,14 @@ async def test_a_document_that_cannot_be_read_is_left_out_and_named() -> None:
     world.jobs.unreadable["bad"] = None
     await reconcile(world.deps)
     assert world.job("good").state is JobState.STARTING
-    assert [job.job_id for job in await lifecycle.recent(10, world.deps)] == ["good"]
-    for ask in (lifecycle.show("bad", world.deps), lifecycle.cancel("bad", world.deps, by="me")):
+    assert [job.job_id for job in await lifecycle.recent(10, world.deps, tenant=None)] == ["good"]
+    for ask in (
+        lifecycle.show("bad", world.deps, tenant=None),
+        lifecycle.cancel("bad", world.deps, by="me", tenant=None),
+    ):
         with pytest.raises(UnreadableJob, match="document jobs/bad"):
             await ask
-    assert (await lifecycle.cancel("good", world.deps, by="me")).state is JobState.CANCELLED
+    assert (await lifecycle.cancel("good", world.deps, by="me", tenant=None)).state is JobState.CANCELLED
 
 
 async def test_its_instance_works_until_its_lease_is_over_and_is_released_then() -> None:
@@ -336,7 +352,7 @@ BAD_FIELDS = {
     "parameters": [b'{"a":' + DEEP + b"}", b"[]", b'"text"', b"null", b'{"a":1e999}', b'{"a":' + b"9" * 5000 + b"}"],
     "checkpoint_every": [b"9223372036854775808", b"9" * 30, b"9" * 5000],
     "deadline": [b'"0001-01-01T00:00:00+00:01"', b'"9999-12-31T23:59:59-00:01"', b'"10000-01-01T00:00:00Z"'],
-    "budget_usd": [b'"1e999999"', b"1e40"],
+    "budget_usd": [b'"1e999999"', b"1e40", b'"NaN"', b'"sNaN"', b'"Infinity"'],
     "model": [b'"caf\xe9"', b'"\\ud800"', b'"\x00"'],
     "unknown": [b'"\xff"', DEEP],
 }
@@ -366,6 +382,25 @@ async def test_a_deadline_at_the_edge_of_the_calendar_harms_nobody(deadline: str
     report = await reconcile(world.deps)
     assert report.errors == ()
     assert world.job("good").state is JobState.STARTING
+
+
+@pytest.mark.parametrize("usd", ["NaN", "sNaN", "Infinity", "-1", "1e999999"])
+async def test_a_stored_job_with_an_impossible_budget_is_closed_like_any_refused_one(usd: str) -> None:
+    world = World()
+    await lifecycle.request(spec("bad", budget_usd=Decimal(usd)), world.deps)
+    await lifecycle.request(given(world, 3, "good"), world.deps)
+    assert (await reconcile(world.deps)).errors == ()
+    assert (world.job("bad").state, world.job("bad").open) == (JobState.REFUSED, False)
+    assert world.job("good").state is JobState.STARTING
+
+
+async def test_an_assertion_of_a_fake_is_not_isolated() -> None:
+    """Or the promises of the simulation, which ports check, could break unseen."""
+    world = World()
+    await two(world)
+    is_bad(world, error=AssertionError("a promise"))  # type: ignore[arg-type]
+    with pytest.raises(AssertionError, match="a promise"):
+        await reconcile(world.deps)
 
 
 async def test_parameters_are_handed_out_as_they_came_and_compared_by_what_they_mean() -> None:

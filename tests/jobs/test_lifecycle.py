@@ -10,7 +10,7 @@ import pytest
 
 from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, StoreUnavailable
 from goblin.jobs import checkpoints, lifecycle, worker_api
-from goblin.jobs.domain.job import JobState
+from goblin.jobs.domain.job import JobOwner, JobState
 from goblin.jobs.policy import state_machine
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, given, item, output_ids, spec
@@ -65,7 +65,7 @@ async def test_what_could_never_run_is_written_as_refused_for_an_event_and_answe
     await reconcile(world.deps)
     assert not world.job().open
     with pytest.raises(InvalidRequest, match="dance"):
-        await lifecycle.submit(spec("other", kind="dance"), world.deps)
+        await lifecycle.submit(spec("other", kind="dance"), JobOwner(), world.deps)
     assert "other" not in world.jobs.stored
 
 
@@ -125,11 +125,11 @@ async def test_cancelling_fences_the_attempt_off_and_ends_its_instance() -> None
     await reconcile(world.deps)
     host = Host(world, "j", world.token())
     await host.step()
-    await lifecycle.cancel("j", world.deps, by="me")
+    await lifecycle.cancel("j", world.deps, by="me", tenant=None)
     assert not world.compute.running
     with pytest.raises(Conflict, match="over"):
         await worker_api.heartbeat("j", host.token, 0, world.deps)
-    assert (await lifecycle.cancel("j", world.deps, by="me")).state is JobState.CANCELLED, "twice is once"
+    assert (await lifecycle.cancel("j", world.deps, by="me", tenant=None)).state is JobState.CANCELLED, "twice is once"
     await reconcile(world.deps)
     assert not world.job().open
 
@@ -138,9 +138,9 @@ async def test_what_has_ended_cannot_be_cancelled() -> None:
     world = World()
     await lifecycle.request(spec(kind="dance"), world.deps)
     with pytest.raises(Conflict, match="too late"):
-        await lifecycle.cancel("j", world.deps, by="me")
+        await lifecycle.cancel("j", world.deps, by="me", tenant=None)
     with pytest.raises(NotFound):
-        await lifecycle.cancel("nobody", world.deps, by="me")
+        await lifecycle.cancel("nobody", world.deps, by="me", tenant=None)
 
 
 async def test_on_unknown_nothing_is_launched_and_nothing_destroyed() -> None:
@@ -230,7 +230,7 @@ async def test_an_instance_that_appears_after_its_job_was_cancelled_is_destroyed
     world.compute.silent = True
     await reconcile(world.deps)
     late = world.compute.running.pop("goblin-j-a1")
-    await lifecycle.cancel("j", world.deps, by="me")
+    await lifecycle.cancel("j", world.deps, by="me", tenant=None)
     await reconcile(world.deps)
     assert not world.job().open
     world.compute.running["goblin-j-a1"] = late

@@ -13,7 +13,7 @@ from goblin.core.errors import ProviderUnavailable, StoreUnavailable, TopicForbi
 from goblin.core.events import JobRequested
 from goblin.jobs import lifecycle, worker_api
 from goblin.jobs.domain.instances import Instance, InstanceState
-from goblin.jobs.domain.job import JobState
+from goblin.jobs.domain.job import AskerKey, JobOwner, JobState
 from goblin.jobs.domain.market import Listing, Offer
 from goblin.jobs.policy import reservations
 from goblin.jobs.policy.state_machine import BACKOFF_S_MAX
@@ -80,6 +80,50 @@ async def test_a_job_is_placed_on_spot_with_its_money_put_aside_and_the_choice_e
     assert order.bid_usd_micros_per_hour == job.placement.bid_usd_micros_per_hour
     assert set(order.environment) == {"GOBLIN_URL", "GOBLIN_ATTEMPT_TOKEN"}
     assert not world.keys.keys, "a training job's token opens no models"
+
+
+async def test_the_key_that_asked_pays_for_the_instance_within_its_budget() -> None:
+    ann = JobOwner(tenant="tenant:t", key_digest="aa", key_name="ann's key")
+    world = market()
+    world.keys.askers["aa"] = AskerKey(disabled=False, expires_at=None, runs_jobs=True)
+
+    def limit(usd_micros: int) -> None:
+        limits = (Limit(period=Period.MONTH, limit_usd_micros=usd_micros),)
+        world.ledger.declared = {**world.ledger.declared, "key/ann-s-key": limits}
+
+    limit(5_000_000)
+    await lifecycle.submit(training(), ann, world.deps)
+    await reconcile(world.deps)
+    [reservation] = world.job().reservations
+    assert reservation.payer == "key/ann-s-key"
+    usage = world.ledger.kept["key/ann-s-key"].usages[Period.MONTH]
+    assert usage.allocated_usd_micros == reservation.reserved_usd_micros
+    # What is left does not pay for a second one, of this key. Another key's job is not concerned.
+    limit(reservation.reserved_usd_micros + 1_000)
+    await lifecycle.submit(training(job_id="k"), ann, world.deps)
+    await lifecycle.request(training(job_id="topic"), world.deps)
+    world.compute.listing = Listing(offers=tuple(replace(SPOT, offer_id=f"s{n}", machine_id=f"m{n}") for n in range(9)))
+    await tick(world)
+    assert "budget of key/ann-s-key" in world.job("k").reason
+    assert world.job("topic").state is JobState.STARTING
+    await lifecycle.cancel("j", world.deps, by="me", tenant=None)
+    for _ in range(3):
+        await tick(world)
+    [entry] = [entry for entry in world.ledger.settled() if "job/j" in entry.also]
+    assert entry.accounts == ("total", "fake", "fake/j", "job/j", "key/ann-s-key")
+
+
+async def test_a_frozen_key_rents_nothing() -> None:
+    ann = JobOwner(key_digest="aa", key_name="ann")
+    world = market()
+    world.keys.askers["aa"] = AskerKey(disabled=False, expires_at=None, runs_jobs=True)
+    frozen = LedgerEntry(entry_id="f", kind=EntryKind.FREEZE, account="key/ann", amount_usd_micros=0, at=START)
+    await world.ledger.record(frozen)
+    await lifecycle.submit(training(), ann, world.deps)
+    await lifecycle.request(training(job_id="topic"), world.deps)
+    await reconcile(world.deps)
+    assert world.job().state is JobState.QUEUED
+    assert world.job("topic").state is JobState.STARTING
 
 
 async def test_nothing_is_rented_without_the_ledger() -> None:
@@ -181,7 +225,7 @@ async def test_rent_is_prolonged_while_it_works_and_settled_after_the_end() -> N
     job = world.job()
     assert job.state is JobState.RUNNING
     assert job.reservations[0].until > first.until
-    await lifecycle.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody", tenant=None)
     await tick(world)
     await tick(world)
     job = world.job()
@@ -281,7 +325,7 @@ async def test_a_deadline_is_promised_only_with_a_place_and_the_place_is_kept() 
     assert "once one of the 1 places of kind training is free" in waits.no_placement.reason
 
     world.compute.full = True
-    await lifecycle.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody", tenant=None)
     await tick(world, 0.4)
     assert world.job("p").state is JobState.QUEUED
     world.compute.full = False
@@ -294,7 +338,7 @@ async def test_what_nobody_wants_is_released_though_the_ledger_is_silent() -> No
     world = market()
     await requested(world)
     world.compute.unknown = "timeout"
-    await lifecycle.cancel("j", world.deps, by="somebody")
+    await lifecycle.cancel("j", world.deps, by="somebody", tenant=None)
     world.compute.unknown = ""
     assert world.compute.running
     world.ledger.down = True

@@ -411,7 +411,7 @@ async def test_pieces_of_a_log_are_granted_to_the_attempt_and_read_by_people() -
         assert grant.url == f"gs://{BUCKET}/logs/j/a1/{number:06d}"
         assert world.objects.put(grant, text) == 200
         assert world.objects.put(grant, text) == 412
-    found = await attempt_logs.read("j", None, world.deps)
+    found = await attempt_logs.read("j", None, world.deps, tenant=None)
     assert (found.attempt, found.text, found.whole) == (1, "one\ntwo\n", True)
 
 
@@ -428,12 +428,12 @@ async def test_of_a_long_log_the_end_is_shown(monkeypatch: pytest.MonkeyPatch) -
     for number in range(30):
         world.objects.write(f"gs://{BUCKET}/logs/j/a1/{number:06d}", b"line %02d\n" % number)
     world.objects.write(f"gs://{BUCKET}/logs/j/a2/000000", b"another attempt\n")
-    found = await attempt_logs.read("j", 1, world.deps)
+    found = await attempt_logs.read("j", 1, world.deps, tenant=None)
     assert found.text.endswith("line 28\nline 29\n")
     assert (len(found.text), found.whole) == (50, False)
     second = await lose(world)
     assert second.work is not None
-    assert (await attempt_logs.read("j", None, world.deps)).text == "another attempt\n"
+    assert (await attempt_logs.read("j", None, world.deps, tenant=None)).text == "another attempt\n"
 
 
 async def test_who_is_no_longer_at_work_writes_no_log() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -57,6 +58,50 @@ async def test_a_bill_that_cannot_be_read_is_never_zero(name: str) -> None:
         strange = httpx.MockTransport(lambda _, text=text: httpx.Response(200, text=text))
         with pytest.raises(ProviderUnavailable):
             await connect(name, strange).bill(DAY)
+
+
+HOSTILE = (
+    b"\xff", b"[" * 5000, b'{"data": ' + b"[" * 2000 + b"]" * 2000 + b"}", b"NaN", b"9" * 9000, b'{"records": [[]]}',
+    b'{"data": [{"results": [{"amount": {"currency": "usd", "value": []}}]}]}', b'[{"events": [{"timestamp": "x"}]}]',
+    b'[{"events": [], "created_at": "0001-01-01T00:00:00+23:59", "state": "started"}]', b'"\\ud800"',
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("body", HOSTILE, ids=range(len(HOSTILE)))
+async def test_whatever_a_bill_holds_it_is_unknown_and_nothing_else_is_raised(name: str, body: bytes) -> None:
+    hostile = httpx.MockTransport(lambda _: httpx.Response(200, content=body))
+    with pytest.raises(ProviderUnavailable):
+        await connect(name, hostile).bill(DAY)
+
+
+AMOUNT = re.compile(r'"?7\.?6\.?5\.?4\.?3\.?2\.?1[0-9]*(e[-+]?[0-9]+)?"?')
+"""However a provider writes 7.654321 dollars."""
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "amount", ["1e999999", "-1e999999", "1e30", "-1", "NaN", "Infinity", "[]", "null", "1e-999999"]
+)
+async def test_an_amount_that_cannot_be_is_never_booked(name: str, amount: str) -> None:
+    charges = Charges()
+    charges.charge(name, AT, 7_654_321)
+    replaced = 0
+
+    async def answer(request: httpx.Request) -> httpx.Response:
+        nonlocal replaced
+        response = await charges.transport.handle_async_request(request)
+        text, count = AMOUNT.subn(amount, (await response.aread()).decode())
+        replaced += count
+        return httpx.Response(response.status_code, text=text)
+
+    try:
+        bill = await connect(name, httpx.MockTransport(answer)).bill(DAY)
+    except ProviderUnavailable:
+        assert replaced
+        return
+    assert amount == "1e-999999" or not replaced, bill
+    assert replaced or name == "flyio", "its bill has hours, not amounts"
 
 
 async def test_flys_machines_cost_while_they_are_started() -> None:

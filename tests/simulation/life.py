@@ -20,7 +20,7 @@ from goblin.billing import settlement
 from goblin.core import dead_letters, events
 from goblin.core.events import BudgetExceeded, CheckpointSaved, JobRequested
 from goblin.jobs import checkpoints, lifecycle
-from goblin.jobs.domain.job import ENDED, LEASED, Job, JobKind, JobState
+from goblin.jobs.domain.job import ENDED, LEASED, Job, JobKind, JobOwner, JobState
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.jobs import START, FakeClock, Faults, MemoryMarket, MemoryObjects
@@ -199,7 +199,7 @@ class Life:
         async def by_hand() -> None:
             deps = self.function()
             try:
-                await lifecycle.submit(truth.spec, deps)
+                await lifecycle.submit(truth.spec, JobOwner(), deps)
                 await reconcile(deps, only=truth.spec.job_id)
             finally:
                 if truth.spec.job_id not in self.jobs.stored:
@@ -210,7 +210,7 @@ class Life:
     async def cancel(self, name: str) -> None:
         """Somebody has enough of a job."""
         self.cancelled.add(name)
-        await lifecycle.cancel(name, self.function(), by="somebody")
+        await lifecycle.cancel(name, self.function(), by="somebody", tenant=None)
 
     async def _handle(self, message: Message) -> None:
         """As the functions of the topics do."""

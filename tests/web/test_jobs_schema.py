@@ -14,7 +14,7 @@ import pytest
 from goblin.core.events import JobRequested
 from goblin.jobs.domain.checkpoints import Checkpoint
 from goblin.jobs.domain.instances import AttemptLease
-from goblin.jobs.domain.job import InstanceReservation, Job, JobState, Progress, StopRequest
+from goblin.jobs.domain.job import InstanceReservation, Job, JobOwner, JobState, Progress, StopRequest
 from goblin.jobs.domain.market import Candidate, ExpectedRun, NoPlacement, Offer, Placement
 from goblin.web import jobs_schema
 
@@ -117,6 +117,21 @@ def test_a_waiting_job_is_told_with_the_price_at_which_something_could_be_had() 
     assert said["no_placement"]["candidates"][0]["rejected"] == "above the price cap of $0.80"
 
 
+@pytest.mark.parametrize(
+    ("owner", "asked_by", "tenant"),
+    [
+        (JobOwner(), None, None),
+        (JobOwner(tenant="tenant:acme"), None, "acme"),
+        (JobOwner(tenant="tenant:acme", key_digest="8" * 64, key_name="ci"), "ci", "acme"),
+        (JobOwner(tenant=f"key:{'8' * 64}", key_digest="8" * 64, key_name="ci"), "ci", None),
+    ],
+)
+def test_a_job_says_who_asked_and_no_digest(owner: JobOwner, asked_by: str | None, tenant: str | None) -> None:
+    said = told(replace(JOB, owner=owner))
+    assert (said["asked_by"], said["tenant"]) == (asked_by, tenant)
+    assert "8" * 64 not in str(said)
+
+
 def test_nothing_that_opens_a_door_is_told() -> None:
     text = msgspec.json.encode(jobs_schema.job(JOB, now=NOW)).decode()
     for secret in ("7" * 64, "token", "key_until", "the adapter's own"):
@@ -128,3 +143,10 @@ def test_a_job_that_was_refused_for_its_nonsense_can_be_shown(amount: str) -> No
     spec = msgspec.structs.replace(SPEC, budget_usd=Decimal(amount), max_price_per_hour=Decimal(amount))
     said = told(replace(JOB, spec=spec, state=JobState.REFUSED))
     assert (said["budget_usd_micros"], said["price_usd_micros_per_hour_max"]) == (None, None)
+
+
+def test_a_job_that_cannot_be_shown_hides_no_other(caplog: pytest.LogCaptureFixture) -> None:
+    odd = replace(JOB, job_id="odd", reservations=(None,))  # type: ignore[arg-type]
+    listed = json.loads(msgspec.json.encode(jobs_schema.listing([odd, JOB])))
+    assert [one["job_id"] for one in listed["data"]] == [JOB.job_id]
+    assert "Job odd cannot be shown" in caplog.text

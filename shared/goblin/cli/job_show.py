@@ -76,6 +76,10 @@ def _happened(line: Told) -> str:
 def _facts(told: Told) -> Iterator[tuple[str, str]]:
     saved, needs = told["checkpoint"], told["needs"]
     yield "job", f"{told['job_id']} ({told['kind']}{', ' + marked(told['task']) if told['task'] else ''})"
+    if told["asked_by"]:
+        yield "asked by", marked(told["asked_by"]) + (f", tenant {marked(told['tenant'])}" if told["tenant"] else "")
+    elif told["tenant"]:
+        yield "tenant", marked(told["tenant"])
     yield "state", f"{terminal.state(told['state'])}: {marked(told['reason'])}"
     yield "done", f"{done(told)}{pace(told)}"
     yield "attempt", _attempt(told)

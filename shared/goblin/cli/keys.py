@@ -40,7 +40,9 @@ def keys() -> None:
 
 @keys.command()
 @click.argument("name")
-@click.option("--tenant", default="", help="Owner of the key. Keys of one tenant share cached answers. Default: none.")
+@click.option(
+    "--tenant", default="", help="Owner of the key. Keys of one tenant share cached answers and jobs. Default: none."
+)
 @click.option(
     "--scope",
     "scopes",
@@ -137,7 +139,7 @@ def revoke(which: str, as_json: bool, data: Path | None) -> None:
     if as_json:
         terminal.echo_json(msgspec.json.encode({"revoked": key.digest[:SHOWN], "name": key.name}).decode())
         return
-    terminal.echo(f"{key.name} ({key.digest[:SHOWN]}) is revoked and stops working within 60 s.")
+    terminal.echo(f"{key.name} ({key.digest[:SHOWN]}) is revoked and stops working within 60 s; its jobs end.")
 
 
 async def _all() -> Sequence[ApiKey]:
@@ -180,5 +182,7 @@ def _limits(key: ApiKey) -> str:
 
 
 def _fields(key: ApiKey) -> dict[str, object]:
-    """Return all that is stored of a key, with a shortened digest, for JSON output."""
-    return {**msgspec.to_builtins(key), "digest": key.digest[:SHOWN], "state": _state(key, datetime.now(UTC))}
+    """Return all that is stored of a key, with shortened digests, for JSON output."""
+    fields = {**msgspec.to_builtins(key), "digest": key.digest[:SHOWN], "asker": key.asker[:SHOWN]}
+    del fields["asker_name"]
+    return {**fields, "state": _state(key, datetime.now(UTC))}

@@ -112,7 +112,8 @@ def fail(message: str) -> NoReturn:
 @DATA
 @click.option(
     "--cloud", type=click.Choice(["embedded", "emulators"]), default="embedded", show_default=True,
-    help="Goblin's own local cloud, or Google's emulators of Pub/Sub and Firestore, which lose all data when stopped.",
+    help="Goblin's own local cloud, or Google's emulators of Pub/Sub and Firestore, which lose all data when stopped "
+    "and answer pages in this machine's browser.",
 )  # fmt: skip
 @click.option(
     "--model", type=click.Path(path_type=Path), envvar="GOBLIN_MODEL",

@@ -23,7 +23,7 @@ DEPTH_MAX = 32
 INT_MIN, INT_MAX = -(2**63), 2**63 - 1
 """Integers that Firestore can store."""
 EXPONENT_MAX = 30
-"""Highest power of ten of an amount; beyond it a conversion to whole micro-dollars takes minutes."""
+"""Highest power of ten in an amount; beyond it a conversion to whole micro-dollars takes minutes."""
 UNREADABLE = (msgspec.MsgspecError, ValueError, TypeError, RecursionError, ArithmeticError)
 """Exceptions that mean that a document cannot be read. `UnicodeError` is a `ValueError`, `OverflowError` arithmetic."""
 
@@ -118,8 +118,8 @@ def _misfit(value: Any) -> str | None:
             return "Expected `int` of at most 64 bits"
         case datetime() if value.tzinfo is not None and not _has_utc(value):
             return "Expected an instant between the years 1 and 9999 in UTC"
-        case Decimal() if value.is_finite() and value.adjusted() > EXPONENT_MAX:
-            return f"Expected an amount below 10^{EXPONENT_MAX}"
+        case Decimal() if not value.is_finite() or value.adjusted() > EXPONENT_MAX:
+            return f"Expected a finite amount below 10^{EXPONENT_MAX + 1}"
         case msgspec.Raw():
             # Text that is kept as it came: only its numbers are not checked yet.
             try:

@@ -26,6 +26,7 @@ PUSH_BYTES_MAX = EVENT_BYTES_MAX * 4 // 3 + 64 * 1024
 
 # `\Z` and not `$`, which would allow a newline at the end.
 JOB_ID = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+TENANT = r"^[^\x00-\x1f\x7f]{1,128}\Z"
 JobId = Annotated[str, msgspec.Meta(pattern=JOB_ID)]
 GcsUri = Annotated[str, msgspec.Meta(pattern=r"^gs://[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]/[^\r\n]{1,1024}\Z")]
 Sha256 = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{64}\Z")]
@@ -75,6 +76,8 @@ class JobRequested(msgspec.Struct, frozen=True, kw_only=True):
     """Retries in a row without a new checkpoint before the job fails. A new checkpoint resets the count."""
     callback_topic: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z][A-Za-z0-9._~+%-]{2,254}\Z")] | None = None
     """Topic of this project that receives the job's changes of state too, beside `job-status-changed`."""
+    tenant: Annotated[str, msgspec.Meta(pattern=TENANT)] | None = None
+    """Tenant whose keys see the job. Only a publisher of the topic may name it; None: the job is the operator's."""
 
     def __post_init__(self) -> None:
         """Check what no type says. Raises `ValueError`, which a decoder turns into its own error."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 from goblin.core.errors import RateLimited
 from goblin.core.ports import Clock
 from goblin.gateway.policy import admission as policy
 from goblin.gateway.policy.admission import AdmissionCounts, AdmissionLimits, AdmissionRefusal, TokenBucket
-from goblin.gateway.ports import ApiKey
+from goblin.gateway.ports import Counted
 
 BUCKETS_MAX = 4096
 
@@ -25,7 +27,7 @@ class AdmissionControl:
         self._of_key: Counter[str] = Counter()
         self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
-    async def enter(self, key: ApiKey) -> None:
+    async def enter(self, key: Counted) -> None:
         """Admit a request, now or when another one ends. The caller must `leave` once it is admitted.
 
         Raises:
@@ -34,29 +36,38 @@ class AdmissionControl:
         decision = policy.admit(
             running=self._running,
             waiting=len(self._waiting),
-            of_key=self._of_key[key.digest],
+            of_key=self._of_key[key.counted_as],
             key_max=key.parallel_max,
             limits=self.limits,
         )
         if isinstance(decision, AdmissionRefusal):
-            self._forget(key.digest)
+            self._forget(key.counted_as)
             raise RateLimited(decision.reason, retry_after_s=decision.retry_after_s)
         if key.rate_per_minute is not None:
-            self._take(key.digest, key.rate_per_minute)
-        self._of_key[key.digest] += 1
+            self._take(key.counted_as, key.rate_per_minute)
+        self._of_key[key.counted_as] += 1
         if decision is AdmissionCounts.RUN:
             self._running += 1
             return
         await self._wait(key)
 
-    def leave(self, key: ApiKey) -> None:
+    @asynccontextmanager
+    async def place(self, key: Counted) -> AsyncIterator[None]:
+        """Hold a place for as long as the block runs. Raises `RateLimited`."""
+        await self.enter(key)
+        try:
+            yield
+        finally:
+            self.leave(key)
+
+    def leave(self, key: Counted) -> None:
         """End an admitted request, and admit the next one that waits."""
         self._running -= 1
-        self._of_key[key.digest] -= 1
-        self._forget(key.digest)
+        self._of_key[key.counted_as] -= 1
+        self._forget(key.counted_as)
         self._let_in()
 
-    async def _wait(self, key: ApiKey) -> None:
+    async def _wait(self, key: Counted) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append(turn)
         try:
@@ -68,8 +79,8 @@ class AdmissionControl:
                 self._let_in()
             elif turn in self._waiting:
                 self._waiting.remove(turn)
-            self._of_key[key.digest] -= 1
-            self._forget(key.digest)
+            self._of_key[key.counted_as] -= 1
+            self._forget(key.counted_as)
             if isinstance(error, TimeoutError):
                 raise RateLimited(
                     "Too many requests are in flight. Try again later.", retry_after_s=policy.QUEUE_RETRY_S

@@ -40,7 +40,7 @@ class DispatchDeps:
 class Dispatcher:
     """Sends one caller's request, and keeps its upstream attempts."""
 
-    def __init__(self, deps: DispatchDeps, *, request_id: str, key_name: str) -> None:
+    def __init__(self, deps: DispatchDeps, *, request_id: str, key_name: str, asker_name: str = "") -> None:
         self._deps = deps
         self.attempts: list[ActiveAttempt[Any]] = []
         """Every attempt, in order."""
@@ -50,6 +50,7 @@ class Dispatcher:
             deps.router.catalog.prices,
             request_id=request_id,
             key_name=key_name,
+            asker_name=asker_name,
             why_frozen=deps.router.freezes.why_payer_frozen,
         )
 

@@ -7,8 +7,10 @@ import hashlib
 import hmac
 import secrets
 from collections import OrderedDict
+from dataclasses import replace
 
 from goblin.core.errors import Forbidden, RateLimited, Unauthenticated
+from goblin.core.model_names import allows
 from goblin.core.ports import Clock
 from goblin.gateway.ports import ApiKey, KeyStore, Scope
 
@@ -41,16 +43,19 @@ class Keys:
         self._looking: dict[str, asyncio.Task[ApiKey | None]] = {}
         self._cache: OrderedDict[str, tuple[float, ApiKey | None]] = OrderedDict()
 
-    async def authenticate(self, authorization: str | None, scope: Scope | None = None) -> ApiKey:
+    async def authenticate(self, authorization: str | None, *scopes: Scope) -> ApiKey:
         """Check an `Authorization` header.
 
         Args:
             authorization: The value of the header; None without one.
-            scope: The scope that the key must have; None if any key will do.
+            scopes: Scopes of which the key must have one; none if any key will do.
+
+        Returns:
+            The key. That of a job's attempt has the limits of the key that asked for the job, beside its own.
 
         Raises:
-            Unauthenticated: The key is missing, unknown, disabled or expired.
-            Forbidden: The key does not have the scope.
+            Unauthenticated: The key is missing, unknown, disabled or expired; or the key that asked for its job is.
+            Forbidden: The key has none of the scopes.
             RateLimited: Too many keys are being looked up.
             StoreUnavailable: The key could not be looked up.
         """
@@ -66,11 +71,29 @@ class Keys:
         found = await self._find(digest)
         if found is None or found.disabled or not hmac.compare_digest(found.digest, digest):
             raise Unauthenticated("Incorrect API key provided.")
-        if found.expires_at is not None and found.expires_at <= self._clock.now():
+        if self._expired(found):
             raise Unauthenticated("This API key has expired. Use another one.", code="expired_api_key")
-        if scope is not None and scope not in found.scopes:
-            raise Forbidden(f"This API key lacks the scope `{scope}`. Use a key that has it.")
-        return found
+        if scopes and not set(scopes) & set(found.scopes):
+            wanted = " or ".join(f"`{scope}`" for scope in scopes)
+            raise Forbidden(f"This API key lacks the scope {wanted}. Use a key that has it.")
+        return await self._with_limits_of_asker(found) if found.asker else found
+
+    async def _with_limits_of_asker(self, key: ApiKey) -> ApiKey:
+        """Join the limits of an attempt's key with those that the key that asked for the job has now."""
+        asker = await self._find(key.asker)
+        if asker is None or asker.disabled or self._expired(asker) or Scope.JOBS not in asker.scopes:
+            raise Unauthenticated(
+                "The API key that asked for this job was revoked, has expired, or may run no jobs.",
+                code="asker_refused",
+            )
+        models = asker.models if key.models is None else tuple(name for name in key.models if may_ask(asker, name))
+        return replace(
+            key, models=models, rate_per_minute=asker.rate_per_minute, parallel_max=asker.parallel_max,
+            asker_name=asker.name,
+        )  # fmt: skip
+
+    def _expired(self, key: ApiKey) -> bool:
+        return key.expires_at is not None and key.expires_at <= self._clock.now()
 
     async def _find(self, digest: str) -> ApiKey | None:
         cached = self._cache.get(digest)
@@ -110,7 +133,5 @@ def check_model(key: ApiKey, model: str) -> None:
 
 
 def may_ask(key: ApiKey, model: str) -> bool:
-    """Return whether a key may use a model; `org/*` means all models that begin with `org/`."""
-    if key.models is None:
-        return True
-    return any(model.startswith(name[:-1]) if name.endswith("*") else model == name for name in key.models)
+    """Return whether a key may use a model."""
+    return allows(key.models, model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from goblin.billing.budget_client import BudgetClient, Reservation, request_settlement
 from goblin.billing.domain.ledger import named
@@ -16,7 +17,7 @@ from goblin.core.money import show_usd
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.requests import InferenceRequest
 from goblin.gateway.policy import worst_case
-from goblin.gateway.policy.passed_fields import NothingLeft, passed_fields
+from goblin.gateway.policy.passed_fields import NothingLeft, PassedFields, passed_fields
 from goblin.gateway.policy.uptime import UptimeSession
 from goblin.gateway.policy.worst_case import Unpriced
 from goblin.gateway.uptime import UptimeSessions
@@ -65,7 +66,15 @@ class Payment:
             cost = self.session.cost_usd_micros(self.session.charged_s or 0.0)
         if usage is None or price is None:
             return cost
-        return cost + price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+        said = cached(usage)
+        return cost + price.cost_usd_micros(
+            input_tokens=max(usage.prompt_tokens, said.read + said.written),
+            output_tokens=usage.completion_tokens,
+            cache_read_tokens=said.read,
+            cache_write_tokens=said.written,
+            cache_write_1h_tokens=min(said.written_1h, said.written),
+            uses=said.uses,
+        )
 
     async def settle(self, usage: Usage | None, *, estimated: bool = False) -> None:
         """Replace the reserved worst case by the actual cost. A second call does nothing. Never raises."""
@@ -76,6 +85,7 @@ class Payment:
         if usage is not None:
             counted = "about " if estimated else ""
             said.append(f"{counted}{usage.prompt_tokens} tokens in, {usage.completion_tokens} out")
+            said += _cache_note(usage, self.endpoint.price)
         if self.session is not None and self.session.charged_s:
             said.append(f"{self.session.charged_s:.1f} s awake")
         entry = None
@@ -98,13 +108,14 @@ class Payer:
         *,
         request_id: str,
         key_name: str,
+        asker_name: str = "",
         why_frozen: Callable[[Sequence[str]], str] = lambda _: "",
     ) -> None:
         self._budget_client = budget_client
         self._uptime = uptime
         self._prices = prices
         self._request_id = request_id
-        self._key_name = key_name
+        self._payers = _payers(key_name, asker_name)
         self._why_frozen = why_frozen
         self._attempts = 0
         self.refusals: list[PaymentRefusal] = []
@@ -121,6 +132,12 @@ class Payer:
         if prices.is_free(endpoint):
             return Payment(self._budget_client, self._uptime, endpoint, passed.request, None, dropped=passed.dropped)
         found = await self._reserve(endpoint, passed.request)
+        if isinstance(found, BudgetExhausted) and endpoint.price is not None and endpoint.price.server_tools:
+            # A search may read the whole context again and again. Where no budget covers that, the answer does without.
+            tokens_alone = replace(endpoint, price=replace(endpoint.price, server_tools={}))
+            plainer = passed_fields(request, tokens_alone)
+            if isinstance(plainer, PassedFields) and plainer.dropped != passed.dropped:
+                passed, found = plainer, await self._reserve(endpoint, plainer.request)
         if isinstance(found, Payment):
             found.dropped = passed.dropped
             return found
@@ -132,7 +149,7 @@ class Payer:
         if isinstance(bound, Unpriced):
             return BudgetExhausted(f"Endpoint {endpoint.name} was skipped: {bound.reason}.", code="price_unknown")
         self._attempts += 1
-        key, *others = _payers(self._key_name)
+        key, *others = self._payers
         if reason := self._why_frozen((key, *others, f"{endpoint.provider}/{key.removeprefix('key/')}")):
             return BudgetExhausted(f"Endpoint {endpoint.name} was skipped: {reason}.")
         session, most = self._uptime.begin_session(endpoint), bound.cost_usd_micros
@@ -158,9 +175,48 @@ class Payer:
         )
 
 
-def _payers(key_name: str) -> tuple[str, ...]:
-    """List the accounts of a request besides its provider's: its key's, and its job's for the key of an attempt."""
-    key = named("key", key_name)
+class CachedTokens(NamedTuple):
+    """What of a usage has a price of its own."""
+
+    read: int
+    written: int
+    written_1h: int
+    """Those of `written` that stay in the cache for an hour."""
+    uses: Mapping[str, int]
+    """How often each tool that the provider runs was used."""
+
+
+def cached(usage: Usage) -> CachedTokens:
+    """Read the details of a usage. Counts that make no sense are none."""
+    details = usage.prompt_tokens_details or {}
+
+    def count(name: str) -> int:
+        said = details.get(name)
+        return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else 0
+
+    uses = {tool: count(f"{tool}_requests") for tool in ("web_search", "web_fetch")}
+    return CachedTokens(
+        min(count("cached_tokens"), max(usage.prompt_tokens, 0)),
+        count("cache_creation_tokens"),
+        count("cache_creation_1h_tokens"),
+        {tool: times for tool, times in uses.items() if times},
+    )
+
+
+def _cache_note(usage: Usage, price: Price | None) -> list[str]:
+    found = cached(usage)
+    if not (found.read or found.written) or price is None:
+        return []
+    full = ", at the full price" if found.read and price.cache_read_usd_micros_per_mtok is None else ""
+    return [f"{found.read} from the cache{full}", f"{found.written} into it"]
+
+
+def _payers(key_name: str, asker_name: str) -> tuple[str, ...]:
+    """List the accounts of a request besides its provider's: its key's, and its job's for the key of an attempt.
+
+    An attempt's key has no account of its own where another key asked for the job: that one pays.
+    """
+    key = named("key", asker_name or key_name)
     return (key, named("job", key_name.removeprefix(JOB))) if key_name.startswith(JOB) else (key,)
 
 

@@ -61,9 +61,34 @@ class Scope(StrEnum):
     INFERENCE = "inference"
     """`/v1` and the receipts of the key itself."""
     JOBS = "jobs"
-    """`/jobs`."""
+    """`/jobs`: the jobs of the key's tenant, and the models that a batch job asks within the key's limits."""
     OPERATE = "operate"
-    """`/providers` and `/metrics`."""
+    """`/providers`, `/metrics` and `/budgets`; to see and cancel the jobs of all tenants."""
+
+
+class Counted(Protocol):
+    """A caller as admission control counts it."""
+
+    @property
+    def counted_as(self) -> str:
+        """Callers with the same text share rate and limits."""
+
+    @property
+    def rate_per_minute(self) -> int | None:
+        """The most requests per minute. None: no limit."""
+
+    @property
+    def parallel_max(self) -> int | None:
+        """The most requests in flight. None: the default, `AdmissionLimits.per_key_max`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class KeylessCaller:
+    """A caller that is recognised by something other than an API key."""
+
+    counted_as: str
+    rate_per_minute: int | None
+    parallel_max: int | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +104,7 @@ class ApiKey:
     expires_at: datetime | None = None
     """The key of a job's attempt expires with it. None: never."""
     tenant: str = ""
-    """The tenant that owns the key; keys of one tenant share cached answers. Empty: the key is its own tenant."""
+    """The tenant that owns the key; its keys share cached answers and jobs. Empty: the key is its own tenant."""
     scopes: tuple[str, ...] = tuple(Scope)
     """An unknown scope allows nothing."""
     models: tuple[str, ...] | None = None
@@ -87,6 +112,16 @@ class ApiKey:
     rate_per_minute: int | None = None
     parallel_max: int | None = None
     """Requests in flight at once. None: the default, `AdmissionLimits.per_key_max`."""
+    asker: str = ""
+    """For the key of a job's attempt: digest of the key that asked for the job. It must be good as well, its limits
+    apply, and its requests and those of its jobs count together. Empty: no key asked."""
+    asker_name: str = ""
+    """Name of that key, once it was looked up: it pays. Not stored."""
+
+    @property
+    def counted_as(self) -> str:
+        """The digest under which admission control counts its requests."""
+        return self.asker or self.digest
 
     @property
     def owner(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -26,12 +26,14 @@ from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
 from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest, Preferences
 from goblin.gateway.endpoint_stats import EndpointStats, Outlook
 from goblin.gateway.health import LOOK_AGAIN_S, HealthView
-from goblin.gateway.policy import tokens
+from goblin.gateway.keys import check_model, may_ask
+from goblin.gateway.policy import attachments, tokens
 from goblin.gateway.policy.marginal_cost import marginal_cost
 from goblin.gateway.policy.route import Demand, EndpointFacts, NoRoute, Obstacle, Route
 from goblin.gateway.policy.routing import choose_route
 from goblin.gateway.policy.traffic import arrivals_per_s, expect_output
 from goblin.gateway.policy.worst_case import price_of
+from goblin.gateway.ports import ApiKey
 
 OUTPUT_TOKENS_MAX_GUESS = 4096
 """Output tokens assumed to check `max_cost_usd`, when neither the caller nor the price limits the length."""
@@ -46,6 +48,10 @@ class ServedModel:
 
     id: str
     endpoints: tuple[str, ...]
+    context_tokens: int | None = None
+    """The longest context of these endpoints; None if that of any is unknown."""
+    sees: bool = False
+    """Whether any of them takes images."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -107,7 +113,7 @@ class Router:
             ProviderUnavailable: It is not known yet which endpoint has the model.
             StoreUnavailable: The freezes could not be read.
             BudgetExhausted: The endpoints that could serve it are frozen.
-            InvalidRequest: No endpoint can serve this request within the caller's limits.
+            InvalidRequest: The request is too long, or no endpoint can serve it within the caller's limits.
         """
         if isinstance(found, Route):
             return found
@@ -120,15 +126,19 @@ class Router:
                 raise StoreUnavailable(found.reason)
             case Obstacle.FROZEN:
                 raise BudgetExhausted(found.reason)
+            case Obstacle.TOO_LONG:
+                raise InvalidRequest(found.reason, param="messages", code="context_length_exceeded")
             case Obstacle.UNABLE:
                 raise InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
 
-    async def models(self) -> list[ServedModel]:
-        """List every model, sorted by id; the endpoints are probed when no model is known."""
-        return self._served(await self.health.current()) or self._served(await self.health.look())
+    async def models(self, key: ApiKey) -> list[ServedModel]:
+        """List the models that a key may use, sorted by id; the endpoints are probed when no model is known."""
+        found = self._served(await self.health.current()) or self._served(await self.health.look())
+        return [model for model in found if may_ask(key, model.id)]
 
-    async def model(self, model_id: str) -> ServedModel:
-        """Find one model. Raises `NotFound`."""
+    async def model(self, model_id: str, key: ApiKey) -> ServedModel:
+        """Find one model. Raises `Forbidden` for one that the key may not use, and `NotFound`."""
+        check_model(key, model_id)
         for health in (self.health.current, self.health.look):
             for model in self._served(await health()):
                 if model.id == model_id:
@@ -137,10 +147,10 @@ class Router:
 
     def _served(self, health: Mapping[str, EndpointHealth]) -> list[ServedModel]:
         """List models with their endpoints; a discovered model counts while its endpoint's health still lists it."""
-        found: dict[str, list[str]] = {}
+        found: dict[str, list[Endpoint]] = {}
         for model in self.catalog.models:
             serving = [
-                endpoint.name
+                endpoint
                 for endpoint in self.catalog.endpoints_of(model)
                 if _serves(endpoint, health[endpoint.name], endpoint.upstream_model or model)
             ]
@@ -150,8 +160,19 @@ class Router:
             known = health[endpoint.name].models if endpoint.models is None else endpoint.models
             for model in known:
                 if model not in self.catalog.models:
-                    found.setdefault(model, []).append(endpoint.name)
-        return [ServedModel(id=model, endpoints=tuple(names)) for model, names in sorted(found.items())]
+                    found.setdefault(model, []).append(endpoint)
+        return [_served_model(model, endpoints) for model, endpoints in sorted(found.items())]
+
+
+def _served_model(model: str, endpoints: Sequence[Endpoint]) -> ServedModel:
+    contexts = [endpoint.context_tokens for endpoint in endpoints]
+    known = [tokens for tokens in contexts if tokens is not None]
+    return ServedModel(
+        id=model,
+        endpoints=tuple(endpoint.name for endpoint in endpoints),
+        context_tokens=max(known) if len(known) == len(contexts) else None,
+        sees=any(Capability.VISION in e.capabilities and Capability.VISION not in e.lacks for e in endpoints),
+    )
 
 
 def decide(
@@ -270,7 +291,7 @@ def demand_of(request: InferenceRequest) -> Demand:
         model=request.model,
         kind=next(kind for kind in KINDS if kind in needs),
         needs=needs,
-        prompt_tokens=tokens.estimate_tokens(prompt_bytes),
+        prompt_tokens=tokens.estimate_tokens(prompt_bytes) + attachments.attachment_tokens(request),
         prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
         output_tokens_max=request.output_tokens_max,
         stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),

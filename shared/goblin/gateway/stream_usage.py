@@ -41,7 +41,7 @@ class StreamUsage:
 
     def add(self, item: ChatChunk | Embeddings) -> None:
         self.heard = True
-        if item.usage:
+        if item.usage and tokens.is_believable(item.usage.prompt_tokens, item.usage.completion_tokens):
             self.told = item.usage
         if isinstance(item, Embeddings):
             return

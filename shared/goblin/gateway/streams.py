@@ -131,7 +131,7 @@ class AnswerStream:
         """Remove the repeated role, and the white space that the caller already has."""
         kept = []
         for choice in choices:
-            changes: dict[str, Any] = {"role": UNSET}
+            changes: dict[str, Any] = {"role": UNSET, "event": UNSET}
             if choice.delta.content and not seam.closed:
                 changes["content"] = seam.trim(choice.delta.content)
             delta = replace(choice.delta, **changes)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from goblin.core.errors import InvalidRequest, NotFound
 from goblin.core.ports import SignedRequest
-from goblin.jobs.lifecycle import JobDeps, load
+from goblin.jobs.lifecycle import JobDeps, show
 from goblin.jobs.policy.worker_reports import SHOWN_BYTES_MAX, piece_bytes_max, readable
 
 READ_AT_ONCE = 8
@@ -46,18 +46,19 @@ async def sign_piece(job_id: str, attempt: int, number: int, *, size: int, crc32
     return await deps.objects.sign_put(uri, size=size, crc32c=crc32c)
 
 
-async def read(job_id: str, attempt: int | None, deps: JobDeps) -> AttemptLog:
+async def read(job_id: str, attempt: int | None, deps: JobDeps, *, tenant: str | None) -> AttemptLog:
     """Read the end of an attempt's log.
 
     Args:
         job_id: The job.
         attempt: Number of the attempt, from 1; None: the last one.
         deps: Where the job and the pieces are stored.
+        tenant: The owner that asks, as in `JobOwner`; None: the operator, who sees every job.
 
     Raises:
-        NotFound: The job or the attempt does not exist.
+        NotFound: The job or the attempt does not exist, or the job is another tenant's.
     """
-    job = (await load(deps, job_id)).job
+    job = await show(job_id, deps, tenant=tenant)
     if attempt is not None and not 1 <= attempt <= job.attempt:
         raise NotFound(f"Job {job_id} has {job.attempt} attempts. Name one of them, counted from 1.", param="attempt")
     attempt = job.attempt if attempt is None else attempt

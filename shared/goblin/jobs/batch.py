@@ -10,16 +10,16 @@ from dataclasses import dataclass
 from goblin.core import decoding
 from goblin.core.errors import Broken, Conflict, NotFound
 from goblin.core.ports import ObjectFacts
+from goblin.jobs import owners
 from goblin.jobs.domain import batch
 from goblin.jobs.domain.batch import BatchResult, LineSplitter, MalformedItem
 from goblin.jobs.domain.checkpoints import Checkpoint, Manifest, StoredArtifact, folder
 from goblin.jobs.domain.job import Dataset, Job
 from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.policy.owners import OWNER, TENANT
 
 SOURCES_MAX = 32
 """Objects that Cloud Storage composes in one request at most."""
-OWNER = "goblin-job"
-"""Metadata key of an output: the id of the job that wrote it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,12 +36,12 @@ async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
         return RejectedInput(reason="a batch job needs dataset_uri and output_uri")
     if await deps.objects.stat(output_uri) is not None:
         return RejectedInput(reason=f"{output_uri} exists; an output is never overwritten, choose another output_uri")
-    facts = await deps.objects.stat(uri)
+    facts = await owners.input_of(uri, job, deps)
     if facts is None:
         return RejectedInput(reason=f"{uri} does not exist; upload the dataset first")
     if facts.size > batch.DATASET_BYTES_MAX:
         return RejectedInput(reason=f"{uri} has {facts.size} bytes; the limit is {batch.DATASET_BYTES_MAX}")
-    check = batch.DatasetCheck()
+    check = batch.DatasetCheck(default_model=job.spec.model, allowed=job.owner.models)
     try:
         async with aclosing(deps.objects.read(uri, generation=facts.generation)) as chunks:
             async for chunk in chunks:
@@ -51,7 +51,9 @@ async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
         return RejectedInput(reason=f"{uri}: {error}")
     except NotFound:
         return RejectedInput(reason=f"{uri} changed while it was read")
-    return Dataset(uri=uri, generation=facts.generation, size=facts.size, items=check.items)
+    return Dataset(
+        uri=uri, generation=facts.generation, size=facts.size, items=check.items, models=tuple(sorted(check.models))
+    )
 
 
 async def verify_part(
@@ -152,10 +154,10 @@ async def write_output(job: Job, manifests: Sequence[Manifest], deps: JobDeps) -
         while len(parts) > SOURCES_MAX:
             base = f"{folder(deps.bucket, job.job_id, last.step, last.attempt)}/compose/{level}"
             groups = [parts[i : i + SOURCES_MAX] for i in range(0, len(parts), SOURCES_MAX)]
-            parts = [await _join(group, f"{base}-{i:06d}", owner, deps) for i, group in enumerate(groups)]
+            parts = [await _join(group, f"{base}-{i:06d}", owner, {}, deps) for i, group in enumerate(groups)]
             between += parts
             level += 1
-        await _join(parts, output_uri, owner, deps)
+        await _join(parts, output_uri, owner, {TENANT: job.owner.tenant}, deps)
     except Conflict as error:
         return RejectedInput(reason=error.message)
     for facts in between:
@@ -167,10 +169,12 @@ def _facts(file: StoredArtifact) -> ObjectFacts:
     return ObjectFacts(uri=file.uri, generation=file.generation, size=file.size, crc32c=file.crc32c)
 
 
-async def _join(sources: Sequence[ObjectFacts], uri: str, owner: dict[str, str], deps: JobDeps) -> ObjectFacts:
-    """Compose the objects, or take the result of an earlier, interrupted try."""
+async def _join(
+    sources: Sequence[ObjectFacts], uri: str, owner: dict[str, str], more: dict[str, str], deps: JobDeps
+) -> ObjectFacts:
+    """Compose the objects, or take the result of an earlier, interrupted try: `owner` in its metadata proves it."""
     size = sum(source.size for source in sources)
-    made = await deps.objects.compose(sources, uri, metadata=owner) or await deps.objects.stat(uri)
+    made = await deps.objects.compose(sources, uri, metadata=owner | more) or await deps.objects.stat(uri)
     if made is None or made.size != size or any(made.metadata.get(key) != value for key, value in owner.items()):
         raise Conflict(f"{uri} exists and is not this job's output")
     return made

@@ -21,11 +21,11 @@ from goblin.core.errors import (
 from goblin.core.events import JobRequested, JobStatusChanged
 from goblin.core.ports import Bus, Clock, ObjectStore
 from goblin.jobs import reservations
-from goblin.jobs.domain.job import REASONS_MAX, Job, JobState, Reason, spec_digest
+from goblin.jobs.domain.job import REASONS_MAX, Job, JobOwner, JobState, Reason, owner_of_event, spec_digest
 from goblin.jobs.policy import job_spec, state_machine
 from goblin.jobs.policy.job_spec import STATUS_TOPIC
 from goblin.jobs.policy.state_machine import FollowUp, Transition, Trigger
-from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketHistoryStore, StoredJob
+from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketHistoryStore, StoredJob, UnreadableJob
 
 log = logging.getLogger(__name__)
 
@@ -111,29 +111,38 @@ async def load(deps: JobDeps, job_id: str) -> StoredJob:
     # Text that cannot be a job id is not looked up: a store has its own rules for names.
     stored = await deps.jobs.get(job_id) if _JOB_ID.match(job_id) else None
     if stored is None:
-        raise NotFound(
-            f'There is no job {job_id[:SHOWN_MAX]!r}. List the jobs with "goblin jobs list".', param="job_id"
-        )
+        raise _no_such_job(job_id)
     return stored
 
 
-async def submit(spec: JobRequested, deps: JobDeps) -> Job:
+def _no_such_job(job_id: str) -> NotFound:
+    return NotFound(f'There is no job {job_id[:SHOWN_MAX]!r}. List the jobs with "goblin jobs list".', param="job_id")
+
+
+async def submit(spec: JobRequested, owner: JobOwner, deps: JobDeps) -> Job:
     """Create a job for a caller who waits for the answer: a job that could never run is refused and not stored.
 
     Raises:
-        InvalidRequest: The job could never run, or its specification is too large.
+        InvalidRequest: The job could never run, its specification is too large, or it names a tenant.
         Conflict: As for `request`.
     """
+    if spec.tenant is not None:
+        raise InvalidRequest("A job belongs to the tenant of its API key. Leave out `tenant`.", param="tenant")
     if (reason := job_spec.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
         raise InvalidRequest(reason)
-    return await request(spec, deps)
+    return await request(spec, deps, owner=owner)
 
 
-async def request(spec: JobRequested, deps: JobDeps) -> Job:
+async def request(spec: JobRequested, deps: JobDeps, *, owner: JobOwner | None = None) -> Job:
     """Create a job. Idempotent by `job_id`; a job that could never run is stored as refused, with the reason.
 
+    Args:
+        spec: The specification.
+        deps: Where jobs are stored.
+        owner: The owner; None: as the specification, which is an event then, says.
+
     Raises:
-        Conflict: The id belongs to a job with another specification.
+        Conflict: The id belongs to a job with another specification, or to a job of another tenant.
         InvalidRequest: The specification is too large to be stored.
     """
     if len(events.encode(spec)) > SPEC_BYTES_MAX:
@@ -141,7 +150,7 @@ async def request(spec: JobRequested, deps: JobDeps) -> Job:
     now = deps.clock.now()
     job = Job(
         job_id=spec.job_id, spec=spec, spec_sha256=spec_digest(spec),
-        state=JobState.REQUESTED, requested_at=now, updated_at=now,
+        state=JobState.REQUESTED, requested_at=now, updated_at=now, owner=owner or owner_of_event(spec),
     )  # fmt: skip
     if (reason := job_spec.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
         refused = state_machine.apply(job, Trigger.REJECTED, now=now, reason=reason)
@@ -149,39 +158,69 @@ async def request(spec: JobRequested, deps: JobDeps) -> Job:
     if await deps.jobs.create(job) is not None:
         await announce(job, deps)
         return job
-    known = (await load(deps, spec.job_id)).job
+    # The same words whatever that job is like: they tell another tenant nothing of it.
+    taken = Conflict(f"Job id {spec.job_id!r} is taken. Choose another job_id.", param="job_id")
+    try:
+        known = (await load(deps, spec.job_id)).job
+    except UnreadableJob:
+        if owner is None:
+            raise
+        raise taken from None
+    if known.owner.tenant != job.owner.tenant:
+        raise taken
     if known.spec_sha256 != job.spec_sha256:
         raise Conflict(f"Job {spec.job_id!r} exists with another specification. Choose another job_id.", param="job_id")
     return known
 
 
-async def show(job_id: str, deps: JobDeps) -> Job:
+async def show(job_id: str, deps: JobDeps, *, tenant: str | None) -> Job:
     """Read a job.
 
+    Args:
+        job_id: The job.
+        deps: Where jobs are stored.
+        tenant: The owner that asks, as in `JobOwner`; None: the operator, who sees every job.
+
     Raises:
-        NotFound: The job does not exist.
+        NotFound: The job does not exist, or is another tenant's: a caller cannot tell which.
+        UnreadableJob: Its document cannot be read; only the operator learns of it.
     """
-    return (await load(deps, job_id)).job
+    try:
+        job = (await load(deps, job_id)).job
+    except UnreadableJob:
+        if tenant is None:
+            raise
+        raise _no_such_job(job_id) from None  # Whose it is cannot be read either.
+    if tenant is not None and job.owner.tenant != tenant:
+        raise _no_such_job(job_id)
+    return job
 
 
-async def recent(limit: int, deps: JobDeps) -> Sequence[Job]:
-    """List the newest jobs, the newest first."""
-    return await deps.jobs.list_recent(limit)
+async def recent(limit: int, deps: JobDeps, *, tenant: str | None) -> Sequence[Job]:
+    """List the newest jobs of a tenant, the newest first; None: of all."""
+    return await deps.jobs.list_recent(limit, tenant=tenant)
 
 
-async def cancel(job_id: str, deps: JobDeps, *, by: str) -> Job:
+async def cancel(job_id: str, deps: JobDeps, *, by: str, tenant: str | None) -> Job:
     """Cancel a job and fence its attempt at once. A second cancel changes nothing.
 
+    Args:
+        job_id: The job.
+        deps: Where jobs are stored.
+        by: Name of the caller, for the job's history.
+        tenant: As for `show`.
+
     Raises:
-        NotFound: The job does not exist.
+        NotFound: As for `show`.
         Conflict: The job is finishing, or has ended in another way.
     """
+    await show(job_id, deps, tenant=tenant)
     transition = await change(
         deps, job_id,
         lambda job: state_machine.apply(job, Trigger.CANCELLED, now=deps.clock.now(), reason=f"cancelled by {by}"),
     )  # fmt: skip
     if transition is None:
-        job = await show(job_id, deps)
+        job = await show(job_id, deps, tenant=tenant)
         if job.state is not JobState.CANCELLED:
             raise Conflict(f"Job {job_id} is {job.state}: it is too late to cancel it.")
         return job

@@ -21,7 +21,7 @@ from goblin.billing.domain.ledger import TOTAL
 from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.core.errors import ProviderUnavailable, Refused, StoreUnavailable, Transient
 from goblin.core.labels import attempt_label
-from goblin.jobs import reservations, worker_api
+from goblin.jobs import owners, reservations, worker_api
 from goblin.jobs.domain.instances import AttemptLease, Inventory, KnownInventory, RentalOrder, UnknownInventory
 from goblin.jobs.domain.job import InstanceReservation, Job, JobKind, JobState, StopRequest
 from goblin.jobs.domain.market import InstanceRequirements, Listing, NoPlacement, Placement
@@ -103,7 +103,7 @@ class MarketSnapshot:
         reasons = {}
         for name in providers:
             reasons[name] = reservation_policy.why_halted(
-                reservation_policy.accounts_of(name, job.job_id), self.frozen.starts
+                reservation_policy.accounts_of(name, job.job_id, reservation_policy.payer_of(job)), self.frozen.starts
             )
             reasons[name] = reasons[name] or self.short.get(name, "")
             if not reasons[name] and job.spec.budget_usd is None and not self.budgets.keys() & {TOTAL, name}:
@@ -254,8 +254,9 @@ def _plan(job: Job, placement: Placement, deps: JobDeps) -> InstanceReservation 
     now, label = deps.clock.now(), attempt_label(job.job_id, job.attempt + 1)
     start_s_max = deps.compute[placement.offer.provider].start_s_max
     return reservation_policy.first(
-        label, placement, placement_policy.needs_of(job, now), start_s_max=start_s_max, now=now
-    )
+        label, placement, placement_policy.needs_of(job, now), start_s_max=start_s_max, now=now,
+        payer=reservation_policy.payer_of(job),
+    )  # fmt: skip
 
 
 async def _rent(
@@ -293,7 +294,7 @@ async def _rent(
     try:
         if job.spec.kind == JobKind.BATCH:
             # A batch sends its items to the gateway with the attempt's own token.
-            await deps.keys.open(lease.token_sha256, name=f"job:{job.job_id}", until=now + worker_api.KEY_LIFE)
+            await owners.open_key(job, lease.token_sha256, now + worker_api.KEY_LIFE, deps)
         instance_id = await provider.rent(order)
     except (ProviderUnavailable, Refused) as error:
         await _no_instance(job.job_id, label, str(error), deps)

@@ -9,7 +9,7 @@ from typing import Protocol
 
 from goblin.core.errors import Broken
 from goblin.jobs.domain.instances import AttemptLease, Inventory, RentalOrder, UnknownInventory
-from goblin.jobs.domain.job import Job
+from goblin.jobs.domain.job import AskerKey, Job
 from goblin.jobs.domain.market import InstanceRequirements, Listing
 from goblin.jobs.policy.spot.market_history import MarketHistory
 
@@ -56,8 +56,11 @@ class JobStore(Protocol):
     async def list_open(self, limit: int) -> Sequence[StoredJob]:
         """List jobs with something left to do, the oldest first. One that cannot be read is logged and left out."""
 
-    async def list_recent(self, limit: int) -> Sequence[Job]:
-        """List all jobs, the newest first. One that cannot be read is logged and left out."""
+    async def list_recent(self, limit: int, *, tenant: str | None) -> Sequence[Job]:
+        """List the jobs of a tenant (`JobOwner.tenant`), the newest first; None: all jobs.
+
+        One that cannot be read is logged and left out.
+        """
 
 
 class MarketHistoryStore(Protocol):
@@ -129,11 +132,22 @@ class WebhookEventStore(Protocol):
 class AttemptKeys(Protocol):
     """Inference keys of attempts. Every method raises `StoreUnavailable` when the store does not answer."""
 
-    async def open(self, digest: str, *, name: str, until: datetime) -> None:
-        """Accept the key with this SHA-256 until then; a second call extends it."""
+    async def open(self, digest: str, *, name: str, until: datetime, asker: str, models: Sequence[str] | None) -> None:
+        """Accept the key with this SHA-256 until then; a second call extends it.
+
+        Args:
+            digest: SHA-256 of the attempt token.
+            name: A name for people.
+            until: When it expires.
+            asker: Digest of the API key that asked for the job, which limits this one. Empty: no key asked.
+            models: All models that it may ask; None: no limit of its own.
+        """
 
     async def close(self, digest: str) -> None:
         """Stop accepting the key; an unknown one is no error."""
+
+    async def asker(self, digest: str) -> AskerKey | None:
+        """Read what has become of an API key; None when it does not exist any more."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -15,7 +15,7 @@ from functools import partial
 
 from goblin.core.errors import Broken, GoblinError, NotFound, Transient
 from goblin.core.labels import job_of_label
-from goblin.jobs import batch, checkpoints, placement, renewals, reservations, training
+from goblin.jobs import batch, checkpoints, owners, placement, renewals, reservations, training
 from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import Job, JobKind, JobState
@@ -107,6 +107,8 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
     run.errors += [
         f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, KnownInventory)
     ]
+    with run.step("API keys"):
+        await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps, run.step)
     for stored in before:
         if only in (None, stored.job.job_id):
             with run.job("", stored.job.job_id):
@@ -138,9 +140,9 @@ def _tell(run: _Run) -> None:
 
 async def _judge(jobs: Sequence[StoredJob], deps: JobDeps, run: _Run) -> None:
     """Count the errors that time does not mend: a job that meets the same one again and again fails, with it."""
-    if len(run.faults) > 1 and len(run.faults) == len(jobs):
+    if len(jobs) > 1 and len(run.faults) == len(jobs) and len({fault for fault, _ in run.faults.values()}) == 1:
         # No job harms all others: the fault is ours, and a person must look before jobs are lost to it.
-        log.error("Reconcile met an error with each of %d jobs; none of them fails for it.", len(jobs))
+        log.error("Reconcile met the same error with each of %d jobs; none of them fails for it.", len(jobs))
         return
     for stored in jobs:
         job_id = stored.job.job_id

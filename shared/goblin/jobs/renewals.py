@@ -80,7 +80,7 @@ async def keep(job: Job, market: MarketSnapshot, deps: JobDeps) -> None:
     reservation = next((one for one in job.reservations if one.label == label and one.ended_at is None), None)
     stop = None
     if reservation is not None:
-        accounts = reservation_policy.accounts_of(reservation.provider, job.job_id)
+        accounts = reservation_policy.accounts_of(reservation.provider, job.job_id, reservation.payer)
         if reason := reservation_policy.why_halted(accounts, market.frozen.stops):
             stop = StopRequest(reason=reason, by=min(now + STOP_WITHIN, reservation_policy.leave_at(reservation)))
         else:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 
 from goblin.core.ports import ObjectFacts
-from goblin.jobs.batch import OWNER, RejectedInput
+from goblin.jobs import owners
+from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.checkpoints import FILE_NAME, Manifest
 from goblin.jobs.domain.job import Dataset, Job
 from goblin.jobs.lifecycle import JobDeps
+from goblin.jobs.policy.owners import OWNER, TENANT
 
 INPUT_BYTES_MAX = 200 * 1024**3
 DISK_SHARE_MAX = 0.9
@@ -25,7 +27,7 @@ async def check_inputs(job: Job, deps: JobDeps) -> Dataset | RejectedInput | Non
         )
     if uri is None:
         return None
-    facts = await deps.objects.stat(uri)
+    facts = await owners.input_of(uri, job, deps)
     if facts is None:
         return RejectedInput(reason=f"{uri} does not exist; upload the dataset first")
     most = min(INPUT_BYTES_MAX, int(job.spec.disk_gib * 1024**3 * DISK_SHARE_MAX))
@@ -49,7 +51,7 @@ async def write_output(job: Job, manifest: Manifest, deps: JobDeps) -> RejectedI
     """
     if job.spec.output_uri is None:
         return None
-    owner = {OWNER: job.job_id}
+    owner = {OWNER: job.job_id, TENANT: job.owner.tenant}
     for file in manifest.files:
         source = ObjectFacts(uri=file.uri, generation=file.generation, size=file.size, crc32c=file.crc32c)
         uri = f"{job.spec.output_uri}/{file.name}"

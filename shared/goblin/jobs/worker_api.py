@@ -10,25 +10,27 @@ import hashlib
 import hmac
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
-from goblin.core.errors import Conflict, Forbidden, InvalidReport, InvalidRequest, LeaseHeld
+from goblin.core.errors import Conflict, Forbidden, InvalidReport, InvalidRequest, LeaseHeld, NotFound
 from goblin.core.events import CheckpointSaved
 from goblin.core.ports import SignedRequest
 from goblin.core.redaction import redact
-from goblin.jobs import attempt_logs, checkpoint_retention, checkpoints, invalid_reports, training
+from goblin.jobs import attempt_logs, checkpoint_retention, checkpoints, invalid_reports, owners, training
 from goblin.jobs.domain.checkpoints import Artifact, Checkpoint, Manifest, manifest_uri
 from goblin.jobs.domain.instances import AttemptLease
 from goblin.jobs.domain.job import ENDED, Job, JobKind, JobState, Progress
 from goblin.jobs.domain.worker import Assignment, HeartbeatReply, InputFile, TrainingInputs, WorkerReport
-from goblin.jobs.lifecycle import JobDeps, act, change, load
+from goblin.jobs.lifecycle import SHOWN_MAX, JobDeps, act, change, load
 from goblin.jobs.policy import state_machine, worker_reports
 from goblin.jobs.policy.state_machine import Transition, Trigger
 
 TOKEN_PREFIX = "gob-attempt-"  # noqa: S105 - a prefix, so that a token found in a log is recognised
 KEY_LIFE = timedelta(hours=1)
+OVER = "attempt_over"
+"""Code of the errors after which a host stops."""
 SAID_MAX = 500
 """Characters of a host's reason that are stored in a job's history."""
 
@@ -41,6 +43,40 @@ def new_token(job_id: str, attempt: int, secret: str) -> str:
 def is_token(key: str) -> bool:
     """Whether a key is an attempt's token: it may send inference requests, and act for its own job."""
     return key.startswith(TOKEN_PREFIX)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AttemptToken:
+    """A token of the form of a job's attempt tokens, and how its requests are counted before it is looked up."""
+
+    token: str
+    job_id: str
+    rate_per_minute: int | None = 600
+    """A heartbeat comes every ten seconds; an upload is a few requests."""
+    parallel_max: int | None = 16
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """Job id and token: what every function of this module begins with."""
+        return self.job_id, self.token
+
+    @property
+    def counted_as(self) -> str:
+        """The token's digest: a forged one must not use up the limits of the attempt."""
+        return f"attempt:{digest(self.token)}"
+
+
+def recognise(token: str, job_id: str) -> AttemptToken:
+    """Check the form of a token, without a lookup.
+
+    Raises:
+        Forbidden: It is an API key, or of another job.
+    """
+    if not is_token(token):
+        raise Forbidden("Only the host of the job may do this. Send its attempt token, not an API key.")
+    if token.removeprefix(TOKEN_PREFIX).split(".", 2)[2:] != [job_id]:
+        raise _not_current(job_id)
+    return AttemptToken(token=token, job_id=job_id)
 
 
 def digest(token: str) -> str:
@@ -56,15 +92,18 @@ def authorise(job: Job, token: str) -> AttemptLease:
     """
     expected = job.lease.token_sha256 if job.lease else ""
     if not hmac.compare_digest(digest(token), expected) or job.lease is None:
-        raise Forbidden(
-            f"The token is not that of the current attempt of job {job.job_id}. Stop this attempt.", code="attempt_over"
-        )
+        raise _not_current(job.job_id)
     return job.lease
+
+
+def _not_current(job_id: str) -> Forbidden:
+    said = job_id[:SHOWN_MAX]
+    return Forbidden(f"The token is not that of the current attempt of job {said}. Stop this attempt.", code=OVER)
 
 
 def _live(job: Job, transition: Transition | None) -> Transition:
     if transition is None:
-        raise Conflict(f"The attempt is over: the job is {job.state}. Stop it.", code="attempt_over")
+        raise Conflict(f"The attempt is over: the job is {job.state}. Stop it.", code=OVER)
     return transition
 
 
@@ -72,9 +111,13 @@ async def _attempt(job_id: str, token: str, deps: JobDeps) -> Job:
     """Read the job and verify that the caller is its current attempt.
 
     Raises:
-        Forbidden: The token is not the current attempt's; a token of this job is recorded in its history.
+        Forbidden: The token is not the current attempt's; a token of this job is recorded in its history. Also when
+            there is no such job: a host must not learn which jobs there are.
     """
-    job = (await load(deps, job_id)).job
+    try:
+        job = (await load(deps, job_id)).job
+    except NotFound:
+        raise _not_current(job_id) from None
     try:
         authorise(job, token)
     except Forbidden:
@@ -176,7 +219,7 @@ async def _inputs(job: Job, token: str, manifest: Manifest | None, deps: JobDeps
         if facts is None or facts.generation != dataset.generation:
             reason = f"{dataset.uri} is gone or was replaced since the job was accepted"
             await _end(job.job_id, token, Trigger.BROKEN, reason, deps)
-            raise Conflict(reason, code="attempt_over")
+            raise Conflict(reason, code=OVER)
         request = await deps.objects.sign_get(dataset.uri, generation=dataset.generation)
         name = training.input_name(dataset.uri)
         files.append(InputFile(name=name, size=facts.size, crc32c=facts.crc32c, sha256=None, grant=request))
@@ -238,7 +281,7 @@ async def heartbeat(
         raise AssertionError("a heartbeat is decided or refused")
     job = transition.job
     if renewed and job.lease and job.lease.key_until:
-        await deps.keys.open(job.lease.token_sha256, name=f"job:{job_id}", until=job.lease.key_until)
+        await owners.open_key(job, job.lease.token_sha256, job.lease.key_until, deps)
     return HeartbeatReply(
         state=job.state, stop=job.stop.reason if job.stop else None, checkpoint_s=worker_reports.checkpoint_s(job)
     )
@@ -270,7 +313,7 @@ async def log_piece(job_id: str, token: str, number: int, *, size: int, crc32c: 
     """Sign the upload of one piece of the attempt's log; see `attempt_logs.sign_piece`."""
     job = await _attempt(job_id, token, deps)
     if job.state is not JobState.RUNNING:
-        raise Conflict(f"The attempt is over: the job is {job.state}. Stop it.", code="attempt_over")
+        raise Conflict(f"The attempt is over: the job is {job.state}. Stop it.", code=OVER)
     return await attempt_logs.sign_piece(job_id, job.attempt, number, size=size, crc32c=crc32c, deps=deps)
 
 

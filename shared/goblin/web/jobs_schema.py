@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import re
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from decimal import ROUND_FLOOR, Decimal
 from typing import Annotated, Any, TypeVar
@@ -21,6 +23,8 @@ from goblin.jobs.domain.market import Candidate, NoPlacement, Placement
 from goblin.jobs.domain.worker import Assignment, HeartbeatReply, TrainingInputs, WorkerReport
 from goblin.jobs.policy.cost_forecast import forecast
 from goblin.jobs.policy.worker_reports import NUMBER_MAX, PIECE_BYTES_MAX
+
+logger = logging.getLogger(__name__)
 
 BODY_BYTES_MAX = 256 * 1024
 USD_MAX = 10**9
@@ -135,6 +139,8 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "job_id": shown.job_id,
         "kind": spec.kind,
         "priority": spec.priority,
+        "asked_by": shown.owner.key_name or None,
+        "tenant": shown.owner.tenant_name,
         "model": spec.model,
         "task": spec.task,
         "image": spec.image,
@@ -182,6 +188,17 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "ended_at": shown.ended_at,
         "history": [{"at": line.at, "state": line.state, "reason": line.text} for line in shown.reasons],
     }
+
+
+def listing(found: Sequence[Job]) -> dict[str, Any]:
+    """Build the JSON of a list of jobs. One that cannot be shown is logged and left out, and hides no other."""
+    shown = []
+    for one in found:
+        try:
+            shown.append(job(one))
+        except Exception:
+            logger.exception("Job %s cannot be shown and is left out of the list", one.job_id)
+    return {"object": "list", "data": shown}
 
 
 def _parameters(text: msgspec.Raw) -> msgspec.Raw | str:

@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 from goblin.core.clock import SystemClock
 from goblin.core.errors import NotFound
 from goblin.core.money import to_micros
+from goblin.gateway.admission import AdmissionControl
+from goblin.gateway.policy.admission import AdmissionLimits
 from goblin.gcp.firestore.jobs import FirestoreAttemptKeys, FirestoreJobs, FirestoreMarketHistory
 from goblin.gcp.firestore.webhooks import FirestoreWebhookEvents
 from goblin.jobs import reservations
@@ -54,6 +56,15 @@ def jobs(process: Process) -> JobDeps:
         caps=_caps(process),
         image=process.settings.variables.get("GOBLIN_AGENT_IMAGE", ""),
     )
+
+
+@per_process
+def keyless(process: Process) -> AdmissionControl:
+    """Build the admission control of callers without API keys: hosts of attempts, and providers' webhooks.
+
+    Apart from that of API keys, so that neither side keeps the other out.
+    """
+    return AdmissionControl(AdmissionLimits(), SystemClock())
 
 
 @per_process

@@ -157,6 +157,18 @@ def test_a_bill_that_tells_labels_is_compared_job_by_job() -> None:
     assert not found["vastai"].bounded
 
 
+def test_a_correction_counts_for_everyone_who_pays_for_the_job() -> None:
+    bill = Bill(
+        usd_micros=60, charges=(charge("goblin-a-a1", micros=50), charge("goblin-b-a1", micros=10)),
+    )  # fmt: skip
+    paid = replace(rent_of("a", 600), also=("job/a", "key/ann"))
+    died = replace(rent_lease("b", 300, expired=True), also=("job/b", "key/bob"))
+    found = parts(bill, rented=[paid], allocations=[died])
+    assert found["vastai/a"].also == ("job/a", "key/ann")
+    assert found["vastai/b"].also == ("job/b", "key/bob")
+    assert settle_day(found["vastai/a"]).corrections[0].also == ("job/a", "key/ann")
+
+
 def test_a_bill_that_tells_only_ids_is_matched_by_what_was_settled() -> None:
     bill = Bill(usd_micros=700, charges=(charge(instance="p1", micros=500), charge(instance="p2", micros=200)))
     found = parts(bill, rented=[rent_of("a", 600, instance="p1"), rent_of("b", 300, instance="p2")])

@@ -43,7 +43,7 @@ def parts(*rows: dict[str, Any]) -> dict[str, Any]:
         (parts({"type": "text", "text": "x"}), set()),
         (parts({"type": "image_url", "image_url": {"url": "https://x/y.png"}}), {C.VISION}),
         (parts({"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}), {C.AUDIO}),
-        (parts({"type": "file", "file": {"file_id": "f"}}), {C.VISION}),
+        (parts({"type": "file", "file": {"file_id": "f"}}), {C.VISION, C.FILES}),
     ],
 )
 def test_what_a_chat_needs(more: dict[str, Any], needs: set[Capability]) -> None:

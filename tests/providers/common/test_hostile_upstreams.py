@@ -24,7 +24,8 @@ from goblin.providers.anthropic import inference as anthropic
 from goblin.providers.common import bills, http, kept_connections, rental_http, sse
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
-from goblin.providers.common.refusals import TEXT_MAX
+from goblin.providers.common.probes import MODELS_MAX
+from goblin.providers.common.refusals import TEXT_MAX, WAIT_S_MAX
 from goblin.providers.llamacpp.control import LlamaCppControl
 from goblin.providers.ollama import inference as ollama
 from goblin.providers.openai import inference as openai
@@ -201,7 +202,27 @@ async def test_a_compressed_answer_of_ordinary_size_is_read(encoding: str) -> No
         here.says(packed(body), content_encoding=encoding)
         found = await openai.connect(endpoint(here.url), client).probe()
         assert found.models is not None
-        assert len(found.models) == 20_000
+        assert len(found.models) == MODELS_MAX
+
+
+async def test_what_a_probe_lists_fits_into_a_document() -> None:
+    async with hostile() as (here, client):
+        rows = ["", "x" * 257, "x" * 256, *(f"{number}" * 40 for number in range(9 * MODELS_MAX))]
+        here.says(json.dumps({"data": [{"id": name} for name in rows]}).encode())
+        found = await openai.connect(endpoint(here.url), client).probe()
+        assert found.models is not None
+        assert found.models[0] == "x" * 256
+        assert len(json.dumps(found.models)) < 900_000
+
+
+@pytest.mark.parametrize("asked", ["1e300", "99999999999999999999", "nan", "inf", "-1", "1e400"])
+async def test_a_wait_is_a_time_that_passes(asked: str) -> None:
+    async with hostile() as (here, client):
+        here.says(b"{}", status=429, retry_after=asked)
+        with pytest.raises(ProviderUnavailable) as caught:
+            await Upstream("e", here.url, KEY, client).json("GET", "/x", timeout_s=5)
+        assert caught.value.retry_after_s is None or caught.value.retry_after_s <= WAIT_S_MAX
+        assert len(str(asgi.error_answer(caught.value).headers.get("retry-after", ""))) < 9
 
 
 @pytest.mark.parametrize("reader", READERS)

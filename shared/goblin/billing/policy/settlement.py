@@ -170,10 +170,13 @@ def split(
             bounded=bool(also),
         )
 
+    # Who else pays for a job, for example the key that asked for it, is on what was written of its instances.
+    also = {one.account: one.also for one in (*earlier, *allocations) if one.allocation_id.startswith(INSTANCE_PREFIX)}
+    also |= {entry.account: entry.also for entry in rented}
     parts = [
         part(
             account,
-            (f"job/{account.partition('/')[2]}",),
+            also.get(account) or (f"job/{account.partition('/')[2]}",),
             billed,
             lambda allocation, account=account: allocation.account == account,  # type: ignore[misc]
         )

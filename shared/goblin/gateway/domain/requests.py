@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import msgspec
 from msgspec import Meta, Struct
 
-from goblin.core.endpoints import Capability
+from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.catalog import Strategy
 
@@ -118,6 +118,16 @@ def caller_runs(tool: Mapping[str, Any]) -> bool:
     return kind in ("function", "custom") or (kind is None and isinstance(tool.get("function"), dict))
 
 
+class Original(Struct, frozen=True, kw_only=True):
+    """A request as it came in a provider's own wire format. An endpoint of that provider gets it as it is."""
+
+    provider: str
+    """The provider whose wire it is: `anthropic`."""
+    body: dict[str, Any]
+    headers: dict[str, str] = {}
+    """Headers that say how to read the body, such as `anthropic-version` and `anthropic-beta`."""
+
+
 class ChatRequest(Struct, frozen=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
@@ -142,12 +152,20 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     goblin: Preferences | None = None
     body: dict[str, Any] = msgspec.field(default_factory=dict)
     """The whole request as received: a provider with an OpenAI API gets it, with our changes."""
+    original: Original | None = None
+    """Set for a request that came in Anthropic's wire; the other fields are its translation."""
+    responses: dict[str, Any] | None = None
+    """The request as it came in OpenAI's Responses wire, for endpoints that speak it; the rest is its translation."""
     left_out: tuple[str, ...] = ()
     """Fields of another wire format that have no place here, by name."""
 
     @property
     def output_tokens_max(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    def original_for(self, endpoint: Endpoint) -> Original | None:
+        """Return the request as the caller sent it, if the endpoint speaks the caller's wire; None otherwise."""
+        return self.original if self.original is not None and self.original.provider == endpoint.provider else None
 
     def needs(self) -> frozenset[Capability]:
         """Return the capabilities that an endpoint needs to serve the request."""
@@ -163,6 +181,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
         parts = [part for m in self.messages if isinstance(m.content, tuple) for part in m.content]
         if any(isinstance(part, ImagePart | FilePart) for part in parts):
             needs.add(Capability.VISION)
+        if any(isinstance(part, FilePart) for part in parts):
+            needs.add(Capability.FILES)
         if any(isinstance(part, AudioPart) for part in parts):
             needs.add(Capability.AUDIO)
         return frozenset(needs)
@@ -170,6 +190,9 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     def prompt_bytes(self) -> int:
         """Count what the model will read as text, in bytes of UTF-8."""
         total = sum(len(message.text.encode("utf-8", "surrogatepass")) for message in self.messages)
+        for message in self.messages:
+            for call in message.tool_calls or ():
+                total += len(call.function.name) + len(call.function.arguments.encode("utf-8", "surrogatepass"))
         return total + (len(msgspec.json.encode(self.tools)) if self.tools else 0)
 
 
@@ -245,7 +268,7 @@ def parse(kind: type[_R], data: bytes) -> _R:
         body = msgspec.json.decode(data)
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.")
-        request = msgspec.convert({**body, "body": body, "left_out": ()}, kind)
+        request = msgspec.convert({**body, "body": body, "original": None, "responses": None, "left_out": ()}, kind)
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

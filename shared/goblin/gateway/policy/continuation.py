@@ -77,7 +77,8 @@ def continued(request: AnyRequest, text: str, *, tokens_written: int) -> AnyRequ
         tokens_written: The estimated tokens of that text, which count against the caller's limit.
     """
     body: dict[str, Any] = dict(request.body)
-    changes: dict[str, Any] = {}
+    # The caller has read the beginning of a translation, so that the rest must be one, too.
+    changes: dict[str, Any] = {"responses": None} if isinstance(request, ChatRequest) else {}
     for name in ("max_tokens", "max_completion_tokens"):
         if (limit := getattr(request, name, None)) is not None:
             body[name] = changes[name] = max(limit - tokens_written, 1)
@@ -86,6 +87,9 @@ def continued(request: AnyRequest, text: str, *, tokens_written: int) -> AnyRequ
     elif text:
         body["messages"] = [*body.get("messages", ()), {"role": "assistant", "content": text}]
         changes["messages"] = (*request.messages, Message(role="assistant", content=text))
+        if request.original is not None:
+            turns = [*request.original.body.get("messages", ()), {"role": "assistant", "content": text}]
+            changes["original"] = replace(request.original, body={**request.original.body, "messages": turns})
     return replace(request, body=body, **changes)
 
 

@@ -22,6 +22,8 @@ from goblin.billing.policy.prices import bills_use
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, InferenceRequest, caller_runs
+from goblin.gateway.policy.passed_messages import passed_messages
+from goblin.gateway.policy.passed_responses import passed_responses, speaks_responses
 from goblin.gateway.policy.worst_case import TIERS
 
 _COMMON = frozenset({"model", "goblin", "user", "safety_identifier", "metadata"})
@@ -86,8 +88,20 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
     A tool that the caller does not run is dropped for every endpoint: a vendor would bill it, and a server of our own
     runs none and would refuse the request.
     """
+    if isinstance(request, ChatRequest) and (original := request.original_for(endpoint)) is not None:
+        if not bills_use(endpoint):
+            return PassedFields(request=request)
+        sent_as, gone_from_it = passed_messages(original, endpoint.price)
+        return PassedFields(
+            request=msgspec.structs.replace(request, original=sent_as),
+            dropped=_few([_name(name) for name in gone_from_it]),
+        )
+    if isinstance(request, ChatRequest) and request.responses is not None:
+        if speaks_responses(endpoint):
+            return _as_it_came(request, request.responses, endpoint)
+        request = msgspec.structs.replace(request, responses=None)
     body = request.body
-    dropped = [name for name in body if bills_use(endpoint) and not _passes(request, name, body[name])]
+    dropped = [name for name in body if not _passes(request, name, body[name])] if bills_use(endpoint) else []
     if "store" in dropped and "metadata" in body:
         dropped.append("metadata")  # OpenAI refuses it in a request that is not stored.
     kept = {name: value for name, value in body.items() if name not in dropped}
@@ -117,6 +131,13 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
         request, body=kept, tools=tools if request.tools is not None and tools else None, tool_choice=choice
     )
     return PassedFields(request=sent, dropped=_few(names))
+
+
+def _as_it_came(request: ChatRequest, responses: Mapping[str, Any], endpoint: Endpoint) -> PassedFields:
+    sent_as, dropped = passed_responses(responses, endpoint)
+    body = {name: value for name, value in request.body.items() if name not in dropped}
+    sent = msgspec.structs.replace(request, body=body, responses=sent_as)
+    return PassedFields(request=sent, dropped=_few([_name(name) for name in dropped]))
 
 
 def _passes(request: InferenceRequest, name: str, value: Any) -> bool:
@@ -175,7 +196,7 @@ def _tool_name(tool: Mapping[str, Any]) -> Any:
 def _name(name: object) -> str:
     """Return a caller's name of a field as it may stand in a header."""
     shown = "".join(
-        c if c.isascii() and (c.isalnum() or c in "_-.$:") else "?" for c in str(name)[:_NAME_CHARACTERS_MAX]
+        c if c.isascii() and (c.isalnum() or c in "_-.$:[]") else "?" for c in str(name)[:_NAME_CHARACTERS_MAX]
     )
     return shown or "?"
 

@@ -6,6 +6,14 @@ BYTES_PER_TOKEN = 4
 BYTES_PER_TOKEN_MAX = 8
 """No tokenizer in use packs ordinary text into fewer tokens, so this never overcounts by much."""
 
+COUNTED_MAX = 50_000_000
+"""More tokens than any request has, in any of the models' contexts: a count beyond it is no count."""
+
+
+def is_believable(prompt_tokens: int, completion_tokens: int) -> bool:
+    """Tell whether a provider's count can be one. Money is computed from it, and a host may send any number."""
+    return 0 <= prompt_tokens <= COUNTED_MAX and 0 <= completion_tokens <= COUNTED_MAX
+
 
 def estimate_tokens(text_bytes: int) -> int:
     """Estimate the tokens of a text by its UTF-8 bytes; at least one token if there is any text."""

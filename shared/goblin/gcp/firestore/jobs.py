@@ -20,9 +20,10 @@ from google.cloud.firestore_v1.base_query import FieldFilter
 
 from goblin.core import decoding
 from goblin.core.errors import Broken, StoreUnavailable
+from goblin.gateway.ports import ApiKey, Scope
 from goblin.gcp.firestore.documents import plain_instants
 from goblin.jobs.domain.instances import AttemptLease
-from goblin.jobs.domain.job import LEASED, Job
+from goblin.jobs.domain.job import LEASED, AskerKey, Job
 from goblin.jobs.policy.spot.market_history import MarketHistory
 from goblin.jobs.ports import StoredJob, UnreadableJob
 
@@ -107,8 +108,10 @@ class FirestoreJobs:
         found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of open jobs")
         return _readable(found)
 
-    async def list_recent(self, limit: int) -> Sequence[Job]:
-        query = self._jobs.order_by("requested_at", direction=Query.DESCENDING).limit(limit)
+    async def list_recent(self, limit: int, *, tenant: str | None) -> Sequence[Job]:
+        # In the query, not after it: a tenant with few jobs among many must still see all of its own.
+        jobs = self._jobs if tenant is None else self._jobs.where(filter=FieldFilter("owner.tenant", "==", tenant))
+        query = jobs.order_by("requested_at", direction=Query.DESCENDING).limit(limit)
         found = await _in_time(query.get(timeout=DEADLINE_S, retry=None), "list of jobs")
         return [stored.job for stored in _readable(found)]
 
@@ -151,14 +154,24 @@ class FirestoreAttemptKeys:
     def __init__(self, client: AsyncClient) -> None:
         self._keys = client.collection("keys")
 
-    async def open(self, digest: str, *, name: str, until: datetime) -> None:
+    async def open(self, digest: str, *, name: str, until: datetime, asker: str, models: Sequence[str] | None) -> None:
         fields = {"name": name, "disabled": False, "created_at": datetime.now(UTC), "expires_at": until}
         # A rented host may send inference requests, and nothing else that keys allow.
-        fields["scopes"] = ["inference"]
+        fields |= {"scopes": ["inference"], "asker": asker, "models": None if models is None else list(models)}
         await _in_time(self._keys.document(digest).set(fields, timeout=DEADLINE_S, retry=None), "write of a key")
 
     async def close(self, digest: str) -> None:
         await _in_time(self._keys.document(digest).delete(timeout=DEADLINE_S, retry=None), "delete of a key")
+
+    async def asker(self, digest: str) -> AskerKey | None:
+        found = await _in_time(self._keys.document(digest).get(timeout=DEADLINE_S, retry=None), "read of an API key")
+        if not found.exists:
+            return None
+        try:
+            key = msgspec.convert({**plain_instants(found.to_dict()), "digest": digest}, ApiKey)
+        except msgspec.ValidationError as error:
+            raise StoreUnavailable(f"The API key {digest[:12]} cannot be read: {error}") from error
+        return AskerKey(disabled=key.disabled, expires_at=key.expires_at, runs_jobs=Scope.JOBS in key.scopes)
 
 
 def _fields(job: Job) -> dict[str, Any]:

@@ -6,17 +6,23 @@ Source: OpenAI's batch guide and `openai.types.batch_request`, read 2026-11-23. 
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import msgspec
 
 from goblin.core import decoding
+from goblin.core.model_names import allows
 
 URLS = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 DATASET_BYTES_MAX = 200 * 1024 * 1024
 ITEMS_MAX = 50_000
 LINE_BYTES_MAX = 1024 * 1024
+MODELS_MAX = 100
+"""Different models that one dataset may name: the attempt's key lists them."""
+MODEL_LENGTH_MAX = 256
+"""Characters of a model's name; no longer name can be asked."""
 RESULT_BYTES_MAX = 4 * 1024 * 1024
 """Limit of one output line; more than any context that we serve."""
 
@@ -120,7 +126,13 @@ class LineSplitter:
 class DatasetCheck:
     """Check of a whole dataset, before any instance is rented for it."""
 
+    default_model: str | None = None
+    """Model of the items that name none."""
+    allowed: Collection[str] | None = None
+    """Models that the job's owner may ask, as `core.model_names` reads them; None: all."""
     items: int = 0
+    models: set[str] = field(default_factory=set)
+    """Models that the items name. A name that no request may have is left out: the gateway refuses that item."""
     _lines: LineSplitter = field(default_factory=lambda: LineSplitter(limit=LINE_BYTES_MAX))
     _seen: dict[bytes, int] = field(default_factory=dict)
 
@@ -128,7 +140,7 @@ class DatasetCheck:
         """Check the lines that end in the chunk.
 
         Raises:
-            MalformedItem: A line cannot be run, or repeats a custom_id.
+            MalformedItem: A line cannot be run, repeats a custom_id, or asks a model that the owner may not ask.
         """
         for number, _, line in self._lines.feed(chunk):
             self._check(number, line)
@@ -153,3 +165,14 @@ class DatasetCheck:
         key = hashlib.blake2b(item.custom_id.encode(), digest_size=16).digest()
         if (first := self._seen.setdefault(key, number)) != number:
             raise MalformedItem(f"line {number}: custom_id {item.custom_id!r} is on line {first} already")
+        self._note_model(number, item.body.get("model", self.default_model))
+
+    def _note_model(self, number: int, model: object) -> None:
+        # A star would allow more than the item asks.
+        if not isinstance(model, str) or not 0 < len(model) <= MODEL_LENGTH_MAX or model.endswith("*"):
+            return
+        if not allows(self.allowed, model):
+            raise MalformedItem(f"line {number}: the API key that asked for the job may not use the model {model!r}")
+        self.models.add(model)
+        if len(self.models) > MODELS_MAX:
+            raise MalformedItem(f"line {number}: more than {MODELS_MAX} different models")

@@ -72,6 +72,48 @@ class Reason:
     text: str
 
 
+OPERATOR = "operator"
+"""Owner of jobs that no tenant asked for; also of those stored before jobs had owners."""
+
+TENANT = "tenant:"
+"""Prefix of an owner that is a tenant, as the gateway writes it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class JobOwner:
+    """The party that asked for a job: it sees the job, pays for it, and limits what the job may ask of models."""
+
+    tenant: str = OPERATOR
+    """The API key's owner (its tenant, or the key itself), `tenant:NAME` as an event named it, or `OPERATOR`."""
+    key_digest: str = ""
+    """SHA-256 of the API key; empty: the job came as an event."""
+    key_name: str = ""
+    models: tuple[str, ...] | None = None
+    """Models that the key might use when it asked, as `core.model_names` reads them. None: all."""
+    sees_all: bool = False
+    """Whether the key had the scope `operate`, so that its jobs may read what other tenants' jobs wrote."""
+
+    @property
+    def tenant_name(self) -> str | None:
+        """The tenant's name, for people; None: a key without a tenant, or the operator."""
+        return self.tenant.removeprefix(TENANT) if self.tenant.startswith(TENANT) else None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AskerKey:
+    """What has become of an API key that asked for jobs."""
+
+    disabled: bool
+    expires_at: datetime | None
+    runs_jobs: bool
+    """Whether it has the scope to run jobs."""
+
+
+def owner_of_event(spec: JobRequested) -> JobOwner:
+    """Return the owner of a job from the topic: the tenant that its publisher names, else the operator."""
+    return JobOwner(tenant=f"{TENANT}{spec.tenant}") if spec.tenant is not None else JobOwner()
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Dataset:
     """The dataset at the time the job was accepted; a later object under the same name is not read."""
@@ -80,6 +122,8 @@ class Dataset:
     generation: int
     size: int
     items: int
+    models: tuple[str, ...] | None = None
+    """Models that the items of a batch name, sorted. None: not a batch, or accepted before they were noted."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +169,8 @@ class InstanceReservation:
     """The provider's id of the instance, once known: finds its charge in a bill that has no labels."""
     ended_at: datetime | None = None
     """When its instance was first known to be gone, or the next day's part took over; then it can be settled."""
+    payer: str = ""
+    """Account of the API key that asked for the job, which pays beside the job's own; empty: no key asked."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -151,6 +197,7 @@ class Job:
     state: JobState
     requested_at: datetime
     updated_at: datetime
+    owner: JobOwner = JobOwner()
     reasons: tuple[Reason, ...] = ()
     """History, newest last."""
     attempt: int = 0
@@ -215,7 +262,10 @@ class Job:
 
 
 def spec_digest(spec: JobRequested) -> str:
-    """Hash a specification: defaults count as given; neither order nor white space of the parameters matters."""
-    parameters = msgspec.json.encode(msgspec.json.decode(spec.parameters), order="sorted")
-    spec = msgspec.structs.replace(spec, parameters=msgspec.Raw(parameters))
-    return hashlib.sha256(msgspec.json.encode(spec, order="sorted")).hexdigest()
+    """Hash a specification: defaults count as given; neither order nor white space of the parameters matters.
+
+    The tenant is left out: it is the owner's, and jobs stored before there was one must keep their hash.
+    """
+    fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name != "tenant"}
+    fields["parameters"] = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(spec.parameters), order="sorted"))
+    return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()

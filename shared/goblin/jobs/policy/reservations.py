@@ -25,6 +25,7 @@ from goblin.billing.domain.ledger import (
     day_of,
     lineage,
 )
+from goblin.billing.domain.ledger import named as account_named
 from goblin.billing.policy import allocation
 from goblin.billing.policy.allocation import InsufficientBudget
 from goblin.billing.policy.local_allocation import LocalAllocation
@@ -32,6 +33,7 @@ from goblin.core.labels import job_of_label
 from goblin.core.money import USD_MICROS, show_usd
 from goblin.jobs.domain.job import InstanceReservation, Job
 from goblin.jobs.domain.market import Placement
+from goblin.jobs.policy.job_spec import USD_MAX
 from goblin.jobs.policy.spot.offers import MONTH_H, Needs
 
 SLICE_S = 3600
@@ -54,7 +56,7 @@ EXPIRES_AFTER = timedelta(minutes=10)
 
 
 def first(
-    label: str, placement: Placement, needs: Needs, *, start_s_max: float, now: datetime
+    label: str, placement: Placement, needs: Needs, *, start_s_max: float, now: datetime, payer: str = ""
 ) -> InstanceReservation | None:
     """Plan the instance reservation of an attempt; None where the instance is free.
 
@@ -64,6 +66,7 @@ def first(
         needs: What the attempt downloads at its start, keeps on disk, and uploads with each save.
         start_s_max: Longest time from the rental to the agent's first request, billed or not.
         now: Aware UTC.
+        payer: From `payer_of`.
     """
     offer = placement.offer
     bid = placement.bid_usd_micros_per_hour
@@ -88,6 +91,7 @@ def first(
         until=now + timedelta(seconds=around_s + work_s),
         reserved_usd_micros=0,
         shortest_s=around_s + SLICE_S_MIN,
+        payer=payer,
     )
 
 
@@ -242,9 +246,19 @@ def allocation_id(reservation: InstanceReservation) -> str:
     return f"{INSTANCE_PREFIX}{reservation.label}:{reservation.part}"
 
 
-def accounts_of(provider: str, job_id: str) -> tuple[str, ...]:
-    """List the accounts whose budgets and freezes apply to a job's instance at a provider."""
-    return TOTAL, provider, f"{provider}/{job_id}", f"job/{job_id}"
+def payer_of(job: Job) -> str:
+    """Return the account of the API key that asked for a job; empty: no key asked."""
+    return account_named("key", job.owner.key_name) if job.owner.key_digest else ""
+
+
+def accounts_of(provider: str, job_id: str, payer: str = "") -> tuple[str, ...]:
+    """List the accounts whose budgets and freezes apply to a job's instance at a provider; for `payer` see there."""
+    return TOTAL, provider, f"{provider}/{job_id}", *_also(job_id, payer)
+
+
+def _also(job_id: str, payer: str) -> tuple[str, ...]:
+    """List the accounts of a job outside the tree of providers."""
+    return (f"job/{job_id}", payer) if payer else (f"job/{job_id}",)
 
 
 def local_allocation(reservation: InstanceReservation, *, close: bool = False) -> LocalAllocation:
@@ -260,7 +274,7 @@ def local_allocation(reservation: InstanceReservation, *, close: bool = False) -
     return LocalAllocation(
         allocation_id=allocation_id(reservation),
         account=f"{reservation.provider}/{job_id}",
-        also=(f"job/{job_id}",),
+        also=_also(job_id, reservation.payer),
         # An exchange with the number 1 would open an allocation only to close it.
         seq=max(1, reservation.seq) if close else reservation.seq,
         reserved={} if close else {reservation.label: reservation.reserved_usd_micros},
@@ -324,9 +338,10 @@ def limit_of(job: Job) -> tuple[str, Limit] | None:
 
     When it is used up the ledger allocates no more, so the job saves and stops; no freeze follows.
     """
-    if job.spec.budget_usd is None:
-        return None
-    micros = max(0, math.floor(job.spec.budget_usd * USD_MICROS))
+    dollars = job.spec.budget_usd
+    if dollars is None or not (dollars.is_finite() and dollars <= USD_MAX):
+        return None  # A job with an impossible budget was refused.
+    micros = max(0, math.floor(dollars * USD_MICROS))
     return f"job/{job.job_id}", Limit(period=Period.LIFETIME, limit_usd_micros=micros)
 
 

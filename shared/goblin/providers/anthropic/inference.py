@@ -5,7 +5,8 @@ parameters even at their defaults, so they are left out; the option `version = "
 are named, there is no `[DONE]`, unknown events are skipped, and usage is cumulative: the last value counts. Tokens
 read from or written to a cache are not part of `input_tokens`. 529 means overloaded; some 429 and 400 are about money.
 `GET /v1/models` costs nothing. Thinking becomes `reasoning_content`; its signature has no place in OpenAI's wire
-format, so thinking cannot be sent back.
+format, so thinking cannot be sent back. A caller of Anthropic's wire gets the events themselves, and its request is
+sent as it came, with its `anthropic-version` and `anthropic-beta`.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings
 from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.anthropic.codec import messages_body, unsupported, version_of, wants_schema
+from goblin.providers.anthropic.codec import messages_body, passed_on, unsupported, version_of, wants_schema
 from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream, events
 from goblin.providers.common.refusals import ErrorDetail, detail_of, fault_of
@@ -65,14 +66,21 @@ class Anthropic:
         )
 
     async def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        body = messages_body(request, model, self._endpoint)
-        reader = EventReader(self._endpoint.name, answer_is_tool=wants_schema(request))
-        async with self._upstream.stream("/v1/messages", body) as response:
+        original = request.original_for(self._endpoint)
+        if original is None:
+            body, headers = messages_body(request, model, self._endpoint), None
+        else:
+            body, headers = passed_on(original, request, model), original.headers
+        reader = EventReader(self._endpoint.name, answer_is_tool=original is None and wants_schema(request))
+        async with self._upstream.stream("/v1/messages", body, headers=headers) as response:
             try:
                 async with aclosing(events(self._upstream, response)) as found:
                     async for event in found:
                         said: StreamEvent = self._upstream.decode(event.data, StreamEvent)
-                        if (chunk := reader.read(said)) is not None:
+                        chunk = reader.read(said)
+                        if original is not None:
+                            yield _with_event(chunk, self._upstream.decode(event.data))
+                        elif chunk is not None:
                             yield chunk
                         if said.type == "message_stop":
                             break
@@ -115,6 +123,10 @@ class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
     output_tokens: int | None = None
     cache_creation_input_tokens: int | None = None
     cache_read_input_tokens: int | None = None
+    cache_creation: Any = None
+    """The tokens written to the cache, by how long they stay there."""
+    server_tool_use: Any = None
+    """How often each tool that Anthropic runs was used."""
 
 
 class StartedMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -266,12 +278,22 @@ def usage_of(said: MessageUsage) -> Usage | None:
     read, written = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
     asked = said.input_tokens + read + written
     details = {"cached_tokens": read} | ({"cache_creation_tokens": written} if written else {})
+    if longer := _counts(said.cache_creation).get("ephemeral_1h_input_tokens"):
+        details["cache_creation_1h_tokens"] = longer
+    uses = {name: times for name, times in _counts(said.server_tool_use).items() if name.endswith("_requests")}
+    details |= uses
     return Usage(
         prompt_tokens=asked,
         completion_tokens=said.output_tokens,
         total_tokens=asked + said.output_tokens,
-        prompt_tokens_details=details if read or written else UNSET,
+        prompt_tokens_details=details if read or written or uses else UNSET,
     )
+
+
+def _counts(value: Any) -> dict[str, int]:
+    """Read counts by name; what is none is left out."""
+    found = value.items() if isinstance(value, dict) else ()
+    return {name: said for name, said in found if isinstance(said, int) and not isinstance(said, bool) and said > 0}
 
 
 def judge(status: int, detail: ErrorDetail) -> Fault | None:
@@ -288,6 +310,13 @@ _STREAM_FAULTS = {
     "authentication_error": Fault.AUTH,
     "permission_error": Fault.AUTH,
 }
+
+
+def _with_event(chunk: ChatChunk | None, event: dict[str, Any]) -> ChatChunk:
+    """Put the event that a chunk stands for beside it, for a caller that speaks the same wire."""
+    choice = chunk.choices[0] if chunk is not None and chunk.choices else ChunkChoice()
+    choice = msgspec.structs.replace(choice, delta=msgspec.structs.replace(choice.delta, event=event))
+    return msgspec.structs.replace(chunk or ChatChunk(), choices=(choice,))
 
 
 def _chunk(delta: Delta) -> ChatChunk:

@@ -23,10 +23,10 @@ from httpguard.text import is_bounded
 
 TIMEOUT_S = 20.0
 PAGES_MAX = 100
+DOLLARS_MAX = 10_000_000
+"""More than a day costs: such a bill is not believed. To convert `1e999999` would take minutes, too."""
 WAITS_S = (1.5, 3.0, 6.0)
 """Waits before retries after a 429. Vast.ai requires a second between two requests for charges."""
-DOLLARS_MAX = 10**9
-"""Highest plausible bill of a day; the conversion of `1e999999` would take minutes."""
 BillingKey = str | KeySource
 """An API key, or the source that it is read from."""
 
@@ -106,7 +106,7 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
         rows: The parts of its instances; None when the provider does not itemise.
 
     Raises:
-        ValueError: An amount is negative, not finite or implausibly high.
+        ValueError: An amount is negative, not finite, or above `DOLLARS_MAX`.
     """
     so_far, charges = Decimal(0), []
     for row in sorted(rows or (), key=lambda row: (row.label, row.instance_id)):
@@ -120,5 +120,5 @@ def made(dollars: Decimal, rows: Sequence[BillRow] | None = None) -> Bill:
 
 def _sound(dollars: Decimal) -> Decimal:
     if not dollars.is_finite() or not 0 <= dollars <= DOLLARS_MAX:
-        raise ValueError("an amount is negative, not finite or beyond a billion dollars")
+        raise ValueError("an amount is negative, not finite, or no bill of a day")
     return dollars

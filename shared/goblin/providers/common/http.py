@@ -43,6 +43,8 @@ class _Ask(NamedTuple):
     timeout_s: float
     again: bool = True
     """Whether one retry is allowed when a kept connection turns out to be closed."""
+    headers: Mapping[str, str] = {}
+    """Sent beside those of every request, and instead of those of the same name."""
 
 
 class Upstream:
@@ -88,14 +90,16 @@ class Upstream:
                 self._changing.append((credential, credential.key))
 
     @asynccontextmanager
-    async def stream(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
-        """POST a body and keep the response open for streaming.
+    async def stream(
+        self, path: str, body: Mapping[str, Any], *, headers: Mapping[str, str] | None = None
+    ) -> AsyncIterator[httpx.Response]:
+        """POST a body and keep the response open for streaming. `headers` are for this request alone.
 
         Raises:
             ProviderUnavailable, InvalidRequest: As `refusal` decides; also when the connection breaks in between.
         """
         content = msgspec.json.encode(body)
-        response = await self._send(_Ask("POST", path, content, ANSWER_TIMEOUT_S))
+        response = await self._send(_Ask("POST", path, content, ANSWER_TIMEOUT_S, headers=headers or {}))
         try:
             if response.status_code != 200:
                 raise self._refusal(response, await read_up_to(response, ERROR_BYTES_MAX))
@@ -174,7 +178,7 @@ class Upstream:
         return await self._send_with(keys, ask)
 
     async def _send_with(self, keys: list[str], ask: _Ask) -> httpx.Response:
-        headers = dict(self._headers)
+        headers = {**self._headers, **ask.headers}
         for (credential, _), key in zip(self._changing, keys, strict=True):
             learn(key)
             headers[credential.header] = credential.value(key)

@@ -14,6 +14,10 @@ from goblin.gateway.domain.endpoint_health import Finding, Probe
 log = logging.getLogger(__name__)
 
 PROBE_TIMEOUT_S = 5.0
+MODELS_MAX = 2000
+"""Models of one endpoint that are kept. OpenRouter lists some hundreds."""
+NAME_MAX = 256
+"""Longest name of a model, as in requests."""
 
 _FINDINGS = {
     Fault.LOADING: Finding.LOADING,
@@ -42,6 +46,10 @@ async def look(probe: Callable[[], Awaitable[Probe]]) -> Probe:
     except Exception as error:
         log.exception("A probe raised an unexpected error.")
         return Probe(finding=Finding.UNCLEAR, reason=f"the probe raised {type(error).__name__}")
+    if found.models is not None:
+        # They are written into one document, and are names that callers could write into a request.
+        named = tuple(name for name in found.models if 0 < len(name) <= NAME_MAX)[:MODELS_MAX]
+        found = replace(found, models=named)
     if found.latency_ms is None:
         return replace(found, latency_ms=elapsed_ms(started))
     return found

@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 
 TEXT_MAX = 1024
 """Characters of a message that are read and passed on."""
+WAIT_S_MAX = 86400.0
+"""The longest wait that a provider may ask for."""
 WORD_MAX = 128
 """Characters of a type, a code or the name of a parameter."""
 
@@ -177,9 +179,9 @@ def retry_after_s(headers: Mapping[str, str]) -> float | None:
         except (KeyError, ValueError):
             continue
         if 0 <= value < float("inf"):
-            return value
+            return min(value, WAIT_S_MAX)
     waits = [*_empty_buckets(headers), *_empty_policies(headers.get("ratelimit", ""))]
-    return max(waits, default=None)
+    return min(max(waits), WAIT_S_MAX) if waits else None
 
 
 def _empty_buckets(headers: Mapping[str, str]) -> list[float]:

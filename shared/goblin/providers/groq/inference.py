@@ -32,6 +32,7 @@ UNSUPPORTED = {
     Capability.CHOICES: "it returns one choice per request",
     Capability.COMPLETIONS: "it has no completions route",
     Capability.EMBEDDINGS: "it has no embeddings",
+    Capability.FILES: "its chat models take only text and images",
     Capability.LOGPROBS: "it returns no log probabilities",
 }
 """Capabilities that it lacks, and why."""

@@ -48,6 +48,7 @@ NAME = "ollama"
 UNSUPPORTED = {
     Capability.AUDIO: "its API takes only text and images",
     Capability.CHOICES: "it returns one choice per request",
+    Capability.FILES: "its API takes only text and images",
     Capability.LOGPROBS: "its log probabilities are not mapped",
 }
 """Capabilities that it lacks, and why."""

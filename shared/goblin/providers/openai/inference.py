@@ -3,7 +3,8 @@
 Source: openai-python 3.54 and OpenAI's API reference, read 2026-11-23. `GET /models` costs nothing. A 429 with a
 quota code is about money, not about rate. Usage in a stream must be requested. OpenAI's reasoning models refuse
 `max_tokens`, and compatible servers may not know `max_completion_tokens`: OpenAI itself gets the new name, other
-servers the one in the option `limit`, or else the caller's.
+servers the one in the option `limit`, or else the caller's. OpenAI itself, and a server with the option `responses =
+"yes"`, gets a Responses request as it came.
 """
 
 from __future__ import annotations
@@ -18,14 +19,15 @@ from goblin.core.errors import Broken
 from goblin.gateway.domain.chat import ChatChunk, Embeddings
 from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.gateway.policy.passed_responses import HOST, OPTION
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_as_vllm
+from goblin.providers.common.responses_codec import ResponsesCodec
 
 NAME = "openai"
 UNSUPPORTED: dict[Capability, str] = {}
-HOST = "api.openai.com"
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
@@ -40,14 +42,20 @@ class OpenAI:
         limit = endpoint.options.get("limit") or (LIMITS[1] if urlsplit(endpoint.url).hostname == HOST else None)
         if limit not in (*LIMITS, None):
             raise Broken(f"Endpoint {endpoint.name}: the option `limit` must be one of {', '.join(LIMITS)}.")
+        if endpoint.options.get(OPTION, "auto") not in ("auto", "yes", "no"):
+            raise Broken(f"Endpoint {endpoint.name}: the option `{OPTION}` must be one of auto, yes, no.")
+        upstream = Upstream(endpoint.name, endpoint.url, endpoint.api_key, client)
+        self._responses = ResponsesCodec(upstream)
         self._wire = OpenAICodec(
-            Upstream(endpoint.name, endpoint.url, endpoint.api_key, client),
+            upstream,
             limit=limit,
             # OpenAI itself never continues a message; an endpoint that declares it is a server such as vLLM.
             continues=continues_as_vllm(endpoint),
         )
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        if request.responses is not None:
+            return self._responses.respond(request, model=model)
         return self._wire.chat(request, model=model)
 
     def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:

@@ -39,7 +39,10 @@ from goblin.providers.runpod.queue import RunPodQueue
 from goblin.providers.runpod.worker_outputs import OutputReader
 
 NAME = "runpod"
-UNSUPPORTED = {Capability.EMBEDDINGS: "its vLLM workers have no embeddings route"}
+UNSUPPORTED = {
+    Capability.EMBEDDINGS: "its vLLM workers have no embeddings route",
+    Capability.FILES: "its vLLM workers read no PDF",
+}
 """Capabilities that it lacks, and why."""
 API = "https://api.runpod.io/v2"
 EXECUTION_S = 600
