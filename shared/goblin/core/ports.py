@@ -44,7 +44,10 @@ class ObjectFacts:
 
 
 class ObjectStore(Protocol):
-    """Objects by `gs://` URI. Every method raises `StoreUnavailable` when the store does not answer."""
+    """Objects by `gs://` URI.
+
+    Every method raises `StoreUnavailable` when the store does not answer, and `StoreRefused` when it refuses for good.
+    """
 
     async def stat(self, uri: str) -> ObjectFacts | None:
         """Read the metadata of the current object; None when there is none."""

@@ -212,7 +212,7 @@ async def cancel(job_id: str, deps: JobDeps, *, by: str, tenant: str | None) -> 
 
     Raises:
         NotFound: As for `show`.
-        Conflict: The job is finishing, or has ended in another way.
+        Conflict: The job has ended in another way.
     """
     await show(job_id, deps, tenant=tenant)
     transition = await change(

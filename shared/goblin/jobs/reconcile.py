@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from goblin.core.errors import Broken, GoblinError, NotFound, Transient
+from goblin.core.errors import Broken, GoblinError, NotFound, StoreRefused, Transient
 from goblin.core.labels import job_of_label
 from goblin.jobs import batch, checkpoints, owners, placement, renewals, reservations, training
 from goblin.jobs.batch import RejectedInput
@@ -224,7 +224,10 @@ Follow = Callable[..., tuple[Trigger, Transition] | None]
 async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow) -> tuple[Trigger, Transition] | None:
     """Check a job's input and deadline before it is queued."""
     check = training.check_inputs if job.spec.kind == JobKind.TRAINING else batch.check_dataset
-    found = await check(job, deps)
+    try:
+        found = await check(job, deps)
+    except StoreRefused as error:
+        return follow(Trigger.REJECTED, error.message)
     if isinstance(found, RejectedInput):
         return follow(Trigger.REJECTED, found.reason)
     if job.spec.deadline is not None:
@@ -263,8 +266,12 @@ async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Trigger, Tr
             refused = await training.write_output(job, manifests[-1], deps) if manifests else NOTHING
         else:
             refused = await batch.write_output(job, manifests, deps)
-    except (Broken, NotFound) as error:
+    except (Broken, NotFound, StoreRefused) as error:
         refused = RejectedInput(reason=str(error))
+    except Transient as error:
+        if (late := state_machine.unwritten(job, error.message, now=deps.clock.now())) is None:
+            raise
+        refused = RejectedInput(reason=late)
     if refused is not None:
         return follow(Trigger.BROKEN, refused.reason)
     where = job.spec.output_uri or (job.checkpoint.manifest_uri if job.checkpoint else "nowhere")

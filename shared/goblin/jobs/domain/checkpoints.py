@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 MANIFEST = "MANIFEST.json"
-FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+FILE_NAME_MAX = 128
+FILE_NAME = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{FILE_NAME_MAX - 1}}}\Z"
 FILES_MAX = 64
 FILE_BYTES_MAX = 5 * 1024**3
 """Limit of a single PUT in Cloud Storage."""

@@ -6,7 +6,9 @@ from collections.abc import Collection
 from datetime import datetime
 from decimal import Decimal
 
+from goblin.core import object_names
 from goblin.core.events import TOPICS, JobRequested
+from goblin.jobs.domain.checkpoints import FILE_NAME_MAX
 from goblin.jobs.domain.instances import gpu_name
 from goblin.jobs.domain.job import JobKind, JobPriority
 from goblin.jobs.domain.market import InstanceRequirements
@@ -53,6 +55,10 @@ def _bad_place(spec: JobRequested, bucket: str) -> str | None:
         where, _, name = uri.removeprefix("gs://").partition("/")
         if where != bucket:
             return f"{field} must be in gs://{bucket}/."
+        # A training writes files below its output.
+        room = FILE_NAME_MAX + 1 if field == "output_uri" and spec.kind == JobKind.TRAINING else 0
+        if (why := object_names.why_refused(name, room=room)) is not None:
+            return f"{field} cannot be an object in Cloud Storage: {why}."
         if name.endswith("/"):
             return f"{field} names a folder. Name an object, without a slash at the end."
         if field == "output_uri" and f"{name}/".startswith(RESERVED_PREFIXES):
