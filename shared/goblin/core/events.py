@@ -100,6 +100,10 @@ class JobStatusChanged(msgspec.Struct, frozen=True, kw_only=True):
     total: int | None = None
     spent_usd_micros: int = 0
     output_uri: str | None = None
+    completed: int | None = None
+    """Batch: saved items with an answer; `total` counts all."""
+    failed: int | None = None
+    """Batch: saved items with an error."""
 
 
 class CheckpointSaved(msgspec.Struct, frozen=True, kw_only=True):

@@ -238,10 +238,12 @@ async def announce(job: Job, deps: JobDeps) -> None:
     seq = job.seq
     if job.announced_seq >= seq:
         return
+    items = job.items
     event = JobStatusChanged(
         job_id=job.job_id, kind=job.spec.kind, state=job.state, reason=job.reason, at=job.updated_at, seq=seq,
         attempt=job.attempt, step=job.step, total=job.total, spent_usd_micros=job.spent_usd_micros,
         output_uri=job.spec.output_uri if job.state is JobState.SUCCEEDED else None,
+        completed=items.completed if items else None, failed=items.failed if items else None,
     )  # fmt: skip
     try:
         await deps.bus.publish(STATUS_TOPIC, event)

@@ -15,7 +15,7 @@ from functools import partial
 
 from goblin.core.errors import Broken, GoblinError, NotFound, StoreRefused, Transient
 from goblin.core.labels import job_of_label
-from goblin.jobs import batch, checkpoints, owners, placement, renewals, reservations, training
+from goblin.jobs import batch, checkpoints, outputs, owners, placement, renewals, reservations, training
 from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import Job, JobKind, JobState
@@ -208,6 +208,7 @@ async def _next(
     trigger, reason = observed
     if trigger is Trigger.SETTLED:
         await reservations.unlimit_job(job, deps.money.ledger)
+        await outputs.release(job, deps)
     if job.state is JobState.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
         # Before the next attempt is placed: from then on a checkpoint of the last one is refused.
         return follow(Trigger.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
@@ -239,6 +240,8 @@ async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow
             return follow(Trigger.REJECTED, denied.reason)
         if not await _has_place(job, deps):
             return None
+    if (held := await outputs.hold(job, deps)) is not None:
+        return follow(Trigger.REJECTED, held)
     await reservations.limit_job(job, deps.money.ledger)
     items = f"{found.items} items; " if found is not None and found.items else ""
     return follow(Trigger.ACCEPTED, f"{items}waits for a free place", dataset=found)
