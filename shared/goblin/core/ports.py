@@ -95,6 +95,39 @@ class DeadLetters(Protocol):
         """
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldLetter:
+    """A dead letter as pulled, held for this process until it is given back, acknowledged, or some seconds pass."""
+
+    message_id: str
+    data: bytes
+    attributes: Mapping[str, str]
+    published_at: datetime
+    """When it became a dead letter."""
+    handle: str = field(repr=False)
+    """Names this delivery."""
+    ordering_key: str = ""
+
+
+class DeadLetterBox(Protocol):
+    """What lies in the dead letter topics. Every method raises `StoreUnavailable` when Pub/Sub does not answer."""
+
+    async def pull(self, topic: str, limit: int) -> tuple[Sequence[HeldLetter], bool]:
+        """Hold the dead letters of a topic, at most about `limit`; also return whether these are all.
+
+        A slow answer is waited for or raises: it never reads as an empty topic.
+        """
+
+    async def give_back(self, topic: str, letters: Sequence[HeldLetter]) -> None:
+        """Let letters lie where they are."""
+
+    async def replay(self, topic: str, letter: HeldLetter, attributes: Mapping[str, str]) -> None:
+        """Publish a letter's event to its topic, with these attributes; return once it is stored."""
+
+    async def drop(self, topic: str, letter: HeldLetter) -> None:
+        """Delete a letter."""
+
+
 class Bus(Protocol):
     """Topics that events are published to."""
 
