@@ -1,5 +1,6 @@
 import asyncio
 import json
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -97,6 +98,30 @@ async def test_thawing_what_is_not_frozen_is_refused(deps: Any) -> None:
         await budgets.thaw("a b", actor="ann", wish_id="w", deps=deps)
 
 
+@pytest.mark.parametrize(
+    ("declared", "chosen", "source", "limit", "beside"),
+    [
+        (20, 300, "GOBLIN_MONTHLY_BUDGET", 20, "set of $300.00"),
+        (300, 20, "set", 20, "GOBLIN_MONTHLY_BUDGET of $300.00"),
+        (20, 20, "set", 20, "GOBLIN_MONTHLY_BUDGET of $20.00"),
+        (20, None, "GOBLIN_MONTHLY_BUDGET", 20, ""),
+    ],
+)
+async def test_a_declared_budget_and_a_set_one_are_one_row_that_says_its_source(
+    deps: Any, declared: int, chosen: int | None, source: str, limit: int, beside: str
+) -> None:
+    def of(dollars: int, variable: str = "") -> Limit:
+        return Limit(period=Period.MONTH, limit_usd_micros=dollars * 1_000_000, variable=variable)
+
+    deps.ledger.declared = {"total": (of(declared, "GOBLIN_MONTHLY_BUDGET"),)}
+    if chosen is not None:
+        await budgets.limit("total", Period.MONTH, of(chosen), deps)
+    await budgets.limit("total", Period.DAY, replace(of(5), period=Period.DAY), deps)
+    day, month = await budgets.overview(deps)
+    assert (day.period, day.source) == (Period.DAY, "set")
+    assert (month.source, month.limit_usd_micros, month.beside) == (source, limit * 1_000_000, beside)
+
+
 async def test_budgets_are_shown_as_they_stand(deps: Any) -> None:
     day = Limit(period=Period.DAY, limit_usd_micros=100, action=BudgetAction.STOP_JOBS)
     await budgets.limit("openai", Period.DAY, day, deps)
@@ -105,6 +130,7 @@ async def test_budgets_are_shown_as_they_stand(deps: Any) -> None:
     )
     (shown,) = await budgets.overview(deps)
     assert (shown.window, shown.spent_usd_micros, shown.left_usd_micros) == ("2026-11-25", 30, 70)
+    assert (shown.source, shown.beside) == ("set", "")
     assert shown.resets_at == datetime(2026, 11, 26, tzinfo=UTC)
     deps.ledger.used(
         "openai", spent=100, limit=100, period=Period.DAY, action=BudgetAction.STOP_JOBS, at=deps.clock.now()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import threading
 from collections.abc import Callable
@@ -12,7 +13,10 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from goblin.billing.domain.ledger import BudgetAction, EntryKind, LedgerEntry
 from goblin.cli.main import main
+from goblin.wiring import process
+from goblin.wiring.ledger import ledger
 from tests.clouds import RunningCloud
 from tests.fakes.bills import Charges
 from tests.fakes.serving import serve
@@ -58,6 +62,7 @@ def test_a_budget_is_set_shown_and_taken_away(
     shown = goblin("budget", "show").splitlines()
     assert shown[0].split() == ["budget", "spent", "reserved", "left", "of"]
     assert shown[1].split() == ["key/ann", "$0.00", "$0.00", "$0.01", "$0.01", "per", "day,", "then", "freeze"]
+    assert shown[2].endswith("$25.50  per month, then alert; VASTAI_MONTHLY_BUDGET")
     assert shown[-1] == "nothing is frozen"
     assert ann["unreachable"] == "refuse"
     goblin("budget", "set", "key/ann", "0.01", "--per", "day", "--when-unreachable", "spend_lent")
@@ -67,6 +72,34 @@ def test_a_budget_is_set_shown_and_taken_away(
     assert [b["account"] for b in json.loads(goblin("budget", "show", "--json"))["budgets"]] == ["vastai"]
     goblin("budget", "set", "key/ann", "much", code=2)
     goblin("budget", "set", "a b", "1", code=1)
+
+
+def test_a_raised_or_removed_limit_leaves_a_freeze_and_says_so(
+    goblin: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GOBLIN_MONTHLY_BUDGET", "10")
+    process.settings.cache_clear()
+    assert goblin("budget", "set", "total", "5") == "total: $5.00 per month, then alert\n"
+
+    async def freeze() -> None:
+        entry = LedgerEntry(
+            entry_id="f", kind=EntryKind.FREEZE, account="total", amount_usd_micros=0, at=datetime.now(UTC),
+            note="full", reaction=BudgetAction.FREEZE,
+        )  # fmt: skip
+        await ledger().record(entry)
+
+    thread = threading.Thread(target=lambda: asyncio.run(freeze()))
+    thread.start()
+    thread.join(30)
+    still = "still frozen: ./goblin budget thaw total\n"
+    assert goblin("budget", "set", "total", "20").endswith(
+        f"total: $10.00 per month holds, from GOBLIN_MONTHLY_BUDGET\n{still}"
+    )
+    assert goblin("budget", "set", "openai", "3") == f"openai: $3.00 per month, then alert\n{still}"
+    assert goblin("budget", "set", "openai", "none") == f"openai has no limit per month now\n{still}"
+    assert json.loads(goblin("budget", "set", "total", "none", "--json"))["frozen"] == ["total"]
+    goblin("budget", "thaw", "total")
+    assert "frozen" not in goblin("budget", "set", "total", "30")
 
 
 def test_budgets_are_for_those_who_operate(serve_function: Callable[[str], str], api_keys: None) -> None:

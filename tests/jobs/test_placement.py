@@ -291,6 +291,38 @@ async def test_a_freeze_keeps_jobs_from_starting_and_stops_them_if_it_says_so(
     assert world.job("k").state is JobState.QUEUED
     assert world.job("k").no_placement is not None
     assert "fake is frozen: enough" in world.job("k").no_placement.reason
+    assert world.job("k").why == world.job("k").no_placement.reason
+
+
+async def test_a_job_that_waits_says_for_what_and_nothing_beside_it() -> None:
+    world = market()
+    freeze = LedgerEntry(
+        entry_id="freeze:1", kind=EntryKind.FREEZE, account="fake", amount_usd_micros=0, at=START, note="enough",
+        reaction=BudgetAction.FREEZE,
+    )  # fmt: skip
+    await world.ledger.record(freeze)
+    await requested(world)
+    assert "fake is frozen: enough" in world.job().why
+    # The freeze ends, and another job has the only place.
+    world.ledger.frozen.clear()
+    deps = replace(world.deps, limits={"training": 1})
+    await lifecycle.request(training(job_id="first", priority="high"), deps)
+    for _ in range(2):
+        world.clock.advance(5)
+        await reconcile(deps)
+        assert world.job("first").state is JobState.STARTING
+        assert world.job().why == "the only place of kind training is taken"
+    written = len(world.jobs.history["j"])
+    await reconcile(deps)
+    assert len(world.jobs.history["j"]) == written, "it is written once"
+    # It has a place again: a machine that was lost is said, not an old reason to wait.
+    await lifecycle.cancel("first", deps, by="me", tenant=None)
+    for _ in range(3):
+        world.clock.advance(5)
+        await reconcile(deps)
+    assert world.job().state is JobState.STARTING
+    assert "attempt 1" in world.job().reasons[-2].text
+    assert not [line.text for line in world.job().reasons if "free place" in line.text]
 
 
 async def test_a_machine_that_never_boots_is_left_alone_afterwards() -> None:

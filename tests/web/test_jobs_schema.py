@@ -114,6 +114,7 @@ def test_a_waiting_job_is_told_with_the_price_at_which_something_could_be_had() 
     said = told(replace(JOB, state=JobState.QUEUED, placement=None, no_placement=nothing, reservations=()))
     assert said["placement"] is None
     assert said["no_placement"]["price_usd_micros_per_hour_min"] == 900_000
+    assert said["reason"] == said["no_placement"]["reason"]
     assert said["no_placement"]["candidates"][0]["rejected"] == "above the price cap of $0.80"
 
 

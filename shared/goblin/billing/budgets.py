@@ -17,6 +17,7 @@ from goblin.billing.ports import Ledger
 from goblin.core import events
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest, MalformedEvent, NotFound, StoreUnavailable
+from goblin.core.money import show_usd
 from goblin.core.ports import Clock
 
 log = logging.getLogger(__name__)
@@ -132,6 +133,10 @@ class BudgetRow:
     resets_at: datetime | None
     action: BudgetAction
     unreachable: WhenUnreachable
+    source: str
+    """Where the limit comes from: `set`, or the name of an environment variable."""
+    beside: str = ""
+    """Another limit of the same account and period, which is not lower, as `SOURCE of $20.00`. Empty: there is none."""
     frozen: str = ""
     """Why nothing is spent under the account, whatever is left. Empty: it is not frozen."""
 
@@ -149,7 +154,12 @@ async def overview(deps: BudgetDeps) -> list[BudgetRow]:
         for balance in await deps.ledger.balances(window)
     }
     for account in accounts:
-        for limit in account.limits:
+        for period in sorted({limit.period for limit in account.limits}, key=list(Period).index):
+            # An environment's limit and a set one both hold, so the lower one is the budget.
+            limit, *others = sorted(
+                (limit for limit in account.limits if limit.period is period),
+                key=lambda one: (one.limit_usd_micros, one.variable),
+            )
             window = window_of(limit.period, now)
             usage = account.usages.get(limit.period)
             if usage is None or usage.window != window:
@@ -169,10 +179,16 @@ async def overview(deps: BudgetDeps) -> list[BudgetRow]:
                     resets_at=resets_at(limit.period, now),
                     action=limit.action,
                     unreachable=limit.unreachable,
+                    source=_source(limit),
+                    beside=", ".join(f"{_source(one)} of {show_usd(one.limit_usd_micros)}" for one in others),
                     frozen=reasons.get(account.name, ""),
                 )
             )
     return found
+
+
+def _source(limit: Limit) -> str:
+    return limit.variable or "set"
 
 
 async def limit(account: str, period: Period, limit: Limit | None, deps: BudgetDeps) -> None:

@@ -14,7 +14,7 @@ import msgspec
 
 from goblin.billing import budgets as service
 from goblin.billing.domain.accounts import Limit, Period, WhenUnreachable
-from goblin.billing.domain.ledger import Balance, BudgetAction, Freeze, LedgerEntry, month_of
+from goblin.billing.domain.ledger import Balance, BudgetAction, Freeze, LedgerEntry, lineage, month_of
 from goblin.cli import terminal
 from goblin.cli.deployment import person, reach, run
 from goblin.cli.main import DATA
@@ -73,22 +73,35 @@ def set_limit(
         )  # fmt: skip
     reach(data)
 
-    async def work() -> bool:
+    async def work() -> tuple[bool, list[str], list[service.BudgetRow]]:
         from goblin.wiring import billing as billing_wiring
         from goblin.wiring import endpoints
 
-        await service.limit(account, period, chosen, billing_wiring.budgets())
-        return account.split("/")[0] in {*APART, *endpoints.provider_names(), *RENTED}
+        deps = billing_wiring.budgets()
+        await service.limit(account, period, chosen, deps)
+        known = account.split("/")[0] in {*APART, *endpoints.provider_names(), *RENTED}
+        frozen = {freeze.account for freeze in await deps.ledger.freezes()}
+        rows = [row for row in await service.overview(deps) if (row.account, row.period) == (account, period)]
+        # A freeze above the account holds for it too.
+        return known, [name for name in lineage(account) if name in frozen], rows
 
-    known = run(work())
+    known, frozen, rows = run(work())
     if chosen is not None and not known:
         terminal.echo(f"goblin: Warning: nothing spends under {account} here. Check its spelling.", err=True)
     if as_json:
-        terminal.echo_json(msgspec.json.encode({"account": account, "period": period, "limit": chosen}).decode())
-    elif chosen is None:
-        terminal.echo(f"{account} has no limit per {period} now")
-    else:
+        said = {"account": account, "period": period, "limit": chosen, "frozen": frozen}
+        terminal.echo_json(msgspec.json.encode(said).decode())
+        return
+    if chosen is not None:
         terminal.echo(f"{account}: {show_usd(chosen.limit_usd_micros)} per {period}, then {chosen.action}")
+    elif not rows:
+        terminal.echo(f"{account} has no limit per {period} now")
+    for row in rows:
+        if row.source != "set":
+            terminal.echo(f"{account}: {show_usd(row.limit_usd_micros)} per {period} holds, from {row.source}")
+    for name in frozen:
+        # A freeze ends by a person's word only, whatever the limit is now.
+        terminal.echo(f"still frozen: ./goblin budget thaw {name}")
 
 
 def _micros(dollars: str) -> int:
@@ -149,7 +162,7 @@ def _lines(said: _Shown) -> Iterator[str]:
         yield "no budget is set; set one with: goblin budget set total 20"
     for one in said.budgets:
         amounts = (one.spent_usd_micros, one.reserved_usd_micros, one.left_usd_micros, one.limit_usd_micros)
-        yield _row(one.account, *map(show_usd, amounts), f"per {one.period}, then {one.action}")
+        yield _row(one.account, *map(show_usd, amounts), _rest(one))
     yield f"spent in {said.window}" + ("" if said.balances else ": nothing")
     for balance in said.balances:
         yield _row(f"  {balance.account}", show_usd(balance.spent_usd_micros), f"{balance.entries} entries", "", "", "")
@@ -159,6 +172,13 @@ def _lines(said: _Shown) -> Iterator[str]:
         yield "nothing is frozen"
     for action in said.actions:
         yield f"  {action.at:%Y-%m-%d %H:%M} {action.kind:<6} {action.account}: {action.note}"
+
+
+def _rest(one: service.BudgetRow) -> str:
+    said = f"per {one.period}, then {one.action}"
+    if one.source == "set" and not one.beside:
+        return said
+    return f"{said}; {one.source}" + (f", beside {one.beside}" if one.beside else "")
 
 
 def _row(name: str, *cells: str) -> str:

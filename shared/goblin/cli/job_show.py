@@ -80,7 +80,7 @@ def _facts(told: Told) -> Iterator[tuple[str, str]]:
         yield "asked by", marked(told["asked_by"]) + (f", tenant {marked(told['tenant'])}" if told["tenant"] else "")
     elif told["tenant"]:
         yield "tenant", marked(told["tenant"])
-    yield "state", f"{terminal.state(told['state'])}: {marked(told['reason'])}"
+    yield "state", f"{terminal.state(told['state'])}: {marked(why(told))}"
     yield "done", f"{done(told)}{pace(told)}"
     yield "attempt", _attempt(told)
     if told["stop"]:

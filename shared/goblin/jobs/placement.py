@@ -204,6 +204,8 @@ async def place_all(
     for job in queue.order_queue(jobs, now=deps.clock.now()):
         kept = queue.keeps_place(job)
         if not kept and not queue.has_place(job.spec.kind, taken, deps.limits):
+            with step(job.job_id):
+                await _wait(stored[job.job_id], queue.no_place(job.spec.kind, deps.limits), deps)
             continue
         with step(job.job_id):
             if await _place(stored[job.job_id], market, deps):

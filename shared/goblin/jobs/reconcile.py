@@ -243,8 +243,8 @@ async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow
     if (held := await outputs.hold(job, deps)) is not None:
         return follow(Trigger.REJECTED, held)
     await reservations.limit_job(job, deps.money.ledger)
-    items = f"{found.items} items; " if found is not None and found.items else ""
-    return follow(Trigger.ACCEPTED, f"{items}waits for a free place", dataset=found)
+    items = f": {found.items} items" if found is not None and found.items else ""
+    return follow(Trigger.ACCEPTED, f"accepted{items}", dataset=found, no_placement=None)
 
 
 async def _has_place(job: Job, deps: JobDeps) -> bool:

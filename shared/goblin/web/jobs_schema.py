@@ -145,7 +145,7 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "task": spec.task,
         "image": spec.image,
         "state": shown.state,
-        "reason": shown.reason,
+        "reason": shown.why,
         "step": shown.step,
         "total": shown.total,
         "items": msgspec.to_builtins(shown.items),

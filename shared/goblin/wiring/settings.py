@@ -94,7 +94,7 @@ class Settings:
     def limits(self) -> Mapping[str, tuple[Limit, ...]]:
         """Return the monthly limits that the environment declares, by account. Raises `BadConfiguration`."""
         return {
-            account: (Limit(period=Period.MONTH, limit_usd_micros=self._micros(name)),)
+            account: (Limit(period=Period.MONTH, limit_usd_micros=self._micros(name), variable=name),)
             for name, account in MONTHLY_BUDGETS.items()
             if self.variables.get(name)
         }

@@ -69,6 +69,8 @@ class Limit:
     action: BudgetAction = BudgetAction.ALERT
     """The action that follows when it is used up."""
     unreachable: WhenUnreachable = WhenUnreachable.REFUSE
+    variable: str = field(default="", compare=False)
+    """Environment variable that declares it; empty: it was set."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

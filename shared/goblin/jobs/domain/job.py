@@ -279,6 +279,13 @@ class Job:
         """The newest line of the history."""
         return self.reasons[-1].text if self.reasons else ""
 
+    @property
+    def why(self) -> str:
+        """Why the job is where it is: for one that waits, what it waits for now, which its history need not say."""
+        if self.state in (JobState.REQUESTED, JobState.QUEUED) and self.no_placement is not None:
+            return self.no_placement.reason
+        return self.reason
+
 
 def spec_digest(spec: JobRequested) -> str:
     """Hash a specification: defaults count as given; neither order nor white space of the parameters matters.

@@ -14,6 +14,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime, timedelta
 
 from goblin.jobs.domain.job import LEASED, Job, JobKind, JobPriority, JobState
+from goblin.jobs.domain.market import NoPlacement
 
 PLACES: Mapping[str, int] = {JobKind.BATCH: 2, JobKind.TRAINING: 2, JobKind.INFERENCE: 2}
 """Most jobs of each kind that run at once."""
@@ -45,6 +46,14 @@ def keeps_place(job: Job) -> bool:
 def places_taken(jobs: Collection[Job]) -> Counter[str]:
     """Count the jobs of each kind that have an attempt or a place kept for them."""
     return Counter(job.spec.kind for job in jobs if job.state in LEASED or keeps_place(job))
+
+
+def no_place(kind: str, limits: Mapping[str, int]) -> NoPlacement:
+    """Say that a job waits for another one of its kind to end."""
+    limit = limits.get(kind, 0)
+    places = "no place" if not limit else "the only place" if limit == 1 else f"all {limit} places"
+    reason = f"{places} of kind {kind} {'is' if limit < 2 else 'are'} {'there' if not limit else 'taken'}"
+    return NoPlacement(reason=reason, candidates=())
 
 
 def has_place(kind: str, taken: Mapping[str, int], limits: Mapping[str, int]) -> bool:

@@ -247,7 +247,7 @@ def observe(job: Job, inventory: Inventory | None, *, now: datetime) -> tuple[Tr
         if job.failures > job.spec.retries:
             return Trigger.EXHAUSTED, f"{job.failures} attempts in a row made no progress; the last: {job.reason}"
         if job.not_before is None or now >= job.not_before:
-            return Trigger.WAITED, "waits for a free place"
+            return Trigger.WAITED, "queued again"
     gone = lease is None or (seen is not None and lease.label not in seen)
     if job.state in ENDED and job.open and gone and not job.reservations and job.announced_seq >= job.seq:
         return Trigger.SETTLED, ""
