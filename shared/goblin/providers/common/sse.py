@@ -1,4 +1,4 @@
-"""Incremental parser for server-sent events, as the WHATWG specifies them."""
+"""Incremental parser for server-sent events, as the WHATWG specifies them; and for JSON that comes instead of them."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ from typing import NamedTuple
 
 LINE_BYTES_MAX = 8 * 1024 * 1024
 """Largest event; tool calls that contain whole files stay below."""
+
+
+_MARK = b"\xef\xbb\xbf"
+"""Byte order mark."""
 
 
 class ServerEvent(NamedTuple):
@@ -19,10 +23,15 @@ class EventTooLarge(Exception):
 
 
 class EventParser:
-    """Turns bytes into events as they arrive; skips comments, which servers send to keep a connection open."""
+    """Turns bytes into events as they arrive; skips comments, which servers send to keep a connection open.
+
+    A body that begins with a bracket is JSON, whatever its type is called: it becomes one event when it ends.
+    """
 
     def __init__(self) -> None:
         self._rest = b""
+        self._begun = False
+        self._json: bytearray | None = None
         self._event = ""
         self._data: list[bytes] = []
         self._held = 0
@@ -33,6 +42,13 @@ class EventParser:
         Raises:
             EventTooLarge: When one event passes `LINE_BYTES_MAX`.
         """
+        if not self._begun:
+            piece = self._begin(piece)
+        if self._json is not None:
+            self._json += piece
+            if len(self._json) > LINE_BYTES_MAX:
+                raise EventTooLarge
+            return []
         text = self._rest + piece
         # A line may end in CR, LF or CRLF; a CR at the very end may be the first half of CRLF.
         held_cr = text.endswith(b"\r")
@@ -47,6 +63,26 @@ class EventParser:
             raise EventTooLarge
         return events
 
+    def end(self) -> list[ServerEvent]:
+        """Return the events of a body that has ended without an empty line after the last."""
+        if self._json is not None:
+            return [ServerEvent("message", bytes(self._json))]
+        events = [self._line(self._rest.removesuffix(b"\r")), self._dispatch()]
+        self._rest = b""
+        return [event for event in events if event is not None]
+
+    def _begin(self, piece: bytes) -> bytes:
+        """Look at the first bytes for a byte order mark and for JSON. Returns what is to be read."""
+        text = self._rest + piece
+        begin = text.removeprefix(_MARK).lstrip()
+        if not begin or _MARK.startswith(text):
+            self._rest = text[:3]  # Nothing but white space, or a part of the mark, so far.
+            return b""
+        self._rest, self._begun = b"", True
+        if begin[:1] in (b"{", b"["):
+            self._json = bytearray()
+        return begin
+
     def _line(self, line: bytes) -> ServerEvent | None:
         if not line:
             return self._dispatch()
@@ -58,6 +94,10 @@ class EventParser:
             self._held += len(value)
         elif field == b"event":
             self._event = value.decode("utf-8", "replace")
+        elif line[:1] == b"{":
+            # A proxy that fails in the middle writes its JSON without a field name.
+            self._data.append(line)
+            self._held += len(line)
         return None
 
     def _dispatch(self) -> ServerEvent | None:
