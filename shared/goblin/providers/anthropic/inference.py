@@ -27,7 +27,7 @@ from goblin.gateway.ports import ChatProvider
 from goblin.providers.anthropic.codec import messages_body, unsupported, version_of, wants_schema
 from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream, events
-from goblin.providers.common.reading import BROKEN, UNREADABLE, Halves, count_of, decoded, finish_of, parsed
+from goblin.providers.common.reading import BROKEN, UNREADABLE, Halves, count_of, decoded, finish_of, mend, parsed
 from goblin.providers.common.refusals import ErrorDetail, fault_of
 from goblin.providers.common.sse import ServerEvent
 from goblin.providers.common.stream_errors import answer_error
@@ -263,7 +263,7 @@ class EventReader:
                 self._calls[index] = _Call(self._count, block.input)
                 self._count += 1
                 if not self._answer_is_tool:
-                    called, call_id = FunctionDelta(name=block.name, arguments=""), call_id_of(block.id)
+                    called, call_id = FunctionDelta(name=mend(block.name)[0], arguments=""), call_id_of(block.id)
                     head = ToolCallDelta(index=self._count - 1, id=call_id, type="function", function=called)
                     yield _chunk(Delta(tool_calls=(head,)))
 

@@ -24,6 +24,7 @@ from goblin.providers.common.reading import (
     UNREADABLE,
     Halves,
     count_of,
+    encodable,
     finish_of,
     is_sound,
     mend,
@@ -36,7 +37,7 @@ from goblin.providers.common.tool_calls import ToolCalls, argument_text
 
 _WRAPPERS = ("data", "result", "response", "output", "chunk", "body")
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking", "thought", "reasoning_text", "reasoning_details")
-_FIELDS = ("content", "refusal", "reasoning_content", "reasoning")
+_FIELDS = ("content", "refusal", "reasoning_content")
 _OWN = frozenset({"stop", "tool_calls", "function_call"})
 """Reasons that say that the model ended the answer itself; which of them it is follows from the answer."""
 
@@ -147,10 +148,14 @@ class ChunkReader:
             choice = chunk.choices[0]
             if choice.finish_reason is None and (known := self._plain.get(choice.index)) is not None:
                 delta, usage = choice.delta, chunk.usage
-                if (not usage or is_sound(usage)) and (
-                    known.calls.goes_on(delta.tool_calls)
-                    if delta.tool_calls
-                    else delta.content or delta.reasoning_content or delta.reasoning
+                if (
+                    (not usage or is_sound(usage))
+                    and choice.logprobs is None
+                    and (
+                        known.calls.goes_on(delta.tool_calls)
+                        if delta.tool_calls
+                        else delta.content or delta.reasoning_content or delta.reasoning
+                    )
                 ):
                     return (chunk,)
         return self._look_into(data, event)
@@ -188,7 +193,9 @@ class ChunkReader:
             finish = choice.finish or "stop"
             if finish in _OWN:
                 finish = "tool_calls" if choice.calls else "function_call" if choice.function_called else "stop"
-            lost: dict[str, Any] = {name: half for name in _FIELDS if (half := self._halves.take((index, name)))}
+            lost: dict[str, Any] = {
+                name: half for name in _FIELDS if (half := self._halves.take((index, name.removesuffix("_content"))))
+            }
             if lost:
                 yield ChatChunk(choices=(ChunkChoice(index=index, delta=Delta(**lost)),))
             for calls in _apart(choice.calls.flush(whole=finish == "tool_calls")):
@@ -269,7 +276,7 @@ class ChunkReader:
             yield ChatChunk(
                 choices=tuple(choices),
                 usage=UNSET if usage is None or number else usage,
-                system_fingerprint=mark if isinstance(mark, str) else UNSET,
+                system_fingerprint=mend(mark)[0] if isinstance(mark, str) else UNSET,
             )
 
     def _choice(self, said: Mapping[str, Any], position: int) -> Iterator[ChunkChoice]:
@@ -281,10 +288,10 @@ class ChunkReader:
             choice = self._choices[index] = _Choice(self._tools)
         source = _source(said, repeats=choice.said or bool(choice.calls))
         fields = self._texts(index, source)
-        if isinstance(role := source.get("role"), str):
-            fields["role"] = role
+        if source.get("role"):
+            fields["role"] = "assistant"
         if isinstance(audio := source.get("audio"), dict):
-            fields["audio"] = audio
+            fields["audio"] = encodable(audio)
         if isinstance(called := source.get("function_call"), dict):
             choice.function_called = True
             fields["function_call"] = _function(called)
@@ -292,7 +299,7 @@ class ChunkReader:
         if calls:
             fields["tool_calls"] = calls.pop(0)
         logprobs = said.get("logprobs")
-        logprobs = logprobs if isinstance(logprobs, dict) else None
+        logprobs = encodable(logprobs) if isinstance(logprobs, dict) else None
         finish = finish_of(said["finish_reason"] if "finish_reason" in said else said.get("stop_reason"))
         if finish == BROKEN:
             raise ProviderUnavailable(
@@ -331,8 +338,10 @@ class ChunkReader:
                     break
         if thought:
             fields["reasoning_content"] = fields.get("reasoning_content", "") + thought
+        if fields.get("reasoning") == fields.get("reasoning_content"):
+            fields.pop("reasoning", None)  # Some servers write it under both names.
         for name, said in fields.items():
-            fields[name] = self._halves.join((index, name), said)
+            fields[name] = self._halves.join((index, name.removesuffix("_content")), said)
         return fields
 
     def _error(self, value: Any) -> Exception:

@@ -46,7 +46,8 @@ def parts_of(value: Any, depth: int = 0) -> tuple[str, str]:
             found = [parts_of(part, depth + 1) for part in value]
             return "".join(text for text, _ in found), "".join(thought for _, thought in found)
         case dict() if depth < _DEPTH_MAX:
-            thinks = value.get("type") in _THOUGHTS or value.get("thought") is True
+            kind = value.get("type")
+            thinks = (isinstance(kind, str) and kind.partition(".")[0] in _THOUGHTS) or value.get("thought") is True
             for key in _THOUGHT_KEYS if thinks else _TEXT_KEYS:
                 if (inner := value.get(key)) is not None:
                     said, thought = parts_of(inner, depth + 1)
@@ -124,7 +125,8 @@ def _first(value: dict[str, Any], names: Iterable[str]) -> int | None:
 def _details(value: Any) -> dict[str, Any] | UnsetType:
     if not isinstance(value, dict):
         return UNSET
-    return {name: count for name, said in value.items() if (count := count_of(said)) is not None} or UNSET
+    counts = {name: count_of(said) for name, said in value.items() if name.isascii()}
+    return {name: count for name, count in counts.items() if count is not None} or UNSET
 
 
 _REASONS = (
@@ -194,6 +196,28 @@ def mend(text: str) -> tuple[str, str]:
         text, held = text[:start] + said, decoder.getstate()[0].decode("utf-8", "surrogateescape")
     text = _BYTES.sub(lambda run: run[0].encode("utf-8", "surrogateescape").decode("utf-8", "replace"), text)
     return _HALF.sub(_UNKNOWN, text), held
+
+
+def encodable(value: Any) -> Any:
+    """Return a value that can be written as JSON: without halves of characters."""
+    try:
+        msgspec.json.encode(value)
+    except (ValueError, RecursionError):
+        return _encodable(value, 0)
+    return value
+
+
+def _encodable(value: Any, depth: int) -> Any:
+    match value:
+        case str():
+            return mend(value)[0]
+        case list() if depth < _DEPTH_MAX:
+            return [_encodable(one, depth + 1) for one in value]
+        case dict() if depth < _DEPTH_MAX:
+            return {mend(str(key))[0]: _encodable(one, depth + 1) for key, one in value.items()}
+        case bool() | int() | float():
+            return value
+    return None
 
 
 class Halves:

@@ -20,7 +20,7 @@ import msgspec
 from msgspec import UNSET
 
 from goblin.gateway.domain.chat import FunctionDelta, ToolCallDelta
-from goblin.providers.common.reading import count_of, mend
+from goblin.providers.common.reading import count_of, encodable, mend
 
 _MARKS = re.compile(r'\\.|\\$|["{}\[\]]', re.DOTALL)
 _NOTHING = frozenset({"", "{}", "null"})
@@ -133,7 +133,7 @@ class ToolCalls:
         """Yield what is still held back; `whole` if the model ended its calls itself, so that none has a half JSON."""
         for call in self._calls:
             if not call.begun:
-                yield self._begin(call, "{}" if whole and call.held.strip() in _NOTHING else call.held)
+                yield self._begin(call, "{}" if whole and call.held.strip() in _NOTHING else mend(call.held)[0])
             elif call.half or (whole and not call.written):
                 yield _arguments(call, "\ufffd" if call.half else "{}")
 
@@ -230,14 +230,15 @@ class ToolCalls:
 
 def call_id_of(said: Any) -> str:
     """Return the id of a call; a new one where the upstream gave none, because clients need it for the result."""
-    return str(said) if isinstance(said, str | int) and said else f"call_{uuid.uuid4().hex[:24]}"
+    known = mend(str(said))[0] if isinstance(said, str | int) and said else ""
+    return known or f"call_{uuid.uuid4().hex[:24]}"
 
 
 def argument_text(arguments: Any) -> str:
     """Return arguments as JSON text; some servers send the object itself."""
     if isinstance(arguments, str):
         return arguments
-    return "" if arguments is None or arguments is UNSET else msgspec.json.encode(arguments).decode()
+    return "" if arguments is None or arguments is UNSET else msgspec.json.encode(encodable(arguments)).decode()
 
 
 def _piece(said: dict[str, Any]) -> _Piece:
@@ -252,7 +253,7 @@ def _piece(said: dict[str, Any]) -> _Piece:
     return _Piece(
         place=count_of(said.get("index")),
         id=str(call_id) if isinstance(call_id, str | int) and call_id else "",
-        name=name if isinstance(name, str) else "",
+        name=mend(name)[0] if isinstance(name, str) else "",
         arguments=argument_text(arguments),
     )
 
