@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 WAIT_S_MAX = 86_400.0
 """Longest wait that is believed."""
 _SEARCHED_MAX = 2000
+_WAIT_CHARS_MAX = 64
 _NODES_MAX = 200
 
 _TOO_LONG = re.compile(
@@ -232,8 +233,8 @@ def wait_in_body_s(body: Any) -> float | None:
 
 def _wait_s(said: Any, now: float) -> float | None:
     """Read a wait from a number of seconds, a duration, a date, or a time since 1970 in seconds or milliseconds."""
-    text = str(said).strip()[:64] if isinstance(said, str | int | float) and not isinstance(said, bool) else ""
-    if not text:
+    text = str(said).strip() if isinstance(said, str | int | float) and not isinstance(said, bool) else ""
+    if not 0 < len(text) <= _WAIT_CHARS_MAX:
         return None
     try:
         number = float(text)

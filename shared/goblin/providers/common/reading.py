@@ -279,7 +279,7 @@ def leniently(value: Any, kind: type[S]) -> S:
         said = value[field.encode_name]
         try:
             fields[field.name] = msgspec.convert(said, field.type, strict=False)
-        except msgspec.ValidationError:
+        except UNREADABLE:
             if (found := _by_parts(said, field.type)) is not None:
                 fields[field.name] = found
     missing = [field.name for field in msgspec.structs.fields(kind) if field.required and field.name not in fields]
@@ -297,7 +297,7 @@ def _by_parts(value: Any, kind: Any) -> Any:
     if inner is not None and isinstance(value, dict) and get_origin(kind) is not tuple:
         try:
             return leniently(value, inner)
-        except msgspec.ValidationError:
+        except UNREADABLE:
             return None
     rows = next((one for one in kinds if get_origin(one) is tuple), None)
     if rows is not None and isinstance(value, list | dict):

@@ -230,7 +230,7 @@ class ToolCalls:
 
 def call_id_of(said: Any) -> str:
     """Return the id of a call; a new one where the upstream gave none, because clients need it for the result."""
-    known = mend(str(said))[0] if isinstance(said, str | int) and said else ""
+    known = mend(str(said))[0] if isinstance(said, str | int) and said and said is not True else ""
     return known or f"call_{uuid.uuid4().hex[:24]}"
 
 
@@ -252,7 +252,7 @@ def _piece(said: dict[str, Any]) -> _Piece:
     )
     return _Piece(
         place=count_of(said.get("index")),
-        id=str(call_id) if isinstance(call_id, str | int) and call_id else "",
+        id=str(call_id) if isinstance(call_id, str | int) and call_id and call_id is not True else "",
         name=mend(name)[0] if isinstance(name, str) else "",
         arguments=argument_text(arguments),
     )

@@ -146,6 +146,9 @@ class Ollama:
                 data = torn + (data if torn else data.strip().removeprefix(b"data:"))
                 try:
                     value = decoded(data, OllamaLine)
+                except msgspec.ValidationError:
+                    torn = b""
+                    continue  # No object: a keep-alive.
                 except UNREADABLE:
                     torn = data + b"\n" if data.lstrip()[:1] in (b"{", b"[") else b""
                     if len(torn) > LINE_BYTES_MAX:
@@ -221,7 +224,8 @@ def parse_line(line: OllamaLine, *, calls_before: int, halves: Halves | None = N
     """
     halves = Halves() if halves is None else halves
     message = line.message or LineMessage(content=line.response, thinking=line.thinking)
-    calls = tuple(_call(call, calls_before + i) for i, call in enumerate(message.tool_calls or ()))
+    said = [call for call in message.tool_calls or () if call.function.name or call.function.arguments]
+    calls = tuple(_call(call, calls_before + i) for i, call in enumerate(said))
     content, thinking = halves.join("content", message.content), halves.join("thinking", message.thinking)
     if line.done:
         content, thinking = content + halves.take("content"), thinking + halves.take("thinking")
