@@ -116,6 +116,11 @@ TEXTS = [
     worded("index: null", *(_choice(index=None, delta=one["choices"][0]["delta"]) for one in SAID)),
     worded("choices as an object", *({**BASE, "choices": one["choices"][0]} for one in SAID)),
     worded("choices: null between", {**BASE, "choices": None}, *SAID, {"choices": [None]}),
+    worded(
+        "filter results without a delta",
+        *SAID,
+        {"choices": [{"index": 0, "finish_reason": None, "content_filter_results": {}, "content_filter_offsets": {}}]},
+    ),
     worded("filter results first", {"choices": [], "prompt_filter_results": [{"prompt_index": 0}]}, *SAID),
     worded(
         "tool_calls: null, [] and {}",
@@ -330,6 +335,16 @@ CALLS = [
         [fn('{"a"', "add", id="c1", index=0)],
         [fn(": 1}", "add", id="c1", index=0)],
     ),
+    called(
+        "another id and an empty piece at the end",
+        *HEADS,
+        [fn("", "", id="r2", index=0)],
+        [fn("", id="r3", index=0)],
+        [{"id": "r4", "index": 1}],
+    ),
+    called("an empty piece in between", [{"index": 0}], [fn("", "add", id="c1", index=1)], [fn('{"a": 1}', index=1)]),
+    called("id inside the function", [{"index": 0, "function": {"id": "c1", "name": "add", "arguments": '{"a": 1}'}}]),
+    called("arguments encoded twice at the end", *HEADS, [fn(json.dumps('{"a": 1}'), "add", id="c1", index=0)]),
     called("the whole call again", *HEADS, [fn('{"a": 1}', "add", id="c1", index=0)]),
     called("arguments again without a name", *HEADS, [fn('{"a": 1}', index=0)]),
     called("arguments as an object", [fn({"a": 1}, "add", id="c1", index=0)]),

@@ -227,3 +227,66 @@ async def test_a_completion_is_read_alike(odd: Odd) -> None:
         provider = endpoints.connect(Endpoint(name="e", provider="openai", url="http://host/v1"), client)[1]
         chunks = [chunk async for chunk in provider.complete(asked, model="tiny")]
     assert meant(chunks)["text"] == odd.text
+
+
+VECTORS = [[0.0, 0.5], [1.0, 0.5]]
+BASE64 = ["AAAAAAAAAD8=", "AACAPwAAAD8="]
+
+
+@pytest.mark.parametrize(
+    ("answer", "usage"),
+    [
+        ({"data": [{"index": i, "embedding": v} for i, v in enumerate(VECTORS)], "usage": {"prompt_tokens": 6}}, 6),
+        ({"data": [{"index": 1, "embedding": VECTORS[1]}, {"index": 0, "embedding": VECTORS[0]}], "usage": None}, None),
+        ({"data": [{"embedding": v} for v in VECTORS], "usage": {}}, None),
+        ({"data": [{"index": None, "embedding": [v]} for v in VECTORS], "usage": {"prompt_tokens": "6"}}, 6),
+        ({"data": [{"index": "0", "embedding": v} if not i else {"index": 1.0, "embedding": v}
+                   for i, v in enumerate(VECTORS)], "object": 7, "model": None, "usage": {"prompt_tokens": -1}}, None),
+        ({"data": [{"index": i, "embedding": v} for i, v in enumerate(BASE64)], "usage": {"total_tokens": 0}}, None),
+        ([{"index": i, "embedding": v} for i, v in enumerate(VECTORS)], None),
+    ],
+)  # fmt: skip
+async def test_vectors_are_read_alike(answer: Any, usage: int | None) -> None:
+    asked = requests.parse(requests.EmbeddingsRequest, b'{"model": "tiny", "input": ["a", "b"]}')
+    async with httpx.AsyncClient(transport=Answers([json.dumps(answer).encode()], "application/json")) as client:
+        provider = endpoints.connect(Endpoint(name="e", provider="openai", url="http://host/v1"), client)[1]
+        found = await provider.embed(asked, model="tiny")
+    assert [row.embedding for row in found.data] == VECTORS
+    assert (found.usage and found.usage.prompt_tokens) == usage
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        ({"data": None}, ProviderUnavailable),
+        ({"data": [{"index": 0, "embedding": "???"}]}, ProviderUnavailable),
+        ({"data": [{"index": 0, "embedding": ["x"]}]}, ProviderUnavailable),
+        ({"error": {"message": TOO_LONG, "code": 400}}, InvalidRequest),
+        ([], ProviderUnavailable),
+        (7, ProviderUnavailable),
+    ],
+)
+async def test_no_vectors_are_an_error(answer: Any, kind: type[GoblinError]) -> None:
+    asked = requests.parse(requests.EmbeddingsRequest, b'{"model": "tiny", "input": ["a", "b"]}')
+    async with httpx.AsyncClient(transport=Answers([json.dumps(answer).encode()], "application/json")) as client:
+        provider = endpoints.connect(Endpoint(name="e", provider="openai", url="http://host/v1"), client)[1]
+        with pytest.raises(kind):
+            await provider.embed(asked, model="tiny")
+
+
+@pytest.mark.parametrize(
+    ("answer", "models"),
+    [
+        ({"data": [{"id": "a"}, {"id": "b"}]}, ("a", "b")),
+        ({"data": [{"id": "a", "created": None}, {"id": None}, None, {}]}, ("a",)),
+        ({"data": None}, ()),
+        ({"models": [{"id": "a"}]}, ("a",)),
+        ([{"id": "a"}], ("a",)),
+        ({"data": ["a"]}, ("a",)),
+    ],
+)
+async def test_a_list_of_models_is_read_alike(answer: Any, models: tuple[str, ...]) -> None:
+    async with httpx.AsyncClient(transport=Answers([json.dumps(answer).encode()], "application/json")) as client:
+        provider = endpoints.connect(Endpoint(name="e", provider="openai", url="http://host/v1"), client)[1]
+        probe = await provider.probe()
+    assert probe.models == models

@@ -120,7 +120,7 @@ def embeddings_of(answer: Any) -> Embeddings | None:
     Rows without an index are in order; a vector may be base64 of little-endian float32, or alone in a list.
     """
     rows = answer.get("data") if isinstance(answer, dict) else answer
-    if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         return None
     found = []
     for position, row in enumerate(rows):

@@ -42,8 +42,9 @@ class _Call:
         *("_complete", "_depth", "_escaped", "_in_text", "_unread"),
     )
 
-    def __init__(self, number: int, call_id: str) -> None:
-        self.number = number
+    def __init__(self, call_id: str) -> None:
+        self.number = -1
+        """Its place among those that were passed on."""
         self.id = call_id
         self.name = ""
         self.held = ""
@@ -102,11 +103,14 @@ class ToolCalls:
         """
         self._tools = tools
         self._calls: list[_Call] = []
+        self._begun = 0
+        """Number of calls that were passed on."""
         self._by_index: dict[int, _Call] = {}
         self._by_id: dict[str, _Call] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._calls)
+        """Whether there is a call; pieces with nothing in them make none."""
+        return any(call.begun or call.name or call.held.strip() for call in self._calls)
 
     def goes_on(self, pieces: Sequence[ToolCallDelta]) -> bool:
         """Take a piece that only continues the arguments of a call, and can be passed on as it is; False for others."""
@@ -132,6 +136,8 @@ class ToolCalls:
     def flush(self, *, whole: bool) -> Iterator[ToolCallDelta]:
         """Yield what is still held back; `whole` if the model ended its calls itself, so that none has a half JSON."""
         for call in self._calls:
+            if not (call.begun or call.name or call.held.strip()):
+                continue
             if not call.begun:
                 yield self._begin(call, "{}" if whole and call.held.strip() in _NOTHING else mend(call.held)[0])
             elif call.half or (whole and not call.written):
@@ -163,7 +169,7 @@ class ToolCalls:
         if touched and (piece.name or other_id):
             return True
         if other_id:
-            return bool(piece.name) or last.complete
+            return bool(piece.name) or (last.complete and bool(piece.arguments.strip()))
         if not piece.name:
             return last.complete and last.again and bool(piece.arguments.strip())
         if not last.name:
@@ -177,7 +183,7 @@ class ToolCalls:
         return differs and (last.begun or (piece.name in self._tools and last.name in self._tools))
 
     def _new(self, piece: _Piece, last: _Call | None) -> _Call:
-        call = _Call(len(self._calls), piece.id)
+        call = _Call(piece.id)
         if last is not None and last.again and not piece.name:
             call.name = last.name
         self._calls.append(call)
@@ -200,8 +206,8 @@ class ToolCalls:
         call.held = arguments if call.held.strip() in _NOTHING and arguments else call.held + arguments
         if not call.name or call.held.strip() in _NOTHING:
             return
-        for earlier in self._calls[: call.number]:
-            if not earlier.begun:
+        for earlier in self._calls[: self._calls.index(call)]:
+            if earlier.name and not earlier.begun:
                 yield self._begin(earlier, "")
         said, call.half = mend(call.held)
         if said:
@@ -220,7 +226,8 @@ class ToolCalls:
         return known + said
 
     def _begin(self, call: _Call, arguments: str) -> ToolCallDelta:
-        call.begun, call.written = True, bool(arguments)
+        call.begun, call.written, call.number = True, bool(arguments), self._begun
+        self._begun += 1
         if not call.name and len(self._tools) == 1:
             (call.name,) = self._tools
         call.id = call_id_of(call.id)
@@ -246,7 +253,7 @@ def _piece(said: dict[str, Any]) -> _Piece:
     function = said.get("function")
     if not isinstance(function, dict):
         function = said
-    name, call_id = function.get("name") or said.get("name"), said.get("id")
+    name, call_id = function.get("name") or said.get("name"), said.get("id") or function.get("id")
     arguments = next(
         (function[key] for key in ("arguments", "parameters", "input") if function.get(key) is not None), ""
     )
