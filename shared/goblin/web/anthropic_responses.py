@@ -162,12 +162,14 @@ class MessageWriter:
 
     def _call(self, piece: ToolCallDelta) -> Iterator[dict[str, Any]]:
         function = piece.function or None
-        if piece.index not in self._blocks:
+        opens = piece.index not in self._blocks
+        if opens:
             name = (function.name if function else "") or ""
             block = {"type": "tool_use", "id": piece.id or f"toolu_{uuid.uuid4().hex}", "name": name, "input": {}}
             yield from self._switch(f"tool {piece.index}", block)
             self._blocks[piece.index] = self._count - 1
-        if function and function.arguments:
+        # A block begins with an empty input, so that a call without arguments needs no more.
+        if function and function.arguments and not (opens and function.arguments == "{}"):
             delta = {"type": "input_json_delta", "partial_json": function.arguments}
             yield {"type": "content_block_delta", "index": self._blocks[piece.index], "delta": delta}
 

@@ -28,7 +28,7 @@ from goblin.providers.runpod import queue as runpod_queue
 from goblin.wiring import endpoints
 from tests.providers.common.test_odd_answers import Pieces, meant
 
-ROUNDS = int(os.environ.get("GOBLIN_FUZZ", "150"))
+ROUNDS = int(os.environ.get("GOBLIN_FUZZ", "100"))
 SEED = os.environ.get("GOBLIN_SEED")
 TEXT = "Hello, Wörld 🌍"
 THOUGHTS = "Hm, 🤔."
