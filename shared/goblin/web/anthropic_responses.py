@@ -47,6 +47,8 @@ _ERRORS = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
+_CONTENT = ("content_block_", "message_delta")
+"""How the types of those events begin that only come after `message_start`."""
 OVERLOADED = 529
 """Status that Anthropic's clients retry: it may work later, or at another endpoint."""
 
@@ -175,6 +177,8 @@ class MessageWriter:
             if choice.index:
                 continue
             if choice.delta.event is not UNSET:
+                if not self._started and str(choice.delta.event.get("type")).startswith(_CONTENT):
+                    yield from self._start(chunk.id)
                 yield from self._pass(choice.delta.event)
                 continue
             if not self._started:
@@ -258,13 +262,15 @@ class MessageWriter:
 
     def _call(self, piece: ToolCallDelta) -> Iterator[dict[str, Any]]:
         function = piece.function or None
-        if piece.index not in self._blocks:
+        opens = piece.index not in self._blocks
+        if opens:
             name = (function.name if function else "") or ""
             named = self._names.get(name, name)
             block = {"type": "tool_use", "id": self._new_id(piece.id or ""), "name": named, "input": {}}
             yield from self._switch(f"tool {piece.index}", block)
             self._blocks[piece.index] = self._count - 1
-        if function and function.arguments:
+        # A block begins with an empty input, so that a call without arguments needs no more.
+        if function and function.arguments and not (opens and function.arguments == "{}"):
             delta = {"type": "input_json_delta", "partial_json": function.arguments}
             yield {"type": "content_block_delta", "index": self._blocks[piece.index], "delta": delta}
 

@@ -22,10 +22,11 @@ from goblin.gateway.domain import requests
 from goblin.gateway.domain.endpoint_health import Finding
 from goblin.providers.anthropic import inference as anthropic
 from goblin.providers.common import bills, http, kept_connections, rental_http, sse
+from goblin.providers.common.error_words import WAIT_S_MAX
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
 from goblin.providers.common.probes import MODELS_MAX
-from goblin.providers.common.refusals import TEXT_MAX, WAIT_S_MAX
+from goblin.providers.common.refusals import TEXT_MAX
 from goblin.providers.llamacpp.control import LlamaCppControl
 from goblin.providers.ollama import inference as ollama
 from goblin.providers.openai import inference as openai

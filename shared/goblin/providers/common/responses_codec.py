@@ -7,6 +7,7 @@ failover, money) reads it as it reads a chat. Source: openai-python 3.57, read 2
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from msgspec import UNSET
@@ -14,8 +15,7 @@ from msgspec import UNSET
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, FunctionDelta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
-from goblin.providers.common import sse
-from goblin.providers.common.http import Upstream, pieces
+from goblin.providers.common.http import Upstream, events
 from goblin.providers.common.refusals import detail_of
 
 _REASONS = {"max_output_tokens": "length", "content_filter": "content_filter"}
@@ -33,13 +33,12 @@ class ResponsesCodec:
         body = {**(request.responses or {}), "model": model, "stream": True}
         if request.output_tokens_max is not None:
             body["max_output_tokens"] = request.output_tokens_max
-        parser = sse.EventParser()
         called = False
         async with self._upstream.stream("/responses", body) as response:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._upstream.nonsense()
-            async for piece in pieces(response):
-                for event in self._feed(parser, piece):
+            async with aclosing(events(self._upstream, response, lambda: False)) as found:
+                async for event in found:
                     if event.data == b"[DONE]":
                         continue
                     said = self._upstream.decode(event.data)
@@ -52,12 +51,6 @@ class ResponsesCodec:
                     if chunk.choices[0].finish_reason:
                         return
         raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer was complete.")
-
-    def _feed(self, parser: sse.EventParser, piece: bytes) -> list[sse.ServerEvent]:
-        try:
-            return parser.feed(piece)
-        except sse.EventTooLarge as error:
-            raise self._upstream.nonsense() from error
 
     def _raise_if_failed(self, event: dict[str, Any]) -> None:
         if event["type"] not in ("error", "response.failed"):
