@@ -16,6 +16,7 @@ from contextlib import aclosing
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from goblin.core import decoding
 from goblin.core.errors import Broken, GoblinError, InvalidRequest
@@ -173,7 +174,7 @@ class MessageWriter:
         for choice in chunk.choices:
             if choice.index:
                 continue
-            if choice.delta.event:
+            if choice.delta.event is not UNSET:
                 yield from self._pass(choice.delta.event)
                 continue
             if not self._started:
@@ -224,7 +225,7 @@ class MessageWriter:
                     self._end = event
                 else:
                     yield event
-            case "message_stop" | "content_block_delta" | "content_block_stop":
+            case None | "message_stop" | "content_block_delta" | "content_block_stop":
                 pass
             case _:
                 yield event

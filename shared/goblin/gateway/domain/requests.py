@@ -158,6 +158,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     """The request as it came in OpenAI's Responses wire, for endpoints that speak it; the rest is its translation."""
     left_out: tuple[str, ...] = ()
     """Fields of another wire format that have no place here, by name."""
+    untranslated: Any = None
+    """The `InvalidRequest` for endpoints that do not speak the wire of `original`, where it has no translation."""
 
     @property
     def output_tokens_max(self) -> int | None:
@@ -268,7 +270,9 @@ def parse(kind: type[_R], data: bytes) -> _R:
         body = msgspec.json.decode(data)
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.")
-        request = msgspec.convert({**body, "body": body, "original": None, "responses": None, "left_out": ()}, kind)
+        request = msgspec.convert(
+            {**body, "body": body, "original": None, "responses": None, "left_out": (), "untranslated": None}, kind
+        )
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:

@@ -77,7 +77,7 @@ class PassedFields:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NothingLeft:
-    """A request that demands a tool call, of a tool that was dropped."""
+    """A request that demands a tool call, of a tool that was dropped, or that has no translation for the endpoint."""
 
     error: InvalidRequest
 
@@ -100,6 +100,8 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
         if speaks_responses(endpoint):
             return _as_it_came(request, request.responses, endpoint)
         request = msgspec.structs.replace(request, responses=None)
+    if isinstance(request, ChatRequest) and request.untranslated is not None:
+        return NothingLeft(error=request.untranslated)
     body = request.body
     dropped = [name for name in body if not _passes(request, name, body[name])] if bills_use(endpoint) else []
     if "store" in dropped and "metadata" in body:

@@ -130,6 +130,19 @@ class _Attachments(NamedTuple):
     """What is in the request's JSON and is not text."""
 
 
+_IN_WORDS = frozenset(
+    {
+        "text", "thinking", "redacted_thinking", "tool_use", "tool_result", "tool_reference", "search_result",
+        "server_tool_use", "web_search_tool_result", "web_search_result", "web_search_tool_result_error",
+        "web_fetch_tool_result", "web_fetch_result", "web_fetch_tool_result_error", "mcp_tool_use", "mcp_tool_result",
+        "tool_search_tool_result", "tool_search_tool_search_result", "tool_search_tool_result_error", "compaction",
+        "bash_code_execution_tool_result", "bash_code_execution_result", "code_execution_tool_result",
+        "code_execution_result", "text_editor_code_execution_tool_result", "fallback", "browser_state",
+    }
+)  # fmt: skip
+"""Content blocks that count what their JSON has, or less."""
+
+
 def _attachments(content: Any) -> _Attachments:
     """Find the images and files in content of a Messages request: in turns, results of tools, and documents.
 
@@ -138,15 +151,17 @@ def _attachments(content: Any) -> _Attachments:
     images: list[str] = []
     data: list[str] = []
     files = 0
-    for block in content if isinstance(content, list) else ():
+    for block in content if isinstance(content, list) else [content]:
         if not isinstance(block, dict):
             continue
         source, kind = block.get("source"), block.get("type")
         source = source if isinstance(source, dict) else {}
         if kind == "image":
             images.append(str(source.get("data")))
-        elif kind == "container_upload" or (kind == "document" and source.get("type") in ("base64", "url", "file")):
-            files += 1
+        elif kind == "document":
+            files += source.get("type") not in ("text", "content")
+        elif "role" not in block and kind not in _IN_WORDS:
+            files += 1  # A vendor may read anything behind a type that nobody here knows.
         if kind in ("image", "document") and source.get("type") == "base64" and isinstance(source.get("data"), str):
             data.append(source["data"])
         for inner in (block.get("content"), source.get("content")):

@@ -26,6 +26,7 @@ from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.anthropic.codec import messages_body, passed_on, unsupported, version_of, wants_schema
+from goblin.providers.anthropic.passing import beside, own_events
 from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream, events
 from goblin.providers.common.refusals import ErrorDetail, detail_of, fault_of
@@ -77,11 +78,9 @@ class Anthropic:
                 async with aclosing(events(self._upstream, response)) as found:
                     async for event in found:
                         said: StreamEvent = self._upstream.decode(event.data, StreamEvent)
-                        chunk = reader.read(said)
-                        if original is not None:
-                            yield _with_event(chunk, self._upstream.decode(event.data))
-                        elif chunk is not None:
-                            yield chunk
+                        made = [chunk] if (chunk := reader.read(said)) is not None else []
+                        for one in made if original is None else beside(made, own_events(event.data)):
+                            yield one
                         if said.type == "message_stop":
                             break
             except httpx.HTTPError:
@@ -310,13 +309,6 @@ _STREAM_FAULTS = {
     "authentication_error": Fault.AUTH,
     "permission_error": Fault.AUTH,
 }
-
-
-def _with_event(chunk: ChatChunk | None, event: dict[str, Any]) -> ChatChunk:
-    """Put the event that a chunk stands for beside it, for a caller that speaks the same wire."""
-    choice = chunk.choices[0] if chunk is not None and chunk.choices else ChunkChoice()
-    choice = msgspec.structs.replace(choice, delta=msgspec.structs.replace(choice.delta, event=event))
-    return msgspec.structs.replace(chunk or ChatChunk(), choices=(choice,))
 
 
 def _chunk(delta: Delta) -> ChatChunk:
