@@ -143,12 +143,14 @@ def test_a_promotion_under_load_breaks_no_stream_and_survives_everything(
 def test_cloud_billing_s_notification_freezes_until_somebody_thaws_and_an_invented_event_does_not(up: Running) -> None:
     program = """
 import json, os
+from datetime import UTC, datetime
 from google.cloud import pubsub_v1
 publisher = pubsub_v1.PublisherClient()
 topic = publisher.topic_path(os.environ["GOOGLE_CLOUD_PROJECT"], "budget-exceeded")
 invented = {"account": "openai", "window": "2999-12", "spent_usd_micros": 9, "limit_usd_micros": 9}
-billed = {"budgetDisplayName": "b", "costAmount": 10.01, "costIntervalStart": "2026-11-01T08:00:00Z",
-          "budgetAmount": 10.0, "budgetAmountType": "SPECIFIED_AMOUNT", "currencyCode": "USD"}
+billed = {"budgetDisplayName": "b", "costAmount": 10.01, "costIntervalStart": f"{datetime.now(UTC):%Y-%m}-01T08:00:00Z",
+          "budgetAmount": 10.0, "budgetAmountType": "SPECIFIED_AMOUNT", "currencyCode": "USD",
+          "alertThresholdExceeded": 1.0}
 for event, words in [(invented, {}), (invented, {}), (billed, {"billingAccountId": "01-23", "budgetId": "b-1"})]:
     publisher.publish(topic, json.dumps(event).encode(), **words).result()
 """
