@@ -160,6 +160,8 @@ class MessageWriter:
         """Index of the block of each tool call."""
         self._passed: dict[int, int] = {}
         """Index of each block that is passed on, by the index that its endpoint gave it."""
+        self._inputs: dict[int, Any] = {}
+        """The whole input of each call that some servers send with its beginning; clients read it from deltas alone."""
         self._end: dict[str, Any] | None = None
         """The endpoint's own `message_delta`."""
         self._finish = "stop"
@@ -191,7 +193,7 @@ class MessageWriter:
             yield from self._start("")
         yield from self._close()
         if self._end is not None:
-            yield self._end
+            yield {**self._end, "usage": self._end.get("usage") or usage_of(self._usage)}
         else:
             reason = "stop_sequence" if self._stop is not None else _STOP.get(self._finish, "end_turn")
             stop = {"stop_reason": reason, "stop_sequence": self._stop}
@@ -200,23 +202,33 @@ class MessageWriter:
 
     def _pass(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Pass on an event of an endpoint that speaks this wire; only indexes and the model's name are ours."""
-        index = event.get("index")
-        match event.get("type"):
+        index, kind = event.get("index"), event.get("type")
+        if not self._started and kind not in (None, "message_start", "ping"):
+            yield from self._start("")
+        match kind:
             case "message_start":
                 message = event.get("message")
                 if not self._started and isinstance(message, dict):
                     self._started = True
-                    yield {**event, "message": {**message, "model": self._model}}
+                    usage = message.get("usage") or usage_of(Usage(prompt_tokens=self._prompt_tokens()))
+                    yield {**event, "message": {**message, "model": self._model, "usage": usage}}
             case "content_block_start" if isinstance(index, int):
                 yield from self._close()
                 block = event.get("content_block")
                 self._open = "text" if isinstance(block, dict) and block.get("type") == "text" else "passed"
                 self._passed[index] = self._count
                 self._count += 1
+                if isinstance(block, dict) and str(block.get("type")).endswith("tool_use") and block.get("input"):
+                    self._inputs[index] = block["input"]
+                    event = {**event, "content_block": {**block, "input": {}}}
                 yield {**event, "index": self._passed[index]}
             case "content_block_delta" if index in self._passed:
+                self._inputs.pop(index, None)
                 yield {**event, "index": self._passed[index]}
             case "content_block_stop" if index in self._passed:
+                if (whole := self._inputs.pop(index, None)) is not None:
+                    said = {"type": "input_json_delta", "partial_json": msgspec.json.encode(whole).decode()}
+                    yield {"type": "content_block_delta", "index": self._passed[index], "delta": said}
                 if self._passed.pop(index) == self._count - 1:
                     yield from self._close()
             case "message_delta":
