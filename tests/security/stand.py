@@ -38,6 +38,8 @@ ROOT = Path(__file__).parents[2]
 FUNCTIONS = ROOT / "functions"
 PROJECT = "doors"
 BUCKET = "doors-bucket"
+ATTACKED_BUCKET = "attacked-bucket"
+"""Where the doors of the local cloud lead, so that the functions keep theirs."""
 AUDIENCE = "https://functions.example"
 EMAIL = "invoker@goblin.iam.gserviceaccount.com"
 WEBHOOK_SECRET = "webhook-secret"
@@ -106,9 +108,13 @@ class Door:
                 return chosen
             if kind == "int":
                 return "3"
-            return {"job_id": JOB, "bucket": BUCKET, "project": PROJECT, "model": "tiny", "model_id": "tiny"}.get(
-                name, "x"
-            )
+            return {
+                "job_id": JOB,
+                "bucket": ATTACKED_BUCKET,
+                "project": PROJECT,
+                "model": "tiny",
+                "model_id": "tiny",
+            }.get(name, "x")
 
         return re.sub(r"\{(\w*)(?::(\w+))?\}", fill, self.path)
 
@@ -249,7 +255,8 @@ def _fill(cloud: CloudProcess, variables: dict[str, str]) -> str:
     kept = dict(os.environ)
     os.environ.update(variables)
     try:
-        cloud.storage_client(PROJECT).create_bucket(BUCKET)
+        for bucket in (BUCKET, ATTACKED_BUCKET):
+            cloud.storage_client(PROJECT).create_bucket(bucket)
         publisher = pubsub_v1.PublisherClient()
         for topic in DECLARED["topics"]:
             publisher.create_topic(name=publisher.topic_path(PROJECT, topic))
