@@ -106,6 +106,29 @@ async def test_a_whole_input_at_the_beginning_of_a_call_is_read(repeated: bool) 
     assert [event["type"] for event in made[3:]] == ["content_block_stop", "message_delta", "message_stop"]
 
 
+async def test_texts_and_thoughts_at_the_beginning_of_a_block_are_read() -> None:
+    thought = {"type": "thinking", "thinking": "Hm.", "signature": "s"}
+    made = await events(
+        passed({"type": "message_start", "message": STARTED}),
+        passed({"type": "content_block_start", "index": 0, "content_block": thought}),
+        passed({"type": "content_block_stop", "index": 0}),
+        passed({"type": "content_block_start", "index": 1, "content_block": {"type": "text", "text": "Yes"}}),
+        passed({"type": "content_block_delta", "index": 1, "delta": {"type": "text_delta", "text": "."}}),
+        passed({"type": "content_block_stop", "index": 1}),
+        passed({"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 1}}),
+    )
+    assert [event.get("content_block") or event.get("delta") for event in made[1:-2]] == [
+        {"type": "thinking", "thinking": "", "signature": ""},
+        {"type": "thinking_delta", "thinking": "Hm."},
+        {"type": "signature_delta", "signature": "s"},
+        None,
+        {"type": "text", "text": ""},
+        {"type": "text_delta", "text": "Yes"},
+        {"type": "text_delta", "text": "."},
+        None,
+    ]
+
+
 async def test_what_clients_need_is_there_where_an_endpoint_leaves_it_out() -> None:
     made = await events(
         passed({"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}}),

@@ -218,17 +218,22 @@ class MessageWriter:
                 self._open = "text" if isinstance(block, dict) and block.get("type") == "text" else "passed"
                 self._passed[index] = self._count
                 self._count += 1
-                if isinstance(block, dict) and str(block.get("type")).endswith("tool_use") and block.get("input"):
-                    self._inputs[index] = block["input"]
-                    event = {**event, "content_block": {**block, "input": {}}}
+                said: list[dict[str, Any]] = []
+                if isinstance(block, dict):
+                    shape, said = _begun(block)
+                    if str(block.get("type")).endswith("tool_use") and block.get("input"):
+                        # Only the end of the block shows whether deltas repeat it.
+                        self._inputs[index], shape = block["input"], {**shape, "input": {}}
+                    event = {**event, "content_block": shape}
                 yield {**event, "index": self._passed[index]}
+                yield from (self._delta(delta) for delta in said)
             case "content_block_delta" if index in self._passed:
                 self._inputs.pop(index, None)
                 yield {**event, "index": self._passed[index]}
             case "content_block_stop" if index in self._passed:
                 if (whole := self._inputs.pop(index, None)) is not None:
-                    said = {"type": "input_json_delta", "partial_json": msgspec.json.encode(whole).decode()}
-                    yield {"type": "content_block_delta", "index": self._passed[index], "delta": said}
+                    piece = {"type": "input_json_delta", "partial_json": msgspec.json.encode(whole).decode()}
+                    yield {"type": "content_block_delta", "index": self._passed[index], "delta": piece}
                 if self._passed.pop(index) == self._count - 1:
                     yield from self._close()
             case "message_delta":
@@ -303,6 +308,21 @@ class MessageWriter:
 
     def _delta(self, delta: dict[str, Any]) -> dict[str, Any]:
         return {"type": "content_block_delta", "index": self._count - 1, "delta": delta}
+
+
+_WHOLE = (
+    ("text", "text", "text_delta"),
+    ("thinking", "thinking", "thinking_delta"),
+    ("thinking", "signature", "signature_delta"),
+)
+
+
+def _begun(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a block as Anthropic begins it, empty, and what it has said: clients read that from deltas alone."""
+    kind = block.get("type")
+    said = [(name, delta) for of, name, delta in _WHOLE if of == kind and block.get(name)]
+    deltas = [{"type": delta, name: block[name]} for name, delta in said]
+    return {**block, **{name: "" for name, _ in said}}, deltas
 
 
 def count_tokens(asked: ChatRequest) -> int:

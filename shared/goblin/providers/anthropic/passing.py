@@ -20,9 +20,7 @@ def own_events(data: bytes) -> list[dict[str, Any]]:
         return []  # The reader of the chunks decides whether the answer can do without.
     if not isinstance(said, dict) or not isinstance(said.get("type"), str):
         return []
-    if said["type"] == "message":
-        return list(_events_of(said))
-    return list(_begun(said)) if said["type"] == "content_block_start" else [said]
+    return list(_events_of(said)) if said["type"] == "message" else [said]
 
 
 def _events_of(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
@@ -30,37 +28,9 @@ def _events_of(message: dict[str, Any]) -> Iterator[dict[str, Any]]:
     yield {"type": "message_start", "message": {**message, "content": [], **dict.fromkeys(ends)}}
     content = message.get("content")
     for index, block in enumerate(content if isinstance(content, list) else ()):
-        yield from _begun({"type": "content_block_start", "index": index, "content_block": block})
+        yield {"type": "content_block_start", "index": index, "content_block": block}
         yield {"type": "content_block_stop", "index": index}
     yield {"type": "message_delta", "delta": ends, "usage": message.get("usage") or {}}
-
-
-def _begun(event: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Begin a block as Anthropic begins it, empty: clients read text and thoughts from deltas alone.
-
-    A call's whole `input` stays where it is, because only the end of the block shows whether deltas repeat it.
-    """
-    block = event.get("content_block")
-    said = block if isinstance(block, dict) else {}
-    deltas = [
-        {"type": kind, name: said[name]}
-        for of, name, kind in _WHOLE
-        if said.get("type") == of and isinstance(said.get(name), str) and said[name]
-    ]
-    if not deltas:
-        yield event
-        return
-    empty = {name: "" for of, name, _ in _WHOLE if of == said["type"]}
-    yield {**event, "content_block": {**said, **empty}}
-    for delta in deltas:
-        yield {"type": "content_block_delta", "index": event.get("index"), "delta": delta}
-
-
-_WHOLE = (
-    ("text", "text", "text_delta"),
-    ("thinking", "thinking", "thinking_delta"),
-    ("thinking", "signature", "signature_delta"),
-)
 
 
 def beside(chunks: Iterable[ChatChunk], events: Iterable[dict[str, Any]]) -> Iterator[ChatChunk]:
