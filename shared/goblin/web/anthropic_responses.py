@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -23,6 +23,7 @@ from goblin.core.errors import Broken, GoblinError, InvalidRequest
 from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
 from goblin.gateway.policy import attachments, tokens
+from goblin.gateway.router import ServedModel
 from goblin.web.anthropic_blocks import call_name
 from goblin.web.anthropic_requests import tool_names
 from goblin.web.context_words import too_long
@@ -362,17 +363,23 @@ def refusal(error: Exception) -> tuple[int, bytes]:
     return status, msgspec.json.encode(error_body(known))
 
 
-def model_list(model_ids: list[str]) -> dict[str, Any]:
+def model_list(models: Sequence[ServedModel]) -> dict[str, Any]:
     """Build the list of models, as a single page."""
-    rows = [model_object(model_id) for model_id in model_ids]
-    ends = {"first_id": model_ids[0], "last_id": model_ids[-1]} if model_ids else {"first_id": None, "last_id": None}
+    rows = [model_object(model) for model in models]
+    ends = {"first_id": models[0].id, "last_id": models[-1].id} if models else {"first_id": None, "last_id": None}
     return {"data": rows, "has_more": False, **ends}
 
 
-def model_object(model_id: str) -> dict[str, str]:
+def model_object(model: ServedModel) -> dict[str, Any]:
     """Build a model's object. Its creation time is unknown, for which Anthropic's wire format uses the epoch."""
-    made = "1970-01-01T00:00:00Z"
-    return {"type": "model", "id": model_id, "display_name": model_id, "created_at": made, "lifecycle": "active"}
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": model.context_tokens,
+    }
 
 
 def _event(event: dict[str, Any]) -> bytes:
