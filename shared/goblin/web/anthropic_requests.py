@@ -96,7 +96,9 @@ def _parsed(kind: type[MessagesRequest], data: bytes, headers: Mapping[str, str]
     try:
         return _as_chat(_checked(kind, body), body, headers)
     except InvalidRequest as error:
-        if (chat := _untranslated(body, headers, error)) is None:
+        to_count = kind is MessagesRequest and isinstance(body, dict)
+        chat = _untranslated({"max_tokens": 1, **body} if to_count else body, headers, error)
+        if chat is None:
             raise
         return chat
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -23,6 +23,7 @@ from goblin.core.errors import Broken, GoblinError, InvalidRequest
 from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
 from goblin.gateway.policy import attachments, tokens
+from goblin.gateway.router import ServedModel
 from goblin.web.anthropic_blocks import call_name
 from goblin.web.anthropic_requests import tool_names
 from goblin.web.context_words import too_long
@@ -162,6 +163,8 @@ class MessageWriter:
         """Index of the block of each tool call."""
         self._passed: dict[int, int] = {}
         """Index of each block that is passed on, by the index that its endpoint gave it."""
+        self._inputs: dict[int, Any] = {}
+        """The whole input of each call that some servers send with its beginning; clients read it from deltas alone."""
         self._end: dict[str, Any] | None = None
         """The endpoint's own `message_delta`."""
         self._finish = "stop"
@@ -195,7 +198,7 @@ class MessageWriter:
             yield from self._start("")
         yield from self._close()
         if self._end is not None:
-            yield self._end
+            yield {**self._end, "usage": self._end.get("usage") or usage_of(self._usage)}
         else:
             reason = "stop_sequence" if self._stop is not None else _STOP.get(self._finish, "end_turn")
             stop = {"stop_reason": reason, "stop_sequence": self._stop}
@@ -204,23 +207,38 @@ class MessageWriter:
 
     def _pass(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Pass on an event of an endpoint that speaks this wire; only indexes and the model's name are ours."""
-        index = event.get("index")
-        match event.get("type"):
+        index, kind = event.get("index"), event.get("type")
+        if not self._started and kind not in (None, "message_start", "ping"):
+            yield from self._start("")
+        match kind:
             case "message_start":
                 message = event.get("message")
                 if not self._started and isinstance(message, dict):
                     self._started = True
-                    yield {**event, "message": {**message, "model": self._model}}
+                    usage = message.get("usage") or usage_of(Usage(prompt_tokens=self._prompt_tokens()))
+                    yield {**event, "message": {**message, "model": self._model, "usage": usage}}
             case "content_block_start" if isinstance(index, int):
                 yield from self._close()
                 block = event.get("content_block")
                 self._open = "text" if isinstance(block, dict) and block.get("type") == "text" else "passed"
                 self._passed[index] = self._count
                 self._count += 1
+                said: list[dict[str, Any]] = []
+                if isinstance(block, dict):
+                    shape, said = _begun(block)
+                    if str(block.get("type")).endswith("tool_use") and block.get("input"):
+                        # Only the end of the block shows whether deltas repeat it.
+                        self._inputs[index], shape = block["input"], {**shape, "input": {}}
+                    event = {**event, "content_block": shape}
                 yield {**event, "index": self._passed[index]}
+                yield from (self._delta(delta) for delta in said)
             case "content_block_delta" if index in self._passed:
+                self._inputs.pop(index, None)
                 yield {**event, "index": self._passed[index]}
             case "content_block_stop" if index in self._passed:
+                if (whole := self._inputs.pop(index, None)) is not None:
+                    piece = {"type": "input_json_delta", "partial_json": msgspec.json.encode(whole).decode()}
+                    yield {"type": "content_block_delta", "index": self._passed[index], "delta": piece}
                 if self._passed.pop(index) == self._count - 1:
                     yield from self._close()
             case "message_delta":
@@ -299,6 +317,21 @@ class MessageWriter:
         return {"type": "content_block_delta", "index": self._count - 1, "delta": delta}
 
 
+_WHOLE = (
+    ("text", "text", "text_delta"),
+    ("thinking", "thinking", "thinking_delta"),
+    ("thinking", "signature", "signature_delta"),
+)
+
+
+def _begun(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a block as Anthropic begins it, empty, and what it has said: clients read that from deltas alone."""
+    kind = block.get("type")
+    said = [(name, delta) for of, name, delta in _WHOLE if of == kind and block.get(name)]
+    deltas = [{"type": delta, name: block[name]} for name, delta in said]
+    return {**block, **{name: "" for name, _ in said}}, deltas
+
+
 def count_tokens(asked: ChatRequest) -> int:
     """Estimate the tokens of a prompt, its images and files included."""
     return tokens.estimate_tokens(asked.prompt_bytes()) + attachments.attachment_tokens(asked)
@@ -336,17 +369,23 @@ def refusal(error: Exception) -> tuple[int, bytes]:
     return status, msgspec.json.encode(error_body(known))
 
 
-def model_list(model_ids: list[str]) -> dict[str, Any]:
+def model_list(models: Sequence[ServedModel]) -> dict[str, Any]:
     """Build the list of models, as a single page."""
-    rows = [model_object(model_id) for model_id in model_ids]
-    ends = {"first_id": model_ids[0], "last_id": model_ids[-1]} if model_ids else {"first_id": None, "last_id": None}
+    rows = [model_object(model) for model in models]
+    ends = {"first_id": models[0].id, "last_id": models[-1].id} if models else {"first_id": None, "last_id": None}
     return {"data": rows, "has_more": False, **ends}
 
 
-def model_object(model_id: str) -> dict[str, str]:
+def model_object(model: ServedModel) -> dict[str, Any]:
     """Build a model's object. Its creation time is unknown, for which Anthropic's wire format uses the epoch."""
-    made = "1970-01-01T00:00:00Z"
-    return {"type": "model", "id": model_id, "display_name": model_id, "created_at": made, "lifecycle": "active"}
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": model.context_tokens,
+    }
 
 
 def _event(event: dict[str, Any]) -> bytes:

@@ -22,6 +22,7 @@ from goblin.billing.policy.prices import bills_use
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, InferenceRequest, caller_runs
+from goblin.gateway.policy.blind import LEFT_OUT
 from goblin.gateway.policy.passed_messages import passed_messages
 from goblin.gateway.policy.passed_responses import passed_responses, speaks_responses
 from goblin.gateway.policy.worst_case import TIERS
@@ -89,12 +90,13 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
     runs none and would refuse the request.
     """
     if isinstance(request, ChatRequest) and (original := request.original_for(endpoint)) is not None:
-        if not bills_use(endpoint):
-            return PassedFields(request=request)
-        sent_as, gone_from_it = passed_messages(original, endpoint.price)
+        unsent: list[str] = []
+        if bills_use(endpoint):
+            original, unsent = passed_messages(original, endpoint.price)
+        unsent = unsent + [name for name in request.left_out if name in LEFT_OUT]
         return PassedFields(
-            request=msgspec.structs.replace(request, original=sent_as),
-            dropped=_few([_name(name) for name in gone_from_it]),
+            request=msgspec.structs.replace(request, original=original),
+            dropped=_few([_name(name) for name in unsent]),
         )
     if isinstance(request, ChatRequest) and request.responses is not None:
         if speaks_responses(endpoint):
