@@ -48,8 +48,6 @@ _ERRORS = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
-_CONTENT = ("content_block_", "message_delta")
-"""How the types of those events begin that only come after `message_start`."""
 OVERLOADED = 529
 """Status that Anthropic's clients retry: it may work later, or at another endpoint."""
 
@@ -180,8 +178,6 @@ class MessageWriter:
             if choice.index:
                 continue
             if choice.delta.event is not UNSET:
-                if not self._started and str(choice.delta.event.get("type")).startswith(_CONTENT):
-                    yield from self._start(chunk.id)
                 yield from self._pass(choice.delta.event)
                 continue
             if not self._started:

@@ -89,13 +89,12 @@ def _well_formed(event: dict[str, Any]) -> dict[str, Any]:
     if kind.startswith("content_block_") and not isinstance(event.get("index"), int):
         event = {**event, "index": count_of(event.get("index")) or 0}
     if kind == "message_start" and isinstance(message := event.get("message"), dict):
-        return {**event, "message": {**_message(), **message}}
+        return {**event, "message": {**_message(), **message, "usage": _usage(message)}}
     if kind == "message_delta":
         ends = delta if isinstance(delta, dict) else {"stop_sequence": None}
         if not ends.get("stop_reason"):
             ends = {**ends, "stop_reason": event.get("stop_reason")}
-        usage = event.get("usage")
-        return {**event, "delta": ends, "usage": usage if isinstance(usage, dict) else {"output_tokens": 0}}
+        return {**event, "delta": ends, "usage": _usage(event)}
     if kind == "content_block_start":
         block = event.get("content_block")
         return {**event, "content_block": _block(block if isinstance(block, dict) else {"type": "text"})}
@@ -114,8 +113,13 @@ def _message() -> dict[str, Any]:
         "content": [],
         "stop_reason": None,
         "stop_sequence": None,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
     }
+
+
+def _usage(said: dict[str, Any]) -> dict[str, Any]:
+    """Return the counts of an event; empty where there are none, so that ours take their place."""
+    usage = said.get("usage")
+    return usage if isinstance(usage, dict) else {}
 
 
 def _block(block: dict[str, Any]) -> dict[str, Any]:
