@@ -52,7 +52,7 @@ def test_what_is_kept_fits_and_is_the_beginning_and_the_end(
     assert 1 <= room <= (wanted or ctx)
     assert len(kept) >= 1
     assert len(kept) + room <= ctx
-    if window is None or length + min(wanted or ctx, ctx // 8) <= ctx:
+    if window is None or length + min(wanted or ctx, max(ctx // 8, 1)) <= ctx:
         assert kept == prompt
     assert sorted(kept) == kept
     assert kept[-1] == length - 1
