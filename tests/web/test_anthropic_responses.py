@@ -59,7 +59,7 @@ async def test_another_endpoint_goes_on_in_the_open_block() -> None:
         ("message_delta", None),
         ("message_stop", None),
     ]
-    assert made[0]["message"] == {**STARTED, "model": "m"}
+    assert made[0]["message"] == {**STARTED, "model": "m", "stop_reason": None, "stop_sequence": None}
     assert made[-2]["delta"] == {"stop_reason": "max_tokens", "stop_sequence": None}
     assert made[-2]["usage"]["output_tokens"] == 3
 

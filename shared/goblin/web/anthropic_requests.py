@@ -202,7 +202,7 @@ def _tools(asked: MessagesRequest) -> tuple[list[dict[str, Any]], list[str]]:
             skipped.append(f"tools[{kind}]")
             continue
         for field, said in (("name", name), ("input_schema", tool.get("input_schema"))):
-            if not isinstance(said, str if field == "name" else dict):
+            if not isinstance(said, str if field == "name" else dict) or said == "":
                 param = f"tools[{number}].{field}"
                 raise InvalidRequest(
                     f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"

@@ -87,13 +87,16 @@ async def whole_message(chunks: Chunks, asked: ChatRequest) -> bytes:
             case {"type": "message_start", "message": started}:
                 message |= started
             case {"type": "content_block_start", "content_block": block}:
-                blocks.append(_Block(dict(block)))
-            case {"type": "content_block_delta", "index": int(index), "delta": delta} if index < len(blocks):
+                blocks.append(_Block(dict(block) if isinstance(block, Mapping) else {}))
+            case {"type": "content_block_delta", "index": int(index), "delta": dict() as delta} if index < len(blocks):
                 blocks[index].add(delta)
-            case {"type": "message_delta", "delta": delta}:
+            case {"type": "message_delta", "delta": dict() as delta}:
                 told = {name: said for name, said in event.items() if name not in ("type", "delta", "usage")}
-                usage = event.get("usage") or {}
-                message |= {**delta, **told, "usage": {**(message.get("usage") or {}), **usage}}
+                message |= {
+                    **delta,
+                    **told,
+                    "usage": {**_mapping(message.get("usage")), **_mapping(event.get("usage"))},
+                }
     message["content"] = [block.whole() for block in blocks]
     return msgspec.json.encode(message)
 
@@ -111,7 +114,8 @@ class _Block:
             case {"type": "input_json_delta", "partial_json": str(piece)}:
                 self._json.append(piece)
             case {"type": "citations_delta", "citation": citation}:
-                self._shape["citations"] = [*(self._shape.get("citations") or ()), citation]
+                before = self._shape.get("citations")
+                self._shape["citations"] = [*(before if isinstance(before, list) else ()), citation]
             case {"type": "text_delta" | "thinking_delta"}:
                 for name, said in delta.items():
                     if name in ("text", "thinking") and isinstance(said, str):
@@ -194,7 +198,7 @@ class MessageWriter:
             yield from self._start("")
         yield from self._close()
         if self._end is not None:
-            yield {**self._end, "usage": self._end.get("usage") or usage_of(self._usage)}
+            yield {**self._end, "usage": _mapping(self._end.get("usage")) or usage_of(self._usage)}
         else:
             reason = "stop_sequence" if self._stop is not None else _STOP.get(self._finish, "end_turn")
             stop = {"stop_reason": reason, "stop_sequence": self._stop}
@@ -203,7 +207,7 @@ class MessageWriter:
 
     def _pass(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Pass on an event of an endpoint that speaks this wire; only indexes and the model's name are ours."""
-        index, kind = event.get("index"), event.get("type")
+        kind = event.get("type")
         if not self._started and kind not in (None, "message_start", "ping"):
             yield from self._start("")
         match kind:
@@ -211,46 +215,57 @@ class MessageWriter:
                 message = event.get("message")
                 if not self._started and isinstance(message, dict):
                     self._started = True
-                    usage = message.get("usage") or usage_of(Usage(prompt_tokens=self._prompt_tokens()))
-                    yield {**event, "message": {**message, "model": self._model, "usage": usage}}
-            case "content_block_start" if isinstance(index, int):
-                yield from self._close()
-                block = event.get("content_block")
-                self._open = "text" if isinstance(block, dict) and block.get("type") == "text" else "passed"
-                self._passed[index] = self._count
-                self._count += 1
-                said: list[dict[str, Any]] = []
-                if isinstance(block, dict):
-                    shape, said = _begun(block)
-                    if str(block.get("type")).endswith("tool_use") and block.get("input"):
-                        # Only the end of the block shows whether deltas repeat it.
-                        self._inputs[index], shape = block["input"], {**shape, "input": {}}
-                    event = {**event, "content_block": shape}
-                yield {**event, "index": self._passed[index]}
-                yield from (self._delta(delta) for delta in said)
-            case "content_block_delta" if index in self._passed:
-                self._inputs.pop(index, None)
-                yield {**event, "index": self._passed[index]}
-            case "content_block_stop" if index in self._passed:
-                if (whole := self._inputs.pop(index, None)) is not None:
-                    piece = {"type": "input_json_delta", "partial_json": msgspec.json.encode(whole).decode()}
-                    yield {"type": "content_block_delta", "index": self._passed[index], "delta": piece}
-                if self._passed.pop(index) == self._count - 1:
-                    yield from self._close()
+                    ours = self._message("")
+                    usage = _mapping(message.get("usage")) or ours["usage"]
+                    yield {**event, "message": {**ours, **message, "model": self._model, "usage": usage}}
+            case "content_block_start" | "content_block_delta" | "content_block_stop":
+                index = event.get("index")
+                if isinstance(index, int):
+                    yield from self._pass_block(event, index)
             case "message_delta":
                 delta = event.get("delta")
                 if isinstance(delta, dict) and delta.get("stop_reason"):
                     self._end = event
                 else:
                     yield event
-            case None | "message_stop" | "content_block_delta" | "content_block_stop":
+            case None | "message_stop":
                 pass
             case _:
                 yield event
 
+    def _pass_block(self, event: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
+        """Pass on an event of a content block under our index. What a block says at its beginning becomes deltas."""
+        if event["type"] == "content_block_start":
+            yield from self._close()
+            block = _mapping(event.get("content_block"))
+            shape, said = _begun(block)
+            if str(block.get("type")).endswith("tool_use") and block.get("input"):
+                # Only the end of the block shows whether deltas repeat it.
+                self._inputs[index], shape = block["input"], {**shape, "input": {}}
+            self._open = "text" if block.get("type") == "text" else "passed"
+            self._passed[index] = self._count
+            self._count += 1
+            yield {**event, "index": self._passed[index], "content_block": shape}
+            yield from (self._delta(delta) for delta in said)
+        elif (ours := self._passed.get(index)) is not None:
+            whole = self._inputs.pop(index, None)
+            if event["type"] == "content_block_delta":
+                yield {**event, "index": ours}
+                return
+            if whole is not None:
+                piece = {"type": "input_json_delta", "partial_json": msgspec.json.encode(whole).decode()}
+                yield {"type": "content_block_delta", "index": ours, "delta": piece}
+            del self._passed[index]
+            if ours == self._count - 1:
+                yield from self._close()
+
     def _start(self, chunk_id: str) -> Iterator[dict[str, Any]]:
         self._started = True
-        message: dict[str, Any] = {
+        yield {"type": "message_start", "message": self._message(chunk_id)}
+        yield {"type": "ping"}
+
+    def _message(self, chunk_id: str) -> dict[str, Any]:
+        return {
             "id": f"msg_{chunk_id.rpartition('-')[2] or uuid.uuid4().hex}",
             "type": "message",
             "role": "assistant",
@@ -260,8 +275,6 @@ class MessageWriter:
             "stop_sequence": None,
             "usage": usage_of(Usage(prompt_tokens=self._prompt_tokens())),
         }
-        yield {"type": "message_start", "message": message}
-        yield {"type": "ping"}
 
     def _add(self, delta: Delta) -> Iterator[dict[str, Any]]:
         if thought := delta.reasoning_content or delta.reasoning:
@@ -323,7 +336,9 @@ _WHOLE = (
 def _begun(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Return a block as Anthropic begins it, empty, and what it has said: clients read that from deltas alone."""
     kind = block.get("type")
-    said = [(name, delta) for of, name, delta in _WHOLE if of == kind and block.get(name)]
+    said = [
+        (name, delta) for of, name, delta in _WHOLE if of == kind and isinstance(block.get(name), str) and block[name]
+    ]
     deltas = [{"type": delta, name: block[name]} for name, delta in said]
     return {**block, **{name: "" for name, _ in said}}, deltas
 
@@ -343,6 +358,10 @@ def usage_of(usage: Usage) -> dict[str, int]:
         "cache_read_input_tokens": read,
         "output_tokens": usage.completion_tokens,
     }
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _count(value: object) -> int:

@@ -104,7 +104,9 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
         data = images + [str(part.file.get("file_data", "")) for part in files]
         tokens, uses, many_files = len(msgspec.json.encode(_sent(request))), NO_USES, len(files)
     else:
-        seen = _attachments(original.body.get("messages"))
+        turns = original.body.get("messages")
+        contents = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+        seen = _attachments([block for one in contents for block in (one if isinstance(one, list) else [one])])
         images, data, many_files = seen.images, seen.data, seen.files
         tokens = len(msgspec.json.encode(original.body)) + (TOOL_PROMPT_TOKENS if original.body.get("tools") else 0)
         uses = Counter[str]()
@@ -154,13 +156,13 @@ def _attachments(content: Any) -> _Attachments:
     for block in content if isinstance(content, list) else [content]:
         if not isinstance(block, dict):
             continue
-        source, kind = block.get("source"), block.get("type")
+        source, kind = block.get("source"), str(block.get("type"))
         source = source if isinstance(source, dict) else {}
         if kind == "image":
             images.append(str(source.get("data")))
         elif kind == "document":
             files += source.get("type") not in ("text", "content")
-        elif "role" not in block and kind not in _IN_WORDS:
+        elif kind not in _IN_WORDS:
             files += 1  # A vendor may read anything behind a type that nobody here knows.
         if kind in ("image", "document") and source.get("type") == "base64" and isinstance(source.get("data"), str):
             data.append(source["data"])
