@@ -24,11 +24,14 @@ from goblin.gateway.domain import requests
 from goblin.gateway.keys import check_model
 from goblin.gateway.ports import ApiKey, HttpReply, Scope
 from goblin.web import (
+    addresses,
     anthropic_requests,
     anthropic_responses,
     asgi,
     codex_models,
+    cors,
     doors,
+    heartbeat,
     logs,
     metrics,
     openai_responses,
@@ -44,6 +47,8 @@ Visit = doors.Visit[ApiKey]
 Refuse = Callable[[Exception], HttpReply]
 ANTHROPIC_VERSION = "anthropic-version"
 """Header that Anthropic's clients send with every request, and no other client sends."""
+MODEL_IN_PATH = "goblin.model"
+"""Key in an ASGI scope: the model that the caller's path named, or None."""
 _recent_items = RecentItems()
 
 
@@ -151,14 +156,16 @@ def _inference(
     work: Callable[[inference.InferenceCall, R, str | None], Awaitable[HttpReply]],
     refuse: Refuse = asgi.error_answer,
     *,
+    words: heartbeat.StreamWords | None = heartbeat.OPENAI,
     request_of: Callable[[R], requests.InferenceRequest] = _itself,
 ) -> doors.Handler:
     """Build an inference route: authenticated, metered, settled, and cancelled when the caller hangs up.
 
     It takes the steps of `web.doors` by itself, because an answer outlives the call that begins it.
 
-    Caller: an API key with scope `inference`, or an attempt token of a batch job, as `Authorization: Bearer` or
-    `x-api-key`.
+    Caller: an API key with scope `inference`, or an attempt token of a batch job, as `Authorization: Bearer`,
+    `x-api-key` or `api-key`. With `x-goblin-heartbeat`, status 200 goes out before a slow stream's first token, and an
+    error after it is an event.
 
     Answers 200; 400 for an invalid request; 401 without a valid key; 402 when a budget does not cover the request; 403
     for a key without the scope or the model; 404 for an unknown model; 409 for an `Idempotency-Key` in use; 413 for a
@@ -177,7 +184,12 @@ def _inference(
                 body = await asgi.read_body(request)
                 heard.set()
                 await call.admit()
+                if (model := request.scope.get(MODEL_IN_PATH)) is not None:
+                    body = addresses.with_model(body, model)
                 asked = parse(body, call.tenant)
+                if words is not None and _streams(request_of(asked)):
+                    beat = heartbeat.chosen(request.headers.get(heartbeat.HEADER), words)
+                    delivery.expect_stream(beat, lambda: _explanation(call))
                 if (key := request.headers.get("idempotency-key")) is not None:
                     call.check(request_of(asked))
                     return await call.once(request.url.path, key, body, lambda: answer(asked))
@@ -196,14 +208,22 @@ def _inference(
             call.failed(error)
             return asgi.with_headers(refuse(error), _explanation(call))
 
-        return asgi.HttpDelivery(produce, call.leave, heard=heard)
+        delivery = asgi.HttpDelivery(produce, call.leave, heard=heard)
+        return delivery
 
     return doors.declare("an API key with scope `inference`, or an attempt token", route)
 
 
+def _streams(asked: requests.InferenceRequest) -> bool:
+    return not isinstance(asked, requests.EmbeddingsRequest) and bool(asked.stream)
+
+
 def _authorization(request: Request) -> str | None:
-    """Return the caller's key as an `Authorization` value; as at Anthropic, `x-api-key` wins over `Authorization`."""
-    key = request.headers.get("x-api-key")
+    """Return the caller's key as an `Authorization` value.
+
+    As at Anthropic, `x-api-key` wins over `Authorization`, and so does Azure's `api-key`.
+    """
+    key = request.headers.get("x-api-key") or request.headers.get("api-key")
     return f"Bearer {key}" if key else request.headers.get("authorization")
 
 
@@ -232,9 +252,7 @@ def _explanation(call: inference.InferenceCall) -> dict[str, str]:
 
 
 def _events(parts: AsyncGenerator[bytes, None]) -> HttpReply:
-    # A proxy that buffers would turn the stream into one late answer.
-    headers = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-    return HttpReply(content=parts, media_type="text/event-stream; charset=utf-8", headers=headers)
+    return HttpReply(content=parts, media_type=asgi.EVENTS, headers=asgi.UNBUFFERED)
 
 
 async def count_message_tokens(visit: Visit) -> Response:
@@ -346,9 +364,13 @@ _chat = _inference("chat", _parser(requests.ChatRequest), chat_completions)
 _complete = _inference("completions", _parser(requests.CompletionRequest), completions)
 _embed = _inference("embeddings", _parser(requests.EmbeddingsRequest), embeddings)
 _message = _inference(
-    "chat", lambda body, _tenant: anthropic_requests.parse(body), messages, _refused_in_anthropics_words
+    "chat",
+    lambda body, _tenant: anthropic_requests.parse(body),
+    messages,
+    _refused_in_anthropics_words,
+    words=heartbeat.ANTHROPIC,
 )
-_respond = _inference("chat", _response_request, responses, request_of=attrgetter("chat"))
+_respond = _inference("chat", _response_request, responses, words=heartbeat.RESPONSES, request_of=attrgetter("chat"))
 _router = doors.routed(
     [
         Route("/v1/chat/completions", _chat, methods=["POST"]),
@@ -368,13 +390,25 @@ _router = doors.routed(
 )
 
 
+_addresses = addresses.Addresses(route.path for route in _router.routes if isinstance(route, Route))
+
+
 @functions_framework.aio.http
 async def gateway(request: Request) -> Response:
-    """Route a request to `/v1/…`, `/requests/…`, `/health`, `/providers` or `/metrics`.
+    """Route a request to `/v1/…`, `/api/…`, `/requests/…`, `/health`, `/providers` or `/metrics`.
+
+    Paths as other base URLs make them, such as `/chat/completions`, `/v1/v1/models` and Azure's, lead to the same
+    routes. Pages of the origins in `GOBLIN_CORS_ORIGINS` may read the answers.
 
     Caller: as each route says. Answers 404 for an unknown path and 405 for a wrong method, else as the route says.
     """
+    return await cors.served(request, gateway_wiring.origins, _answer)
+
+
+async def _answer(request: Request) -> Response:
     logs.follow(request.scope)
-    if request.scope["path"] == "/v1/chat/completions" and request.method == "POST":
+    scope = request.scope
+    if scope["path"] == "/v1/chat/completions" and request.method == "POST":
         return await _chat(request)  # Nearly all requests: skip the router, which would take as long as the route.
+    scope["path"], scope[MODEL_IN_PATH] = _addresses.find(scope["path"])
     return asgi.Delegated(_router)

@@ -23,13 +23,21 @@ async def {target}(request):
 
 @pytest.fixture
 def served(tmp_path: Path) -> httpx.AsyncClient:
-    for name, target in {"front": "front", "page": "page", "thing_happened": "on_thing_happened"}.items():
+    targets = {"front": "front", "page": "page", "rest": "rest", "thing_happened": "on_thing_happened"}
+    for name, target in targets.items():
         (tmp_path / f"{name}.py").write_text(FUNCTION.format(target=target))
     (tmp_path / "__init__.py").write_text("")
     declaration = tmp_path / "cloud.json"
     declaration.write_text(
         json.dumps(
-            {"http": {"front": {"paths": ["/v1", "/health"]}, "page": {"paths": ["/"]}, "absent": {"paths": ["/x"]}}}
+            {
+                "http": {
+                    "front": {"paths": ["/v1", "/health"]},
+                    "page": {"paths": ["/"]},
+                    "rest": {"paths": ["/*"]},
+                    "absent": {"paths": ["/x"]},
+                }
+            }
         )
     )
     app = host.build(tmp_path, declaration)
@@ -43,14 +51,17 @@ def served(tmp_path: Path) -> httpx.AsyncClient:
         ("/v1", "front", "/v1"),
         ("/health", "front", "/health"),
         ("/", "page", "/"),
-        ("/v1x", "page", "/v1x"),
+        ("/v1x", "rest", "/v1x"),
+        ("//v1/models", "rest", "//v1/models"),
+        ("/chat/completions", "rest", "/chat/completions"),
+        ("/x/y", "rest", "/x/y"),
         ("/fn/front/v1/chat", "front", "/v1/chat"),
         ("/fn/thing_happened/", "on_thing_happened", "/"),
         ("/fn/thing_happened", "on_thing_happened", "/"),
     ],
 )
 async def test_each_path_reaches_its_function(served: httpx.AsyncClient, path: str, function: str, seen: str) -> None:
-    answer = await served.post(path, content="hello")
+    answer = await served.post(f"http://goblin{path}", content="hello")
     assert answer.json() == {"function": function, "path": seen, "body": "hello"}
 
 
@@ -98,5 +109,6 @@ async def test_only_some_functions_are_served(tmp_path: Path) -> None:
     (tmp_path / "cloud.json").write_text(json.dumps({"http": {"front": {"paths": ["/v1"]}, "page": {"paths": ["/"]}}}))
     app = host.build(tmp_path, tmp_path / "cloud.json", only=["page"])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://goblin") as client:
-        assert (await client.get("/v1")).json()["function"] == "page"
+        assert (await client.get("/")).json()["function"] == "page"
+        assert (await client.get("/v1")).status_code == 404
         assert (await client.get("/fn/front/")).status_code == 404
