@@ -1,4 +1,4 @@
-"""HTTP: inference at `/v1` in OpenAI's and Anthropic's shapes; `/requests`, `/health`, `/providers`, `/metrics`."""
+"""HTTP: inference in the shapes of OpenAI, Anthropic (`/v1`) and Ollama (`/api`); receipts, health, metrics."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from goblin.core.errors import Refused
 from goblin.core.money import plain_usd
 from goblin.gateway import inference, receipts
 from goblin.gateway.domain import requests
+from goblin.gateway.domain.chat import Embeddings
 from goblin.gateway.keys import check_model
 from goblin.gateway.ports import ApiKey, HttpReply, Scope
 from goblin.web import (
@@ -34,6 +35,8 @@ from goblin.web import (
     heartbeat,
     logs,
     metrics,
+    ollama_requests,
+    ollama_responses,
     openai_responses,
     responses_events,
     responses_requests,
@@ -114,6 +117,80 @@ async def responses(call: inference.InferenceCall, asked: responses_requests.Ask
         return _events(responses_events.response_events(chunks, asked, now=now, keep=keep, dropped=call.dropped))
     whole = await responses_events.whole_response(chunks, asked, now=now, keep=keep, dropped=call.dropped)
     return HttpReply(content=whole)
+
+
+async def ollama_chat(call: inference.InferenceCall, asked: ollama_requests.Asked, strategy: str | None) -> HttpReply:
+    """Answer `POST /api/chat` in Ollama's shape, in lines or whole.
+
+    Callers and status codes: see `_inference`. Errors have Ollama's shape.
+    """
+    return await _ollama_answer(call, asked, strategy, "chat")
+
+
+async def ollama_generate(
+    call: inference.InferenceCall, asked: ollama_requests.Asked, strategy: str | None
+) -> HttpReply:
+    """Answer `POST /api/generate` in Ollama's shape, in lines or whole.
+
+    Callers and status codes: see `_inference`. Errors have Ollama's shape.
+    """
+    return await _ollama_answer(call, asked, strategy, "generate")
+
+
+async def _ollama_answer(
+    call: inference.InferenceCall, asked: ollama_requests.Asked, strategy: str | None, kind: ollama_responses.Kind
+) -> HttpReply:
+    clock = call.deps.clock
+    began_s = clock.monotonic()
+    asked = asked.named(await call.deps.router.meant(asked.model))
+    writer = ollama_responses.AnswerWriter(asked, kind, now=clock.now, monotonic=clock.monotonic, began_s=began_s)
+    request = asked.request
+    if asked.loads:
+        await call.find_model(request)
+        return HttpReply(content=ollama_responses.loaded(writer, asked.loads))
+    if isinstance(request, requests.CompletionRequest):
+        call.operation = "completions"
+        chunks = await call.complete(request, strategy=strategy)
+    elif isinstance(request, requests.ChatRequest):
+        chunks = await call.chat(request, strategy=strategy)
+    else:
+        raise AssertionError("no other request of Ollama's is answered with a text")
+    if not request.stream:
+        return HttpReply(content=await ollama_responses.whole(chunks, writer))
+    return HttpReply(
+        content=ollama_responses.lines(chunks, writer),
+        media_type=ollama_responses.MEDIA_TYPE,
+        headers=asgi.UNBUFFERED,
+    )
+
+
+async def ollama_embed(call: inference.InferenceCall, asked: ollama_requests.Asked, strategy: str | None) -> HttpReply:
+    """Answer `POST /api/embed` in Ollama's shape.
+
+    Callers and status codes: see `_inference`. Errors have Ollama's shape.
+    """
+    began_s = call.deps.clock.monotonic()
+    vectors = await _ollama_vectors(call, asked, strategy)
+    took_s = call.deps.clock.monotonic() - began_s
+    return HttpReply(content=ollama_responses.embed_answer(asked, vectors, took_s=took_s))
+
+
+async def ollama_embeddings(
+    call: inference.InferenceCall, asked: ollama_requests.Asked, strategy: str | None
+) -> HttpReply:
+    """Answer `POST /api/embeddings`, Ollama's older route for one text.
+
+    Callers and status codes: see `_inference`. Errors have Ollama's shape.
+    """
+    return HttpReply(content=ollama_responses.embeddings_answer(await _ollama_vectors(call, asked, strategy)))
+
+
+async def _ollama_vectors(
+    call: inference.InferenceCall, asked: ollama_requests.Asked, strategy: str | None
+) -> Embeddings:
+    request = asked.named(await call.deps.router.meant(asked.model)).request
+    assert isinstance(request, requests.EmbeddingsRequest)  # noqa: S101  As the parsers of both routes make it.
+    return await call.embed(request, strategy=strategy)
 
 
 @asgi.answers_errors
@@ -232,6 +309,11 @@ def _refused_in_anthropics_words(error: Exception) -> HttpReply:
     return replace(asgi.error_answer(error), status=status, content=content)
 
 
+def _refused_in_ollamas_words(error: Exception) -> HttpReply:
+    status, content = ollama_responses.refusal(error)
+    return replace(asgi.error_answer(error), status=status, content=content)
+
+
 def _explanation(call: inference.InferenceCall) -> dict[str, str]:
     """Build the headers that explain an answer: provider, attempts, cache, time by phase, cost."""
     phases = ", ".join(f"{phase};dur={spent_ms:.1f}" for phase, spent_ms in call.timings_ms.items())
@@ -294,6 +376,40 @@ async def show_model(visit: Visit) -> Response:
     if ANTHROPIC_VERSION in visit.request.headers:
         return asgi.json_response(anthropic_responses.model_object(found.id))
     return asgi.json_response(openai_responses.model_object(found.id, ", ".join(found.endpoints)))
+
+
+async def list_ollama_models(visit: Visit) -> Response:
+    """Answer `GET /api/tags` with the models that the key may use, in Ollama's shape.
+
+    Callers and status codes: as `list_models`. Errors have Ollama's shape.
+    """
+    return asgi.json_response(ollama_responses.model_list(await gateway_wiring.gateway().router.models(visit.caller)))
+
+
+async def list_loaded_models(visit: Visit) -> Response:
+    """Answer `GET /api/ps` with the models that an endpoint has in memory, in Ollama's shape.
+
+    Callers and status codes: as `list_models`. Errors have Ollama's shape.
+    """
+    return asgi.json_response(ollama_responses.loaded_list(await gateway_wiring.gateway().router.models(visit.caller)))
+
+
+async def show_ollama_model(visit: Visit) -> Response:
+    """Answer `POST /api/show` with one model, in Ollama's shape.
+
+    Callers and status codes: as `show_model`, and 400 for an invalid body. Errors have Ollama's shape.
+    """
+    router = gateway_wiring.gateway().router
+    model = await router.meant(ollama_requests.parse_show(visit.body))
+    return asgi.json_response(ollama_responses.model_details(await router.model(model, visit.caller)))
+
+
+async def show_ollama_version(request: Request) -> Response:
+    """Answer `GET /api/version` with the version of Ollama whose API this is.
+
+    Caller: anyone. Answers 200.
+    """
+    return asgi.json_response({"version": ollama_responses.API_VERSION})
 
 
 async def show_receipt(visit: Visit) -> Response:
@@ -360,6 +476,7 @@ def _key(*scopes: Scope) -> doors.Door[ApiKey]:
 
 _caller, _operator = _key(Scope.INFERENCE), _key(Scope.OPERATE)
 _count = _caller(count_message_tokens, body_bytes_max=asgi.BODY_BYTES_MAX, refuse=_refused_in_anthropics_words)
+_show = _caller(show_ollama_model, body_bytes_max=asgi.BODY_BYTES_MAX, refuse=_refused_in_ollamas_words)
 _chat = _inference("chat", _parser(requests.ChatRequest), chat_completions)
 _complete = _inference("completions", _parser(requests.CompletionRequest), completions)
 _embed = _inference("embeddings", _parser(requests.EmbeddingsRequest), embeddings)
@@ -371,6 +488,13 @@ _message = _inference(
     words=heartbeat.ANTHROPIC,
 )
 _respond = _inference("chat", _response_request, responses, words=heartbeat.RESPONSES, request_of=attrgetter("chat"))
+_ollama = partial(_inference, refuse=_refused_in_ollamas_words, words=None, request_of=attrgetter("request"))
+_ollama_chat = _ollama("chat", lambda body, _tenant: ollama_requests.parse_chat(body), ollama_chat)
+_ollama_generate = _ollama("chat", lambda body, _tenant: ollama_requests.parse_generate(body), ollama_generate)
+_ollama_embed = _ollama("embeddings", lambda body, _tenant: ollama_requests.parse_embed(body), ollama_embed)
+_ollama_embed_one = _ollama(
+    "embeddings", lambda body, _tenant: ollama_requests.parse_embeddings(body), ollama_embeddings
+)
 _router = doors.routed(
     [
         Route("/v1/chat/completions", _chat, methods=["POST"]),
@@ -382,6 +506,14 @@ _router = doors.routed(
         Route("/v1/messages/count_tokens", _count, methods=["POST"]),
         Route("/v1/models", _caller(list_models)),
         Route("/v1/models/{model_id:path}", _caller(show_model)),
+        Route("/api/chat", _ollama_chat, methods=["POST"]),
+        Route("/api/generate", _ollama_generate, methods=["POST"]),
+        Route("/api/embed", _ollama_embed, methods=["POST"]),
+        Route("/api/embeddings", _ollama_embed_one, methods=["POST"]),
+        Route("/api/tags", _caller(list_ollama_models, refuse=_refused_in_ollamas_words)),
+        Route("/api/ps", _caller(list_loaded_models, refuse=_refused_in_ollamas_words)),
+        Route("/api/show", _show, methods=["POST"]),
+        Route("/api/version", doors.declare("anyone", show_ollama_version)),
         Route("/requests/{request_id}", _caller(show_receipt)),
         Route("/health", doors.declare("anyone", show_health)),
         Route("/providers", _operator(show_providers)),

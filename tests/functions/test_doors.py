@@ -43,6 +43,14 @@ ROUTES = {
     "POST /v1/messages/count_tokens": CALLER,
     "GET /v1/models": CALLER,
     "GET /v1/models/{model_id:path}": CALLER,
+    "POST /api/chat": INFERENCE,
+    "POST /api/generate": INFERENCE,
+    "POST /api/embed": INFERENCE,
+    "POST /api/embeddings": INFERENCE,
+    "GET /api/tags": CALLER,
+    "GET /api/ps": CALLER,
+    "POST /api/show": CALLER,
+    "GET /api/version": "anyone",
     "GET /requests/{request_id}": CALLER,
     "GET /health": "anyone",
     "GET /providers": OPERATOR,
@@ -199,6 +207,11 @@ def test_a_key_for_no_models_asks_and_sees_none(street: Street) -> None:
         "/v1/embeddings": {"model": "tiny", "input": "Hi"},
         "/v1/messages": said,
         "/v1/messages/count_tokens": said,
+        "/api/chat": said,
+        "/api/generate": {"model": "tiny", "prompt": "Hi"},
+        "/api/embed": {"model": "tiny", "input": "Hi"},
+        "/api/embeddings": {"model": "tiny", "prompt": "Hi"},
+        "/api/show": {"model": "tiny"},
     }
     for path, body in bodies.items():
         for extra in ({}, {"idempotency-key": "k"}):

@@ -264,3 +264,66 @@ class TestHeartbeats:
     def test_a_header_that_makes_no_sense_is_400(self, url: str) -> None:
         answer = post(url, "/v1/chat/completions", ASKED | {"stream": True}, **{"x-goblin-heartbeat": "soon"})
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, "x-goblin-heartbeat")
+
+
+class TestOllama:
+    """The wire; that the official client reads it was tried with ollama-python 0.6.3 on 2026-12-01."""
+
+    def test_a_chat_streams_by_default(self, url: str) -> None:
+        answer = post(url, "/api/chat")
+        assert answer.headers["content-type"] == "application/x-ndjson"
+        rows = [json.loads(line) for line in answer.text.splitlines()]
+        assert "".join(row["message"]["content"] for row in rows) == "Hello, Wörld 🌍"
+        assert [row["done"] for row in rows] == [False] * 5 + [True]
+        assert (rows[-1]["prompt_eval_count"], rows[-1]["eval_count"], rows[-1]["done_reason"]) == (11, 5, "stop")
+
+    def test_whole_answers_under_either_name_of_the_model(self, url: str, fakes: Fakes) -> None:
+        for model in ("tiny", "tiny:latest"):
+            chat = post(url, "/api/chat", ASKED | {"model": model, "stream": False}).json()
+            assert (chat["model"], chat["message"]["content"]) == (model, "Hello, Wörld 🌍")
+            assert fakes.llamacpp.asked[-1]["model"] == "tiny"
+            said = {"model": model, "prompt": "Once", "stream": False}
+            assert post(url, "/api/generate", said).json()["response"] == "Hello, Wörld 🌍"
+            assert post(url, "/api/generate", said | {"raw": True}).json()["response"] == "Hello, Wörld 🌍"
+            assert fakes.llamacpp.paths[-1] == "/v1/completions"
+            vectors = post(url, "/api/embed", {"model": model, "input": ["a", "b"]}).json()
+            assert vectors["embeddings"] == [[0.0, 0.5, -1.0], [1.0, 0.5, -1.0]]
+            assert post(url, "/api/embeddings", {"model": model, "prompt": "a"}).json() == {
+                "embedding": [0.0, 0.5, -1.0]
+            }
+            shown = post(url, "/api/show", {"model": model}).json()
+            assert {"completion", "tools", "embedding"} <= set(shown["capabilities"])
+
+    def test_options_reach_the_model_and_the_rest_is_named(self, url: str, fakes: Fakes) -> None:
+        options = {"temperature": 0.5, "top_k": 7, "num_predict": 9, "num_ctx": 4096}
+        answer = post(url, "/api/chat", ASKED | {"options": options, "keep_alive": -1})
+        sent = fakes.llamacpp.asked[-1]
+        assert (sent["temperature"], sent["top_k"], sent["max_tokens"]) == (0.5, 7, 9)
+        assert answer.headers["x-goblin-dropped"] == "options.num_ctx, keep_alive"
+
+    def test_lists_and_loading_cost_nothing(self, url: str, fakes: Fakes) -> None:
+        headers = AUTHORIZED
+        tags = httpx.get(f"{url}/api/tags", headers=headers).json()
+        assert [row["name"] for row in tags["models"]] == ["tiny:latest"]
+        loaded = httpx.get(f"{url}/api/ps", headers=headers).json()
+        assert [row["name"] for row in loaded["models"]] == ["tiny:latest"]
+        assert httpx.get(f"{url}/api/version").json()["version"].count(".") == 2
+        assert post(url, "/api/chat", {"model": "tiny"}).json()["done_reason"] == "load"
+        assert post(url, "/api/generate", {"model": "tiny", "keep_alive": 0}).json()["done_reason"] == "unload"
+        assert fakes.llamacpp.asked == []
+
+    def test_errors_in_its_words(self, url: str, fakes: Fakes) -> None:
+        keyless = httpx.post(f"{url}/api/chat", json=ASKED)
+        assert (keyless.status_code, "OLLAMA_API_KEY" in keyless.json()["error"]) == (401, True)
+        assert (httpx.get(f"{url}/api/tags").status_code, httpx.get(f"{url}/api/ps").status_code) == (401, 401)
+        for path, body in (("/api/chat", {"messages": HELLO}), ("/api/generate", {"prompt": "x"}), ("/api/show", {})):
+            for model in ({"model": "made-up"}, {"model": "made-up:latest"}):
+                answer = post(url, path, body | model)
+                assert (answer.status_code, type(answer.json()["error"])) == (404, str), path
+        assert post(url, "/api/chat", {"model": "made-up"}).status_code == 404
+        assert post(url, "/api/chat", b"[]").status_code == 400
+        gone = post(url, "/api/pull", {"model": "tiny"})
+        assert (gone.status_code, "/api/chat" in gone.json()["error"]["message"]) == (404, True)
+        fakes.llamacpp.script = Script(break_after=2)
+        *_, last = post(url, "/api/chat").text.splitlines()
+        assert "broke off" in json.loads(last)["error"]

@@ -182,6 +182,19 @@ class InferenceCall:
             self._outcome = "ok"
             return Embeddings(data=answer.data, usage=self.usage)
 
+    async def find_model(self, request: InferenceRequest) -> None:
+        """Serve a request that asks for nothing but a model: check that it is there and that the key may use it.
+
+        Raises:
+            Forbidden: The key may not use the model.
+            NotFound: There is no such model.
+        """
+        with self._noting():
+            self._accept(request)
+            if self._key is not None:
+                await self.deps.router.model(request.model, self._key)
+            self._outcome = "ok"
+
     def failed(self, error: Exception) -> None:
         """Set the outcome of a request that failed before anything was answered."""
         if not isinstance(error, GoblinError):
