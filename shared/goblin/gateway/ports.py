@@ -18,7 +18,8 @@ class ChatProvider(Protocol):
 
     Every method raises `ProviderUnavailable`, with the fault, when the endpoint is to blame, and `InvalidRequest`
     when the request is. An adapter does not retry, except that it opens one new connection when a kept one turns out
-    to be closed. Streams have no timeout between chunks: the reader sets one.
+    to be closed, and leaves out a wish, such as how much to think, that was refused before anything was answered.
+    Streams have no timeout between chunks: the reader sets one.
     """
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -43,14 +43,18 @@ from goblin.gateway.domain.requests import (
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes
 from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream, lines
+from goblin.providers.ollama.thinking import Thinking, think_of
 
 NAME = "ollama"
 UNSUPPORTED = {
     Capability.AUDIO: "its API takes only text and images",
     Capability.CHOICES: "it returns one choice per request",
     Capability.LOGPROBS: "its log probabilities are not mapped",
+    Capability.TOKEN_IDS: "its API takes text",
 }
 """Capabilities that it lacks, and why."""
+OPTIONS = ("top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n")
+"""Options under the names that llama.cpp and vLLM gave them in OpenAI's wire, too."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
 """Longest line of a stream."""
 
@@ -66,6 +70,7 @@ class Ollama:
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._endpoint = endpoint
         self._upstream = Upstream(endpoint.name, endpoint.url, endpoint.api_key, client)
+        self._thinking = Thinking()
 
     async def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = chat_body(request, model, self._endpoint)
@@ -112,13 +117,29 @@ class Ollama:
     async def _get(self, path: str) -> Any:
         return await self._upstream.json("GET", path, timeout_s=probes.PROBE_TIMEOUT_S)
 
+    @asynccontextmanager
+    async def _open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        """Send a request; again with less thinking if its model refuses that much. Raises as `Upstream.stream`."""
+        sent = self._thinking.fitted(body)
+        while True:
+            opened = False
+            try:
+                async with self._upstream.stream(path, sent) as response:
+                    opened = True
+                    yield response
+                return
+            except InvalidRequest as error:
+                if opened or not self._thinking.learns(sent, error):
+                    raise
+            sent = self._thinking.fitted(sent)
+
     def _keep_alive(self) -> dict[str, Any]:
         keep = self._endpoint.options.get("keep_alive")
         return {} if keep is None else {"keep_alive": keep}
 
     async def _lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[OllamaLine, None]:
         """Yield lines up to the one with `done`. Raises `ProviderUnavailable` when it is missing."""
-        async with self._upstream.stream(path, {**body, **self._keep_alive()}) as response:
+        async with self._open(path, {**body, **self._keep_alive()}) as response:
             async for data in lines(self._upstream, response, LINE_BYTES_MAX):
                 line: OllamaLine = self._upstream.decode(data, OllamaLine)
                 if line.error:
@@ -222,6 +243,8 @@ def chat_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[str,
         if request.tool_choice not in (None, "auto"):
             raise _unsupported(endpoint, "it cannot be forced to call a tool")
         body["tools"] = request.tools
+    if (think := think_of(request.body)) is not None:
+        body["think"] = think
     wanted = request.response_format
     if wanted is not None and wanted.type == "json_object":
         body["format"] = "json"
@@ -251,6 +274,7 @@ def _options(request: ChatRequest | CompletionRequest, endpoint: Endpoint) -> di
         "stop": stop,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
+        **{name: request.body.get(name) for name in OPTIONS},
     }
     return {name: value for name, value in wanted.items() if value is not None}
 
