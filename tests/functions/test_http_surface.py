@@ -327,3 +327,14 @@ class TestOllama:
         fakes.llamacpp.script = Script(break_after=2)
         *_, last = post(url, "/api/chat").text.splitlines()
         assert "broke off" in json.loads(last)["error"]
+
+
+class TestTokenIds:
+    @pytest.mark.parametrize("ids", [[1, 2, 3], [[1, 2], [3]]])
+    def test_a_model_with_another_tokenizer_gets_none(self, url: str, fakes: Fakes, ids: Any) -> None:
+        answer = post(url, "/v1/embeddings", {"model": "tiny", "input": ids})
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"]) == (400, "unsupported_by_endpoints")
+        assert "tokenizer" in error["message"]
+        assert "send text" in error["message"]
+        assert fakes.llamacpp.asked == []

@@ -25,9 +25,12 @@ class Capability(StrEnum):
     """More than one answer to one prompt (`n`)."""
     PREFILL = "prefill"
     """Continuing a last message of the assistant instead of answering it."""
+    TOKEN_IDS = "token_ids"  # noqa: S105
+    """Texts to embed as token ids. To a model with another tokenizer the same ids are another text, and it does not
+    notice; so its own must be known to callers."""
 
 
-ORDINARY = frozenset(Capability) - {Capability.PREFILL}
+ORDINARY = frozenset(Capability) - {Capability.PREFILL, Capability.TOKEN_IDS}
 """Capabilities of an endpoint that declares none. Few endpoints continue a message, and the others do not say so."""
 
 

@@ -24,6 +24,7 @@ from goblin.core.errors import Broken
 from goblin.core.money import USD_MICROS
 from goblin.core.redaction import learn
 from goblin.gateway.domain.catalog import Catalog, ModelSettings, Routing, Strategy
+from goblin.gateway.policy.passed_responses import HOST
 from httpguard import LOOPBACK
 
 OWN = frozenset({"flyio", "llamacpp", "ollama", "runpod", "vastai"})
@@ -304,7 +305,7 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         api_key=row.api_key or None,
         account_key=row.account_key or None,
         models=None if row.models == "discover" else tuple(row.models),
-        capabilities=frozenset(row.capabilities),
+        capabilities=frozenset(row.capabilities) | _of_openai_itself(row),
         context_tokens=row.context_tokens,
         cancel_stops_bill=row.cancel_stops_bill,
         price=price,
@@ -320,6 +321,12 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         external=row.provider not in OWN if row.external is None else row.external,
         options=row.options,
     )
+
+
+def _of_openai_itself(row: _Endpoint) -> frozenset[Capability]:
+    """Return what OpenAI's own embedding models can: callers' libraries make token ids with OpenAI's tokenizer."""
+    itself = row.provider == "openai" and urlsplit(row.url).hostname == HOST
+    return frozenset({Capability.TOKEN_IDS}) if itself and Capability.EMBEDDINGS in row.capabilities else frozenset()
 
 
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")

@@ -227,6 +227,8 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
         return 0
 
     def needs(self) -> frozenset[Capability]:
+        if isinstance(self.input, list) and any(not isinstance(one, str) for one in self.input):
+            return frozenset({Capability.EMBEDDINGS, Capability.TOKEN_IDS})
         return frozenset({Capability.EMBEDDINGS})
 
     def prompt_bytes(self) -> int:
@@ -262,16 +264,51 @@ def parse(kind: type[_R], data: bytes) -> _R:
 
 
 def invalid(message: str) -> InvalidRequest:
-    """Translate msgspec's message, `Expected … - at `$.messages[0].role``, into OpenAI's error."""
+    """Translate msgspec's message, `Expected … - at `$.messages[0].role``, into OpenAI's error: message, param, code.
+
+    Source of the words and codes: answers of OpenAI's API as public reports quote them, read 2026-12-01.
+    """
     if missing := re.search(r"missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message):
         field, where = missing.groups()
         param = f"{where}.{field}" if where else field
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     what, _, where = message.partition(" - at `$.")
     param = where.rstrip("`").replace("[...]", "[]")
-    code = "invalid_type" if what.startswith("Expected") else "invalid_value"
-    prefix = f"Invalid '{param}': " if param else ""
-    return InvalidRequest(f"{prefix}{what}.", param=param or None, code=code)
+    said, code = _in_openais_words(what, param or "body")
+    return InvalidRequest(f"{said}.", param=param or None, code=code)
+
+
+_RANGE = re.compile(r"Expected `(int|float)` (>=|<=|>|<) (\S+)")
+_LENGTH = re.compile(r"Expected `(str|array)` of length (>=|<=) (\d+)")
+_TYPE = re.compile(r"Expected `([^`]+)`, got `(\w+)`")
+_NUMBERS = {"int": "integer", "float": "decimal"}
+_TYPES = {
+    "str": "a string", "int": "an integer", "float": "a decimal", "bool": "a boolean", "array": "an array",
+    "object": "an object", "null": "null",
+}  # fmt: skip
+
+
+def _in_openais_words(what: str, param: str) -> tuple[str, str]:
+    """Return the sentence and the code for a value that msgspec refuses."""
+    if found := _RANGE.match(what):
+        kind, sign, limit = _NUMBERS[found[1]], found[2], found[3].removesuffix(".0")
+        side = "below minimum" if sign.startswith(">") else "above maximum"
+        code = f"{kind}_{'below_min' if sign.startswith('>') else 'above_max'}_value"
+        return f"Invalid '{param}': {kind} {side} value. Expected a value {sign} {limit}", code
+    if found := _LENGTH.match(what):
+        kind, limit = {"str": "string", "array": "array"}[found[1]], found[3]
+        if found[2] == ">=":
+            return f"Invalid '{param}': empty {kind}. Expected at least {limit} in it", f"empty_{kind}"
+        return f"Invalid '{param}': {kind} too long. Expected a length of at most {limit}", f"{kind}_above_max_length"
+    if found := _TYPE.match(what):
+        wanted = " or ".join(_TYPES.get(one, one) for one in found[1].split(" | ") if one != "null")
+        got = _TYPES.get(found[2], found[2])
+        return f"Invalid type for '{param}': expected {wanted}, but got {got} instead", "invalid_type"
+    if what.startswith("Object contains unknown field"):
+        return f"Invalid '{param}': {what}", "unknown_parameter"
+    if what.startswith("Expected"):
+        return f"Invalid type for '{param}': {what}", "invalid_type"
+    return f"Invalid '{param}': {what}", "invalid_value"
 
 
 def _check_texts(value: str | list[Any], param: str) -> None:
