@@ -44,7 +44,14 @@ from goblin.web import (
 from goblin.web.recent_items import RecentItems
 from goblin.wiring import gateway as gateway_wiring
 
-Q = TypeVar("Q", requests.ChatRequest, requests.CompletionRequest, requests.EmbeddingsRequest)
+Q = TypeVar(
+    "Q",
+    requests.ChatRequest,
+    requests.CompletionRequest,
+    requests.EmbeddingsRequest,
+    requests.RerankRequest,
+    requests.ImagesRequest,
+)
 R = TypeVar("R")
 Visit = doors.Visit[ApiKey]
 Refuse = Callable[[Exception], HttpReply]
@@ -93,6 +100,14 @@ async def embeddings(
     vectors = await call.embed(asked, strategy=strategy)
     as_base64 = asked.encoding_format == "base64"
     return HttpReply(content=openai_responses.embedding_list(vectors, model=asked.model, as_base64=as_base64))
+
+
+async def pass_on(call: inference.InferenceCall, asked: requests.PassedRequest, strategy: str | None) -> HttpReply:
+    """Answer `POST /v1/rerank` or `/v1/images/generations` with what an endpoint that has the route says.
+
+    Callers and status codes: see `_inference`.
+    """
+    return HttpReply(content=msgspec.json.encode(await call.pass_on(asked, strategy=strategy)))
 
 
 async def messages(call: inference.InferenceCall, asked: requests.ChatRequest, strategy: str | None) -> HttpReply:
@@ -292,7 +307,7 @@ def _inference(
 
 
 def _streams(asked: requests.InferenceRequest) -> bool:
-    return not isinstance(asked, requests.EmbeddingsRequest) and bool(asked.stream)
+    return not isinstance(asked, requests.WholeRequest) and bool(asked.stream)
 
 
 def _authorization(request: Request) -> str | None:
@@ -480,6 +495,8 @@ _show = _caller(show_ollama_model, body_bytes_max=asgi.BODY_BYTES_MAX, refuse=_r
 _chat = _inference("chat", _parser(requests.ChatRequest), chat_completions)
 _complete = _inference("completions", _parser(requests.CompletionRequest), completions)
 _embed = _inference("embeddings", _parser(requests.EmbeddingsRequest), embeddings)
+_rerank = _inference("rerank", _parser(requests.RerankRequest), pass_on)
+_make_images = _inference("images", _parser(requests.ImagesRequest), pass_on)
 _message = _inference(
     "chat",
     lambda body, _tenant: anthropic_requests.parse(body),
@@ -500,6 +517,8 @@ _router = doors.routed(
         Route("/v1/chat/completions", _chat, methods=["POST"]),
         Route("/v1/completions", _complete, methods=["POST"]),
         Route("/v1/embeddings", _embed, methods=["POST"]),
+        Route("/v1/rerank", _rerank, methods=["POST"]),
+        Route("/v1/images/generations", _make_images, methods=["POST"]),
         Route("/v1/responses", _respond, methods=["POST"]),
         Route("/v1/responses", doors.declare("anyone", refuse_websocket), methods=["GET"]),
         Route("/v1/messages", _message, methods=["POST"]),

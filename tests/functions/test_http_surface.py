@@ -6,15 +6,21 @@ import gzip
 import json
 import sys
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import anthropic
 import httpx
 import openai
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+from starlette.routing import Route
 
 from goblin.wiring import process
 from tests.fakes.openai_like import Script
+from tests.fakes.serving import serve
 from tests.functions.conftest import API_KEY, Fakes
 
 HELLO: Any = [{"role": "user", "content": "Hi"}]
@@ -338,3 +344,88 @@ class TestTokenIds:
         assert "tokenizer" in error["message"]
         assert "send text" in error["message"]
         assert fakes.llamacpp.asked == []
+
+
+RANKED: Any = {"model": "tiny", "query": "q", "documents": ["a", "b"]}
+CONFIGURED = """
+[[endpoints]]
+name = "ranks"
+provider = "llamacpp"
+url = "{url}"
+models = ["tiny"]
+capabilities = ["rerank", "images"]
+{price}
+"""
+
+
+class TestPassedRoutes:
+    """Rerank and images reach endpoints that declare them; nothing is sent where no price covers it."""
+
+    @pytest.fixture
+    def server(self) -> Iterator[tuple[str, list[Any]]]:
+        heard: list[Any] = []
+
+        async def answer(request: Request) -> JSONResponse:
+            heard.append((request.url.path, await request.json()))
+            if request.url.path.endswith("rerank"):
+                rows = [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9}]
+                return JSONResponse({"object": "list", "results": rows, "usage": {"total_tokens": 100}})
+            return JSONResponse({"created": 1, "data": [{"b64_json": "AA=="}]})
+
+        with serve(Starlette(routes=[Route("/{path:path}", answer, methods=["POST"])])) as url:
+            yield url, heard
+
+    @pytest.fixture
+    def at(
+        self,
+        server: tuple[str, list[Any]],
+        serve_function: Callable[[str], str],
+        api_keys: None,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> Callable[[str], str]:
+        def configured(price: str) -> str:
+            (tmp_path / "goblin.toml").write_text(CONFIGURED.format(url=server[0], price=price))
+            monkeypatch.setenv("GOBLIN_CONFIG", str(tmp_path / "goblin.toml"))
+            return serve_function("gateway")
+
+        return configured
+
+    def test_documents_are_ranked(self, at: Callable[[str], str], server: tuple[str, list[Any]]) -> None:
+        url = at('bills = "no"')
+        for path in ("/v1/rerank", "/rerank"):
+            answer = post(url, path, RANKED | {"top_n": 1})
+            assert answer.status_code == 200
+            assert answer.json()["results"] == [{"index": 1, "relevance_score": 0.9}]
+            assert answer.headers["x-goblin-provider"] == "ranks"
+        assert server[1][0] == ("/v1/rerank", RANKED | {"top_n": 1})
+
+    def test_tokens_are_paid_for(self, at: Callable[[str], str]) -> None:
+        url = at("price_input_usd_micros_per_mtok = 1_000_000\nprice_output_usd_micros_per_mtok = 0")
+        answer = post(url, "/v1/rerank", RANKED)
+        assert (answer.status_code, answer.headers["x-goblin-cost-usd"]) == (200, "0.000100")
+
+    def test_images_are_free_or_refused(self, at: Callable[[str], str], server: tuple[str, list[Any]]) -> None:
+        said = {"model": "tiny", "prompt": "A goblin"}
+        url = at('bills = "no"')
+        with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
+            made = client.images.generate(**said)
+        assert made.data is not None
+        assert made.data[0].b64_json == "AA=="
+        sent = len(server[1])
+        url = at("price_input_usd_micros_per_mtok = 1\nprice_output_usd_micros_per_mtok = 1")
+        refused = post(url, "/v1/images/generations", said)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (402, "price_unknown")
+        unpriced = post(at(""), "/v1/rerank", RANKED)
+        assert (unpriced.status_code, unpriced.json()["error"]["code"]) == (402, "price_unknown")
+        assert len(server[1]) == sent
+
+    def test_what_no_endpoint_has_is_400_and_what_is_missing_is_named(self, url: str) -> None:
+        for path, body in (("/v1/rerank", RANKED), ("/v1/images/generations", {"model": "tiny", "prompt": "x"})):
+            answer = post(url, path, body)
+            assert (answer.status_code, answer.json()["error"]["code"]) == (400, "unsupported_by_endpoints")
+            assert "not among its capabilities" in answer.json()["error"]["message"]
+        missing = post(url, "/v1/rerank", {"model": "tiny", "query": "q"}).json()["error"]
+        assert (missing["param"], missing["code"]) == ("documents", "missing_required_parameter")
+        audio = post(url, "/v1/audio/transcriptions", b"")
+        assert (audio.status_code, "/v1/rerank" in audio.json()["error"]["message"]) == (404, True)

@@ -15,6 +15,10 @@ class Capability(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    """Ordering documents by how well they answer a query."""
+    IMAGES = "images"
+    """Making images."""
     TOOLS = "tools"
     JSON_OBJECT = "json_object"
     JSON_SCHEMA = "json_schema"
@@ -30,8 +34,10 @@ class Capability(StrEnum):
     notice; so its own must be known to callers."""
 
 
-ORDINARY = frozenset(Capability) - {Capability.PREFILL, Capability.TOKEN_IDS}
-"""Capabilities of an endpoint that declares none. Few endpoints continue a message, and the others do not say so."""
+ORDINARY = frozenset(Capability) - {
+    Capability.PREFILL, Capability.TOKEN_IDS, Capability.RERANK, Capability.IMAGES,
+}  # fmt: skip
+"""Capabilities of an endpoint that declares none: what few endpoints have is not among them."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -8,9 +8,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer, Usage
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Probe
-from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest, PassedRequest
 
 
 class ChatProvider(Protocol):
@@ -38,6 +38,13 @@ class ChatProvider(Protocol):
 
     async def probe(self) -> Probe:
         """Probe the endpoint at no cost. Never raises: a failure is the finding."""
+
+
+class PassingProvider(Protocol):
+    """An endpoint with routes beside those of `ChatProvider`. Raises, and does not retry, as that does."""
+
+    async def pass_on(self, request: PassedRequest, *, model: str) -> PassedAnswer:
+        """Send a request to the route of the same name, and return the answer."""
 
 
 class HealthStore(Protocol):

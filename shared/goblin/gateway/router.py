@@ -23,7 +23,7 @@ from goblin.core.money import USD_MICROS
 from goblin.gateway.config_reload import ConfigReloader
 from goblin.gateway.domain.catalog import Catalog, Strategy
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
-from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest, Preferences
+from goblin.gateway.domain.requests import InferenceRequest, Preferences, WholeRequest
 from goblin.gateway.endpoint_stats import EndpointStats, Outlook
 from goblin.gateway.health import LOOK_AGAIN_S, HealthView
 from goblin.gateway.keys import check_model, may_ask
@@ -39,7 +39,9 @@ OUTPUT_TOKENS_MAX_GUESS = 4096
 """Output tokens assumed to check `max_cost_usd`, when neither the caller nor the price limits the length."""
 
 
-KINDS = (Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS)
+KINDS = (
+    Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS, Capability.RERANK, Capability.IMAGES,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -306,7 +308,7 @@ def demand_of(request: InferenceRequest) -> Demand:
         prompt_tokens=tokens.estimate_tokens(prompt_bytes),
         prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
         output_tokens_max=request.output_tokens_max,
-        stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
+        stream=not isinstance(request, WholeRequest) and bool(request.stream),
         provider=wish.provider,
         # Rounded down, so that the limit is never exceeded.
         max_cost_usd_micros=None if wish.max_cost_usd is None else math.floor(wish.max_cost_usd * USD_MICROS),

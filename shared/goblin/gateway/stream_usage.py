@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer, Usage
 from goblin.gateway.policy import tokens
 
 KEPT_CHARS_MAX = 1 << 20
@@ -39,11 +39,11 @@ class StreamUsage:
     _chars: int = 0
     _other_bytes: int = 0
 
-    def add(self, item: ChatChunk | Embeddings) -> None:
+    def add(self, item: ChatChunk | Embeddings | PassedAnswer) -> None:
         self.heard = True
         if item.usage and tokens.is_believable(item.usage.prompt_tokens, item.usage.completion_tokens):
             self.told = item.usage
-        if isinstance(item, Embeddings):
+        if not isinstance(item, ChatChunk):
             return
         self._items += 1
         if self._items > ITEMS_MAX:

@@ -141,6 +141,13 @@ class Embeddings(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
+class PassedAnswer(Struct, frozen=True, kw_only=True):
+    """The answer of another route, as the endpoint sent it."""
+
+    body: dict[str, Any]
+    usage: Usage | None = None
+
+
 def _given(value: Any) -> Any:
     """Return the value, or None if the field was left out."""
     return None if value is UNSET else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -212,19 +212,24 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
         return _text_bytes(self.prompt)
 
 
-class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
-    """`POST /v1/embeddings`."""
+class WholeRequest(Struct, frozen=True, kw_only=True):
+    """A request whose answer comes whole, and which generates no tokens."""
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
-    input: str | Annotated[list[Any], Meta(min_length=1, max_length=2048)]
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Count | None = None
     goblin: Preferences | None = None
     body: dict[str, Any] = msgspec.field(default_factory=dict)
 
     @property
     def output_tokens_max(self) -> int | None:
         return 0
+
+
+class EmbeddingsRequest(WholeRequest, frozen=True, kw_only=True):
+    """`POST /v1/embeddings`."""
+
+    input: str | Annotated[list[Any], Meta(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = None
 
     def needs(self) -> frozenset[Capability]:
         if isinstance(self.input, list) and any(not isinstance(one, str) for one in self.input):
@@ -235,8 +240,45 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
         return _text_bytes(self.input)
 
 
-InferenceRequest = ChatRequest | CompletionRequest | EmbeddingsRequest
-_R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest)
+class RerankRequest(WholeRequest, frozen=True, kw_only=True):
+    """`POST /v1/rerank`, in the shape that Jina, Cohere, vLLM and llama.cpp share."""
+
+    path: ClassVar[str] = "rerank"
+    query: Annotated[str, Meta(min_length=1)]
+    documents: Annotated[list[str | dict[str, Any]], Meta(min_length=1, max_length=2048)]
+    """Texts, or objects with a `text`."""
+    top_n: Count | None = None
+    return_documents: bool | None = None
+
+    def needs(self) -> frozenset[Capability]:
+        return frozenset({Capability.RERANK})
+
+    def prompt_bytes(self) -> int:
+        texts = (one if isinstance(one, str) else str(one.get("text", "")) for one in self.documents)
+        # Each document is read together with the query.
+        return len(self.documents) * _text_bytes(self.query) + sum(map(_text_bytes, texts))
+
+
+class ImagesRequest(WholeRequest, frozen=True, kw_only=True):
+    """`POST /v1/images/generations`."""
+
+    path: ClassVar[str] = "images/generations"
+    prompt: Annotated[str, Meta(min_length=1)]
+    n: Annotated[int, Meta(ge=1, le=10)] | None = None
+    stream: Literal[False] | None = None
+    """Not streamed here."""
+
+    def needs(self) -> frozenset[Capability]:
+        return frozenset({Capability.IMAGES})
+
+    def prompt_bytes(self) -> int:
+        return _text_bytes(self.prompt)
+
+
+PassedRequest = RerankRequest | ImagesRequest
+"""Requests that an endpoint with the same route gets as they came."""
+InferenceRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | PassedRequest
+_R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest, RerankRequest, ImagesRequest)
 
 
 def parse(kind: type[_R], data: bytes) -> _R:

@@ -14,10 +14,12 @@ from goblin.gateway.domain.requests import (
     AudioPart,
     ChatRequest,
     CompletionRequest,
-    EmbeddingsRequest,
     FilePart,
     ImagePart,
+    ImagesRequest,
     InferenceRequest,
+    RerankRequest,
+    WholeRequest,
 )
 
 TEMPLATE_TOKENS = 64
@@ -71,7 +73,10 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
     sent = request.responses if isinstance(request, ChatRequest) and request.responses is not None else request.body
     text_bytes = len(msgspec.json.encode(sent)) - sum(len(msgspec.json.encode(url)) for url in images)
     inward = text_bytes + TEMPLATE_TOKENS + len(images) * price.image_tokens_max
-    outward = 0 if isinstance(request, EmbeddingsRequest) else _output_tokens(request, price)
+    if isinstance(request, RerankRequest):  # Each document is read with the query, in a template of its own.
+        each = TEMPLATE_TOKENS + len(msgspec.json.encode(request.query))
+        inward += len(request.documents) * each
+    outward = 0 if isinstance(request, WholeRequest) else _output_tokens(request, price)
     choices = _choices(request)
     cost = price.cost_usd_micros(input_tokens=inward * _factor(request), output_tokens=outward * choices)
     return CostBound(input_tokens=inward, output_tokens=outward, cost_usd_micros=cost)
@@ -79,7 +84,7 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
 
 def limited(request: InferenceRequest, bound: CostBound) -> InferenceRequest:
     """Set the output limit that bounds the cost, under the field name that the caller used."""
-    if isinstance(request, EmbeddingsRequest):
+    if isinstance(request, WholeRequest):
         return request
     names = [name for name in LIMITS if request.body.get(name) is not None]
     names = names or ["max_completion_tokens" if isinstance(request, ChatRequest) else "max_tokens"]
@@ -93,6 +98,8 @@ def price_of(prices: Mapping[tuple[str, str], Price], endpoint: Endpoint, model:
 
 
 def _unpriced(request: InferenceRequest) -> str | None:
+    if isinstance(request, ImagesRequest):
+        return "images that are made"
     for name, what in OF_UNKNOWN_PRICE.items():
         said = request.body.get(name)
         if said is not None and said not in (["text"], 1):
@@ -125,7 +132,7 @@ def _output_tokens(request: ChatRequest | CompletionRequest, price: Price) -> in
 
 
 def _choices(request: InferenceRequest) -> int:
-    if isinstance(request, EmbeddingsRequest):
+    if isinstance(request, WholeRequest):
         return 1
     several = isinstance(request, CompletionRequest) and isinstance(request.prompt, list)
     prompts = 1
