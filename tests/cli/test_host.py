@@ -1,10 +1,13 @@
 """The functions host: every file loaded by the framework, every path sent to its function."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from goblin.cli import host, loading
 from localcloud.front_end import FrontEnd
@@ -112,3 +115,28 @@ async def test_only_some_functions_are_served(tmp_path: Path) -> None:
         assert (await client.get("/")).json()["function"] == "page"
         assert (await client.get("/v1")).status_code == 404
         assert (await client.get("/fn/front/")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("setting", "origin", "status"),
+    [
+        ("", "https://chat.example.com", 403),
+        ("https://chat.example.com", "https://chat.example.com", 404),
+        ("https://chat.example.com", "https://evil.example", 403),
+        ("https://chat.example.com", "http://127.0.0.1:8080", 404),
+        ("*", "https://chat.example.com", 403),
+    ],
+)
+async def test_pages_of_listed_origins_pass_the_guard(
+    monkeypatch: pytest.MonkeyPatch, setting: str, origin: str, status: int
+) -> None:
+    """Its own page may always ask; 404 comes from behind the guard, because no function is served."""
+    served: list[Any] = []
+    monkeypatch.setenv("GOBLIN_CORS_ORIGINS", setting)
+    monkeypatch.setattr(sys, "argv", ["host", "--port=8080", "--only=none"])
+    monkeypatch.setattr(host, "load_all", lambda folder: {})
+    monkeypatch.setattr(uvicorn, "run", lambda app, **_: served.append(app))
+    host.main()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(served[0]), base_url="http://127.0.0.1:8080") as client:
+        asked = {"origin": origin, "access-control-request-method": "POST"}
+        assert (await client.options("/v1/chat/completions", headers=asked)).status_code == status
