@@ -117,7 +117,7 @@ async def messages(call: inference.InferenceCall, asked: requests.ChatRequest, s
     """
     chunks = await call.chat(asked, strategy=strategy)
     if asked.stream:
-        return _events(anthropic_responses.message_events(chunks, asked))
+        return _events(anthropic_responses.message_events(chunks, asked, told=call.prompt_tokens_told))
     return HttpReply(content=await anthropic_responses.whole_message(chunks, asked))
 
 
@@ -229,12 +229,16 @@ class WebSocketRefused(Refused):
     code = "upgrade_required"
 
 
-def _parser(kind: type[Q]) -> Callable[[bytes, str], Q]:
-    return lambda body, _tenant: requests.parse(kind, body)
+def _parser(kind: type[Q]) -> Callable[[bytes, inference.InferenceCall], Q]:
+    return lambda body, _call: requests.parse(kind, body)
 
 
-def _response_request(body: bytes, tenant: str) -> responses_requests.Asked:
-    return responses_requests.parse(body, partial(_recent_items.find, tenant))
+def _message_request(body: bytes, call: inference.InferenceCall) -> requests.ChatRequest:
+    return anthropic_requests.parse(body, call.headers)
+
+
+def _response_request(body: bytes, call: inference.InferenceCall) -> responses_requests.Asked:
+    return responses_requests.parse(body, partial(_recent_items.find, call.tenant))
 
 
 def _itself(asked: Any) -> requests.InferenceRequest:
@@ -244,7 +248,7 @@ def _itself(asked: Any) -> requests.InferenceRequest:
 
 def _inference(
     operation: str,
-    parse: Callable[[bytes, str], R],
+    parse: Callable[[bytes, inference.InferenceCall], R],
     work: Callable[[inference.InferenceCall, R, str | None], Awaitable[HttpReply]],
     refuse: Refuse = asgi.error_answer,
     *,
@@ -266,7 +270,10 @@ def _inference(
 
     async def route(request: Request) -> Response:
         call = inference.InferenceCall(
-            gateway_wiring.gateway(), operation, traceparent=request.headers.get("traceparent")
+            gateway_wiring.gateway(),
+            operation,
+            traceparent=request.headers.get("traceparent"),
+            headers=request.headers,
         )
         heard = asyncio.Event()
 
@@ -278,7 +285,7 @@ def _inference(
                 await call.admit()
                 if (model := request.scope.get(MODEL_IN_PATH)) is not None:
                     body = addresses.with_model(body, model)
-                asked = parse(body, call.tenant)
+                asked = parse(body, call)
                 if words is not None and _streams(request_of(asked)):
                     beat = heartbeat.chosen(request.headers.get(heartbeat.HEADER), words)
                     delivery.expect_stream(beat, lambda: _explanation(call))
@@ -373,7 +380,7 @@ async def list_models(visit: Visit) -> Response:
     """
     models = await gateway_wiring.gateway().router.models(visit.caller)
     if ANTHROPIC_VERSION in visit.request.headers:
-        return asgi.json_response(anthropic_responses.model_list([model.id for model in models]))
+        return asgi.json_response(anthropic_responses.model_list(models))
     found = [openai_responses.model_object(m.id, ", ".join(m.endpoints)) for m in models]
     listed: dict[str, object] = {"object": "list", "data": found}
     if "client_version" in visit.request.query_params:
@@ -389,7 +396,7 @@ async def show_model(visit: Visit) -> Response:
     """
     found = await gateway_wiring.gateway().router.model(visit.request.path_params["model_id"], visit.caller)
     if ANTHROPIC_VERSION in visit.request.headers:
-        return asgi.json_response(anthropic_responses.model_object(found.id))
+        return asgi.json_response(anthropic_responses.model_object(found))
     return asgi.json_response(openai_responses.model_object(found.id, ", ".join(found.endpoints)))
 
 
@@ -497,21 +504,13 @@ _complete = _inference("completions", _parser(requests.CompletionRequest), compl
 _embed = _inference("embeddings", _parser(requests.EmbeddingsRequest), embeddings)
 _rerank = _inference("rerank", _parser(requests.RerankRequest), pass_on)
 _make_images = _inference("images", _parser(requests.ImagesRequest), pass_on)
-_message = _inference(
-    "chat",
-    lambda body, _tenant: anthropic_requests.parse(body),
-    messages,
-    _refused_in_anthropics_words,
-    words=heartbeat.ANTHROPIC,
-)
+_message = _inference("chat", _message_request, messages, _refused_in_anthropics_words, words=heartbeat.ANTHROPIC)
 _respond = _inference("chat", _response_request, responses, words=heartbeat.RESPONSES, request_of=attrgetter("chat"))
 _ollama = partial(_inference, refuse=_refused_in_ollamas_words, words=None, request_of=attrgetter("request"))
-_ollama_chat = _ollama("chat", lambda body, _tenant: ollama_requests.parse_chat(body), ollama_chat)
-_ollama_generate = _ollama("chat", lambda body, _tenant: ollama_requests.parse_generate(body), ollama_generate)
-_ollama_embed = _ollama("embeddings", lambda body, _tenant: ollama_requests.parse_embed(body), ollama_embed)
-_ollama_embed_one = _ollama(
-    "embeddings", lambda body, _tenant: ollama_requests.parse_embeddings(body), ollama_embeddings
-)
+_ollama_chat = _ollama("chat", lambda body, _call: ollama_requests.parse_chat(body), ollama_chat)
+_ollama_generate = _ollama("chat", lambda body, _call: ollama_requests.parse_generate(body), ollama_generate)
+_ollama_embed = _ollama("embeddings", lambda body, _call: ollama_requests.parse_embed(body), ollama_embed)
+_ollama_embed_one = _ollama("embeddings", lambda body, _call: ollama_requests.parse_embeddings(body), ollama_embeddings)
 _router = doors.routed(
     [
         Route("/v1/chat/completions", _chat, methods=["POST"]),

@@ -82,6 +82,7 @@ async def submit(visit: Visit) -> Response:
     specification; 409 for a job id with another specification; 413 for a too large body; 401, 403, 429, 503 as
     `_key`; 500 for an internal error.
     """
+    # The parser checks encoding and nesting here, because its refusal names the field.
     spec = jobs_schema.parse(events.JobRequested, visit.body)
     key = visit.caller
     owner = JobOwner(

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -73,6 +74,8 @@ class FakeOpenAI(Startable):
     loading: bool = False
     down: bool = False
     script: Script = field(default_factory=Script)
+    prepare: Callable[[dict[str, Any]], None] | None = None
+    """Sets the next answer of a chat by the request."""
     asked: list[dict[str, Any]] = field(default_factory=list)
     paths: list[str] = field(default_factory=list)
     path = "/v1"
@@ -105,6 +108,12 @@ class FakeOpenAI(Startable):
         return JSONResponse({"object": "list", "data": rows})
 
     async def _chat(self, request: Request) -> Response:
+        body = await request.json()
+        if self.prepare is not None:
+            self.prepare(body)
+        if (wrong := wrong_chat(body)) is not None:
+            self.asked.append(body)
+            return _error(400, {"message": wrong, "type": "invalid_request_error", "param": None, "code": None})
         return await self._generate(request, self._chat_events)
 
     async def _complete(self, request: Request) -> Response:
@@ -226,6 +235,63 @@ class FakeOpenAI(Startable):
     def _before_done(self, base: dict[str, Any], count: int) -> list[dict[str, Any]]:
         """More chunks at the end, for those who have some."""
         return []
+
+
+_NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
+
+
+def wrong_chat(body: dict[str, Any]) -> str | None:
+    """What OpenAI's API refuses in a chat, in its words; None for a sound one."""
+    try:
+        return _wrong_messages(body)
+    except (AttributeError, KeyError, TypeError):
+        return "Invalid type for a field of the request."
+
+
+def _wrong_messages(body: dict[str, Any]) -> str | None:
+    messages = body.get("messages")
+    if not isinstance(messages, list) or not messages:
+        return (
+            "Invalid 'messages': empty array. Expected an array with minimum length 1, but got an empty array instead."
+        )
+    waiting: list[str] = []
+    for number, message in enumerate(messages):
+        role, content, calls = message["role"], message.get("content"), message.get("tool_calls")
+        if role == "tool":
+            if message.get("tool_call_id") not in waiting:
+                return "Invalid parameter: messages with role 'tool' must be a response to a preceding message."
+            waiting.remove(message["tool_call_id"])
+            continue
+        if waiting:
+            return f"An assistant message with 'tool_calls' must be followed by tool messages: {', '.join(waiting)}"
+        if (content is None or content == []) and not calls and not message.get("function_call"):
+            return f"Invalid value for 'messages[{number}].content': expected a string, got null."
+        for call in calls or ():
+            if len(call["id"]) > 40:
+                return f"Invalid 'messages[{number}].tool_calls[0].id': string too long."
+            if not _NAME.fullmatch(call["function"]["name"]):
+                return f"Invalid 'messages[{number}].tool_calls[0].function.name': string does not match pattern."
+        waiting = [call["id"] for call in calls or ()]
+    if waiting:
+        return f"An assistant message with 'tool_calls' must be followed by tool messages: {', '.join(waiting)}"
+    return _wrong_beside(body)
+
+
+def _wrong_beside(body: dict[str, Any]) -> str | None:
+    if len(body.get("user") or "") > 64:
+        return "Invalid 'user': string too long. Expected a string with maximum length 64."
+    tools = [tool["function"] for tool in body.get("tools") or () if tool.get("type") == "function"]
+    if body.get("tools") == []:
+        return "Invalid 'tools': empty array. Expected an array with minimum length 1."
+    if "tool_choice" in body and not body.get("tools"):
+        return "Invalid value for 'tool_choice': 'tool_choice' is only allowed when 'tools' are specified."
+    for number, tool in enumerate(tools):
+        if not _NAME.fullmatch(tool["name"]):
+            return f"Invalid 'tools[{number}].function.name': string does not match pattern '^[a-zA-Z0-9_-]+$'."
+        schema = tool.get("parameters")
+        if schema is not None and schema.get("type") != "object":
+            return f"Invalid schema for function '{tool['name']}': schema must be a JSON Schema of 'type: \"object\"'."
+    return None
 
 
 def call_deltas(calls: list[Call]) -> Iterator[dict[str, Any]]:

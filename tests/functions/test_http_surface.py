@@ -141,7 +141,7 @@ class TestAzure:
         assert httpx.post(url + path, json=ASKED, headers={"api-key": "wrong"}).status_code == 401
         assert httpx.post(url + path, json=ASKED).status_code == 401
         assert post(url, path, b"[]").status_code == 400
-        assert post(url, "/openai/deployments/tiny/images/generations").status_code == 404
+        assert post(url, "/openai/deployments/tiny/images/edits").status_code == 404
 
 
 class TestOrigins:

@@ -192,7 +192,7 @@ def test_a_caller_submits_shows_lists_and_cancels(doors: Doorways) -> None:
         ("GET", "/jobs/nobody", None, 404),
         ("GET", "/jobs/__all__", None, 404),
         ("GET", "/jobs/%2e%2e", None, 404),
-        ("GET", "/jobs/a%0a", None, 404),
+        ("GET", "/jobs/a%0a", None, 400),
         ("GET", "/jobs?limit=0", None, 400),
         ("GET", "/jobs?limit=many", None, 400),
         ("GET", "/jobs/a/b/c", None, 404),

@@ -173,7 +173,7 @@ class TestAnswers:
         assert isinstance(first, openai.types.responses.ResponseFunctionToolCall)
         assert (first.call_id, first.name, first.arguments, first.status) == ("c1", "add", '{"a":1}', "completed")
         assert isinstance(second, openai.types.responses.ResponseFunctionToolCall)
-        assert (second.name, second.arguments) == ("now", "")
+        assert (second.name, second.arguments) == ("now", "{}")
         sent = fakes.llamacpp.asked[-1]
         assert (sent["tool_choice"], sent["parallel_tool_calls"]) == ("required", True)
         function = {name: value for name, value in ADD.items() if name != "type"}
@@ -361,11 +361,14 @@ class TestConversations:
         assert refused.status_code == 404
         assert "Items are not persisted when `store` is set to false." in refused.json()["error"]["message"]
 
-    def test_images_go_to_who_can_see(self, client: openai.OpenAI) -> None:
+    def test_a_model_that_cannot_see_is_told_so(self, client: openai.OpenAI, fakes: Fakes) -> None:
         picture: Any = {"type": "input_image", "image_url": "data:image/png;base64,iVBORw0KGgo=", "detail": "auto"}
         asked: Any = [{"role": "user", "content": [picture, {"type": "input_text", "text": "What?"}]}]
-        with pytest.raises(openai.BadRequestError, match="vision: not among its capabilities"):
-            client.responses.create(model="tiny", input=asked)
+        raw = client.responses.with_raw_response.create(model="tiny", input=asked)
+        assert raw.headers["x-goblin-dropped"] == "images"
+        told, text = fakes.llamacpp.asked[-1]["messages"][0]["content"]
+        assert text == {"type": "text", "text": "What?"}
+        assert "`tiny` cannot see images" in told["text"]
 
 
 class TestLeftOut:

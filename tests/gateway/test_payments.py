@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,9 @@ from goblin.billing.policy.budgets import why_frozen
 from goblin.core.endpoints import Price
 from goblin.core.errors import BudgetExhausted, Fault, InvalidRequest, ProviderUnavailable, StoreUnavailable
 from goblin.gateway.domain.chat import ChatChunk, Usage
+from goblin.gateway.domain.requests import ChatRequest
 from goblin.gateway.policy.tokens import COUNTED_MAX
+from goblin.web import anthropic_requests
 from tests.fakes.inference import FakeClock, ScriptedProvider, World, says, world
 from tests.gateway.test_inference import ask, asked, receipt, scripted
 
@@ -256,3 +259,83 @@ async def test_a_count_that_cannot_be_one_is_estimated_and_says_so(
     assert 0 < kept.cost_usd_micros < 100
     assert heard.usage is not None
     assert 0 < heard.usage.prompt_tokens < 100
+
+
+CLAUDE = replace(
+    PRICE, context_tokens=200_000, server_tools={"web_search": 10_000}, cache_read_usd_micros_per_mtok=100_000
+)
+SEARCH = {"type": "web_search_20250305", "name": "web_search", "max_uses": 1}
+
+
+def searching() -> Any:
+    said: dict[str, Any] = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": "Hi"}]}
+    return anthropic_requests.parse(json.dumps({**said, "tools": [SEARCH], "stream": True}).encode())
+
+
+@pytest.mark.parametrize(("limit_usd_micros", "tools"), [(1_000_000, [SEARCH]), (100_000, None)])
+async def test_a_search_is_left_out_where_no_budget_covers_it(limit_usd_micros: int, tools: Any) -> None:
+    here = world(endpoints={"claude": {"provider": "anthropic", "price": CLAUDE}}, claude=ScriptedProvider())
+    here.ledger.declared = {"key/tests": (Limit(period=Period.MONTH, limit_usd_micros=limit_usd_micros),)}
+    heard = await ask(here, searching())
+    assert heard.error is None
+    (sent,) = here.providers["claude"].asked
+    assert isinstance(sent, ChatRequest)
+    assert sent.original is not None
+    assert sent.original.body.get("tools") == tools
+    (attempt,) = receipt(here).attempts
+    assert attempt.dropped == (() if tools else ("tools[web_search_20250305]",))
+
+
+@pytest.mark.parametrize("provider", ["anthropic", "openai"])
+@pytest.mark.parametrize(("limit_usd_micros", "dropped"), [(1_000_000, ()), (100_000, ("files",))])
+async def test_a_file_is_left_out_where_no_budget_covers_it_and_the_model_is_told(
+    limit_usd_micros: int, dropped: tuple[str, ...], provider: str
+) -> None:
+    pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBE"}}
+    said = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": [pdf]}], "stream": True}
+    here = world(endpoints={"paid": {"provider": provider, "price": CLAUDE}}, paid=ScriptedProvider())
+    here.ledger.declared = {"key/tests": (Limit(period=Period.MONTH, limit_usd_micros=limit_usd_micros),)}
+    heard = await ask(here, anthropic_requests.parse(json.dumps(said).encode()))
+    assert heard.error is None
+    (sent,) = here.providers["paid"].asked
+    assert isinstance(sent, ChatRequest)
+    assert sent.original is not None
+    content = (
+        sent.original.body["messages"][0]["content"] if provider == "anthropic" else sent.body["messages"][0]["content"]
+    )
+    assert (content == [pdf] if provider == "anthropic" else content[0]["type"] == "file") == (not dropped)
+    assert ("no budget covers" in json.dumps(content)) == bool(dropped)
+    (attempt,) = receipt(here).attempts
+    assert attempt.dropped == dropped
+
+
+async def test_a_file_in_openais_wire_that_no_budget_covers_is_refused() -> None:
+    part = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBE"}}
+    here = world(endpoints={"paid": {"price": CLAUDE}}, paid=ScriptedProvider())
+    here.ledger.declared = CENT
+    heard = await ask(here, asked(messages=[{"role": "user", "content": [part]}]))
+    assert isinstance(heard.error, BudgetExhausted)
+
+
+@pytest.mark.parametrize(
+    ("details", "cost", "note"),
+    [
+        ({}, 1000 + 10, ""),
+        ({"cached_tokens": 800}, 200 + 80 + 10, "800 from the cache"),
+        ({"cached_tokens": 5000}, 100 + 10, "1000 from the cache"),
+        ({"cached_tokens": -1, "cache_creation_tokens": True, "web_search_requests": "9"}, 1000 + 10, ""),
+        ({"cache_creation_tokens": 500}, 500 + 1000 + 10, "500 into it"),
+        ({"web_search_requests": 2}, 1000 + 10 + 20_000, ""),
+    ],
+)
+async def test_what_came_from_the_cache_is_charged_at_its_price(details: dict[str, Any], cost: int, note: str) -> None:
+    usage = Usage(prompt_tokens=1000, completion_tokens=10, total_tokens=1010, prompt_tokens_details=details)
+    here = world(endpoints={"claude": {"price": CLAUDE}}, claude=scripted(*says("x", usage=usage)))
+    await ask(here)
+    (entry,) = here.ledger.settled()
+    assert entry.amount_usd_micros == cost
+    assert note in entry.note
+    plain = world(endpoints={"claude": {"price": PRICE}}, claude=scripted(*says("x", usage=usage)))
+    await ask(plain)
+    (entry,) = plain.ledger.settled()
+    assert ("at the full price" in entry.note) == (details.get("cached_tokens", 0) > 0)

@@ -6,11 +6,13 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from msgspec import Raw
 
 from goblin.core.errors import Conflict, InvalidRequest, NotFound
 from goblin.core.events import JobRequested, decode
 from goblin.jobs import attempt_logs, lifecycle, worker_api
 from goblin.jobs.domain.job import AskerKey, JobOwner, JobState, spec_digest
+from goblin.jobs.ports import UnreadableJob
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, given, item, spec
 from tests.fakes.jobs import World
@@ -75,6 +77,18 @@ async def test_a_taken_id_is_refused_in_the_same_words_whatever_job_has_it() -> 
     assert here.job().owner == ANN
 
 
+async def test_a_job_that_cannot_be_read_is_nobodys_but_the_operators() -> None:
+    here = world()
+    await lifecycle.submit(given(here), ANN, here.deps)
+    here.jobs.unreadable["j"] = None
+    for tenant in ("tenant:ann", "key:bb"):
+        assert "There is no job 'j'" in await words(lifecycle.show("j", here.deps, tenant=tenant))
+    with pytest.raises(UnreadableJob):
+        await lifecycle.show("j", here.deps, tenant=None)
+    with pytest.raises(Conflict, match="is taken"):
+        await lifecycle.submit(spec(), BOB, here.deps)
+
+
 @pytest.mark.parametrize(
     ("tenant", "owner"), [(None, "operator"), ("ann", "tenant:ann"), ("operator", "tenant:operator")]
 )
@@ -97,8 +111,8 @@ def test_a_specification_keeps_the_hash_that_it_had_before_tenants() -> None:
     from decimal import Decimal
 
     asked = JobRequested(
-        job_id="j", kind="training", parameters={"b": [1, {"z": 1, "a": None}], "a": 0.5}, budget_usd=Decimal("1.50"),
-        deadline=datetime(2026, 12, 1, tzinfo=UTC), gpu_types=("RTX_4090",),
+        job_id="j", kind="training", parameters=Raw(b'{"b": [1, {"z": 1, "a": null}], "a": 0.5}'),
+        budget_usd=Decimal("1.50"), deadline=datetime(2026, 12, 1, tzinfo=UTC), gpu_types=("RTX_4090",),
     )  # fmt: skip
     assert spec_digest(asked) == "83d11bd326c8dbbe03434442ed4c11ad60fd1d07cb8b6345534bae7087ce6bbb"
 
@@ -268,6 +282,25 @@ async def test_an_unread_key_ends_nothing_and_a_key_is_read_once_for_all_its_job
     report = await reconcile(here.deps)
     assert [line for line in report.errors if "bb" in line] == ["API key bb: the store is down"]
     assert {stored.job.state for stored in here.jobs.stored.values()} == {JobState.QUEUED}
+
+
+async def test_a_fault_with_one_key_or_job_ends_no_other_job_and_spares_none() -> None:
+    here = world()
+    here.compute.full = True
+    for job_id, owner in (("a", ANN), ("b", BOB), ("c", replace(BOB, key_digest="cc"))):
+        await lifecycle.submit(given(here, job_id=job_id), owner, here.deps)
+    asked = here.keys.asker
+
+    async def odd(digest: str) -> AskerKey | None:
+        if digest == "aa":
+            raise RecursionError("an odd document")
+        return await asked(digest)
+
+    here.keys.asker = odd  # type: ignore[method-assign]
+    del here.keys.askers["bb"]
+    report = await reconcile(here.deps)
+    assert "API key aa: RecursionError: an odd document" in report.errors
+    assert [here.job(job_id).open and here.job(job_id).ended_at is None for job_id in "abc"] == [True, False, False]
 
 
 async def test_what_has_ended_needs_no_key() -> None:

@@ -4,7 +4,10 @@ import base64
 import math
 import struct
 
+import httpx
 import pytest
+
+from goblin_llamacpp import __main__ as command_line
 
 from .conftest import Running, Start
 
@@ -108,3 +111,36 @@ def test_metrics_have_llama_servers_names(server: Running, client):
 def test_slots_are_hidden_unless_shown(start: Start):
     with start("--slots-endpoint", "off") as server, server.http() as http:
         assert http.get("/slots").status_code == 501
+
+
+OURS = frozenset({"127.0.0.1", "localhost", "[::1]"})
+
+
+@pytest.mark.parametrize(
+    ("host", "names"),
+    [
+        ("127.0.0.1", OURS), ("localhost", OURS), ("::1", OURS), ("127.0.0.2", OURS | {"127.0.0.2"}), ("0.0.0.0", None),
+        ("::", None), ("10.0.0.1", None), ("gpu.example", None),
+    ],
+)  # fmt: skip
+def test_a_server_that_only_this_machine_reaches_has_the_names_of_this_machine(host: str, names):
+    assert command_line._names(host) == names
+
+
+@pytest.mark.parametrize("path", ["/health", "/v1/models", "/metrics", "/v1/chat/completions", "/models/load"])
+def test_no_page_of_a_browser_is_answered(server: Running, path: str):
+    port = server.url.rpartition(":")[2]
+    for host in (f"evil.example:{port}", "localhost.", "127.0.0.1.nip.io"):
+        for method in ("GET", "POST"):
+            answer = httpx.request(method, f"{server.url}{path}", headers={"host": host}, json={})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (421, "wrong_host")
+    for page in ({"origin": "https://evil"}, {"origin": "null"}, {"sec-fetch-site": "cross-site"}):
+        for method in ("GET", "POST", "OPTIONS"):
+            answer = httpx.request(method, f"{server.url}{path}", headers=page, json={})
+            assert (answer.status_code, answer.json()["error"]["code"]) == (403, "wrong_origin")
+
+
+def test_a_body_is_bounded_in_depth(server: Running):
+    deep = '{"model": ' + "[" * 2000 + "]" * 2000 + "}"
+    answer = httpx.post(f"{server.url}/v1/chat/completions", content=deep)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "nested_too_deeply")

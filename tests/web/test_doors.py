@@ -11,10 +11,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from goblin.core.errors import Conflict, Forbidden
+from goblin.core.errors import Conflict, Forbidden, RateLimited
 from goblin.gateway.admission import AdmissionControl
 from goblin.gateway.policy.admission import AdmissionLimits
 from goblin.gateway.ports import HttpReply, KeylessCaller
+from goblin.jobs import worker_api
 from goblin.web import anthropic_responses, asgi, doors
 from tests.fakes.inference import FakeClock
 
@@ -103,6 +104,22 @@ async def test_a_route_answers_refusals_in_its_own_apis_shape() -> None:
 
     answer = await House(Forbidden("No."), refuse=refuse).ask()
     assert (answer.status_code, answer.json()["type"]) == (403, "error")
+
+
+async def test_a_token_has_limits_of_its_own_which_a_forged_one_does_not_use_up() -> None:
+    clock = FakeClock()
+    admission = AdmissionControl(AdmissionLimits(), clock)
+    token, forged = (worker_api.recognise(f"gob-attempt-{secret}.1.j", "j") for secret in ("true", "guess"))
+    assert forged.rate_per_minute is not None
+    for _ in range(forged.rate_per_minute):
+        async with admission.place(forged):
+            pass
+    with pytest.raises(RateLimited):
+        await admission.enter(forged)
+    for _ in range(token.parallel_max or 0):
+        await admission.enter(token)
+    with pytest.raises(RateLimited):
+        await admission.enter(token)
 
 
 async def _bare(request: Request) -> Response:

@@ -8,14 +8,18 @@ from typing import Any
 
 import msgspec
 import pytest
+from hypothesis import event as noted
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec import UNSET
 
+from goblin.core.endpoints import Endpoint, Price
 from goblin.core.errors import GoblinError, StreamCut
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, FunctionDelta, ToolCallDelta, Usage
+from goblin.gateway.policy.passed_fields import passed_fields
 from goblin.gateway.router import ServedModel
-from goblin.web import codex_models, responses_events, responses_requests
+from goblin.providers.common.responses_codec import read_event
+from goblin.web import codex_models, responses_events, responses_items, responses_requests
 from goblin.web.recent_items import RecentItems
 
 NOW = datetime(2026, 12, 1, tzinfo=UTC)
@@ -140,7 +144,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
             "id": "rs_1",
             "summary": [{"type": "summary_text", "text": "Hm"}],
             "content": None,
-            "encrypted_content": responses_requests.sealed("Hm"),
+            "encrypted_content": responses_items.sealed("Hm"),
         },
         {"type": "message", "id": "msg_2", "role": "assistant", "status": "completed", "content": [SAID]},
         {**CALL, "id": "fc_1", "status": "completed"},
@@ -153,7 +157,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
             "type": "reasoning",
             "summary": [],
             "content": [{"type": "reasoning_text", "text": "Hm"}],
-            "encrypted_content": responses_requests.sealed("Hm"),
+            "encrypted_content": responses_items.sealed("Hm"),
             "status": "completed",
         },
         {"id": "msg_2", "type": "message", "role": "assistant", "status": "completed", "content": [SAID]},
@@ -188,7 +192,7 @@ SHAPES: dict[str, list[dict[str, Any]]] = {
     ],
     "AI SDK 6.0, store: false": [
         {"role": "user", "content": [{"type": "input_text", "text": "Hi"}]},
-        {"type": "reasoning", "id": "rs_1", "encrypted_content": responses_requests.sealed("Hm"), "summary": []},
+        {"type": "reasoning", "id": "rs_1", "encrypted_content": responses_items.sealed("Hm"), "summary": []},
         {"role": "assistant", "content": [{"type": "output_text", "text": "I will."}], "id": "msg_2"},
         CALL,
         RESULT,
@@ -280,14 +284,57 @@ def test_a_choice_without_tools_is_no_choice() -> None:
     assert asked.echo["tool_choice"] == "auto"
 
 
+WORDS = (
+    "type role content text id call_id name output arguments tools function message reasoning user assistant custom c1"
+    " function_call function_call_output input_text input_image image_url allowed_tools item_reference namespace"
+)
+words = st.sampled_from(WORDS.split())
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-3, 3) | words,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(words, inner, max_size=5),
+    max_leaves=25,
+)
+kinds = st.sampled_from([*responses_items.ITEMS, "custom", "function", "namespace", "item_reference", ["odd"], None])
+objects = st.builds(
+    lambda more, kind: {"role": "user", "call_id": "c1", "name": "c1", "output": "x"} | more | {"type": kind},
+    st.dictionaries(words, anything, max_size=3),
+    kinds,
+)
+bodies = st.fixed_dictionaries(
+    {"input": st.lists(objects, max_size=4)},
+    optional={
+        "tools": st.lists(objects, max_size=3),
+        "tool_choice": st.sampled_from(["auto", "required"]) | objects | anything,
+        "reasoning": st.dictionaries(st.sampled_from(["effort", "summary", "mode"]), words),
+        "service_tier": words,
+        "odd": anything,
+    },
+)
+
+
+@given(bodies)
+def test_any_request_is_read_or_refused(fields: dict[str, Any]) -> None:
+    """Never an error of ours, neither here nor where it is decided what an endpoint is sent."""
+    try:
+        asked = parse(**fields)
+    except GoblinError as error:
+        noted(type(error).__name__)
+        return
+    noted("read")
+    for price in (Price(input_usd_micros_per_mtok=1, output_usd_micros_per_mtok=1), None):
+        for speaks in ("yes", "no"):
+            endpoint = Endpoint(name="e", provider="openai", url="http://x", price=price, options={"responses": speaks})
+            passed_fields(asked.chat, endpoint)
+
+
 @given(st.text())
 def test_thoughts_survive_their_seal(thoughts: str) -> None:
-    assert responses_requests.unsealed(responses_requests.sealed(thoughts)) == thoughts
+    assert responses_items.unsealed(responses_items.sealed(thoughts)) == thoughts
 
 
 @pytest.mark.parametrize("content", [None, "", "gAAAAB", "goblin:%", "goblin:/w==", "goblin:YQ=\n="])
 def test_what_is_no_seal_of_ours_says_nothing(content: str | None) -> None:
-    assert responses_requests.unsealed(content) is None
+    assert responses_items.unsealed(content) is None
 
 
 maybe_text = st.sampled_from([UNSET, None, "", "a", "Ü🌍", "</think>"])
@@ -432,3 +479,54 @@ def test_codex_learns_only_of_models_whose_context_is_known() -> None:
         " support_verbosity truncation_policy supports_parallel_tool_calls experimental_supported_tools"
     )
     assert set(required.split()) <= set(listed[0])
+
+
+event_kinds = st.sampled_from(
+    [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.output_item.done",
+        "response.output_text.delta",
+        "response.function_call_arguments.delta",
+        "response.reasoning_summary_text.delta",
+        "response.web_search_call.searching",
+        "keepalive",
+    ]
+)
+native_events = st.builds(
+    lambda kind, more: {**more, "type": kind},
+    event_kinds,
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "delta": anything,
+            "item": st.dictionaries(st.sampled_from(["id", "type", "name", "call_id", "content"]), anything),
+            "output_index": anything,
+            "response": st.dictionaries(st.sampled_from(["id", "output", "usage", "model", "store"]), anything),
+            "sequence_number": anything,
+        },
+    ),
+)
+
+
+@given(st.lists(native_events, max_size=8), st.booleans(), st.dictionaries(words, anything))
+def test_an_endpoints_own_events_stay_well_formed(
+    received: list[dict[str, Any]], breaks: bool, last: dict[str, Any]
+) -> None:
+    """Whatever an endpoint of this wire sends: what it says is kept, and our promises hold."""
+    writer = responses_events.ResponseWriter(parse(), now=lambda: NOW)
+    chunks = [read_event(one, called=False) for one in received]
+    if not breaks:
+        chunks.append(read_event({"type": "response.completed", "response": last}, called=False))
+    written = [event for chunk in chunks for event in writer.write(chunk)]
+    passed = len(written)
+    written += writer.fail(StreamCut("It broke off.")) if breaks else writer.end()
+    assert passed == len(received)
+    assert [event["sequence_number"] for event in written] == list(range(len(written)))
+    ends = [event for event in written if event["type"] in ("response.completed", "response.failed")]
+    assert ends == written[-1:]
+    if breaks:
+        assert ends[0]["response"]["status"] == "failed"
+    else:
+        assert ends[0]["response"] == {**last, "model": "m", "store": False}

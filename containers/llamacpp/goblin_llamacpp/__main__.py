@@ -14,8 +14,11 @@ os.environ.setdefault("GOMP_SPINCOUNT", "0")
 
 import argparse
 import asyncio
+import ipaddress
 import sys
 from pathlib import Path
+
+from httpguard import LOOPBACK
 
 from .fetch import Fetch
 from .loaded import KV_TYPES, LoadSettings
@@ -25,7 +28,6 @@ from .server import ServerSettings
 from .source import ModelSource
 
 PREFIX = "GOBLIN_LLAMACPP_"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -38,7 +40,8 @@ def main(argv: list[str] | None = None) -> int:
     if options.allow_load and not keys:
         sys.stderr.write("--allow-load needs --api-key-file: not everyone who can connect may choose the model.\n")
         return 2
-    shows_slots = options.slots_endpoint == "on" or (options.slots_endpoint == "auto" and options.host in LOOPBACK)
+    names = _names(options.host)
+    shows_slots = options.slots_endpoint == "on" or (options.slots_endpoint == "auto" and names is not None)
     source = ModelSource(options.model, options.sha256)
     aliases = tuple(options.alias or [source.stem])
     return asyncio.run(
@@ -69,13 +72,26 @@ def main(argv: list[str] | None = None) -> int:
             ServerSettings(
                 api_keys=keys,
                 body_bytes_max=options.body_bytes_max,
-                on_loopback=options.host in LOOPBACK,
+                hosts=names,
                 shows_slots=shows_slots,
                 allows_load=options.allow_load,
                 places=Places(options.models_dir, tuple(options.load_from or _storage())),
             ),
         )
     )
+
+
+def _names(host: str) -> frozenset[str] | None:
+    """Return the names of a server that only this machine can reach; None if others can."""
+    if host == "localhost":
+        return LOOPBACK
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return None
+    if not address.is_loopback:
+        return None
+    return LOOPBACK | {f"[{address}]" if address.version == 6 else str(address)}
 
 
 def _storage() -> list[str]:

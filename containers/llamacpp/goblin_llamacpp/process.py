@@ -20,7 +20,7 @@ from pathlib import Path
 
 import uvicorn
 
-from httpguard.lines import log_lines
+from httpguard.lines import escape, log_lines
 from httpguard.protocol import Protocol
 
 from .fetch import Fetch
@@ -93,7 +93,7 @@ async def run(process: ProcessSettings, load: LoadSettings, server: ServerSettin
     if loading.done() and (refusal := _refusal(loading)):
         listener.should_exit = True
         await listening
-        sys.stderr.write(f"The model could not be loaded: {refusal}\n")
+        sys.stderr.write(f"The model could not be loaded: {escape(refusal)}\n")  # It may quote the file.
         return 1
     await asyncio.wait({listening, stop}, return_when=asyncio.FIRST_COMPLETED)
     await _end(serving, listener, listening, loading, process.grace_s)

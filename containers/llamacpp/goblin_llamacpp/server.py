@@ -16,7 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
-from httpguard import LOOPBACK, Guard, Limits, Refusal, check_json, read_body
+from httpguard import Guard, Limits, Refusal, check_json, read_body
 
 from . import __version__, schema
 from .answers import Answer, ChatAnswer, Frame, TextAnswer, new_id
@@ -59,8 +59,8 @@ class ServerSettings:
     api_keys: tuple[str, ...] = ()
     """Accepted keys. If empty, requests need no key."""
     body_bytes_max: int = 4 * 2**20
-    on_loopback: bool = False
-    """Whether the server listens on this machine only, so that it has the names of this machine and no other."""
+    hosts: frozenset[str] | None = None
+    """Names by which the server is called, where it listens on this machine only. None: any."""
     shows_slots: bool = False
     allows_load: bool = False
     places: Places = NOWHERE
@@ -341,7 +341,7 @@ class Server:
         )
         app.add_middleware(KeyCheck, keys=self.settings.api_keys)
         # Before the key is looked at: a page in a browser on the same machine may be where no key is asked for.
-        app.add_middleware(Guard, hosts=LOOPBACK if self.settings.on_loopback else None)
+        app.add_middleware(Guard, hosts=self.settings.hosts)
         return app
 
 

@@ -23,6 +23,8 @@ class Capability(StrEnum):
     JSON_OBJECT = "json_object"
     JSON_SCHEMA = "json_schema"
     VISION = "vision"
+    FILES = "files"
+    """PDF files. An endpoint that sees images takes them, unless its provider's adapter lacks it."""
     AUDIO = "audio"
     LOGPROBS = "logprobs"
     CHOICES = "choices"
@@ -40,6 +42,12 @@ ORDINARY = frozenset(Capability) - {
 """Capabilities of an endpoint that declares none: what few endpoints have is not among them."""
 
 
+CACHE_WRITE_FACTOR = 2
+"""The most that writing input to a provider's cache costs, as a multiple of its price: Anthropic's for an hour. Source:
+platform.claude.com/docs/en/build-with-claude/prompt-caching, read 2026-12-01: 1.25 for five minutes, 2 for an hour."""
+NO_USES: Mapping[str, int] = {}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Price:
     """Price in micro-dollars per million tokens. An unknown price is the absence of this object, never zero."""
@@ -52,15 +60,61 @@ class Price:
     """The most output tokens to request, whatever the caller wants."""
     image_tokens_max: int = 50_000
     """The most tokens that one image counts; gpt-4o-mini counts up to 48,169 tokens for one."""
+    context_tokens: int | None = None
+    """The model's context window: no request is billed for more input. None: unknown."""
+    cache_read_usd_micros_per_mtok: int | None = None
+    """Price of input that the provider had in its cache. None: unknown, and charged like other input."""
+    cache_write_usd_micros_per_mtok: int | None = None
+    """Price of input that is written to the cache, for five minutes at Anthropic. None: `CACHE_WRITE_FACTOR`."""
+    cache_write_1h_usd_micros_per_mtok: int | None = None
+    """The same for an hour."""
+    server_tools: Mapping[str, int] = field(default_factory=dict)
+    """Price in micro-dollars of one use of a tool that the provider runs, such as `web_search`. Others are not used."""
     source: str = ""
     """Where the price was read, for a person."""
     read_on: date | None = None
     """Date on which the price was read. After 90 days it is to be read again."""
 
-    def cost_usd_micros(self, *, input_tokens: int, output_tokens: int) -> int:
-        """Compute the cost, rounded up so that a sum of estimates is never below the bill."""
-        parts = input_tokens * self.input_usd_micros_per_mtok + output_tokens * self.output_usd_micros_per_mtok
-        return -(-parts // 1_000_000)
+    @property
+    def dearest_input(self) -> int:
+        """The most that a million input tokens can cost, in micro-dollars: all of them written to the cache."""
+        plain = self.input_usd_micros_per_mtok
+        writes = (self.cache_write_usd_micros_per_mtok, self.cache_write_1h_usd_micros_per_mtok)
+        return max(plain, *(CACHE_WRITE_FACTOR * plain if price is None else price for price in writes))
+
+    def cost_usd_micros(
+        self,
+        *,
+        input_tokens: int,
+        output_tokens: int,
+        cache_read_tokens: int = 0,
+        cache_write_tokens: int = 0,
+        cache_write_1h_tokens: int = 0,
+        uses: Mapping[str, int] = NO_USES,
+    ) -> int:
+        """Compute the cost, rounded up so that a sum of estimates is never below the bill.
+
+        Args:
+            input_tokens: All tokens of the prompt, those of the cache included.
+            output_tokens: All tokens of the answer.
+            cache_read_tokens: Those of the prompt that came from the cache.
+            cache_write_tokens: Those of the prompt that were written to the cache.
+            cache_write_1h_tokens: Those of `cache_write_tokens` that stay for an hour.
+            uses: How often each tool that the provider runs was used.
+        """
+        plain, read = self.input_usd_micros_per_mtok, self.cache_read_usd_micros_per_mtok
+        written = self.cache_write_usd_micros_per_mtok
+        longer = self.cache_write_1h_usd_micros_per_mtok
+        parts = (
+            (input_tokens - cache_read_tokens - cache_write_tokens) * plain
+            + cache_read_tokens * (plain if read is None else read)
+            + (cache_write_tokens - cache_write_1h_tokens)
+            * (CACHE_WRITE_FACTOR * plain if written is None else written)
+            + cache_write_1h_tokens * (CACHE_WRITE_FACTOR * plain if longer is None else longer)
+            + output_tokens * self.output_usd_micros_per_mtok
+        )
+        tools = sum(count * self.server_tools.get(tool, 0) for tool, count in uses.items())
+        return -(-parts // 1_000_000) + tools
 
 
 class KeySource(Protocol):

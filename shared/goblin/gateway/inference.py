@@ -8,7 +8,7 @@ arrive ─ authenticate ─ admit ─ route ─ attempt(s) ─ first token ─ �
 from __future__ import annotations
 
 import uuid
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,9 +33,9 @@ from goblin.gateway.drains import Drain
 from goblin.gateway.failover import ActiveAttempt, AttemptUsage, Failover
 from goblin.gateway.idempotency import AnswerProduction, AnswerSource, IdempotentRequests
 from goblin.gateway.keys import Keys, check_model
-from goblin.gateway.policy import caching
+from goblin.gateway.policy import blind, caching
 from goblin.gateway.policy.continuation import AnyRequest
-from goblin.gateway.policy.route import NoRoute, Route
+from goblin.gateway.policy.route import NoRoute, Obstacle, Route
 from goblin.gateway.ports import ApiKey, CachedAnswer, HttpReply, Meter, ReceiptStore, Scope, Tracer
 from goblin.gateway.streams import AnswerStream
 from goblin.gateway.upstream_attempt import UpstreamAttempt
@@ -71,6 +71,8 @@ class InferenceCall:
     request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
     traceparent: str | None = None
     """The caller's W3C trace context, unchanged."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    """The headers of the request."""
     provider: str | None = None
     """The endpoint that answers; None until one does."""
     usage: Usage | None = None
@@ -115,6 +117,11 @@ class InferenceCall:
     def tenant(self) -> str:
         """The owner of the API key; empty until it is known."""
         return self._key.owner if self._key is not None else ""
+
+    def prompt_tokens_told(self) -> int | None:
+        """Return the prompt's tokens by the count of the endpoint that answers; None until it tells them."""
+        told = self._stream.active.stream_usage.told if self._stream is not None else None
+        return told.prompt_tokens if told is not None else None
 
     @property
     def dropped(self) -> tuple[str, ...]:
@@ -298,6 +305,8 @@ class InferenceCall:
             if (found := await self._find(request)) is not None:
                 return replay(found, answer_id=answer_id, created=created, model=request.model)
             route = await self._choose(request, strategy)
+            if isinstance(self._request, ChatRequest):
+                request = self._request  # Without pictures, perhaps.
             self._wake(route, request)
             active = await self._begin(self._dispatch().answer(request), route)
         self._stream = AnswerStream(
@@ -354,8 +363,15 @@ class InferenceCall:
             )
 
     async def _choose(self, request: InferenceRequest, strategy: str | None) -> Route:
+        """Choose a route. A request with pictures that no endpoint of the model sees goes on without them."""
         with self._timing("route"):
-            self._route = await self.deps.router.choose(request, strategy)
+            first = self._route = await self.deps.router.choose(request, strategy)
+            if isinstance(first, NoRoute) and first.obstacle in (Obstacle.TOO_LONG, Obstacle.UNABLE):
+                for plainer in blind.without_pictures(request):
+                    found = await self.deps.router.choose(plainer, strategy)
+                    if isinstance(found, Route):
+                        self._route, self._request = found, plainer
+                        break
             return self.deps.router.must(self._route)
 
     async def _begin(self, failover: Failover[Any], route: Route) -> ActiveAttempt[Any]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from goblin.billing.budget_client import BudgetClient, Reservation, request_settlement
 from goblin.billing.domain.ledger import named
@@ -15,8 +16,8 @@ from goblin.core.errors import BudgetExhausted, GoblinError, StoreUnavailable
 from goblin.core.money import show_usd
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.requests import InferenceRequest
-from goblin.gateway.policy import worst_case
-from goblin.gateway.policy.passed_fields import NothingLeft, passed_fields
+from goblin.gateway.policy import blind, worst_case
+from goblin.gateway.policy.passed_fields import NothingLeft, PassedFields, passed_fields
 from goblin.gateway.policy.uptime import UptimeSession
 from goblin.gateway.policy.worst_case import Unpriced
 from goblin.gateway.uptime import UptimeSessions
@@ -65,7 +66,15 @@ class Payment:
             cost = self.session.cost_usd_micros(self.session.charged_s or 0.0)
         if usage is None or price is None:
             return cost
-        return cost + price.cost_usd_micros(input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens)
+        said = cached(usage)
+        return cost + price.cost_usd_micros(
+            input_tokens=max(usage.prompt_tokens, said.read + said.written),
+            output_tokens=usage.completion_tokens,
+            cache_read_tokens=said.read,
+            cache_write_tokens=said.written,
+            cache_write_1h_tokens=min(said.written_1h, said.written),
+            uses=said.uses,
+        )
 
     async def settle(self, usage: Usage | None, *, estimated: bool = False) -> None:
         """Replace the reserved worst case by the actual cost. A second call does nothing. Never raises."""
@@ -76,6 +85,7 @@ class Payment:
         if usage is not None:
             counted = "about " if estimated else ""
             said.append(f"{counted}{usage.prompt_tokens} tokens in, {usage.completion_tokens} out")
+            said += _cache_note(usage, self.endpoint.price)
         if self.session is not None and self.session.charged_s:
             said.append(f"{self.session.charged_s:.1f} s awake")
         entry = None
@@ -122,6 +132,11 @@ class Payer:
         if prices.is_free(endpoint):
             return Payment(self._budget_client, self._uptime, endpoint, passed.request, None, dropped=passed.dropped)
         found = await self._reserve(endpoint, passed.request)
+        for plainer in _plainer(request, endpoint):
+            if not isinstance(found, BudgetExhausted):
+                break
+            if plainer.dropped != passed.dropped:
+                passed, found = plainer, await self._reserve(endpoint, plainer.request)
         if isinstance(found, Payment):
             found.dropped = passed.dropped
             return found
@@ -157,6 +172,58 @@ class Payer:
         return Payment(
             self._budget_client, self._uptime, endpoint, worst_case.limited(request, bound), reserved, session
         )
+
+
+def _plainer(request: InferenceRequest, endpoint: Endpoint) -> Iterator[PassedFields]:
+    """Yield what may be sent where no budget covers the whole request: without searches, then without files as well.
+
+    Before each search the whole context may be read again, and a file may fill it: their worst case is far from what
+    they mostly cost. A session goes on without them, and its model is told.
+    """
+    if endpoint.price is not None and endpoint.price.server_tools:
+        endpoint = replace(endpoint, price=replace(endpoint.price, server_tools={}))
+        if isinstance(plainer := passed_fields(request, endpoint), PassedFields):
+            yield plainer
+    if (fewer := blind.without_files(request)) is not None and isinstance(
+        plainer := passed_fields(fewer, endpoint), PassedFields
+    ):
+        yield plainer
+
+
+class CachedTokens(NamedTuple):
+    """What of a usage has a price of its own."""
+
+    read: int
+    written: int
+    written_1h: int
+    """Those of `written` that stay in the cache for an hour."""
+    uses: Mapping[str, int]
+    """How often each tool that the provider runs was used."""
+
+
+def cached(usage: Usage) -> CachedTokens:
+    """Read the details of a usage. Counts that make no sense are none."""
+    details = usage.prompt_tokens_details or {}
+
+    def count(name: str) -> int:
+        said = details.get(name)
+        return said if isinstance(said, int) and not isinstance(said, bool) and said > 0 else 0
+
+    uses = {tool: count(f"{tool}_requests") for tool in ("web_search", "web_fetch")}
+    return CachedTokens(
+        min(count("cached_tokens"), max(usage.prompt_tokens, 0)),
+        count("cache_creation_tokens"),
+        count("cache_creation_1h_tokens"),
+        {tool: times for tool, times in uses.items() if times},
+    )
+
+
+def _cache_note(usage: Usage, price: Price | None) -> list[str]:
+    found = cached(usage)
+    if not (found.read or found.written) or price is None:
+        return []
+    full = ", at the full price" if found.read and price.cache_read_usd_micros_per_mtok is None else ""
+    return [f"{found.read} from the cache{full}", f"{found.written} into it"]
 
 
 def _payers(key_name: str, asker_name: str) -> tuple[str, ...]:

@@ -27,7 +27,7 @@ from goblin.gateway.domain.requests import InferenceRequest, Preferences, WholeR
 from goblin.gateway.endpoint_stats import EndpointStats, Outlook
 from goblin.gateway.health import LOOK_AGAIN_S, HealthView
 from goblin.gateway.keys import check_model, may_ask
-from goblin.gateway.policy import tokens
+from goblin.gateway.policy import attachments, tokens
 from goblin.gateway.policy.marginal_cost import marginal_cost
 from goblin.gateway.policy.route import Demand, EndpointFacts, NoRoute, Obstacle, Route
 from goblin.gateway.policy.routing import choose_route
@@ -119,7 +119,7 @@ class Router:
             ProviderUnavailable: It is not known yet which endpoint has the model.
             StoreUnavailable: The freezes could not be read.
             BudgetExhausted: The endpoints that could serve it are frozen.
-            InvalidRequest: No endpoint can serve this request within the caller's limits.
+            InvalidRequest: The request is too long, or no endpoint can serve it within the caller's limits.
         """
         if isinstance(found, Route):
             return found
@@ -132,6 +132,8 @@ class Router:
                 raise StoreUnavailable(found.reason)
             case Obstacle.FROZEN:
                 raise BudgetExhausted(found.reason)
+            case Obstacle.TOO_LONG:
+                raise InvalidRequest(found.reason, param="messages", code="context_length_exceeded")
             case Obstacle.UNABLE:
                 raise InvalidRequest(found.reason, param="model", code="unsupported_by_endpoints")
 
@@ -305,7 +307,7 @@ def demand_of(request: InferenceRequest) -> Demand:
         model=request.model,
         kind=next(kind for kind in KINDS if kind in needs),
         needs=needs,
-        prompt_tokens=tokens.estimate_tokens(prompt_bytes),
+        prompt_tokens=tokens.estimate_tokens(prompt_bytes) + attachments.attachment_tokens(request),
         prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
         output_tokens_max=request.output_tokens_max,
         stream=not isinstance(request, WholeRequest) and bool(request.stream),

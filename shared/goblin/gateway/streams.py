@@ -89,10 +89,7 @@ class AnswerStream:
                 break
             except ProviderUnavailable as error:
                 await self._go_on(error)
-        told = here.stream_usage.told
-        here.attempt.succeed(
-            output_tokens=here.stream_usage.completion_tokens() if told is None else told.completion_tokens
-        )
+        here.attempt.succeed(output_tokens=here.stream_usage.counted(self._request.prompt_bytes)[0].completion_tokens)
         self.outcome = "ok"
         yield ChatChunk(
             id=self._id, created=self._created, model=self._request.model, choices=(), usage=self.usage()[0]
@@ -104,15 +101,13 @@ class AnswerStream:
         A continuation gets the text written so far as a part of its prompt; for the caller it is a part of the answer.
         """
         stream_usage = self._active.stream_usage
-        told = stream_usage.told
-        if told is None:
-            asked = stream_usage.estimate(self._request.prompt_bytes())
-            answered = self._tokens_before + asked.completion_tokens
-            return _usage(asked.prompt_tokens, answered), True
+        used, estimated = stream_usage.counted(self._request.prompt_bytes)
         if not self._tokens_before:
-            return told, False
-        asked_tokens = max(told.prompt_tokens - self._tokens_before, 1)
-        return _usage(asked_tokens, self._tokens_before + told.completion_tokens), True
+            return used, estimated
+        # An estimate of the prompt is of the caller's own, without what was written before.
+        told = stream_usage.told
+        before = self._tokens_before if told is not None and told.prompt_tokens else 0
+        return _usage(max(used.prompt_tokens - before, 1), self._tokens_before + used.completion_tokens), True
 
     def _ours(self, item: ChatChunk) -> ChatChunk | None:
         """Put our id and model on a provider's chunk; None when nothing in it is new."""
@@ -131,7 +126,7 @@ class AnswerStream:
         """Remove the repeated role, and the white space that the caller already has."""
         kept = []
         for choice in choices:
-            changes: dict[str, Any] = {"role": UNSET}
+            changes: dict[str, Any] = {"role": UNSET, "event": UNSET}
             if choice.delta.content and not seam.closed:
                 changes["content"] = seam.trim(choice.delta.content)
             delta = replace(choice.delta, **changes)

@@ -12,6 +12,7 @@ from goblin.core.errors import GoblinError
 from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer
 from goblin.gateway.domain.requests import ChatRequest, EmbeddingsRequest, InferenceRequest, PassedRequest
 from goblin.gateway.payments import Payer, Payment, payment_error
+from goblin.gateway.policy import attachments, tokens
 from goblin.gateway.policy.continuation import AnyRequest
 from goblin.gateway.ports import ChatProvider, PassingProvider
 
@@ -38,8 +39,9 @@ class UpstreamRequest(ABC, Generic[T]):
         """Whether to wait for the whole answer: until the caller sees some of it, another endpoint can start over."""
 
     def prompt_bytes(self) -> int:
-        """Count what the model reads, in bytes of UTF-8."""
-        return self.request.prompt_bytes()
+        """Count what the model reads, in bytes of UTF-8; images and files as so much text."""
+        seen = attachments.attachment_tokens(self.request) * tokens.BYTES_PER_TOKEN
+        return self.request.prompt_bytes() + seen
 
     async def pay(self, endpoint: Endpoint) -> Payment | None:
         """Reserve the worst case of one attempt; None when no budget covers it, which `payment_error` explains."""

@@ -25,7 +25,7 @@ from goblin.jobs.domain.job import REASONS_MAX, Job, JobOwner, JobState, Reason,
 from goblin.jobs.policy import job_spec, state_machine
 from goblin.jobs.policy.job_spec import STATUS_TOPIC
 from goblin.jobs.policy.state_machine import FollowUp, Transition, Trigger
-from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketHistoryStore, StoredJob
+from goblin.jobs.ports import AttemptKeys, ComputeProvider, JobStore, MarketHistoryStore, StoredJob, UnreadableJob
 
 log = logging.getLogger(__name__)
 
@@ -158,10 +158,16 @@ async def request(spec: JobRequested, deps: JobDeps, *, owner: JobOwner | None =
     if await deps.jobs.create(job) is not None:
         await announce(job, deps)
         return job
-    known = (await load(deps, spec.job_id)).job
+    # The same words whatever that job is like: they tell another tenant nothing of it.
+    taken = Conflict(f"Job id {spec.job_id!r} is taken. Choose another job_id.", param="job_id")
+    try:
+        known = (await load(deps, spec.job_id)).job
+    except UnreadableJob:
+        if owner is None:
+            raise
+        raise taken from None
     if known.owner.tenant != job.owner.tenant:
-        # The same words whatever that job is like: they tell another tenant nothing of it.
-        raise Conflict(f"Job id {spec.job_id!r} is taken. Choose another job_id.", param="job_id")
+        raise taken
     if known.spec_sha256 != job.spec_sha256:
         raise Conflict(f"Job {spec.job_id!r} exists with another specification. Choose another job_id.", param="job_id")
     return known
@@ -177,8 +183,14 @@ async def show(job_id: str, deps: JobDeps, *, tenant: str | None) -> Job:
 
     Raises:
         NotFound: The job does not exist, or is another tenant's: a caller cannot tell which.
+        UnreadableJob: Its document cannot be read; only the operator learns of it.
     """
-    job = (await load(deps, job_id)).job
+    try:
+        job = (await load(deps, job_id)).job
+    except UnreadableJob:
+        if tenant is None:
+            raise
+        raise _no_such_job(job_id) from None  # Whose it is cannot be read either.
     if tenant is not None and job.owner.tenant != tenant:
         raise _no_such_job(job_id)
     return job

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from datetime import datetime
 
-from goblin.core.errors import GoblinError, NotFound
+from goblin.core.errors import NotFound
 from goblin.core.ports import ObjectFacts
 from goblin.jobs.domain.job import AskerKey, Job
 from goblin.jobs.lifecycle import JobDeps, act, change, load
 from goblin.jobs.policy import owners as policy
 from goblin.jobs.policy.state_machine import Transition
-from goblin.jobs.ports import StoredJob
+from goblin.jobs.ports import StoredJob, UnreadableJob
 
 READ_AT_ONCE = 16
+Isolated = Callable[[str], AbstractContextManager[None]]
 
 
 async def input_of(uri: str, job: Job, deps: JobDeps) -> ObjectFacts | None:
@@ -26,7 +27,7 @@ async def input_of(uri: str, job: Job, deps: JobDeps) -> ObjectFacts | None:
         return facts
     tenant = facts.metadata.get(policy.TENANT)
     if tenant is None:
-        with suppress(NotFound):
+        with suppress(NotFound, UnreadableJob):
             tenant = (await load(deps, writer)).job.owner.tenant
     return facts if policy.may_read(job.owner, tenant) else None
 
@@ -37,42 +38,33 @@ async def open_key(job: Job, digest: str, until: datetime, deps: JobDeps) -> Non
     await deps.keys.open(digest, name=f"job:{job.job_id}", until=until, asker=job.owner.key_digest, models=models)
 
 
-async def end_unowned(jobs: Sequence[StoredJob], deps: JobDeps) -> list[str]:
+async def end_unowned(jobs: Sequence[StoredJob], deps: JobDeps, isolated: Isolated) -> None:
     """End the jobs whose API key was revoked or has expired: a waiting one now, a running one after a last save.
 
-    Reads each key once, however many jobs it asked for.
+    Reads each key once, however many jobs it asked for. A key that cannot be read ends nothing.
 
     Args:
         jobs: Open jobs as read.
         deps: Where jobs and keys are stored.
-
-    Returns:
-        The errors. A key that cannot be read ends nothing.
+        isolated: Keeps an error with one key or job from the others; called with what is done.
     """
     concerned = [stored.job for stored in jobs if policy.is_bound_to_key(stored.job)]
-    digests = sorted({job.owner.key_digest for job in concerned})
+    found: dict[str, AskerKey | None] = {}
     turns = asyncio.Semaphore(READ_AT_ONCE)
 
-    async def read(digest: str) -> AskerKey | GoblinError | None:
+    async def read(digest: str) -> None:
         async with turns:
-            try:
-                return await deps.keys.asker(digest)
-            except GoblinError as error:
-                return error
+            with isolated(f"API key {digest[:12]}"):
+                found[digest] = await deps.keys.asker(digest)
 
-    found = dict(zip(digests, await asyncio.gather(*map(read, digests)), strict=True))
-    errors = [f"API key {digest[:12]}: {said}" for digest, said in found.items() if isinstance(said, GoblinError)]
+    await asyncio.gather(*(read(digest) for digest in sorted({job.owner.key_digest for job in concerned})))
     for job in concerned:
-        key = found[job.owner.key_digest]
-        if isinstance(key, GoblinError):
+        if job.owner.key_digest not in found:
             continue
-        reason = policy.why_over(job.owner, key, now=deps.clock.now())
+        reason = policy.why_over(job.owner, found[job.owner.key_digest], now=deps.clock.now())
         if reason is not None:
-            try:
+            with isolated(f"job {job.job_id}"):
                 await _end(job.job_id, reason, deps)
-            except GoblinError as error:
-                errors.append(f"job {job.job_id}: {error}")
-    return errors
 
 
 async def _end(job_id: str, reason: str, deps: JobDeps) -> None:

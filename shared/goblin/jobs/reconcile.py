@@ -95,8 +95,6 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
     inventories: Mapping[str, Inventory] = {}
     try:
         before = await deps.jobs.list_open(OPEN_MAX)
-        with run.step("owners of jobs"):
-            run.errors += await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps)
         # After the jobs: an instance that a job names existed when the inventory was listed.
         inventories = await _inventories(deps.compute)
         market = await placement.take_snapshot(inventories, deps)
@@ -109,6 +107,8 @@ async def reconcile(deps: JobDeps, *, only: str | None = None) -> ReconcileRepor
     run.errors += [
         f"{name}: {seen.reason}" for name, seen in inventories.items() if not isinstance(seen, KnownInventory)
     ]
+    with run.step("API keys"):
+        await owners.end_unowned([one for one in before if only in (None, one.job.job_id)], deps, run.step)
     for stored in before:
         if only in (None, stored.job.job_id):
             with run.job("", stored.job.job_id):

@@ -1,13 +1,15 @@
 """Validates a Messages request of Anthropic's wire format and converts it to our chat request.
 
-Left out, because no other wire format has a place for it: `cache_control`, `top_k`, `thinking` and its blocks in
-earlier turns, `service_tier`, `container`. The fields among them are named in `left_out`. Tools that Anthropic runs
-itself, or defines, keep only their type and name; `passed_fields` decides on them. Source: anthropic-python 2.14, read
-2026-11-25.
+The request itself goes along as `original`: an endpoint that speaks Anthropic's wire gets it as it came, so that cache
+marks, thoughts with their signatures, effort and whatever else is not known here reach it. All other endpoints get the
+translation, which has what their wire has a place for; the rest is named in `left_out`. So only what the translation
+needs is validated. Source: anthropic-python 2.14 and what Claude Code 2.1.197 sends, read 2026-12-01.
 """
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 import msgspec
@@ -15,76 +17,21 @@ from msgspec import Meta, Struct
 
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain import requests
-from goblin.gateway.domain.requests import ChatRequest
+from goblin.gateway.domain.requests import ChatRequest, Original
+from goblin.web import anthropic_blocks
+from goblin.web.anthropic_blocks import Conversation, Turn
 
-
-class Base64Source(Struct, frozen=True, tag="base64"):
-    media_type: str
-    data: str
-
-
-class URLSource(Struct, frozen=True, tag="url"):
-    url: str
-
-
-class TextSource(Struct, frozen=True, tag="text"):
-    data: str
-
-
-class Text(Struct, frozen=True, tag="text"):
-    text: str
-
-
-class Image(Struct, frozen=True, tag="image"):
-    source: Base64Source | URLSource
-
-
-class Document(Struct, frozen=True, tag="document"):
-    source: Base64Source | URLSource | TextSource
-    title: str | None = None
-
-
-class ToolUse(Struct, frozen=True, tag="tool_use"):
-    id: str
-    name: str
-    input: dict[str, Any]
-
-
-class ToolResult(Struct, frozen=True, tag="tool_result"):
-    tool_use_id: str
-    content: str | tuple[Text | Image | Document, ...] = ""
-    is_error: bool = False
-
-
-class Thinking(Struct, frozen=True, tag="thinking"):
-    """Thinking of an earlier turn; dropped, because only the model that wrote it can read it."""
-
-
-class RedactedThinking(Struct, frozen=True, tag="redacted_thinking"):
-    """Encrypted thinking of an earlier turn; dropped."""
-
-
-Shown = Text | Image | Document
-Block = Text | Image | Document | ToolUse | ToolResult | Thinking | RedactedThinking
-
-
-class Turn(Struct, frozen=True):
-    role: Literal["user", "assistant"]
-    content: str | tuple[Block, ...]
-
-
-class Tool(Struct, frozen=True):
-    name: str
-    type: str | None = None
-    description: str | None = None
-    input_schema: dict[str, Any] | None = None
-    strict: bool | None = None
+PROVIDER = "anthropic"
+PASSED_HEADERS = ("anthropic-version", "anthropic-beta")
+"""Headers that say how to read the body; an endpoint that gets the body gets them, too."""
+USER_CHARACTERS_MAX = 64
+"""Longest `user` that OpenAI takes; Claude Code's `user_id` has some 150 characters."""
 
 
 class ToolChoice(Struct, frozen=True):
     type: Literal["auto", "any", "tool", "none"]
     name: str | None = None
-    disable_parallel_tool_use: bool = False
+    disable_parallel_tool_use: bool | None = None
 
 
 class Format(Struct, frozen=True):
@@ -105,10 +52,11 @@ class MessagesRequest(Struct, frozen=True, kw_only=True):
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
     messages: Annotated[tuple[Turn, ...], Meta(min_length=1, max_length=100_000)]
-    system: str | tuple[Text, ...] = ()
-    tools: tuple[Tool, ...] | None = None
+    system: str | tuple[dict[str, Any], ...] | None = None
+    tools: tuple[dict[str, Any], ...] | None = None
     tool_choice: ToolChoice | None = None
     output_config: OutputConfig | None = None
+    output_format: Format | None = None
     max_tokens: int | None = None
     stop_sequences: list[str] | None = None
     stream: bool | None = None
@@ -124,93 +72,177 @@ class CheckedMessagesRequest(MessagesRequest, frozen=True, kw_only=True):
     max_tokens: Annotated[int, Meta(ge=1)]
 
 
-def parse(data: bytes) -> ChatRequest:
-    """Parse the body of `/v1/messages`. Raises `InvalidRequest`, with the field in `param`."""
-    return _as_chat(_read(CheckedMessagesRequest, data), data)
+_TRANSLATED = frozenset(CheckedMessagesRequest.__struct_fields__)
+
+
+def parse(data: bytes, headers: Mapping[str, str] | None = None) -> ChatRequest:
+    """Parse the body of `/v1/messages`. Raises `InvalidRequest`, with the field in `param`.
+
+    Args:
+        data: The body.
+        headers: The request's headers, of which `PASSED_HEADERS` go along.
+    """
+    return _parsed(CheckedMessagesRequest, data, headers or {})
 
 
 def parse_to_count(data: bytes) -> ChatRequest:
     """Parse the body of `/v1/messages/count_tokens`, which needs no `max_tokens`. Raises like `parse`."""
-    return _as_chat(_read(MessagesRequest, data), data)
+    return _parsed(MessagesRequest, data, {})
 
 
-def _read(kind: type[MessagesRequest], data: bytes) -> MessagesRequest:
+def _parsed(kind: type[MessagesRequest], data: bytes, headers: Mapping[str, str]) -> ChatRequest:
+    """Translate a request. One without a translation may still go on, as it came, to endpoints of Anthropic's wire."""
+    body = _read(data)
     try:
-        return msgspec.json.decode(data, type=kind)
+        return _as_chat(_checked(kind, body), body, headers)
+    except InvalidRequest as error:
+        to_count = kind is MessagesRequest and isinstance(body, dict)
+        chat = _untranslated({"max_tokens": 1, **body} if to_count else body, headers, error)
+        if chat is None:
+            raise
+        return chat
+
+
+def _untranslated(body: Any, headers: Mapping[str, str], error: InvalidRequest) -> ChatRequest | None:
+    """Build the request for endpoints of Anthropic's wire alone; None if it lacks what the gateway itself needs."""
+    match body:
+        case {"model": str(model), "messages": [_, *_] as turns, "max_tokens": int(limit)} if limit >= 1:
+            said = {"model": model, "messages": [{"role": "user", "content": _plainly(turns)}], "max_tokens": limit}
+        case _:
+            return None
+    said |= {name: body[name] for name in ("stream", "goblin") if body.get(name) is not None}
+    chat = requests.parse(ChatRequest, msgspec.json.encode(said))
+    return msgspec.structs.replace(chat, original=_original(body, headers), untranslated=error)
+
+
+def _plainly(turns: list[Any]) -> str:
+    """Return the text of turns, of which tokens can be estimated."""
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    return "\n".join(anthropic_blocks.text_of(content) for content in contents)
+
+
+def _original(body: dict[str, Any], headers: Mapping[str, str]) -> Original:
+    sent = {name: headers[name] for name in PASSED_HEADERS if headers.get(name)}
+    return Original(provider=PROVIDER, body=body, headers=sent)
+
+
+def _checked(kind: type[MessagesRequest], body: Any) -> MessagesRequest:
+    try:
+        return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
         raise requests.invalid(str(error)) from error
+
+
+def _read(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not JSON: {error}.") from error
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply.") from error
 
 
-_KNOWN = frozenset(CheckedMessagesRequest.__struct_fields__)
-
-
-def _as_chat(asked: MessagesRequest, data: bytes) -> ChatRequest:
-    messages = [{"role": "system", "content": system}] if (system := _joined(asked.system)) else []
-    for turn in asked.messages:
-        messages += _assistant(turn) if turn.role == "assistant" else _user(turn)
-    stop = asked.stop_sequences or None
+def _as_chat(asked: MessagesRequest, original: dict[str, Any], headers: Mapping[str, str]) -> ChatRequest:
+    tools, skipped = _tools(asked)
+    talk = Conversation()
+    talk.system(_system(asked, skipped))
+    for number, turn in enumerate(asked.messages):
+        talk.add(number, turn)
+    messages = talk.whole()
     body = {
         "model": asked.model,
         "messages": messages,
         "max_tokens": asked.max_tokens,
-        "stop": stop,
+        "stop": asked.stop_sequences or None,
         "stream": asked.stream,
         "temperature": asked.temperature,
         "top_p": asked.top_p,
-        "user": asked.metadata.user_id if asked.metadata else None,
+        "user": _user(asked.metadata),
         "goblin": asked.goblin,
-        **_tools(asked),
+        **({"tools": tools} if tools else {}),
+        **_tool_choice(asked.tool_choice, tools),
         **_format(asked),
     }
-    asked_chat = requests.parse(
+    chat = requests.parse(
         ChatRequest, msgspec.json.encode({key: said for key, said in body.items() if said is not None})
     )
-    fields = msgspec.json.decode(data, type=dict[str, msgspec.Raw])
-    left_out = tuple(name for name in fields if name not in _KNOWN)
-    return msgspec.structs.replace(asked_chat, left_out=left_out) if left_out else asked_chat
+    fields = [name for name, said in original.items() if said is not None and name not in _TRANSLATED]
+    config = original.get("output_config") or {}
+    fields += [f"output_config.{name}" for name, said in config.items() if said is not None and name != "format"]
+    return msgspec.structs.replace(
+        chat,
+        original=_original(original, headers),
+        left_out=(*fields, *skipped, *talk.left_out),
+    )
 
 
-def _tools(asked: MessagesRequest) -> dict[str, Any]:
+def tool_names(tools: object) -> dict[str, str]:
+    """Return the names that a caller's tools have in the translation, with the caller's names."""
+    named = [tool.get("name") for tool in tools if isinstance(tool, dict)] if isinstance(tools, list | tuple) else []
+    return {anthropic_blocks.tool_name(name): name for name in named if isinstance(name, str)}
+
+
+def _system(asked: MessagesRequest, skipped: list[str]) -> str:
+    said = anthropic_blocks.text_of(asked.system, between="\n\n")
+    if not skipped:
+        return said
+    # A model that was told of a tool elsewhere in the prompt would make up its results.
+    names = ", ".join(name.removeprefix("tools[").removesuffix("]") for name in skipped)
+    note = f"These tools are not available in this conversation, do not act as if they were: {names}."
+    return f"{said}\n\n{note}" if said else note
+
+
+def _tools(asked: MessagesRequest) -> tuple[list[dict[str, Any]], list[str]]:
+    """Convert the tools that the caller runs; the others, which Anthropic runs or defines, are named."""
     tools: list[dict[str, Any]] = []
+    skipped = []
     for number, tool in enumerate(asked.tools or ()):
-        if tool.type not in (None, "custom"):
-            tools.append({"type": tool.type, "name": tool.name})
+        kind, name = tool.get("type"), tool.get("name")
+        if kind not in (None, "custom"):
+            skipped.append(f"tools[{kind}]")
             continue
-        if tool.input_schema is None:
-            raise InvalidRequest(
-                f"Missing required parameter: 'tools[{number}].input_schema'.",
-                param=f"tools[{number}].input_schema",
-                code="missing_required_parameter",
-            )
+        for field, said in (("name", name), ("input_schema", tool.get("input_schema"))):
+            if not isinstance(said, str if field == "name" else dict) or said == "":
+                param = f"tools[{number}].{field}"
+                raise InvalidRequest(
+                    f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"
+                )
         function = {
-            "name": tool.name,
-            "description": tool.description,
-            "parameters": tool.input_schema,
-            "strict": tool.strict,
+            "name": anthropic_blocks.tool_name(str(name)),
+            "description": tool.get("description"),
+            "parameters": _schema(tool["input_schema"]),
+            "strict": tool.get("strict"),
         }
         kept = {key: said for key, said in function.items() if said is not None}
         tools.append({"type": "function", "function": kept})
-    if not tools:
-        return {}
-    return {"tools": tools, **_tool_choice(asked.tool_choice)}
+    return tools, skipped
 
 
-def _tool_choice(choice: ToolChoice | None) -> dict[str, Any]:
+def _schema(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return a tool's schema as OpenAI takes it: an object that has `properties`."""
+    if schema.get("type") == "object" and "properties" in schema:
+        return schema
+    return {"properties": {}, **schema, "type": "object"}
+
+
+def _tool_choice(choice: ToolChoice | None, tools: list[dict[str, Any]]) -> dict[str, Any]:
+    """Convert the choice of a tool. Without tools there is none, and a tool that was skipped cannot be demanded."""
     if choice is None:
         return {}
     if choice.type == "tool" and not choice.name:
         raise InvalidRequest("Missing required parameter: 'tool_choice.name'.", param="tool_choice.name")
-    named = {"type": "function", "function": {"name": choice.name}}
+    if not tools:
+        return {}
+    name = anthropic_blocks.tool_name(choice.name or "")
+    if choice.type == "tool" and name not in [tool["function"]["name"] for tool in tools]:
+        return {}
+    named = {"type": "function", "function": {"name": name}}
     said: Any = {"auto": "auto", "any": "required", "none": "none", "tool": named}[choice.type]
     return {"tool_choice": said} | ({"parallel_tool_calls": False} if choice.disable_parallel_tool_use else {})
 
 
 def _format(asked: MessagesRequest) -> dict[str, Any]:
-    wanted = asked.output_config.format if asked.output_config else None
+    wanted = (asked.output_config.format if asked.output_config else None) or asked.output_format
     if wanted is None:
         return {}
     return {
@@ -221,67 +253,8 @@ def _format(asked: MessagesRequest) -> dict[str, Any]:
     }
 
 
-def _user(turn: Turn) -> list[dict[str, Any]]:
-    """Convert a user turn. Tool results become messages of their own, placed first; their images join the user's."""
-    if isinstance(turn.content, str):
-        return [{"role": "user", "content": turn.content}]
-    messages: list[dict[str, Any]] = []
-    parts: list[dict[str, Any]] = []
-    for block in turn.content:
-        match block:
-            case ToolResult(content=str(said)):
-                messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": said})
-            case ToolResult(content=tuple(shown)):
-                texts = "".join(one.text for one in shown if isinstance(one, Text))
-                messages.append({"role": "tool", "tool_call_id": block.tool_use_id, "content": texts})
-                parts += [_part(one) for one in shown if not isinstance(one, Text)]
-            case Text() | Image() | Document():
-                parts.append(_part(block))
-            case ToolUse():
-                raise InvalidRequest("A `tool_use` block is allowed only in assistant turns.", param="messages")
-    if parts:
-        plain = len(parts) == 1 and parts[0]["type"] == "text"
-        messages.append({"role": "user", "content": parts[0]["text"] if plain else parts})
-    return messages
-
-
-def _assistant(turn: Turn) -> list[dict[str, Any]]:
-    if isinstance(turn.content, str):
-        return [{"role": "assistant", "content": turn.content}]
-    calls = []
-    texts = []
-    for block in turn.content:
-        match block:
-            case Text():
-                texts.append(block.text)
-            case ToolUse():
-                arguments = msgspec.json.encode(block.input).decode()
-                call = {"name": block.name, "arguments": arguments}
-                calls.append({"id": block.id, "type": "function", "function": call})
-            case Image() | Document() | ToolResult():
-                raise InvalidRequest(f"This block is allowed only in user turns: {block!r:.40}.", param="messages")
-    message: dict[str, Any] = {"role": "assistant", "content": "".join(texts) or None}
-    return [message | ({"tool_calls": calls} if calls else {})]
-
-
-def _part(block: Shown) -> dict[str, Any]:
-    match block:
-        case Text():
-            return {"type": "text", "text": block.text}
-        case Image():
-            return {"type": "image_url", "image_url": {"url": _url(block.source)}}
-        case Document(source=TextSource(data=text)):
-            return {"type": "text", "text": text}
-        case Document(source=Base64Source() as source):
-            return {"type": "file", "file": {"filename": block.title or "document.pdf", "file_data": _url(source)}}
-    raise InvalidRequest("A document must come with its data.", param="messages")
-
-
-def _url(source: Base64Source | URLSource) -> str:
-    if isinstance(source, URLSource):
-        return source.url
-    return f"data:{source.media_type};base64,{source.data}"
-
-
-def _joined(texts: str | tuple[Text, ...]) -> str:
-    return texts if isinstance(texts, str) else "\n\n".join(block.text for block in texts)
+def _user(metadata: Metadata | None) -> str | None:
+    """Return the caller's user as OpenAI takes it: hashed where it is too long, so that it still tells users apart."""
+    if metadata is None or metadata.user_id is None or len(metadata.user_id) <= USER_CHARACTERS_MAX:
+        return metadata.user_id if metadata is not None else None
+    return hashlib.sha256(metadata.user_id.encode("utf-8", "surrogatepass")).hexdigest()

@@ -24,7 +24,8 @@ import msgspec
 
 from goblin.core.errors import GoblinError
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, ToolCallDelta, Usage
-from goblin.web.responses_requests import CUSTOM_INPUT, Asked, sealed
+from goblin.web.responses_items import CUSTOM_INPUT, sealed
+from goblin.web.responses_requests import Asked
 
 Chunks = AsyncGenerator[ChatChunk, None]
 Event = dict[str, Any]

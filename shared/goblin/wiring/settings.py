@@ -219,6 +219,11 @@ class _Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     output_tokens_default: Positive = 4096
     output_tokens_max: Positive | None = None
     image_tokens_max: Positive = 50_000
+    context_tokens: Positive | None = None
+    cache_read_usd_micros_per_mtok: Micros | None = None
+    cache_write_usd_micros_per_mtok: Micros | None = None
+    cache_write_1h_usd_micros_per_mtok: Micros | None = None
+    server_tools: dict[str, Micros] = {}
 
 
 class _File(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -274,8 +279,13 @@ def _model(
 def _endpoint_at(endpoint: Endpoint, at: _ModelEndpoint) -> Endpoint:
     fields = {key: value for key, value in msgspec.structs.asdict(at).items() if value is not None}
     if at.capabilities is not None:
-        fields["capabilities"] = frozenset(at.capabilities)
+        fields["capabilities"] = _capabilities(at.capabilities)
     return replace(endpoint, **fields)
+
+
+def _capabilities(declared: tuple[Capability, ...]) -> frozenset[Capability]:
+    """Return the capabilities of an endpoint: what sees images is taken to read PDF, unless its adapter cannot."""
+    return frozenset(declared) | ({Capability.FILES} if Capability.VISION in declared else frozenset())
 
 
 def _price(row: _Price) -> Price:
@@ -305,7 +315,7 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         api_key=row.api_key or None,
         account_key=row.account_key or None,
         models=None if row.models == "discover" else tuple(row.models),
-        capabilities=frozenset(row.capabilities) | _of_openai_itself(row),
+        capabilities=_capabilities(row.capabilities) | _of_openai_itself(row),
         context_tokens=row.context_tokens,
         cancel_stops_bill=row.cancel_stops_bill,
         price=price,

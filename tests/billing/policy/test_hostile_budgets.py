@@ -7,10 +7,12 @@ import msgspec
 from hypothesis import given
 from hypothesis import strategies as st
 
+from goblin.billing.domain.accounts import Account, Limit, Period
 from goblin.billing.policy import budgets
 from goblin.core import events
 from goblin.core.errors import MalformedEvent
 
+HELD = Account(name="total", limits=(Limit(period=Period.MONTH, limit_usd_micros=1),))
 NOW = datetime(2026, 11, 25, 12, tzinfo=UTC)
 MICROS = st.integers(0, 2**63 - 1)
 WINDOWS = st.one_of(
@@ -34,7 +36,7 @@ INSTANTS = st.sampled_from(
 )  # fmt: skip
 def test_a_threshold_event_of_any_numbers_is_decided(fields: dict[str, Any]) -> None:
     event = events.decode(events.BudgetExceeded, msgspec.json.encode(fields))
-    assert budgets.react(event, now=NOW) is not None
+    assert budgets.react(event, HELD, now=NOW) is not None
 
 
 @given(

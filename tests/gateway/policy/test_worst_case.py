@@ -1,6 +1,7 @@
 """The most that an attempt can cost, before it is sent."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from goblin.core.endpoints import Endpoint, Price
 from goblin.gateway.domain import requests
 from goblin.gateway.policy import worst_case
 from goblin.gateway.policy.worst_case import CostBound, Unpriced
+from goblin.web import anthropic_requests
 
 PRICE = Price(input_usd_micros_per_mtok=1_000_000, output_usd_micros_per_mtok=4_000_000)
 PAID = Endpoint(name="paid", provider="openai", url="http://x", price=PRICE)
@@ -89,9 +91,110 @@ def test_what_no_token_price_covers_is_refused(more: dict[str, Any]) -> None:
     assert isinstance(worst_case.worst_case(chat(modalities=["text"], service_tier="auto"), PAID), CostBound)
 
 
-def test_sounds_and_files_are_refused() -> None:
-    for part in ({"type": "input_audio", "input_audio": {}}, {"type": "file", "file": {"file_id": "f"}}):
-        assert isinstance(worst_case.worst_case(chat([part]), PAID), Unpriced)
+def test_sounds_are_refused() -> None:
+    assert isinstance(worst_case.worst_case(chat([{"type": "input_audio", "input_audio": {}}]), PAID), Unpriced)
+
+
+FILE = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64," + "A" * 4000}}
+
+
+def test_a_file_is_bounded_by_the_models_context_whatever_is_in_it() -> None:
+    assert bound(chat([FILE])).input_tokens == worst_case.CONTEXT_TOKENS
+    known = replace(PAID, price=replace(PRICE, context_tokens=128_000))
+    found = worst_case.worst_case(chat([FILE, FILE], max_tokens=1), known)
+    assert isinstance(found, CostBound)
+    assert (found.input_tokens, found.cost_usd_micros) == (128_000, 128_000 + 4)
+
+
+def messages(content: Any, **more: Any) -> Any:
+    """A request of Anthropic's wire."""
+    body = {"model": "m", "max_tokens": 10, "messages": [{"role": "user", "content": content}], **more}
+    return anthropic_requests.parse(json.dumps(body).encode())
+
+
+CLAUDE = Endpoint(
+    name="claude",
+    provider="anthropic",
+    url="http://x",
+    external=True,
+    price=Price(
+        input_usd_micros_per_mtok=1_000_000,
+        output_usd_micros_per_mtok=5_000_000,
+        context_tokens=200_000,
+        image_tokens_max=5000,
+        cache_read_usd_micros_per_mtok=100_000,
+        cache_write_usd_micros_per_mtok=1_250_000,
+        cache_write_1h_usd_micros_per_mtok=2_000_000,
+        server_tools={"web_search": 10_000},
+    ),
+)
+IMAGE = {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "A" * 100_000}}
+PDF = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "A" * 100_000}}
+
+
+def claude(content: Any, **more: Any) -> CostBound:
+    found = worst_case.worst_case(messages(content, **more), CLAUDE)
+    assert isinstance(found, CostBound)
+    return found
+
+
+def test_what_is_sent_in_anthropics_wire_is_what_is_bounded() -> None:
+    plain = claude("x" * 1000).input_tokens
+    thought = {"role": "assistant", "content": [{"type": "thinking", "thinking": "y" * 5000, "signature": "s"}]}
+    turns = [{"role": "user", "content": "x" * 1000}, thought, {"role": "user", "content": "z"}]
+    assert 1000 < plain < 1400
+    found = worst_case.worst_case(messages("", messages=turns), CLAUDE)
+    assert isinstance(found, CostBound)
+    assert found.input_tokens > plain + 5000
+    assert claude("x", system="s" * 3000).input_tokens > 3000
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [IMAGE],
+        [{"type": "tool_result", "tool_use_id": "t", "content": [IMAGE]}],
+        [{"type": "document", "source": {"type": "content", "content": [IMAGE]}}],
+    ],
+)
+def test_an_image_counts_as_the_vendor_counts_it_wherever_it_stands(content: Any) -> None:
+    assert 5000 < claude(content).input_tokens < 5700
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [PDF],
+        [{"type": "tool_result", "tool_use_id": "t", "content": [PDF]}],
+        [{"type": "document", "source": {"type": "url", "url": "https://x/a.pdf"}}],
+        [{"type": "document", "source": {"type": "file", "file_id": "f"}}],
+        [{"type": "container_upload", "file_id": "f"}],
+        [{"type": "video_of_next_year", "file_id": "f"}],
+        [{"type": "web_fetch_tool_result", "content": {"type": "web_fetch_result", "content": PDF}}],
+    ],
+)
+def test_a_file_of_anthropics_wire_is_bounded_by_the_context(content: Any) -> None:
+    assert claude(content).input_tokens == 200_000
+
+
+def test_what_only_looks_like_an_image_counts_as_text() -> None:
+    call = {"type": "tool_use", "id": "t", "name": "n", "input": IMAGE}
+    turns = [{"role": "user", "content": "x"}, {"role": "assistant", "content": [call]}]
+    found = worst_case.worst_case(messages("", messages=turns), CLAUDE)
+    assert isinstance(found, CostBound)
+    assert found.input_tokens > 100_000
+
+
+def test_a_prompt_for_the_cache_is_reserved_at_the_dearest_price() -> None:
+    marked = [{"type": "text", "text": "Hi", "cache_control": {"type": "ephemeral", "ttl": "1h"}}]
+    found = claude(marked, max_tokens=1)
+    assert found.cost_usd_micros == 2 * found.input_tokens + 5
+
+
+def test_a_search_may_read_the_whole_context_before_each_use() -> None:
+    tools = [{"type": "web_search_20250305", "name": "web_search", "max_uses": 3}]
+    found = claude("Hi", tools=tools, max_tokens=100)
+    assert found.cost_usd_micros == 4 * 200_000 + 4 * 100 * 5 + 3 * 10_000
 
 
 def test_an_unknown_price_is_refused_and_a_model_has_its_own() -> None:

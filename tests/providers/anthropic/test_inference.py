@@ -9,6 +9,8 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
@@ -70,6 +72,23 @@ def text(chunks: list[ChatChunk]) -> str:
 
 def finish(chunks: list[ChatChunk]) -> list[str]:
     return [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason]
+
+
+_SAID = st.sampled_from(["", " ", "a", " b \n"])
+_CALLS = st.lists(
+    st.builds(
+        lambda call_id: {"id": call_id, "type": "function", "function": {"name": "f", "arguments": "{}"}},
+        st.uuids().map(lambda found: f"functions.f:{found}"),
+    ),
+    max_size=2,
+)
+_MESSAGES = st.one_of(
+    st.builds(
+        lambda role, said: {"role": role, "content": said}, st.sampled_from(["system", "user", "assistant"]), _SAID
+    ),
+    st.builds(lambda said, calls: {"role": "assistant", "content": said, "tool_calls": calls}, _SAID, _CALLS),
+    st.builds(lambda said: {"role": "tool", "tool_call_id": "c", "content": said}, _SAID),
+)
 
 
 class TestRequests:
@@ -198,6 +217,59 @@ class TestRequests:
     def test_empty_words_are_left_out(self) -> None:
         made = body(messages=[{"role": "user", "content": ""}, {"role": "user", "content": "Hi"}])
         assert made["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+
+    def test_a_conversation_begins_with_the_user_and_is_never_empty(self) -> None:
+        for said in ([{"role": "system", "content": "Greet."}], [{"role": "user", "content": " \n"}]):
+            (turn,) = body(messages=said)["messages"]
+            assert turn["role"] == "user"
+        made = body(messages=[{"role": "assistant", "content": "Hello! "}])["messages"]
+        assert [turn["role"] for turn in made] == ["user", "assistant"]
+        assert made[-1]["content"] == [{"type": "text", "text": "Hello!"}]
+
+    def test_each_call_has_its_result_and_each_result_its_call(self) -> None:
+        call = {"id": "functions.add:0", "type": "function", "function": {"name": "add", "arguments": "{}"}}
+        made = body(
+            messages=[
+                {"role": "user", "content": "Add"},
+                {"role": "tool", "tool_call_id": "gone", "content": "old"},
+                {"role": "assistant", "content": None, "tool_calls": [call, {**call, "id": "c2"}]},
+                {"role": "user", "content": "Wait."},
+                {"role": "tool", "tool_call_id": "c2", "content": "2"},
+                {"role": "assistant", "content": "So."},
+            ]
+        )["messages"]
+        assert [turn["role"] for turn in made] == ["user", "assistant", "user", "assistant"]
+        assert [block["type"] for block in made[0]["content"]] == ["text", "text", "text"]
+        assert [block["type"] for block in made[2]["content"]] == ["tool_result", "tool_result", "text"]
+        assert {b["tool_use_id"] for b in made[2]["content"][:2]} == {b["id"] for b in made[1]["content"]}
+
+    @pytest.mark.parametrize(
+        ("schema", "sent"),
+        [
+            ({}, {"type": "object", "properties": {}}),
+            ({"properties": {"a": {}}}, {"type": "object", "properties": {"a": {}}}),
+            ({"type": None}, {"type": "object"}),
+            (
+                {
+                    "anyOf": [{"properties": {"a": {}}, "required": ["a"]}, {"properties": {"b": {}}}],
+                    "description": "x",
+                },
+                {"type": "object", "properties": {"a": {}, "b": {}}, "description": "x"},
+            ),
+        ],
+    )
+    def test_a_tools_schema_is_an_objects(self, schema: Any, sent: Any) -> None:
+        made = body(tools=[{"type": "function", "function": {"name": "a", "parameters": schema}}])
+        assert made["tools"][0]["input_schema"] == sent
+
+    def test_what_is_wider_at_openai_is_narrowed(self) -> None:
+        made = body(user="u" * 300, stop=["\n", "END", " "])
+        assert len(made["metadata"]["user_id"]) == 64
+        assert made["stop_sequences"] == ["END"]
+
+    @given(st.lists(_MESSAGES, min_size=1, max_size=8))
+    def test_whatever_was_said_the_api_takes_it(self, messages: list[dict[str, Any]]) -> None:
+        body(messages=messages)
 
     def test_stops_user_and_thinking(self) -> None:
         thinking = {"type": "enabled", "budget_tokens": 1024}

@@ -51,7 +51,8 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     function_call: FunctionDelta | UnsetType | None = UNSET
     audio: dict[str, Any] | UnsetType | None = UNSET
     event: dict[str, Any] | UnsetType = UNSET
-    """The event of another wire that this stands for, unchanged; only in answers to requests of the same wire."""
+    """The event of Anthropic's wire, or of the Responses wire, that this stands for, unchanged; only in answers to
+    requests of the same wire. Empty: an event before it said the same."""
 
     @property
     def says_something(self) -> bool:
@@ -64,6 +65,7 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
             or _given(self.reasoning)
             or _given(self.function_call)
             or _given(self.audio)
+            or self._begins_a_block
             or self._begins_an_item
         )
 
@@ -77,8 +79,31 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
             or self.reasoning
             or self.function_call
             or self.audio
-            or self.event
+            or self._begins_a_block
+            or self._cites
+            or self._of_responses
         )
+
+    @property
+    def _of_responses(self) -> bool:
+        """Whether it carries an event of the Responses wire: such an answer cannot go on at another endpoint."""
+        return isinstance(self.event, dict) and str(self.event.get("type")).startswith("response.")
+
+    @property
+    def _begins_a_block(self) -> bool:
+        """Whether its event begins a content block that is not text."""
+        if not self.event or self.event.get("type") != "content_block_start":
+            return False
+        block = self.event.get("content_block")
+        return not isinstance(block, dict) or block.get("type") != "text"
+
+    @property
+    def _cites(self) -> bool:
+        """Whether its event adds to a block of text what is not text."""
+        if not self.event or self.event.get("type") != "content_block_delta":
+            return False
+        delta = self.event.get("delta")
+        return not isinstance(delta, dict) or delta.get("type") != "text_delta"
 
     @property
     def _begins_an_item(self) -> bool:
@@ -105,6 +130,8 @@ class ChunkChoice(Struct, frozen=True, kw_only=True):
     delta: Delta = Delta()
     logprobs: dict[str, Any] | None = None
     finish_reason: str | None = None
+    stop_reason: Any = UNSET
+    """vLLM's addition to `stop`: the stop sequence that ended the answer, or a token's id, or null."""
 
 
 class ChatChunk(Struct, frozen=True, kw_only=True):

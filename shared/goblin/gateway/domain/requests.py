@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
 
-from goblin.core.endpoints import Capability
+from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.catalog import Strategy
 
@@ -118,6 +118,16 @@ def caller_runs(tool: Mapping[str, Any]) -> bool:
     return kind in ("function", "custom") or (kind is None and isinstance(tool.get("function"), dict))
 
 
+class Original(Struct, frozen=True, kw_only=True):
+    """A request as it came in a provider's own wire format. An endpoint of that provider gets it as it is."""
+
+    provider: str
+    """The provider whose wire it is: `anthropic`."""
+    body: dict[str, Any]
+    headers: dict[str, str] = {}
+    """Headers that say how to read the body, such as `anthropic-version` and `anthropic-beta`."""
+
+
 class ChatRequest(Struct, frozen=True, kw_only=True):
     """`POST /v1/chat/completions`."""
 
@@ -142,14 +152,22 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     goblin: Preferences | None = None
     body: dict[str, Any] = msgspec.field(default_factory=dict)
     """The whole request as received: a provider with an OpenAI API gets it, with our changes."""
+    original: Original | None = None
+    """Set for a request that came in Anthropic's wire; the other fields are its translation."""
     responses: dict[str, Any] | None = None
     """The request as it came in OpenAI's Responses wire, for endpoints that speak it; the rest is its translation."""
     left_out: tuple[str, ...] = ()
     """Fields of another wire format that have no place here, by name."""
+    untranslated: Any = None
+    """The `InvalidRequest` for endpoints that do not speak the wire of `original`, where it has no translation."""
 
     @property
     def output_tokens_max(self) -> int | None:
         return self.max_completion_tokens or self.max_tokens
+
+    def original_for(self, endpoint: Endpoint) -> Original | None:
+        """Return the request as the caller sent it, if the endpoint speaks the caller's wire; None otherwise."""
+        return self.original if self.original is not None and self.original.provider == endpoint.provider else None
 
     def needs(self) -> frozenset[Capability]:
         """Return the capabilities that an endpoint needs to serve the request."""
@@ -165,6 +183,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
         parts = [part for m in self.messages if isinstance(m.content, tuple) for part in m.content]
         if any(isinstance(part, ImagePart | FilePart) for part in parts):
             needs.add(Capability.VISION)
+        if any(isinstance(part, FilePart) for part in parts):
+            needs.add(Capability.FILES)
         if any(isinstance(part, AudioPart) for part in parts):
             needs.add(Capability.AUDIO)
         return frozenset(needs)
@@ -172,6 +192,9 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     def prompt_bytes(self) -> int:
         """Count what the model will read as text, in bytes of UTF-8."""
         total = sum(len(message.text.encode("utf-8", "surrogatepass")) for message in self.messages)
+        for message in self.messages:
+            for call in message.tool_calls or ():
+                total += len(call.function.name) + len(call.function.arguments.encode("utf-8", "surrogatepass"))
         return total + (len(msgspec.json.encode(self.tools)) if self.tools else 0)
 
 
@@ -281,6 +304,21 @@ InferenceRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | PassedR
 _R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest, RerankRequest, ImagesRequest)
 
 
+def _check_functions(tools: Sequence[Mapping[str, Any]]) -> None:
+    """Check the shape of functions that the caller runs, whose schema is passed on as it is.
+
+    An endpoint may answer a malformed one with a 500, and would be avoided for it, by others' requests too.
+    """
+    for number, tool in enumerate(tools):
+        if tool.get("type") != "function":
+            continue
+        where, function = f"tools[{number}].function", tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(f"`{where}` must be an object with a `name`.", param=where)
+        if not isinstance(function.get("parameters", {}), dict | None):
+            raise InvalidRequest(f"`{where}.parameters` must be an object.", param=f"{where}.parameters")
+
+
 def parse(kind: type[_R], data: bytes) -> _R:
     """Parse and validate a request body.
 
@@ -291,13 +329,17 @@ def parse(kind: type[_R], data: bytes) -> _R:
         body = msgspec.json.decode(data)
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.")
-        request = msgspec.convert({**body, "body": body, "responses": None, "left_out": ()}, kind)
+        request = msgspec.convert(
+            {**body, "body": body, "original": None, "responses": None, "left_out": (), "untranslated": None}, kind
+        )
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not JSON: {error}.") from error
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply.") from error
+    if isinstance(request, ChatRequest):
+        _check_functions(request.tools or ())
     if isinstance(request, CompletionRequest):
         _check_texts(request.prompt, "prompt")
     if isinstance(request, EmbeddingsRequest):

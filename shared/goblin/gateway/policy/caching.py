@@ -37,7 +37,10 @@ def why_skip(request: AnyRequest) -> str | None:
 def cache_key(tenant: str, request: AnyRequest) -> str:
     """Compute the cache key: equal for equal requests of one tenant, whatever their JSON formatting; lower-case hex."""
     kind = "chat" if isinstance(request, ChatRequest) else "completions"
-    asked = {name: value for name, value in request.body.items() if name not in _BESIDE}
+    body = request.body
+    if isinstance(request, ChatRequest) and request.original is not None:
+        kind, body = request.original.provider, {**request.original.body, "headers": request.original.headers}
+    asked = {name: value for name, value in body.items() if name not in _BESIDE}
     pin = request.goblin.provider if request.goblin is not None else None
     return hashlib.sha256(msgspec.json.encode([tenant, kind, pin, asked], order="sorted")).hexdigest()
 

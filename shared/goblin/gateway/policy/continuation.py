@@ -87,6 +87,9 @@ def continued(request: AnyRequest, text: str, *, tokens_written: int) -> AnyRequ
     elif text:
         body["messages"] = [*body.get("messages", ()), {"role": "assistant", "content": text}]
         changes["messages"] = (*request.messages, Message(role="assistant", content=text))
+        if request.original is not None:
+            turns = [*request.original.body.get("messages", ()), {"role": "assistant", "content": text}]
+            changes["original"] = replace(request.original, body={**request.original.body, "messages": turns})
     return replace(request, body=body, **changes)
 
 

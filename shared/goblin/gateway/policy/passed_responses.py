@@ -63,7 +63,7 @@ def passed_responses(body: Mapping[str, Any], endpoint: Endpoint) -> tuple[dict[
 
 def _item_passes(item: Mapping[str, Any]) -> bool:
     """Tell whether an item is text, an image, a call or its result, or thoughts that the vendor need not look up."""
-    kind = item.get("type") or "message"
+    kind = str(item.get("type") or "message")
     return kind in _ITEMS and (kind != "reasoning" or bool(item.get("encrypted_content")))
 
 

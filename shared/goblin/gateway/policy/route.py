@@ -125,6 +125,8 @@ class Obstacle(StrEnum):
     """No endpoint is known to have the model, and at least one has not listed its models yet."""
     FROZEN = "frozen"
     """An endpoint could serve the request, but is frozen."""
+    TOO_LONG = "too_long"
+    """Endpoints could serve the request if it were shorter."""
     UNABLE = "unable"
     """Endpoints have the model, but none can serve the request within the caller's limits."""
 
@@ -142,7 +144,7 @@ class NoRoute:
     @property
     def model_known(self) -> bool:
         """Whether any endpoint has the model."""
-        return self.obstacle in (Obstacle.FROZEN, Obstacle.UNABLE)
+        return self.obstacle in (Obstacle.FROZEN, Obstacle.TOO_LONG, Obstacle.UNABLE)
 
 
 Facts = Sequence[EndpointFacts]

@@ -174,7 +174,8 @@ def _no_route(demand: Demand, facts: Facts, rejected: list[RouteChoice]) -> NoRo
     else:
         # If an endpoint is only frozen, the request could be served: report that to the caller.
         only_frozen = any(c.reason.startswith("frozen: ") for c in rejected)
-        obstacle = Obstacle.FROZEN if only_frozen else Obstacle.UNABLE
+        too_long = any(c.reason.startswith("context: ") for c in rejected)
+        obstacle = Obstacle.FROZEN if only_frozen else Obstacle.TOO_LONG if too_long else Obstacle.UNABLE
         reason = f"No endpoint of `{demand.model}` can serve this request. {reasons}."
     return NoRoute(obstacle=obstacle, reason=reason, rejected=tuple(rejected), silent=bool(silent))
 

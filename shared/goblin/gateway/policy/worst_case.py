@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 import msgspec
 
 from goblin.billing.policy.prices import bills_time
-from goblin.core.endpoints import Endpoint, Price
+from goblin.core.endpoints import NO_USES, Endpoint, Price
 from goblin.gateway.domain.requests import (
     AudioPart,
     ChatRequest,
@@ -21,7 +22,16 @@ from goblin.gateway.domain.requests import (
     RerankRequest,
     WholeRequest,
 )
+from goblin.gateway.policy.passed_messages import server_tools
 
+CONTEXT_TOKENS = 1_050_000
+"""The largest context on sale whose price has no row: a million at Anthropic, 1,050,000 at OpenAI. It bounds a request
+with a file where the model's own context is not known. Source: platform.claude.com and developers.openai.com, read
+2026-12-01."""
+TOOL_PROMPT_TOKENS = 8192
+"""What Anthropic adds for tools: up to some 800 tokens that explain them, and the schemas of tools that it defines and
+the caller runs, such as `bash` and `computer`. Source: platform.claude.com/docs/en/about-claude/pricing, in a stored
+copy."""
 TEMPLATE_TOKENS = 64
 """The most that a chat template adds beyond the request's JSON; the JSON's braces and quotes outweigh its markers."""
 OF_UNKNOWN_PRICE = {
@@ -69,17 +79,103 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
         return Unpriced(reason="its price is unknown, and an unknown price is not free")
     if (reason := _unpriced(request)) is not None:
         return Unpriced(reason=f"the price of {reason} is unknown")
-    images = _images(request)
-    sent = request.responses if isinstance(request, ChatRequest) and request.responses is not None else request.body
-    text_bytes = len(msgspec.json.encode(sent)) - sum(len(msgspec.json.encode(url)) for url in images)
-    inward = text_bytes + TEMPLATE_TOKENS + len(images) * price.image_tokens_max
-    if isinstance(request, RerankRequest):  # Each document is read with the query, in a template of its own.
-        each = TEMPLATE_TOKENS + len(msgspec.json.encode(request.query))
-        inward += len(request.documents) * each
+    inward, uses = _input_tokens(request, endpoint, price)
     outward = 0 if isinstance(request, WholeRequest) else _output_tokens(request, price)
-    choices = _choices(request)
-    cost = price.cost_usd_micros(input_tokens=inward * _factor(request), output_tokens=outward * choices)
+    # Writing a prompt to a provider's cache costs more than reading it.
+    dear = replace(price, input_usd_micros_per_mtok=price.dearest_input) if _writes_cache(request, endpoint) else price
+    # Before each further use of its tool the vendor's model reads everything again.
+    rounds = 1 + sum(uses.values())
+    if rounds > 1:
+        inward = max(inward, price.context_tokens or CONTEXT_TOKENS)
+    cost = dear.cost_usd_micros(
+        input_tokens=inward * rounds, output_tokens=outward * _choices(request) * rounds, uses=uses
+    )
     return CostBound(input_tokens=inward, output_tokens=outward, cost_usd_micros=cost)
+
+
+def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -> tuple[int, Mapping[str, int]]:
+    """Bound the tokens of the prompt as the endpoint gets it, and the uses of tools that the vendor runs.
+
+    An image counts at most `image_tokens_max`. A file has as many tokens as its pages have text, which only its reader
+    knows; with all else it fits into the model's context, or it is refused and costs nothing.
+    """
+    original = request.original_for(endpoint) if isinstance(request, ChatRequest) else None
+    if original is None:
+        images = _images(request)
+        files = [part for part in _parts(request) if isinstance(part, FilePart)]
+        data = images + [str(part.file.get("file_data", "")) for part in files]
+        tokens, uses, many_files = len(msgspec.json.encode(_sent(request))), NO_USES, len(files)
+    else:
+        turns = original.body.get("messages")
+        contents = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+        seen = _attachments([block for one in contents for block in (one if isinstance(one, list) else [one])])
+        images, data, many_files = seen.images, seen.data, seen.files
+        tokens = len(msgspec.json.encode(original.body)) + (TOOL_PROMPT_TOKENS if original.body.get("tools") else 0)
+        uses = Counter[str]()
+        for tool in server_tools(original):
+            uses[tool.name] += tool.uses_max
+    if isinstance(request, RerankRequest):  # Each document is read with the query, in a template of its own.
+        tokens += len(request.documents) * (TEMPLATE_TOKENS + len(msgspec.json.encode(request.query)))
+    tokens += TEMPLATE_TOKENS + len(images) * price.image_tokens_max - sum(len(msgspec.json.encode(d)) for d in data)
+    if many_files:
+        tokens = max(tokens, price.context_tokens or CONTEXT_TOKENS)
+    # The documents of a rerank are read one by one, so all of them may be more than a context.
+    fits = price.context_tokens is not None and not isinstance(request, RerankRequest)
+    return min(tokens, price.context_tokens or tokens) if fits else tokens, uses
+
+
+def _sent(request: InferenceRequest) -> dict[str, Any]:
+    """Return the body as the endpoint gets it: `passed_fields` leaves the Responses wire to those who speak it."""
+    if isinstance(request, ChatRequest) and request.responses is not None:
+        return request.responses
+    return request.body
+
+
+class _Attachments(NamedTuple):
+    images: list[str]
+    files: int
+    data: list[str]
+    """What is in the request's JSON and is not text."""
+
+
+_IN_WORDS = frozenset(
+    {
+        "text", "thinking", "redacted_thinking", "tool_use", "tool_result", "tool_reference", "search_result",
+        "server_tool_use", "web_search_tool_result", "web_search_result", "web_search_tool_result_error",
+        "web_fetch_tool_result", "web_fetch_result", "web_fetch_tool_result_error", "mcp_tool_use", "mcp_tool_result",
+        "tool_search_tool_result", "tool_search_tool_search_result", "tool_search_tool_result_error", "compaction",
+        "bash_code_execution_tool_result", "bash_code_execution_result", "code_execution_tool_result",
+        "code_execution_result", "text_editor_code_execution_tool_result", "fallback", "browser_state",
+    }
+)  # fmt: skip
+"""Content blocks that count what their JSON has, or less."""
+
+
+def _attachments(content: Any) -> _Attachments:
+    """Find the images and files in content of a Messages request: in turns, results of tools, and documents.
+
+    Nothing else is looked into: what stands in a call's arguments is text, whatever it looks like.
+    """
+    images: list[str] = []
+    data: list[str] = []
+    files = 0
+    for block in content if isinstance(content, list) else [content]:
+        if not isinstance(block, dict):
+            continue
+        source, kind = block.get("source"), str(block.get("type"))
+        source = source if isinstance(source, dict) else {}
+        if kind == "image":
+            images.append(str(source.get("data")))
+        elif kind == "document":
+            files += source.get("type") not in ("text", "content")
+        elif kind not in _IN_WORDS:
+            files += 1  # A vendor may read anything behind a type that nobody here knows.
+        if kind in ("image", "document") and source.get("type") == "base64" and isinstance(source.get("data"), str):
+            data.append(source["data"])
+        for inner in (block.get("content"), source.get("content")):
+            found = _attachments(inner)
+            images, files, data = images + found.images, files + found.files, data + found.data
+    return _Attachments(images, files, data)
 
 
 def limited(request: InferenceRequest, bound: CostBound) -> InferenceRequest:
@@ -106,8 +202,8 @@ def _unpriced(request: InferenceRequest) -> str | None:
             return what
     if request.body.get("service_tier") not in TIERS:
         return "this service tier"
-    if any(isinstance(part, AudioPart | FilePart) for part in _parts(request)):
-        return "audio and files"
+    if any(isinstance(part, AudioPart) for part in _parts(request)):
+        return "audio"
     return None
 
 
@@ -141,9 +237,10 @@ def _choices(request: InferenceRequest) -> int:
     return prompts * (request.n or 1)
 
 
-def _factor(request: InferenceRequest) -> int:
-    """Return the factor on the input price: writing a prompt to a provider's cache costs up to twice the price."""
-    return 2 if _mentions(request.body, "cache_control") else 1
+def _writes_cache(request: InferenceRequest, endpoint: Endpoint) -> bool:
+    """Tell whether the prompt, as the endpoint gets it, may be written to the provider's cache."""
+    original = request.original_for(endpoint) if isinstance(request, ChatRequest) else None
+    return _mentions(request.body if original is None else original.body, "cache_control")
 
 
 def _mentions(value: Any, name: str) -> bool:

@@ -266,7 +266,6 @@ def spec_digest(spec: JobRequested) -> str:
 
     The tenant is left out: it is the owner's, and jobs stored before there was one must keep their hash.
     """
-    parameters = msgspec.json.encode(msgspec.json.decode(spec.parameters), order="sorted")
-    spec = msgspec.structs.replace(spec, parameters=msgspec.Raw(parameters))
     fields = {name: getattr(spec, name) for name in spec.__struct_fields__ if name != "tenant"}
+    fields["parameters"] = msgspec.Raw(msgspec.json.encode(msgspec.json.decode(spec.parameters), order="sorted"))
     return hashlib.sha256(msgspec.json.encode(fields, order="sorted")).hexdigest()

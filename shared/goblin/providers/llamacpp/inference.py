@@ -26,7 +26,10 @@ from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 
 NAME = "llamacpp"
-UNSUPPORTED = {Capability.AUDIO: "llama.cpp is built without its multimodal library"}
+UNSUPPORTED = {
+    Capability.AUDIO: "llama.cpp is built without its multimodal library",
+    Capability.FILES: "llama.cpp reads no PDF",
+}
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:

@@ -30,7 +30,7 @@ from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_
 from goblin.providers.vastai.instances import ServerState, VastInstances
 
 NAME = "vastai"
-UNSUPPORTED: dict[Capability, str] = {}
+UNSUPPORTED = {Capability.FILES: "servers on rented machines read no PDF"}
 KNOWN_S = 30.0
 """How long a list is valid; a server that fails a request makes it stale at once."""
 AGAIN_S = 5.0
