@@ -103,11 +103,15 @@ async def embeddings(
 
 
 async def pass_on(call: inference.InferenceCall, asked: requests.PassedRequest, strategy: str | None) -> HttpReply:
-    """Answer `POST /v1/rerank` or `/v1/images/generations` with what an endpoint that has the route says.
+    """Answer rerank, images and recordings with what an endpoint that has the route says.
 
     Callers and status codes: see `_inference`.
     """
-    return HttpReply(content=msgspec.json.encode(await call.pass_on(asked, strategy=strategy)))
+    answer = await call.pass_on(asked, strategy=strategy)
+    if answer.content is None:
+        return HttpReply(content=msgspec.json.encode(answer.body))
+    is_json = answer.content.lstrip()[:1] == b"{"  # The caller chose: JSON, text or subtitles.
+    return HttpReply(content=answer.content, media_type="application/json" if is_json else "text/plain; charset=utf-8")
 
 
 async def messages(call: inference.InferenceCall, asked: requests.ChatRequest, strategy: str | None) -> HttpReply:
@@ -237,6 +241,10 @@ def _message_request(body: bytes, call: inference.InferenceCall) -> requests.Cha
     return anthropic_requests.parse(body, call.headers)
 
 
+def _form_parser(path: str) -> Callable[[bytes, inference.InferenceCall], requests.TranscriptionRequest]:
+    return lambda body, _call: requests.parse_transcription(body, path)
+
+
 def _response_request(body: bytes, call: inference.InferenceCall) -> responses_requests.Asked:
     return responses_requests.parse(body, partial(_recent_items.find, call.tenant))
 
@@ -253,6 +261,7 @@ def _inference(
     refuse: Refuse = asgi.error_answer,
     *,
     words: heartbeat.StreamWords | None = heartbeat.OPENAI,
+    is_json: bool = True,
     request_of: Callable[[R], requests.InferenceRequest] = _itself,
 ) -> doors.Handler:
     """Build an inference route: authenticated, metered, settled, and cancelled when the caller hangs up.
@@ -280,7 +289,7 @@ def _inference(
         async def produce() -> HttpReply:
             try:
                 await call.authenticate(_authorization(request))
-                body = await asgi.read_body(request)
+                body = await asgi.read_body(request, is_json=is_json)
                 heard.set()
                 await call.admit()
                 if (model := request.scope.get(MODEL_IN_PATH)) is not None:
@@ -504,6 +513,8 @@ _complete = _inference("completions", _parser(requests.CompletionRequest), compl
 _embed = _inference("embeddings", _parser(requests.EmbeddingsRequest), embeddings)
 _rerank = _inference("rerank", _parser(requests.RerankRequest), pass_on)
 _make_images = _inference("images", _parser(requests.ImagesRequest), pass_on)
+_transcribe = _inference("transcriptions", _form_parser("audio/transcriptions"), pass_on, is_json=False)
+_translate = _inference("transcriptions", _form_parser("audio/translations"), pass_on, is_json=False)
 _message = _inference("chat", _message_request, messages, _refused_in_anthropics_words, words=heartbeat.ANTHROPIC)
 _respond = _inference("chat", _response_request, responses, words=heartbeat.RESPONSES, request_of=attrgetter("chat"))
 _ollama = partial(_inference, refuse=_refused_in_ollamas_words, words=None, request_of=attrgetter("request"))
@@ -518,6 +529,8 @@ _router = doors.routed(
         Route("/v1/embeddings", _embed, methods=["POST"]),
         Route("/v1/rerank", _rerank, methods=["POST"]),
         Route("/v1/images/generations", _make_images, methods=["POST"]),
+        Route("/v1/audio/transcriptions", _transcribe, methods=["POST"]),
+        Route("/v1/audio/translations", _translate, methods=["POST"]),
         Route("/v1/responses", _respond, methods=["POST"]),
         Route("/v1/responses", doors.declare("anyone", refuse_websocket), methods=["GET"]),
         Route("/v1/messages", _message, methods=["POST"]),

@@ -39,6 +39,8 @@ ROUTES = {
     "POST /v1/embeddings": INFERENCE,
     "POST /v1/rerank": INFERENCE,
     "POST /v1/images/generations": INFERENCE,
+    "POST /v1/audio/transcriptions": INFERENCE,
+    "POST /v1/audio/translations": INFERENCE,
     "POST /v1/responses": INFERENCE,
     "GET /v1/responses": "anyone",
     "POST /v1/messages": INFERENCE,

@@ -15,7 +15,7 @@ import openai
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.responses import JSONResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from goblin.wiring import process
@@ -353,7 +353,7 @@ name = "ranks"
 provider = "llamacpp"
 url = "{url}"
 models = ["tiny"]
-capabilities = ["rerank", "images"]
+capabilities = ["rerank", "images", "transcriptions"]
 {price}
 """
 
@@ -365,7 +365,11 @@ class TestPassedRoutes:
     def server(self) -> Iterator[tuple[str, list[Any]]]:
         heard: list[Any] = []
 
-        async def answer(request: Request) -> JSONResponse:
+        async def answer(request: Request) -> Response:
+            if request.url.path.startswith("/v1/audio"):
+                heard.append((request.url.path, await request.body()))
+                text = b'"verbose_json"' not in heard[-1][1] and b"\r\nsrt\r\n" in heard[-1][1]
+                return PlainTextResponse("1\nHello") if text else JSONResponse({"text": "Hello"})
             heard.append((request.url.path, await request.json()))
             if request.url.path.endswith("rerank"):
                 rows = [{"index": 0, "relevance_score": 0.1}, {"index": 1, "relevance_score": 0.9}]
@@ -420,6 +424,36 @@ class TestPassedRoutes:
         assert (unpriced.status_code, unpriced.json()["error"]["code"]) == (402, "price_unknown")
         assert len(server[1]) == sent
 
+    def test_recordings_are_written_down_or_refused(
+        self, at: Callable[[str], str], server: tuple[str, list[Any]]
+    ) -> None:
+        sound = ("a.wav", b"RIFF\x00\xff\r\n--not the end\x80", "audio/wav")
+        url = at('bills = "no"')
+        with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
+            made = client.audio.transcriptions.create(model="tiny", file=sound, language="de")
+            assert made.text == "Hello"
+            path, form = server[1][-1]
+            assert path == "/v1/audio/transcriptions"
+            assert sound[1] in form
+            assert b"\r\ntiny\r\n" in form
+            with pytest.deprecated_call():
+                assert client.audio.translations.create(model="tiny", file=sound).text == "Hello"
+            subtitles = client.audio.transcriptions.create(model="tiny", file=sound, response_format="srt")
+            assert str(subtitles) == "1\nHello"
+            with pytest.raises(openai.BadRequestError) as caught:
+                client.audio.transcriptions.create(model="tiny", file=sound, stream=True)
+            assert caught.value.param == "stream"
+            with pytest.raises(openai.NotFoundError):
+                client.audio.transcriptions.create(model="made-up", file=sound)
+        sent = len(server[1])
+        url = at("price_input_usd_micros_per_mtok = 1\nprice_output_usd_micros_per_mtok = 1")
+        with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
+            with pytest.raises(openai.APIStatusError) as refused:
+                client.audio.transcriptions.create(model="tiny", file=sound)
+            assert (refused.value.status_code, refused.value.code) == (402, "price_unknown")
+        assert post(url, "/v1/audio/transcriptions", b"{}").status_code == 400
+        assert len(server[1]) == sent
+
     def test_what_no_endpoint_has_is_400_and_what_is_missing_is_named(self, url: str) -> None:
         for path, body in (("/v1/rerank", RANKED), ("/v1/images/generations", {"model": "tiny", "prompt": "x"})):
             answer = post(url, path, body)
@@ -427,5 +461,5 @@ class TestPassedRoutes:
             assert "not among its capabilities" in answer.json()["error"]["message"]
         missing = post(url, "/v1/rerank", {"model": "tiny", "query": "q"}).json()["error"]
         assert (missing["param"], missing["code"]) == ("documents", "missing_required_parameter")
-        audio = post(url, "/v1/audio/transcriptions", b"")
-        assert (audio.status_code, "/v1/rerank" in audio.json()["error"]["message"]) == (404, True)
+        speech = post(url, "/v1/audio/speech", b"")
+        assert (speech.status_code, "/v1/audio/transcriptions" in speech.json()["error"]["message"]) == (404, True)

@@ -19,6 +19,8 @@ class Capability(StrEnum):
     """Ordering documents by how well they answer a query."""
     IMAGES = "images"
     """Making images."""
+    TRANSCRIPTIONS = "transcriptions"
+    """Writing down, or translating, what a recording says."""
     TOOLS = "tools"
     JSON_OBJECT = "json_object"
     JSON_SCHEMA = "json_schema"
@@ -37,7 +39,7 @@ class Capability(StrEnum):
 
 
 ORDINARY = frozenset(Capability) - {
-    Capability.PREFILL, Capability.TOKEN_IDS, Capability.RERANK, Capability.IMAGES,
+    Capability.PREFILL, Capability.TOKEN_IDS, Capability.RERANK, Capability.IMAGES, Capability.TRANSCRIPTIONS,
 }  # fmt: skip
 """Capabilities of an endpoint that declares none: what few endpoints have is not among them."""
 

@@ -190,13 +190,13 @@ class InferenceCall:
             answer = self._taken(await self._begin(self._dispatch().vectors(request), route), request)
             return Embeddings(data=answer.data, usage=self.usage)
 
-    async def pass_on(self, request: PassedRequest, *, strategy: str | None = None) -> dict[str, Any]:
+    async def pass_on(self, request: PassedRequest, *, strategy: str | None = None) -> PassedAnswer:
         """Get the answer of a request that an endpoint gets as it came; like `embed`."""
         with self._noting():
             self._accept(request)
             route = await self._choose(request, strategy)
             answer: PassedAnswer = self._taken(await self._begin(self._dispatch().passed(request), route), request)
-            return answer.body
+            return answer
 
     def _taken(self, active: ActiveAttempt[W], request: InferenceRequest) -> W:
         """Return the one answer of an attempt, and note its usage."""

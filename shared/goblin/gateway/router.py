@@ -41,6 +41,7 @@ OUTPUT_TOKENS_MAX_GUESS = 4096
 
 KINDS = (
     Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS, Capability.RERANK, Capability.IMAGES,
+    Capability.TRANSCRIPTIONS,
 )  # fmt: skip
 
 

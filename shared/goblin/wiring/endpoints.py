@@ -15,7 +15,7 @@ from goblin.gcp.secret_manager import PREFIX as SECRET
 from goblin.gcp.secret_manager import SecretManager
 from goblin.wiring.settings import BadConfiguration
 
-PASSED = (Capability.RERANK, Capability.IMAGES)
+PASSED = (Capability.RERANK, Capability.IMAGES, Capability.TRANSCRIPTIONS)
 
 
 def provider_names() -> frozenset[str]:

@@ -171,8 +171,10 @@ class Embeddings(Struct, frozen=True, kw_only=True):
 class PassedAnswer(Struct, frozen=True, kw_only=True):
     """The answer of another route, as the endpoint sent it."""
 
-    body: dict[str, Any]
+    body: dict[str, Any] = {}
     usage: Usage | None = None
+    content: bytes | None = None
+    """The answer's bytes, where it need not be JSON."""
 
 
 def _given(value: Any) -> Any:

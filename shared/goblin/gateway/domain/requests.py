@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.catalog import Strategy
+from goblin.gateway.domain.forms import Form, parse_form
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -298,7 +299,47 @@ class ImagesRequest(WholeRequest, frozen=True, kw_only=True):
         return _text_bytes(self.prompt)
 
 
-PassedRequest = RerankRequest | ImagesRequest
+class TranscriptionRequest(WholeRequest, frozen=True, kw_only=True):
+    """`POST /v1/audio/transcriptions` or `/v1/audio/translations`: a form with a recording."""
+
+    path: str
+    form: Form
+
+    def needs(self) -> frozenset[Capability]:
+        return frozenset({Capability.TRANSCRIPTIONS})
+
+    def prompt_bytes(self) -> int:
+        return _text_bytes(self.form.text("prompt") or "")
+
+
+def parse_transcription(data: bytes, path: str) -> TranscriptionRequest:
+    """Parse the form of a recording. Raises `InvalidRequest`.
+
+    Args:
+        data: The body.
+        path: `audio/transcriptions` or `audio/translations`.
+    """
+    form = parse_form(data)
+    for name in ("file", "model"):
+        if not any(part.name == name and part.content for part in form.parts):
+            raise invalid(f"Object missing required field `{name}`")
+    if (form.text("stream") or "false").lower() not in ("false", "0"):
+        raise InvalidRequest(
+            "Recordings are answered whole. Leave `stream` out.", param="stream", code="unsupported_value"
+        )
+    said: dict[str, Any] = {"model": form.text("model"), "path": path, "form": form}
+    if (wish := form.text("goblin")) is not None:
+        try:
+            said["goblin"] = msgspec.json.decode(wish)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidRequest("Invalid 'goblin': it is not JSON.", param="goblin", code="invalid_value") from error
+    try:
+        return msgspec.convert(said, TranscriptionRequest)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from error
+
+
+PassedRequest = RerankRequest | ImagesRequest | TranscriptionRequest
 """Requests that an endpoint with the same route gets as they came."""
 InferenceRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | PassedRequest
 _R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest, RerankRequest, ImagesRequest)

@@ -20,6 +20,7 @@ from goblin.gateway.domain.requests import (
     ImagesRequest,
     InferenceRequest,
     RerankRequest,
+    TranscriptionRequest,
     WholeRequest,
 )
 from goblin.gateway.policy.passed_messages import server_tools
@@ -196,6 +197,8 @@ def price_of(prices: Mapping[tuple[str, str], Price], endpoint: Endpoint, model:
 def _unpriced(request: InferenceRequest) -> str | None:
     if isinstance(request, ImagesRequest):
         return "images that are made"
+    if isinstance(request, TranscriptionRequest):
+        return "recordings"
     for name, what in OF_UNKNOWN_PRICE.items():
         said = request.body.get(name)
         if said is not None and said not in (["text"], 1):

@@ -1,7 +1,8 @@
 """Routes beside chats and vectors: what OpenAI-like servers are sent as it came, and what is read of their answers.
 
-Source: llama.cpp `tools/server/README.md`, vLLM's rerank route, Jina's and Cohere's references, and
-text-embeddings-inference's `/rerank`, read 2026-12-01.
+Forms with recordings go out as they came, under the endpoint's name of the model. Source: llama.cpp
+`tools/server/README.md`, vLLM's rerank route, Jina's and Cohere's references, and text-embeddings-inference's
+`/rerank`, read 2026-12-01.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any, TypeGuard
 
 from goblin.gateway.domain.chat import PassedAnswer, Usage
-from goblin.gateway.domain.requests import PassedRequest, RerankRequest
+from goblin.gateway.domain.requests import PassedRequest, RerankRequest, TranscriptionRequest
 from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream
 
 
@@ -27,6 +28,10 @@ async def pass_on(upstream: Upstream, request: PassedRequest, *, model: str, bef
     Raises:
         ProviderUnavailable, InvalidRequest: As `Upstream.json`; also when the answer is none.
     """
+    if isinstance(request, TranscriptionRequest):
+        form = request.form.encoded(without="goblin", model=model), request.form.media_type
+        path = f"{before}/{request.path}"
+        return PassedAnswer(content=await upstream.exchange("POST", path, form=form, timeout_s=ANSWER_TIMEOUT_S))
     body = {name: value for name, value in request.body.items() if name != "goblin"} | {"model": model}
     answer = await upstream.json("POST", f"{before}/{request.path}", body=body, timeout_s=ANSWER_TIMEOUT_S)
     usage = _usage(answer) if isinstance(answer, dict) else None
