@@ -79,11 +79,14 @@ class AnswerStream:
         timeout_s = self._failover.routing.between_tokens_timeout_s
         while True:
             here = self._active
+            several = here.fan_out is not None
             try:
                 for item in here.head:
                     if item.choices and (ours := self._ours(item)) is not None:
                         yield ours
-                while (more := await next_item(here, timeout_s)) is not None:
+                while (
+                    more := await next_item(here, self._failover.silence_s_max(here) if several else timeout_s)
+                ) is not None:
                     if more.choices and (ours := self._ours(more)) is not None:
                         yield ours
                 break

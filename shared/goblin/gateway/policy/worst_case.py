@@ -19,7 +19,9 @@ from goblin.gateway.domain.requests import (
     FilePart,
     ImagePart,
     InferenceRequest,
+    prompts_of,
 )
+from goblin.gateway.policy import fan_out
 from goblin.gateway.policy.passed_messages import server_tools
 
 CONTEXT_TOKENS = 1_050_000
@@ -81,6 +83,8 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
     outward = 0 if isinstance(request, EmbeddingsRequest) else _output_tokens(request, price)
     # Writing a prompt to a provider's cache costs more than reading it.
     dear = replace(price, input_usd_micros_per_mtok=price.dearest_input) if _writes_cache(request, endpoint) else price
+    if not isinstance(request, EmbeddingsRequest):
+        inward *= fan_out.readings(request.n or 1, endpoint)
     # Before each further use of its tool the vendor's model reads everything again.
     rounds = 1 + sum(uses.values())
     if rounds > 1:
@@ -113,7 +117,10 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
     tokens += TEMPLATE_TOKENS + len(images) * price.image_tokens_max - sum(len(msgspec.json.encode(d)) for d in data)
     if many_files:
         tokens = max(tokens, price.context_tokens or CONTEXT_TOKENS)
-    return tokens if price.context_tokens is None else min(tokens, price.context_tokens), uses
+    # Each request of a fan-out has a template of its own, and each prompt the model's context.
+    prompts = len(prompts_of(request))
+    tokens += (prompts - 1) * TEMPLATE_TOKENS
+    return tokens if price.context_tokens is None else min(tokens, prompts * price.context_tokens), uses
 
 
 def _sent(request: InferenceRequest) -> dict[str, Any]:
@@ -203,13 +210,7 @@ def _output_tokens(request: ChatRequest | CompletionRequest, price: Price) -> in
 
 
 def _choices(request: InferenceRequest) -> int:
-    if isinstance(request, EmbeddingsRequest):
-        return 1
-    several = isinstance(request, CompletionRequest) and isinstance(request.prompt, list)
-    prompts = 1
-    if several and not all(isinstance(item, int) for item in request.body["prompt"]):
-        prompts = len(request.body["prompt"])
-    return prompts * (request.n or 1)
+    return 1 if isinstance(request, EmbeddingsRequest) else len(prompts_of(request)) * (request.n or 1)
 
 
 def _writes_cache(request: InferenceRequest, endpoint: Endpoint) -> bool:

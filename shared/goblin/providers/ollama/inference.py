@@ -50,6 +50,7 @@ UNSUPPORTED = {
     Capability.CHOICES: "it returns one choice per request",
     Capability.FILES: "its API takes only text and images",
     Capability.LOGPROBS: "its log probabilities are not mapped",
+    Capability.PROMPTS: "it takes one prompt per request",
 }
 """Capabilities that it lacks, and why."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
