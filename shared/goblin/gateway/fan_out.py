@@ -28,7 +28,7 @@ class _Sending:
     """One of the requests, as far as it is."""
 
     part: Part
-    stream_usage: StreamUsage = field(default_factory=StreamUsage)
+    stream_usage: StreamUsage = field(default_factory=lambda: StreamUsage(keeps_text=False))
     sent: bool = False
     answers: bool = False
     """Whether anything came that the caller would notice."""

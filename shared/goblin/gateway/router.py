@@ -27,8 +27,8 @@ from goblin.gateway.domain.requests import (
     EmbeddingsRequest,
     InferenceRequest,
     Preferences,
+    choices_of,
     longest_prompt_bytes,
-    prompts_of,
 )
 from goblin.gateway.endpoint_stats import EndpointStats, Outlook
 from goblin.gateway.health import LOOK_AGAIN_S, HealthView
@@ -302,7 +302,7 @@ def demand_of(request: InferenceRequest) -> Demand:
         prompt_tokens_min=tokens.fewest_tokens(longest_prompt_bytes(request)),
         output_tokens_max=request.output_tokens_max,
         n=n,
-        choices=n * len(prompts_of(request)),
+        choices=choices_of(request),
         stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
         provider=wish.provider,
         # Rounded down, so that the limit is never exceeded.

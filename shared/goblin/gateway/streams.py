@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import GoblinError, ProviderUnavailable, StreamCut
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Usage
+from goblin.gateway.domain.requests import choices_of
 from goblin.gateway.failover import ActiveAttempt, EndpointSilent, Failover, next_item
 from goblin.gateway.policy import continuation
 from goblin.gateway.policy.continuation import AnyRequest
@@ -93,9 +94,9 @@ class AnswerStream:
             except ProviderUnavailable as error:
                 await self._go_on(error)
         told = here.stream_usage.told
-        here.attempt.succeed(
-            output_tokens=here.stream_usage.completion_tokens() if told is None else told.completion_tokens
-        )
+        tokens = here.stream_usage.completion_tokens() if told is None else told.completion_tokens
+        # Several answers side by side say nothing of how long one is, or how quickly it comes.
+        here.attempt.succeed(output_tokens=tokens if choices_of(self._request) == 1 else None)
         self.outcome = "ok"
         yield ChatChunk(
             id=self._id, created=self._created, model=self._request.model, choices=(), usage=self.usage()[0]

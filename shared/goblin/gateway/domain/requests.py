@@ -343,6 +343,11 @@ def prompts_of(request: InferenceRequest) -> list[Any]:
     return value if isinstance(value, list) and not _all(value, int) else [value]
 
 
+def choices_of(request: InferenceRequest) -> int:
+    """Count the answers that a request asks for: `n` to each of its prompts."""
+    return 1 if isinstance(request, EmbeddingsRequest) else len(prompts_of(request)) * (request.n or 1)
+
+
 def longest_prompt_bytes(request: InferenceRequest) -> int:
     """Count the bytes of the longest prompt: each has the model's context for itself."""
     if isinstance(request, ChatRequest):

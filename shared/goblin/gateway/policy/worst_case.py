@@ -19,6 +19,7 @@ from goblin.gateway.domain.requests import (
     FilePart,
     ImagePart,
     InferenceRequest,
+    choices_of,
     prompts_of,
 )
 from goblin.gateway.policy import fan_out
@@ -90,7 +91,7 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
     if rounds > 1:
         inward = max(inward, price.context_tokens or CONTEXT_TOKENS)
     cost = dear.cost_usd_micros(
-        input_tokens=inward * rounds, output_tokens=outward * _choices(request) * rounds, uses=uses
+        input_tokens=inward * rounds, output_tokens=outward * choices_of(request) * rounds, uses=uses
     )
     return CostBound(input_tokens=inward, output_tokens=outward, cost_usd_micros=cost)
 
@@ -207,10 +208,6 @@ def _output_tokens(request: ChatRequest | CompletionRequest, price: Price) -> in
     otherwise = price.output_tokens_default if isinstance(request, ChatRequest) else COMPLETION_TOKENS
     most = max(asked, default=otherwise)
     return most if price.output_tokens_max is None else min(most, price.output_tokens_max)
-
-
-def _choices(request: InferenceRequest) -> int:
-    return 1 if isinstance(request, EmbeddingsRequest) else len(prompts_of(request)) * (request.n or 1)
 
 
 def _writes_cache(request: InferenceRequest, endpoint: Endpoint) -> bool:
