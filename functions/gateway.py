@@ -265,7 +265,7 @@ async def list_models(visit: Visit) -> Response:
     """
     models = await gateway_wiring.gateway().router.models(visit.caller)
     if ANTHROPIC_VERSION in visit.request.headers:
-        return asgi.json_response(anthropic_responses.model_list([model.id for model in models]))
+        return asgi.json_response(anthropic_responses.model_list(models))
     found = [openai_responses.model_object(m.id, ", ".join(m.endpoints)) for m in models]
     listed: dict[str, object] = {"object": "list", "data": found}
     if "client_version" in visit.request.query_params:
@@ -281,7 +281,7 @@ async def show_model(visit: Visit) -> Response:
     """
     found = await gateway_wiring.gateway().router.model(visit.request.path_params["model_id"], visit.caller)
     if ANTHROPIC_VERSION in visit.request.headers:
-        return asgi.json_response(anthropic_responses.model_object(found.id))
+        return asgi.json_response(anthropic_responses.model_object(found))
     return asgi.json_response(openai_responses.model_object(found.id, ", ".join(found.endpoints)))
 
 

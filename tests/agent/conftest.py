@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import psutil
 import pytest
 from google.oauth2 import service_account
@@ -120,6 +121,8 @@ class Controller:
     def submit(self, job_id: str = "j", *, data: bytes | None = TEXT, **changes: Any) -> None:
         """A training that was accepted and waits."""
         uri = self.write(f"datasets/{job_id}.txt", data) if data is not None else None
+        if "parameters" in changes:
+            changes["parameters"] = msgspec.Raw(msgspec.json.encode(changes["parameters"]))
         spec = JobRequested(
             **{"job_id": job_id, "kind": "training", "task": "char-lm", "dataset_uri": uri, **changes}
         )  # fmt: skip

@@ -41,6 +41,10 @@ def _missing() -> str:
     return "" if shutil.which("terraform") else "terraform is not on PATH"
 
 
+RUN_S_MAX = 540
+"""One run of Terraform takes twenty seconds alone, and minutes on a machine that has much else to do."""
+pytestmark = pytest.mark.timeout(RUN_S_MAX + 60)
+
 offline = pytest.mark.skipif(bool(_missing()), reason=_missing() or "it is there")
 
 
@@ -52,8 +56,8 @@ def tfoffline(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     options = words[: words.index("--")] if "--" in words else words
     rest = words[len(options) :]
     return subprocess.run(
-        [sys.executable, str(TFOFFLINE), *options, str(folder), *rest], capture_output=True, text=True, timeout=110,
-        check=False,
+        [sys.executable, str(TFOFFLINE), *options, str(folder), *rest], capture_output=True, text=True, check=False,
+        timeout=RUN_S_MAX,
     )  # fmt: skip
 
 
@@ -416,8 +420,8 @@ def checkov() -> Path:
 def test_checkov_finds_nothing(checkov: Path) -> None:
     words = [str(checkov), "--directory", str(CONFIGURATION), "--framework", "terraform", "--skip-download"]
     ended = subprocess.run(
-        [*words, "--quiet", "--compact", "--output", "json"], capture_output=True, text=True, timeout=110, check=False,
-        env={**os.environ, "LOG_LEVEL": "ERROR"},
+        [*words, "--quiet", "--compact", "--output", "json"], capture_output=True, text=True, check=False,
+        env={**os.environ, "LOG_LEVEL": "ERROR"}, timeout=RUN_S_MAX,
     )  # fmt: skip
     found = json.loads(ended.stdout)
     assert found["summary"]["failed"] == 0, [

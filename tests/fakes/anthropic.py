@@ -59,6 +59,8 @@ class FakeAnthropic(Startable):
     """Whole content blocks of the next answers, instead of words and calls."""
     usage: dict[str, Any] = field(default_factory=dict)
     """More fields of the usage."""
+    strict: bool = True
+    """Refuse what the API of today refuses; that of next year takes more."""
     new_event: bool = True
     """Send an event of a type that no client knows yet, as the API may at any time."""
     stream_error: str = "api_error"
@@ -104,7 +106,8 @@ class FakeAnthropic(Startable):
         self.asked.append(body)
         self.headers.append(dict(request.headers))
         try:
-            check(body, request.headers["anthropic-version"], request.headers.get("anthropic-beta", ""))
+            if self.strict:
+                check(body, request.headers["anthropic-version"], request.headers.get("anthropic-beta", ""))
         except Mistake as mistake:
             return error("invalid_request_error", str(mistake))
         if body["model"] not in self.models:
@@ -161,7 +164,7 @@ class FakeAnthropic(Startable):
             yield {"type": "something_new", "data": {}}
         index = 0
         for number, block in enumerate(self.blocks or ()):
-            for event in _block_events(number, block):
+            for event in block_events(number, block):
                 yield event
         if self.blocks is not None:
             yield self._ending()
@@ -208,7 +211,7 @@ def signature_of(thinking: str) -> str:
     return "sig-" + hashlib.sha256(thinking.encode()).hexdigest()[:16]
 
 
-def _block_events(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def block_events(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A whole block as the API streams it."""
     deltas: list[dict[str, Any]] = []
     match block["type"]:

@@ -256,6 +256,13 @@ _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 def wrong_chat(body: dict[str, Any]) -> str | None:
     """What OpenAI's API refuses in a chat, in its words; None for a sound one."""
+    try:
+        return _wrong_messages(body)
+    except (AttributeError, KeyError, TypeError):
+        return "Invalid type for a field of the request."
+
+
+def _wrong_messages(body: dict[str, Any]) -> str | None:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         return (

@@ -140,22 +140,26 @@ def test_a_promotion_under_load_breaks_no_stream_and_survives_everything(
     assert shown["refused_by"] == {}
 
 
-def test_a_budget_event_from_an_app_freezes_until_somebody_thaws(up: Running) -> None:
+def test_cloud_billing_s_notification_freezes_until_somebody_thaws_and_an_invented_event_does_not(up: Running) -> None:
     program = """
 import json, os
+from datetime import UTC, datetime
 from google.cloud import pubsub_v1
 publisher = pubsub_v1.PublisherClient()
 topic = publisher.topic_path(os.environ["GOOGLE_CLOUD_PROJECT"], "budget-exceeded")
-event = {"account": "openai", "window": "2999-12", "spent_usd_micros": 9, "limit_usd_micros": 9}
-for _ in range(2):
-    publisher.publish(topic, json.dumps(event).encode()).result()
+invented = {"account": "openai", "window": "2999-12", "spent_usd_micros": 9, "limit_usd_micros": 9}
+billed = {"budgetDisplayName": "b", "costAmount": 10.01, "costIntervalStart": f"{datetime.now(UTC):%Y-%m}-01T08:00:00Z",
+          "budgetAmount": 10.0, "budgetAmountType": "SPECIFIED_AMOUNT", "currencyCode": "USD",
+          "alertThresholdExceeded": 1.0}
+for event, words in [(invented, {}), (invented, {}), (billed, {"billingAccountId": "01-23", "budgetId": "b-1"})]:
+    publisher.publish(topic, json.dumps(event).encode(), **words).result()
 """
     subprocess.run([sys.executable, "-c", program], env=up.env(), check=True, timeout=60)
     until(lambda: bool(goblin(up, "budget", "show", "--json")["freezes"]))
     shown = goblin(up, "budget", "show", "--json")
-    assert [freeze["account"] for freeze in shown["freezes"]] == ["openai"]
+    assert [freeze["account"] for freeze in shown["freezes"]] == ["total"]
     assert [action["kind"] for action in shown["actions"]] == ["freeze"]
-    (lifted,) = goblin(up, "budget", "thaw", "openai", "--json")["lifted"]
-    assert lifted["entry_id"] == "budget:openai:2999-12:1"
+    (lifted,) = goblin(up, "budget", "thaw", "total", "--json")["lifted"]
+    assert lifted["account"] == "total"
     assert goblin(up, "budget", "show", "--json")["freezes"] == []
-    assert "not frozen" in goblin(up, "budget", "thaw", "openai", fails=True)["error"]
+    assert "not frozen" in goblin(up, "budget", "thaw", "total", fails=True)["error"]

@@ -223,6 +223,26 @@ class TestAsItCame:
         assert post(url, body).status_code == 200
         assert claude.asked[-1]["messages"] == body["messages"]
 
+    @pytest.mark.parametrize(
+        "more",
+        [
+            {"messages": [{"role": "user", "content": [{"type": "block_of_next_year", "x": 1}]}]},
+            {"messages": [{"role": "user", "content": "Hi", "field_of_next_year": {"a": 1}}]},
+            {"tools": [{"name": "tool_without_a_schema", "type": None}], "output_config": {"format": {"type": "xml"}}},
+            {"tool_choice": {"type": "choice_of_next_year"}},
+        ],
+    )
+    def test_what_has_no_translation_goes_to_those_who_need_none(
+        self, url: str, claude: FakeAnthropic, gpt: FakeOpenAI, more: dict[str, Any]
+    ) -> None:
+        claude.strict = False
+        assert post(url, session(CLAUDE, **more)).status_code == 200
+        assert claude.asked[-1] == session(CLAUDE, **more)
+        if "Hi" not in str(more):
+            refused = post(url, session(GPT, **more))
+            assert (refused.status_code, refused.json()["error"]["type"]) == (400, "invalid_request_error")
+            assert gpt.asked == []
+
     def test_what_no_price_covers_is_dropped_and_named(self, url: str, claude: FakeAnthropic) -> None:
         tools = [WRITE, {"type": "code_execution_20260120", "name": "code_execution"}]
         more = {"speed": "fast", "container": "c", "inference_geo": "us", "field_of_next_year": 1}
@@ -269,9 +289,9 @@ class TestAsItCame:
         assert claude.asked[-1] == body
 
     def test_what_the_cache_saved_is_not_charged(self, url: str, claude: FakeAnthropic) -> None:
-        claude.usage = {"input_tokens": 0, "cache_read_input_tokens": 1_000_000, "output_tokens": 0}
+        claude.usage = {"input_tokens": 0, "cache_read_input_tokens": 1_000_000, "output_tokens": 5}
         answer = post(url, session(CLAUDE, stream=False))
-        assert answer.headers["x-goblin-cost-usd"] == "0.300000"
+        assert answer.headers["x-goblin-cost-usd"] == "0.300075"
 
     @pytest.mark.parametrize("stream", [True, False])
     def test_the_sdk_reads_it_strictly(self, url: str, claude: FakeAnthropic, stream: bool) -> None:

@@ -50,12 +50,20 @@ def request(
     return send(address, head(method, target, said) + (body or b""))
 
 
-def send(address: tuple[str, int], data: bytes) -> Reply:
-    """Send bytes, then read one answer and whatever follows it."""
+def send(address: tuple[str, int], data: bytes, *, leaves: bool = False) -> Reply:
+    """Send bytes, then read one answer and whatever follows it.
+
+    Args:
+        address: The server's.
+        data: What is sent.
+        leaves: Whether to say then that nothing follows: the server may wait for more of it, or for another request.
+    """
     with connected(address) as sock:
         # A server may refuse, and close, before it has everything.
         with suppress(OSError):
             sock.sendall(data)
+            if leaves:
+                sock.shutdown(socket.SHUT_WR)
         return read(sock)
 
 

@@ -40,6 +40,12 @@ OUTPUT = re.compile(r"input length and `max_tokens` exceed context limit: (\d+) 
             40001,
             32768,
         ),
+        (
+            "This model's context is 32768 tokens per request, but the prompt has 58878; shorten the prompt so that at "
+            "least one token can be generated.",
+            58878,
+            32768,
+        ),
         ("request (9000 tokens) exceeds the available context size (8192 tokens), try increasing it", 9000, 8192),
         ("the request exceeds the available context size (1024 tokens), try increasing it", 1025, 1024),
         (

@@ -61,6 +61,7 @@ class _Commands(click.Group):
     """Command group that imports a command's module when the command is used."""
 
     lazy: ClassVar[dict[str, tuple[str, str]]] = {
+        "audit": ("goblin.cli.audit", "audit"),
         "budget": ("goblin.cli.budget", "budget"),
         "bundle": ("goblin.cli.bundle", "bundle"),
         "costs": ("goblin.cli.costs", "costs"),
@@ -71,6 +72,7 @@ class _Commands(click.Group):
         "keys": ("goblin.cli.keys", "keys"),
         "market": ("goblin.cli.market", "market"),
         "models": ("goblin.cli.models", "models"),
+        "sbom": ("goblin.cli.sbom", "sbom"),
         "smoke": ("goblin.cli.smoke", "smoke"),
     }
 

@@ -95,12 +95,10 @@ class ActiveAttempt(Generic[T]):
                 return None
             return AttemptUsage(endpoint=self.attempt.endpoint, usage=found.usage, estimated=found.estimated)
         stream_usage = self.stream_usage
-        if stream_usage.told is not None:
-            return AttemptUsage(endpoint=self.attempt.endpoint, usage=stream_usage.told, estimated=False)
-        if stream_usage.heard or self.silent or self.attempt.abandoned:
-            # The endpoint took the request and did not report usage: it has read the prompt at least.
-            usage = stream_usage.estimate(self.prompt_bytes())
-            return AttemptUsage(endpoint=self.attempt.endpoint, usage=usage, estimated=True)
+        if stream_usage.told is not None or stream_usage.heard or self.silent or self.attempt.abandoned:
+            # Where the endpoint took the request and did not report usage, it has read the prompt at least.
+            usage, estimated = stream_usage.counted(self.prompt_bytes)
+            return AttemptUsage(endpoint=self.attempt.endpoint, usage=usage, estimated=estimated)
         return None
 
     def cost_usd_micros(self) -> int:

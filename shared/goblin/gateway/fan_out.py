@@ -16,6 +16,7 @@ from msgspec.structs import replace
 
 from goblin.core.errors import ProviderUnavailable
 from goblin.gateway.domain.chat import ChatChunk, Usage
+from goblin.gateway.policy import attachments
 from goblin.gateway.policy.fan_out import AnyRequest, Part, added_usage, told_usage
 from goblin.gateway.stream_usage import StreamUsage
 
@@ -34,6 +35,10 @@ class _Sending:
     """Whether anything came that the caller would notice."""
     refused: bool = False
     """Whether it failed before anything came, so that it cost nothing."""
+
+    def counted(self) -> tuple[Usage, bool]:
+        """Count its usage, and say whether any of it is an estimate of ours."""
+        return self.stream_usage.counted(lambda: attachments.prompt_bytes(self.part.request))
 
 
 class _End(NamedTuple):
@@ -87,15 +92,10 @@ class FanOut:
 
     def spent(self) -> UsageSum | None:
         """Add up what was used so far; None when the endpoint refused everything."""
-        used = [
-            one.stream_usage.told or one.stream_usage.estimate(one.part.request.prompt_bytes())
-            for one in self._sendings
-            if one.sent and not one.refused
-        ]
+        used = [one.counted() for one in self._sendings if one.sent and not one.refused]
         if not used:
             return None
-        estimated = any(one.sent and not one.refused and one.stream_usage.told is None for one in self._sendings)
-        return UsageSum(added_usage(used), estimated)
+        return UsageSum(added_usage([usage for usage, _ in used]), any(estimated for _, estimated in used))
 
     async def stream(self) -> AsyncGenerator[ChatChunk, None]:
         """Stream the chunks of all requests with the caller's indexes, then the usage if all told it.
@@ -114,9 +114,9 @@ class FanOut:
                     raise item.error
                 else:
                     going -= 1
-            told = {one.part: one.stream_usage.told for one in self._sendings}
-            if known := {part: usage for part, usage in told.items() if usage is not None}:
-                yield ChatChunk(usage=told_usage(known) if len(known) == len(told) else UNSET)
+            counted = {one.part: one.counted() for one in self._sendings}
+            if not any(estimated for _, estimated in counted.values()):
+                yield ChatChunk(usage=told_usage({part: usage for part, (usage, _) in counted.items()}))
         finally:
             self.stop()
             for sender in senders:

@@ -13,7 +13,7 @@ from goblin.gateway.domain.chat import ChatChunk, Embeddings
 from goblin.gateway.domain.requests import ChatRequest, EmbeddingsRequest, InferenceRequest
 from goblin.gateway.fan_out import FanOut
 from goblin.gateway.payments import Payer, Payment, payment_error
-from goblin.gateway.policy import attachments, fan_out, tokens
+from goblin.gateway.policy import attachments, fan_out
 from goblin.gateway.policy.continuation import AnyRequest
 from goblin.gateway.ports import ChatProvider
 
@@ -50,8 +50,7 @@ class UpstreamRequest(ABC, Generic[T]):
 
     def prompt_bytes(self) -> int:
         """Count what the model reads, in bytes of UTF-8; images and files as so much text."""
-        seen = attachments.attachment_tokens(self.request) * tokens.BYTES_PER_TOKEN
-        return self.request.prompt_bytes() + seen
+        return attachments.prompt_bytes(self.request)
 
     async def pay(self, endpoint: Endpoint) -> Payment | None:
         """Reserve the worst case of one attempt; None when no budget covers it, which `payment_error` explains."""

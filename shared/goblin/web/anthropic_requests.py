@@ -82,20 +82,60 @@ def parse(data: bytes, headers: Mapping[str, str] | None = None) -> ChatRequest:
         data: The body.
         headers: The request's headers, of which `PASSED_HEADERS` go along.
     """
-    return _as_chat(*_read(CheckedMessagesRequest, data), headers or {})
+    return _parsed(CheckedMessagesRequest, data, headers or {})
 
 
 def parse_to_count(data: bytes) -> ChatRequest:
     """Parse the body of `/v1/messages/count_tokens`, which needs no `max_tokens`. Raises like `parse`."""
-    return _as_chat(*_read(MessagesRequest, data), {})
+    return _parsed(MessagesRequest, data, {})
 
 
-def _read(kind: type[MessagesRequest], data: bytes) -> tuple[MessagesRequest, dict[str, Any]]:
+def _parsed(kind: type[MessagesRequest], data: bytes, headers: Mapping[str, str]) -> ChatRequest:
+    """Translate a request. One without a translation may still go on, as it came, to endpoints of Anthropic's wire."""
+    body = _read(data)
     try:
-        body = msgspec.json.decode(data)
-        return msgspec.convert(body, kind), body
+        return _as_chat(_checked(kind, body), body, headers)
+    except InvalidRequest as error:
+        to_count = kind is MessagesRequest and isinstance(body, dict)
+        chat = _untranslated({"max_tokens": 1, **body} if to_count else body, headers, error)
+        if chat is None:
+            raise
+        return chat
+
+
+def _untranslated(body: Any, headers: Mapping[str, str], error: InvalidRequest) -> ChatRequest | None:
+    """Build the request for endpoints of Anthropic's wire alone; None if it lacks what the gateway itself needs."""
+    match body:
+        case {"model": str(model), "messages": [_, *_] as turns, "max_tokens": int(limit)} if limit >= 1:
+            said = {"model": model, "messages": [{"role": "user", "content": _plainly(turns)}], "max_tokens": limit}
+        case _:
+            return None
+    said |= {name: body[name] for name in ("stream", "goblin") if body.get(name) is not None}
+    chat = requests.parse(ChatRequest, msgspec.json.encode(said))
+    return msgspec.structs.replace(chat, original=_original(body, headers), untranslated=error)
+
+
+def _plainly(turns: list[Any]) -> str:
+    """Return the text of turns, of which tokens can be estimated."""
+    contents = [turn.get("content") for turn in turns if isinstance(turn, dict)]
+    return "\n".join(anthropic_blocks.text_of(content) for content in contents)
+
+
+def _original(body: dict[str, Any], headers: Mapping[str, str]) -> Original:
+    sent = {name: headers[name] for name in PASSED_HEADERS if headers.get(name)}
+    return Original(provider=PROVIDER, body=body, headers=sent)
+
+
+def _checked(kind: type[MessagesRequest], body: Any) -> MessagesRequest:
+    try:
+        return msgspec.convert(body, kind)
     except msgspec.ValidationError as error:
         raise requests.invalid(str(error)) from error
+
+
+def _read(data: bytes) -> Any:
+    try:
+        return msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not JSON: {error}.") from error
     except RecursionError as error:
@@ -126,13 +166,12 @@ def _as_chat(asked: MessagesRequest, original: dict[str, Any], headers: Mapping[
     chat = requests.parse(
         ChatRequest, msgspec.json.encode({key: said for key, said in body.items() if said is not None})
     )
-    sent = {name: headers[name] for name in PASSED_HEADERS if headers.get(name)}
     fields = [name for name, said in original.items() if said is not None and name not in _TRANSLATED]
     config = original.get("output_config") or {}
     fields += [f"output_config.{name}" for name, said in config.items() if said is not None and name != "format"]
     return msgspec.structs.replace(
         chat,
-        original=Original(provider=PROVIDER, body=original, headers=sent),
+        original=_original(original, headers),
         left_out=(*fields, *skipped, *talk.left_out),
     )
 
@@ -163,7 +202,7 @@ def _tools(asked: MessagesRequest) -> tuple[list[dict[str, Any]], list[str]]:
             skipped.append(f"tools[{kind}]")
             continue
         for field, said in (("name", name), ("input_schema", tool.get("input_schema"))):
-            if not isinstance(said, str if field == "name" else dict):
+            if not isinstance(said, str if field == "name" else dict) or said == "":
                 param = f"tools[{number}].{field}"
                 raise InvalidRequest(
                     f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"

@@ -17,6 +17,7 @@ _LIMITS = tuple(
     for pattern in (
         r"(?:maximum|model's|max(?:imum)? model) context (?:length|window|size) (?:is|of)(?: only)?:? N",
         r"context (?:length|size|window)(?: is| of)?(?: only)?:? \(?N",
+        r"model's context is N tokens",
         r"context limit: \d+ \+ \d+ > N",
         r"maximum (?:model|input) length of N",
         r"(?:the|context) limit (?:is|of) N",

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from httpguard import Limits, Refusal, read_body, whole_number
+from httpguard import Limits, Refusal, check_json, read_body, whole_number
 from localgpus.runpod import checks, views
 from localgpus.runpod.faults import PAGE, Fault, Faults
 from localgpus.runpod.market import Market
@@ -237,6 +237,7 @@ T = TypeVar("T")
 async def _body(request: Request, kind: type[T]) -> T:
     try:
         data = await read_body(request.headers, request.receive, LIMITS)
+        check_json(data)
     except Refusal as refusal:
         raise Problem(refusal.status, refusal.message) from None
     try:

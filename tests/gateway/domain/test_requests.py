@@ -130,3 +130,28 @@ def test_whatever_is_sent_is_understood_or_refused(body: Any) -> None:
 def test_so_are_bytes(data: bytes) -> None:
     with pytest.raises(InvalidRequest):
         requests.parse(requests.ChatRequest, data)
+
+
+@pytest.mark.parametrize(
+    ("function", "param"),
+    [
+        (None, "tools[1].function"),
+        ([], "tools[1].function"),
+        ("f", "tools[1].function"),
+        ({}, "tools[1].function"),
+        ({"name": 1}, "tools[1].function"),
+        ({"name": "f", "parameters": False}, "tools[1].function.parameters"),
+        ({"name": "f", "parameters": []}, "tools[1].function.parameters"),
+    ],
+)
+def test_a_malformed_function_is_refused_before_an_endpoint_could_fail_at_it(function: Any, param: str) -> None:
+    with pytest.raises(InvalidRequest) as refused:
+        chat(tools=[*TOOLS, {"type": "function", "function": function}])
+    assert refused.value.param == param
+
+
+@pytest.mark.parametrize(
+    "tool", [{"type": "function", "function": {"name": "f", "parameters": None}}, {"type": "custom"}]
+)
+def test_other_tools_are_passed_on(tool: dict[str, Any]) -> None:
+    assert chat(tools=[tool]).tools == [tool]

@@ -168,6 +168,9 @@ def test_an_image_counts_as_the_vendor_counts_it_wherever_it_stands(content: Any
         [{"type": "tool_result", "tool_use_id": "t", "content": [PDF]}],
         [{"type": "document", "source": {"type": "url", "url": "https://x/a.pdf"}}],
         [{"type": "document", "source": {"type": "file", "file_id": "f"}}],
+        [{"type": "container_upload", "file_id": "f"}],
+        [{"type": "video_of_next_year", "file_id": "f"}],
+        [{"type": "web_fetch_tool_result", "content": {"type": "web_fetch_result", "content": PDF}}],
     ],
 )
 def test_a_file_of_anthropics_wire_is_bounded_by_the_context(content: Any) -> None:

@@ -52,7 +52,7 @@ class Delta(Struct, frozen=True, kw_only=True, omit_defaults=True):
     audio: dict[str, Any] | UnsetType | None = UNSET
     event: dict[str, Any] | UnsetType = UNSET
     """The event of Anthropic's wire, or of the Responses wire, that this stands for, unchanged; only in answers to
-    requests of the same wire."""
+    requests of the same wire. Empty: an event before it said the same."""
 
     @property
     def says_something(self) -> bool:

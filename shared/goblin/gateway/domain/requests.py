@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
@@ -160,6 +160,8 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
     """The request as it came in OpenAI's Responses wire, for endpoints that speak it; the rest is its translation."""
     left_out: tuple[str, ...] = ()
     """Fields of another wire format that have no place here, by name."""
+    untranslated: Any = None
+    """The `InvalidRequest` for endpoints that do not speak the wire of `original`, where it has no translation."""
 
     @property
     def output_tokens_max(self) -> int | None:
@@ -258,6 +260,21 @@ InferenceRequest = ChatRequest | CompletionRequest | EmbeddingsRequest
 _R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest)
 
 
+def _check_functions(tools: Sequence[Mapping[str, Any]]) -> None:
+    """Check the shape of functions that the caller runs, whose schema is passed on as it is.
+
+    An endpoint may answer a malformed one with a 500, and would be avoided for it, by others' requests too.
+    """
+    for number, tool in enumerate(tools):
+        if tool.get("type") != "function":
+            continue
+        where, function = f"tools[{number}].function", tool.get("function")
+        if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+            raise InvalidRequest(f"`{where}` must be an object with a `name`.", param=where)
+        if not isinstance(function.get("parameters", {}), dict | None):
+            raise InvalidRequest(f"`{where}.parameters` must be an object.", param=f"{where}.parameters")
+
+
 def parse(kind: type[_R], data: bytes) -> _R:
     """Parse and validate a request body.
 
@@ -268,13 +285,17 @@ def parse(kind: type[_R], data: bytes) -> _R:
         body = msgspec.json.decode(data)
         if not isinstance(body, dict):
             raise InvalidRequest("The body must be a JSON object.")
-        request = msgspec.convert({**body, "body": body, "original": None, "responses": None, "left_out": ()}, kind)
+        request = msgspec.convert(
+            {**body, "body": body, "original": None, "responses": None, "left_out": (), "untranslated": None}, kind
+        )
     except msgspec.ValidationError as error:
         raise invalid(str(error)) from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise InvalidRequest(f"The body is not JSON: {error}.") from error
     except RecursionError as error:
         raise InvalidRequest("The body is nested too deeply.") from error
+    if isinstance(request, ChatRequest):
+        _check_functions(request.tools or ())
     if isinstance(request, CompletionRequest):
         _check_texts(request.prompt, "prompt")
         _check_how_many(request)

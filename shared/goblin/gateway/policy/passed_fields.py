@@ -22,6 +22,7 @@ from goblin.billing.policy.prices import bills_use
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, InferenceRequest, caller_runs
+from goblin.gateway.policy.blind import LEFT_OUT
 from goblin.gateway.policy.passed_messages import passed_messages
 from goblin.gateway.policy.passed_responses import passed_responses, speaks_responses
 from goblin.gateway.policy.worst_case import TIERS
@@ -77,7 +78,7 @@ class PassedFields:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class NothingLeft:
-    """A request that demands a tool call, of a tool that was dropped."""
+    """A request that demands a tool call, of a tool that was dropped, or that has no translation for the endpoint."""
 
     error: InvalidRequest
 
@@ -89,17 +90,20 @@ def passed_fields(request: InferenceRequest, endpoint: Endpoint) -> PassedFields
     runs none and would refuse the request.
     """
     if isinstance(request, ChatRequest) and (original := request.original_for(endpoint)) is not None:
-        if not bills_use(endpoint):
-            return PassedFields(request=request)
-        sent_as, gone_from_it = passed_messages(original, endpoint.price)
+        unsent: list[str] = []
+        if bills_use(endpoint):
+            original, unsent = passed_messages(original, endpoint.price)
+        unsent = unsent + [name for name in request.left_out if name in LEFT_OUT]
         return PassedFields(
-            request=msgspec.structs.replace(request, original=sent_as),
-            dropped=_few([_name(name) for name in gone_from_it]),
+            request=msgspec.structs.replace(request, original=original),
+            dropped=_few([_name(name) for name in unsent]),
         )
     if isinstance(request, ChatRequest) and request.responses is not None:
         if speaks_responses(endpoint):
             return _as_it_came(request, request.responses, endpoint)
         request = msgspec.structs.replace(request, responses=None)
+    if isinstance(request, ChatRequest) and request.untranslated is not None:
+        return NothingLeft(error=request.untranslated)
     body = request.body
     dropped = [name for name in body if not _passes(request, name, body[name])] if bills_use(endpoint) else []
     if "store" in dropped and "metadata" in body:

@@ -109,7 +109,9 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
         data = images + [str(part.file.get("file_data", "")) for part in files]
         tokens, uses, many_files = len(msgspec.json.encode(_sent(request))), NO_USES, len(files)
     else:
-        seen = _attachments(original.body.get("messages"))
+        turns = original.body.get("messages")
+        contents = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+        seen = _attachments([block for one in contents for block in (one if isinstance(one, list) else [one])])
         images, data, many_files = seen.images, seen.data, seen.files
         tokens = len(msgspec.json.encode(original.body)) + (TOOL_PROMPT_TOKENS if original.body.get("tools") else 0)
         uses = Counter[str]()
@@ -138,6 +140,19 @@ class _Attachments(NamedTuple):
     """What is in the request's JSON and is not text."""
 
 
+_IN_WORDS = frozenset(
+    {
+        "text", "thinking", "redacted_thinking", "tool_use", "tool_result", "tool_reference", "search_result",
+        "server_tool_use", "web_search_tool_result", "web_search_result", "web_search_tool_result_error",
+        "web_fetch_tool_result", "web_fetch_result", "web_fetch_tool_result_error", "mcp_tool_use", "mcp_tool_result",
+        "tool_search_tool_result", "tool_search_tool_search_result", "tool_search_tool_result_error", "compaction",
+        "bash_code_execution_tool_result", "bash_code_execution_result", "code_execution_tool_result",
+        "code_execution_result", "text_editor_code_execution_tool_result", "fallback", "browser_state",
+    }
+)  # fmt: skip
+"""Content blocks that count what their JSON has, or less."""
+
+
 def _attachments(content: Any) -> _Attachments:
     """Find the images and files in content of a Messages request: in turns, results of tools, and documents.
 
@@ -146,15 +161,17 @@ def _attachments(content: Any) -> _Attachments:
     images: list[str] = []
     data: list[str] = []
     files = 0
-    for block in content if isinstance(content, list) else ():
+    for block in content if isinstance(content, list) else [content]:
         if not isinstance(block, dict):
             continue
-        source, kind = block.get("source"), block.get("type")
+        source, kind = block.get("source"), str(block.get("type"))
         source = source if isinstance(source, dict) else {}
         if kind == "image":
             images.append(str(source.get("data")))
-        elif kind == "container_upload" or (kind == "document" and source.get("type") in ("base64", "url", "file")):
-            files += 1
+        elif kind == "document":
+            files += source.get("type") not in ("text", "content")
+        elif kind not in _IN_WORDS:
+            files += 1  # A vendor may read anything behind a type that nobody here knows.
         if kind in ("image", "document") and source.get("type") == "base64" and isinstance(source.get("data"), str):
             data.append(source["data"])
         for inner in (block.get("content"), source.get("content")):
