@@ -361,7 +361,8 @@ def prompts_of(request: InferenceRequest) -> list[Any]:
         value = request.prompt
     elif isinstance(request, EmbeddingsRequest):
         value = request.input
-    return value if isinstance(value, list) and not _all(value, int) else [value]
+    # Not a mixture: `parse` has looked at every one.
+    return value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
 
 
 def choices_of(request: InferenceRequest) -> int:
