@@ -30,7 +30,9 @@ class Capability(StrEnum):
     AUDIO = "audio"
     LOGPROBS = "logprobs"
     CHOICES = "choices"
-    """More than one answer to one prompt (`n`)."""
+    """More than one answer to one prompt (`n`). For an endpoint without it the gateway sends several requests."""
+    PROMPTS = "prompts"
+    """A list of prompts in one request. For an endpoint without it the gateway sends several requests."""
     PREFILL = "prefill"
     """Continuing a last message of the assistant instead of answering it."""
     TOKEN_IDS = "token_ids"  # noqa: S105

@@ -23,11 +23,17 @@ from goblin.core.money import USD_MICROS
 from goblin.gateway.config_reload import ConfigReloader
 from goblin.gateway.domain.catalog import Catalog, Strategy
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
-from goblin.gateway.domain.requests import InferenceRequest, Preferences, WholeRequest
+from goblin.gateway.domain.requests import (
+    InferenceRequest,
+    Preferences,
+    WholeRequest,
+    choices_of,
+    longest_prompt_bytes,
+)
 from goblin.gateway.endpoint_stats import EndpointStats, Outlook
 from goblin.gateway.health import LOOK_AGAIN_S, HealthView
 from goblin.gateway.keys import check_model, may_ask
-from goblin.gateway.policy import attachments, tokens
+from goblin.gateway.policy import attachments, fan_out, tokens
 from goblin.gateway.policy.marginal_cost import marginal_cost
 from goblin.gateway.policy.route import Demand, EndpointFacts, NoRoute, Obstacle, Route
 from goblin.gateway.policy.routing import choose_route
@@ -282,8 +288,8 @@ def _cost(
         endpoint,
         price,
         outlook.forecast,
-        prompt_tokens=demand.prompt_tokens,
-        output_tokens=output_tokens,
+        prompt_tokens=demand.prompt_tokens * fan_out.readings(demand.n, endpoint),
+        output_tokens=output_tokens * demand.choices,
         in_flight=outlook.in_flight,
         cold_ms=outlook.cold_ms,
     )
@@ -304,13 +310,16 @@ def demand_of(request: InferenceRequest) -> Demand:
     prompt_bytes = request.prompt_bytes()
     wish = request.goblin or Preferences()
     needs = request.needs()
+    n = 1 if isinstance(request, WholeRequest) else request.n or 1
     return Demand(
         model=request.model,
         kind=next(kind for kind in KINDS if kind in needs),
         needs=needs,
         prompt_tokens=tokens.estimate_tokens(prompt_bytes) + attachments.attachment_tokens(request),
-        prompt_tokens_min=tokens.fewest_tokens(prompt_bytes),
+        prompt_tokens_min=tokens.fewest_tokens(longest_prompt_bytes(request)),
         output_tokens_max=request.output_tokens_max,
+        n=n,
+        choices=choices_of(request),
         stream=not isinstance(request, WholeRequest) and bool(request.stream),
         provider=wish.provider,
         # Rounded down, so that the limit is never exceeded.

@@ -23,6 +23,8 @@ TOOL_CALLS_MAX = 512
 class StreamUsage:
     """Usage of one attempt, updated with every chunk, so the work for each is small."""
 
+    keeps_text: bool = True
+    """Whether the text may be needed, to continue the answer or to cache it."""
     told: Usage | None = None
     """The provider's own count; None until it reports one. A count that is 0 may only be missing: see `counted`."""
     heard: bool = False
@@ -59,7 +61,7 @@ class StreamUsage:
                     self.too_much = f"more than {TOOL_CALLS_MAX} tool calls"
             if choice.finish_reason:
                 self.finish_reason = choice.finish_reason
-            if delta.beyond_text or choice.index:
+            if delta.beyond_text or choice.index or not self.keeps_text:
                 self.plain = False
                 self._other_bytes += len(delta.text.encode("utf-8", "surrogatepass"))
                 self._steps += 1

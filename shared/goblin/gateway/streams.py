@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import GoblinError, ProviderUnavailable, StreamCut
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Usage
+from goblin.gateway.domain.requests import choices_of
 from goblin.gateway.failover import ActiveAttempt, EndpointSilent, Failover, next_item
 from goblin.gateway.policy import continuation
 from goblin.gateway.policy.continuation import AnyRequest
@@ -79,17 +80,22 @@ class AnswerStream:
         timeout_s = self._failover.routing.between_tokens_timeout_s
         while True:
             here = self._active
+            several = here.fan_out is not None
             try:
                 for item in here.head:
                     if item.choices and (ours := self._ours(item)) is not None:
                         yield ours
-                while (more := await next_item(here, timeout_s)) is not None:
+                while (
+                    more := await next_item(here, self._failover.silence_s_max(here) if several else timeout_s)
+                ) is not None:
                     if more.choices and (ours := self._ours(more)) is not None:
                         yield ours
                 break
             except ProviderUnavailable as error:
                 await self._go_on(error)
-        here.attempt.succeed(output_tokens=here.stream_usage.counted(self._request.prompt_bytes)[0].completion_tokens)
+        tokens = here.stream_usage.counted(self._request.prompt_bytes)[0].completion_tokens
+        # Several answers side by side say nothing of how long one is, or how quickly it comes.
+        here.attempt.succeed(output_tokens=tokens if choices_of(self._request) == 1 else None)
         self.outcome = "ok"
         yield ChatChunk(
             id=self._id, created=self._created, model=self._request.model, choices=(), usage=self.usage()[0]

@@ -38,7 +38,7 @@ def parts(*rows: dict[str, Any]) -> dict[str, Any]:
         ({"response_format": {"type": "json_object"}}, {C.JSON_OBJECT}),
         ({"response_format": {"type": "json_schema", "json_schema": {"name": "n"}}}, {C.JSON_SCHEMA}),
         ({"n": 1}, set()),
-        ({"n": 2}, {C.CHOICES}),
+        ({"n": 2}, set()),
         ({"logprobs": True}, {C.LOGPROBS}),
         (parts({"type": "text", "text": "x"}), set()),
         (parts({"type": "image_url", "image_url": {"url": "https://x/y.png"}}), {C.VISION}),
@@ -51,12 +51,48 @@ def test_what_a_chat_needs(more: dict[str, Any], needs: set[Capability]) -> None
 
 
 @pytest.mark.parametrize(
-    ("prompt", "needs"),
-    [("a", set()), (["a"], set()), ([1, 2, 3], set()), (["a", "b"], {C.CHOICES}), ([[1], [2]], {C.CHOICES})],
+    ("prompt", "count", "longest"),
+    [("abc", 1, 3), (["a"], 1, 1), ([1, 2, 3], 1, 12), (["a", "bé"], 2, 3), ([[1], [2, 3]], 2, 8)],
 )
-def test_several_prompts_are_several_answers(prompt: Any, needs: set[Capability]) -> None:
-    body = json.dumps({"model": "m", "prompt": prompt}).encode()
-    assert requests.parse(requests.CompletionRequest, body).needs() == {C.COMPLETIONS, *needs}
+def test_several_prompts_are_served_anywhere_and_measured_one_by_one(prompt: Any, count: int, longest: int) -> None:
+    found = completion(prompt=prompt, n=2)
+    assert found.needs() == {C.COMPLETIONS}
+    assert len(requests.prompts_of(found)) == count
+    assert requests.longest_prompt_bytes(found) == longest
+
+
+def completion(**more: Any) -> requests.CompletionRequest:
+    return requests.parse(requests.CompletionRequest, json.dumps({"model": "m", "prompt": "a", **more}).encode())
+
+
+def test_the_best_of_several_is_chosen_by_the_endpoint() -> None:
+    assert completion(n=2, best_of=4).needs() == {C.COMPLETIONS, C.CHOICES}
+    assert completion(n=1, best_of=4).needs() == completion(n=2, best_of=1).needs() == {C.COMPLETIONS}
+
+
+@pytest.mark.parametrize(
+    ("more", "message", "param"),
+    [
+        (
+            {"prompt": ["a"] * 129},
+            "Invalid 'prompt': array too long. Expected an array with maximum length 128, but got an array with "
+            "length 129 instead.",
+            "prompt",
+        ),
+        (
+            {"prompt": ["a"] * 65, "n": 2},
+            "Too many parallel completions requested. You submitted 65 prompts with n=2, but you can currently "
+            "request up to at most a total of 128.",
+            "n",
+        ),
+    ],
+)
+def test_too_many_answers_are_refused_in_openais_words(more: dict[str, Any], message: str, param: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        completion(**more)
+    assert (caught.value.message, caught.value.param) == (message, param)
+    assert len(requests.prompts_of(completion(prompt=[[1]] * 64, n=2))) == 64
+    assert completion(prompt=list(range(500)), n=128).n == 128
 
 
 @pytest.mark.parametrize("value", [[], [1, "a"], [True], [[]], [["a"]], [None], {}, 7])

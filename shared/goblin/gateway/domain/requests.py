@@ -17,6 +17,8 @@ from goblin.gateway.domain.forms import Form, parse_form
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
 Count = Annotated[int, Meta(ge=1)]
+CHOICES_MAX = 128
+"""The most answers of one request: `n` for each of its prompts."""
 
 
 class ImageURL(Struct, frozen=True):
@@ -179,8 +181,6 @@ class ChatRequest(Struct, frozen=True, kw_only=True):
             needs.add(Capability(self.response_format.type))
         if self.logprobs:
             needs.add(Capability.LOGPROBS)
-        if (self.n or 1) > 1:
-            needs.add(Capability.CHOICES)
         parts = [part for m in self.messages if isinstance(m.content, tuple) for part in m.content]
         if any(isinstance(part, ImagePart | FilePart) for part in parts):
             needs.add(Capability.VISION)
@@ -228,8 +228,8 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
         needs = {Capability.COMPLETIONS}
         if self.logprobs is not None:
             needs.add(Capability.LOGPROBS)
-        if (self.n or 1) > 1 or _count(self.prompt) > 1:
-            needs.add(Capability.CHOICES)
+        if (self.n or 1) > 1 and (self.body.get("best_of") or 1) != 1:
+            needs.add(Capability.CHOICES)  # Otherwise `gateway.fan_out` sends several requests.
         return frozenset(needs)
 
     def prompt_bytes(self) -> int:
@@ -383,6 +383,7 @@ def parse(kind: type[_R], data: bytes) -> _R:
         _check_functions(request.tools or ())
     if isinstance(request, CompletionRequest):
         _check_texts(request.prompt, "prompt")
+        _check_how_many(request)
     if isinstance(request, EmbeddingsRequest):
         _check_texts(request.input, "input")
     return request
@@ -451,13 +452,49 @@ def _check_texts(value: str | list[Any], param: str) -> None:
     )
 
 
+def _check_how_many(request: CompletionRequest) -> None:
+    prompts, n = len(prompts_of(request)), request.n or 1
+    if prompts > CHOICES_MAX:
+        raise InvalidRequest(
+            f"Invalid 'prompt': array too long. Expected an array with maximum length {CHOICES_MAX}, but got an array "
+            f"with length {prompts} instead.",
+            param="prompt",
+            code="array_above_max_length",
+        )
+    if prompts * n > CHOICES_MAX:
+        raise InvalidRequest(
+            f"Too many parallel completions requested. You submitted {prompts} prompts with n={n}, but you can "
+            f"currently request up to at most a total of {CHOICES_MAX}.",
+            param="n",
+            code="invalid_value",
+        )
+
+
 def _all(values: list[Any], kind: type) -> bool:
     return all(isinstance(value, kind) and not isinstance(value, bool) for value in values)
 
 
-def _count(value: str | list[Any]) -> int:
-    """Count the prompts; a list of token ids is one prompt."""
-    return len(value) if isinstance(value, list) and not _all(value, int) else 1
+def prompts_of(request: InferenceRequest) -> list[Any]:
+    """List what the model reads one by one: prompts, inputs, or the one chat. A list of token ids is one prompt."""
+    value: Any = None
+    if isinstance(request, CompletionRequest):
+        value = request.prompt
+    elif isinstance(request, EmbeddingsRequest):
+        value = request.input
+    # Not a mixture: `parse` has looked at every one.
+    return value if isinstance(value, list) and value and not isinstance(value[0], int) else [value]
+
+
+def choices_of(request: InferenceRequest) -> int:
+    """Count the answers that a request asks for: `n` to each of its prompts."""
+    return 1 if isinstance(request, WholeRequest) else len(prompts_of(request)) * (request.n or 1)
+
+
+def longest_prompt_bytes(request: InferenceRequest) -> int:
+    """Count the bytes of the longest prompt: each has the model's context for itself."""
+    if not isinstance(request, CompletionRequest | EmbeddingsRequest):
+        return request.prompt_bytes()
+    return max(_text_bytes(prompt) for prompt in prompts_of(request))
 
 
 def _text_bytes(value: str | list[Any]) -> int:

@@ -22,7 +22,10 @@ from goblin.gateway.domain.requests import (
     RerankRequest,
     TranscriptionRequest,
     WholeRequest,
+    choices_of,
+    prompts_of,
 )
+from goblin.gateway.policy import fan_out
 from goblin.gateway.policy.passed_messages import server_tools
 
 CONTEXT_TOKENS = 1_050_000
@@ -84,12 +87,14 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
     outward = 0 if isinstance(request, WholeRequest) else _output_tokens(request, price)
     # Writing a prompt to a provider's cache costs more than reading it.
     dear = replace(price, input_usd_micros_per_mtok=price.dearest_input) if _writes_cache(request, endpoint) else price
+    if not isinstance(request, WholeRequest):
+        inward *= fan_out.readings(request.n or 1, endpoint)
     # Before each further use of its tool the vendor's model reads everything again.
     rounds = 1 + sum(uses.values())
     if rounds > 1:
         inward = max(inward, price.context_tokens or CONTEXT_TOKENS)
     cost = dear.cost_usd_micros(
-        input_tokens=inward * rounds, output_tokens=outward * _choices(request) * rounds, uses=uses
+        input_tokens=inward * rounds, output_tokens=outward * choices_of(request) * rounds, uses=uses
     )
     return CostBound(input_tokens=inward, output_tokens=outward, cost_usd_micros=cost)
 
@@ -120,9 +125,13 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
     tokens += TEMPLATE_TOKENS + len(images) * price.image_tokens_max - sum(len(msgspec.json.encode(d)) for d in data)
     if many_files:
         tokens = max(tokens, price.context_tokens or CONTEXT_TOKENS)
+    # Each request of a fan-out has a template of its own, and each prompt the model's context.
+    prompts = len(prompts_of(request))
+    tokens += (prompts - 1) * TEMPLATE_TOKENS
     # The documents of a rerank are read one by one, so all of them may be more than a context.
-    fits = price.context_tokens is not None and not isinstance(request, RerankRequest)
-    return min(tokens, price.context_tokens or tokens) if fits else tokens, uses
+    if price.context_tokens is None or isinstance(request, RerankRequest):
+        return tokens, uses
+    return min(tokens, prompts * price.context_tokens), uses
 
 
 def _sent(request: InferenceRequest) -> dict[str, Any]:
@@ -228,16 +237,6 @@ def _output_tokens(request: ChatRequest | CompletionRequest, price: Price) -> in
     otherwise = price.output_tokens_default if isinstance(request, ChatRequest) else COMPLETION_TOKENS
     most = max(asked, default=otherwise)
     return most if price.output_tokens_max is None else min(most, price.output_tokens_max)
-
-
-def _choices(request: InferenceRequest) -> int:
-    if isinstance(request, WholeRequest):
-        return 1
-    several = isinstance(request, CompletionRequest) and isinstance(request.prompt, list)
-    prompts = 1
-    if several and not all(isinstance(item, int) for item in request.body["prompt"]):
-        prompts = len(request.body["prompt"])
-    return prompts * (request.n or 1)
 
 
 def _writes_cache(request: InferenceRequest, endpoint: Endpoint) -> bool:

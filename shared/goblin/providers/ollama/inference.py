@@ -62,6 +62,7 @@ UNSUPPORTED = {
     Capability.FILES: "its API takes only text and images",
     Capability.LOGPROBS: "its log probabilities are not mapped",
     Capability.TOKEN_IDS: "its API takes text",
+    Capability.PROMPTS: "it takes one prompt per request",
 }
 """Capabilities that it lacks, and why."""
 OPTIONS = ("top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n")
