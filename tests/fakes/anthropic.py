@@ -164,7 +164,7 @@ class FakeAnthropic(Startable):
             yield {"type": "something_new", "data": {}}
         index = 0
         for number, block in enumerate(self.blocks or ()):
-            for event in _block_events(number, block):
+            for event in block_events(number, block):
                 yield event
         if self.blocks is not None:
             yield self._ending()
@@ -211,7 +211,7 @@ def signature_of(thinking: str) -> str:
     return "sig-" + hashlib.sha256(thinking.encode()).hexdigest()[:16]
 
 
-def _block_events(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def block_events(index: int, block: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A whole block as the API streams it."""
     deltas: list[dict[str, Any]] = []
     match block["type"]:

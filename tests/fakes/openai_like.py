@@ -60,6 +60,9 @@ class Script:
     deltas: list[dict[str, Any]] | None = None
     """Instead of words: tool calls, refusals, reasoning."""
     choices: int = 1
+    """Choices of an answer to one prompt that asks for none (`n`)."""
+    echo: bool = False
+    """Answer a text with its prompt instead of the words."""
     calls: list[Call] = field(default_factory=list)
     """Tool calls after the words."""
 
@@ -178,7 +181,7 @@ class FakeOpenAI(Startable):
 
     async def _chat_events(self, body: dict[str, Any]) -> AsyncIterator[str]:
         base = {"id": "chatcmpl-up", "object": "chat.completion.chunk", "created": 7, "model": body["model"]}
-        for index in range(self.script.choices):
+        for index in range(self._choices(body)):
             first = {**base, "choices": [_choice(index, {"role": "assistant", "content": ""})], "usage": None}
             yield _data(first | self._beside_the_first())
         deltas = self.script.deltas or [{"content": word} for word in self.script.words]
@@ -191,9 +194,11 @@ class FakeOpenAI(Startable):
 
         def chunk(index: int, delta: dict[str, Any], finish: str | None) -> dict[str, Any]:
             text = delta.get("content", "")
+            if self.script.echo and text:
+                text = str(_prompts(body)[index // (body.get("n") or 1)])
             return {**base, "choices": [{"index": index, "text": text, "logprobs": None, "finish_reason": finish}]}
 
-        deltas = [{"content": word} for word in self.script.words]
+        deltas = [{"content": word} for word in self.script.words[: 1 if self.script.echo else None]]
         async for event in self._body(deltas, chunk, body, base):
             yield event
 
@@ -212,21 +217,24 @@ class FakeOpenAI(Startable):
                 await asyncio.Event().wait()
             if script.pings:
                 yield ":\n\n"
-            for index in range(script.choices):
+            for index in range(self._choices(body)):
                 yield _data(chunk(index, delta, None))
         if script.finish is not None:
             finish = "tool_calls" if script.calls and script.finish == "stop" else script.finish
-            for index in range(script.choices):
+            for index in range(self._choices(body)):
                 yield _data(chunk(index, {}, finish))
         for extra in self._before_done(base, len(deltas)):
             yield _data(extra)
         asked_usage = (body.get("stream_options") or {}).get("include_usage")
         if script.usage and asked_usage:
-            count = len(deltas)
-            usage = {"prompt_tokens": 11, "completion_tokens": count, "total_tokens": 11 + count}
+            asked, count = 11 * len(_prompts(body)), len(deltas) * self._choices(body)
+            usage = {"prompt_tokens": asked, "completion_tokens": count, "total_tokens": asked + count}
             yield _data({**base, "choices": [], "usage": usage})
         if script.done:
             yield "data: [DONE]\n\n"
+
+    def _choices(self, body: dict[str, Any]) -> int:
+        return max(self.script.choices, (body.get("n") or 1) * len(_prompts(body)))
 
     def _beside_the_first(self) -> dict[str, Any]:
         """More fields of the first chunk, for those who have some."""
@@ -237,11 +245,24 @@ class FakeOpenAI(Startable):
         return []
 
 
+def _prompts(body: dict[str, Any]) -> list[Any]:
+    """The prompts of a text; token ids are one."""
+    prompt = body.get("prompt")
+    return prompt if isinstance(prompt, list) and not isinstance(prompt[0], int) else [prompt]
+
+
 _NAME = re.compile(r"[a-zA-Z0-9_-]{1,64}")
 
 
 def wrong_chat(body: dict[str, Any]) -> str | None:
     """What OpenAI's API refuses in a chat, in its words; None for a sound one."""
+    try:
+        return _wrong_messages(body)
+    except (AttributeError, KeyError, TypeError):
+        return "Invalid type for a field of the request."
+
+
+def _wrong_messages(body: dict[str, Any]) -> str | None:
     messages = body.get("messages")
     if not isinstance(messages, list) or not messages:
         return (

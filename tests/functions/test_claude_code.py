@@ -289,9 +289,9 @@ class TestAsItCame:
         assert claude.asked[-1] == body
 
     def test_what_the_cache_saved_is_not_charged(self, url: str, claude: FakeAnthropic) -> None:
-        claude.usage = {"input_tokens": 0, "cache_read_input_tokens": 1_000_000, "output_tokens": 0}
+        claude.usage = {"input_tokens": 0, "cache_read_input_tokens": 1_000_000, "output_tokens": 5}
         answer = post(url, session(CLAUDE, stream=False))
-        assert answer.headers["x-goblin-cost-usd"] == "0.300000"
+        assert answer.headers["x-goblin-cost-usd"] == "0.300075"
 
     @pytest.mark.parametrize("stream", [True, False])
     def test_the_sdk_reads_it_strictly(self, url: str, claude: FakeAnthropic, stream: bool) -> None:

@@ -165,6 +165,75 @@ def test_json_of_a_schema_at_each(client: openai.OpenAI, fakes: dict[str, Any], 
     assert answer.choices[0].finish_reason == "stop"
 
 
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("name", sorted(FAKES))
+def test_several_answers_to_a_chat_at_each(
+    client: openai.OpenAI, fakes: dict[str, Any], name: str, stream: bool
+) -> None:
+    if stream:
+        options: Any = {"include_usage": True}
+        texts, usage = dict.fromkeys(range(3), ""), None
+        for chunk in client.chat.completions.create(
+            model="tiny", messages=HELLO, n=3, stream=True, stream_options=options, **at(name)
+        ):
+            usage = chunk.usage or usage
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+    else:
+        whole = client.chat.completions.create(model="tiny", messages=HELLO, n=3, **at(name))
+        texts, usage = {c.index: c.message.content or "" for c in whole.choices}, whole.usage
+        assert {c.finish_reason for c in whole.choices} == {"stop"}
+    assert texts == dict.fromkeys(range(3), "Hello, Wörld 🌍")
+    assert usage is not None
+    # One prompt and three answers, as OpenAI counts them, however many requests it were.
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.total_tokens) == (11, 15, 26)
+    if name != "vast_servers":  # Its servers are counted elsewhere.
+        assert len(fakes[name].asked) == (1 if name == "openai_compatible" else 3)
+
+
+COMPLETES = ["fly_chat", "gcp_llamacpp", "gcp_ollama", "openai_compatible", "runpod_serverless", "vast_servers"]
+
+
+@pytest.mark.parametrize(
+    ("name", "prompts"),
+    # Ollama takes no token ids.
+    [(name, ["one", "two"]) for name in COMPLETES] + [(n, [[1, 2], [3]]) for n in COMPLETES if n != "gcp_ollama"],
+)
+def test_a_list_of_prompts_at_each(client: openai.OpenAI, fakes: dict[str, Any], name: str, prompts: Any) -> None:
+    echoes = name not in ("gcp_ollama", "vast_servers")
+    if echoes:
+        fakes[name].script = Script(echo=True)
+    whole = client.completions.create(model="tiny", prompt=prompts, n=2, **at(name))
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    said = [str(prompt) for prompt in prompts for _ in range(2)] if echoes else ["Hello, Wörld 🌍"] * 4
+    assert [choice.text for choice in whole.choices] == said
+    assert whole.usage is not None
+    assert (whole.usage.prompt_tokens, whole.usage.completion_tokens) == (22, 4 if echoes else 20)
+    streamed = client.completions.create(model="tiny", prompt=prompts, n=2, stream=True, **at(name))
+    texts = dict.fromkeys(range(4), "")
+    for chunk in streamed:
+        for choice in chunk.choices:
+            texts[choice.index] += choice.text
+    assert list(texts.values()) == said
+
+
+def test_one_refusal_among_several_is_the_answer(client: openai.OpenAI, fakes: dict[str, Any]) -> None:
+    said = {"message": "Too hot.", "type": "invalid_request_error", "param": "temperature", "code": None}
+    fakes["groq"].script = Script(status=400, error={"error": said})
+    with pytest.raises(openai.BadRequestError, match="Too hot"):
+        client.chat.completions.create(model="tiny", messages=HELLO, n=4, **at("groq"))
+
+
+def test_a_hang_up_reaches_the_endpoint_of_several_requests(url: str, fakes: dict[str, Any]) -> None:
+    fakes["gcp_llamacpp"].script = Script(silent_after=2)
+    body = {"model": "tiny", "prompt": ["a", "b", "c"], "stream": True, "goblin": {"provider": "gcp_llamacpp"}}
+    headers = {"authorization": f"Bearer {API_KEY}"}
+    with httpx.stream("POST", f"{url}/v1/completions", json=body, headers=headers, timeout=20) as response:
+        next(response.iter_text())
+    assert fakes["gcp_llamacpp"].left.wait(10)
+    assert len(fakes["gcp_llamacpp"].asked) < 3
+
+
 @pytest.mark.parametrize("name", ["gcp_llamacpp", "gcp_ollama", "openai_compatible"])
 def test_vectors_where_there_are_some(client: openai.OpenAI, name: str) -> None:
     vectors = client.embeddings.create(model="tiny", input=["a", "b"], **at(name))

@@ -84,7 +84,7 @@ BEFORE = {
     ),
     "bad JSON": Fault(script=Script(raw=b'data: {"choices": [{"index": 0, "del\n\ndata: [DONE]\n\n')),
     "silence": Fault(script=Script(silent_after=0), asked=1, billed=PROMPT_TOKENS),
-    "wrong content type": Fault(script=Script(content_type="text/html")),
+    "a page": Fault(script=Script(content_type="text/html", raw=b"<html><title>Welcome</title></html>")),
     "nothing": Fault(script=Script(raw=b"")),
 }
 BEGUN = b'data: {"choices": [{"index": 0, "delta": {"role": "assistant", "content": "Hello "}}]}\n\n'

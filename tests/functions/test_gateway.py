@@ -118,10 +118,10 @@ class TestAnswers:
             assert (call.function.name, call.function.arguments) == ("add", '{"a":1}')
         assert whole.message.content is None
 
-    def test_several_choices(self, client: openai.OpenAI, fakes: Fakes, url: str) -> None:
-        refused = post(url, "/v1/chat/completions", {"model": "tiny", "messages": HELLO, "n": 2})
+    def test_the_best_of_several_only_where_the_endpoint_chooses(self, fakes: Fakes, url: str) -> None:
+        refused = post(url, "/v1/completions", {"model": "tiny", "prompt": "a", "n": 2, "best_of": 3})
         assert refused.status_code == 400
-        assert "choices: not among its capabilities" in refused.json()["error"]["message"]
+        assert "choices: " in refused.json()["error"]["message"]
 
     def test_a_text_continued(self, client: openai.OpenAI) -> None:
         whole = client.completions.create(model="tiny", prompt="Once")

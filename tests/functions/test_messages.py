@@ -168,7 +168,8 @@ class TestAnswers:
 
     def test_models(self, client: anthropic.Anthropic) -> None:
         assert [model.id for model in client.models.list()] == ["tiny"]
-        assert client.models.retrieve("tiny").display_name == "tiny"
+        found = client.models.retrieve("tiny")
+        assert (found.display_name, found.max_input_tokens) == ("tiny", None)
 
 
 def test_a_tool_that_anthropic_would_run_is_left_out_and_the_answer_says_so(url: str, fakes: Fakes) -> None:

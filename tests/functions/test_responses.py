@@ -173,7 +173,7 @@ class TestAnswers:
         assert isinstance(first, openai.types.responses.ResponseFunctionToolCall)
         assert (first.call_id, first.name, first.arguments, first.status) == ("c1", "add", '{"a":1}', "completed")
         assert isinstance(second, openai.types.responses.ResponseFunctionToolCall)
-        assert (second.name, second.arguments) == ("now", "")
+        assert (second.name, second.arguments) == ("now", "{}")
         sent = fakes.llamacpp.asked[-1]
         assert (sent["tool_choice"], sent["parallel_tool_calls"]) == ("required", True)
         function = {name: value for name, value in ADD.items() if name != "type"}

@@ -286,6 +286,37 @@ async def test_a_search_is_left_out_where_no_budget_covers_it(limit_usd_micros: 
     assert attempt.dropped == (() if tools else ("tools[web_search_20250305]",))
 
 
+@pytest.mark.parametrize("provider", ["anthropic", "openai"])
+@pytest.mark.parametrize(("limit_usd_micros", "dropped"), [(1_000_000, ()), (100_000, ("files",))])
+async def test_a_file_is_left_out_where_no_budget_covers_it_and_the_model_is_told(
+    limit_usd_micros: int, dropped: tuple[str, ...], provider: str
+) -> None:
+    pdf = {"type": "document", "source": {"type": "base64", "media_type": "application/pdf", "data": "JVBE"}}
+    said = {"model": "m", "max_tokens": 100, "messages": [{"role": "user", "content": [pdf]}], "stream": True}
+    here = world(endpoints={"paid": {"provider": provider, "price": CLAUDE}}, paid=ScriptedProvider())
+    here.ledger.declared = {"key/tests": (Limit(period=Period.MONTH, limit_usd_micros=limit_usd_micros),)}
+    heard = await ask(here, anthropic_requests.parse(json.dumps(said).encode()))
+    assert heard.error is None
+    (sent,) = here.providers["paid"].asked
+    assert isinstance(sent, ChatRequest)
+    assert sent.original is not None
+    content = (
+        sent.original.body["messages"][0]["content"] if provider == "anthropic" else sent.body["messages"][0]["content"]
+    )
+    assert (content == [pdf] if provider == "anthropic" else content[0]["type"] == "file") == (not dropped)
+    assert ("no budget covers" in json.dumps(content)) == bool(dropped)
+    (attempt,) = receipt(here).attempts
+    assert attempt.dropped == dropped
+
+
+async def test_a_file_in_openais_wire_that_no_budget_covers_is_refused() -> None:
+    part = {"type": "file", "file": {"filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBE"}}
+    here = world(endpoints={"paid": {"price": CLAUDE}}, paid=ScriptedProvider())
+    here.ledger.declared = CENT
+    heard = await ask(here, asked(messages=[{"role": "user", "content": [part]}]))
+    assert isinstance(heard.error, BudgetExhausted)
+
+
 @pytest.mark.parametrize(
     ("details", "cost", "note"),
     [

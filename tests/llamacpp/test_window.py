@@ -16,9 +16,14 @@ COUNT = {"role": "user", "content": "Count from 1 to 9."}
 LONG = "You are a coding assistant. Use the tools that you have been given, and be careful with every file. " * 300
 
 
-def test_a_first_request_of_six_thousand_tokens_is_answered(client: openai.OpenAI) -> None:
+@pytest.mark.parametrize("times", [1, 10])
+def test_an_agent_s_first_request_is_answered(client: openai.OpenAI, times: int) -> None:
+    """Of six thousand tokens, and of sixty thousand."""
     chat = client.chat.completions.create(
-        model="goblin-tiny", messages=[{"role": "system", "content": LONG}, COUNT], temperature=0, max_tokens=200
+        model="goblin-tiny",
+        messages=[{"role": "system", "content": LONG * times}, COUNT],
+        temperature=0,
+        max_tokens=200,
     )
     assert chat.choices[0].message.content
     assert chat.choices[0].finish_reason in ("stop", "length")
@@ -34,7 +39,7 @@ def test_a_short_prompt_is_answered_as_ever(client: openai.OpenAI) -> None:
 def test_the_models_list_says_how_long_a_prompt_may_be(client: openai.OpenAI) -> None:
     (model,) = client.models.list().data
     assert model.model_extra is not None
-    assert model.model_extra["meta"]["n_ctx"] == 32768
+    assert model.model_extra["meta"]["n_ctx"] == 131072
     assert model.model_extra["meta"]["n_ctx_train"] == 1024
 
 
@@ -52,7 +57,7 @@ def test_what_is_kept_fits_and_is_the_beginning_and_the_end(
     assert 1 <= room <= (wanted or ctx)
     assert len(kept) >= 1
     assert len(kept) + room <= ctx
-    if window is None or length + min(wanted or ctx, ctx // 8) <= ctx:
+    if window is None or length + min(wanted or ctx, max(ctx // 8, 1)) <= ctx:
         assert kept == prompt
     assert sorted(kept) == kept
     assert kept[-1] == length - 1

@@ -360,7 +360,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "max_tokens": 1,
         "stream": False,
         "temperature": 0,
-        "tools": [],
+        "tools": [{"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}],
         "stop": "x",
         "n": 1,
         "seed": 1,
@@ -375,7 +375,7 @@ BODIES: dict[str, dict[str, Any]] = {
         "max_tokens": 1,
         "messages": [{"role": "user", "content": "Hi"}],
         "system": "x",
-        "tools": [],
+        "tools": [{"name": "add", "input_schema": {"type": "object"}}],
         "tool_choice": {"type": "auto"},
         "thinking": {"type": "disabled"},
         "metadata": {"user_id": "u"},
@@ -395,7 +395,6 @@ BODIES: dict[str, dict[str, Any]] = {
         "priority": "low",
         "callback_topic": "topic",
         "image": "x",
-        "tenant": "t",
     },
     "/heartbeat": {
         "step": 1,
@@ -423,13 +422,14 @@ BODIES: dict[str, dict[str, Any]] = {
     "/webhooks/vastai": {"event_id": "1", "notif_type": "client:x"},
     "/tokenize": {"content": "Hi", "add_special": True, "with_pieces": True},
     "/detokenize": {"tokens": [1]},
-    "/models/load": {"path": "x.gguf", "url": "http://127.0.0.1:1/b/o", "sha256": "0" * 64, "alias": "x"},
+    "/models/load": {"path": "x.gguf", "sha256": "0" * 64, "alias": "x"},
     "/fn/": {
         "message": {"data": "e30=", "messageId": "1", "attributes": {"a": "b"}, "publishTime": "2026-11-25T12:00:00Z"},
         "subscription": "projects/p/subscriptions/s",
         "deliveryAttempt": 1,
     },
     "/secrets": {"replication": {"automatic": {}}, "labels": {"a": "b"}, "name": "x", "ttl": "60s"},
+    ":enable": {"etag": "x"},
     ":addVersion": {"payload": {"data": "YQ=="}},
     "/storage/": {"name": "x", "metadata": {"a": "b"}, "sourceObjects": [{"name": "x"}], "contentType": "text/plain"},
     "/notificationConfigs": {
@@ -458,10 +458,13 @@ BODIES: dict[str, dict[str, Any]] = {
         "gpu": {"id": "x", "count": 1},
         "env": {"A": "b"},
         "ports": ["8080/http"],
-        "disk": {"container": 10},
+        "disk": 10,
         "action": "stop",
     },
-    "/market": {"label": "x", "machine_id": 1, "for_s": 1, "within_s": 1, "url": "http://127.0.0.1:1/", "secret": "s"},
+    "/market": {"label": "x", "machine_id": 1, "for_s": 1, "in_full": False, "down_gb": 1},
+    "/market/close": {"within_s": 0},
+    "/market/webhook": {"url": "http://127.0.0.1:1/", "secret": "s"},
+    "/market/price": {"machine_id": 1},
 }
 """A plausible body by a part of the door's path; the longest part counts."""
 

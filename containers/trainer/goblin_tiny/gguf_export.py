@@ -16,8 +16,8 @@ from .tokenizer import CONTROL_WORDS, END_OF_TEXT, PRE_TOKENIZER, TURN_ENDS, Tok
 
 KINDS = ("q8_0", "f16", "f32", "q4_k_m")
 
-PROMPT_WINDOW = 32_768
-"""Prompts up to this length are answered: the first request of an agent has thousands of tokens."""
+PROMPT_WINDOW = 131_072
+"""Prompts up to this length are answered: the first request of an agent can have sixty thousand tokens."""
 _NORMAL, _CONTROL = 1, 3
 """llama.cpp's token types."""
 

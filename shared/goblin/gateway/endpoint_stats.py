@@ -54,6 +54,8 @@ class InFlight:
     target: TargetStats
     forecast: LatencyForecast
     started_s: float
+    width: int = 1
+    """How many requests it is at the endpoint."""
 
 
 TARGETS_MAX = 4096
@@ -193,6 +195,7 @@ class EndpointStats:
         *,
         force: bool,
         forecast: LatencyForecast | None = None,
+        width: int = 1,
     ) -> InFlight | None:
         """Count a request as in flight; None when the breaker is open and `force` is not set.
 
@@ -201,6 +204,7 @@ class EndpointStats:
             model: The model as the caller names it.
             force: Send even if the breaker is open.
             forecast: The route's forecast for this request; without it, the forecast for a short chat is used.
+            width: How many requests it is at the endpoint.
         """
         demand = _ANYTHING if forecast is None else forecast.demand
         now, now_s = self.clock.now(), self.clock.monotonic()
@@ -216,10 +220,10 @@ class EndpointStats:
         target.breaker = breaker.start(target.breaker, now=now)
         if account is not None:
             self._accounts[endpoint.name] = breaker.start(account, now=now)
-        request = InFlight(endpoint, model, target, forecast, self.clock.monotonic())
+        request = InFlight(endpoint, model, target, forecast, self.clock.monotonic(), width)
         if forecast.asleep >= ASLEEP_FROM and not forecast.waking:
             target.warmth.waking_s = request.started_s
-        target.in_flight += 1
+        target.in_flight += width
         target.waiting[request] = None
         return request
 

@@ -16,9 +16,10 @@ from typing import Any, Generic, TypeVar
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable, RateLimited, UnknownModel
 from goblin.gateway.domain.catalog import Routing
-from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer, Usage
 from goblin.gateway.drains import Drain, Drains
 from goblin.gateway.endpoint_stats import EndpointStats
+from goblin.gateway.fan_out import FanOut
 from goblin.gateway.payments import Payment
 from goblin.gateway.policy import retries
 from goblin.gateway.policy.route import RouteChoice
@@ -28,7 +29,7 @@ from goblin.gateway.upstream_request import UpstreamRequest
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", ChatChunk, Embeddings)
+T = TypeVar("T", ChatChunk, Embeddings, PassedAnswer)
 
 
 class EndpointSilent(ProviderUnavailable):
@@ -83,16 +84,21 @@ class ActiveAttempt(Generic[T]):
     silent: bool = False
     drain: Drain | None = None
     """Set where cancelling does not stop the bill: it reads the stream to its end after the reader left."""
+    fan_out: FanOut | None = None
+    """Set where the stream is that of several requests to the endpoint."""
 
     def spent(self) -> AttemptUsage | None:
         """Return what it has used so far; None when the endpoint refused the request."""
+        if self.fan_out is not None:
+            found = self.fan_out.spent()
+            if found is None:
+                return None
+            return AttemptUsage(endpoint=self.attempt.endpoint, usage=found.usage, estimated=found.estimated)
         stream_usage = self.stream_usage
-        if stream_usage.told is not None:
-            return AttemptUsage(endpoint=self.attempt.endpoint, usage=stream_usage.told, estimated=False)
-        if stream_usage.heard or self.silent or self.attempt.abandoned:
-            # The endpoint took the request and did not report usage: it has read the prompt at least.
-            usage = stream_usage.estimate(self.prompt_bytes())
-            return AttemptUsage(endpoint=self.attempt.endpoint, usage=usage, estimated=True)
+        if stream_usage.told is not None or stream_usage.heard or self.silent or self.attempt.abandoned:
+            # Where the endpoint took the request and did not report usage, it has read the prompt at least.
+            usage, estimated = stream_usage.counted(self.prompt_bytes)
+            return AttemptUsage(endpoint=self.attempt.endpoint, usage=usage, estimated=estimated)
         return None
 
     def cost_usd_micros(self) -> int:
@@ -111,6 +117,8 @@ class ActiveAttempt(Generic[T]):
     async def close(self, outcome: str = "left") -> None:
         """Cancel it, however far it is. A second call does nothing."""
         self.attempt.abandon(outcome)
+        if self.fan_out is not None:
+            self.fan_out.stop()
         await self.stream.aclose()
         if self.drain is None:
             self.payment.leave(woke=self.spent() is not None)
@@ -197,17 +205,25 @@ class Failover(Generic[T]):
         payment = await self.request.pay(choice.endpoint)
         if payment is None:
             return None
+        sent = self.request.send(choice.endpoint, payment.request)
         attempt = UpstreamAttempt.start(
-            self.stats, choice.endpoint, self.request.model, reason=choice.reason, force=force, forecast=choice.forecast
+            self.stats,
+            choice.endpoint,
+            self.request.model,
+            reason=choice.reason,
+            force=force,
+            forecast=choice.forecast,
+            width=1 if sent.fan_out is None else sent.fan_out.width,
         )
         if attempt is None:
             await payment.settle(None)
             return None
         attempt.dropped = payment.dropped
-        stream, stream_usage = self.request.send(choice.endpoint, payment.request), StreamUsage()
-        active = ActiveAttempt(attempt, stream, self.request.prompt_bytes, payment, stream_usage)
+        active = ActiveAttempt(
+            attempt, sent.stream, self.request.prompt_bytes, payment, StreamUsage(), fan_out=sent.fan_out
+        )
         if not choice.endpoint.cancel_stops_bill:
-            active.drain = self.drains.over(stream, stream_usage)
+            active.drain = self.drains.over(sent.stream, active.stream_usage)
             active.stream = active.drain.follow()
         self.attempts.append(active)
         return active
@@ -292,10 +308,14 @@ class Failover(Generic[T]):
 
     async def _await_rest(self, active: ActiveAttempt[T]) -> None:
         """Read the rest, if the caller gets the answer as a whole."""
-        while (
-            self.request.whole and (item := await next_item(active, self.routing.between_tokens_timeout_s)) is not None
-        ):
+        while self.request.whole and (item := await next_item(active, self.silence_s_max(active))) is not None:
             active.head.append(item)
+
+    def silence_s_max(self, active: ActiveAttempt[T]) -> float:
+        """Return how long an attempt that has begun to answer may be silent: longer while more requests begin."""
+        if active.fan_out is not None and active.fan_out.starting:
+            return max(self.routing.first_token_timeout_s, self.routing.between_tokens_timeout_s)
+        return self.routing.between_tokens_timeout_s
 
 
 async def next_item(active: ActiveAttempt[T], timeout_s: float) -> T | None:

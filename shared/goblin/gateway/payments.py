@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from goblin.core.errors import BudgetExhausted, GoblinError, StoreUnavailable
 from goblin.core.money import show_usd
 from goblin.gateway.domain.chat import Usage
 from goblin.gateway.domain.requests import InferenceRequest
-from goblin.gateway.policy import worst_case
+from goblin.gateway.policy import blind, worst_case
 from goblin.gateway.policy.passed_fields import NothingLeft, PassedFields, passed_fields
 from goblin.gateway.policy.uptime import UptimeSession
 from goblin.gateway.policy.worst_case import Unpriced
@@ -132,11 +132,10 @@ class Payer:
         if prices.is_free(endpoint):
             return Payment(self._budget_client, self._uptime, endpoint, passed.request, None, dropped=passed.dropped)
         found = await self._reserve(endpoint, passed.request)
-        if isinstance(found, BudgetExhausted) and endpoint.price is not None and endpoint.price.server_tools:
-            # A search may read the whole context again and again. Where no budget covers that, the answer does without.
-            tokens_alone = replace(endpoint, price=replace(endpoint.price, server_tools={}))
-            plainer = passed_fields(request, tokens_alone)
-            if isinstance(plainer, PassedFields) and plainer.dropped != passed.dropped:
+        for plainer in _plainer(request, endpoint):
+            if not isinstance(found, BudgetExhausted):
+                break
+            if plainer.dropped != passed.dropped:
                 passed, found = plainer, await self._reserve(endpoint, plainer.request)
         if isinstance(found, Payment):
             found.dropped = passed.dropped
@@ -173,6 +172,22 @@ class Payer:
         return Payment(
             self._budget_client, self._uptime, endpoint, worst_case.limited(request, bound), reserved, session
         )
+
+
+def _plainer(request: InferenceRequest, endpoint: Endpoint) -> Iterator[PassedFields]:
+    """Yield what may be sent where no budget covers the whole request: without searches, then without files as well.
+
+    Before each search the whole context may be read again, and a file may fill it: their worst case is far from what
+    they mostly cost. A session goes on without them, and its model is told.
+    """
+    if endpoint.price is not None and endpoint.price.server_tools:
+        endpoint = replace(endpoint, price=replace(endpoint.price, server_tools={}))
+        if isinstance(plainer := passed_fields(request, endpoint), PassedFields):
+            yield plainer
+    if (fewer := blind.without_files(request)) is not None and isinstance(
+        plainer := passed_fields(fewer, endpoint), PassedFields
+    ):
+        yield plainer
 
 
 class CachedTokens(NamedTuple):

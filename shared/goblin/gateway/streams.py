@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import GoblinError, ProviderUnavailable, StreamCut
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Usage
+from goblin.gateway.domain.requests import choices_of
 from goblin.gateway.failover import ActiveAttempt, EndpointSilent, Failover, next_item
 from goblin.gateway.policy import continuation
 from goblin.gateway.policy.continuation import AnyRequest
@@ -79,20 +80,22 @@ class AnswerStream:
         timeout_s = self._failover.routing.between_tokens_timeout_s
         while True:
             here = self._active
+            several = here.fan_out is not None
             try:
                 for item in here.head:
                     if item.choices and (ours := self._ours(item)) is not None:
                         yield ours
-                while (more := await next_item(here, timeout_s)) is not None:
+                while (
+                    more := await next_item(here, self._failover.silence_s_max(here) if several else timeout_s)
+                ) is not None:
                     if more.choices and (ours := self._ours(more)) is not None:
                         yield ours
                 break
             except ProviderUnavailable as error:
                 await self._go_on(error)
-        told = here.stream_usage.told
-        here.attempt.succeed(
-            output_tokens=here.stream_usage.completion_tokens() if told is None else told.completion_tokens
-        )
+        tokens = here.stream_usage.counted(self._request.prompt_bytes)[0].completion_tokens
+        # Several answers side by side say nothing of how long one is, or how quickly it comes.
+        here.attempt.succeed(output_tokens=tokens if choices_of(self._request) == 1 else None)
         self.outcome = "ok"
         yield ChatChunk(
             id=self._id, created=self._created, model=self._request.model, choices=(), usage=self.usage()[0]
@@ -104,15 +107,13 @@ class AnswerStream:
         A continuation gets the text written so far as a part of its prompt; for the caller it is a part of the answer.
         """
         stream_usage = self._active.stream_usage
-        told = stream_usage.told
-        if told is None:
-            asked = stream_usage.estimate(self._request.prompt_bytes())
-            answered = self._tokens_before + asked.completion_tokens
-            return _usage(asked.prompt_tokens, answered), True
+        used, estimated = stream_usage.counted(self._request.prompt_bytes)
         if not self._tokens_before:
-            return told, False
-        asked_tokens = max(told.prompt_tokens - self._tokens_before, 1)
-        return _usage(asked_tokens, self._tokens_before + told.completion_tokens), True
+            return used, estimated
+        # An estimate of the prompt is of the caller's own, without what was written before.
+        told = stream_usage.told
+        before = self._tokens_before if told is not None and told.prompt_tokens else 0
+        return _usage(max(used.prompt_tokens - before, 1), self._tokens_before + used.completion_tokens), True
 
     def _ours(self, item: ChatChunk) -> ChatChunk | None:
         """Put our id and model on a provider's chunk; None when nothing in it is new."""

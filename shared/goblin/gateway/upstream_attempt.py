@@ -42,6 +42,7 @@ class UpstreamAttempt:
         reason: str,
         force: bool,
         forecast: LatencyForecast | None = None,
+        width: int = 1,
     ) -> UpstreamAttempt | None:
         """Start an attempt; None when the breaker is open and `force` is not set.
 
@@ -52,8 +53,9 @@ class UpstreamAttempt:
             reason: Why the route has the endpoint, for the receipt.
             force: Send even if the breaker is open.
             forecast: The route's forecast for this request; without it, the forecast for a short chat is used.
+            width: How many requests it has in flight at once.
         """
-        request = stats.start(endpoint, model, force=force, forecast=forecast)
+        request = stats.start(endpoint, model, force=force, forecast=forecast, width=width)
         return None if request is None else cls(stats, request, reason=reason)
 
     @property
@@ -124,7 +126,7 @@ class UpstreamAttempt:
             return False
         self._ended_ms = self._elapsed_ms()
         self._outcome = outcome
-        self._target.in_flight -= 1
+        self._target.in_flight -= self._request.width
         self._target.waiting.pop(self._request, None)
         return True
 

@@ -209,7 +209,7 @@ def text_of(content: object, *, between: str = "") -> str:
 
 def tool_name(name: str) -> str:
     """Return a tool's name as OpenAI takes it; one that is too long is cut, and told apart by a hash."""
-    return _narrowed(name, NAME_MAX)
+    return _narrowed(name, NAME_MAX) or "unnamed"
 
 
 def call_name(call_id: str) -> str:

@@ -96,7 +96,9 @@ def _parsed(kind: type[MessagesRequest], data: bytes, headers: Mapping[str, str]
     try:
         return _as_chat(_checked(kind, body), body, headers)
     except InvalidRequest as error:
-        if (chat := _untranslated(body, headers, error)) is None:
+        to_count = kind is MessagesRequest and isinstance(body, dict)
+        chat = _untranslated({"max_tokens": 1, **body} if to_count else body, headers, error)
+        if chat is None:
             raise
         return chat
 
@@ -200,7 +202,7 @@ def _tools(asked: MessagesRequest) -> tuple[list[dict[str, Any]], list[str]]:
             skipped.append(f"tools[{kind}]")
             continue
         for field, said in (("name", name), ("input_schema", tool.get("input_schema"))):
-            if not isinstance(said, str if field == "name" else dict):
+            if not isinstance(said, str if field == "name" else dict) or said == "":
                 param = f"tools[{number}].{field}"
                 raise InvalidRequest(
                     f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter"

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import uuid
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -23,6 +23,8 @@ from goblin.core.errors import Broken, GoblinError, InvalidRequest
 from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
 from goblin.gateway.policy import attachments, tokens
+from goblin.gateway.router import ServedModel
+from goblin.web import asgi
 from goblin.web.anthropic_blocks import call_name
 from goblin.web.anthropic_requests import tool_names
 from goblin.web.context_words import too_long
@@ -67,11 +69,11 @@ async def message_events(
         try:
             async for chunk in chunks:
                 for event in writer.write(chunk):
-                    yield _event(event)
+                    yield asgi.server_event(event)
             for event in writer.end():
-                yield _event(event)
+                yield asgi.server_event(event)
         except GoblinError as error:
-            yield _event(error_body(error))
+            yield asgi.server_event(error_body(error))
 
 
 async def whole_message(chunks: Chunks, asked: ChatRequest) -> bytes:
@@ -86,13 +88,16 @@ async def whole_message(chunks: Chunks, asked: ChatRequest) -> bytes:
             case {"type": "message_start", "message": started}:
                 message |= started
             case {"type": "content_block_start", "content_block": block}:
-                blocks.append(_Block(dict(block)))
-            case {"type": "content_block_delta", "index": int(index), "delta": delta} if index < len(blocks):
+                blocks.append(_Block(dict(block) if isinstance(block, Mapping) else {}))
+            case {"type": "content_block_delta", "index": int(index), "delta": dict() as delta} if index < len(blocks):
                 blocks[index].add(delta)
-            case {"type": "message_delta", "delta": delta}:
+            case {"type": "message_delta", "delta": dict() as delta}:
                 told = {name: said for name, said in event.items() if name not in ("type", "delta", "usage")}
-                usage = event.get("usage") or {}
-                message |= {**delta, **told, "usage": {**(message.get("usage") or {}), **usage}}
+                message |= {
+                    **delta,
+                    **told,
+                    "usage": {**_mapping(message.get("usage")), **_mapping(event.get("usage"))},
+                }
     message["content"] = [block.whole() for block in blocks]
     return msgspec.json.encode(message)
 
@@ -110,7 +115,8 @@ class _Block:
             case {"type": "input_json_delta", "partial_json": str(piece)}:
                 self._json.append(piece)
             case {"type": "citations_delta", "citation": citation}:
-                self._shape["citations"] = [*(self._shape.get("citations") or ()), citation]
+                before = self._shape.get("citations")
+                self._shape["citations"] = [*(before if isinstance(before, list) else ()), citation]
             case {"type": "text_delta" | "thinking_delta"}:
                 for name, said in delta.items():
                     if name in ("text", "thinking") and isinstance(said, str):
@@ -160,6 +166,8 @@ class MessageWriter:
         """Index of the block of each tool call."""
         self._passed: dict[int, int] = {}
         """Index of each block that is passed on, by the index that its endpoint gave it."""
+        self._inputs: dict[int, Any] = {}
+        """The whole input of each call that some servers send with its beginning; clients read it from deltas alone."""
         self._end: dict[str, Any] | None = None
         """The endpoint's own `message_delta`."""
         self._finish = "stop"
@@ -191,7 +199,7 @@ class MessageWriter:
             yield from self._start("")
         yield from self._close()
         if self._end is not None:
-            yield self._end
+            yield {**self._end, "usage": _mapping(self._end.get("usage")) or usage_of(self._usage)}
         else:
             reason = "stop_sequence" if self._stop is not None else _STOP.get(self._finish, "end_turn")
             stop = {"stop_reason": reason, "stop_sequence": self._stop}
@@ -200,39 +208,65 @@ class MessageWriter:
 
     def _pass(self, event: dict[str, Any]) -> Iterator[dict[str, Any]]:
         """Pass on an event of an endpoint that speaks this wire; only indexes and the model's name are ours."""
-        index = event.get("index")
-        match event.get("type"):
+        kind = event.get("type")
+        if not self._started and kind not in (None, "message_start", "ping"):
+            yield from self._start("")
+        match kind:
             case "message_start":
                 message = event.get("message")
                 if not self._started and isinstance(message, dict):
                     self._started = True
-                    yield {**event, "message": {**message, "model": self._model}}
-            case "content_block_start" if isinstance(index, int):
-                yield from self._close()
-                block = event.get("content_block")
-                self._open = "text" if isinstance(block, dict) and block.get("type") == "text" else "passed"
-                self._passed[index] = self._count
-                self._count += 1
-                yield {**event, "index": self._passed[index]}
-            case "content_block_delta" if index in self._passed:
-                yield {**event, "index": self._passed[index]}
-            case "content_block_stop" if index in self._passed:
-                if self._passed.pop(index) == self._count - 1:
-                    yield from self._close()
+                    ours = self._message("")
+                    usage = _mapping(message.get("usage")) or ours["usage"]
+                    yield {**event, "message": {**ours, **message, "model": self._model, "usage": usage}}
+            case "content_block_start" | "content_block_delta" | "content_block_stop":
+                index = event.get("index")
+                if isinstance(index, int):
+                    yield from self._pass_block(event, index)
             case "message_delta":
                 delta = event.get("delta")
                 if isinstance(delta, dict) and delta.get("stop_reason"):
                     self._end = event
                 else:
                     yield event
-            case None | "message_stop" | "content_block_delta" | "content_block_stop":
+            case None | "message_stop":
                 pass
             case _:
                 yield event
 
+    def _pass_block(self, event: dict[str, Any], index: int) -> Iterator[dict[str, Any]]:
+        """Pass on an event of a content block under our index. What a block says at its beginning becomes deltas."""
+        if event["type"] == "content_block_start":
+            yield from self._close()
+            block = _mapping(event.get("content_block"))
+            shape, said = _begun(block)
+            if str(block.get("type")).endswith("tool_use") and block.get("input"):
+                # Only the end of the block shows whether deltas repeat it.
+                self._inputs[index], shape = block["input"], {**shape, "input": {}}
+            self._open = "text" if block.get("type") == "text" else "passed"
+            self._passed[index] = self._count
+            self._count += 1
+            yield {**event, "index": self._passed[index], "content_block": shape}
+            yield from (self._delta(delta) for delta in said)
+        elif (ours := self._passed.get(index)) is not None:
+            whole = self._inputs.pop(index, None)
+            if event["type"] == "content_block_delta":
+                yield {**event, "index": ours}
+                return
+            if whole is not None:
+                piece = {"type": "input_json_delta", "partial_json": msgspec.json.encode(whole).decode()}
+                yield {"type": "content_block_delta", "index": ours, "delta": piece}
+            del self._passed[index]
+            if ours == self._count - 1:
+                yield from self._close()
+
     def _start(self, chunk_id: str) -> Iterator[dict[str, Any]]:
         self._started = True
-        message: dict[str, Any] = {
+        yield {"type": "message_start", "message": self._message(chunk_id)}
+        yield {"type": "ping"}
+
+    def _message(self, chunk_id: str) -> dict[str, Any]:
+        return {
             "id": f"msg_{chunk_id.rpartition('-')[2] or uuid.uuid4().hex}",
             "type": "message",
             "role": "assistant",
@@ -242,8 +276,6 @@ class MessageWriter:
             "stop_sequence": None,
             "usage": usage_of(Usage(prompt_tokens=self._prompt_tokens())),
         }
-        yield {"type": "message_start", "message": message}
-        yield {"type": "ping"}
 
     def _add(self, delta: Delta) -> Iterator[dict[str, Any]]:
         if thought := delta.reasoning_content or delta.reasoning:
@@ -258,13 +290,15 @@ class MessageWriter:
 
     def _call(self, piece: ToolCallDelta) -> Iterator[dict[str, Any]]:
         function = piece.function or None
-        if piece.index not in self._blocks:
+        opens = piece.index not in self._blocks
+        if opens:
             name = (function.name if function else "") or ""
             named = self._names.get(name, name)
             block = {"type": "tool_use", "id": self._new_id(piece.id or ""), "name": named, "input": {}}
             yield from self._switch(f"tool {piece.index}", block)
             self._blocks[piece.index] = self._count - 1
-        if function and function.arguments:
+        # A block begins with an empty input, so that a call without arguments needs no more.
+        if function and function.arguments and not (opens and function.arguments == "{}"):
             delta = {"type": "input_json_delta", "partial_json": function.arguments}
             yield {"type": "content_block_delta", "index": self._blocks[piece.index], "delta": delta}
 
@@ -293,6 +327,23 @@ class MessageWriter:
         return {"type": "content_block_delta", "index": self._count - 1, "delta": delta}
 
 
+_WHOLE = (
+    ("text", "text", "text_delta"),
+    ("thinking", "thinking", "thinking_delta"),
+    ("thinking", "signature", "signature_delta"),
+)
+
+
+def _begun(block: dict[str, Any]) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Return a block as Anthropic begins it, empty, and what it has said: clients read that from deltas alone."""
+    kind = block.get("type")
+    said = [
+        (name, delta) for of, name, delta in _WHOLE if of == kind and isinstance(block.get(name), str) and block[name]
+    ]
+    deltas = [{"type": delta, name: block[name]} for name, delta in said]
+    return {**block, **{name: "" for name, _ in said}}, deltas
+
+
 def count_tokens(asked: ChatRequest) -> int:
     """Estimate the tokens of a prompt, its images and files included."""
     return tokens.estimate_tokens(asked.prompt_bytes()) + attachments.attachment_tokens(asked)
@@ -308,6 +359,10 @@ def usage_of(usage: Usage) -> dict[str, int]:
         "cache_read_input_tokens": read,
         "output_tokens": usage.completion_tokens,
     }
+
+
+def _mapping(value: object) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _count(value: object) -> int:
@@ -330,18 +385,20 @@ def refusal(error: Exception) -> tuple[int, bytes]:
     return status, msgspec.json.encode(error_body(known))
 
 
-def model_list(model_ids: list[str]) -> dict[str, Any]:
+def model_list(models: Sequence[ServedModel]) -> dict[str, Any]:
     """Build the list of models, as a single page."""
-    rows = [model_object(model_id) for model_id in model_ids]
-    ends = {"first_id": model_ids[0], "last_id": model_ids[-1]} if model_ids else {"first_id": None, "last_id": None}
+    rows = [model_object(model) for model in models]
+    ends = {"first_id": models[0].id, "last_id": models[-1].id} if models else {"first_id": None, "last_id": None}
     return {"data": rows, "has_more": False, **ends}
 
 
-def model_object(model_id: str) -> dict[str, str]:
+def model_object(model: ServedModel) -> dict[str, Any]:
     """Build a model's object. Its creation time is unknown, for which Anthropic's wire format uses the epoch."""
-    made = "1970-01-01T00:00:00Z"
-    return {"type": "model", "id": model_id, "display_name": model_id, "created_at": made, "lifecycle": "active"}
-
-
-def _event(event: dict[str, Any]) -> bytes:
-    return f"event: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
+    return {
+        "type": "model",
+        "id": model.id,
+        "display_name": model.id,
+        "created_at": "1970-01-01T00:00:00Z",
+        "lifecycle": "active",
+        "max_input_tokens": model.context_tokens,
+    }

@@ -22,10 +22,11 @@ from goblin.gateway.domain import requests
 from goblin.gateway.domain.endpoint_health import Finding
 from goblin.providers.anthropic import inference as anthropic
 from goblin.providers.common import bills, http, kept_connections, rental_http, sse
+from goblin.providers.common.error_words import WAIT_S_MAX
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.kept_connections import KeptConnections, PlainClient
 from goblin.providers.common.probes import MODELS_MAX
-from goblin.providers.common.refusals import TEXT_MAX, WAIT_S_MAX
+from goblin.providers.common.refusals import TEXT_MAX
 from goblin.providers.llamacpp.control import LlamaCppControl
 from goblin.providers.ollama import inference as ollama
 from goblin.providers.openai import inference as openai
@@ -303,13 +304,25 @@ def everywhere(secret: str) -> list[bytes]:
         for body in (
             {"error": {"message": secret, "type": secret, "code": secret, "param": secret}},
             {"error": {"message": f"x {secret} y" * 80, "type": "a", "code": "b", "details": {"error_code": secret}}},
+            {"error": {"message": f"x {secret}", "type": "invalid_request_error", "code": secret, "param": secret}},
             {"error": secret, "msg": secret},
             {"error": secret},
             {"detail": secret},
             {"error": {"message": {"a": [secret]}, "code": [secret], "param": {"a": secret}}},
             {"error": {"message": "a" * (TEXT_MAX - 10) + secret}},
+            {"detail": [{"loc": ["body", secret], "msg": secret, "type": secret}] * 3},
+            {"errors": [{"message": secret, "code": secret}], "title": secret},
+            {"object": "error", "message": json.dumps({"error": {"message": secret, "code": secret}})},
+            {"error": {"message": "x", "metadata": {"raw": json.dumps({"error": secret}), "provider_name": secret}}},
+            {"error": "x", "error_type": secret, "message": "a" * (TEXT_MAX - 10) + secret},
+            [{"error": {"status": secret, "message": secret}}],
+            {"error": {"message": "a" * (TEXT_MAX - 60)}, "loc": [secret] * 9},
         )
-    ] + [f"no: {secret}".encode(), b"a" * (TEXT_MAX - 10) + secret.encode()]
+    ] + [
+        f"no: {secret}".encode(),
+        b"a" * (TEXT_MAX - 10) + secret.encode(),
+        f"<html><head><title>{secret}</title>".encode(),
+    ]
 
 
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -332,8 +345,12 @@ async def test_our_key_comes_back_in_no_error_header_or_log_line(
     try:
         async with hostile() as (here, client):
             for body in everywhere(form(secret)):
-                here.says(body, status=status, retry_after=form(secret), x_request_id=form(secret))
                 upstream = Upstream("e", here.url, secret, client)
+                here.says(b"data: " + body.replace(b"\n", b" ") + b"\n\n", kind="text/event-stream")
+                with pytest.raises(GoblinError) as caught:
+                    await read(openai.connect(endpoint(here.url), client).chat(chat(), model="m"))
+                assert secret[:12].lower() not in f"{caught.value.message} {getattr(caught.value, 'code', '')}".lower()
+                here.says(body, status=status, retry_after=form(secret), x_request_id=form(secret))
                 with pytest.raises(GoblinError) as caught:
                     await upstream.json("POST", "/x", body={}, timeout_s=5)
                 error = caught.value

@@ -71,7 +71,7 @@ EVENT = b'data: {"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason"
     [
         b"",
         EVENT + b"data: [DONE]\n\n",
-        EVENT + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"}]}',
+        EVENT + b'data: {"choices":[{"index":0,"delta":{},"finish_reason":"stop"',
         EVENT + b"data: {not json\n\n",
         EVENT + b"data: 7\n\n",
         EVENT + b'event: error\ndata: {"message":"overloaded"}\n\n',
@@ -97,7 +97,7 @@ async def test_the_word_error_in_an_answer_is_not_an_error(fake: FakeOpenAI, pro
 
 
 async def test_a_page_instead_of_a_stream_is_refused(fake: FakeOpenAI, provider: ChatProvider) -> None:
-    fake.script = Script(content_type="text/html")
+    fake.script = Script(content_type="text/html", raw=b"<html><title>Welcome</title>data: {}</html>\n\n")
     with pytest.raises(ProviderUnavailable):
         await answer(provider)
 

@@ -13,6 +13,7 @@ import math
 import re
 
 from goblin.gateway.domain.requests import ChatRequest, FilePart, ImagePart, InferenceRequest
+from goblin.gateway.policy import tokens
 
 IMAGE_TOKENS_MAX = 1600
 IMAGE_EDGE_MAX = 1568
@@ -24,6 +25,11 @@ _HEAD_CHARACTERS = 256 * 1024
 """How much of an image's base64 is decoded; its size is at its beginning, behind what a camera notes."""
 _PAGE = re.compile(rb"/Type\s*/Page(?![a-zA-Z])")
 _COUNT = re.compile(rb"/Count\s+(\d{1,6})")
+
+
+def prompt_bytes(request: InferenceRequest) -> int:
+    """Count what the model reads, in bytes of UTF-8; images and files as so much text."""
+    return request.prompt_bytes() + attachment_tokens(request) * tokens.BYTES_PER_TOKEN
 
 
 def attachment_tokens(request: InferenceRequest) -> int:

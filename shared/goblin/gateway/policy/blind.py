@@ -23,6 +23,19 @@ _FILE = (
     "[File left out: the model `{model}` cannot read PDF files. Go on without it: turn the file into text with another "
     "tool, or say that you cannot read it.]"
 )
+_UNPAID = (
+    "[File left out: no budget covers what reading it may cost. Go on without it: turn the file into text with another "
+    "tool, or say that you cannot read it.]"
+)
+LEFT_OUT = ("files", "images")
+"""What `left_out` calls them."""
+
+
+def without_files(request: InferenceRequest) -> ChatRequest | None:
+    """Return the request without files, for which no budget is left; None if it has none, or came in OpenAI's wire."""
+    if not isinstance(request, ChatRequest) or (request.original is None and request.responses is None):
+        return None
+    return _without(request, {"files": _UNPAID}) if Capability.FILES in request.needs() else None
 
 
 def without_pictures(request: InferenceRequest) -> Iterator[ChatRequest]:
@@ -34,10 +47,10 @@ def without_pictures(request: InferenceRequest) -> Iterator[ChatRequest]:
         return
     needs = request.needs()
     if Capability.FILES in needs:
-        request = _without(request, files=True, images=False)
+        request = _without(request, {"files": _FILE.format(model=request.model)})
         yield request
     if Capability.VISION in needs and any(True for _ in _images(request)):
-        yield _without(request, files=True, images=True)
+        yield _without(request, {"images": _IMAGE.format(model=request.model)})
 
 
 def _images(request: ChatRequest) -> Iterator[ImagePart]:
@@ -46,12 +59,13 @@ def _images(request: ChatRequest) -> Iterator[ImagePart]:
             yield from (part for part in message.content if isinstance(part, ImagePart))
 
 
-def _without(request: ChatRequest, *, files: bool, images: bool) -> ChatRequest:
-    notes: dict[str, str] = {}
-    if files:
-        notes |= dict.fromkeys(("file", "document"), _FILE.format(model=request.model))
-    if images:
-        notes |= dict.fromkeys(("image_url", "image"), _IMAGE.format(model=request.model))
+_KINDS = {"files": ("file", "document"), "images": ("image_url", "image")}
+"""The types of parts and of blocks that are files, or images."""
+
+
+def _without(request: ChatRequest, words: Mapping[str, str]) -> ChatRequest:
+    """Replace files or images by words."""
+    notes = {kind: said for what, said in words.items() for kind in _KINDS[what]}
     messages = []
     for message in request.messages:
         content = message.content
@@ -68,7 +82,7 @@ def _without(request: ChatRequest, *, files: bool, images: bool) -> ChatRequest:
         body={**request.body, "messages": _read_aloud(request.body.get("messages"), notes)},
         original=original,
         responses=None,  # It has the pictures still.
-        left_out=(*request.left_out, "images" if images else "files"),
+        left_out=(*request.left_out, *words),
     )
 
 

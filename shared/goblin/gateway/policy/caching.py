@@ -39,7 +39,7 @@ def cache_key(tenant: str, request: AnyRequest) -> str:
     kind = "chat" if isinstance(request, ChatRequest) else "completions"
     body = request.body
     if isinstance(request, ChatRequest) and request.original is not None:
-        kind, body = request.original.provider, request.original.body
+        kind, body = request.original.provider, {**request.original.body, "headers": request.original.headers}
     asked = {name: value for name, value in body.items() if name not in _BESIDE}
     pin = request.goblin.provider if request.goblin is not None else None
     return hashlib.sha256(msgspec.json.encode([tenant, kind, pin, asked], order="sorted")).hexdigest()

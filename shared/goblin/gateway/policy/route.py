@@ -29,6 +29,10 @@ class Demand(Struct, frozen=True, kw_only=True):
     """The caller's limit; None: no limit."""
     output_tokens_expected: float = 0.0
     """The recent length of answers of this model, within the caller's limit."""
+    n: int = 1
+    """Answers to each prompt."""
+    choices: int = 1
+    """Answers to all prompts together, each of them so long."""
     stream: bool = True
     """Whether the caller waits for the first token only, or for the whole answer."""
     provider: str | None = None

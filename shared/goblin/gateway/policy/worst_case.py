@@ -15,11 +15,17 @@ from goblin.gateway.domain.requests import (
     AudioPart,
     ChatRequest,
     CompletionRequest,
-    EmbeddingsRequest,
     FilePart,
     ImagePart,
+    ImagesRequest,
     InferenceRequest,
+    RerankRequest,
+    TranscriptionRequest,
+    WholeRequest,
+    choices_of,
+    prompts_of,
 )
+from goblin.gateway.policy import fan_out
 from goblin.gateway.policy.passed_messages import server_tools
 
 CONTEXT_TOKENS = 1_050_000
@@ -78,15 +84,17 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
     if (reason := _unpriced(request)) is not None:
         return Unpriced(reason=f"the price of {reason} is unknown")
     inward, uses = _input_tokens(request, endpoint, price)
-    outward = 0 if isinstance(request, EmbeddingsRequest) else _output_tokens(request, price)
+    outward = 0 if isinstance(request, WholeRequest) else _output_tokens(request, price)
     # Writing a prompt to a provider's cache costs more than reading it.
     dear = replace(price, input_usd_micros_per_mtok=price.dearest_input) if _writes_cache(request, endpoint) else price
+    if not isinstance(request, WholeRequest):
+        inward *= fan_out.readings(request.n or 1, endpoint)
     # Before each further use of its tool the vendor's model reads everything again.
     rounds = 1 + sum(uses.values())
     if rounds > 1:
         inward = max(inward, price.context_tokens or CONTEXT_TOKENS)
     cost = dear.cost_usd_micros(
-        input_tokens=inward * rounds, output_tokens=outward * _choices(request) * rounds, uses=uses
+        input_tokens=inward * rounds, output_tokens=outward * choices_of(request) * rounds, uses=uses
     )
     return CostBound(input_tokens=inward, output_tokens=outward, cost_usd_micros=cost)
 
@@ -104,16 +112,26 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
         data = images + [str(part.file.get("file_data", "")) for part in files]
         tokens, uses, many_files = len(msgspec.json.encode(_sent(request))), NO_USES, len(files)
     else:
-        seen = _attachments(original.body.get("messages"))
+        turns = original.body.get("messages")
+        contents = [turn.get("content") for turn in turns if isinstance(turn, dict)] if isinstance(turns, list) else []
+        seen = _attachments([block for one in contents for block in (one if isinstance(one, list) else [one])])
         images, data, many_files = seen.images, seen.data, seen.files
         tokens = len(msgspec.json.encode(original.body)) + (TOOL_PROMPT_TOKENS if original.body.get("tools") else 0)
         uses = Counter[str]()
         for tool in server_tools(original):
             uses[tool.name] += tool.uses_max
+    if isinstance(request, RerankRequest):  # Each document is read with the query, in a template of its own.
+        tokens += len(request.documents) * (TEMPLATE_TOKENS + len(msgspec.json.encode(request.query)))
     tokens += TEMPLATE_TOKENS + len(images) * price.image_tokens_max - sum(len(msgspec.json.encode(d)) for d in data)
     if many_files:
         tokens = max(tokens, price.context_tokens or CONTEXT_TOKENS)
-    return tokens if price.context_tokens is None else min(tokens, price.context_tokens), uses
+    # Each request of a fan-out has a template of its own, and each prompt the model's context.
+    prompts = len(prompts_of(request))
+    tokens += (prompts - 1) * TEMPLATE_TOKENS
+    # The documents of a rerank are read one by one, so all of them may be more than a context.
+    if price.context_tokens is None or isinstance(request, RerankRequest):
+        return tokens, uses
+    return min(tokens, prompts * price.context_tokens), uses
 
 
 def _sent(request: InferenceRequest) -> dict[str, Any]:
@@ -154,13 +172,13 @@ def _attachments(content: Any) -> _Attachments:
     for block in content if isinstance(content, list) else [content]:
         if not isinstance(block, dict):
             continue
-        source, kind = block.get("source"), block.get("type")
+        source, kind = block.get("source"), str(block.get("type"))
         source = source if isinstance(source, dict) else {}
         if kind == "image":
             images.append(str(source.get("data")))
         elif kind == "document":
             files += source.get("type") not in ("text", "content")
-        elif "role" not in block and kind not in _IN_WORDS:
+        elif kind not in _IN_WORDS:
             files += 1  # A vendor may read anything behind a type that nobody here knows.
         if kind in ("image", "document") and source.get("type") == "base64" and isinstance(source.get("data"), str):
             data.append(source["data"])
@@ -172,7 +190,7 @@ def _attachments(content: Any) -> _Attachments:
 
 def limited(request: InferenceRequest, bound: CostBound) -> InferenceRequest:
     """Set the output limit that bounds the cost, under the field name that the caller used."""
-    if isinstance(request, EmbeddingsRequest):
+    if isinstance(request, WholeRequest):
         return request
     names = [name for name in LIMITS if request.body.get(name) is not None]
     names = names or ["max_completion_tokens" if isinstance(request, ChatRequest) else "max_tokens"]
@@ -186,6 +204,10 @@ def price_of(prices: Mapping[tuple[str, str], Price], endpoint: Endpoint, model:
 
 
 def _unpriced(request: InferenceRequest) -> str | None:
+    if isinstance(request, ImagesRequest):
+        return "images that are made"
+    if isinstance(request, TranscriptionRequest):
+        return "recordings"
     for name, what in OF_UNKNOWN_PRICE.items():
         said = request.body.get(name)
         if said is not None and said not in (["text"], 1):
@@ -215,16 +237,6 @@ def _output_tokens(request: ChatRequest | CompletionRequest, price: Price) -> in
     otherwise = price.output_tokens_default if isinstance(request, ChatRequest) else COMPLETION_TOKENS
     most = max(asked, default=otherwise)
     return most if price.output_tokens_max is None else min(most, price.output_tokens_max)
-
-
-def _choices(request: InferenceRequest) -> int:
-    if isinstance(request, EmbeddingsRequest):
-        return 1
-    several = isinstance(request, CompletionRequest) and isinstance(request.prompt, list)
-    prompts = 1
-    if several and not all(isinstance(item, int) for item in request.body["prompt"]):
-        prompts = len(request.body["prompt"])
-    return prompts * (request.n or 1)
 
 
 def _writes_cache(request: InferenceRequest, endpoint: Endpoint) -> bool:

@@ -11,7 +11,7 @@ sent as it came, with its `anthropic-version` and `anthropic-beta`.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import aclosing
 from typing import Any
 
@@ -19,17 +19,23 @@ import httpx
 import msgspec
 from msgspec import UNSET
 
+from goblin.core.decoding import UNREADABLE
 from goblin.core.endpoints import Capability, Credential, Endpoint
 from goblin.core.errors import Fault, ProviderUnavailable
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings, FunctionDelta, ToolCallDelta, Usage
 from goblin.gateway.domain.endpoint_health import Finding, Probe
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
+from goblin.gateway.stream_usage import TOOL_CALLS_MAX
 from goblin.providers.anthropic.codec import messages_body, passed_on, unsupported, version_of, wants_schema
-from goblin.providers.anthropic.passing import beside, own_events
+from goblin.providers.anthropic.passing import Passing, beside
 from goblin.providers.common import probes
 from goblin.providers.common.http import Upstream, events
-from goblin.providers.common.refusals import ErrorDetail, detail_of, fault_of
+from goblin.providers.common.reading import BROKEN, Halves, count_of, decoded, finish_of, mend, parsed
+from goblin.providers.common.refusals import ErrorDetail, fault_of
+from goblin.providers.common.sse import ServerEvent
+from goblin.providers.common.stream_errors import answer_error
+from goblin.providers.common.tool_calls import argument_text, call_id_of
 
 NAME = "anthropic"
 UNSUPPORTED = {
@@ -72,23 +78,23 @@ class Anthropic:
             body, headers = messages_body(request, model, self._endpoint), None
         else:
             body, headers = passed_on(original, request, model), original.headers
-        reader = EventReader(self._endpoint.name, answer_is_tool=original is None and wants_schema(request))
+        reader = EventReader(self._upstream, answer_is_tool=original is None and wants_schema(request))
+        passing = None if original is None else Passing()
         async with self._upstream.stream("/v1/messages", body, headers=headers) as response:
             try:
-                async with aclosing(events(self._upstream, response)) as found:
+                async with aclosing(events(self._upstream, response, lambda: reader.finished)) as found:
                     async for event in found:
-                        said: StreamEvent = self._upstream.decode(event.data, StreamEvent)
-                        made = [chunk] if (chunk := reader.read(said)) is not None else []
-                        for one in made if original is None else beside(made, own_events(event.data)):
-                            yield one
-                        if said.type == "message_stop":
+                        made = reader.feed(event)
+                        for chunk in made if passing is None else passing.beside(made, event):
+                            yield chunk
+                        if reader.stopped:
                             break
             except httpx.HTTPError:
                 # After the stop reason the answer is complete.
                 if not reader.finished:
                     raise
-        if not reader.finished:
-            raise ProviderUnavailable(f"{self._endpoint.name} ended the stream before the answer was complete.")
+        for chunk in reader.end() if passing is None else beside(reader.end(), ()):
+            yield chunk
 
     async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         raise unsupported(self._endpoint, UNSUPPORTED[Capability.COMPLETIONS])
@@ -118,10 +124,10 @@ class AnthropicModels(msgspec.Struct, frozen=True, kw_only=True):
 class MessageUsage(msgspec.Struct, frozen=True, kw_only=True):
     """Cumulative token counts; a field that is missing has not changed."""
 
-    input_tokens: int | None = None
-    output_tokens: int | None = None
-    cache_creation_input_tokens: int | None = None
-    cache_read_input_tokens: int | None = None
+    input_tokens: Any = None
+    output_tokens: Any = None
+    cache_creation_input_tokens: Any = None
+    cache_read_input_tokens: Any = None
     cache_creation: Any = None
     """The tokens written to the cache, by how long they stay there."""
     server_tool_use: Any = None
@@ -135,7 +141,7 @@ class StartedMessage(msgspec.Struct, frozen=True, kw_only=True):
 class ContentBlock(msgspec.Struct, frozen=True, kw_only=True):
     """The block that a `content_block_start` begins: `text`, `tool_use`, `thinking`, or an unknown type."""
 
-    type: str
+    type: str = ""
     text: str = ""
     thinking: str = ""
     id: str = ""
@@ -144,147 +150,216 @@ class ContentBlock(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class EventDelta(msgspec.Struct, frozen=True, kw_only=True):
-    """The addition of a `content_block_delta` or a `message_delta`."""
+    """The addition of a `content_block_delta` or a `message_delta`; the field that is there says which it is."""
 
-    type: str = ""
     text: str = ""
-    partial_json: str = ""
+    partial_json: Any = ""
     thinking: str = ""
-    stop_reason: str | None = None
+    stop_reason: Any = None
 
 
 class StreamEvent(msgspec.Struct, frozen=True, kw_only=True):
-    """Any event of the stream, with the fields of all of them."""
+    """Any event of the stream, with the fields of all of them; or a whole message, which is not one."""
 
-    type: str
+    type: str = ""
     index: int = 0
     message: StartedMessage | None = None
     content_block: ContentBlock | None = None
     delta: EventDelta | None = None
     usage: MessageUsage | None = None
+    content: tuple[ContentBlock, ...] | str | None = None
+    stop_reason: Any = None
     error: Any = None
-
-
-_FINISH = {
-    "end_turn": "stop",
-    "stop_sequence": "stop",
-    "pause_turn": "stop",
-    "max_tokens": "length",
-    "model_context_window_exceeded": "length",
-    "tool_use": "tool_calls",
-    "refusal": "content_filter",
-}
 
 
 class EventReader:
     """Converts the events of one answer to chunks."""
 
-    def __init__(self, name: str, *, answer_is_tool: bool) -> None:
+    def __init__(self, upstream: Upstream, *, answer_is_tool: bool) -> None:
         """Start an answer.
 
         Args:
-            name: The endpoint's name, for messages.
+            upstream: Whose answer it is: its name and its judge of errors.
             answer_is_tool: Whether the arguments of `ANSWER_TOOL` are the text of the answer.
         """
-        self.finished = False
-        self._name = name
+        self.stopped = False
+        """Whether the last event has come."""
+        self._upstream = upstream
         self._answer_is_tool = answer_is_tool
-        self._calls: dict[int, int] = {}
-        """Index of the tool call, by index of its block."""
-        self._written: set[int] = set()
-        """Indexes of the tool call blocks whose arguments have begun."""
-        self._usage = MessageUsage()
+        self._finish: str | None = None
+        self._said = False
+        self._calls: dict[int, _Call] = {}
+        """The tool call of each block that is one, by index of the block."""
+        self._count = 0
+        """Number of tool calls."""
+        self._usage: dict[str, Any] = {}
+        """What is known of `MessageUsage`, by its fields."""
+        self._halves = Halves()
 
-    def read(self, event: StreamEvent) -> ChatChunk | None:
-        """Convert an event; None when it has no content. Raises `ProviderUnavailable` for an `error` event."""
-        match event.type:
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is complete."""
+        return self.stopped or self._finish is not None
+
+    def feed(self, event: ServerEvent) -> Iterator[ChatChunk]:
+        """Convert an event.
+
+        Raises:
+            InvalidRequest: It is an error that blames the request, before anything was said.
+            ProviderUnavailable: It is another error, or cannot be read.
+        """
+        try:
+            said = decoded(event.data, StreamEvent)
+        except UNREADABLE:
+            if event.data.strip()[:1] in (b"{", b"[") and not self.finished:
+                raise self._upstream.nonsense() from None
+            return  # A keep-alive.
+        if said.error or "error" in (said.type, event.event):
+            if not self.finished:
+                raise answer_error(self._upstream, parsed(event.data), said=self._said)
+            return
+        for chunk in self._read(said, said.type or event.event):
+            self._said = self._said or chunk.starts_answer
+            yield chunk
+
+    def end(self) -> Iterator[ChatChunk]:
+        """Yield the end of the answer. Raises `ProviderUnavailable` if it is not complete."""
+        if not self.finished:
+            raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer was complete.")
+        for index in list(self._calls):
+            yield from self._close(index)
+        for name in ("content", "reasoning_content"):
+            if lost := self._halves.take(name):
+                yield _chunk(Delta(content=lost) if name == "content" else Delta(reasoning_content=lost))
+        finish = self._finish or "stop"
+        if self._answer_is_tool:
+            finish = "stop" if finish == "tool_calls" else finish
+        elif self._count and finish == "stop":
+            finish = "tool_calls"  # Some servers end calls with `end_turn`.
+        usage = usage_of(self._usage)
+        choice = ChunkChoice(delta=Delta(), finish_reason=finish)
+        yield ChatChunk(choices=(choice,), usage=UNSET if usage is None else usage)
+
+    def _read(self, event: StreamEvent, kind: str) -> Iterator[ChatChunk]:
+        match kind:
             case "message_start":
-                self._count(event.message.usage if event.message else None)
-                return _chunk(Delta(role="assistant", content=""))
+                # Its `output_tokens` are of a message that has only begun.
+                self._count_tokens(event.message.usage if event.message else None, output=False)
+                yield _chunk(Delta(role="assistant", content=""))
             case "content_block_start" if event.content_block is not None:
-                return self._begin(event.index, event.content_block)
+                yield from self._begin(event.index, event.content_block)
             case "content_block_delta" if event.delta is not None:
-                return self._add(event.index, event.delta)
-            case "content_block_stop" if event.index in self._calls and event.index not in self._written:
-                # OpenAI's clients parse the arguments even of a call that has none.
-                return self._arguments(event.index, "{}")
-            case "message_delta" if event.delta is not None:
-                self._count(event.usage)
-                return self._finish(event.delta.stop_reason)
-            case "error":
-                detail = detail_of({"error": event.error})
-                raise ProviderUnavailable(
-                    f"{self._name} sent an error in the stream.",
-                    fault=_STREAM_FAULTS.get(detail.type, Fault.TRANSIENT),
-                )
-        return None
+                yield from self._add(event.index, event.delta)
+            case "content_block_stop":
+                yield from self._close(event.index)
+            case "message_delta":
+                self._count_tokens(event.usage)
+                self._stop(event.delta.stop_reason if event.delta and event.delta.stop_reason else event.stop_reason)
+            case "message_stop":
+                self.stopped = True
+            case "message" if event.content is not None:
+                # A whole message, although a stream was asked for.
+                blocks = (ContentBlock(type="text", text=event.content),) if isinstance(event.content, str) else None
+                for index, block in enumerate(blocks or event.content):
+                    if isinstance(block, ContentBlock):
+                        yield from self._begin(index, block)
+                self._count_tokens(event.usage)
+                self._stop(event.stop_reason or "end_turn")
+                self.stopped = True
 
-    def _begin(self, index: int, block: ContentBlock) -> ChatChunk | None:
+    def _begin(self, index: int, block: ContentBlock) -> Iterator[ChatChunk]:
+        yield from self._close(index)
         match block.type:
-            case "text" if block.text:
-                return _chunk(Delta(content=block.text))
+            case "text" if block.text and not self._answer_is_tool:
+                yield _chunk(Delta(content=self._halves.join("content", block.text)))
             case "thinking" if block.thinking:
-                return _chunk(Delta(reasoning_content=block.thinking))
+                yield _chunk(Delta(reasoning_content=self._halves.join("reasoning_content", block.thinking)))
             case "tool_use":
-                number = self._calls[index] = len(self._calls)
-                if self._answer_is_tool:
-                    return None
-                called = FunctionDelta(name=block.name, arguments="")
-                return _chunk(
-                    Delta(tool_calls=(ToolCallDelta(index=number, id=block.id, type="function", function=called),))
-                )
-        return None
+                self._calls[index] = _Call(self._count, block.input)
+                self._count += 1
+                if self._count > TOOL_CALLS_MAX:
+                    raise ProviderUnavailable(f"{self._upstream.name} sent more tool calls than an answer has.")
+                if not self._answer_is_tool:
+                    called, call_id = FunctionDelta(name=mend(block.name)[0], arguments=""), call_id_of(block.id)
+                    head = ToolCallDelta(index=self._count - 1, id=call_id, type="function", function=called)
+                    yield _chunk(Delta(tool_calls=(head,)))
 
-    def _add(self, index: int, delta: EventDelta) -> ChatChunk | None:
-        match delta.type:
-            case "text_delta":
-                # When the tool's arguments are the answer, text beside them is not part of it.
-                return None if self._answer_is_tool else _chunk(Delta(content=delta.text))
-            case "thinking_delta":
-                return _chunk(Delta(reasoning_content=delta.thinking))
-            case "input_json_delta" if index in self._calls and delta.partial_json:
-                return self._arguments(index, delta.partial_json)
-        return None
+    def _add(self, index: int, delta: EventDelta) -> Iterator[ChatChunk]:
+        # When the tool's arguments are the answer, text beside them is not part of it.
+        if delta.text and not self._answer_is_tool:
+            yield _chunk(Delta(content=self._halves.join("content", delta.text)))
+        if delta.thinking:
+            yield _chunk(Delta(reasoning_content=self._halves.join("reasoning_content", delta.thinking)))
+        if (piece := argument_text(delta.partial_json)) and self._calls:
+            yield self._arguments(self._calls.get(index) or self._calls[max(self._calls)], piece)
 
-    def _arguments(self, index: int, piece: str) -> ChatChunk:
-        self._written.add(index)
+    def _close(self, index: int) -> Iterator[ChatChunk]:
+        """Complete the arguments of a call: OpenAI's clients parse even those of a call that has none."""
+        call = self._calls.pop(index, None)
+        if call is None:
+            return
+        if not call.written:
+            # Some servers send the whole `input` with the start of the block.
+            yield self._arguments(call, argument_text(call.input).strip() or "{}")
+        if lost := self._halves.take(call):
+            yield self._arguments(call, lost)
+
+    def _arguments(self, call: _Call, piece: str) -> ChatChunk:
+        call.written = True
+        piece = self._halves.join(call, piece)
         if self._answer_is_tool:
             return _chunk(Delta(content=piece))
-        call = ToolCallDelta(index=self._calls[index], function=FunctionDelta(arguments=piece))
-        return _chunk(Delta(tool_calls=(call,)))
+        said = ToolCallDelta(index=call.number, function=FunctionDelta(arguments=piece))
+        return _chunk(Delta(tool_calls=(said,)))
 
-    def _finish(self, reason: str | None) -> ChatChunk | None:
-        if reason is None:
-            return None
-        self.finished = True
-        finish = _FINISH.get(reason, "stop")
-        if self._answer_is_tool and finish == "tool_calls":
-            finish = "stop"
-        choice = ChunkChoice(delta=Delta(), finish_reason=finish)
-        usage = usage_of(self._usage)
-        return ChatChunk(choices=(choice,), usage=UNSET if usage is None else usage)
+    def _stop(self, reason: Any) -> None:
+        finish = finish_of(reason)
+        if finish == BROKEN:
+            raise ProviderUnavailable(f"{self._upstream.name} broke off its answer.")
+        self._finish = finish or self._finish
 
-    def _count(self, said: MessageUsage | None) -> None:
+    def _count_tokens(self, said: MessageUsage | None, *, output: bool = True) -> None:
         if said is not None:
-            news = {name: value for name, value in msgspec.structs.asdict(said).items() if value is not None}
-            self._usage = msgspec.structs.replace(self._usage, **news)
+            counts = {
+                name: _counts(value) if name in _BY_NAME else count_of(value)
+                for name, value in msgspec.structs.asdict(said).items()
+            }
+            # Some servers repeat the counts of the start as zeros.
+            self._usage |= {
+                name: count for name, count in counts.items() if count and (output or name != "output_tokens")
+            }
 
 
-def usage_of(said: MessageUsage) -> Usage | None:
-    """Convert to OpenAI's counts, where cached tokens are part of the prompt. None when counts are missing."""
-    if said.input_tokens is None or said.output_tokens is None:
+class _Call:
+    """A tool call whose block is open."""
+
+    def __init__(self, number: int, given: Any) -> None:
+        self.number = number
+        self.input = given
+        """The whole input, where the block has begun with it."""
+        self.written = False
+        """Whether any arguments were passed on."""
+
+
+_BY_NAME = frozenset({"cache_creation", "server_tool_use"})
+"""Fields of `MessageUsage` that have several counts."""
+
+
+def usage_of(counts: Mapping[str, Any]) -> Usage | None:
+    """Convert to OpenAI's counts, where cached tokens are part of the prompt. None without counts."""
+    read, written = counts.get("cache_read_input_tokens", 0), counts.get("cache_creation_input_tokens", 0)
+    asked, answered = counts.get("input_tokens", 0) + read + written, counts.get("output_tokens", 0)
+    if not asked and not answered:
         return None
-    read, written = said.cache_read_input_tokens or 0, said.cache_creation_input_tokens or 0
-    asked = said.input_tokens + read + written
     details = {"cached_tokens": read} | ({"cache_creation_tokens": written} if written else {})
-    if longer := _counts(said.cache_creation).get("ephemeral_1h_input_tokens"):
+    if longer := counts.get("cache_creation", {}).get("ephemeral_1h_input_tokens"):
         details["cache_creation_1h_tokens"] = longer
-    uses = {name: times for name, times in _counts(said.server_tool_use).items() if name.endswith("_requests")}
+    uses = {name: times for name, times in counts.get("server_tool_use", {}).items() if name.endswith("_requests")}
     details |= uses
     return Usage(
         prompt_tokens=asked,
-        completion_tokens=said.output_tokens,
-        total_tokens=asked + said.output_tokens,
+        completion_tokens=answered,
+        total_tokens=asked + answered,
         prompt_tokens_details=details if read or written or uses else UNSET,
     )
 
@@ -292,7 +367,7 @@ def usage_of(said: MessageUsage) -> Usage | None:
 def _counts(value: Any) -> dict[str, int]:
     """Read counts by name; what is none is left out."""
     found = value.items() if isinstance(value, dict) else ()
-    return {name: said for name, said in found if isinstance(said, int) and not isinstance(said, bool) and said > 0}
+    return {name: count for name, said in found if name.isascii() and (count := count_of(said))}
 
 
 def judge(status: int, detail: ErrorDetail) -> Fault | None:
@@ -300,15 +375,6 @@ def judge(status: int, detail: ErrorDetail) -> Fault | None:
     if "credit balance is too low" in detail.message:
         return Fault.MONEY
     return fault_of(status, detail)
-
-
-_STREAM_FAULTS = {
-    "overloaded_error": Fault.CAPACITY,
-    "rate_limit_error": Fault.RATE,
-    "billing_error": Fault.MONEY,
-    "authentication_error": Fault.AUTH,
-    "permission_error": Fault.AUTH,
-}
 
 
 def _chunk(delta: Delta) -> ChatChunk:

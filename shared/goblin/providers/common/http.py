@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -25,6 +25,8 @@ T = TypeVar("T")
 CONNECT_TIMEOUT_S = 5.0
 ANSWER_TIMEOUT_S = 600.0
 """Longest silence on a connection; the router's own timeouts are far shorter."""
+LINGER_S = 2.0
+"""How long an answer is read on after its end, for the usage; some servers do not end the response."""
 ADDRESSES_MAX = 16
 """Parsed URLs that an `Upstream` keeps."""
 ERROR_BYTES_MAX = 64 * 1024
@@ -101,7 +103,7 @@ class Upstream:
         content = msgspec.json.encode(body)
         response = await self._send(_Ask("POST", path, content, ANSWER_TIMEOUT_S, headers=headers or {}))
         try:
-            if response.status_code != 200:
+            if not 200 <= response.status_code < 300:
                 raise self._refusal(response, await read_up_to(response, ERROR_BYTES_MAX))
             yield response
         except httpx.HTTPError as error:
@@ -114,7 +116,14 @@ class Upstream:
         return self.decode(await self.exchange(method, path, body=body, timeout_s=timeout_s))
 
     async def exchange(
-        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float, again: bool = True
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        form: tuple[bytes, str] | None = None,
+        timeout_s: float,
+        again: bool = True,
     ) -> bytes:
         """Send one request and return the response body, which may be empty. Raises like `stream`.
 
@@ -122,13 +131,17 @@ class Upstream:
             method: HTTP method.
             path: Appended to the base URL.
             body: Sent as JSON.
+            form: Another body, and its media type.
             timeout_s: Longest silence.
             again: Whether to retry once when a kept connection was closed; False where a request is not idempotent.
         """
         content = None if body is None else msgspec.json.encode(body)
-        response = await self._send(_Ask(method, path, content, timeout_s, again))
+        headers = {}
+        if form is not None:
+            content, headers["content-type"] = form
+        response = await self._send(_Ask(method, path, content, timeout_s, again, headers))
         try:
-            good = response.status_code == 200
+            good = 200 <= response.status_code < 300
             data = await read_up_to(response, JSON_BYTES_MAX if good else ERROR_BYTES_MAX)
         except httpx.HTTPError as error:
             raise self._broken(error) from error
@@ -183,7 +196,7 @@ class Upstream:
             learn(key)
             headers[credential.header] = credential.value(key)
         if ask.content is not None:
-            headers["content-type"] = "application/json"
+            headers.setdefault("content-type", "application/json")
         # Not `build_request`: it merges the client's defaults, of which there are none, and that costs as much time
         # as parsing up to ten chunks.
         connect_s = min(ask.timeout_s, CONNECT_TIMEOUT_S)
@@ -266,6 +279,15 @@ async def _unpacked(response: httpx.Response, encoding: str) -> AsyncIterator[by
         yield rest
 
 
+async def next_piece(source: AsyncIterator[bytes]) -> bytes | None:
+    """Wait for the next piece of a body whose answer is whole; None when it has ended, or when nothing comes."""
+    try:
+        async with asyncio.timeout(LINGER_S):
+            return await anext(source)
+    except (StopAsyncIteration, TimeoutError):
+        return None
+
+
 async def read_up_to(response: httpx.Response, limit: int) -> bytes:
     """Read the body up to a limit in bytes: a provider's response is untrusted and may be endless.
 
@@ -303,15 +325,26 @@ async def lines(upstream: Upstream, response: httpx.Response, limit: int) -> Asy
         yield bytes(rest)
 
 
-async def events(upstream: Upstream, response: httpx.Response) -> AsyncGenerator[sse.ServerEvent, None]:
-    """Yield the server-sent events of a body. Raises `ProviderUnavailable` when the body is not an event stream."""
-    if not response.headers.get("content-type", "").startswith("text/event-stream"):
-        raise upstream.nonsense()
-    parser = sse.EventParser()
-    async for piece in pieces(response):
+async def events(
+    upstream: Upstream, response: httpx.Response, over: Callable[[], bool]
+) -> AsyncGenerator[sse.ServerEvent, None]:
+    """Yield the server-sent events of a body. Raises `ProviderUnavailable` for one that does not end.
+
+    Args:
+        upstream: For messages.
+        response: Its body; JSON instead of events is one event.
+        over: Tells whether the answer is whole, so that nothing more needs to come.
+    """
+    parser, source = sse.EventParser(), pieces(response)
+    while True:
+        piece = await next_piece(source) if over() else await anext(source, None)
+        if piece is None:
+            break
         try:
             found = parser.feed(piece)
         except sse.EventTooLarge as error:
             raise upstream.nonsense() from error
         for event in found:
             yield event
+    for event in parser.end():
+        yield event

@@ -2,37 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import struct
 from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
 from typing import Any
 
 import httpx
 import msgspec
 
 from goblin.core.endpoints import Capability, Endpoint
-from goblin.core.errors import Fault, ProviderUnavailable
-from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, Embeddings, Usage
+from goblin.gateway.domain.chat import ChatChunk, Embedding, Embeddings
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.providers.common import sse
-from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream, pieces
-from goblin.providers.common.refusals import detail_of
-from httpguard import whole_number
-
-
-class _TextChoice(msgspec.Struct, frozen=True, kw_only=True):
-    index: int = 0
-    text: str = ""
-    logprobs: dict[str, Any] | None = None
-    finish_reason: str | None = None
-
-
-class _TextChunk(msgspec.Struct, frozen=True, kw_only=True):
-    """One chunk of the older completions route."""
-
-    choices: tuple[_TextChoice, ...] = ()
-    usage: Usage | None = None
-    cut_short: str | None = None
-
+from goblin.providers.common.chunk_reader import ChunkReader, tool_names
+from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream, next_piece, pieces
+from goblin.providers.common.reading import count_of, usage_of
+from goblin.providers.common.stream_errors import answer_error, is_error
 
 NOTHING: Mapping[str, bool] = {}
 """No extra parameters."""
@@ -47,7 +32,6 @@ class OpenAICodec:
         self,
         upstream: Upstream,
         *,
-        chunk: type[ChatChunk] = ChatChunk,
         limit: str | None = None,
         continues: Mapping[str, bool] = NOTHING,
     ) -> None:
@@ -55,71 +39,73 @@ class OpenAICodec:
 
         Args:
             upstream: Base URL and keys of the endpoint.
-            chunk: The type that chat chunks are decoded as; a subclass where the provider adds fields.
             limit: The parameter name that the server accepts for the output limit of a chat, one of `LIMITS`. None
                 passes on the name that the caller used.
             continues: Extra parameters that make the server continue a last assistant message instead of answering it.
         """
         self._upstream = upstream
-        self._chunk_kind = chunk
         self._limit = limit
         self._continues = continues
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = {**streaming(limited(request, self._limit), model), **told(request, self._continues)}
-        return self._stream("/chat/completions", body, self._chunk_kind)
+        return self._stream("/chat/completions", body, completes=False)
 
-    async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        body = streaming(request.body, model)
-        async with aclosing(self._stream("/completions", body, _TextChunk)) as chunks:
-            async for chunk in chunks:
-                yield _as_chat(chunk)
+    def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._stream("/completions", streaming(request.body, model), completes=True)
 
     async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
         # Always request floats: not every server knows base64, and our own response is encoded later as the caller
         # asked.
         body = {**_ours_removed(request.body), "model": model, "encoding_format": "float"}
         answer = await self._upstream.json("POST", "/embeddings", body=body, timeout_s=ANSWER_TIMEOUT_S)
-        found = self._upstream.convert(answer, Embeddings)
-        return Embeddings(data=tuple(sorted(found.data, key=lambda row: row.index)), usage=found.usage)
+        if isinstance(answer, dict) and is_error(answer):
+            raise answer_error(self._upstream, answer, said=False)
+        if (found := embeddings_of(answer)) is None:
+            raise self._upstream.nonsense()
+        return found
 
     async def models(self, *, timeout_s: float) -> tuple[str, ...]:
         """List the model ids of `GET /models`."""
         answer = await self._upstream.json("GET", "/models", timeout_s=timeout_s)
-        listed = self._upstream.convert(answer, _ModelList)
-        return tuple(row.id for row in listed.data)
+        if isinstance(answer, dict):
+            answer = answer.get("data", answer.get("models"))
+        if not isinstance(answer, list | None):
+            raise self._upstream.nonsense()
+        names = [row.get("id") if isinstance(row, dict) else row for row in answer or ()]
+        return tuple(name for name in names if isinstance(name, str))
 
-    async def _stream(self, path: str, body: Mapping[str, Any], kind: type[Any]) -> AsyncGenerator[Any, None]:
+    async def _stream(self, path: str, body: Mapping[str, Any], *, completes: bool) -> AsyncGenerator[ChatChunk, None]:
         """Yield chunks until every choice has a finish reason.
 
         `[DONE]` proves nothing: some servers leave it out, and llama-cpp-python's sends it after a stream that
         another request has cut off. All servers send a finish reason, and only when the answer is complete.
         """
-        finished: dict[int, bool] = {}
         parser = sse.EventParser()
+        wanted = count_of(body.get("n")) or 1
+        reader = ChunkReader(self._upstream, choices=wanted, tools=tool_names(body), completes=completes)
         async with self._upstream.stream(path, body) as response:
-            if not response.headers.get("content-type", "").startswith("text/event-stream"):
-                raise self._upstream.nonsense()
+            source = pieces(response)
             try:
-                async for piece in pieces(response):
+                async for piece in source:
                     for event in self._feed(parser, piece):
-                        if event.data == b"[DONE]":
-                            continue
-                        chunk = self._chunk(event, kind)
-                        if chunk.cut_short:
-                            raise ProviderUnavailable(
-                                f"{self._upstream.name} is shutting down and cut its answer short."
-                            )
-                        for choice in chunk.choices:
-                            done = finished.get(choice.index, False) or bool(choice.finish_reason)
-                            finished[choice.index] = done
-                        yield chunk
+                        for chunk in reader.read(event.data, event.event):
+                            yield chunk
+                    if reader.over:
+                        break
+                while reader.over and (rest := await next_piece(source)) is not None:
+                    for event in self._feed(parser, rest):
+                        for chunk in reader.read(event.data, event.event):
+                            yield chunk
             except httpx.HTTPError:
                 # After the finish reason only the usage can be lost, and the gateway can count that itself.
-                if not _whole(finished):
+                if not reader.whole:
                     raise
-        if not _whole(finished):
-            raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer was complete.")
+        for event in parser.end():
+            for chunk in reader.read(event.data, event.event):
+                yield chunk
+        for chunk in reader.end():
+            yield chunk
 
     def _feed(self, parser: sse.EventParser, piece: bytes) -> list[sse.ServerEvent]:
         try:
@@ -127,28 +113,30 @@ class OpenAICodec:
         except sse.EventTooLarge as error:
             raise self._upstream.nonsense() from error
 
-    def _chunk(self, event: sse.ServerEvent, kind: type[Any]) -> Any:
-        if event.event == "error" or b'"error"' in event.data:
-            self._raise_if_error(event)
-        return self._upstream.decode(event.data, kind)
 
-    def _raise_if_error(self, event: sse.ServerEvent) -> None:
-        body = self._upstream.decode(event.data)
-        if not isinstance(body, dict) or not (body.get("error") or event.event == "error"):
-            return
-        detail = detail_of(body)
-        status = whole_number(detail.code, 599) or 500
-        # Once the stream has started, even a 4xx is the endpoint's failure: it had accepted the request.
-        fault = self._upstream.judge(status, detail) or Fault.TRANSIENT
-        raise ProviderUnavailable(f"{self._upstream.name} sent an error in the stream.", fault=fault)
+def embeddings_of(answer: Any) -> Embeddings | None:
+    """Read vectors, in the order of their inputs; None when there is none that can be read.
 
-
-class _ModelRow(msgspec.Struct, frozen=True):
-    id: str
-
-
-class _ModelList(msgspec.Struct, frozen=True):
-    data: tuple[_ModelRow, ...]
+    Rows without an index are in order; a vector may be base64 of little-endian float32, or alone in a list.
+    """
+    rows = answer.get("data") if isinstance(answer, dict) else answer
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
+        return None
+    found = []
+    for position, row in enumerate(rows):
+        index, vector = count_of(row.get("index")), row.get("embedding")
+        try:
+            if isinstance(vector, str):
+                raw = base64.b64decode(vector, validate=True)
+                vector = list(struct.unpack(f"<{len(raw) // 4}f", raw))
+            elif isinstance(vector, list) and len(vector) == 1 and isinstance(vector[0], list):
+                (vector,) = vector
+            vector = msgspec.convert(vector, list[float], strict=False)
+        except (ValueError, struct.error, msgspec.ValidationError):
+            return None
+        found.append(Embedding(index=position if index is None else index, embedding=vector))
+    usage = usage_of(answer.get("usage")) if isinstance(answer, dict) else None
+    return Embeddings(data=tuple(sorted(found, key=lambda row: row.index)), usage=usage)
 
 
 LIMITS = ("max_tokens", "max_completion_tokens")
@@ -195,22 +183,3 @@ def streaming(body: Mapping[str, Any], model: str) -> dict[str, Any]:
 
 def _ours_removed(body: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in body.items() if key != "goblin"}
-
-
-def _as_chat(chunk: _TextChunk) -> ChatChunk:
-    return ChatChunk(
-        choices=tuple(
-            ChunkChoice(
-                index=choice.index,
-                delta=Delta(content=choice.text),
-                logprobs=choice.logprobs,
-                finish_reason=choice.finish_reason,
-            )
-            for choice in chunk.choices
-        ),
-        usage=chunk.usage,
-    )
-
-
-def _whole(finished: Mapping[int, bool]) -> bool:
-    return bool(finished) and all(finished.values())

@@ -13,14 +13,20 @@ import msgspec
 from goblin.core import decoding
 from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable
 from goblin.core.redaction import redact
+from goblin.providers.common.error_words import (
+    caller_code,
+    fault_said,
+    retry_after_s,
+    says_too_long,
+    wait_in_body_s,
+    wait_in_words_s,
+)
 from httpguard.text import is_bounded
 
 log = logging.getLogger(__name__)
 
 TEXT_MAX = 1024
 """Characters of a message that are read and passed on."""
-WAIT_S_MAX = 86400.0
-"""The longest wait that a provider may ask for."""
 WORD_MAX = 128
 """Characters of a type, a code or the name of a parameter."""
 
@@ -32,6 +38,8 @@ class ErrorDetail(msgspec.Struct, frozen=True, kw_only=True):
     type: str = ""
     code: str = ""
     param: str | None = None
+    wait_s: float | None = None
+    """How long the body asks us to wait."""
 
 
 Judge = Callable[[int, ErrorDetail], Fault | None]
@@ -56,11 +64,18 @@ def refusal(name: str, response: httpx.Response, data: bytes, judge: Judge) -> G
         return InvalidRequest(
             detail.message or f"{name} refused the request with status {status}.",
             param=detail.param,
-            code=_caller_code(detail),
+            code=caller_code(detail),
         )
-    return ProviderUnavailable(
-        f"{name} answered {status} ({fault}).", fault=fault, retry_after_s=retry_after_s(response.headers)
-    )
+    waits = fault in (Fault.RATE, Fault.CAPACITY, Fault.LOADING)
+    wait_s = retry_after_s(response.headers, limited=fault is Fault.RATE)
+    if wait_s is None and waits:
+        wait_s = wait_said_s(detail)
+    return ProviderUnavailable(f"{name} answered {status} ({fault}).", fault=fault, retry_after_s=wait_s)
+
+
+def wait_said_s(detail: ErrorDetail) -> float | None:
+    """Read how many seconds an error asks us to wait, in its fields or in its message; None when it does not say."""
+    return detail.wait_s if detail.wait_s is not None else wait_in_words_s(detail.message)
 
 
 # They come with 429 and look like a rate limit, but waiting does not help. Source: help.openai.com 5955604, OpenAI's
@@ -86,7 +101,13 @@ def fault_of(status: int, detail: ErrorDetail) -> Fault | None:
     """Find the fault behind a status; None when the request itself is to blame."""
     if status == 402 or detail.code in _MONEY_CODES or detail.type in _MONEY_CODES:
         return Fault.MONEY
+    if status not in (401, 403, 429) and says_too_long(detail):
+        return None  # Some servers say it with 500.
     match status:
+        case 413 if fault_said(detail) is Fault.RATE:
+            return Fault.UNSUPPORTED  # Groq: the request alone is above the limit per minute; waiting does not help.
+        case 400 | 409 | 422 | 424 | 500 | 503 if (said := fault_said(detail)) is not None and not loading(detail):
+            return said
         case 401 | 403:
             return Fault.AUTH
         case 404 | 410:
@@ -97,7 +118,7 @@ def fault_of(status: int, detail: ErrorDetail) -> Fault | None:
             return Fault.TRANSIENT
         case 429:
             return Fault.RATE
-        case 503 if "loading" in detail.message.lower():
+        case 503 if loading(detail):
             return Fault.LOADING
         case 503 if "busy" in detail.message.lower() or "overloaded" in detail.message.lower():
             return Fault.CAPACITY
@@ -106,6 +127,11 @@ def fault_of(status: int, detail: ErrorDetail) -> Fault | None:
     if 400 <= status < 500:
         return None
     return Fault.TRANSIENT
+
+
+def loading(detail: ErrorDetail) -> bool:
+    """Tell whether an error says that the model is being loaded."""
+    return "loading" in detail.message.lower()
 
 
 # How providers' messages say that no machine is free, with statuses from 400 to 503. Source: the errors that
@@ -132,95 +158,97 @@ def judge_gpu_host(status: int, detail: ErrorDetail) -> Fault | None:
 
 
 def error_detail(data: bytes) -> ErrorDetail:
-    """Parse an error body: the shapes that `detail_of` knows, or a line of text. An HTML page yields nothing."""
+    """Parse an error body: the shapes that `detail_of` knows, a line of text, or the title of an HTML page."""
     try:
         body = msgspec.json.decode(data) if is_bounded(data) else None
     except decoding.UNREADABLE:
         text = data.decode("utf-8", "replace").strip()
-        return ErrorDetail() if text[:1] in ("<", "{", "[") else ErrorDetail(message=_text(text))
+        if text[:1] == "<":
+            return ErrorDetail(message=_text(_title(text)))
+        return ErrorDetail() if text[:1] in ("{", "[") else ErrorDetail(message=_text(text))
     return detail_of(body)
 
 
 def detail_of(body: Any) -> ErrorDetail:
     """Read the error detail from parsed JSON.
 
-    `{"error": {…}}` is OpenAI's and, with `details`, Anthropic's; `{"error": "…"}` is Ollama's, Fly's and RunPod's
-    workers'; `{"error": SLUG, "msg": "…"}` is Vast's; `{"detail": "…"}` is a problem document's, and FastAPI's.
+    `{"error": {…}}` is OpenAI's and, with `details`, Anthropic's; Google puts it into a list. `{"error": "…"}` is
+    Ollama's, Fly's and RunPod's workers', with `error_type` TGI's; `{"error": SLUG, "msg": "…"}` is Vast's.
+    `{"detail": "…"}` is a problem document's, and FastAPI's, where it may be a list of `{"loc": […], "msg": "…"}`.
+    `{"object": "error", "message": "…"}` is vLLM's, `{"message": "…"}` Cohere's and many gateways'.
     """
-    if not isinstance(body, dict):
+    found = _detail(body, 0)
+    wait_s = wait_in_body_s(body)
+    return found if wait_s is None else msgspec.structs.replace(found, wait_s=wait_s)
+
+
+_DEPTH_MAX = 6
+_MESSAGES = (
+    *("message", "msg", "detail", "Message", "error_message", "errorMessage", "error_description", "error_msg"),
+    *("faultstring", "reason", "title"),
+)
+_SLUG = re.compile(r"[A-Za-z0-9_.-]{1,80}")
+
+
+def _detail(body: Any, depth: int) -> ErrorDetail:
+    if isinstance(body, str):
+        return _in_text(body, depth)
+    if isinstance(body, list):
+        rows = [found for row in body[:16] if (found := _detail(row, depth + 1)).message] if depth < _DEPTH_MAX else []
+        if not rows:
+            return ErrorDetail()
+        return msgspec.structs.replace(rows[0], message=_text("; ".join(row.message for row in rows)))
+    if not isinstance(body, dict) or depth >= _DEPTH_MAX:
         return ErrorDetail()
-    error = body.get("error", body.get("detail"))
+    said = next((found for name in _MESSAGES if (found := _detail(body.get(name), depth + 1)).message), ErrorDetail())
+    error = next((body[name] for name in ("error", "errors", "fault") if body.get(name)), None)
     if isinstance(error, str):
-        said = body.get("msg")
-        if isinstance(said, str):
-            return ErrorDetail(message=_text(said), code=_text(error, WORD_MAX))
-        return ErrorDetail(message=_text(error))
-    if not isinstance(error, dict):
-        return ErrorDetail()
-    param, details = error.get("param"), error.get("details")
+        slug = bool(_SLUG.fullmatch(error))
+        beside = said.message if body.get("msg") or body.get("message") or slug else ""
+        code = _text(error, WORD_MAX) if slug else ""
+        inner = ErrorDetail(message=beside, code=code) if beside else _in_text(error, depth)
+    else:
+        inner = _detail(error, depth + 1)
+    param, details, metadata = body.get("param"), body.get("details"), body.get("metadata")
     finer = details.get("error_code") if isinstance(details, dict) else None
+    # OpenRouter says "Provider returned error", and has the provider's own words here.
+    raw = _detail(metadata.get("raw"), depth + 1) if isinstance(metadata, dict) else ErrorDetail()
+    where = [str(step) for step in body["loc"][:16] if step != "body"] if isinstance(body.get("loc"), list) else []
+    place = _text(".".join(where), WORD_MAX)
+    message = raw.message or inner.message or said.message
     return ErrorDetail(
-        message=_text(error.get("message")),
-        type=_text(error.get("type"), WORD_MAX),
-        code=_text(finer or error.get("code"), WORD_MAX),
-        param=_text(param, WORD_MAX) if isinstance(param, str) else None,
+        message=_text(f"{place}: {message}" if place and message else message),
+        type=inner.type or said.type or _word(body, "type", "error_type", "status", "__type"),
+        code=_text(finer, WORD_MAX) or inner.code or _word(body, "code", "error_code") or said.code,
+        param=inner.param or (_text(param, WORD_MAX) if isinstance(param, str) else place or said.param),
     )
 
 
-def retry_after_s(headers: Mapping[str, str]) -> float | None:
-    """Read how many seconds the provider asks us to wait; None when it does not say.
-
-    In this order: `retry-after-ms`, `Retry-After` in seconds, the refill time of a rate limit that is used up. A
-    `Retry-After` that is a date is ignored: reading it would need a clock here.
-    """
-    for name, scale in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+def _in_text(text: str, depth: int) -> ErrorDetail:
+    """Read a message, which may be the JSON of another error."""
+    if text[:1] == "{" and depth < _DEPTH_MAX and len(text) <= 4 * TEXT_MAX:
         try:
-            value = float(headers[name]) * scale
-        except (KeyError, ValueError):
-            continue
-        if 0 <= value < float("inf"):
-            return min(value, WAIT_S_MAX)
-    waits = [*_empty_buckets(headers), *_empty_policies(headers.get("ratelimit", ""))]
-    return min(max(waits), WAIT_S_MAX) if waits else None
+            inner = _detail(decoding.parse(text), depth + 1)
+        except decoding.UNREADABLE:
+            return ErrorDetail(message=_text(text))
+        return inner if inner.message else ErrorDetail(message=_text(text))
+    return ErrorDetail(message=_text(text))
 
 
-def _empty_buckets(headers: Mapping[str, str]) -> list[float]:
-    """Read OpenAI's and Groq's `x-ratelimit-remaining-tokens: 0` and `x-ratelimit-reset-tokens: 2m59.56s`."""
-    waits = []
-    for what in ("requests", "tokens"):
-        if headers.get(f"x-ratelimit-remaining-{what}") == "0":
-            wait_s = _duration_s(headers.get(f"x-ratelimit-reset-{what}", ""))
-            waits += [] if wait_s is None else [wait_s]
-    return waits
+def _word(body: Mapping[str, Any], *names: str) -> str:
+    values = (body.get(name) for name in names)
+    return next(
+        (_text(value, WORD_MAX) for value in values if isinstance(value, str | int) and value not in ("", False)), ""
+    )
 
 
-_POLICY = re.compile(r'"[a-z]+";r=(\d+);t=(\d+)')
+_TITLE = re.compile(r"<(title|h1)\b[^>]{0,200}>([^<]{1,300})</", re.IGNORECASE)
 
 
-def _empty_policies(header: str) -> list[float]:
-    """Read RunPod's `RateLimit: "minute";r=0;t=12, "hour";r=2800;t=1812`: `r` remains, `t` seconds until it refills."""
-    return [float(seconds) for left, seconds in _POLICY.findall(header[:TEXT_MAX]) if int(left) == 0]
-
-
-_DURATION = re.compile(
-    r"(?:(\d{1,4})h)?(?:(\d{1,4})m(?!s))?(?:(\d{1,6}(?:\.\d{1,9})?)s)?(?:(\d{1,6}(?:\.\d{1,9})?)ms)?"
-)
-
-
-def _duration_s(text: str) -> float | None:
-    """Parse a duration as Go writes it: `6m0s`, `2m59.56s`, `250ms`."""
-    found = _DURATION.fullmatch(text)
-    if not text or found is None:
-        return None
-    hours, minutes, seconds, millis = (float(part or 0) for part in found.groups())
-    return hours * 3600 + minutes * 60 + seconds + millis / 1000
-
-
-def _caller_code(detail: ErrorDetail) -> str | None:
-    if detail.type == "exceed_context_size_error" or "prompt is too long" in detail.message:
-        return "context_length_exceeded"
-    # llama-server repeats the status as the code.
-    return detail.code if detail.code and not detail.code.isdigit() else None
+def _title(page: str) -> str:
+    """Find the title of an HTML page, which is all that a proxy's error page says."""
+    found = _TITLE.search(page)
+    return " ".join(found[2].split()) if found else ""
 
 
 def _text(value: object, most: int = TEXT_MAX) -> str:

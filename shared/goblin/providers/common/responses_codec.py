@@ -7,16 +7,19 @@ failover, money) reads it as it reads a chat. Source: openai-python 3.57, read 2
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 from msgspec import UNSET
 
-from goblin.core.errors import Fault, ProviderUnavailable
+from goblin.core.decoding import UNREADABLE
+from goblin.core.errors import GoblinError, ProviderUnavailable
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, FunctionDelta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
-from goblin.providers.common import sse
-from goblin.providers.common.http import Upstream, pieces
-from goblin.providers.common.refusals import detail_of
+from goblin.providers.common.http import Upstream, events
+from goblin.providers.common.reading import encodable, parsed
+from goblin.providers.common.sse import ServerEvent
+from goblin.providers.common.stream_errors import answer_error, is_error
 
 _REASONS = {"max_output_tokens": "length", "content_filter": "content_filter"}
 _THOUGHTS = ("response.reasoning_text.delta", "response.reasoning.delta", "response.reasoning_summary_text.delta")
@@ -33,40 +36,46 @@ class ResponsesCodec:
         body = {**(request.responses or {}), "model": model, "stream": True}
         if request.output_tokens_max is not None:
             body["max_output_tokens"] = request.output_tokens_max
-        parser = sse.EventParser()
-        called = False
+        called = begun = False
         async with self._upstream.stream("/responses", body) as response:
             if not response.headers.get("content-type", "").startswith("text/event-stream"):
                 raise self._upstream.nonsense()
-            async for piece in pieces(response):
-                for event in self._feed(parser, piece):
-                    if event.data == b"[DONE]":
+            async with aclosing(events(self._upstream, response, lambda: False)) as found:
+                async for event in found:
+                    if (said := self._read(event)) is None:
                         continue
-                    said = self._upstream.decode(event.data)
-                    if not isinstance(said, dict) or not isinstance(said.get("type"), str):
-                        continue
-                    self._raise_if_failed(said)
+                    if said["type"] in ("error", "response.failed"):
+                        raise self._failure(said, begun=begun)
                     chunk = read_event(said, called=called)
+                    begun = begun or chunk.starts_answer
                     called = called or any(choice.delta.tool_calls for choice in chunk.choices)
                     yield chunk
                     if chunk.choices[0].finish_reason:
                         return
         raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer was complete.")
 
-    def _feed(self, parser: sse.EventParser, piece: bytes) -> list[sse.ServerEvent]:
+    def _read(self, event: ServerEvent) -> dict[str, Any] | None:
+        """Parse an event; None for a keep-alive. Raises `ProviderUnavailable`."""
         try:
-            return parser.feed(piece)
-        except sse.EventTooLarge as error:
-            raise self._upstream.nonsense() from error
+            said = parsed(event.data)
+        except UNREADABLE:
+            if event.data.strip()[:1] in (b"{", b"["):
+                raise self._upstream.nonsense() from None
+            return None
+        if not isinstance(said, dict):
+            return None
+        kind = said.get("type")
+        if not isinstance(kind, str):
+            # Servers that fail in the middle write their error as they would answer it.
+            kind = "error" if is_error(said, event.event) else event.event
+            said = {**said, "type": kind}
+        found: dict[str, Any] | None = None if kind == "message" else encodable(said)
+        return found
 
-    def _raise_if_failed(self, event: dict[str, Any]) -> None:
-        if event["type"] not in ("error", "response.failed"):
-            return
+    def _failure(self, event: dict[str, Any], *, begun: bool) -> GoblinError:
         response = event.get("response")
         error = response.get("error") if isinstance(response, dict) else event.get("error") or event
-        detail = detail_of({"error": error})
-        fault = self._upstream.judge(429 if detail.code == "rate_limit_exceeded" else 500, detail)
-        raise ProviderUnavailable(f"{self._upstream.name} sent an error in the stream.", fault=fault or Fault.TRANSIENT)
+        return answer_error(self._upstream, {"error": error}, said=begun)
 
 
 def read_event(event: dict[str, Any], *, called: bool) -> ChatChunk:

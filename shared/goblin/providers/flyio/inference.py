@@ -28,7 +28,9 @@ from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 NAME = "flyio"
 UNSUPPORTED = {
     Capability.AUDIO: "llama.cpp is built without its multimodal library",
+    Capability.CHOICES: "it makes at most as many choices at once as it has slots",
     Capability.FILES: "llama.cpp reads no PDF",
+    Capability.PROMPTS: "it takes one prompt per request",
 }
 API = "https://api.machines.dev/v1"
 

@@ -9,9 +9,8 @@ always the same. Ollama has no authentication: a key is for the proxy in front o
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -43,6 +42,18 @@ from goblin.gateway.domain.requests import (
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes
 from goblin.providers.common.http import ANSWER_TIMEOUT_S, Upstream, lines
+from goblin.providers.common.reading import (
+    BROKEN,
+    Halves,
+    count_of,
+    decoded,
+    finish_of,
+    mend,
+    usage_of,
+)
+from goblin.providers.common.stream_errors import answer_error
+from goblin.providers.common.tool_calls import argument_text, call_id_of
+from goblin.providers.ollama.thinking import Thinking, think_of
 
 NAME = "ollama"
 UNSUPPORTED = {
@@ -50,10 +61,16 @@ UNSUPPORTED = {
     Capability.CHOICES: "it returns one choice per request",
     Capability.FILES: "its API takes only text and images",
     Capability.LOGPROBS: "its log probabilities are not mapped",
+    Capability.TOKEN_IDS: "its API takes text",
+    Capability.PROMPTS: "it takes one prompt per request",
 }
 """Capabilities that it lacks, and why."""
+OPTIONS = ("top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n")
+"""Options under the names that llama.cpp and vLLM gave them in OpenAI's wire, too."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
 """Longest line of a stream."""
+TORN_BYTES_MAX = 4 * LINE_BYTES_MAX
+"""Bytes that are parsed in vain in one answer, because the rest of a value comes in another line."""
 
 
 def connect(endpoint: Endpoint, client: httpx.AsyncClient) -> ChatProvider:
@@ -67,21 +84,14 @@ class Ollama:
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._endpoint = endpoint
         self._upstream = Upstream(endpoint.name, endpoint.url, endpoint.api_key, client)
+        self._thinking = Thinking()
 
-    async def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+    def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = chat_body(request, model, self._endpoint)
-        calls = 0
-        async with aclosing(self._lines("/api/chat", body)) as found:
-            async for line in found:
-                chunk = parse_line(line, calls_before=calls)
-                calls += sum(len(choice.delta.tool_calls or ()) for choice in chunk.choices)
-                yield chunk
+        return self._answer("/api/chat", body)
 
-    async def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
-        body = generate_body(request, model, self._endpoint)
-        async with aclosing(self._lines("/api/generate", body)) as found:
-            async for line in found:
-                yield parse_line(line, calls_before=0)
+    def complete(self, request: CompletionRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
+        return self._answer("/api/generate", generate_body(request, model, self._endpoint))
 
     async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
         body = {"model": model, "input": _texts(request.input), **self._keep_alive()}
@@ -90,7 +100,7 @@ class Ollama:
         answer = await self._upstream.json("POST", "/api/embed", body=body, timeout_s=ANSWER_TIMEOUT_S)
         found = self._upstream.convert(answer, EmbedAnswer)
         rows = tuple(Embedding(index=i, embedding=vector) for i, vector in enumerate(found.embeddings))
-        counted = found.prompt_eval_count
+        counted = count_of(found.prompt_eval_count) or None
         usage = None if counted is None else Usage(prompt_tokens=counted, total_tokens=counted)
         return Embeddings(data=rows, usage=usage)
 
@@ -113,33 +123,77 @@ class Ollama:
     async def _get(self, path: str) -> Any:
         return await self._upstream.json("GET", path, timeout_s=probes.PROBE_TIMEOUT_S)
 
+    @asynccontextmanager
+    async def _open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        """Send a request; again with less thinking if its model refuses that much. Raises as `Upstream.stream`."""
+        sent = self._thinking.fitted(body)
+        while True:
+            opened = False
+            try:
+                async with self._upstream.stream(path, sent) as response:
+                    opened = True
+                    yield response
+                return
+            except InvalidRequest as error:
+                if opened or not self._thinking.learns(sent, error):
+                    raise
+            sent = self._thinking.fitted(sent)
+
     def _keep_alive(self) -> dict[str, Any]:
         keep = self._endpoint.options.get("keep_alive")
         return {} if keep is None else {"keep_alive": keep}
 
-    async def _lines(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[OllamaLine, None]:
-        """Yield lines up to the one with `done`. Raises `ProviderUnavailable` when it is missing."""
-        async with self._upstream.stream(path, {**body, **self._keep_alive()}) as response:
-            async for data in lines(self._upstream, response, LINE_BYTES_MAX):
-                line: OllamaLine = self._upstream.decode(data, OllamaLine)
+    async def _answer(self, path: str, body: Mapping[str, Any]) -> AsyncGenerator[ChatChunk, None]:
+        """Yield chunks up to the line with `done`. Raises `ProviderUnavailable` when it is missing."""
+        calls, said, halves = 0, False, Halves()
+        async with (
+            self._open(path, {**body, **self._keep_alive()}) as response,
+            aclosing(self._lines(response)) as found,
+        ):
+            async for line in found:
                 if line.error:
-                    raise ProviderUnavailable(
-                        f"{self._endpoint.name} sent an error in the stream.", fault=_fault(line.error)
-                    )
-                yield line
+                    raise answer_error(self._upstream, {"error": line.error}, said=said)
+                if line.done and finish_of(line.done_reason) == BROKEN:
+                    raise ProviderUnavailable(f"{self._endpoint.name} broke off its answer.")
+                chunk = parse_line(line, calls_before=calls, halves=halves)
+                calls += sum(len(choice.delta.tool_calls or ()) for choice in chunk.choices)
+                said = said or chunk.starts_answer
+                yield chunk
                 if line.done:
                     return
         raise ProviderUnavailable(f"{self._endpoint.name} ended the stream before the answer was complete.")
 
+    async def _lines(self, response: httpx.Response) -> AsyncGenerator[OllamaLine, None]:
+        """Yield the lines of a body. One that is no JSON is put before the next: it may be a part of a longer value."""
+        torn, wasted = b"", 0
+        async with aclosing(lines(self._upstream, response, LINE_BYTES_MAX)) as found:
+            async for data in found:
+                data = torn + (data if torn else data.strip().removeprefix(b"data:"))
+                try:
+                    value = decoded(data, OllamaLine)
+                except msgspec.ValidationError:
+                    torn = b""
+                    continue  # No object: a keep-alive.
+                except decoding.UNREADABLE:
+                    wasted += len(data)
+                    torn = data + b"\n" if data.lstrip()[:1] in (b"{", b"[") else b""
+                    if len(torn) > LINE_BYTES_MAX or wasted > TORN_BYTES_MAX:
+                        raise self._upstream.nonsense() from None
+                    continue
+                torn = b""
+                yield value
+        if torn:
+            raise self._upstream.nonsense()
+
 
 class LineFunction(msgspec.Struct, frozen=True, kw_only=True):
-    name: str
-    arguments: dict[str, Any] | str = ""
+    name: str = ""
+    arguments: Any = ""
 
 
 class LineCall(msgspec.Struct, frozen=True, kw_only=True):
-    function: LineFunction
-    id: str = ""
+    function: LineFunction = LineFunction()
+    id: Any = ""
 
 
 class LineMessage(msgspec.Struct, frozen=True, kw_only=True):
@@ -155,15 +209,15 @@ class OllamaLine(msgspec.Struct, frozen=True, kw_only=True):
     response: str = ""
     thinking: str = ""
     done: bool = False
-    done_reason: str | None = None
-    prompt_eval_count: int | None = None
-    eval_count: int | None = None
-    error: str = ""
+    done_reason: Any = None
+    prompt_eval_count: Any = None
+    eval_count: Any = None
+    error: Any = None
 
 
 class EmbedAnswer(msgspec.Struct, frozen=True, kw_only=True):
     embeddings: list[list[float]]
-    prompt_eval_count: int | None = None
+    prompt_eval_count: Any = None
 
 
 class OllamaModel(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,19 +240,25 @@ def model_names(listed: OllamaModels) -> tuple[str, ...]:
     return tuple(name for name in names if name)
 
 
-def parse_line(line: OllamaLine, *, calls_before: int) -> ChatChunk:
+def parse_line(line: OllamaLine, *, calls_before: int, halves: Halves | None = None) -> ChatChunk:
     """Convert one line to a chunk; the last line also carries the usage.
 
     Args:
         line: The parsed line.
         calls_before: Number of tool calls in earlier lines; Ollama sends whole calls and does not number them.
+        halves: Halves of characters from earlier lines.
     """
+    halves = Halves() if halves is None else halves
     message = line.message or LineMessage(content=line.response, thinking=line.thinking)
-    calls = tuple(_call(call, calls_before + i) for i, call in enumerate(message.tool_calls or ()))
+    said = [call for call in message.tool_calls or () if call.function.name or call.function.arguments]
+    calls = tuple(_call(call, calls_before + i) for i, call in enumerate(said))
+    content, thinking = halves.join("content", message.content), halves.join("thinking", message.thinking)
+    if line.done:
+        content, thinking = content + halves.take("content"), thinking + halves.take("thinking")
     delta = Delta(
         role="assistant",
-        content=message.content,
-        reasoning_content=message.thinking or msgspec.UNSET,
+        content=content,
+        reasoning_content=thinking or msgspec.UNSET,
         tool_calls=calls or msgspec.UNSET,
     )
     finish = _finish_reason(line, called=bool(calls_before or calls)) if line.done else None
@@ -223,6 +283,8 @@ def chat_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[str,
         if request.tool_choice not in (None, "auto"):
             raise _unsupported(endpoint, "it cannot be forced to call a tool")
         body["tools"] = request.tools
+    if (think := think_of(request.body)) is not None:
+        body["think"] = think
     wanted = request.response_format
     if wanted is not None and wanted.type == "json_object":
         body["format"] = "json"
@@ -252,6 +314,7 @@ def _options(request: ChatRequest | CompletionRequest, endpoint: Endpoint) -> di
         "stop": stop,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
+        **{name: request.body.get(name) for name in OPTIONS},
     }
     return {name: value for name, value in wanted.items() if value is not None}
 
@@ -305,40 +368,27 @@ def _tool_name(message: Message, conversation: tuple[Message, ...]) -> str | Non
 
 
 def _call(call: LineCall, index: int) -> ToolCallDelta:
-    arguments = call.function.arguments
-    text = arguments if isinstance(arguments, str) else msgspec.json.encode(arguments).decode()
-    return ToolCallDelta(
-        index=index,
-        id=call.id or f"call_{uuid.uuid4().hex[:24]}",
-        type="function",
-        function=FunctionDelta(name=call.function.name, arguments=text),
-    )
+    text = mend(argument_text(call.function.arguments))[0]
+    called = FunctionDelta(name=mend(call.function.name)[0], arguments=(text.strip() and text) or "{}")
+    return ToolCallDelta(index=index, id=call_id_of(call.id), type="function", function=called)
 
 
 def _finish_reason(line: OllamaLine, *, called: bool) -> str:
     if called:
         return "tool_calls"
-    return "length" if line.done_reason == "length" else "stop"
+    finish = finish_of(line.done_reason)
+    return finish if finish in ("length", "content_filter") else "stop"
 
 
 def _usage(line: OllamaLine) -> Usage | None:
-    """Convert Ollama's counts; None when it did not count. A cached prompt has no count there and counts as zero."""
-    if line.eval_count is None:
-        return None
-    asked = line.prompt_eval_count or 0
-    return Usage(prompt_tokens=asked, completion_tokens=line.eval_count, total_tokens=asked + line.eval_count)
+    """Convert Ollama's counts; None when it did not count. Older versions leave out the count of a cached prompt."""
+    return usage_of({"prompt_eval_count": line.prompt_eval_count, "eval_count": line.eval_count})
 
 
 def _texts(value: str | list[Any]) -> str | list[str]:
     if isinstance(value, str) or all(isinstance(inner, str) for inner in value):
         return value
     raise InvalidRequest("This model takes text, not token IDs.", param="input")
-
-
-def _fault(error: str) -> Fault:
-    if "busy" in error.lower():
-        return Fault.CAPACITY
-    return Fault.TRANSIENT
 
 
 def _unsupported(endpoint: Endpoint, why: str) -> ProviderUnavailable:

@@ -16,7 +16,8 @@ from goblin.core.endpoints import KeySource
 from goblin.core.errors import Fault, ProviderUnavailable, Transient
 from goblin.core.redaction import REDACTED
 from goblin.providers.common import rental_http
-from goblin.providers.common.refusals import error_detail, retry_after_s, says_no_capacity
+from goblin.providers.common.error_words import retry_after_s
+from goblin.providers.common.refusals import error_detail, says_no_capacity
 from goblin.providers.common.rental_http import CONNECT_S
 
 log = logging.getLogger(__name__)

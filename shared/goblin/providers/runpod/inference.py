@@ -32,8 +32,10 @@ from goblin.gateway.domain.endpoint_health import Finding, Probe, Warmth
 from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
 from goblin.gateway.ports import ChatProvider
 from goblin.providers.common import probes
+from goblin.providers.common.chunk_reader import tool_names
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_as_vllm, limited, streaming, told
+from goblin.providers.common.reading import count_of
 from goblin.providers.common.refusals import judge_gpu_host
 from goblin.providers.runpod.queue import RunPodQueue
 from goblin.providers.runpod.worker_outputs import OutputReader
@@ -122,7 +124,7 @@ class Queued:
 
     async def _run(self, route: str, body: dict[str, Any]) -> AsyncGenerator[ChatChunk, None]:
         work = body if self._plain else {"openai_route": route, "openai_input": body}
-        reader = OutputReader(self._upstream)
+        reader = OutputReader(self._upstream, choices=count_of(body.get("n")) or 1, tools=tool_names(body))
         async with aclosing(self._queue.run(work)) as outputs:
             async for output in outputs:
                 for chunk in reader.read(output):

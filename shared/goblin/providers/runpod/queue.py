@@ -18,8 +18,10 @@ from typing import Annotated, Any
 import msgspec
 from msgspec import Meta
 
+from goblin.core.decoding import UNREADABLE
 from goblin.core.errors import Fault, GoblinError, ProviderUnavailable
 from goblin.providers.common.http import Upstream
+from goblin.providers.common.reading import leniently, parsed
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +46,7 @@ class Poll(msgspec.Struct, frozen=True, kw_only=True):
     """A response of `/stream` or `/status`; an unknown status counts as running."""
 
     status: str = ""
-    stream: tuple[QueuePiece, ...] = ()
+    stream: tuple[QueuePiece, ...] | None = ()
     output: Any = None
 
 
@@ -80,7 +82,7 @@ class RunPodQueue:
             said_something = False
             while True:
                 poll = await self._poll(f"/stream/{job_id}")
-                for piece in poll.stream:
+                for piece in poll.stream or ():
                     said_something = True
                     yield piece.output
                 # After the job has ended, `/stream` still returns the rest of its output.
@@ -129,12 +131,17 @@ class RunPodQueue:
             if error.fault is Fault.MISSING:
                 raise ProviderUnavailable(f"{self._upstream.name} has lost the job.") from error
             raise
-        said = self._upstream.decode(data)
-        if isinstance(said, list):
-            # The documentation's example of `/stream` is the list alone.
-            pieces = self._upstream.convert(said, tuple[QueuePiece, ...])
-            return Poll(stream=pieces) if pieces else await self._poll(path.replace("/stream/", "/status/"))
-        return self._upstream.convert(said, Poll)
+        try:
+            said = parsed(data)
+            poll = leniently({"stream": said} if isinstance(said, list) else said, Poll)
+        except UNREADABLE as error:
+            raise self._upstream.nonsense() from error
+        # The documentation's example of `/stream` is the list alone, which does not say when the job has ended.
+        return (
+            poll
+            if poll.stream or not isinstance(said, list)
+            else await self._poll(path.replace("/stream/", "/status/"))
+        )
 
     def _say_goodbye(self, job_id: str) -> asyncio.Task[None]:
         return self._keep(asyncio.create_task(self._cancel(job_id)))

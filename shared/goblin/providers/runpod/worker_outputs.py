@@ -11,17 +11,15 @@ Source: runpod-workers/worker-vllm `engine.py` and `utils.py`, read 2026-11-25.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
-from msgspec import UNSET
-
-from goblin.core.errors import Fault, InvalidRequest, ProviderUnavailable
-from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, ToolCallDelta, Usage
+from goblin.gateway.domain.chat import ChatChunk
 from goblin.providers.common import sse
+from goblin.providers.common.chunk_reader import ChunkReader
 from goblin.providers.common.http import Upstream
-from goblin.providers.common.refusals import detail_of
-from httpguard import whole_number
+from goblin.providers.common.stream_errors import answer_error, is_error
 
 TEXT_KEYS = ("text", "content", "response", "token", "generated_text", "delta", "output")
 """Keys under which other workers write text, in order of preference."""
@@ -30,12 +28,21 @@ TEXT_KEYS = ("text", "content", "response", "token", "generated_text", "delta", 
 class OutputReader:
     """Converts the outputs of one job to chunks."""
 
-    def __init__(self, upstream: Upstream) -> None:
+    def __init__(self, upstream: Upstream, *, choices: int = 1, tools: Collection[str] = ()) -> None:
+        """Start an answer.
+
+        Args:
+            upstream: Whose answer it is: its name and its judge of errors.
+            choices: How many choices were asked for.
+            tools: Names of the tools in the request.
+        """
         self._upstream = upstream
         self._parser = sse.EventParser()
-        self._finished: dict[int, bool] = {}
-        self._plain = False
-        """Whether an output had a shape without a finish reason, so that the answer ends with the job."""
+        self._chunks = ChunkReader(upstream, choices=choices, tools=tools)
+        self._has_events = False
+        """Whether the worker writes server-sent events as text."""
+        self._plain: set[int] = set()
+        """Choices that came in a shape without a finish reason, so that the answer ends with the job."""
 
     def read(self, output: Any) -> Iterator[ChatChunk]:
         """Convert one output to chunks.
@@ -45,19 +52,21 @@ class OutputReader:
             ProviderUnavailable: The worker failed, or its output has an unknown shape.
         """
         match output:
-            case str() if output.startswith("data:"):
+            case str() if self._has_events or _EVENT.match(output):
                 yield from self._events(output)
             case str():
                 yield from self._text(output)
             case list():
                 for one in output:
                     yield from self.read(one)
-            case {"error": _} | {"object": "error"}:
-                raise self._failed(output)
-            case {"choices": list(choices)}:
-                for chunk in self._object(output, choices):
-                    self._note(chunk)
-                    yield chunk
+            case dict() if is_error(output):
+                raise answer_error(self._upstream, output, said=self._chunks.said)
+            case {"choices": [{"tokens": _}, *_]}:
+                yield from self._tokens(output)
+            case {"choices": list() | dict()}:
+                yield from self._chunks.read_value(output)
+            case {"choices": None} | {"usage": dict()} | None:
+                return
             case dict():
                 found = next((output[key] for key in TEXT_KEYS if isinstance(output.get(key), str)), None)
                 if found is None:
@@ -68,76 +77,36 @@ class OutputReader:
 
     def end(self) -> Iterator[ChatChunk]:
         """Finish the answer of a completed job. Raises `ProviderUnavailable` if the answer is not complete."""
-        if self._plain and not any(self._finished.values()):
-            for index in self._finished:
-                yield ChatChunk(choices=(ChunkChoice(index=index, finish_reason="stop"),))
-            return
-        if not self._finished or not all(self._finished.values()):
-            raise ProviderUnavailable(f"{self._upstream.name} ended the stream before the answer was complete.")
+        for event in self._parser.end():
+            yield from self._chunks.read(event.data, event.event)
+        if not self._chunks.finished:
+            for index in self._plain:
+                self._chunks.finish(index)
+        yield from self._chunks.end()
 
     def _events(self, text: str) -> Iterator[ChatChunk]:
+        self._has_events = True
         try:
-            found = self._parser.feed(text.encode())
+            found = self._parser.feed(text.encode("utf-8", "surrogatepass"))
         except sse.EventTooLarge as error:
             raise self._upstream.nonsense() from error
         for event in found:
-            if event.data != b"[DONE]":
-                yield from self.read(self._upstream.decode(event.data))
+            yield from self._chunks.read(event.data, event.event)
 
     def _text(self, text: str) -> Iterator[ChatChunk]:
-        self._plain = True
-        chunk = ChatChunk(choices=(ChunkChoice(delta=Delta(content=text)),))
-        self._note(chunk)
-        yield chunk
+        self._plain.add(0)
+        yield from self._chunks.read_value({"choices": [{"index": 0, "delta": {"content": text}}]})
 
-    def _object(self, output: Mapping[str, Any], choices: list[Any]) -> Iterator[ChatChunk]:
-        first = choices[0] if choices and isinstance(choices[0], dict) else {}
-        if "tokens" in first:
-            self._plain = True
-            said = [_tokens(index, choice) for index, choice in enumerate(choices)]
-            yield ChatChunk(choices=tuple(said), usage=_usage(output.get("usage")))
-        elif "message" in first or "text" in first:
-            whole = [self._whole(choice) for choice in choices]
-            usage = output.get("usage")
-            yield ChatChunk(choices=tuple(whole), usage=None if usage is None else self._upstream.convert(usage, Usage))
-        else:
-            yield self._upstream.convert(output, ChatChunk)
-
-    def _whole(self, choice: dict[str, Any]) -> ChunkChoice:
-        """Convert a choice that was not streamed, or one of the older completions route."""
-        message = choice.get("message") or {"content": choice.get("text")}
-        calls = message.get("tool_calls") or []
-        numbered = [{**call, "index": number} for number, call in enumerate(calls)]
-        delta = Delta(
-            content=message.get("content") or "",
-            tool_calls=self._upstream.convert(numbered, tuple[ToolCallDelta, ...]) if numbered else UNSET,
-        )
-        return ChunkChoice(index=choice.get("index", 0), delta=delta, finish_reason=choice.get("finish_reason"))
-
-    def _note(self, chunk: ChatChunk) -> None:
-        for choice in chunk.choices:
-            done = self._finished.get(choice.index, False) or bool(choice.finish_reason)
-            self._finished[choice.index] = done
-
-    def _failed(self, output: Mapping[str, Any]) -> InvalidRequest | ProviderUnavailable:
-        detail = detail_of(output if "error" in output else {"error": output})
-        status = whole_number(detail.code, 599) or 500
-        fault = self._upstream.judge(status, detail)
-        if fault is None and not self._finished:
-            return InvalidRequest(detail.message or "The worker refused the request.", param=detail.param)
-        return ProviderUnavailable(
-            f"{self._upstream.name} sent an error in the stream.", fault=fault or Fault.TRANSIENT
-        )
+    def _tokens(self, output: Mapping[str, Any]) -> Iterator[ChatChunk]:
+        """Convert a vLLM worker's own shape; its counters are cumulative."""
+        self._plain |= set(range(len(output["choices"])))
+        choices = [{"index": index, "text": _joined(choice)} for index, choice in enumerate(output["choices"])]
+        yield from self._chunks.read_value({"choices": choices, "usage": output.get("usage")})
 
 
-def _tokens(index: int, choice: Any) -> ChunkChoice:
+_EVENT = re.compile(r"\s*(event:[^\n]*\n)?data:")
+
+
+def _joined(choice: Any) -> str:
     tokens = choice.get("tokens") if isinstance(choice, dict) else None
-    return ChunkChoice(index=index, delta=Delta(content="".join(str(token) for token in tokens or ())))
-
-
-def _usage(said: Any) -> Usage | None:
-    """Convert the worker's own counters, which are cumulative."""
-    match said:
-        case {"input": int(asked), "output": int(answered)}:
-            return Usage(prompt_tokens=asked, completion_tokens=answered, total_tokens=asked + answered)
-    return None
+    return "".join(str(token) for token in tokens) if isinstance(tokens, list) else str(tokens or "")

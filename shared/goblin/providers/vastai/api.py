@@ -22,7 +22,8 @@ import httpx
 from goblin.core.endpoints import KeySource
 from goblin.core.errors import Fault, ProviderUnavailable, Transient
 from goblin.providers.common import rental_http
-from goblin.providers.common.refusals import ErrorDetail, error_detail, retry_after_s
+from goblin.providers.common.error_words import retry_after_s
+from goblin.providers.common.refusals import ErrorDetail, error_detail
 from goblin.providers.common.rental_http import CONNECT_S
 
 log = logging.getLogger(__name__)

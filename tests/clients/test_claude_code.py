@@ -1,38 +1,25 @@
 """Claude Code, unmodified, against `goblin up`: its first word, a tool loop that edits a file, a session that compacts.
 
-It runs where the program `claude` is on the PATH: `npm install --prefix DIR @anthropic-ai/claude-code@2.1.197`, then
-`PATH=DIR/node_modules/.bin:$PATH`. The model behind the gateway follows a script, once on Anthropic's wire and once on
-OpenAI's, and refuses what the real API would refuse.
+The model behind the gateway follows a script, once on Anthropic's wire and once on OpenAI's, and refuses what the real
+API would refuse. The laptop's own model gets a first word, too.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import struct
-import subprocess
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.clients.conftest import CLAUDE, GPT, TINY, Program
 from tests.fakes.anthropic import FakeAnthropic, signature_of
 from tests.fakes.openai_like import Call, FakeOpenAI, Script
-from tests.fakes.serving import serve
-from tests.flows.conftest import Running
 
-CLAUDE, GPT = "claude-sonnet-4-6", "gpt-4o-mini"
-TURN_S_MAX = 120
-PROGRAM = shutil.which("claude")
-
-pytestmark = [
-    pytest.mark.xdist_group("flows"),
-    pytest.mark.skipif(PROGRAM is None, reason="`claude` is not on the PATH"),
-]
+pytestmark = pytest.mark.client("claude-code")
 
 
 class Model:
@@ -110,49 +97,26 @@ def on_openais_wire(model: Model, fake: FakeOpenAI) -> None:
     fake.prepare = prepare
 
 
-FAKE_CLAUDE, FAKE_GPT = FakeAnthropic(models=[CLAUDE]), FakeOpenAI(models=[GPT])
-
-
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with ExitStack() as stack:
-        env = {
-            "ANTHROPIC_BASE_URL": stack.enter_context(serve(FAKE_CLAUDE.app)),
-            "ANTHROPIC_API_KEY": "k",
-            "OPENAI_BASE_URL": stack.enter_context(serve(FAKE_GPT.app)) + "/v1",
-            "OPENAI_API_KEY": "k",
-        }
-        up = Running(tmp_path_factory.mktemp("claude") / "data", env=env)
-        stack.callback(up.close)
-        yield up.start()
+Ask = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
-def ask(running: Running, tmp_path: Path) -> Callable[..., dict[str, Any]]:
+def ask(program: Program) -> Ask:
     """One turn of a session in a folder of its own; what the program says of it."""
-    home, work = tmp_path / "home", tmp_path / "work"
-    home.mkdir()
-    work.mkdir()
 
     def asking(model: str, words: str, *options: str) -> dict[str, Any]:
-        env = {
-            "PATH": os.environ["PATH"],
-            "HOME": str(home),
-            "ANTHROPIC_BASE_URL": running.url,
-            "ANTHROPIC_AUTH_TOKEN": running.variables["GOBLIN_API_KEY"],
-            "ANTHROPIC_MODEL": model,
-            "ANTHROPIC_DEFAULT_HAIKU_MODEL": model,
-            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
-            "DISABLE_AUTOUPDATER": "1",
-            "DISABLE_TELEMETRY": "1",
-            "IS_SANDBOX": "1",
-        }
-        command = [str(PROGRAM), "-p", words, "--output-format", "json", "--dangerously-skip-permissions", *options]
-        done = subprocess.run(
-            command, capture_output=True, text=True, env=env, cwd=work, timeout=TURN_S_MAX, stdin=subprocess.DEVNULL
-        )
-        assert done.returncode == 0, done.stdout + done.stderr
-        found: dict[str, Any] = json.loads(done.stdout)
+        said = program.run(
+            "claude", "-p", words, "--output-format", "json", "--dangerously-skip-permissions", *options,
+            ANTHROPIC_BASE_URL=program.gateway.url,
+            ANTHROPIC_AUTH_TOKEN=program.gateway.key,
+            ANTHROPIC_MODEL=model,
+            ANTHROPIC_DEFAULT_HAIKU_MODEL=model,
+            CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC="1",
+            DISABLE_AUTOUPDATER="1",
+            DISABLE_TELEMETRY="1",
+            IS_SANDBOX="1",
+        )  # fmt: skip
+        found: dict[str, Any] = json.loads(said)
         assert not found["is_error"], found
         return found
 
@@ -162,30 +126,33 @@ def ask(running: Running, tmp_path: Path) -> Callable[..., dict[str, Any]]:
 WIRES = pytest.mark.parametrize("model", [CLAUDE, GPT])
 
 
-def script(model: str, script: Model) -> None:
-    FAKE_CLAUDE.__dict__.update(FakeAnthropic(models=[CLAUDE]).__dict__)
-    FAKE_GPT.__dict__.update(FakeOpenAI(models=[GPT]).__dict__)
+def script(program: Program, model: str, script: Model) -> None:
     if model == CLAUDE:
-        on_anthropics_wire(script, FAKE_CLAUDE)
+        on_anthropics_wire(script, program.gateway.claude)
     else:
-        on_openais_wire(script, FAKE_GPT)
+        on_openais_wire(script, program.gateway.gpt)
+
+
+def test_the_laptops_model_takes_the_first_request(ask: Ask, program: Program) -> None:
+    assert ask(TINY, "Say hello.")["result"]
+    assert any(said["path"].startswith("/v1/messages") for said in program.sent)
 
 
 @WIRES
-def test_the_first_word_and_the_next(ask: Callable[..., dict[str, Any]], tmp_path: Path, model: str) -> None:
-    script(model, Model(tmp_path / "unused"))
+def test_the_first_word_and_the_next(ask: Ask, program: Program, tmp_path: Path, model: str) -> None:
+    script(program, model, Model(tmp_path / "unused"))
     assert ask(model, "Say hello.")["result"] == "Hello."
     assert ask(model, "Again.", "--continue")["result"] == "Hello."
 
 
 @WIRES
-def test_a_tool_loop_edits_a_file(ask: Callable[..., dict[str, Any]], tmp_path: Path, model: str) -> None:
+def test_a_tool_loop_edits_a_file(ask: Ask, program: Program, tmp_path: Path, model: str) -> None:
     file = tmp_path / "work" / "file.txt"
-    script(model, Model(file))
+    script(program, model, Model(file))
     found = ask(model, "EDIT the file.")
     assert (found["result"], found["num_turns"], file.read_text()) == ("All done.", 5, "two\n")
     if model == CLAUDE:
-        last = FAKE_CLAUDE.asked[-1]
+        last = program.gateway.claude.asked[-1]
         assert [b["type"] for turn in last["messages"] if turn["role"] == "assistant" for b in turn["content"]] == [
             "thinking",
             "tool_use",
@@ -195,25 +162,23 @@ def test_a_tool_loop_edits_a_file(ask: Callable[..., dict[str, Any]], tmp_path: 
 
 
 @WIRES
-def test_a_long_session_compacts_and_goes_on(ask: Callable[..., dict[str, Any]], tmp_path: Path, model: str) -> None:
+def test_a_long_session_compacts_and_goes_on(ask: Ask, program: Program, tmp_path: Path, model: str) -> None:
     plan = Model(tmp_path / "work" / "file.txt", full_after=3)
-    script(model, plan)
+    script(program, model, plan)
     assert ask(model, "EDIT the file.")["result"] == "All done."
     assert plan.compacted
     assert ask(model, "And?", "--continue")["result"] == "All done."
 
 
 @WIRES
-def test_a_picture_and_a_pdf_do_not_end_a_session(
-    ask: Callable[..., dict[str, Any]], tmp_path: Path, model: str
-) -> None:
+def test_a_picture_and_a_pdf_do_not_end_a_session(ask: Ask, program: Program, tmp_path: Path, model: str) -> None:
     picture, paper = tmp_path / "work" / "red.png", tmp_path / "work" / "paper.pdf"
     picture.write_bytes(png(32, 32))
     paper.write_bytes(PDF)
-    script(model, Model(tmp_path, pictures=(picture, paper)))
+    script(program, model, Model(tmp_path, pictures=(picture, paper)))
     assert ask(model, "EDIT nothing, look at the files.")["result"] == "All done."
     assert ask(model, "EDIT still nothing.", "--continue")["result"] == "All done."
-    fake: Any = FAKE_CLAUDE if model == CLAUDE else FAKE_GPT
+    fake: Any = program.gateway.claude if model == CLAUDE else program.gateway.gpt
     last = json.dumps(fake.asked[-1]["messages"])
     assert ('"type": "image"' in last) if model == CLAUDE else ('"type": "image_url"' in last)
     assert ('"type": "document"' in last) if model == CLAUDE else ('"type": "file"' in last)

@@ -1,0 +1,1 @@
+"""Real programs, unmodified, against one `goblin up`: run with `./goblin test clients`."""
