@@ -1,4 +1,4 @@
-"""HTTP `/jobs`, `/budgets`, `/webhooks`: jobs with an API key, the worker API with an attempt token, Vast.ai's events.
+"""HTTP `/jobs`, `/budgets`, `/dead-letters`, `/webhooks`: jobs, the worker API, dead letters, Vast.ai's events.
 
 They share one public host, apart from the gateway: heartbeats come every ten seconds and must not keep it awake.
 """
@@ -14,7 +14,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from goblin.billing import budgets
-from goblin.core import events
+from goblin.core import dead_letters, events
 from goblin.core.errors import InvalidRequest, NotFound, Unauthenticated
 from goblin.gateway.ports import ApiKey, KeylessCaller, Scope
 from goblin.jobs import attempt_logs, reconcile, webhooks, worker_api
@@ -24,7 +24,9 @@ from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.worker_api import AttemptToken
 from goblin.providers.vastai import webhooks as vast_webhooks
 from goblin.web import asgi, cors, doors, jobs_schema
+from goblin.web import dead_letters as dead_letter_schema
 from goblin.wiring import billing as billing_wiring
+from goblin.wiring import dead_letters as dead_letter_wiring
 from goblin.wiring import gateway as gateway_wiring
 from goblin.wiring import jobs as job_wiring
 
@@ -272,6 +274,43 @@ async def show_budgets(visit: Visit) -> Response:
     return asgi.json_response(await budgets.overview(billing_wiring.budgets()))
 
 
+async def list_dead_letters(visit: Visit) -> Response:
+    """Answer `GET /dead-letters?topic=T&limit=100` with the dead letters, the oldest first; they stay where they are.
+
+    Caller: an API key with scope `operate`. Answers 200 with `total` and `whole` (whether `total` counts all); 400 for
+    an invalid limit; 404 for an unknown topic; 401, 403, 429 as `_key`; 503 when Pub/Sub does not answer.
+    """
+    limit = visit.request.query_params.get("limit", "100")
+    if not (limit.isdecimal() and len(limit) < 10 and 1 <= int(limit) <= dead_letters.PULLED_MAX):
+        raise InvalidRequest(f"The limit must be a number from 1 to {dead_letters.PULLED_MAX}.", param="limit")
+    found = await dead_letters.list_letters(visit.request.query_params.get("topic"), dead_letter_wiring.box())
+    return asgi.json_response(dead_letter_schema.listing(found, limit=int(limit)))
+
+
+async def replay_dead_letter(visit: Visit) -> Response:
+    """Answer `POST /dead-letters/{topic}/{message_id}/replay`: publish the event again; return the letter as it was.
+
+    Caller: as `list_dead_letters`. Answers 200; 400 for an event that cannot be parsed, unless `?force=true`; 404 for
+    an unknown letter; 401, 403, 429, 503 as there.
+    """
+    topic, message_id = (visit.request.path_params[name] for name in ("topic", "message_id"))
+    force = visit.request.query_params.get("force", "false")
+    if force not in ("true", "false"):
+        raise InvalidRequest("`force` is `true` or `false`.", param="force")
+    found = await dead_letters.replay(topic, message_id, dead_letter_wiring.box(), force=force == "true")
+    return asgi.json_response(dead_letter_schema.letter(found.replayed[0]))
+
+
+async def drop_dead_letter(visit: Visit) -> Response:
+    """Answer `POST /dead-letters/{topic}/{message_id}/drop`: delete the letter; return it as it was.
+
+    Caller: as `list_dead_letters`. Answers 200; 404 for an unknown letter; 401, 403, 429, 503 as there.
+    """
+    topic, message_id = (visit.request.path_params[name] for name in ("topic", "message_id"))
+    gone = await dead_letters.drop(topic, message_id, dead_letter_wiring.box())
+    return asgi.json_response(dead_letter_schema.letter(gone))
+
+
 async def vast_webhook(visit: doors.Visit[KeylessCaller]) -> Response:
     """Handle a webhook event (`POST /webhooks/vastai`): reconcile if it may concern an instance of ours.
 
@@ -302,6 +341,9 @@ _router = doors.routed(
         Route("/jobs/{job_id}/finish", _attempt(finish), methods=["POST"]),
         Route("/jobs/{job_id}/withdraw", _attempt(withdraw), methods=["POST"]),
         Route("/jobs/{job_id}/fail", _attempt(fail), methods=["POST"]),
+        Route("/dead-letters", _operator(list_dead_letters), methods=["GET"]),
+        Route("/dead-letters/{topic}/{message_id}/replay", _operator(replay_dead_letter), methods=["POST"]),
+        Route("/dead-letters/{topic}/{message_id}/drop", _operator(drop_dead_letter), methods=["POST"]),
         Route("/budgets", _operator(show_budgets), methods=["GET"]),
         Route(
             "/webhooks/vastai", _webhooks(vast_webhook, body_bytes_max=vast_webhooks.BODY_BYTES_MAX), methods=["POST"]

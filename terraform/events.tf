@@ -97,6 +97,19 @@ resource "google_pubsub_subscription_iam_member" "dead" {
   depends_on   = [google_project_service_identity.agent]
 }
 
+# For operators, over HTTP: to list, replay and drop.
+resource "google_pubsub_subscription_iam_member" "dead_letters" {
+  for_each = merge([
+    for name, it in local.functions : {
+      for topic in keys(local.pushed) : "${name}/${topic}" => { function = name, topic = topic }
+    } if it.dead_letters
+  ]...)
+
+  subscription = google_pubsub_subscription.dead[each.value.topic].name
+  role         = "roles/pubsub.subscriber"
+  member       = google_service_account.function[each.value.function].member
+}
+
 resource "google_cloud_scheduler_job" "tick" {
   for_each = { for name, it in local.cloud.schedules : name => it if var.image != null }
 

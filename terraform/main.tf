@@ -22,6 +22,7 @@ locals {
       firestore     = null
       health        = null
       instances_max = 3
+      dead_letters  = false
       models        = false
       publishes     = []
       scales        = false

@@ -51,6 +51,11 @@ run "a_topic_has_what_makes_its_dead_letters_work" {
     error_message = "The function of a topic publishes into its dead topic."
   }
   assert {
+    condition     = { for topic, it in google_pubsub_subscription_iam_member.dead_letters : topic => it.subscription } == { for topic, it in local.cloud.topics : "jobs/${topic}" => "${topic}-dead" if can(it.function) }
+    error_message = "Operators read dead letters through the jobs function, which must subscribe to all of them."
+  }
+
+  assert {
     condition     = toset(keys(google_pubsub_subscription_iam_member.dead)) == toset(keys(google_pubsub_subscription.push))
     error_message = "Pub/Sub's agent subscribes to each push subscription."
   }

@@ -233,7 +233,7 @@ def controller(
         world.deps, objects=GcsObjects(client, signer=signer), bucket=bucket, bus=bus, clock=Now(), compute={},
     )  # fmt: skip
     bus.deps = deps
-    monkeypatch.setattr(job_wiring, "jobs", lambda: deps)
+    monkeypatch.setattr(job_wiring, "jobs", lambda: running.deps)
     running = Controller(cloud, bucket, world, deps, url, tmp_path)
     yield running
     for agent in running.agents:

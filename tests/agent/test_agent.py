@@ -16,7 +16,6 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from goblin.jobs.domain.job import JobState, StopRequest
-from goblin.jobs.policy import state_machine
 from tests.agent.conftest import Agent, Controller
 from tests.fakes.serving import serve
 
@@ -200,7 +199,7 @@ save(2, every=open(os.environ["GOBLIN_CHECKPOINT_S"]).read())
 
 def waiting(controller: Controller, monkeypatch: pytest.MonkeyPatch, program: str = WAITING) -> Agent:
     """An agent whose task has saved step 1 and waits."""
-    monkeypatch.setattr(state_machine, "HEARTBEAT_S", 0.05)
+    controller.deps = replace(controller.deps, heartbeat_s=0.05)
     controller.submit(task="own", data=None)
     agent = controller.start(controller.place(), env=tasks(controller, own=program))
     controller.until(lambda: controller.job().saved_step == 1)

@@ -19,6 +19,7 @@ from starlette.routing import Route
 
 from goblin_agent import fetch as module
 from goblin_agent.fetch import Unreadable, fetch
+from goblin_worker import retries
 from goblin_worker.controller import File, Grant
 from tests.fakes.serving import serve
 
@@ -77,7 +78,7 @@ class Bucket:
 @pytest.fixture
 def bucket(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bucket]:
     monkeypatch.setattr(module, "RANGE_BYTES", RANGE)
-    monkeypatch.setattr(module, "BACKOFF_S_MAX", 0.001)
+    monkeypatch.setattr(retries, "BACKOFF_S_MAX", 0.001)
     bucket = Bucket()
     with serve(Starlette(routes=[Route("/o", bucket.get)])) as bucket.url:
         yield bucket

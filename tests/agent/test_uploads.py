@@ -7,9 +7,9 @@ from typing import Any
 import httpx
 import pytest
 
-from goblin_agent import uploads
-from goblin_agent.uploads import BadCheckpoint, Uploader
-from goblin_worker.controller import Grant, Rejected
+from goblin_agent.uploads import BadCheckpoint, NotUploaded, Uploader
+from goblin_worker import retries
+from goblin_worker.controller import Grant
 
 
 class World:
@@ -47,7 +47,7 @@ class World:
 
 @pytest.fixture
 def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    monkeypatch.setattr(uploads, "BACKOFF_S_MAX", 0.001)
+    monkeypatch.setattr(retries, "BACKOFF_S_MAX", 0.001)
     return World()
 
 
@@ -99,12 +99,33 @@ def test_a_torn_try_is_left_behind_and_the_next_one_is_whole(world: World, tmp_p
     assert world.commits == [(4, 0, "u2", 0.5)]
 
 
-def test_a_bucket_that_does_not_take_it_gives_the_job_back(world: World, tmp_path: Path) -> None:
+@pytest.mark.parametrize("status", [403, 404, 412])
+def test_a_bucket_that_refuses_is_asked_a_few_times(world: World, tmp_path: Path, status: int) -> None:
     write(tmp_path, 4, a="weights")
-    world.statuses = [403] * 100
-    with pytest.raises(Rejected, match="403"):
+    world.statuses = [status] * 100
+    with pytest.raises(NotUploaded, match=str(status)):
         saving(world, tmp_path, 4)
-    assert (world.commits, world.begun) == ([], uploads.TRIES)
+    assert (world.commits, world.begun) == ([], retries.REFUSED_MAX)
+
+
+@pytest.mark.parametrize("status", [408, 429, 500, 503, 520])
+def test_a_bucket_that_is_away_is_tried_for_minutes_before_the_job_is_given_back(
+    world: World, tmp_path: Path, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept = 0.0
+
+    async def sleep(seconds: float) -> None:
+        nonlocal slept
+        slept += seconds
+
+    monkeypatch.setattr(retries, "BACKOFF_S_MAX", 15.0)
+    monkeypatch.setattr(retries, "now", lambda: slept)
+    monkeypatch.setattr(retries, "sleep", sleep)
+    write(tmp_path, 4, a="weights")
+    world.statuses = [status] * 1000
+    with pytest.raises(NotUploaded, match=str(status)):
+        saving(world, tmp_path, 4)
+    assert slept == pytest.approx(retries.BUCKET_S_MAX)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 from goblin.core.events import JobRequested
@@ -60,7 +61,10 @@ def output_ids(world: World, job_id: str = "j") -> list[str]:
 class Host:
     """One instance that claims a job, works through its items one checkpoint at a time, and finishes."""
 
-    def __init__(self, world: World, job_id: str, token: str) -> None:
+    def __init__(
+        self, world: World, job_id: str, token: str, *, made: Callable[[int, int, int], bytes] = results
+    ) -> None:
+        self._made = made
         self._world = world
         self._deps: JobDeps = world.deps
         self.job_id = job_id
@@ -86,7 +90,7 @@ class Host:
     async def checkpoint(self) -> None:
         assert self.saved is not None
         step = min(self.total, self.saved + self.every)
-        data = results(self.saved, step, self.attempt)
+        data = self._made(self.saved, step, self.attempt)
         files = [announce(data)]
         upload_id, grants = await worker_api.begin_checkpoint(self.job_id, self.token, step, files, self._deps)
         assert self._world.objects.put(grants["part.jsonl"], data) == 200

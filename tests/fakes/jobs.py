@@ -81,6 +81,7 @@ class MemoryJobs:
         self._faults = faults or Faults()
         self._versions = itertools.count(1)
         self.stored: dict[str, StoredJob] = {}
+        self.outputs: dict[str, str] = {}
         self.history: dict[str, list[Job]] = {}
         self.down = False
         self.unreadable: dict[str, AttemptLease | None] = {}
@@ -132,6 +133,21 @@ class MemoryJobs:
         if sum(other.state in LEASED and other.spec.kind == job.spec.kind for other in others) >= limit:
             return None
         return await self.replace(job, version)
+
+    async def hold_output(self, uri: str, job_id: str, *, instead_of: str = "") -> str:
+        self._check()
+        if self.outputs.get(uri, instead_of) == instead_of:
+            self._faults.point("hold output")
+            self.outputs[uri] = job_id
+            self._faults.point("held output")
+        return self.outputs[uri]
+
+    async def release_output(self, uri: str, job_id: str) -> None:
+        self._check()
+        if self.outputs.get(uri) == job_id:
+            self._faults.point("release output")
+            del self.outputs[uri]
+            self._faults.point("released output")
 
     async def list_open(self, limit: int) -> Sequence[StoredJob]:
         self._check()

@@ -130,10 +130,11 @@ def test_a_malformed_event_is_a_dead_letter_with_its_reason_that_can_be_replayed
     shown = goblin(up, "dead-letters", "list").stdout
     assert event in shown, "looking leaves it there"
     assert letter["reason"] in shown
-    [replayed] = json.loads(goblin(up, "dead-letters", "replay", "--json").stdout)
+    [replayed] = json.loads(goblin(up, "dead-letters", "replay", "--force", "--json").stdout)
     assert replayed["message_id"] == letter["message_id"]
     again = dead_letter(up)
     assert (again["data"], again["reason"]) == (event, letter["reason"])
+    assert (again["first_at"], again["delivery_count"], again["replays"]) == (letter["first_at"], "2", 1)
     assert again["message_id"] != letter["message_id"]
 
 

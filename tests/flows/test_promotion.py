@@ -116,13 +116,16 @@ def test_a_promotion_under_load_breaks_no_stream_and_survives_everything(
         assert any(choices and choices[0]["finish_reason"] for choices in finishes), lines
     assert meets(up, two)
 
-    # A stale promotion loses; a torn file is refused, and the old model goes on.
+    # A stale promotion loses, a torn file is not registered; what the server refuses leaves the old model at work.
     assert "1.1.0" in goblin(up, "models", "promote", "acme/tiny", "1.0.0", "--expect", "1.0.0", fails=True)["error"]
     torn = tmp_path / "torn.gguf"
     torn.write_bytes(two.read_bytes()[:500_000])
-    goblin(up, "models", "register", "acme/tiny", "1.2.0", str(torn), "--json")
-    goblin(up, "models", "promote", "acme/tiny", "1.2.0", "--json")
-    until(lambda: bool(goblin(up, "models", "list", "--json")["models"][0]["refused_by"]))
+    assert "cut off" in goblin(up, "models", "register", "acme/tiny", "1.2.0", str(torn), fails=True)["error"]
+    odd = tmp_path / "odd.gguf"
+    odd.write_bytes(two.read_bytes().replace(b"llama", b"lxama"))
+    goblin(up, "models", "register", "acme/tiny", "1.2.0", str(odd), "--json")
+    promoted = goblin(up, "models", "promote", "acme/tiny", "1.2.0", "--wait", "30", "--json")
+    assert (list(promoted["refused_by"]), promoted["before"]) == (["gcp_llamacpp"], "1.1.0")
     assert served(up) == {"gcp_llamacpp": "1.1.0"}
     assert meets(up, two)
 

@@ -73,6 +73,9 @@ ROUTES = {
     "POST /jobs/{job_id}/finish": HOST,
     "POST /jobs/{job_id}/withdraw": HOST,
     "POST /jobs/{job_id}/fail": HOST,
+    "GET /dead-letters": OPERATOR,
+    "POST /dead-letters/{topic}/{message_id}/replay": OPERATOR,
+    "POST /dead-letters/{topic}/{message_id}/drop": OPERATOR,
     "GET /budgets": OPERATOR,
     "POST /webhooks/vastai": "Vast.ai, by its signature",
 }

@@ -49,10 +49,13 @@ class Doorways:
         assert self.cloud.cloud is not None
         return self.cloud.cloud.identity.mint(email=email, audience=audience)
 
-    def push(self, function: str, data: bytes, *, token: str | None = None, **message: Any) -> httpx.Response:
+    def push(
+        self, function: str, data: bytes, *, token: str | None = None, attempt: int = 1, **message: Any
+    ) -> httpx.Response:
         """A push as Pub/Sub sends it."""
         said = {"messageId": "1", "publishTime": "2026-11-25T12:00:00Z", **message}
-        body = {"message": {**said, "data": base64.b64encode(data).decode()}, "subscription": "s", "deliveryAttempt": 1}
+        body: dict[str, Any] = {"message": {**said, "data": base64.b64encode(data).decode()}, "subscription": "s"}
+        body["deliveryAttempt"] = attempt
         headers = {} if token == "" else {"authorization": f"Bearer {token or self.token()}"}
         return httpx.post(f"{self.url(function)}/", json=body, headers=headers, timeout=30)
 

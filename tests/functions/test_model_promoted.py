@@ -21,6 +21,7 @@ from goblin.registry import promotion
 from goblin.registry.domain.versions import ModelName
 from goblin.registry.policy.promotion import PromotionRequest
 from tests.clouds import RunningCloud
+from tests.fakes.gguf import gguf
 from tests.fakes.model_server import FakeModelServer
 from tests.fakes.registry import FakeBus, FixedClock
 from tests.fakes.serving import serve
@@ -44,7 +45,7 @@ class World:
         """Register and promote as `goblin models` does; the event, which is pushed by hand."""
         deps = promotion.PromotionDeps(registry=self.registry, bus=self.bus, clock=FixedClock(datetime.now(UTC)))
         file = self.folder / "m.gguf"
-        file.write_bytes(b"GGUF" + version.encode() * 100)
+        file.write_bytes(gguf(version.encode() * 100))
 
         async def work() -> None:
             await promotion.register(NAME, version, file, actor="ann", progress=lambda _: None, deps=deps)
@@ -55,7 +56,7 @@ class World:
         return self.bus.published[-1][1]
 
     def digest(self, version: str) -> str:
-        return hashlib.sha256(b"GGUF" + version.encode() * 100).hexdigest()
+        return hashlib.sha256(gguf(version.encode() * 100)).hexdigest()
 
 
 @pytest.fixture

@@ -12,8 +12,10 @@ import httpx
 import pytest
 from click.testing import CliRunner
 
+from goblin.cli import paths
 from goblin.cli.main import main
-from goblin.core import events
+from goblin.core import dead_letters, events
+from goblin.core.errors import StoreUnavailable
 from tests.fakes.batch_host import dataset
 from tests.functions.conftest import API_KEY
 from tests.functions.test_jobs import Doorways, doors, running  # noqa: F401  `doors` is a fixture.
@@ -100,6 +102,37 @@ def test_a_refused_event_costs_one_delivery_and_carries_its_reason(
             "CloudPubSubDeadLetterSourceSubscriptionProject": doors.project,
             "CloudPubSubDeadLetterSourceTopicPublishTime": "2026-11-25T12:00:00+00:00",
         }  # fmt: skip
+
+
+def test_an_event_that_fails_at_its_last_delivery_is_buried_with_the_reason(
+    doors: Doorways,  # noqa: F811
+    graves: Graves,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    from goblin.jobs import lifecycle
+
+    for error, words in (
+        (StoreUnavailable("Firestore did not answer in time."), "Firestore did not answer in time."),
+        (ZeroDivisionError("odd\x1b[31m"), "ZeroDivisionError: odd [31m"),
+    ):
+
+        async def fail(*_: Any, error: Exception = error) -> None:
+            raise error
+
+        monkeypatch.setattr(lifecycle, "request", fail)
+        for attempt in range(1, dead_letters.DELIVERIES_MAX):
+            assert doors.push("job_requested", SPEC % b'"a": 1', attempt=attempt).status_code >= 500
+        marks = {"goblin-first-at": "2026-11-01T00:00:00Z", "goblin-deliveries": "5", "goblin-replays": "1"}
+        last = doors.push("job_requested", SPEC % b'"a": 1', attempt=dead_letters.DELIVERIES_MAX, attributes=marks)
+        assert last.status_code == 204
+        [letter] = graves.take("job_requested")
+        assert letter.attributes["goblin-reason"] == words
+        assert letter.attributes["CloudPubSubDeadLetterSourceDeliveryCount"] == "5"
+        assert marks.items() <= dict(letter.attributes).items(), "what is known of it is kept"
+
+
+def test_the_last_delivery_is_the_one_that_pub_sub_is_told() -> None:
+    assert json.loads(paths.declaration().read_text())["push"]["delivery_attempts_max"] == dead_letters.DELIVERIES_MAX
 
 
 def test_an_event_of_cloud_billing_with_impossible_amounts_is_buried(doors: Doorways, graves: Graves) -> None:  # noqa: F811

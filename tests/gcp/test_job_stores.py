@@ -141,6 +141,24 @@ async def test_the_last_place_of_a_kind_goes_to_one(jobs: JobStore) -> None:
     assert [one.job.state for one in placed] == [JobState.PLACING, JobState.PLACING]
 
 
+async def test_an_output_has_one_holder_however_many_ask_at_once(jobs: JobStore) -> None:
+    uri = "gs://bkt/é.jsonl"
+    found = set(await asyncio.gather(*(jobs.hold_output(uri, f"h{n}") for n in range(5))))
+    assert len(found) == 1
+    holder = found.pop()
+    assert await jobs.hold_output(uri, holder) == holder
+    assert await jobs.hold_output(uri, "late", instead_of="somebody") == holder
+    await jobs.release_output(uri, "late")
+    assert await jobs.hold_output(uri, "late") == holder
+    at_once = await asyncio.gather(*(jobs.hold_output(uri, f"n{n}", instead_of=holder) for n in range(5)))
+    assert len(set(at_once)) == 1
+    assert at_once[0] != holder
+    await jobs.release_output(uri, at_once[0])
+    await jobs.release_output(uri, at_once[0])
+    assert await jobs.hold_output(uri, "late") == "late"
+    assert await jobs.hold_output("gs://bkt/other", "next") == "next"
+
+
 async def test_a_place_is_not_taken_at_another_version(jobs: JobStore) -> None:
     first = await jobs.create(job(state=JobState.QUEUED))
     assert first is not None

@@ -3,18 +3,26 @@
 import asyncio
 import json
 from dataclasses import replace
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 import pytest
 
-from goblin.core.errors import Conflict, InvalidRequest, LeaseHeld, NotFound, StoreUnavailable
+from goblin.core.errors import (
+    Conflict,
+    GoblinError,
+    InvalidRequest,
+    LeaseHeld,
+    NotFound,
+    StoreRefused,
+    StoreUnavailable,
+)
 from goblin.jobs import checkpoints, lifecycle, worker_api
 from goblin.jobs.domain.job import JobOwner, JobState
 from goblin.jobs.policy import state_machine
 from goblin.jobs.reconcile import reconcile
 from tests.fakes.batch_host import Host, given, item, output_ids, spec
-from tests.fakes.jobs import BUCKET, World
+from tests.fakes.jobs import BUCKET, MemoryObjects, World
 
 
 async def test_a_job_goes_all_the_way() -> None:
@@ -132,6 +140,79 @@ async def test_cancelling_fences_the_attempt_off_and_ends_its_instance() -> None
     assert (await lifecycle.cancel("j", world.deps, by="me", tenant=None)).state is JobState.CANCELLED, "twice is once"
     await reconcile(world.deps)
     assert not world.job().open
+
+
+async def finishing(world: World) -> None:
+    await lifecycle.request(given(world), world.deps)
+    await reconcile(world.deps)
+    await Host(world, "j", world.token()).run()
+    assert world.job().state is JobState.FINISHING
+
+
+async def test_a_job_whose_output_is_being_written_can_be_cancelled() -> None:
+    world = World()
+    await finishing(world)
+    assert (await lifecycle.cancel("j", world.deps, by="me", tenant=None)).state is JobState.CANCELLED
+    await reconcile(world.deps)
+    assert (world.job().state, world.job().open) == (JobState.CANCELLED, False)
+
+
+class Away(MemoryObjects):
+    """A bucket that fails at one method."""
+
+    def __init__(self, objects: MemoryObjects, error: GoblinError, *methods: str) -> None:
+        super().__init__()
+        self.objects = objects.objects
+
+        async def fail(*_: object, **__: object) -> NoReturn:
+            raise error
+
+        for name in methods:
+            setattr(self, name, fail)
+
+
+@pytest.mark.parametrize("minutes", [0, 30, 300])
+async def test_an_output_that_cannot_be_written_for_a_while_is_written_later(minutes: int) -> None:
+    world = World()
+    await finishing(world)
+    away = replace(world.deps, objects=Away(world.objects, StoreUnavailable("503: not now"), "compose"))
+    for _ in range(minutes):
+        await reconcile(away)
+        world.clock.advance(60)
+    await reconcile(world.deps)
+    assert world.job().state is JobState.SUCCEEDED
+
+
+async def test_an_output_that_can_never_be_written_ends_the_job_with_the_reason() -> None:
+    world = World()
+    await finishing(world)
+    away = replace(world.deps, objects=Away(world.objects, StoreUnavailable("403: no grant"), "compose"))
+    runs = 0
+    while world.job().state is JobState.FINISHING:
+        await reconcile(away)
+        world.clock.advance(60)
+        runs += 1
+        assert runs < 400
+    assert world.job().state is JobState.FAILED
+    assert world.job().reason == "the output could not be written in 6 hours: 403: no grant"
+    assert world.job().checkpoint is not None
+
+
+async def test_an_output_that_the_bucket_refuses_for_good_ends_the_job_at_once() -> None:
+    world = World()
+    await finishing(world)
+    await reconcile(replace(world.deps, objects=Away(world.objects, StoreRefused("400: Invalid name"), "compose")))
+    assert (world.job().state, world.job().reason) == (JobState.FAILED, "400: Invalid name")
+
+
+@pytest.mark.parametrize("kind", ["batch", "training"])
+async def test_an_input_that_the_bucket_refuses_for_good_refuses_the_job(kind: str) -> None:
+    world = World()
+    world.compute.kinds = frozenset({"batch", "training"})
+    await lifecycle.request(msgspec.structs.replace(given(world), kind=kind), world.deps)
+    refused = Away(world.objects, StoreRefused("400: Invalid name"), "stat", "list_from")
+    await reconcile(replace(world.deps, objects=refused))
+    assert (world.job().state, world.job().reason) == (JobState.REFUSED, "400: Invalid name")
 
 
 async def test_what_has_ended_cannot_be_cancelled() -> None:

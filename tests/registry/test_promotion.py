@@ -14,6 +14,7 @@ from goblin.core.errors import Conflict, InvalidRequest, NotFound, StoreUnavaila
 from goblin.registry import promotion
 from goblin.registry.domain.versions import ModelName
 from goblin.registry.policy.promotion import PromotionRequest
+from tests.fakes.gguf import gguf
 from tests.fakes.registry import Crashed, FakeBus, FakeRegistry, FixedClock
 
 NAME = ModelName("acme", "tiny")
@@ -35,7 +36,7 @@ def deps() -> promotion.PromotionDeps:
 
 async def register(deps: promotion.PromotionDeps, tmp_path: Path, version: str) -> None:
     file = tmp_path / "m.gguf"
-    file.write_bytes(b"GGUF" + version.encode())
+    file.write_bytes(gguf(version.encode()))
     await promotion.register(NAME, version, file, actor="ann", progress=quiet, deps=deps)
 
 
@@ -58,10 +59,10 @@ async def test_registering_twice_is_registering_once(deps: promotion.PromotionDe
 async def test_a_version_never_changes(deps: promotion.PromotionDeps, tmp_path: Path) -> None:
     await register(deps, tmp_path, "1.0.0")
     other = tmp_path / "other.gguf"
-    other.write_bytes(b"GGUFother")
+    other.write_bytes(gguf(b"other"))
     with pytest.raises(Conflict):
         await promotion.register(NAME, "1.0.0", other, actor="ann", progress=quiet, deps=deps)
-    (tmp_path / "m.gguf").write_bytes(b"GGUFchanged")
+    (tmp_path / "m.gguf").write_bytes(gguf(b"changed"))
     with pytest.raises(Conflict):
         await promotion.register(NAME, "1.0.0", tmp_path / "m.gguf", actor="ann", progress=quiet, deps=deps)
 
@@ -71,6 +72,14 @@ async def test_only_a_gguf_is_registered(deps: promotion.PromotionDeps, tmp_path
     file.write_bytes(b"PK\x03\x04")
     with pytest.raises(InvalidRequest, match="not a GGUF"):
         await promotion.register(NAME, "1.0.0", file, actor="ann", progress=quiet, deps=deps)
+
+
+async def test_a_gguf_that_was_cut_off_is_not_uploaded(deps: Any, tmp_path: Path) -> None:
+    file = tmp_path / "m.gguf"
+    file.write_bytes(gguf(b"weights" * 100)[:-1])
+    with pytest.raises(InvalidRequest, match="cut off: its tensors end at byte"):
+        await promotion.register(NAME, "1.0.0", file, actor="ann", progress=quiet, deps=deps)
+    assert deps.registry.artifacts == {}
 
 
 async def test_a_version_without_a_manifest_cannot_be_promoted(deps: promotion.PromotionDeps) -> None:
@@ -134,6 +143,7 @@ async def test_a_rollback_is_a_move_like_any_other(deps: Any, tmp_path: Path) ->
     for version in ("1.1.0", "1.0.0"):
         moved = await promotion.rollback(NAME, expected=None, request=request(f"back-to-{version}"), deps=deps)
         assert moved.promotion.version == version
+        assert moved.before == {"1.1.0": "1.2.0", "1.0.0": "1.1.0"}[version]
     with pytest.raises(Conflict, match="first version"):
         await promotion.rollback(NAME, expected=None, request=request("too far"), deps=deps)
     assert seqs(deps) == [1, 2, 3, 4, 5]

@@ -12,6 +12,7 @@ from goblin.registry import promotion as promotion_service
 from goblin.registry import rollout
 from goblin.registry.domain.versions import ModelName
 from goblin.registry.policy.promotion import PromotionRequest
+from tests.fakes.gguf import gguf
 from tests.fakes.registry import (
     Crashed,
     FakeBus,
@@ -56,7 +57,7 @@ class World:
         """Register and promote; the event of it."""
         self.clock.at += timedelta(minutes=1)
         file = self.folder / "m.gguf"
-        file.write_bytes(b"GGUF" + f"{name} {version}".encode())
+        file.write_bytes(gguf(f"{name} {version}".encode()))
         await promotion_service.register(name, version, file, actor="ann", progress=lambda _: None, deps=self.models)
         request = PromotionRequest(event_id=f"{name}-{version}", actor="ann", reason="", at=self.clock.at)
         await promotion_service.promote(name, version, expected=None, request=request, deps=self.models)
@@ -231,3 +232,32 @@ async def test_each_server_takes_the_model_it_is_for(world: World) -> None:
     await rollout.follow(await world.promote("7.0.0", other), deps)
     assert await world.serves("1.0.0")
     assert (await second.loaded()).alias == "acme/big"
+
+
+async def test_who_took_a_promotion_is_known_once_all_have_answered(world: World) -> None:
+    event = await world.promote("1.0.0")
+    promotion = (await world.registry.pointer(NAME)).promotion
+    assert await rollout.uptake(promotion, world.deps) == rollout.Uptake(pending=("llm",))
+    pauses: list[float] = []
+
+    async def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        world.clock.at += timedelta(seconds=seconds)
+        if len(pauses) == 3:
+            await rollout.follow(event, world.deps)
+
+    found = await rollout.wait_for_uptake(promotion, world.deps, within_s=60, pause=pause)
+    assert (found, len(pauses)) == (rollout.Uptake(served_by=("llm",)), 3)
+    # It is refused; the wait for one that never answers is bounded.
+    event = await world.promote("1.1.0")
+    world.tear(NAME, "1.1.0")
+    later = (await world.registry.pointer(NAME)).promotion
+    silent = await rollout.wait_for_uptake(later, world.deps, within_s=5, pause=pause)
+    assert silent == rollout.Uptake(pending=("llm",))
+    await rollout.follow(event, world.deps)
+    refused = await rollout.wait_for_uptake(later, world.deps, within_s=5, pause=pause)
+    assert (refused.served_by, list(refused.refused_by), refused.pending) == ((), ["llm"], ())
+    # The operator's own machine does not know the server's address.
+    away = replace(world.deps, servers={})
+    assert (await rollout.uptake(promotion, away)).served_by == ("llm",)
+    assert list((await rollout.uptake(later, away)).refused_by) == ["llm"]

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from goblin_worker import batch, controller, dataset, items
+from goblin_worker import controller, items, retries
 from goblin_worker.attempt import run_attempt
 from goblin_worker.crc32c import crc32c, extend
 
@@ -150,8 +150,22 @@ class World:
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting is decided as ever, and takes no time."""
-    for module in (items, controller, dataset, batch):
+    for module in (items, controller, retries):
         monkeypatch.setattr(module, "BACKOFF_S_MAX", 0.001)
+
+
+class Slept:
+    """A clock that only the pauses between tries move."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.at = 0.0
+        monkeypatch.setattr(retries, "BACKOFF_S_MAX", 15.0)
+        monkeypatch.setattr(retries, "now", lambda: self.at)
+        monkeypatch.setattr(retries, "sleep", self.sleep)
+
+    async def sleep(self, seconds: float) -> None:
+        self.at += seconds
+        await asyncio.sleep(0)
 
 
 async def test_every_item_once_in_order_in_openais_format() -> None:
@@ -279,12 +293,69 @@ async def test_an_expired_grant_is_renewed() -> None:
     assert len(world.lines()) == 10
 
 
-async def test_a_dataset_that_cannot_be_read_gives_the_job_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "TRIES", 2)
+async def test_a_dataset_that_cannot_be_read_gives_the_job_back() -> None:
     world = World(refuse={"GET bucket": [404] * 10})
     assert await world.run() == 0
     [said] = world.said("withdraw")
     assert "dataset at byte 0" in said["reason"]
+
+
+AWAY = [408, 425, 429, 500, 501, 502, 503, 504, 507, 520, 599]
+
+
+@pytest.mark.parametrize("path", ["PUT bucket", "GET bucket"])
+@pytest.mark.parametrize("status", [*AWAY, None])
+async def test_a_bucket_that_is_away_for_minutes_costs_no_attempt(
+    monkeypatch: pytest.MonkeyPatch, path: str, status: int | None
+) -> None:
+    slept = Slept(monkeypatch)
+    world = World()
+    inner = world._bucket
+
+    def bucket(request: httpx.Request) -> httpx.Response:
+        if slept.at < 240 and f"{request.method} bucket" == path:
+            if status is None:
+                raise httpx.ReadError("reset by peer")
+            return httpx.Response(status)
+        return inner(request)
+
+    world._bucket = bucket  # type: ignore[method-assign]
+    assert await world.run() == 0
+    assert len(world.lines()) == 10
+    assert (world.said("withdraw"), world.said("fail"), len(world.said("finish"))) == ([], [], 1)
+
+
+@pytest.mark.parametrize("path", ["PUT bucket", "GET bucket"])
+@pytest.mark.parametrize("status", [*AWAY, 400, 403, 404, 412])
+async def test_a_bucket_that_stays_away_or_refuses_gives_the_job_back_and_never_fails_it(
+    monkeypatch: pytest.MonkeyPatch, path: str, status: int
+) -> None:
+    slept = Slept(monkeypatch)
+    world = World(refuse={path: [status] * 10_000})
+    assert await world.run() == 0
+    assert world.said("fail") == []
+    [said] = world.said("withdraw")
+    assert str(status) in said["reason"]
+    # What may pass is tried for minutes, a refusal only with a few new signed requests.
+    assert (slept.at == pytest.approx(retries.BUCKET_S_MAX)) is retries.may_pass(status)
+    assert 60 < slept.at <= 600 or not retries.may_pass(status)
+
+
+async def test_a_bucket_that_says_when_to_ask_again_is_asked_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    slept = Slept(monkeypatch)
+    tries = retries.Tries()
+    assert await tries.failed(httpx.Response(429, headers={"retry-after": "7"}))
+    assert slept.at == 7
+    assert await tries.failed(httpx.Response(503, headers={"retry-after": "86400"}))
+    assert slept.at == 7 + retries.BACKOFF_S_MAX
+
+
+async def test_a_line_that_no_attempt_can_read_fails_the_job() -> None:
+    world = World()
+    world.data = lambda: b"x" * (3 * 1024 * 1024)  # type: ignore[method-assign]
+    assert await world.run() == 1
+    [said] = world.said("fail")
+    assert "a line of the dataset" in said["reason"]
 
 
 async def test_a_controller_that_cannot_use_a_part_is_told_that_the_attempt_broke() -> None:

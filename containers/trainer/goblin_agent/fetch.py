@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,15 +12,12 @@ import httpx
 
 from goblin_agent.digests import NAME, differs
 from goblin_worker.controller import File, Grant
+from goblin_worker.retries import EXPIRED, LOST, Tries, said
 
 RANGE_BYTES = 8 * 1024 * 1024
 PARALLEL = 8
 """Ranges at once: a single connection does not fill the machine's bandwidth."""
-TRIES = 8
-"""Tries in a row without a new byte."""
-BACKOFF_S_MAX = 10.0
 TIMEOUT = httpx.Timeout(60.0, connect=15.0)
-EXPIRED = frozenset({400, 401, 403})
 
 Renew = Callable[[], Awaitable[Grant]]
 """Gets a new signed request for the same file, because signed requests expire."""
@@ -154,39 +150,33 @@ def _read_journal(path: Path, key: str) -> set[int]:
 
 async def _range(source: Source, target: int, start: int, end: int) -> None:
     """Write the bytes from `start` up to `end`, resuming where a connection broke."""
-    tries, why = 0, ""
+    tries = Tries()
     while start < end:
         grant = source.grant
-        try:
-            got, why = await _piece(source, target, start, end)
-        except httpx.TransportError as error:
-            got, why = 0, f"{type(error).__name__}: {error}"
+        got, failed = await _piece(source, target, start, end)
+        start += got
         if got:
-            start, tries = start + got, 0
-            continue
-        tries += 1
-        if tries >= TRIES:
-            raise Unreadable(f"cannot read {source.file.name} at byte {start}: {why}")
-        if why[:3] in {str(status) for status in EXPIRED}:
+            tries.progressed()
+        elif not await tries.failed(failed):
+            raise Unreadable(f"cannot read {source.file.name} at byte {start}: {said(failed)}")
+        elif isinstance(failed, httpx.Response) and failed.status_code in EXPIRED:
             await source.refresh(grant)
-        await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.1 * 2**tries))
 
 
-async def _piece(source: Source, target: int, start: int, end: int) -> tuple[int, str]:
-    """Read a range once. Returns the number of bytes that arrived, and the answer if none did."""
+async def _piece(source: Source, target: int, start: int, end: int) -> tuple[int, httpx.Response | Exception]:
+    """Read a range once. Returns the number of bytes that arrived, and what came if none did."""
     headers = {**source.grant.headers, "range": f"bytes={start}-{end - 1}", "accept-encoding": "identity"}
     at = start
-    async with source.http.stream("GET", source.grant.url, headers=headers, timeout=TIMEOUT) as answer:
-        if answer.status_code != 206:
-            text = (await answer.aread())[:200].decode(errors="replace")
-            return 0, f"{answer.status_code}: {text}"
-        try:
+    try:
+        async with source.http.stream("GET", source.grant.url, headers=headers, timeout=TIMEOUT) as answer:
+            if answer.status_code != 206:
+                await answer.aread()
+                return 0, answer
             async for chunk in answer.aiter_raw():
                 # Never write more than was asked for, whatever the server sends.
                 chunk = chunk[: end - at]
                 os.pwrite(target, chunk, at)
                 at += len(chunk)
-        except httpx.TransportError:
-            if at == start:
-                raise
-    return at - start, "the answer was empty"
+    except LOST as error:
+        return at - start, error
+    return at - start, httpx.RemoteProtocolError("the answer was empty")

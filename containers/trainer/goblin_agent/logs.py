@@ -14,6 +14,7 @@ import httpx
 
 from goblin_worker.controller import Controller, Over, Rejected, Unreachable
 from goblin_worker.crc32c import crc32c, text
+from goblin_worker.retries import LOST
 
 log = logging.getLogger(__name__)
 
@@ -130,7 +131,7 @@ async def ship_once(log_: Log, http: httpx.AsyncClient, controller: Controller) 
             answer = await http.put(grant.url, content=piece, headers=grant.headers, timeout=TIMEOUT_S)
         except Over:
             raise
-        except (Rejected, httpx.TransportError) as error:
+        except (Rejected, *LOST) as error:
             log.warning("A piece of the log is lost: %s", type(error).__name__)
             return
         log_.number += 1

@@ -18,9 +18,10 @@ from goblin_agent.ending import Ending, Verdict, judge
 from goblin_agent.fetch import Unreadable, fetch, tidy
 from goblin_agent.logs import Log, ship_once
 from goblin_agent.task import Child, Folders, Progress, Said
-from goblin_agent.uploads import BadCheckpoint, Uploader
+from goblin_agent.uploads import BadCheckpoint, NotUploaded, Uploader
 from goblin_worker.attempt import TAKEN, broken, finish, last_words
-from goblin_worker.controller import Controller, Disbelieved, File, Grant, Inputs, Rejected, Standing, Unreachable, Work
+from goblin_worker.controller import Controller, File, Grant, Inputs, Rejected, Standing, Unreachable, Work
+from goblin_worker.retries import Hopeless
 
 log = logging.getLogger(__name__)
 
@@ -91,9 +92,9 @@ class Training:
                 verdict, why = Verdict.WITHDRAW, self._why_stop or TAKEN
             else:
                 verdict, why = await self._train(command)
-        except (tasks.UnknownTask, BadCheckpoint) as reason:
+        except (tasks.UnknownTask, BadCheckpoint, Hopeless) as reason:
             verdict, why = Verdict.FAIL, str(reason)
-        except (Unreadable, Disbelieved, Rejected, OSError) as reason:
+        except (Unreadable, NotUploaded, Rejected, OSError) as reason:
             # Another machine, with another disk and network, may succeed.
             verdict, why = Verdict.WITHDRAW, f"{type(reason).__name__}: {reason}"
         log.info("%s: %s", verdict, why)

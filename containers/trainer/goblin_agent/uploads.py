@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import re
 import shutil
 from collections.abc import AsyncGenerator
@@ -14,7 +13,8 @@ from typing import Any
 import httpx
 
 from goblin_agent.digests import CHUNK, NAME, describe
-from goblin_worker.controller import Controller, Grant, Rejected
+from goblin_worker.controller import Controller, Grant
+from goblin_worker.retries import LOST, Tries, said
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +22,16 @@ FILES_MAX = 64
 FILE_BYTES_MAX = 5 * 1024**3
 STEP_MAX = 99_999_999
 PARALLEL = 4
-TRIES = 6
-BACKOFF_S_MAX = 20.0
 TIMEOUT = httpx.Timeout(300.0, connect=15.0)
 _STEP = re.compile(r"^step-([0-9]{1,8})\Z")
 
 
 class BadCheckpoint(Exception):
     """The task's folder cannot be a checkpoint. Another machine would not change that."""
+
+
+class NotUploaded(Exception):
+    """The bucket does not take the files. Another attempt may succeed."""
 
 
 class Uploader:
@@ -65,7 +67,8 @@ class Uploader:
             BadCheckpoint: The folder has no files, too many, too large ones or invalid names.
             Over: The attempt is not the current one any more.
             Disbelieved: The upload is not what was announced.
-            Rejected: The controller or the bucket refuses the checkpoint.
+            NotUploaded: The bucket did not take the files.
+            Rejected: The controller refuses the checkpoint.
             Unreachable: The controller did not answer for too long.
         """
         where = self._folder / f"step-{step}"
@@ -81,26 +84,26 @@ class Uploader:
 
     async def _upload(self, step: int, where: Path, files: list[dict[str, Any]]) -> str:
         """Upload the files and return the upload's id. Each try has its own folder: a torn upload disturbs no other."""
-        why = ""
-        for tries in range(1, TRIES + 1):
+        tries = Tries()
+        while True:
             upload_id, grants = await self._controller.begin_checkpoint(step, files)
             putting = (self._put(where / file["name"], file["size"], grants[file["name"]]) for file in files)
-            why = next((one for one in await asyncio.gather(*putting) if one), "")
-            if not why:
+            failed = next((one for one in await asyncio.gather(*putting) if one is not None), None)
+            if failed is None:
                 return upload_id
-            log.info("Step %d is not uploaded yet and is tried again: %s", step, why)
-            await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.2 * 2**tries))
-        raise Rejected(f"the upload of step {step} to the bucket failed: {why}")
+            log.info("Step %d is not uploaded yet: %s", step, said(failed))
+            if not await tries.failed(failed):
+                raise NotUploaded(f"the upload of step {step} to the bucket failed: {said(failed)}")
 
-    async def _put(self, path: Path, size: int, grant: Grant) -> str:
-        """Upload one file. Returns the error; empty on success."""
+    async def _put(self, path: Path, size: int, grant: Grant) -> httpx.Response | Exception | None:
+        """Upload one file. Returns what came instead of success; None on success."""
         headers = {**grant.headers, "content-length": str(size)}
         try:
             async with self._at_once:
                 answer = await self._http.put(grant.url, content=_chunks(path), headers=headers, timeout=TIMEOUT)
-        except (httpx.TransportError, httpx.StreamError) as error:
-            return f"{type(error).__name__}: {error}"
-        return "" if answer.is_success else f"{answer.status_code}: {answer.text[:200]}"
+        except LOST as error:
+            return error
+        return None if answer.is_success else answer
 
     def _clear(self) -> None:
         for entry in self._folder.iterdir():

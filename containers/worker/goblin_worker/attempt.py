@@ -10,9 +10,10 @@ from typing import Any
 import httpx
 
 from goblin_worker import dataset
-from goblin_worker.batch import Batch
+from goblin_worker.batch import Batch, NotUploaded
 from goblin_worker.controller import Controller, Disbelieved, Over, Rejected, Unreachable, Work
 from goblin_worker.items import Gateway, KeyRefused
+from goblin_worker.retries import Hopeless
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ async def run_attempt(http: httpx.AsyncClient, *, url: str, jobs_url: str, token
     async def whole() -> int:
         work = await controller.claim()
         if work.kind != "batch":
-            raise Rejected(f"this worker cannot run kind {work.kind!r}")
+            raise Hopeless(f"this worker cannot run kind {work.kind!r}")
         return await run_batch(http, controller, work, url=url, token=token, stop=stop)
 
     return await to_the_end(controller, whole())
@@ -50,9 +51,10 @@ async def to_the_end(controller: Controller, attempt: Coroutine[Any, Any, int]) 
     except Unreachable as reason:
         log.error("The controller does not answer: %s", reason)
         return 1
-    except (KeyRefused, dataset.Unreadable, Disbelieved) as reason:
+    except (KeyRefused, dataset.Unreadable, NotUploaded, Disbelieved) as reason:
+        log.info("The job is given back: %s", reason)
         return await last_words(controller, str(reason))
-    except (Rejected, ValueError, KeyError) as reason:
+    except (Hopeless, Rejected, ValueError, KeyError) as reason:
         log.error("The attempt failed: %s", reason)
         return await broken(controller, f"{type(reason).__name__}: {reason}")
 
@@ -62,7 +64,7 @@ async def run_batch(
 ) -> int:
     """Run a batch job that is claimed already. Returns the exit code."""
     if work.dataset is None:
-        raise Rejected("the batch has no dataset")
+        raise Hopeless("the batch has no dataset")
     log.info("Job %s, attempt %d: starting at item %d of %s.", work.job_id, work.attempt, work.step, work.total)
     gateway = Gateway(http, url.rstrip("/"), token, work.model)
     batch = Batch(work, controller, http, gateway.run)

@@ -11,8 +11,9 @@ from typing import Any
 
 import httpx
 
-from goblin_worker.controller import Controller, Rejected, Work
+from goblin_worker.controller import Controller, Work
 from goblin_worker.crc32c import crc32c, text
+from goblin_worker.retries import LOST, Tries, said
 
 PARALLEL = 4
 PARALLEL_MAX = 64
@@ -20,10 +21,12 @@ AHEAD = 4
 """How many items may be started and not yet written, in multiples of the parallelism."""
 PART_BYTES_MAX = 8 * 1024 * 1024
 """Size at which a part is saved early, because it is held in memory until then."""
-UPLOAD_TRIES = 5
-BACKOFF_S_MAX = 10.0
 UPLOAD_S_MAX = 300.0
 PART = "part.jsonl"
+
+
+class NotUploaded(Exception):
+    """The bucket does not take the part. Another attempt may succeed."""
 
 
 class Batch:
@@ -72,7 +75,11 @@ class Batch:
         return self._saved >= (self._work.total or 0)
 
     async def _save(self) -> None:
-        """Upload the part and commit it. Its items count as saved only after the controller has verified it."""
+        """Upload the part and commit it. Its items count as saved only after the controller has verified it.
+
+        Raises:
+            NotUploaded: The bucket did not take it.
+        """
         part, step = b"".join(self._part), self.step
         files = [await asyncio.to_thread(_announce, part)]
         upload_id = await self._upload(step, files, part)
@@ -80,20 +87,21 @@ class Batch:
         self._saved, self._part, self._part_bytes = step, [], 0
 
     async def _upload(self, step: int, files: list[dict[str, Any]], part: bytes) -> str:
-        why = ""
-        for tries in range(UPLOAD_TRIES):
+        """Upload the part. Returns the upload's id. Each try has its own signed request and its own folder."""
+        tries = Tries()
+        while True:
             upload_id, grants = await self._controller.begin_checkpoint(step, files)
             grant = grants[PART]
+            answer: httpx.Response | Exception
             try:
                 answer = await self._http.put(grant.url, content=part, headers=grant.headers, timeout=UPLOAD_S_MAX)
-            except httpx.TransportError as error:
-                why = f"{type(error).__name__}: {error}"
+            except LOST as error:
+                answer = error
             else:
                 if answer.is_success:
                     return upload_id
-                why = f"{answer.status_code}: {answer.text[:200]}"
-            await asyncio.sleep(min(BACKOFF_S_MAX, 0.2 * 2**tries))
-        raise Rejected(f"the upload of step {step} to the bucket failed: {why}")
+            if not await tries.failed(answer):
+                raise NotUploaded(f"the upload of step {step} to the bucket failed: {said(answer)}")
 
 
 def _announce(part: bytes) -> dict[str, Any]:

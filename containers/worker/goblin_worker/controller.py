@@ -10,6 +10,8 @@ from typing import Any
 
 import httpx
 
+from goblin_worker.retries import LOST, may_pass, retry_after_s, said
+
 TRIES_S_MAX = 120.0
 """How long to retry before giving up. The attempt lease has expired by then."""
 BACKOFF_S_MAX = 5.0
@@ -18,7 +20,6 @@ TIMEOUT_S = 150.0
 OVER = frozenset({401, 403, 404, 409, 410})
 UNTRUE = "untrue"
 """The error code of an invalid report: this machine sent something that is not true."""
-RETRIED = frozenset({408, 425, 429, 500, 502, 503, 504})
 
 
 class Over(Exception):
@@ -168,26 +169,26 @@ class Controller:
         until, tries = clock() + self.tries_s_max, 0
         while True:
             tries += 1
-            why = ""
+            asked_s = None
             try:
                 answer = await self._http.post(
                     f"{self._base}/{path}", json=body, headers=self._headers, timeout=TIMEOUT_S
                 )
-            except httpx.TransportError as error:
-                why = f"{type(error).__name__}: {error}"
+            except LOST as error:
+                why = said(error)
             else:
                 if answer.is_success:
                     return answer.json()
-                why = f"{answer.status_code}: {answer.text[:300]}"
+                why, asked_s = said(answer), retry_after_s(answer, BACKOFF_S_MAX)
                 if _code(answer) == UNTRUE:
                     raise Disbelieved(why)
                 if answer.status_code in OVER:
                     raise Over(why)
-                if answer.status_code not in RETRIED:
+                if not may_pass(answer.status_code):
                     raise Rejected(why)
             if clock() >= until:
                 raise Unreachable(why)
-            await asyncio.sleep(random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.2 * 2**tries))
+            await asyncio.sleep(max(asked_s or 0.0, random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.2 * 2**tries)))
 
 
 def _code(answer: httpx.Response) -> str | None:

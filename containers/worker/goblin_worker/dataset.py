@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator
 
 import httpx
 
 from goblin_worker.controller import Controller, Grant
+from goblin_worker.retries import EXPIRED, LOST, Hopeless, Tries, said
 
 RANGE_BYTES = 1024 * 1024
 LINE_BYTES_MAX = 2 * 1024 * 1024
 """Longer than the controller accepts."""
-TRIES = 6
-BACKOFF_S_MAX = 10.0
 TIMEOUT_S = 60.0
 
 
@@ -28,6 +26,7 @@ async def lines(
 
     Raises:
         Unreadable: The bucket refuses, or does not answer.
+        Hopeless: A line is too long.
     """
     rest = b""
     while True:
@@ -35,7 +34,7 @@ async def lines(
         offset += len(chunk)
         *whole, rest = (rest + chunk).split(b"\n")
         if len(rest) > LINE_BYTES_MAX:
-            raise Unreadable(f"a line of the dataset has more than {LINE_BYTES_MAX} bytes")
+            raise Hopeless(f"a line of the dataset has more than {LINE_BYTES_MAX} bytes")
         for line in whole:
             if line.strip():
                 yield line
@@ -46,20 +45,20 @@ async def lines(
 
 
 async def _range(http: httpx.AsyncClient, controller: Controller, grant: Grant, start: int) -> tuple[bytes, Grant]:
-    why = ""
-    for tries in range(TRIES):
+    tries = Tries()
+    while True:
         headers = {**grant.headers, "range": f"bytes={start}-{start + RANGE_BYTES - 1}", "accept-encoding": "identity"}
+        answer: httpx.Response | Exception
         try:
             answer = await http.get(grant.url, headers=headers, timeout=TIMEOUT_S)
-        except httpx.TransportError as error:
-            why = f"{type(error).__name__}: {error}"
+        except LOST as error:
+            answer = error
         else:
             if answer.status_code == 206:
                 return answer.content, grant
             if answer.status_code == 416:
                 return b"", grant  # The last range ended exactly at the end.
-            why = f"{answer.status_code}: {answer.text[:200]}"
-            if answer.status_code in (400, 401, 403):
-                grant = await controller.dataset()  # The signed request has expired.
-        await asyncio.sleep(min(BACKOFF_S_MAX, 0.2 * 2**tries))
-    raise Unreadable(f"cannot read the dataset at byte {start}: {why}")
+        if not await tries.failed(answer):
+            raise Unreadable(f"cannot read the dataset at byte {start}: {said(answer)}")
+        if isinstance(answer, httpx.Response) and answer.status_code in EXPIRED:
+            grant = await controller.dataset()  # The signed request has expired.

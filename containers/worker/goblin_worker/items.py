@@ -11,11 +11,14 @@ from typing import Any
 
 import httpx
 
+from goblin_worker.retries import LOST, may_pass, retry_after_s
+
 TRIES = 10
 BACKOFF_S_MAX = 30.0
 TIMEOUT = httpx.Timeout(600.0, connect=10.0)
 ANSWER_BYTES_MAX = 3 * 1024 * 1024
-RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+IN_PROGRESS = 409
+"""A request with the same key is under way at the gateway."""
 
 
 class KeyRefused(Exception):
@@ -56,7 +59,7 @@ class Gateway:
             wait_s = random.uniform(0.5, 1) * min(BACKOFF_S_MAX, 0.5 * 2**tries)
             try:
                 answer = await self.http.post(f"{self.url}{path}", json=body, headers=headers, timeout=TIMEOUT)
-            except httpx.TransportError as failed:
+            except LOST as failed:
                 response, error = None, {"code": "unreachable", "message": f"{type(failed).__name__}: {failed}"}
             else:
                 response, error = _response(answer), None
@@ -64,19 +67,12 @@ class Gateway:
                     # A gateway that looked the key up before it was written refuses it for a moment: retry.
                     if tries == self.tries:
                         raise KeyRefused(answer.text[:200])
-                elif answer.status_code not in RETRIED:
+                elif answer.status_code != IN_PROGRESS and not may_pass(answer.status_code):
                     return response, None
-                wait_s = _retry_after_s(answer) or wait_s
+                wait_s = retry_after_s(answer, BACKOFF_S_MAX) or wait_s
             if tries < self.tries:
                 await asyncio.sleep(wait_s)
         return response, error
-
-
-def _retry_after_s(answer: httpx.Response) -> float | None:
-    try:
-        return min(BACKOFF_S_MAX, max(0.0, float(answer.headers["retry-after"])))
-    except (KeyError, ValueError):
-        return None
 
 
 def _response(answer: httpx.Response) -> dict[str, Any]:

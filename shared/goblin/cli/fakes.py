@@ -11,8 +11,10 @@ from pathlib import Path
 import httpx
 
 from goblin.cli.ports import HOST
+from goblin.jobs.policy.state_machine import HEARTBEAT_S
 from goblin.wiring.settings import MONTHLY_BUDGETS
 
+HEARTBEAT_S_MIN = 0.2
 RECONCILE_S = 5
 """Interval of the reconcile schedule with `--fakes`; a minute would be long for a person who watches."""
 MONTHLY_BUDGET_USD = "200"
@@ -25,7 +27,7 @@ class Fakes:
 
     port: int
     pace: float = 1.0
-    """Speed-up of machine boots and preemptions against real time; prices per hour do not change."""
+    """Speed-up of machine boots, preemptions and heartbeats against real time; prices per hour do not change."""
     vast_key: str = field(default_factory=lambda: f"local-{secrets.token_urlsafe(24)}", repr=False)
     runpod_key: str = field(default_factory=lambda: f"local-{secrets.token_urlsafe(24)}", repr=False)
     webhook_secret: str = field(default_factory=lambda: secrets.token_hex(32), repr=False)
@@ -34,6 +36,11 @@ class Fakes:
     def url(self) -> str:
         """Base URL of both markets and of the control API at `/market`."""
         return f"http://{HOST}:{self.port}"
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Interval of the agents' heartbeats."""
+        return min(HEARTBEAT_S, max(HEARTBEAT_S_MIN, HEARTBEAT_S / self.pace))
 
     def words(self, folder: Path) -> Sequence[str]:
         """Return the arguments of `python -m localgpus`; every image starts the agent."""
@@ -59,6 +66,8 @@ class Fakes:
             "RUNPOD_BILLING_URL": self.url,
             # Every image starts the agent there, but jobs need a name.
             "GOBLIN_AGENT_IMAGE": "goblin/agent",
+            # A machine that is taken away is announced this much later too: the agent must hear of it before it ends.
+            "GOBLIN_HEARTBEAT_S": f"{self.heartbeat_s:g}",
             # This endpoint uses RUNPOD_API_KEY too and must not be called with the local key.
             "RUNPOD_ENDPOINT_URL": "",
         }

@@ -124,11 +124,13 @@ def _needs(needs: Told) -> str:
 
 
 def done(told: Told) -> str:
-    """Format the progress: `120 of 400 (30 %)`, or `120` without a known total."""
+    """Format the progress: `120 of 400 (30 %), 3 failed`, or `120` without a known total."""
     step, total = told["step"], told["total"]
     if total is None:
         return str(step) if step else "-"
-    return f"{step} of {total}" + (f" ({100 * step // total} %)" if 0 < step < total else "")
+    failed = (told["items"] or {}).get("failed")
+    said = f"{step} of {total}" + (f" ({100 * step // total} %)" if 0 < step < total else "")
+    return said + (f", {failed} failed" if failed else "")
 
 
 def pace(told: Told) -> str:

@@ -124,7 +124,7 @@ def fail(message: str) -> NoReturn:
 )
 @click.option(
     "--pace", type=click.FloatRange(0.1, 1000), default=1.0, show_default=True,
-    help="With --fakes: speed-up of machine boots and preemptions against real time.",
+    help="With --fakes: speed-up of machine boots, preemptions and heartbeats against real time.",
 )  # fmt: skip
 @click.option(
     "--throttle", is_flag=True,

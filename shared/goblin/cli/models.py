@@ -23,6 +23,13 @@ JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON obje
 REASON = click.option("--reason", default="", help="Reason, kept in the history.")
 
 
+WAIT = click.option(
+    "--wait", "wait_s", type=click.FloatRange(0, 3600), default=120, show_default=True, metavar="SECONDS",
+    help="Longest wait for the model servers.",
+)  # fmt: skip
+NO_WAIT = click.option("--no-wait", is_flag=True, help="Do not wait for the model servers.")
+
+
 class _Name(click.ParamType):
     name = "ORG/MODEL"
 
@@ -97,38 +104,49 @@ async def _register(name: ModelName, version: str, file: Path) -> Version:
 @click.argument("version", type=_Version())
 @EXPECT
 @REASON
+@WAIT
+@NO_WAIT
 @JSON
 @DATA
-def promote(name: ModelName, version: str, expect: str | None, reason: str, as_json: bool, data: Path | None) -> None:
-    """Put a registered VERSION of ORG/MODEL into production."""
+def promote(
+    name: ModelName, version: str, expect: str | None, reason: str, wait_s: float, no_wait: bool, as_json: bool,
+    data: Path | None,
+) -> None:  # fmt: skip
+    """Put a registered VERSION of ORG/MODEL into production, and say which model servers serve or refused it."""
     reach(data)
 
-    async def work() -> service.PromotionOutcome:
+    async def work() -> tuple[service.PromotionOutcome, rollout.Uptake | None]:
         from goblin.wiring import registry as registry_wiring
 
         deps = registry_wiring.registry()
-        return await service.promote(name, version, expected=expect, request=_request(reason), deps=deps)
+        moved = await service.promote(name, version, expected=expect, request=_request(reason), deps=deps)
+        return moved, None if no_wait else await _uptake(moved, wait_s)
 
-    _show_move(run(work()), as_json)
+    _show_move(*run(work()), wait_s=wait_s, as_json=as_json)
 
 
 @models.command()
 @click.argument("name", type=_Name())
 @EXPECT
 @REASON
+@WAIT
+@NO_WAIT
 @JSON
 @DATA
-def rollback(name: ModelName, expect: str | None, reason: str, as_json: bool, data: Path | None) -> None:
+def rollback(
+    name: ModelName, expect: str | None, reason: str, wait_s: float, no_wait: bool, as_json: bool, data: Path | None
+) -> None:
     """Put the previous version back into production. A second rollback goes back one more."""
     reach(data)
 
-    async def work() -> service.PromotionOutcome:
+    async def work() -> tuple[service.PromotionOutcome, rollout.Uptake | None]:
         from goblin.wiring import registry as registry_wiring
 
         deps = registry_wiring.registry()
-        return await service.rollback(name, expected=expect, request=_request(reason), deps=deps)
+        moved = await service.rollback(name, expected=expect, request=_request(reason), deps=deps)
+        return moved, None if no_wait else await _uptake(moved, wait_s)
 
-    _show_move(run(work()), as_json)
+    _show_move(*run(work()), wait_s=wait_s, as_json=as_json)
 
 
 @models.command("list")
@@ -202,17 +220,41 @@ def _request(reason: str) -> PromotionRequest:
     return PromotionRequest(event_id=uuid.uuid4().hex, actor=person(), reason=reason, at=datetime.now(UTC))
 
 
-def _show_move(moved: service.PromotionOutcome, as_json: bool) -> None:
+async def _uptake(moved: service.PromotionOutcome, wait_s: float) -> rollout.Uptake:
+    from goblin.wiring import registry as registry_wiring
+
+    return await rollout.wait_for_uptake(moved.promotion, registry_wiring.rollout(), within_s=wait_s)
+
+
+def _show_move(moved: service.PromotionOutcome, uptake: rollout.Uptake | None, *, wait_s: float, as_json: bool) -> None:
     if as_json:
         row = {**_move_row(moved.promotion), "changed": moved.changed, "announced": moved.announced}
+        row |= {"before": moved.before, **(msgspec.to_builtins(uptake) if uptake else {})}
         terminal.echo_json(_json(row))
         return
+    _say_move(moved)
+    if uptake is not None:
+        _say_uptake(uptake, wait_s)
+
+
+def _say_uptake(uptake: rollout.Uptake, wait_s: float) -> None:
+    for endpoint in uptake.served_by:
+        terminal.echo(f"{endpoint} serves it")
+    for endpoint, why in uptake.refused_by.items():
+        terminal.echo(f"{endpoint} refused it: {terminal.plain(why)}")
+    waiting = ", ".join(uptake.pending) or ("" if uptake.served_by or uptake.refused_by else "no model server")
+    if waiting:
+        verb = "has taken" if waiting == "no model server" else "has not taken"
+        terminal.echo(f"{waiting} {verb} it within {wait_s:g} s; see: goblin models list", err=True)
+
+
+def _say_move(moved: service.PromotionOutcome) -> None:
     promotion = moved.promotion
     what = f"{promotion.name} {promotion.version}"
     if not moved.changed:
         terminal.echo(f"{what} is in production already (seq {promotion.seq})")
         return
-    terminal.echo(f"{what} is in production (seq {promotion.seq}); before: {promotion.previous or 'nothing'}")
+    terminal.echo(f"{what} is in production (seq {promotion.seq}); before: {moved.before or 'nothing'}")
     if not moved.announced:
         terminal.echo("its event could not be published yet; it is published within a minute", err=True)
 

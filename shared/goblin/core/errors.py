@@ -132,6 +132,12 @@ class InvalidRequest(Refused):
     """A request that cannot be understood; `param` names the field."""
 
 
+class StoreRefused(Refused):
+    """A request that Cloud Storage refuses, and would refuse again: what is asked for cannot be."""
+
+    code = "store_refused"
+
+
 class TooLarge(Refused):
     """A body over the limit, which the message names."""
 

@@ -100,6 +100,10 @@ class JobStatusChanged(msgspec.Struct, frozen=True, kw_only=True):
     total: int | None = None
     spent_usd_micros: int = 0
     output_uri: str | None = None
+    completed: int | None = None
+    """Batch: saved items with an answer; `total` counts all."""
+    failed: int | None = None
+    """Batch: saved items with an error."""
 
 
 class CheckpointSaved(msgspec.Struct, frozen=True, kw_only=True):
@@ -161,6 +165,12 @@ class CloudBudget(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 REASON = "goblin-reason"
 """Attribute of a dead letter that says why the event was refused."""
+FIRST_AT = "goblin-first-at"
+"""Attribute of a replayed event: when it was published for the first time."""
+DELIVERIES = "goblin-deliveries"
+"""Attribute of a replayed event: deliveries that failed before the replay."""
+REPLAYS = "goblin-replays"
+"""Attribute of a replayed event: how often it was replayed."""
 SOURCE = "CloudPubSubDeadLetterSource"
 """Prefix of the attributes that Pub/Sub adds to a dead letter: its subscription, its delivery count."""
 

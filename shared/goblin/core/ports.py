@@ -44,7 +44,10 @@ class ObjectFacts:
 
 
 class ObjectStore(Protocol):
-    """Objects by `gs://` URI. Every method raises `StoreUnavailable` when the store does not answer."""
+    """Objects by `gs://` URI.
+
+    Every method raises `StoreUnavailable` when the store does not answer, and `StoreRefused` when it refuses for good.
+    """
 
     async def stat(self, uri: str) -> ObjectFacts | None:
         """Read the metadata of the current object; None when there is none."""
@@ -90,6 +93,39 @@ class DeadLetters(Protocol):
         Raises:
             StoreUnavailable: It is not stored; the event must be delivered again.
         """
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeldLetter:
+    """A dead letter as pulled, held for this process until it is given back, acknowledged, or some seconds pass."""
+
+    message_id: str
+    data: bytes
+    attributes: Mapping[str, str]
+    published_at: datetime
+    """When it became a dead letter."""
+    handle: str = field(repr=False)
+    """Names this delivery."""
+    ordering_key: str = ""
+
+
+class DeadLetterBox(Protocol):
+    """What lies in the dead letter topics. Every method raises `StoreUnavailable` when Pub/Sub does not answer."""
+
+    async def pull(self, topic: str, limit: int) -> tuple[Sequence[HeldLetter], bool]:
+        """Hold the dead letters of a topic, at most about `limit`; also return whether these are all.
+
+        A slow answer is waited for or raises: it never reads as an empty topic.
+        """
+
+    async def give_back(self, topic: str, letters: Sequence[HeldLetter]) -> None:
+        """Let letters lie where they are."""
+
+    async def replay(self, topic: str, letter: HeldLetter, attributes: Mapping[str, str]) -> None:
+        """Publish a letter's event to its topic, with these attributes; return once it is stored."""
+
+    async def drop(self, topic: str, letter: HeldLetter) -> None:
+        """Delete a letter."""
 
 
 class Bus(Protocol):

@@ -30,7 +30,7 @@ from google.auth.exceptions import GoogleAuthError
 from google.cloud import storage
 from requests.exceptions import RequestException
 
-from goblin.core.errors import Broken, Conflict, NotFound, StoreUnavailable
+from goblin.core.errors import Broken, Conflict, NotFound, StoreRefused, StoreUnavailable
 from goblin.core.ports import ObjectFacts, SignedRequest
 
 THREADS = 8
@@ -39,6 +39,8 @@ READ_BYTES = 1024 * 1024
 GRANT_LIFE = timedelta(hours=1)
 """Validity of a signed request; a signature by signBlob is guaranteed to verify for twelve hours."""
 SCOPES = ("https://www.googleapis.com/auth/cloud-platform",)
+MAY_PASS = frozenset({401, 403, 408, 409, 425, 429})
+"""Statuses below 500 that time or a person mends: a grant that is on its way, another write, a rate limit."""
 T = TypeVar("T")
 
 
@@ -189,6 +191,9 @@ class GcsObjects:
         try:
             return await asyncio.get_running_loop().run_in_executor(self._threads, call)
         except (GoogleAPICallError, GoogleAuthError, RetryError, RequestException) as error:
+            status = error.code if isinstance(error, GoogleAPICallError) else None
+            if status is not None and 400 <= status < 500 and status not in MAY_PASS:
+                raise StoreRefused(f"Cloud Storage refuses this: {type(error).__name__}: {error}") from error
             raise StoreUnavailable(f"Cloud Storage failed to answer: {type(error).__name__}: {error}") from error
 
 

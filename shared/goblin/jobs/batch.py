@@ -29,6 +29,16 @@ class RejectedInput:
     reason: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class VerifiedPart:
+    """What a part of the output brings its job to."""
+
+    dataset_offset: int
+    """Bytes of the dataset up to the end of the part's last item."""
+    failed_items: int
+    """Items up to there whose result is an error."""
+
+
 async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
     """Read and check the whole dataset once, before any instance is rented for it."""
     uri, output_uri = job.spec.dataset_uri, job.spec.output_uri
@@ -58,11 +68,8 @@ async def check_dataset(job: Job, deps: JobDeps) -> Dataset | RejectedInput:
 
 async def verify_part(
     job: Job, part: ObjectFacts, sha256: str, previous: Checkpoint | None, step: int, deps: JobDeps
-) -> int:
+) -> VerifiedPart:
     """Compare a part of the output with the dataset: it must have one result for each item, in order.
-
-    Returns:
-        The offset in the dataset after the part's last item, in bytes.
 
     Raises:
         Conflict: The part does not have its digest, or does not hold the results of these items.
@@ -70,7 +77,7 @@ async def verify_part(
     dataset = job.dataset
     if dataset is None:
         raise Conflict("the job has no dataset")
-    done, offset = (previous.step, previous.dataset_offset) if previous else (0, 0)
+    done, offset, failed = (previous.step, previous.dataset_offset, previous.failed_items) if previous else (0, 0, 0)
     digest = hashlib.sha256()
     end = 0
     part_chunks = _hashed(deps.objects.read(part.uri, generation=part.generation), digest)
@@ -93,11 +100,12 @@ async def verify_part(
             if result.custom_id != wanted:
                 raise Conflict(f"{part.uri} line {number}: custom_id is {result.custom_id!r}, expected {wanted!r}")
             done += 1
+            failed += not result.succeeded
     if done != step:
         raise Conflict(f"{part.uri} ends at item {done}, expected {step}")
     if digest.hexdigest() != sha256:
         raise Conflict(f"{part.uri} does not have the announced sha256")
-    return offset + end
+    return VerifiedPart(dataset_offset=offset + end, failed_items=failed)
 
 
 def _parse_result(line: bytes, number: int) -> BatchResult:

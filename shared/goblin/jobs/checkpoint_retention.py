@@ -6,7 +6,7 @@ import logging
 import re
 from collections.abc import Sequence
 
-from goblin.core.errors import Broken, StoreUnavailable
+from goblin.core.errors import Broken, StoreRefused, StoreUnavailable
 from goblin.core.events import CheckpointSaved
 from goblin.jobs import checkpoints
 from goblin.jobs.domain.checkpoints import MANIFEST, Checkpoint, Manifest, jobs_folder
@@ -60,7 +60,7 @@ async def prune(job: Job, step: int, deps: JobDeps) -> None:
     """
     try:
         await _prune(job, step, deps)
-    except (StoreUnavailable, Broken) as error:
+    except (StoreUnavailable, StoreRefused, Broken) as error:
         log.warning(
             "Job %s: old checkpoints could not be deleted, the next checkpoint tries again: %s", job.job_id, error
         )

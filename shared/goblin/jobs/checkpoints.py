@@ -20,7 +20,7 @@ from goblin.core import decoding
 from goblin.core.errors import Broken, Conflict, InvalidReport, InvalidRequest, MalformedEvent, StoreUnavailable
 from goblin.core.events import CheckpointSaved
 from goblin.core.ports import ObjectFacts, SignedRequest
-from goblin.jobs.batch import verify_part
+from goblin.jobs.batch import VerifiedPart, verify_part
 from goblin.jobs.domain import batch
 from goblin.jobs.domain.checkpoints import (
     FILE_BYTES_MAX,
@@ -138,10 +138,10 @@ async def commit(
         _check_step(job, step)
         previous = await _previous(job, previous_step, deps) if job.spec.kind == JobKind.BATCH else None
         found = [await _verify(f"{where}/{file.name}", file, deps) for file in files]
-        stored, offset = await _verify_content(job, found, previous, step, deps)
+        stored, read = await _verify_content(job, found, previous, step, deps)
         manifest = Manifest(
             job_id=job.job_id, attempt=job.attempt, step=step, files=tuple(stored), previous=previous,
-            dataset_offset=offset, saved_at=deps.clock.now(), loss=loss,
+            dataset_offset=read.dataset_offset, saved_at=deps.clock.now(), loss=loss, failed_items=read.failed_items,
         )  # fmt: skip
         await deps.objects.create(uri, msgspec.json.encode(manifest), content_type="application/json")
         made = await read_manifest(uri, deps)
@@ -179,10 +179,10 @@ async def _verify(uri: str, file: Artifact, deps: JobDeps) -> StoredArtifact:
 
 async def _verify_content(
     job: Job, stored: Sequence[StoredArtifact], previous: Checkpoint | None, step: int, deps: JobDeps
-) -> tuple[Sequence[StoredArtifact], int]:
-    """Read the files once; return them as verified, and the offset in the dataset that they bring the job to."""
+) -> tuple[Sequence[StoredArtifact], VerifiedPart]:
+    """Read the files once; return them as verified, and for a batch what they bring the job to."""
     if job.spec.kind != JobKind.BATCH:
-        return await _verify_digests(stored, deps), 0
+        return await _verify_digests(stored, deps), VerifiedPart(dataset_offset=0, failed_items=0)
     if len(stored) != 1:
         raise InvalidRequest("A batch checkpoint has exactly one file.", param="files")
     part = stored[0]
@@ -227,6 +227,7 @@ def _checkpoint(manifest: Manifest, facts: ObjectFacts) -> Checkpoint:
     return Checkpoint(
         step=manifest.step, attempt=manifest.attempt, manifest_uri=facts.uri, generation=facts.generation,
         dataset_offset=manifest.dataset_offset, size=sum(file.size for file in manifest.files),
+        failed_items=manifest.failed_items,
     )  # fmt: skip
 
 

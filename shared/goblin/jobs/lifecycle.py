@@ -62,6 +62,10 @@ class JobDeps:
     """Price cap by provider, in micro-dollars per hour, on top of the job's own cap."""
     image: str = ""
     """Default container image of the agent, for jobs that name none."""
+    gpu_models: tuple[str, ...] = ()
+    """GPU models that may be asked for, beside those that the markets were known to have."""
+    heartbeat_s: float = state_machine.HEARTBEAT_S
+    """Interval of an agent's heartbeats."""
     jobs_url: str = ""
     """Base URL at which an instance reaches this controller; empty: the gateway's."""
 
@@ -69,6 +73,10 @@ class JobDeps:
         """Return all that an instance is told: where the controller and the gateway are, and its attempt token."""
         apart = {"GOBLIN_JOBS_URL": self.jobs_url} if self.jobs_url not in ("", self.url) else {}
         return {"GOBLIN_URL": self.url, "GOBLIN_ATTEMPT_TOKEN": token, **apart}
+
+    def refusal(self, spec: JobRequested) -> str | None:
+        """Explain why a job could never run here; see `job_spec.refusal`."""
+        return job_spec.refusal(spec, bucket=self.bucket, kinds=self.kinds, gpu_models=self.gpu_models)
 
     @property
     def kinds(self) -> frozenset[str]:
@@ -128,7 +136,7 @@ async def submit(spec: JobRequested, owner: JobOwner, deps: JobDeps) -> Job:
     """
     if spec.tenant is not None:
         raise InvalidRequest("A job belongs to the tenant of its API key. Leave out `tenant`.", param="tenant")
-    if (reason := job_spec.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
+    if (reason := deps.refusal(spec)) is not None:
         raise InvalidRequest(reason)
     return await request(spec, deps, owner=owner)
 
@@ -152,7 +160,7 @@ async def request(spec: JobRequested, deps: JobDeps, *, owner: JobOwner | None =
         job_id=spec.job_id, spec=spec, spec_sha256=spec_digest(spec),
         state=JobState.REQUESTED, requested_at=now, updated_at=now, owner=owner or owner_of_event(spec),
     )  # fmt: skip
-    if (reason := job_spec.refusal(spec, bucket=deps.bucket, kinds=deps.kinds)) is not None:
+    if (reason := deps.refusal(spec)) is not None:
         refused = state_machine.apply(job, Trigger.REJECTED, now=now, reason=reason)
         job = refused.job if refused else job
     if await deps.jobs.create(job) is not None:
@@ -212,7 +220,7 @@ async def cancel(job_id: str, deps: JobDeps, *, by: str, tenant: str | None) -> 
 
     Raises:
         NotFound: As for `show`.
-        Conflict: The job is finishing, or has ended in another way.
+        Conflict: The job has ended in another way.
     """
     await show(job_id, deps, tenant=tenant)
     transition = await change(
@@ -238,10 +246,12 @@ async def announce(job: Job, deps: JobDeps) -> None:
     seq = job.seq
     if job.announced_seq >= seq:
         return
+    items = job.items
     event = JobStatusChanged(
         job_id=job.job_id, kind=job.spec.kind, state=job.state, reason=job.reason, at=job.updated_at, seq=seq,
         attempt=job.attempt, step=job.step, total=job.total, spent_usd_micros=job.spent_usd_micros,
         output_uri=job.spec.output_uri if job.state is JobState.SUCCEEDED else None,
+        completed=items.completed if items else None, failed=items.failed if items else None,
     )  # fmt: skip
     try:
         await deps.bus.publish(STATUS_TOPIC, event)

@@ -53,6 +53,16 @@ class JobStore(Protocol):
         Atomic: of two jobs that want the last place at the same time, one gets it.
         """
 
+    async def hold_output(self, uri: str, job_id: str, *, instead_of: str = "") -> str:
+        """Let a job be the only one that writes to an output; return the job that holds it then.
+
+        Atomic: of two jobs that want an output at the same time, both are told the same holder. A job that holds it
+        already is told itself. `instead_of` is a holder that has ended: its place is taken.
+        """
+
+    async def release_output(self, uri: str, job_id: str) -> None:
+        """Give an output back. One that another job holds, or none, is no error."""
+
     async def list_open(self, limit: int) -> Sequence[StoredJob]:
         """List jobs with something left to do, the oldest first. One that cannot be read is logged and left out."""
 

@@ -13,9 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 
-from goblin.core.errors import Broken, GoblinError, NotFound, Transient
+from goblin.core.errors import Broken, GoblinError, NotFound, StoreRefused, Transient
 from goblin.core.labels import job_of_label
-from goblin.jobs import batch, checkpoints, owners, placement, renewals, reservations, training
+from goblin.jobs import batch, checkpoints, outputs, owners, placement, renewals, reservations, training
 from goblin.jobs.batch import RejectedInput
 from goblin.jobs.domain.instances import Inventory, KnownInventory
 from goblin.jobs.domain.job import Job, JobKind, JobState
@@ -208,6 +208,7 @@ async def _next(
     trigger, reason = observed
     if trigger is Trigger.SETTLED:
         await reservations.unlimit_job(job, deps.money.ledger)
+        await outputs.release(job, deps)
     if job.state is JobState.PREEMPTED and (saved := await checkpoints.newer(job, deps)) is not None:
         # Before the next attempt is placed: from then on a checkpoint of the last one is refused.
         return follow(Trigger.SAVED, f"found checkpoint {saved.step}", checkpoint=saved)
@@ -224,7 +225,10 @@ Follow = Callable[..., tuple[Trigger, Transition] | None]
 async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow) -> tuple[Trigger, Transition] | None:
     """Check a job's input and deadline before it is queued."""
     check = training.check_inputs if job.spec.kind == JobKind.TRAINING else batch.check_dataset
-    found = await check(job, deps)
+    try:
+        found = await check(job, deps)
+    except StoreRefused as error:
+        return follow(Trigger.REJECTED, error.message)
     if isinstance(found, RejectedInput):
         return follow(Trigger.REJECTED, found.reason)
     if job.spec.deadline is not None:
@@ -236,6 +240,8 @@ async def _admit(job: Job, market: MarketSnapshot, deps: JobDeps, follow: Follow
             return follow(Trigger.REJECTED, denied.reason)
         if not await _has_place(job, deps):
             return None
+    if (held := await outputs.hold(job, deps)) is not None:
+        return follow(Trigger.REJECTED, held)
     await reservations.limit_job(job, deps.money.ledger)
     items = f"{found.items} items; " if found is not None and found.items else ""
     return follow(Trigger.ACCEPTED, f"{items}waits for a free place", dataset=found)
@@ -263,8 +269,12 @@ async def _compose(job: Job, deps: JobDeps, follow: Follow) -> tuple[Trigger, Tr
             refused = await training.write_output(job, manifests[-1], deps) if manifests else NOTHING
         else:
             refused = await batch.write_output(job, manifests, deps)
-    except (Broken, NotFound) as error:
+    except (Broken, NotFound, StoreRefused) as error:
         refused = RejectedInput(reason=str(error))
+    except Transient as error:
+        if (late := state_machine.unwritten(job, error.message, now=deps.clock.now())) is None:
+            raise
+        refused = RejectedInput(reason=late)
     if refused is not None:
         return follow(Trigger.BROKEN, refused.reason)
     where = job.spec.output_uri or (job.checkpoint.manifest_uri if job.checkpoint else "nowhere")

@@ -151,7 +151,7 @@ async def claim(job_id: str, token: str, deps: JobDeps) -> Assignment:
     job = await _claim(seen, token, seen.checkpoint, deps)
     return Assignment(
         job_id=job_id, attempt=job.attempt, kind=job.spec.kind, step=job.saved_step, total=job.total,
-        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=state_machine.HEARTBEAT_S,
+        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=deps.heartbeat_s,
         dataset=await _dataset(job, deps),
         dataset_offset=job.checkpoint.dataset_offset if job.checkpoint else 0,
         model=job.spec.model, parameters=job.spec.parameters,
@@ -164,7 +164,7 @@ async def _claim_training(seen: Job, token: str, deps: JobDeps) -> Assignment:
     job = await _claim(seen, token, checkpoint, deps)
     return Assignment(
         job_id=job.job_id, attempt=job.attempt, kind=job.spec.kind, step=job.saved_step, total=job.total,
-        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=state_machine.HEARTBEAT_S,
+        checkpoint_every=job.spec.checkpoint_every, heartbeat_s=deps.heartbeat_s,
         dataset=None, dataset_offset=0,
         model=job.spec.model, parameters=job.spec.parameters, task=job.spec.task,
         inputs=await _inputs(job, token, manifest, deps), checkpoint_s=worker_reports.checkpoint_s(job),

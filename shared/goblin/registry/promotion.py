@@ -13,16 +13,18 @@ function. The minute tick is needed in any case, because a restarted model serve
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from goblin.core.errors import Conflict, InvalidRequest, NotFound, StoreUnavailable, Transient
+from goblin.core.errors import Conflict, NotFound, StoreUnavailable, Transient
 from goblin.core.events import ModelPromoted
 from goblin.core.ports import Bus, Clock
+from goblin.registry import gguf
 from goblin.registry.domain import versions
-from goblin.registry.domain.versions import ModelName, Promotion, Version
+from goblin.registry.domain.versions import ModelName, Pointer, Promotion, Version
 from goblin.registry.policy import promotion as policy
 from goblin.registry.policy.promotion import Move, NoMove, PromotionRequest, Unmoved
 from goblin.registry.ports import ModelRegistry
@@ -30,7 +32,6 @@ from goblin.registry.ports import ModelRegistry
 log = logging.getLogger(__name__)
 
 TOPIC = "model-promoted"
-GGUF_MAGIC = b"GGUF"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -49,6 +50,8 @@ class PromotionOutcome:
     """False if the version was in production already."""
     announced: bool
     """False if the event could not be published yet; the next tick publishes it."""
+    before: str | None
+    """The version that was in production before; None: nothing was."""
 
 
 async def register(
@@ -57,12 +60,11 @@ async def register(
     """Upload a GGUF file as a new version; the same file again returns the existing version.
 
     Raises:
-        InvalidRequest: The file is not a GGUF file, or has no such name.
+        InvalidRequest: The file is not a GGUF file, is damaged or cut off, or has no such name.
         Conflict: The version exists with another file.
     """
     artifact_name = versions.parse_artifact(file.name)
-    if not _is_gguf(file):
-        raise InvalidRequest(f"{file} is not a GGUF file.", param="file")
+    await asyncio.to_thread(gguf.check, file)
     artifact = await deps.registry.upload(name, version, artifact_name, file, progress=progress)
     wanted = Version(name=name, version=version, artifact=artifact, registered_at=deps.clock.now(), registered_by=actor)
     if await deps.registry.publish(wanted):
@@ -71,11 +73,6 @@ async def register(
     if there is None or there.artifact != artifact:
         raise Conflict(f"{name} {version} exists with another file. Versions never change: choose another version.")
     return there
-
-
-def _is_gguf(file: Path) -> bool:
-    with file.open("rb") as opened:
-        return opened.read(len(GGUF_MAGIC)) == GGUF_MAGIC
 
 
 async def promote(
@@ -102,7 +99,8 @@ async def promote(
     current = await deps.registry.pointer(name)
     if current is not None:
         await announce(current.promotion, deps)
-    return await _carry_out(policy.choose_promotion(found, current, expected=expected, request=request), deps)
+    decision = policy.choose_promotion(found, current, expected=expected, request=request)
+    return await _carry_out(decision, current, deps)
 
 
 async def rollback(
@@ -115,20 +113,23 @@ async def rollback(
     await announce(current.promotion, deps)
     seq = current.promotion.previous_seq
     back_to = await deps.registry.history(name, seq) if seq is not None else None
-    return await _carry_out(policy.choose_rollback(current, back_to, expected=expected, request=request), deps)
+    decision = policy.choose_rollback(current, back_to, expected=expected, request=request)
+    return await _carry_out(decision, current, deps)
 
 
-async def _carry_out(decision: Move | Unmoved | NoMove, deps: PromotionDeps) -> PromotionOutcome:
+async def _carry_out(
+    decision: Move | Unmoved | NoMove, current: Pointer | None, deps: PromotionDeps
+) -> PromotionOutcome:
+    before = current.promotion.version if current else None
     match decision:
         case NoMove():
             raise Conflict(f"Not promoted: {decision.reason}.")
         case Unmoved():
-            return PromotionOutcome(promotion=decision.pointer.promotion, changed=False, announced=True)
+            return PromotionOutcome(promotion=decision.pointer.promotion, changed=False, announced=True, before=before)
         case Move():
             await _move(decision, deps)
-            return PromotionOutcome(
-                promotion=decision.promotion, changed=True, announced=await _announce_now(decision, deps)
-            )
+            announced = await _announce_now(decision, deps)
+            return PromotionOutcome(promotion=decision.promotion, changed=True, announced=announced, before=before)
 
 
 async def _move(move: Move, deps: PromotionDeps) -> None:

@@ -6,9 +6,10 @@ pointers are read again after every load, so that of two racing rollouts the new
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from goblin.core.errors import InvalidRequest, MalformedEvent, Transient
 from goblin.core.events import ModelPromoted
@@ -22,6 +23,7 @@ from goblin.registry.ports import ModelServer, ServingStore
 
 log = logging.getLogger(__name__)
 
+UPTAKE_EVERY_S = 1.0
 LOADS_MAX = 3
 """Most loads per server in one rollout; the next tick continues."""
 
@@ -161,6 +163,63 @@ async def _remember_served(promotion: Promotion, known: ServingState, deps: Roll
     now = deps.models.clock.now()
     kept = replace(known, served=promotion, updated_at=now)
     await deps.store.put(replace(kept, refused=None, refusal="") if newer else kept)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Uptake:
+    """What the model servers made of one promotion."""
+
+    served_by: tuple[str, ...] = ()
+    """Endpoints that serve it, or a later promotion of the model."""
+    refused_by: Mapping[str, str] = field(default_factory=dict)
+    """Reason by endpoint."""
+    pending: tuple[str, ...] = ()
+    """Endpoints that should serve it and have neither loaded nor refused it yet."""
+
+    @property
+    def settled(self) -> bool:
+        """Whether every server that is known to be concerned has answered, and at least one has."""
+        return not self.pending and bool(self.served_by or self.refused_by)
+
+
+async def uptake(promotion: Promotion, deps: RolloutDeps) -> Uptake:
+    """Read what the model servers have made of a promotion so far."""
+    states = {state.endpoint: state for state in await deps.store.all()}
+    # Not every process knows the servers' addresses: those that served the model before are concerned too.
+    takers = {
+        endpoint for endpoint, server in deps.servers.items() if server.takes in (policy.ANY_MODEL, str(promotion.name))
+    }
+    concerned = {name for name in takers if not _serves_another(states.get(name), promotion)}
+    concerned |= {name for name, state in states.items() if state.served and state.served.name == promotion.name}
+    served, refused = [], {}
+    for name, state in sorted(states.items()):
+        if state.served is not None and policy.covers(state.served, promotion):
+            served.append(name)
+        elif state.refused is not None and policy.covers(state.refused, promotion):
+            refused[name] = state.refusal
+    pending = tuple(sorted(concerned - set(served) - refused.keys()))
+    return Uptake(served_by=tuple(served), refused_by=refused, pending=pending)
+
+
+def _serves_another(state: ServingState | None, promotion: Promotion) -> bool:
+    """Check whether a server that takes any model serves one that was promoted later."""
+    served = state.served if state else None
+    return served is not None and served.name != promotion.name and served.promoted_at > promotion.promoted_at
+
+
+async def wait_for_uptake(
+    promotion: Promotion, deps: RolloutDeps, *, within_s: float,
+    pause: Callable[[float], Awaitable[None]] = asyncio.sleep,
+) -> Uptake:  # fmt: skip
+    """Wait until the model servers have loaded or refused a promotion, or the time is up; return what is known then."""
+    clock = deps.models.clock
+    until = clock.monotonic() + within_s
+    while True:
+        found = await uptake(promotion, deps)
+        left_s = until - clock.monotonic()
+        if found.settled or left_s <= 0:
+            return found
+        await pause(min(UPTAKE_EVERY_S, left_s))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -148,6 +148,7 @@ def job(shown: Job, *, now: datetime | None = None) -> dict[str, Any]:
         "reason": shown.reason,
         "step": shown.step,
         "total": shown.total,
+        "items": msgspec.to_builtins(shown.items),
         "attempt": shown.attempt,
         "preemptions": shown.preemptions,
         "retries": spec.retries,

@@ -18,11 +18,14 @@ from goblin.gcp.firestore.webhooks import FirestoreWebhookEvents
 from goblin.jobs import reservations
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.policy.queue import PLACES
+from goblin.jobs.policy.state_machine import HEARTBEAT_S
 from goblin.jobs.ports import ComputeProvider
 from goblin.wiring.ledger import budget_client, ledger
 from goblin.wiring.process import Process, here, per_process
 from goblin.wiring.settings import BadConfiguration
 
+HEARTBEAT_S_MIN = 0.2
+"""The token of an attempt may ask ten times a second."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 log = logging.getLogger(__name__)
@@ -54,6 +57,8 @@ def jobs(process: Process) -> JobDeps:
         market=FirestoreMarketHistory(firestore),
         money=reservations.ReservationDeps(budget_client=budget_client(), ledger=ledger()),
         caps=_caps(process),
+        gpu_models=tuple(process.settings.variables.get("GOBLIN_GPU_MODELS", "").replace(",", " ").split()),
+        heartbeat_s=_heartbeat_s(process),
         image=process.settings.variables.get("GOBLIN_AGENT_IMAGE", ""),
     )
 
@@ -135,6 +140,20 @@ def _caps(process: Process) -> dict[str, int]:
         raise BadConfiguration(
             f"VASTAI_MAX_COST_PER_HOUR is not an amount of dollars: {said!r}. Write it as 0.80."
         ) from error
+
+
+def _heartbeat_s(process: Process) -> float:
+    """Return the interval of heartbeats: shorter beside markets that warn a shorter time before they take a machine."""
+    said = process.settings.variables.get("GOBLIN_HEARTBEAT_S", "")
+    try:
+        seconds = float(said or HEARTBEAT_S)
+    except ValueError:
+        seconds = 0.0
+    if not HEARTBEAT_S_MIN <= seconds <= HEARTBEAT_S:
+        raise BadConfiguration(
+            f"GOBLIN_HEARTBEAT_S is {said!r}. Set it to seconds from {HEARTBEAT_S_MIN} to {HEARTBEAT_S:g}."
+        )
+    return seconds
 
 
 def _jobs_url(process: Process) -> str:

@@ -27,7 +27,7 @@ from goblin.web import logs
 from goblin.wiring.settings import BadConfiguration, Settings
 
 if TYPE_CHECKING:
-    from google.cloud import storage
+    from google.cloud import pubsub_v1, storage
 
     from goblin.gcp.pubsub import PubSubBus
 
@@ -83,11 +83,15 @@ class Process:
     @cached_property
     def bus(self) -> PubSubBus:
         # Imported here: the import takes a quarter of a second, and many functions publish nothing.
-        from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
-
         from goblin.gcp.pubsub import PubSubBus
 
-        return PubSubBus(pubsub_v1.PublisherClient(), project=self.settings.project)
+        return PubSubBus(self.publisher, project=self.settings.project)
+
+    @cached_property
+    def publisher(self) -> pubsub_v1.PublisherClient:
+        from google.cloud import pubsub_v1  # type: ignore[attr-defined,unused-ignore]
+
+        return pubsub_v1.PublisherClient()
 
     @cached_property
     def secrets(self) -> SecretManager:

@@ -39,7 +39,7 @@ placing   .        .        .       starting queued     running .       .       
 starting  .        .        .       .        .          running .       .         .         .         preempted preempted preempted .         .         preempted .      .      .         .         cancelled .
 running   .        .        .       running  .          running running running   finishing preempted preempted preempted preempted preempted preempted preempted failed .      .         .         cancelled .
 preempted .        .        .       .        .          .       .       preempted .         .         .         .         .         .         .         .         .      queued failed    .         cancelled .
-finishing .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         failed .      .         succeeded .         .
+finishing .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         failed .      .         succeeded cancelled .
 succeeded .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         .      .      .         .         .         succeeded
 failed    .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         .      .      .         .         .         failed
 cancelled .        .        .       .        .          .       .       .         .         .         .         .         .         .         .         .         .      .      .         .         .         cancelled

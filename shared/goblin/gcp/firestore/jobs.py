@@ -1,4 +1,5 @@
-"""Firestore: `jobs/{job_id}`, written only at the update time that was read, the market history, and attempts' keys.
+"""Firestore: `jobs/{job_id}`, written only at the update time that was read, holders of outputs, the market history,
+and attempts' keys.
 
 A commit whose answer was lost looks like another process's write: the caller reads again.
 """
@@ -6,6 +7,7 @@ A commit whose answer was lost looks like another process's write: the caller re
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import Awaitable, Iterable, Sequence
 from datetime import UTC, datetime
@@ -31,6 +33,7 @@ log = logging.getLogger(__name__)
 
 DEADLINE_S = 5.0
 PLACE_TRIES = 3
+HOLD_TRIES = 5
 STORED_AS = {"reservations": "rents", "invalid_reports": "lies"}
 """Older names under which fields of a job are stored, by present name."""
 T = TypeVar("T")
@@ -51,6 +54,7 @@ class FirestoreJobs:
 
     def __init__(self, client: AsyncClient) -> None:
         self._jobs = client.collection("jobs")
+        self._outputs = client.collection("outputs")
         self._client = client
 
     async def create(self, job: Job) -> StoredJob | None:
@@ -102,6 +106,41 @@ class FirestoreJobs:
             raise StoreUnavailable("Other processes are placing jobs at the same time. Try again.") from error
         stored = await self.get(job.job_id)
         return stored if stored is not None and stored.job == job else None
+
+    async def hold_output(self, uri: str, job_id: str, *, instead_of: str = "") -> str:
+        document = self._outputs.document(hashlib.sha256(uri.encode()).hexdigest())
+        fields = {"uri": uri, "job_id": job_id}
+        for _ in range(HOLD_TRIES):
+            try:
+                await _in_time(document.create(fields, timeout=DEADLINE_S, retry=None), "create of an output's holder")
+                return job_id
+            except AlreadyExists:
+                found = await _in_time(document.get(timeout=DEADLINE_S, retry=None), "read of an output's holder")
+            if not found.exists:
+                continue  # Given back in between.
+            holder = str((found.to_dict() or {}).get("job_id"))
+            if holder == job_id or holder != instead_of:
+                return holder
+            option = self._client.write_option(last_update_time=_timestamp(_version(found)))
+            call = document.update(fields, option=option, timeout=DEADLINE_S, retry=None)
+            try:
+                await _in_time(call, "write of an output's holder")
+                return job_id
+            except (FailedPrecondition, NotFound):
+                continue  # Another job was faster.
+        raise StoreUnavailable(f"Other jobs are asking for {uri} at the same time. Try again.")
+
+    async def release_output(self, uri: str, job_id: str) -> None:
+        document = self._outputs.document(hashlib.sha256(uri.encode()).hexdigest())
+        found = await _in_time(document.get(timeout=DEADLINE_S, retry=None), "read of an output's holder")
+        if not found.exists or (found.to_dict() or {}).get("job_id") != job_id:
+            return
+        option = self._client.write_option(last_update_time=_timestamp(_version(found)))
+        try:
+            call = document.delete(option=option, timeout=DEADLINE_S, retry=None)
+            await _in_time(call, "delete of an output's holder")
+        except (FailedPrecondition, NotFound):
+            return  # Another job has taken it over.
 
     async def list_open(self, limit: int) -> Sequence[StoredJob]:
         query = self._jobs.where(filter=FieldFilter("open", "==", True)).order_by("requested_at").limit(limit)

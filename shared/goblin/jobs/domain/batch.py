@@ -59,6 +59,11 @@ class BatchResult(msgspec.Struct, frozen=True, kw_only=True):
     response: BatchAnswer | None
     error: BatchFault | None
 
+    @property
+    def succeeded(self) -> bool:
+        """Whether the item was answered, and not with an error."""
+        return self.response is not None and 200 <= self.response.status_code < 300
+
 
 class MalformedItem(ValueError):
     """A dataset or output line that is not valid; the message names the line."""

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 MANIFEST = "MANIFEST.json"
-FILE_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,127}\Z"
+FILE_NAME_MAX = 128
+FILE_NAME = rf"^[A-Za-z0-9][A-Za-z0-9._-]{{0,{FILE_NAME_MAX - 1}}}\Z"
 FILES_MAX = 64
 FILE_BYTES_MAX = 5 * 1024**3
 """Limit of a single PUT in Cloud Storage."""
@@ -27,6 +28,8 @@ class Checkpoint:
     """Bytes of the dataset that are processed, so that a resume reads only the rest."""
     size: int = 0
     """Bytes of all its files; 0: unknown."""
+    failed_items: int = 0
+    """Batch: items up to here whose result is an error."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -68,6 +71,8 @@ class Manifest:
     saved_at: datetime
     loss: float | None = None
     """Loss as reported by the host; the checkpoint with the lowest one is kept."""
+    failed_items: int = 0
+    """As of `Checkpoint`."""
 
 
 def jobs_folder(bucket: str, job_id: str) -> str:

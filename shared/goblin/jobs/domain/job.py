@@ -187,6 +187,17 @@ class StopRequest:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ItemCounts:
+    """Items of a batch, as OpenAI's batches count them."""
+
+    total: int
+    completed: int
+    """Saved, with an answer."""
+    failed: int
+    """Saved, with an error."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Job:
     """A requested piece of work, with all its attempts."""
 
@@ -254,6 +265,14 @@ class Job:
     def total(self) -> int | None:
         """Steps or items in all; None: not known yet."""
         return self.dataset.items if self.dataset and self.spec.kind == JobKind.BATCH else self.told_total
+
+    @property
+    def items(self) -> ItemCounts | None:
+        """Items of a batch, as far as they are saved; None: not a batch, or its dataset has not been checked."""
+        if self.spec.kind != JobKind.BATCH or self.dataset is None:
+            return None
+        failed = self.checkpoint.failed_items if self.checkpoint else 0
+        return ItemCounts(total=self.dataset.items, completed=self.saved_step - failed, failed=failed)
 
     @property
     def reason(self) -> str:

@@ -6,10 +6,13 @@ from collections.abc import Collection
 from datetime import datetime
 from decimal import Decimal
 
+from goblin.core import object_names
 from goblin.core.events import TOPICS, JobRequested
+from goblin.jobs.domain.checkpoints import FILE_NAME_MAX
 from goblin.jobs.domain.instances import gpu_name
 from goblin.jobs.domain.job import JobKind, JobPriority
 from goblin.jobs.domain.market import InstanceRequirements
+from goblin.jobs.policy.gpu_models import why_unknown
 
 RESERVED_PREFIXES = ("checkpoints/", "models/", "logs/")
 """Prefixes in the bucket that only the controller writes; no job's output may be below them."""
@@ -17,13 +20,14 @@ STATUS_TOPIC = "job-status-changed"
 USD_MAX = Decimal(1_000_000)
 
 
-def refusal(spec: JobRequested, *, bucket: str, kinds: Collection[str]) -> str | None:
+def refusal(spec: JobRequested, *, bucket: str, kinds: Collection[str], gpu_models: Collection[str] = ()) -> str | None:
     """Explain why a job could never run as specified; None if it could.
 
     Args:
         spec: The specification as requested.
         bucket: The only bucket that jobs read and write: callers must not reach other buckets with our rights.
         kinds: Kinds that the configured providers can run; empty: no provider is configured yet, so the job may wait.
+        gpu_models: GPU models that are known here, beside those of `gpu_models`.
     """
     if spec.kind not in set(JobKind):
         return f"Kind {spec.kind!r} does not exist. Choose one of {', '.join(JobKind)}."
@@ -33,6 +37,8 @@ def refusal(spec: JobRequested, *, bucket: str, kinds: Collection[str]) -> str |
         return f"No configured provider can run jobs of kind {spec.kind!r}."
     if spec.kind == JobKind.BATCH and (spec.dataset_uri is None or spec.output_uri is None):
         return "A batch job needs dataset_uri and output_uri."
+    if (unknown := next(filter(None, (why_unknown(gpu, gpu_models) for gpu in spec.gpu_types)), None)) is not None:
+        return unknown
     return _bad_place(spec, bucket) or _bad_money(spec) or _bad_time(spec) or _bad_topic(spec.callback_topic)
 
 
@@ -53,6 +59,10 @@ def _bad_place(spec: JobRequested, bucket: str) -> str | None:
         where, _, name = uri.removeprefix("gs://").partition("/")
         if where != bucket:
             return f"{field} must be in gs://{bucket}/."
+        # A training writes files below its output.
+        room = FILE_NAME_MAX + 1 if field == "output_uri" and spec.kind == JobKind.TRAINING else 0
+        if (why := object_names.why_refused(name, room=room)) is not None:
+            return f"{field} cannot be an object in Cloud Storage: {why}."
         if name.endswith("/"):
             return f"{field} names a folder. Name an object, without a slash at the end."
         if field == "output_uri" and f"{name}/".startswith(RESERVED_PREFIXES):

@@ -42,6 +42,8 @@ SLOW_SHARE = 0.4
 """Share of the best speed on the same GPU model; an attempt on a slower machine is ended."""
 FAULTS_MAX = 30
 """Runs of reconcile, one a minute, that may meet the same error with a job before it fails."""
+FINISHING_MAX = timedelta(hours=6)
+"""How long the output may not get written, for whatever reason, before the job fails; its checkpoints stay."""
 JUDGED_AFTER = timedelta(minutes=20)
 """Time before the speed is judged: the start and the first steps are slow on every machine."""
 
@@ -148,7 +150,7 @@ TABLE: Mapping[tuple[JobState, Trigger], Step] = {
     (JobState.PREEMPTED, Trigger.WAITED): (JobState.QUEUED, ()),
     (JobState.PREEMPTED, Trigger.EXHAUSTED): _FAILED,
     (JobState.PREEMPTED, Trigger.CANCELLED): _CANCELLED,
-    # No cancel here: only the output is being written.
+    (JobState.FINISHING, Trigger.CANCELLED): _CANCELLED,
     (JobState.FINISHING, Trigger.COMPOSED): (JobState.SUCCEEDED, (FollowUp.RELEASE,)),
     (JobState.FINISHING, Trigger.BROKEN): _FAILED,
     (JobState.SUCCEEDED, Trigger.SETTLED): (JobState.SUCCEEDED, ()),
@@ -331,6 +333,15 @@ def refuses_checkpoint(job: Job, checkpoint: Checkpoint) -> str | None:
     if (job.state, Trigger.SAVED) not in TABLE:
         return f"the job is {job.state}"
     return None
+
+
+def unwritten(job: Job, said: str, *, now: datetime) -> str | None:
+    """Explain why a finishing job ends without its output, after a try failed that may be repeated; None: try again."""
+    began = next((line.at for line in job.reasons if line.state is JobState.FINISHING), job.updated_at)
+    if now - began < FINISHING_MAX:
+        return None
+    hours = FINISHING_MAX.total_seconds() / 3600
+    return f"the output could not be written in {hours:.0f} hours: {said[:SAID_MAX]}"
 
 
 def note(job: Job, **changes: Any) -> Transition:

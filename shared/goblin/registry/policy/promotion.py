@@ -126,6 +126,11 @@ def choose_wanted(production: Sequence[Promotion], *, takes: str) -> Promotion |
     return max(wanted, key=lambda p: (p.promoted_at, p.name), default=None)
 
 
+def covers(known: Promotion, promotion: Promotion) -> bool:
+    """Check whether what a server did with one promotion answers for another: the same, or a later one of its model."""
+    return known.event_id == promotion.event_id or (known.name == promotion.name and known.seq > promotion.seq)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Load:
     """Decision: make the server serve this promotion."""
