@@ -24,6 +24,7 @@ from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
 from goblin.gateway.policy import attachments, tokens
 from goblin.gateway.router import ServedModel
+from goblin.web import asgi
 from goblin.web.anthropic_blocks import call_name
 from goblin.web.anthropic_requests import tool_names
 from goblin.web.context_words import too_long
@@ -48,8 +49,6 @@ _ERRORS = {
     503: "overloaded_error",
     529: "overloaded_error",
 }
-_CONTENT = ("content_block_", "message_delta")
-"""How the types of those events begin that only come after `message_start`."""
 OVERLOADED = 529
 """Status that Anthropic's clients retry: it may work later, or at another endpoint."""
 
@@ -70,11 +69,11 @@ async def message_events(
         try:
             async for chunk in chunks:
                 for event in writer.write(chunk):
-                    yield _event(event)
+                    yield asgi.server_event(event)
             for event in writer.end():
-                yield _event(event)
+                yield asgi.server_event(event)
         except GoblinError as error:
-            yield _event(error_body(error))
+            yield asgi.server_event(error_body(error))
 
 
 async def whole_message(chunks: Chunks, asked: ChatRequest) -> bytes:
@@ -184,8 +183,6 @@ class MessageWriter:
             if choice.index:
                 continue
             if choice.delta.event is not UNSET:
-                if not self._started and str(choice.delta.event.get("type")).startswith(_CONTENT):
-                    yield from self._start(chunk.id)
                 yield from self._pass(choice.delta.event)
                 continue
             if not self._started:
@@ -405,7 +402,3 @@ def model_object(model: ServedModel) -> dict[str, Any]:
         "lifecycle": "active",
         "max_input_tokens": model.context_tokens,
     }
-
-
-def _event(event: dict[str, Any]) -> bytes:
-    return f"event: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"

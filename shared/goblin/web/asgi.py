@@ -206,6 +206,15 @@ class Delegated(Response):
         await self._application(scope, receive, send)
 
 
+def server_event(event: Mapping[str, Any]) -> bytes:
+    """Encode a server-sent event that is named by its `type`.
+
+    The type may be an upstream's own word: no line end in it may begin another line of the stream.
+    """
+    kind = "".join(letter for letter in str(event["type"]) if letter.isalnum() or letter in "_.-")
+    return f"event: {kind}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
+
+
 def with_headers(answer: HttpReply, headers: Mapping[str, str]) -> HttpReply:
     """Copy an answer with more headers."""
     return replace(answer, headers={**answer.headers, **headers})

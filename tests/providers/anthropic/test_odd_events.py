@@ -265,3 +265,9 @@ async def test_calls_without_end_end() -> None:
     body = sse([START, *(tool({}, f"c{number}", number) for number in range(TOOL_CALLS_MAX + 1)), *END])
     with pytest.raises(ProviderUnavailable, match="more tool calls"):
         await answer(body)
+
+
+async def test_a_caller_of_the_same_wire_gets_counts_where_the_endpoint_has_none() -> None:
+    body = sse([{**START, "message": {}}, TEXT, said("Hello"), STOP, {**END[0], "usage": None}, END[1]])
+    counts = (await native(body))["usage"]
+    assert {"input_tokens", "output_tokens"} <= counts.keys()

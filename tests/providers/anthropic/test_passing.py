@@ -5,10 +5,18 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import httpx
+import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
+from goblin.core.errors import InvalidRequest, ProviderUnavailable
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta
-from goblin.providers.anthropic.passing import beside, own_events
+from goblin.providers.anthropic.inference import EventReader
+from goblin.providers.anthropic.passing import Passing, beside, own_events
+from goblin.providers.common.http import Upstream
+from goblin.providers.common.sse import ServerEvent
 
 MESSAGE = {
     "id": "msg_1",
@@ -52,3 +60,35 @@ def test_no_event_and_no_chunk_is_lost(chunks: int, events: int) -> None:
         str(n) for n in range(chunks)
     ]
     assert len(found) == max(chunks, events)
+
+
+words = st.sampled_from(["text", "thinking", "partial_json", "type", "id", "input", "stop_reason", "signature"])
+kinds = st.sampled_from(["text", "tool_use", "text_delta", "thinking_delta", "input_json_delta", "\ud83c", "\udf0d"])
+odd = st.recursive(
+    st.none() | st.booleans() | st.integers(-(2**40), 2**70) | st.floats(allow_nan=False) | kinds,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(words, inner, max_size=3),
+    max_leaves=6,
+)
+received = st.fixed_dictionaries(
+    {},
+    optional={
+        "type": st.sampled_from(
+            ["message_start", "content_block_start", "content_block_delta", "content_block_stop", "message_delta",
+             "message_stop", "message", "ping", "", "new"]
+        ) | odd,
+        **dict.fromkeys(("index", "delta", "content_block", "message", "usage", "content", "error"), odd),
+    },
+)  # fmt: skip
+
+
+@given(st.lists(received, max_size=6), st.sampled_from(["message", "content_block_delta", "error"]))
+def test_whatever_comes_is_read_or_refused_and_can_be_written(events: list[Any], name: str) -> None:
+    reader = EventReader(Upstream("e", "http://host", None, httpx.AsyncClient()), answer_is_tool=False)
+    passing = Passing()
+    for event in events:
+        data = ServerEvent(name, json.dumps(event).encode())
+        try:
+            chunks = list(passing.beside(reader.feed(data), data))
+        except (ProviderUnavailable, InvalidRequest):
+            return
+        msgspec.json.encode([chunk.choices[0].delta.event for chunk in chunks])

@@ -6,7 +6,6 @@ caller's client expects Anthropic's own shapes: halves of characters, types, ind
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterable, Iterator
 from itertools import zip_longest
 from typing import Any
@@ -50,7 +49,8 @@ class Passing:
                     elif (name := str(delta.get("type")).removesuffix("_delta")) in _DELTAS:
                         self._open[event["index"]] = None
                         yield {"type": "content_block_start", "index": index, "content_block": {"type": name, name: ""}}
-                joined = {name: self._halves.join((index, name), delta[name]) for name in _DELTAS if name in delta}
+                texts = ((name, delta.get(name)) for name in _DELTAS)
+                joined = {name: self._halves.join((index, name), said) for name, said in texts if isinstance(said, str)}
                 event = {**event, "index": index, "delta": {**delta, **joined}}
             case "content_block_stop":
                 self._open.pop(event["index"], None)
@@ -88,14 +88,11 @@ def _well_formed(event: dict[str, Any]) -> dict[str, Any]:
     kind, delta = event["type"], event.get("delta")
     if kind.startswith("content_block_") and not isinstance(event.get("index"), int):
         event = {**event, "index": count_of(event.get("index")) or 0}
-    if kind == "message_start" and isinstance(message := event.get("message"), dict):
-        return {**event, "message": {**_message(), **message}}
     if kind == "message_delta":
         ends = delta if isinstance(delta, dict) else {"stop_sequence": None}
         if not ends.get("stop_reason"):
             ends = {**ends, "stop_reason": event.get("stop_reason")}
-        usage = event.get("usage")
-        return {**event, "delta": ends, "usage": usage if isinstance(usage, dict) else {"output_tokens": 0}}
+        return {**event, "delta": ends}
     if kind == "content_block_start":
         block = event.get("content_block")
         return {**event, "content_block": _block(block if isinstance(block, dict) else {"type": "text"})}
@@ -104,18 +101,6 @@ def _well_formed(event: dict[str, Any]) -> dict[str, Any]:
         text = said if isinstance(said, str) else argument_text(said) if name == "partial_json" else text_of(said)
         return {**event, "delta": {**delta, "type": delta.get("type") or _DELTAS[name], name: text}}
     return event
-
-
-def _message() -> dict[str, Any]:
-    return {
-        "id": f"msg_{uuid.uuid4().hex}",
-        "type": "message",
-        "role": "assistant",
-        "content": [],
-        "stop_reason": None,
-        "stop_sequence": None,
-        "usage": {"input_tokens": 0, "output_tokens": 0},
-    }
 
 
 def _block(block: dict[str, Any]) -> dict[str, Any]:
