@@ -23,7 +23,7 @@ from goblin.jobs.domain.job import JobOwner
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.worker_api import AttemptToken
 from goblin.providers.vastai import webhooks as vast_webhooks
-from goblin.web import asgi, doors, jobs_schema
+from goblin.web import asgi, cors, doors, jobs_schema
 from goblin.wiring import billing as billing_wiring
 from goblin.wiring import gateway as gateway_wiring
 from goblin.wiring import jobs as job_wiring
@@ -317,4 +317,8 @@ async def jobs(request: Request) -> Response:
     Caller: an API key with scope `jobs`, or an attempt token, as each route says. Answers 404 for an unknown path and
     405 for a wrong method, else as the route says.
     """
+    return await cors.served(request, gateway_wiring.origins, _answer)
+
+
+async def _answer(request: Request) -> Response:
     return asgi.Delegated(_router)

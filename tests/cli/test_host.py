@@ -1,10 +1,13 @@
 """The functions host: every file loaded by the framework, every path sent to its function."""
 
 import json
+import sys
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 
 from goblin.cli import host, loading
 from localcloud.front_end import FrontEnd
@@ -23,13 +26,21 @@ async def {target}(request):
 
 @pytest.fixture
 def served(tmp_path: Path) -> httpx.AsyncClient:
-    for name, target in {"front": "front", "page": "page", "thing_happened": "on_thing_happened"}.items():
+    targets = {"front": "front", "page": "page", "rest": "rest", "thing_happened": "on_thing_happened"}
+    for name, target in targets.items():
         (tmp_path / f"{name}.py").write_text(FUNCTION.format(target=target))
     (tmp_path / "__init__.py").write_text("")
     declaration = tmp_path / "cloud.json"
     declaration.write_text(
         json.dumps(
-            {"http": {"front": {"paths": ["/v1", "/health"]}, "page": {"paths": ["/"]}, "absent": {"paths": ["/x"]}}}
+            {
+                "http": {
+                    "front": {"paths": ["/v1", "/health"]},
+                    "page": {"paths": ["/"]},
+                    "rest": {"paths": ["/*"]},
+                    "absent": {"paths": ["/x"]},
+                }
+            }
         )
     )
     app = host.build(tmp_path, declaration)
@@ -43,14 +54,17 @@ def served(tmp_path: Path) -> httpx.AsyncClient:
         ("/v1", "front", "/v1"),
         ("/health", "front", "/health"),
         ("/", "page", "/"),
-        ("/v1x", "page", "/v1x"),
+        ("/v1x", "rest", "/v1x"),
+        ("//v1/models", "rest", "//v1/models"),
+        ("/chat/completions", "rest", "/chat/completions"),
+        ("/x/y", "rest", "/x/y"),
         ("/fn/front/v1/chat", "front", "/v1/chat"),
         ("/fn/thing_happened/", "on_thing_happened", "/"),
         ("/fn/thing_happened", "on_thing_happened", "/"),
     ],
 )
 async def test_each_path_reaches_its_function(served: httpx.AsyncClient, path: str, function: str, seen: str) -> None:
-    answer = await served.post(path, content="hello")
+    answer = await served.post(f"http://goblin{path}", content="hello")
     assert answer.json() == {"function": function, "path": seen, "body": "hello"}
 
 
@@ -98,5 +112,31 @@ async def test_only_some_functions_are_served(tmp_path: Path) -> None:
     (tmp_path / "cloud.json").write_text(json.dumps({"http": {"front": {"paths": ["/v1"]}, "page": {"paths": ["/"]}}}))
     app = host.build(tmp_path, tmp_path / "cloud.json", only=["page"])
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://goblin") as client:
-        assert (await client.get("/v1")).json()["function"] == "page"
+        assert (await client.get("/")).json()["function"] == "page"
+        assert (await client.get("/v1")).status_code == 404
         assert (await client.get("/fn/front/")).status_code == 404
+
+
+@pytest.mark.parametrize(
+    ("setting", "origin", "status"),
+    [
+        ("", "https://chat.example.com", 403),
+        ("https://chat.example.com", "https://chat.example.com", 404),
+        ("https://chat.example.com", "https://evil.example", 403),
+        ("https://chat.example.com", "http://127.0.0.1:8080", 404),
+        ("*", "https://chat.example.com", 403),
+    ],
+)
+async def test_pages_of_listed_origins_pass_the_guard(
+    monkeypatch: pytest.MonkeyPatch, setting: str, origin: str, status: int
+) -> None:
+    """Its own page may always ask; 404 comes from behind the guard, because no function is served."""
+    served: list[Any] = []
+    monkeypatch.setenv("GOBLIN_CORS_ORIGINS", setting)
+    monkeypatch.setattr(sys, "argv", ["host", "--port=8080", "--only=none"])
+    monkeypatch.setattr(host, "load_all", lambda folder: {})
+    monkeypatch.setattr(uvicorn, "run", lambda app, **_: served.append(app))
+    host.main()
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(served[0]), base_url="http://127.0.0.1:8080") as client:
+        asked = {"origin": origin, "access-control-request-method": "POST"}
+        assert (await client.options("/v1/chat/completions", headers=asked)).status_code == status

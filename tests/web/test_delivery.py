@@ -143,3 +143,13 @@ async def test_a_stream_hears_that_its_caller_left(sending: bool) -> None:
         caller.leave()
         await delivering
     assert ended.is_set()
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [("ping", b"ping"), ("response.output_text.delta", b"response.output_text.delta"), ("a\n\ndata: {}\n", b"adata")],
+)
+def test_no_type_of_an_event_begins_another_line(kind: str, line: bytes) -> None:
+    event = asgi.server_event({"type": kind})
+    assert event.split(b"\n")[0] == b"event: " + line
+    assert event.count(b"\n") == 3

@@ -233,3 +233,22 @@ def test_monthly_budgets_come_from_the_environment_rounded_down() -> None:
 def test_a_budget_that_is_no_amount_is_refused_by_its_name(said: str) -> None:
     with pytest.raises(BadConfiguration, match="GOBLIN_MONTHLY_BUDGET is not an amount of dollars"):
         Settings.from_env({"GOBLIN_MONTHLY_BUDGET": said}).limits()
+
+
+@pytest.mark.parametrize(
+    ("provider", "url", "more", "reads"),
+    [
+        ("openai", "https://api.openai.com/v1", "", True),
+        ("openai", "https://api.openai.com.evil.example/v1", "", False),
+        ("openai", "http://vllm:8000/v1", "", False),
+        ("openai", "https://api.openai.com/v1", 'capabilities = ["chat"]', False),
+        ("llamacpp", "http://h:8080", "", False),
+        ("llamacpp", "http://h:8080", 'capabilities = ["embeddings", "token_ids"]', True),
+    ],
+)
+def test_token_ids_are_for_openai_itself_and_where_the_operator_says_so(
+    provider: str, url: str, more: str, reads: bool
+) -> None:
+    text = f'[[endpoints]]\nname = "e"\nprovider = "{provider}"\nurl = "{url}"\n{more}\n'
+    (endpoint,) = read_catalog(text, {}).endpoints
+    assert (Capability.TOKEN_IDS in endpoint.capabilities) is reads

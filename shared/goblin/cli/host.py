@@ -21,19 +21,25 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from goblin.cli import paths as places
 from goblin.cli.loading import load_all
+from goblin.wiring.settings import BadConfiguration, Settings
 from httpguard import LOOPBACK, Guard
 from httpguard.protocol import Protocol
 from localcloud.front_end import FrontEnd, Refused
 
 log = logging.getLogger(__name__)
 
+EVERY_OTHER = "/*"
 CERTS_S_MAX = 5.0
 DRAIN_S = 9
 """Cloud Run gives ten seconds between SIGTERM and SIGKILL."""
 
 
 class Host:
-    """ASGI app that sends each request to its function: `/fn/<name>/…` by name, else by the longest declared path."""
+    """ASGI app that sends each request to its function: `/fn/<name>/…` by name, else by the longest declared path.
+
+    `/` is one page. `/*` is every path that no other function has: an unknown one is answered as at that function's own
+    host in production.
+    """
 
     def __init__(
         self,
@@ -52,7 +58,9 @@ class Host:
             url: Where the functions are reached; a function's own URL is `{url}/fn/{name}`.
         """
         self._functions = functions
-        self._paths = sorted(paths.items(), key=lambda item: -len(item[0]))
+        self._rest = paths.get(EVERY_OTHER, "")
+        declared = ((path, name) for path, name in paths.items() if path != EVERY_OTHER)
+        self._paths = sorted(declared, key=lambda item: -len(item[0]))
         self._public = frozenset(paths.values())
         self._front_end = front_end
         self._url = url
@@ -65,8 +73,10 @@ class Host:
             name, _, rest = path.removeprefix("/fn/").partition("/")
             scope = {**scope, "path": f"/{rest}", "raw_path": f"/{rest}".encode()}
         else:
-            name = next((n for prefix, n in self._paths if path == prefix or path.startswith(f"{prefix}/")), "")
-            name = name or dict(self._paths).get("/", "")
+            under = (
+                n for prefix, n in self._paths if path == prefix or (prefix != "/" and path.startswith(f"{prefix}/"))
+            )
+            name = next(under, self._rest)
         function = self._functions.get(name)
         if function is None:
             error = {"message": f"No function answers {path}.", "type": "invalid_request_error"}
@@ -118,6 +128,14 @@ def _front_end() -> FrontEnd | None:
     return FrontEnd(certificates, invokers=[invoker])
 
 
+def _origins() -> frozenset[str]:
+    """Return the origins whose pages may call; none if they are misspelled, which each function reports."""
+    try:
+        return Settings.from_env().origins
+    except BadConfiguration:
+        return frozenset()
+
+
 def main() -> None:
     """Serve the functions until SIGTERM."""
     parser = argparse.ArgumentParser(prog="python -m goblin.cli.host")
@@ -129,8 +147,9 @@ def main() -> None:
         front_end=_front_end(), url=os.environ.get("GOBLIN_JOBS_URL") or os.environ.get("GOBLIN_URL", ""),
     )  # fmt: skip
     uvicorn.run(
-        # A browser on this machine reaches the port too, but only the console's own page may ask.
-        Guard(host, hosts=LOOPBACK), host="127.0.0.1", port=said.port, lifespan="off", http=Protocol, ws="none",
+        # A browser on this machine reaches the port too, but only the console's own page and listed origins may ask.
+        Guard(host, hosts=LOOPBACK, origins=_origins()), host="127.0.0.1", port=said.port, lifespan="off",
+        http=Protocol, ws="none",
         # No log format of uvicorn's own: the functions have set up the one that production has, in goblin.web.logs.
         log_config=None, log_level="warning", access_log=False, timeout_graceful_shutdown=DRAIN_S,
     )  # fmt: skip

@@ -104,7 +104,7 @@ def sbom(target: Path | None, lock: Path | None) -> None:
         fail(str(error))
     text = json.dumps(bill_of_materials(packages, licences_of_installed(packages)), indent=2, ensure_ascii=True)
     if target is None:
-        click.echo(text)  # ASCII, and all that is from outside is inside JSON's strings.
+        terminal.echo(text)
         return
     target.write_text(text + "\n", encoding="utf-8")
     terminal.echo(f"Wrote {target}: {len(packages)} packages.")

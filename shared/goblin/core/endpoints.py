@@ -15,6 +15,12 @@ class Capability(StrEnum):
     CHAT = "chat"
     COMPLETIONS = "completions"
     EMBEDDINGS = "embeddings"
+    RERANK = "rerank"
+    """Ordering documents by how well they answer a query."""
+    IMAGES = "images"
+    """Making images."""
+    TRANSCRIPTIONS = "transcriptions"
+    """Writing down, or translating, what a recording says."""
     TOOLS = "tools"
     JSON_OBJECT = "json_object"
     JSON_SCHEMA = "json_schema"
@@ -29,10 +35,15 @@ class Capability(StrEnum):
     """A list of prompts in one request. For an endpoint without it the gateway sends several requests."""
     PREFILL = "prefill"
     """Continuing a last message of the assistant instead of answering it."""
+    TOKEN_IDS = "token_ids"  # noqa: S105
+    """Texts to embed as token ids. To a model with another tokenizer the same ids are another text, and it does not
+    notice; so its own must be known to callers."""
 
 
-ORDINARY = frozenset(Capability) - {Capability.PREFILL}
-"""Capabilities of an endpoint that declares none. Few endpoints continue a message, and the others do not say so."""
+ORDINARY = frozenset(Capability) - {
+    Capability.PREFILL, Capability.TOKEN_IDS, Capability.RERANK, Capability.IMAGES, Capability.TRANSCRIPTIONS,
+}  # fmt: skip
+"""Capabilities of an endpoint that declares none: what few endpoints have is not among them."""
 
 
 CACHE_WRITE_FACTOR = 2

@@ -9,8 +9,8 @@ from typing import Any
 
 from goblin.billing.budget_client import BudgetClient
 from goblin.gateway import warm_up
-from goblin.gateway.domain.chat import ChatChunk, Embeddings
-from goblin.gateway.domain.requests import EmbeddingsRequest
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer
+from goblin.gateway.domain.requests import EmbeddingsRequest, PassedRequest
 from goblin.gateway.drains import Drains
 from goblin.gateway.failover import ActiveAttempt, Failover, RetryBudget
 from goblin.gateway.payments import Payer
@@ -18,7 +18,12 @@ from goblin.gateway.policy.continuation import AnyRequest
 from goblin.gateway.policy.route import RouteChoice
 from goblin.gateway.ports import ChatProvider
 from goblin.gateway.router import Router
-from goblin.gateway.upstream_request import EmbeddingsUpstreamRequest, TextUpstreamRequest, UpstreamRequest
+from goblin.gateway.upstream_request import (
+    EmbeddingsUpstreamRequest,
+    PassedUpstreamRequest,
+    TextUpstreamRequest,
+    UpstreamRequest,
+)
 from goblin.gateway.uptime import UptimeSessions
 
 
@@ -61,6 +66,10 @@ class Dispatcher:
     def vectors(self, request: EmbeddingsRequest) -> Failover[Embeddings]:
         """Build the failover of embeddings."""
         return self._failover(EmbeddingsUpstreamRequest(request, self._deps.providers, self.payer))
+
+    def passed(self, request: PassedRequest) -> Failover[PassedAnswer]:
+        """Build the failover of a request that is passed on as it came."""
+        return self._failover(PassedUpstreamRequest(request, self._deps.providers, self.payer))
 
     async def warm_up(self, choice: RouteChoice, like: AnyRequest) -> None:
         """Start an endpoint by sending it a request of the same kind for one token. Raises as `Failover.begin`."""

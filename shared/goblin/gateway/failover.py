@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault, GoblinError, InvalidRequest, ProviderUnavailable, RateLimited, UnknownModel
 from goblin.gateway.domain.catalog import Routing
-from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer, Usage
 from goblin.gateway.drains import Drain, Drains
 from goblin.gateway.endpoint_stats import EndpointStats
 from goblin.gateway.fan_out import FanOut
@@ -29,7 +29,7 @@ from goblin.gateway.upstream_request import UpstreamRequest
 
 log = logging.getLogger(__name__)
 
-T = TypeVar("T", ChatChunk, Embeddings)
+T = TypeVar("T", ChatChunk, Embeddings, PassedAnswer)
 
 
 class EndpointSilent(ProviderUnavailable):

@@ -12,7 +12,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from goblin.core.errors import GoblinError, InvalidRequest, TooLarge
 from goblin.core.ports import Clock
@@ -20,8 +20,15 @@ from goblin.gateway import payments, receipts
 from goblin.gateway.admission import AdmissionControl
 from goblin.gateway.cache import AnswerCache, replay
 from goblin.gateway.dispatch import DispatchDeps, Dispatcher, settle
-from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
-from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest, InferenceRequest
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer, Usage
+from goblin.gateway.domain.requests import (
+    ChatRequest,
+    CompletionRequest,
+    EmbeddingsRequest,
+    InferenceRequest,
+    PassedRequest,
+    WholeRequest,
+)
 from goblin.gateway.drains import Drain
 from goblin.gateway.failover import ActiveAttempt, AttemptUsage, Failover
 from goblin.gateway.idempotency import AnswerProduction, AnswerSource, IdempotentRequests
@@ -34,6 +41,7 @@ from goblin.gateway.streams import AnswerStream
 from goblin.gateway.upstream_attempt import UpstreamAttempt
 from goblin.gateway.warm_up import WarmUps
 
+W = TypeVar("W", Embeddings, PassedAnswer)
 UNKNOWN_MODEL_LABEL = "unknown"
 """The label for models that do not exist: callers must not be able to create new label values."""
 
@@ -176,18 +184,42 @@ class InferenceCall:
 
     async def embed(self, request: EmbeddingsRequest, *, strategy: str | None = None) -> Embeddings:
         """Compute vectors; `usage` is always set."""
-
         with self._noting():
             self._accept(request)
             route = await self._choose(request, strategy)
-            active = await self._begin(self._dispatch().vectors(request), route)
-            (answer,) = active.head
-            active.attempt.succeed()
-            told = active.stream_usage.told
-            self.usage = told or active.stream_usage.estimate(request.prompt_bytes())
-            self.usage_estimated = told is None
-            self._outcome = "ok"
+            answer = self._taken(await self._begin(self._dispatch().vectors(request), route), request)
             return Embeddings(data=answer.data, usage=self.usage)
+
+    async def pass_on(self, request: PassedRequest, *, strategy: str | None = None) -> PassedAnswer:
+        """Get the answer of a request that an endpoint gets as it came; like `embed`."""
+        with self._noting():
+            self._accept(request)
+            route = await self._choose(request, strategy)
+            answer: PassedAnswer = self._taken(await self._begin(self._dispatch().passed(request), route), request)
+            return answer
+
+    def _taken(self, active: ActiveAttempt[W], request: InferenceRequest) -> W:
+        """Return the one answer of an attempt, and note its usage."""
+        (answer,) = active.head
+        active.attempt.succeed()
+        told = active.stream_usage.told
+        self.usage = told or active.stream_usage.estimate(request.prompt_bytes())
+        self.usage_estimated = told is None
+        self._outcome = "ok"
+        return answer
+
+    async def find_model(self, request: InferenceRequest) -> None:
+        """Serve a request that asks for nothing but a model: check that it is there and that the key may use it.
+
+        Raises:
+            Forbidden: The key may not use the model.
+            NotFound: There is no such model.
+        """
+        with self._noting():
+            self._accept(request)
+            if self._key is not None:
+                await self.deps.router.model(request.model, self._key)
+            self._outcome = "ok"
 
     def failed(self, error: Exception) -> None:
         """Set the outcome of a request that failed before anything was answered."""
@@ -321,7 +353,7 @@ class InferenceCall:
         if stream.active.attempt.dropped:
             return  # Another endpoint would have been sent more, and a cached answer does not say what it lacks.
         stream_usage, text = stream.active.stream_usage, stream.text
-        if text is None or stream_usage.finish_reason is None or isinstance(request, EmbeddingsRequest | None):
+        if text is None or stream_usage.finish_reason is None or isinstance(request, WholeRequest | None):
             return
         if caching.may_keep(
             finish_reason=stream_usage.finish_reason, plain=stream_usage.plain, unbroken=stream.unbroken, text=text

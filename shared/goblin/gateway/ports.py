@@ -8,9 +8,9 @@ from datetime import datetime
 from enum import StrEnum
 from typing import Protocol
 
-from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer, Usage
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Pause, Probe
-from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest, PassedRequest
 
 
 class ChatProvider(Protocol):
@@ -18,7 +18,8 @@ class ChatProvider(Protocol):
 
     Every method raises `ProviderUnavailable`, with the fault, when the endpoint is to blame, and `InvalidRequest`
     when the request is. An adapter does not retry, except that it opens one new connection when a kept one turns out
-    to be closed. Streams have no timeout between chunks: the reader sets one.
+    to be closed, and leaves out a wish, such as how much to think, that was refused before anything was answered.
+    Streams have no timeout between chunks: the reader sets one.
     """
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
@@ -37,6 +38,13 @@ class ChatProvider(Protocol):
 
     async def probe(self) -> Probe:
         """Probe the endpoint at no cost. Never raises: a failure is the finding."""
+
+
+class PassingProvider(Protocol):
+    """An endpoint with routes beside those of `ChatProvider`. Raises, and does not retry, as that does."""
+
+    async def pass_on(self, request: PassedRequest, *, model: str) -> PassedAnswer:
+        """Send a request to the route of the same name, and return the answer."""
 
 
 class HealthStore(Protocol):

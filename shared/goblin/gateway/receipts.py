@@ -12,7 +12,7 @@ from itertools import islice
 from goblin.core.errors import NotFound, StoreUnavailable
 from goblin.core.ports import Clock
 from goblin.gateway.domain.chat import Usage
-from goblin.gateway.domain.requests import EmbeddingsRequest, InferenceRequest
+from goblin.gateway.domain.requests import InferenceRequest, WholeRequest
 from goblin.gateway.policy.route import NoRoute, Route, RouteChoice
 from goblin.gateway.ports import ApiKey, AttemptRecord, CandidateRecord, Receipt, ReceiptBatchStore, ReceiptStore
 from goblin.gateway.upstream_attempt import UpstreamAttempt
@@ -73,7 +73,7 @@ def record_of(
         key_name=key.name,
         operation=operation,
         model=request.model,
-        stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
+        stream=not isinstance(request, WholeRequest) and bool(request.stream),
         strategy=route.strategy if isinstance(route, Route) else "",
         outcome=outcome,
         provider=provider,

@@ -24,9 +24,9 @@ from goblin.gateway.config_reload import ConfigReloader
 from goblin.gateway.domain.catalog import Catalog, Strategy
 from goblin.gateway.domain.endpoint_health import EndpointHealth, Status
 from goblin.gateway.domain.requests import (
-    EmbeddingsRequest,
     InferenceRequest,
     Preferences,
+    WholeRequest,
     choices_of,
     longest_prompt_bytes,
 )
@@ -45,7 +45,10 @@ OUTPUT_TOKENS_MAX_GUESS = 4096
 """Output tokens assumed to check `max_cost_usd`, when neither the caller nor the price limits the length."""
 
 
-KINDS = (Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS)
+KINDS = (
+    Capability.CHAT, Capability.COMPLETIONS, Capability.EMBEDDINGS, Capability.RERANK, Capability.IMAGES,
+    Capability.TRANSCRIPTIONS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,6 +61,10 @@ class ServedModel:
     """The longest context of these endpoints; None if that of any is unknown."""
     sees: bool = False
     """Whether any of them takes images."""
+    capabilities: frozenset[Capability] = frozenset()
+    """What any of them can do."""
+    loaded: bool = False
+    """Whether any of them is known to have it in memory."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -151,6 +158,14 @@ class Router:
                     return model
         raise NotFound(f"The model `{model_id}` does not exist.", param="model", code="model_not_found")
 
+    async def meant(self, model: str) -> str:
+        """Return the model that a name in Ollama's way means: `llama3:latest` is `llama3` where none is called so."""
+        short = model.removesuffix(":latest")
+        if short == model:
+            return model
+        known = {served.id for served in self._served(await self.health.current())}
+        return short if model not in known else model
+
     def _served(self, health: Mapping[str, EndpointHealth]) -> list[ServedModel]:
         """List models with their endpoints; a discovered model counts while its endpoint's health still lists it."""
         found: dict[str, list[Endpoint]] = {}
@@ -167,10 +182,10 @@ class Router:
             for model in known:
                 if model not in self.catalog.models:
                     found.setdefault(model, []).append(endpoint)
-        return [_served_model(model, endpoints) for model, endpoints in sorted(found.items())]
+        return [_served_model(model, endpoints, health) for model, endpoints in sorted(found.items())]
 
 
-def _served_model(model: str, endpoints: Sequence[Endpoint]) -> ServedModel:
+def _served_model(model: str, endpoints: Sequence[Endpoint], health: Mapping[str, EndpointHealth]) -> ServedModel:
     contexts = [endpoint.context_tokens for endpoint in endpoints]
     known = [tokens for tokens in contexts if tokens is not None]
     return ServedModel(
@@ -178,6 +193,8 @@ def _served_model(model: str, endpoints: Sequence[Endpoint]) -> ServedModel:
         endpoints=tuple(endpoint.name for endpoint in endpoints),
         context_tokens=max(known) if len(known) == len(contexts) else None,
         sees=any(Capability.VISION in e.capabilities and Capability.VISION not in e.lacks for e in endpoints),
+        capabilities=frozenset(can for e in endpoints for can in e.capabilities if can not in e.lacks),
+        loaded=any((e.upstream_model or model) in (health[e.name].loaded or ()) for e in endpoints),
     )
 
 
@@ -293,7 +310,7 @@ def demand_of(request: InferenceRequest) -> Demand:
     prompt_bytes = request.prompt_bytes()
     wish = request.goblin or Preferences()
     needs = request.needs()
-    n = 1 if isinstance(request, EmbeddingsRequest) else request.n or 1
+    n = 1 if isinstance(request, WholeRequest) else request.n or 1
     return Demand(
         model=request.model,
         kind=next(kind for kind in KINDS if kind in needs),
@@ -303,7 +320,7 @@ def demand_of(request: InferenceRequest) -> Demand:
         output_tokens_max=request.output_tokens_max,
         n=n,
         choices=choices_of(request),
-        stream=not isinstance(request, EmbeddingsRequest) and bool(request.stream),
+        stream=not isinstance(request, WholeRequest) and bool(request.stream),
         provider=wish.provider,
         # Rounded down, so that the limit is never exceeded.
         max_cost_usd_micros=None if wish.max_cost_usd is None else math.floor(wish.max_cost_usd * USD_MICROS),

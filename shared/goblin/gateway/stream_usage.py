@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from msgspec import structs
 
-from goblin.gateway.domain.chat import ChatChunk, Embeddings, Usage
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer, Usage
 from goblin.gateway.policy import tokens
 
 KEPT_CHARS_MAX = 1 << 20
@@ -44,11 +44,11 @@ class StreamUsage:
     _chars: int = 0
     _other_bytes: int = 0
 
-    def add(self, item: ChatChunk | Embeddings) -> None:
+    def add(self, item: ChatChunk | Embeddings | PassedAnswer) -> None:
         self.heard = True
         if item.usage and _tells(item.usage):
             self.told = _merged(self.told, item.usage)
-        if isinstance(item, Embeddings):
+        if not isinstance(item, ChatChunk):
             return
         self._items += 1
         if self._items > ITEMS_MAX:

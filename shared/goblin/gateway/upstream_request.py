@@ -5,19 +5,19 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, Mapping
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import GoblinError
-from goblin.gateway.domain.chat import ChatChunk, Embeddings
-from goblin.gateway.domain.requests import ChatRequest, EmbeddingsRequest, InferenceRequest
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer
+from goblin.gateway.domain.requests import ChatRequest, EmbeddingsRequest, InferenceRequest, PassedRequest
 from goblin.gateway.fan_out import FanOut
 from goblin.gateway.payments import Payer, Payment, payment_error
 from goblin.gateway.policy import attachments, fan_out
 from goblin.gateway.policy.continuation import AnyRequest
-from goblin.gateway.ports import ChatProvider
+from goblin.gateway.ports import ChatProvider, PassingProvider
 
-T = TypeVar("T", ChatChunk, Embeddings)
+T = TypeVar("T", ChatChunk, Embeddings, PassedAnswer)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,4 +115,26 @@ class EmbeddingsUpstreamRequest(UpstreamRequest[Embeddings]):
         yield await self.providers[endpoint.name].embed(limited, model=model)
 
     def starts_answer(self, item: Embeddings) -> bool:
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class PassedUpstreamRequest(UpstreamRequest[PassedAnswer]):
+    """A request that an endpoint gets as it came; its answer comes all at once."""
+
+    request: PassedRequest
+
+    @property
+    def whole(self) -> bool:
+        return True
+
+    def send(self, endpoint: Endpoint, limited: Any) -> Sent[PassedAnswer]:
+        return Sent(self._passed(endpoint, limited))
+
+    async def _passed(self, endpoint: Endpoint, limited: Any) -> AsyncGenerator[PassedAnswer, None]:
+        # The capability that the request needs is there only if the adapter can do it.
+        provider = cast("PassingProvider", self.providers[endpoint.name])
+        yield await provider.pass_on(limited, model=endpoint.upstream_model or self.request.model)
+
+    def starts_answer(self, item: PassedAnswer) -> bool:
         return True

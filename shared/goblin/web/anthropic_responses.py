@@ -24,6 +24,7 @@ from goblin.gateway.domain.chat import ChatChunk, Delta, ToolCallDelta, Usage
 from goblin.gateway.domain.requests import ChatRequest
 from goblin.gateway.policy import attachments, tokens
 from goblin.gateway.router import ServedModel
+from goblin.web import asgi
 from goblin.web.anthropic_blocks import call_name
 from goblin.web.anthropic_requests import tool_names
 from goblin.web.context_words import too_long
@@ -68,11 +69,11 @@ async def message_events(
         try:
             async for chunk in chunks:
                 for event in writer.write(chunk):
-                    yield _event(event)
+                    yield asgi.server_event(event)
             for event in writer.end():
-                yield _event(event)
+                yield asgi.server_event(event)
         except GoblinError as error:
-            yield _event(error_body(error))
+            yield asgi.server_event(error_body(error))
 
 
 async def whole_message(chunks: Chunks, asked: ChatRequest) -> bytes:
@@ -401,7 +402,3 @@ def model_object(model: ServedModel) -> dict[str, Any]:
         "lifecycle": "active",
         "max_input_tokens": model.context_tokens,
     }
-
-
-def _event(event: dict[str, Any]) -> bytes:
-    return f"event: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"

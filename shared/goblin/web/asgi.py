@@ -17,7 +17,7 @@ from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
-from starlette.routing import BaseRoute
+from starlette.routing import Match, Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 import httpguard
@@ -25,6 +25,8 @@ import httpguard.protocol
 from goblin.core.errors import Broken, GoblinError, InvalidRequest, MethodNotAllowed, NotFound, Transient
 from goblin.gateway.ports import HttpReply
 from goblin.web import logs
+from goblin.web.addresses import SHOWN_MAX, Addresses
+from goblin.web.heartbeat import Heartbeat
 from httpguard import Limits, Refusal
 
 logs.install()
@@ -35,6 +37,9 @@ BODY_BYTES_MAX = 10 * 1024 * 1024
 ENCODINGS = frozenset({"gzip", "zstd"})
 """How clients may pack what they send."""
 SETTLE_TIMEOUT_S = 5.0
+EVENTS = "text/event-stream; charset=utf-8"
+UNBUFFERED = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+"""Headers of a stream: a proxy that buffers would turn it into one late answer."""
 TOGETHER_BYTES_MAX = 64 * 1024
 """Parts of a stream that are ready together are sent as one message, up to about this size."""
 
@@ -64,9 +69,26 @@ class HttpDelivery(Response):
         self._produce = produce
         self._settle = settle
         self._heard = heard
+        self._heartbeat: Heartbeat | None = None
+        self._send: Send | None = None
         self.background = None
 
+    def expect_stream(self, heartbeat: Heartbeat | None, headers: Callable[[], Mapping[str, str]]) -> None:
+        """Note, while the answer is awaited, that it will be a stream of events.
+
+        Args:
+            heartbeat: Keeps the connection in use. An early one sends status 200 if the answer takes long; an error
+                after that is sent as an event.
+            headers: Returns the headers known so far, for a status that is sent early.
+        """
+        self._heartbeat = heartbeat
+        if heartbeat is not None and heartbeat.early and self._send is not None:
+            heartbeat.begin(
+                self._send, lambda: _start(HttpReply(media_type=EVENTS, headers={**UNBUFFERED, **headers()}))
+            )
+
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self._send = send
         delivering = asyncio.create_task(self._deliver(send))
         leaving = asyncio.create_task(self._hung_up(receive))
         try:
@@ -88,20 +110,29 @@ class HttpDelivery(Response):
 
     async def _deliver(self, send: Send) -> None:
         try:
-            answer = await self._produce()
-        except Exception as error:  # noqa: BLE001  The caller gets a readable response for any error.
-            answer = error_answer(error)
-        headers = [(b"content-type", answer.media_type.encode())]
-        if isinstance(answer.content, bytes):
-            headers.append((b"content-length", str(len(answer.content)).encode()))
-        headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
-        start = {"type": "http.response.start", "status": answer.status, "headers": headers}
-        if isinstance(answer.content, bytes):
-            await send(start)
-            await send({"type": "http.response.body", "body": answer.content, "more_body": True})
-            return
-        await send(start)
-        await _send_parts(answer.content, send)
+            try:
+                answer = await self._produce()
+            except Exception as error:  # noqa: BLE001  The caller gets a readable response for any error.
+                answer = error_answer(error)
+            beat = self._heartbeat
+            if beat is not None:
+                await beat.rest()
+            if beat is not None and beat.head_sent:
+                if isinstance(answer.content, bytes) and answer.status >= 400:
+                    answer = replace(answer, content=beat.words.error(answer.content))
+            else:
+                await send(_start(answer))
+            if isinstance(answer.content, bytes):
+                await send({"type": "http.response.body", "body": answer.content, "more_body": True})
+                return
+            if beat is not None:
+                beat.begin(send)
+            await _send_parts(answer.content, send, beat)
+            if beat is not None:
+                await beat.rest()
+        finally:
+            if self._heartbeat is not None:
+                self._heartbeat.stop()
 
     async def _settle_in_time(self) -> None:
         try:
@@ -111,7 +142,15 @@ class HttpDelivery(Response):
             log.warning("A request was not settled within %.0f s.", SETTLE_TIMEOUT_S)
 
 
-async def _send_parts(parts: AsyncGenerator[bytes, None], send: Send) -> None:
+def _start(answer: HttpReply) -> dict[str, Any]:
+    headers = [(b"content-type", answer.media_type.encode())]
+    if isinstance(answer.content, bytes) and answer.media_type != EVENTS:
+        headers.append((b"content-length", str(len(answer.content)).encode()))
+    headers += [(name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers.items()]
+    return {"type": "http.response.start", "status": answer.status, "headers": headers}
+
+
+async def _send_parts(parts: AsyncGenerator[bytes, None], send: Send, beat: Heartbeat | None) -> None:
     """Send the parts of a stream, and parts that are ready together in one call: a call costs as much as a part."""
     pending = bytearray()
 
@@ -120,6 +159,8 @@ async def _send_parts(parts: AsyncGenerator[bytes, None], send: Send) -> None:
             body = bytes(pending)
             pending.clear()
             await send({"type": "http.response.body", "body": body, "more_body": True})
+            if beat is not None:
+                beat.sent()
 
     async with aclosing(parts):
         with suppress(StopAsyncIteration):
@@ -163,6 +204,15 @@ class Delegated(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self._application(scope, receive, send)
+
+
+def server_event(event: Mapping[str, Any]) -> bytes:
+    """Encode a server-sent event that is named by its `type`.
+
+    The type may be an upstream's own word: no line end in it may begin another line of the stream.
+    """
+    kind = "".join(letter for letter in str(event["type"]) if letter.isalnum() or letter in "_.-")
+    return f"event: {kind}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
 
 
 def with_headers(answer: HttpReply, headers: Mapping[str, str]) -> HttpReply:
@@ -244,25 +294,45 @@ def answers_errors(handler: Handler) -> Handler:
         try:
             return await handler(request)
         except HTTPException:
-            raise  # Raised by Starlette's router, and handled by `on_http_error`.
+            raise  # Raised by Starlette's router, and handled by `routed`.
         except Exception as error:  # noqa: BLE001  As in `HttpDelivery`.
             return error_response(error)
 
     return answering
 
 
-def routed(routes: Sequence[BaseRoute]) -> Starlette:
+def routed(routes: Sequence[Route]) -> Starlette:
     """Build the application of a doorway with several paths. It redirects nowhere: `Host` would choose the target."""
+    known = Addresses(route.path for route in routes)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        """Answer the router's 404 and 405 in OpenAI's format, and say what there is."""
+        assert isinstance(error, HTTPException)  # noqa: S101  Registered for this class only.
+        path = request.url.path[:SHOWN_MAX]
+        if error.status_code == 405:
+            allowed = _methods(routes, request.scope)
+            response = error_response(
+                MethodNotAllowed(f"{request.method} is not served at {path}. Send {' or '.join(allowed)}.")
+            )
+            response.headers["allow"] = ", ".join(allowed)
+            return response
+        near = known.near(path)
+        meant = f" Did you mean {' or '.join(near)}?" if near else ""
+        said = f"{request.method} {path} is not served here.{meant} Served: {', '.join(known.paths)}."
+        return error_response(NotFound(said))
+
     made = Starlette(routes=routes, exception_handlers={HTTPException: on_http_error})
     made.router.redirect_slashes = False
     return made
 
 
-async def on_http_error(request: Request, error: Exception) -> Response:
-    """Answer a router's 404 and 405 in OpenAI's format."""
-    assert isinstance(error, HTTPException)  # noqa: S101  Registered for this class only.
-    if error.status_code == 405:
-        response = error_response(MethodNotAllowed(f"Not allowed to {request.method} on {request.url.path}."))
-        response.headers["allow"] = (error.headers or {}).get("Allow", "")
-        return response
-    return error_response(NotFound(f"Invalid URL ({request.method} {request.url.path})."))
+def _methods(routes: Sequence[Route], scope: Scope) -> list[str]:
+    """List the methods of the routes that have the path."""
+    found = {
+        method
+        for route in routes
+        if route.matches(scope)[0] is not Match.NONE
+        for method in route.methods or ()
+        if method != "HEAD"
+    }
+    return sorted(found)

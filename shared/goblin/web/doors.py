@@ -75,7 +75,7 @@ class Door(Generic[C]):
                 async with self.admission().place(caller):
                     return await work(Visit(request=request, caller=caller, body=body))
             except HTTPException:
-                raise  # Raised by Starlette's router, and handled by `asgi.on_http_error`.
+                raise  # Raised by Starlette's router, and handled by `asgi.routed`.
             except Exception as error:  # noqa: BLE001  As in `asgi.answers_errors`.
                 return asgi.respond(refuse(error))
 

@@ -24,6 +24,7 @@ import msgspec
 
 from goblin.core.errors import GoblinError
 from goblin.gateway.domain.chat import ChatChunk, ChunkChoice, Delta, ToolCallDelta, Usage
+from goblin.web import asgi
 from goblin.web.responses_items import CUSTOM_INPUT, sealed
 from goblin.web.responses_requests import Asked
 
@@ -435,4 +436,4 @@ def _count(value: object) -> int:
 
 
 def _encoded(event: Event) -> bytes:
-    return f"event: {event['type']}\ndata: ".encode() + msgspec.json.encode(event) + b"\n\n"
+    return asgi.server_event(event)

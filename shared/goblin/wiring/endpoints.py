@@ -8,12 +8,14 @@ from dataclasses import replace
 import httpx
 
 from goblin import providers
-from goblin.core.endpoints import Endpoint, KeySource
+from goblin.core.endpoints import Capability, Endpoint, KeySource
 from goblin.gateway.ports import ChatProvider
 from goblin.gcp.identity_tokens import credentials_for
 from goblin.gcp.secret_manager import PREFIX as SECRET
 from goblin.gcp.secret_manager import SecretManager
 from goblin.wiring.settings import BadConfiguration
+
+PASSED = (Capability.RERANK, Capability.IMAGES, Capability.TRANSCRIPTIONS)
 
 
 def provider_names() -> frozenset[str]:
@@ -42,7 +44,10 @@ def connect(
         account_key=_key(endpoint, endpoint.account_key, secrets),
         credentials=credentials_for(endpoint),
     )
-    return known, module.connect(known, client)
+    provider: ChatProvider = module.connect(known, client)
+    if not hasattr(provider, "pass_on"):  # As of `PassingProvider`.
+        known = replace(known, lacks={**known.lacks, **dict.fromkeys(PASSED, "its adapter has no such route")})
+    return known, provider
 
 
 def _key(endpoint: Endpoint, key: str | KeySource | None, secrets: SecretManager | None) -> str | KeySource | None:

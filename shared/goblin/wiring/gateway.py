@@ -168,3 +168,8 @@ def configuration_fault() -> str:
 def key_store() -> KeyStore:
     """Return the store of API keys."""
     return FirestoreKeys(here().firestore)
+
+
+def origins() -> frozenset[str]:
+    """Return the origins whose web pages may call the public functions. Raises `BadConfiguration`."""
+    return settings().origins

@@ -12,6 +12,7 @@ from decimal import ROUND_FLOOR, Decimal, InvalidOperation
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
+from urllib.parse import urlsplit
 
 import msgspec
 from msgspec import Meta
@@ -23,6 +24,8 @@ from goblin.core.errors import Broken
 from goblin.core.money import USD_MICROS
 from goblin.core.redaction import learn
 from goblin.gateway.domain.catalog import Catalog, ModelSettings, Routing, Strategy
+from goblin.gateway.policy.passed_responses import HOST
+from httpguard import LOOPBACK
 
 OWN = frozenset({"flyio", "llamacpp", "ollama", "runpod", "vastai"})
 """Providers whose machines are ours, or rented by us. All others are external, so that `allow_external: false` keeps
@@ -63,6 +66,8 @@ class Settings:
     """`http://host:port` of a local Secret Manager; empty means Google's."""
     cloud_run_emulator: str = ""
     """`http://host:port` of a fake of Cloud Run's Admin API; empty means Google's."""
+    origins: frozenset[str] = frozenset()
+    """Origins, as browsers send them, whose pages may call the API; empty: none may."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The whole environment, for `goblin.toml`; it holds secrets."""
 
@@ -88,6 +93,7 @@ class Settings:
             certs_url=env.get("GOBLIN_OIDC_CERTS_URL") or GOOGLE_CERTS_URL,
             secret_manager_emulator=env.get("SECRET_MANAGER_EMULATOR_HOST", ""),
             cloud_run_emulator=env.get("CLOUD_RUN_EMULATOR_HOST", ""),
+            origins=frozenset(map(_origin, _listed(env.get("GOBLIN_CORS_ORIGINS", "")))),
             variables=env,
         )
 
@@ -309,7 +315,7 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         api_key=row.api_key or None,
         account_key=row.account_key or None,
         models=None if row.models == "discover" else tuple(row.models),
-        capabilities=_capabilities(row.capabilities),
+        capabilities=_capabilities(row.capabilities) | _of_openai_itself(row),
         context_tokens=row.context_tokens,
         cancel_stops_bill=row.cancel_stops_bill,
         price=price,
@@ -325,6 +331,12 @@ def _endpoint(row: _Endpoint, file: str) -> Endpoint:
         external=row.provider not in OWN if row.external is None else row.external,
         options=row.options,
     )
+
+
+def _of_openai_itself(row: _Endpoint) -> frozenset[Capability]:
+    """Return what OpenAI's own embedding models can: callers' libraries make token ids with OpenAI's tokenizer."""
+    itself = row.provider == "openai" and urlsplit(row.url).hostname == HOST
+    return frozenset({Capability.TOKEN_IDS}) if itself and Capability.EMBEDDINGS in row.capabilities else frozenset()
 
 
 _VARIABLE = re.compile(r"\$\{([A-Z][A-Z0-9_]*)(?::-([^}]*))?\}")
@@ -372,6 +384,28 @@ def _filled(value: Any, variables: Mapping[str, str]) -> Any:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+def _origin(text: str) -> str:
+    """Return an origin as browsers send it. Raises `BadConfiguration`: a page without TLS may be anybody's."""
+    said = text.lower()
+    try:
+        parts = urlsplit(said)
+        port, host = parts.port, parts.hostname or ""
+    except ValueError as error:
+        raise BadConfiguration(f"GOBLIN_CORS_ORIGINS: {text!r} is not an origin.") from error
+    if "*" in said or not host or "@" in said or said != f"{parts.scheme}://{parts.netloc}":
+        raise BadConfiguration(
+            f"GOBLIN_CORS_ORIGINS: {text!r} is not an origin. Write each as https://chat.example.com, without a path "
+            "and without `*`, with commas between them."
+        )
+    host = f"[{host}]" if ":" in host else host
+    if parts.scheme != "https" and not (parts.scheme == "http" and host in LOOPBACK):
+        raise BadConfiguration(
+            f"GOBLIN_CORS_ORIGINS: {text!r} is not safe. Use https, or http for a page on this machine."
+        )
+    usual = {"https": 443, "http": 80}[parts.scheme]  # Browsers leave it out.
+    return f"{parts.scheme}://{host}" + ("" if port in (None, usual) else f":{port}")
 
 
 def _default_config() -> Path:

@@ -102,6 +102,51 @@ def test_inputs_are_texts_or_token_ids_and_not_a_mixture(value: Any) -> None:
     assert (caught.value.param or "").startswith("input")
 
 
+@pytest.mark.parametrize(("value", "ids"), [("a", False), (["a", "b"], False), ([1, 2], True), ([[1], [2, 3]], True)])
+def test_token_ids_need_an_endpoint_that_reads_them(value: Any, ids: bool) -> None:
+    asked = requests.parse(requests.EmbeddingsRequest, json.dumps({"model": "m", "input": value}).encode())
+    assert asked.needs() == {C.EMBEDDINGS, *({C.TOKEN_IDS} if ids else set())}
+
+
+@pytest.mark.parametrize(
+    ("change", "param", "code", "said"),
+    [
+        ({"temperature": 3}, "temperature", "decimal_above_max_value", "Expected a value <= 2."),
+        ({"temperature": -1}, "temperature", "decimal_below_min_value", "Expected a value >= 0."),
+        ({"max_tokens": 0}, "max_tokens", "integer_below_min_value", "integer below minimum value"),
+        ({"n": 129}, "n", "integer_above_max_value", "Expected a value <= 128."),
+        ({"n": "x"}, "n", "invalid_type", "expected an integer, but got a string instead."),
+        ({"stream": "yes"}, "stream", "invalid_type", "expected a boolean"),
+        ({"messages": []}, "messages", "empty_array", "empty array"),
+        ({"messages": "x"}, "messages", "invalid_type", "expected an array, but got a string"),
+        ({"messages": None}, "messages", "invalid_type", "but got null"),
+        ({"messages": [{"role": "robot"}]}, "messages[0].role", "invalid_value", "'robot'"),
+        ({"messages": [{"role": "user"}, {}]}, "messages[1].role", "missing_required_parameter", "messages[1].role"),
+        (parts({"type": "smell"}), "messages[0].content[0].type", "invalid_value", "'smell'"),
+        (parts({}), "messages[0].content[0].type", "missing_required_parameter", "Missing required parameter"),
+        ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content", "invalid_type", "a string or an array"),
+        ({"model": ""}, "model", "empty_string", "empty string"),
+        ({"model": "m" * 300}, "model", "string_above_max_length", "at most 256"),
+        ({"stop": [1]}, "stop[0]", "invalid_type", "expected a string"),
+        ({"response_format": {"type": "xml"}}, "response_format.type", "invalid_value", "'xml'"),
+        ({"goblin": {"x": 1}}, "goblin", "unknown_parameter", "unknown field"),
+        ({"goblin": {"strategy": "x"}}, "goblin.strategy", "invalid_value", "'x'"),
+    ],
+)
+def test_errors_have_openais_codes_and_name_the_field(change: dict[str, Any], param: str, code: str, said: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        chat(**change)
+    assert (caught.value.param, caught.value.code) == (param, code)
+    assert said in caught.value.message
+    assert caught.value.message.endswith(".")
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        requests.parse(requests.EmbeddingsRequest, b'{"model":"m"}')
+    assert (caught.value.param, caught.value.code) == ("input", "missing_required_parameter")
+
+
 def test_a_prompt_is_measured_in_bytes_with_its_tools() -> None:
     assert chat().prompt_bytes() == 2
     assert chat(**parts({"type": "text", "text": "é"}, {"type": "text", "text": "x"})).prompt_bytes() == 3

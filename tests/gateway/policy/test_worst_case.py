@@ -223,3 +223,19 @@ def test_embeddings_have_no_answer_to_pay() -> None:
     found = bound(request)
     assert (found.output_tokens, found.cost_usd_micros) == (0, found.input_tokens)
     assert worst_case.limited(request, found) is request
+
+
+@given(st.text(min_size=1, max_size=50), st.lists(st.text(max_size=50), min_size=1, max_size=20))
+def test_a_query_is_read_with_each_document(query: str, documents: list[str]) -> None:
+    body = json.dumps({"model": "m", "query": query, "documents": documents}).encode()
+    found = bound(requests.parse(requests.RerankRequest, body))
+    read = sum(len(query.encode()) + len(document.encode()) for document in documents)
+    assert found.input_tokens >= read
+    assert (found.output_tokens, found.cost_usd_micros) == (0, found.input_tokens)
+
+
+def test_images_that_are_made_have_no_price() -> None:
+    request = requests.parse(requests.ImagesRequest, b'{"model":"m","prompt":"x"}')
+    found = worst_case.worst_case(request, PAID)
+    assert isinstance(found, Unpriced)
+    assert "images that are made" in found.reason

@@ -168,6 +168,15 @@ class Embeddings(Struct, frozen=True, kw_only=True):
     usage: Usage | None = None
 
 
+class PassedAnswer(Struct, frozen=True, kw_only=True):
+    """The answer of another route, as the endpoint sent it."""
+
+    body: dict[str, Any] = {}
+    usage: Usage | None = None
+    content: bytes | None = None
+    """The answer's bytes, where it need not be JSON."""
+
+
 def _given(value: Any) -> Any:
     """Return the value, or None if the field was left out."""
     return None if value is UNSET else value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import msgspec
 from msgspec import Meta, Struct
@@ -12,6 +12,7 @@ from msgspec import Meta, Struct
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import InvalidRequest
 from goblin.gateway.domain.catalog import Strategy
+from goblin.gateway.domain.forms import Form, parse_form
 
 Share = Annotated[float, Meta(ge=0, le=1)]
 Penalty = Annotated[float, Meta(ge=-2, le=2)]
@@ -235,13 +236,10 @@ class CompletionRequest(Struct, frozen=True, kw_only=True):
         return _text_bytes(self.prompt)
 
 
-class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
-    """`POST /v1/embeddings`."""
+class WholeRequest(Struct, frozen=True, kw_only=True):
+    """A request whose answer comes whole, and which generates no tokens."""
 
     model: Annotated[str, Meta(min_length=1, max_length=256)]
-    input: str | Annotated[list[Any], Meta(min_length=1, max_length=2048)]
-    encoding_format: Literal["float", "base64"] | None = None
-    dimensions: Count | None = None
     goblin: Preferences | None = None
     body: dict[str, Any] = msgspec.field(default_factory=dict)
 
@@ -249,15 +247,102 @@ class EmbeddingsRequest(Struct, frozen=True, kw_only=True):
     def output_tokens_max(self) -> int | None:
         return 0
 
+
+class EmbeddingsRequest(WholeRequest, frozen=True, kw_only=True):
+    """`POST /v1/embeddings`."""
+
+    input: str | Annotated[list[Any], Meta(min_length=1, max_length=2048)]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: Count | None = None
+
     def needs(self) -> frozenset[Capability]:
+        if isinstance(self.input, list) and any(not isinstance(one, str) for one in self.input):
+            return frozenset({Capability.EMBEDDINGS, Capability.TOKEN_IDS})
         return frozenset({Capability.EMBEDDINGS})
 
     def prompt_bytes(self) -> int:
         return _text_bytes(self.input)
 
 
-InferenceRequest = ChatRequest | CompletionRequest | EmbeddingsRequest
-_R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest)
+class RerankRequest(WholeRequest, frozen=True, kw_only=True):
+    """`POST /v1/rerank`, in the shape that Jina, Cohere, vLLM and llama.cpp share."""
+
+    path: ClassVar[str] = "rerank"
+    query: Annotated[str, Meta(min_length=1)]
+    documents: Annotated[list[str | dict[str, Any]], Meta(min_length=1, max_length=2048)]
+    """Texts, or objects with a `text`."""
+    top_n: Count | None = None
+    return_documents: bool | None = None
+
+    def needs(self) -> frozenset[Capability]:
+        return frozenset({Capability.RERANK})
+
+    def prompt_bytes(self) -> int:
+        texts = (one if isinstance(one, str) else str(one.get("text", "")) for one in self.documents)
+        # Each document is read together with the query.
+        return len(self.documents) * _text_bytes(self.query) + sum(map(_text_bytes, texts))
+
+
+class ImagesRequest(WholeRequest, frozen=True, kw_only=True):
+    """`POST /v1/images/generations`."""
+
+    path: ClassVar[str] = "images/generations"
+    prompt: Annotated[str, Meta(min_length=1)]
+    n: Annotated[int, Meta(ge=1, le=10)] | None = None
+    stream: Literal[False] | None = None
+    """Not streamed here."""
+
+    def needs(self) -> frozenset[Capability]:
+        return frozenset({Capability.IMAGES})
+
+    def prompt_bytes(self) -> int:
+        return _text_bytes(self.prompt)
+
+
+class TranscriptionRequest(WholeRequest, frozen=True, kw_only=True):
+    """`POST /v1/audio/transcriptions` or `/v1/audio/translations`: a form with a recording."""
+
+    path: str
+    form: Form
+
+    def needs(self) -> frozenset[Capability]:
+        return frozenset({Capability.TRANSCRIPTIONS})
+
+    def prompt_bytes(self) -> int:
+        return _text_bytes(self.form.text("prompt") or "")
+
+
+def parse_transcription(data: bytes, path: str) -> TranscriptionRequest:
+    """Parse the form of a recording. Raises `InvalidRequest`.
+
+    Args:
+        data: The body.
+        path: `audio/transcriptions` or `audio/translations`.
+    """
+    form = parse_form(data)
+    for name in ("file", "model"):
+        if not any(part.name == name and part.content for part in form.parts):
+            raise invalid(f"Object missing required field `{name}`")
+    if (form.text("stream") or "false").lower() not in ("false", "0"):
+        raise InvalidRequest(
+            "Recordings are answered whole. Leave `stream` out.", param="stream", code="unsupported_value"
+        )
+    said: dict[str, Any] = {"model": form.text("model"), "path": path, "form": form}
+    if (wish := form.text("goblin")) is not None:
+        try:
+            said["goblin"] = msgspec.json.decode(wish)
+        except (msgspec.DecodeError, RecursionError) as error:
+            raise InvalidRequest("Invalid 'goblin': it is not JSON.", param="goblin", code="invalid_value") from error
+    try:
+        return msgspec.convert(said, TranscriptionRequest)
+    except msgspec.ValidationError as error:
+        raise invalid(str(error)) from error
+
+
+PassedRequest = RerankRequest | ImagesRequest | TranscriptionRequest
+"""Requests that an endpoint with the same route gets as they came."""
+InferenceRequest = ChatRequest | CompletionRequest | EmbeddingsRequest | PassedRequest
+_R = TypeVar("_R", ChatRequest, CompletionRequest, EmbeddingsRequest, RerankRequest, ImagesRequest)
 
 
 def _check_functions(tools: Sequence[Mapping[str, Any]]) -> None:
@@ -305,16 +390,51 @@ def parse(kind: type[_R], data: bytes) -> _R:
 
 
 def invalid(message: str) -> InvalidRequest:
-    """Translate msgspec's message, `Expected … - at `$.messages[0].role``, into OpenAI's error."""
+    """Translate msgspec's message, `Expected … - at `$.messages[0].role``, into OpenAI's error: message, param, code.
+
+    Source of the words and codes: answers of OpenAI's API as public reports quote them, read 2026-12-01.
+    """
     if missing := re.search(r"missing required field `([^`]+)`(?: - at `\$\.?([^`]*)`)?", message):
         field, where = missing.groups()
         param = f"{where}.{field}" if where else field
         return InvalidRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
     what, _, where = message.partition(" - at `$.")
     param = where.rstrip("`").replace("[...]", "[]")
-    code = "invalid_type" if what.startswith("Expected") else "invalid_value"
-    prefix = f"Invalid '{param}': " if param else ""
-    return InvalidRequest(f"{prefix}{what}.", param=param or None, code=code)
+    said, code = _in_openais_words(what, param or "body")
+    return InvalidRequest(f"{said}.", param=param or None, code=code)
+
+
+_RANGE = re.compile(r"Expected `(int|float)` (>=|<=|>|<) (\S+)")
+_LENGTH = re.compile(r"Expected `(str|array)` of length (>=|<=) (\d+)")
+_TYPE = re.compile(r"Expected `([^`]+)`, got `(\w+)`")
+_NUMBERS = {"int": "integer", "float": "decimal"}
+_TYPES = {
+    "str": "a string", "int": "an integer", "float": "a decimal", "bool": "a boolean", "array": "an array",
+    "object": "an object", "null": "null",
+}  # fmt: skip
+
+
+def _in_openais_words(what: str, param: str) -> tuple[str, str]:
+    """Return the sentence and the code for a value that msgspec refuses."""
+    if found := _RANGE.match(what):
+        kind, sign, limit = _NUMBERS[found[1]], found[2], found[3].removesuffix(".0")
+        side = "below minimum" if sign.startswith(">") else "above maximum"
+        code = f"{kind}_{'below_min' if sign.startswith('>') else 'above_max'}_value"
+        return f"Invalid '{param}': {kind} {side} value. Expected a value {sign} {limit}", code
+    if found := _LENGTH.match(what):
+        kind, limit = {"str": "string", "array": "array"}[found[1]], found[3]
+        if found[2] == ">=":
+            return f"Invalid '{param}': empty {kind}. Expected at least {limit} in it", f"empty_{kind}"
+        return f"Invalid '{param}': {kind} too long. Expected a length of at most {limit}", f"{kind}_above_max_length"
+    if found := _TYPE.match(what):
+        wanted = " or ".join(_TYPES.get(one, one) for one in found[1].split(" | ") if one != "null")
+        got = _TYPES.get(found[2], found[2])
+        return f"Invalid type for '{param}': expected {wanted}, but got {got} instead", "invalid_type"
+    if what.startswith("Object contains unknown field"):
+        return f"Invalid '{param}': {what}", "unknown_parameter"
+    if what.startswith("Expected"):
+        return f"Invalid type for '{param}': {what}", "invalid_type"
+    return f"Invalid '{param}': {what}", "invalid_value"
 
 
 def _check_texts(value: str | list[Any], param: str) -> None:
@@ -367,12 +487,12 @@ def prompts_of(request: InferenceRequest) -> list[Any]:
 
 def choices_of(request: InferenceRequest) -> int:
     """Count the answers that a request asks for: `n` to each of its prompts."""
-    return 1 if isinstance(request, EmbeddingsRequest) else len(prompts_of(request)) * (request.n or 1)
+    return 1 if isinstance(request, WholeRequest) else len(prompts_of(request)) * (request.n or 1)
 
 
 def longest_prompt_bytes(request: InferenceRequest) -> int:
     """Count the bytes of the longest prompt: each has the model's context for itself."""
-    if isinstance(request, ChatRequest):
+    if not isinstance(request, CompletionRequest | EmbeddingsRequest):
         return request.prompt_bytes()
     return max(_text_bytes(prompt) for prompt in prompts_of(request))
 

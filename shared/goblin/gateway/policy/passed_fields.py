@@ -21,7 +21,13 @@ import msgspec
 from goblin.billing.policy.prices import bills_use
 from goblin.core.endpoints import Endpoint
 from goblin.core.errors import InvalidRequest
-from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, InferenceRequest, caller_runs
+from goblin.gateway.domain.requests import (
+    ChatRequest,
+    CompletionRequest,
+    InferenceRequest,
+    RerankRequest,
+    caller_runs,
+)
 from goblin.gateway.policy.blind import LEFT_OUT
 from goblin.gateway.policy.passed_messages import passed_messages
 from goblin.gateway.policy.passed_responses import passed_responses, speaks_responses
@@ -57,6 +63,7 @@ _CHAT = frozenset(
 )  # fmt: skip
 _COMPLETION = frozenset({"prompt", "suffix", "echo"})
 _EMBEDDINGS = frozenset({"model", "input", "dimensions", "encoding_format", "user", "goblin", "input_type", "truncate"})
+_RERANK = frozenset({"model", "query", "documents", "top_n", "return_documents", "user", "goblin"})
 _DECIDED_LATER = frozenset({"audio", "modalities", "best_of"})
 """Fields that make the answer another thing. Without them the caller would get what was not asked for, so
 `worst_case` refuses the request instead."""
@@ -155,6 +162,8 @@ def _passes(request: InferenceRequest, name: str, value: Any) -> bool:
             return name in _COMMON or name in _SAMPLING or name in _CHAT
         case CompletionRequest():
             return name in _COMMON or name in _SAMPLING or name in _COMPLETION
+        case RerankRequest():
+            return name in _RERANK
     return name in _EMBEDDINGS
 
 

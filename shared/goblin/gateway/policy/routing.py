@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from goblin.core.endpoints import Capability
 from goblin.gateway.domain.catalog import Strategy
 from goblin.gateway.domain.endpoint_health import Status
 from goblin.gateway.policy.ordering import choice, order
@@ -84,6 +85,13 @@ def choose_route(
     )
 
 
+_LACKING = {
+    Capability.TOKEN_IDS: (
+        "not among its capabilities, because ids of another tokenizer mean another text to its model; send text"
+    )
+}
+
+
 def _why_not_able(demand: Demand, fact: EndpointFacts) -> str | None:
     endpoint = fact.endpoint
     if fact.serves is None:
@@ -97,7 +105,7 @@ def _why_not_able(demand: Demand, fact: EndpointFacts) -> str | None:
             if need in endpoint.lacks:
                 return f"{need}: {endpoint.lacks[need]}"
             if need not in endpoint.capabilities:
-                return f"{need}: not among its capabilities"
+                return f"{need}: {_LACKING.get(need, 'not among its capabilities')}"
     if endpoint.context_tokens is not None and demand.prompt_tokens_min > endpoint.context_tokens:
         return f"context: at least {demand.prompt_tokens_min} prompt tokens, the limit is {endpoint.context_tokens}"
     return None

@@ -15,10 +15,13 @@ from goblin.gateway.domain.requests import (
     AudioPart,
     ChatRequest,
     CompletionRequest,
-    EmbeddingsRequest,
     FilePart,
     ImagePart,
+    ImagesRequest,
     InferenceRequest,
+    RerankRequest,
+    TranscriptionRequest,
+    WholeRequest,
     choices_of,
     prompts_of,
 )
@@ -81,10 +84,10 @@ def worst_case(request: InferenceRequest, endpoint: Endpoint) -> CostBound | Unp
     if (reason := _unpriced(request)) is not None:
         return Unpriced(reason=f"the price of {reason} is unknown")
     inward, uses = _input_tokens(request, endpoint, price)
-    outward = 0 if isinstance(request, EmbeddingsRequest) else _output_tokens(request, price)
+    outward = 0 if isinstance(request, WholeRequest) else _output_tokens(request, price)
     # Writing a prompt to a provider's cache costs more than reading it.
     dear = replace(price, input_usd_micros_per_mtok=price.dearest_input) if _writes_cache(request, endpoint) else price
-    if not isinstance(request, EmbeddingsRequest):
+    if not isinstance(request, WholeRequest):
         inward *= fan_out.readings(request.n or 1, endpoint)
     # Before each further use of its tool the vendor's model reads everything again.
     rounds = 1 + sum(uses.values())
@@ -117,13 +120,17 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
         uses = Counter[str]()
         for tool in server_tools(original):
             uses[tool.name] += tool.uses_max
+    if isinstance(request, RerankRequest):  # Each document is read with the query, in a template of its own.
+        tokens += len(request.documents) * (TEMPLATE_TOKENS + len(msgspec.json.encode(request.query)))
     tokens += TEMPLATE_TOKENS + len(images) * price.image_tokens_max - sum(len(msgspec.json.encode(d)) for d in data)
     if many_files:
         tokens = max(tokens, price.context_tokens or CONTEXT_TOKENS)
     # Each request of a fan-out has a template of its own, and each prompt the model's context.
     prompts = len(prompts_of(request))
     tokens += (prompts - 1) * TEMPLATE_TOKENS
-    return tokens if price.context_tokens is None else min(tokens, prompts * price.context_tokens), uses
+    # The documents of a rerank are read one by one, so all of them may be more than a context.
+    fits = price.context_tokens is not None and not isinstance(request, RerankRequest)
+    return min(tokens, prompts * (price.context_tokens or tokens)) if fits else tokens, uses
 
 
 def _sent(request: InferenceRequest) -> dict[str, Any]:
@@ -182,7 +189,7 @@ def _attachments(content: Any) -> _Attachments:
 
 def limited(request: InferenceRequest, bound: CostBound) -> InferenceRequest:
     """Set the output limit that bounds the cost, under the field name that the caller used."""
-    if isinstance(request, EmbeddingsRequest):
+    if isinstance(request, WholeRequest):
         return request
     names = [name for name in LIMITS if request.body.get(name) is not None]
     names = names or ["max_completion_tokens" if isinstance(request, ChatRequest) else "max_tokens"]
@@ -196,6 +203,10 @@ def price_of(prices: Mapping[tuple[str, str], Price], endpoint: Endpoint, model:
 
 
 def _unpriced(request: InferenceRequest) -> str | None:
+    if isinstance(request, ImagesRequest):
+        return "images that are made"
+    if isinstance(request, TranscriptionRequest):
+        return "recordings"
     for name, what in OF_UNKNOWN_PRICE.items():
         said = request.body.get(name)
         if said is not None and said not in (["text"], 1):

@@ -116,7 +116,14 @@ class Upstream:
         return self.decode(await self.exchange(method, path, body=body, timeout_s=timeout_s))
 
     async def exchange(
-        self, method: str, path: str, *, body: Mapping[str, Any] | None = None, timeout_s: float, again: bool = True
+        self,
+        method: str,
+        path: str,
+        *,
+        body: Mapping[str, Any] | None = None,
+        form: tuple[bytes, str] | None = None,
+        timeout_s: float,
+        again: bool = True,
     ) -> bytes:
         """Send one request and return the response body, which may be empty. Raises like `stream`.
 
@@ -124,11 +131,15 @@ class Upstream:
             method: HTTP method.
             path: Appended to the base URL.
             body: Sent as JSON.
+            form: Another body, and its media type.
             timeout_s: Longest silence.
             again: Whether to retry once when a kept connection was closed; False where a request is not idempotent.
         """
         content = None if body is None else msgspec.json.encode(body)
-        response = await self._send(_Ask(method, path, content, timeout_s, again))
+        headers = {}
+        if form is not None:
+            content, headers["content-type"] = form
+        response = await self._send(_Ask(method, path, content, timeout_s, again, headers))
         try:
             good = 200 <= response.status_code < 300
             data = await read_up_to(response, JSON_BYTES_MAX if good else ERROR_BYTES_MAX)
@@ -185,7 +196,7 @@ class Upstream:
             learn(key)
             headers[credential.header] = credential.value(key)
         if ask.content is not None:
-            headers["content-type"] = "application/json"
+            headers.setdefault("content-type", "application/json")
         # Not `build_request`: it merges the client's defaults, of which there are none, and that costs as much time
         # as parsing up to ten chunks.
         connect_s = min(ask.timeout_s, CONNECT_TIMEOUT_S)

@@ -17,11 +17,11 @@ from collections.abc import AsyncGenerator
 import httpx
 
 from goblin.core.endpoints import Capability, Endpoint
-from goblin.gateway.domain.chat import ChatChunk, Embeddings
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer
 from goblin.gateway.domain.endpoint_health import Finding, Probe
-from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest, PassedRequest
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.common import probes
+from goblin.providers.common import passing, probes
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec
 
@@ -60,6 +60,9 @@ class LlamaCpp:
 
     async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
         return await self._wire.embed(request, model=model)
+
+    async def pass_on(self, request: PassedRequest, *, model: str) -> PassedAnswer:
+        return await passing.pass_on(self._root, request, model=model, before="/v1")
 
     async def probe(self) -> Probe:
         return await probes.look(self._look)

@@ -9,8 +9,8 @@ always the same. Ollama has no authentication: a key is for the proxy in front o
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncGenerator, Mapping
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager
 from typing import Any
 
 import httpx
@@ -53,6 +53,7 @@ from goblin.providers.common.reading import (
 )
 from goblin.providers.common.stream_errors import answer_error
 from goblin.providers.common.tool_calls import argument_text, call_id_of
+from goblin.providers.ollama.thinking import Thinking, think_of
 
 NAME = "ollama"
 UNSUPPORTED = {
@@ -61,8 +62,11 @@ UNSUPPORTED = {
     Capability.FILES: "its API takes only text and images",
     Capability.LOGPROBS: "its log probabilities are not mapped",
     Capability.PROMPTS: "it takes one prompt per request",
+    Capability.TOKEN_IDS: "its API takes text",
 }
 """Capabilities that it lacks, and why."""
+OPTIONS = ("top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n")
+"""Options under the names that llama.cpp and vLLM gave them in OpenAI's wire, too."""
 LINE_BYTES_MAX = 8 * 1024 * 1024
 """Longest line of a stream."""
 TORN_BYTES_MAX = 4 * LINE_BYTES_MAX
@@ -80,6 +84,7 @@ class Ollama:
     def __init__(self, endpoint: Endpoint, client: httpx.AsyncClient) -> None:
         self._endpoint = endpoint
         self._upstream = Upstream(endpoint.name, endpoint.url, endpoint.api_key, client)
+        self._thinking = Thinking()
 
     def chat(self, request: ChatRequest, *, model: str) -> AsyncGenerator[ChatChunk, None]:
         body = chat_body(request, model, self._endpoint)
@@ -118,6 +123,22 @@ class Ollama:
     async def _get(self, path: str) -> Any:
         return await self._upstream.json("GET", path, timeout_s=probes.PROBE_TIMEOUT_S)
 
+    @asynccontextmanager
+    async def _open(self, path: str, body: Mapping[str, Any]) -> AsyncIterator[httpx.Response]:
+        """Send a request; again with less thinking if its model refuses that much. Raises as `Upstream.stream`."""
+        sent = self._thinking.fitted(body)
+        while True:
+            opened = False
+            try:
+                async with self._upstream.stream(path, sent) as response:
+                    opened = True
+                    yield response
+                return
+            except InvalidRequest as error:
+                if opened or not self._thinking.learns(sent, error):
+                    raise
+            sent = self._thinking.fitted(sent)
+
     def _keep_alive(self) -> dict[str, Any]:
         keep = self._endpoint.options.get("keep_alive")
         return {} if keep is None else {"keep_alive": keep}
@@ -126,7 +147,7 @@ class Ollama:
         """Yield chunks up to the line with `done`. Raises `ProviderUnavailable` when it is missing."""
         calls, said, halves = 0, False, Halves()
         async with (
-            self._upstream.stream(path, {**body, **self._keep_alive()}) as response,
+            self._open(path, {**body, **self._keep_alive()}) as response,
             aclosing(self._lines(response)) as found,
         ):
             async for line in found:
@@ -262,6 +283,8 @@ def chat_body(request: ChatRequest, model: str, endpoint: Endpoint) -> dict[str,
         if request.tool_choice not in (None, "auto"):
             raise _unsupported(endpoint, "it cannot be forced to call a tool")
         body["tools"] = request.tools
+    if (think := think_of(request.body)) is not None:
+        body["think"] = think
     wanted = request.response_format
     if wanted is not None and wanted.type == "json_object":
         body["format"] = "json"
@@ -291,6 +314,7 @@ def _options(request: ChatRequest | CompletionRequest, endpoint: Endpoint) -> di
         "stop": stop,
         "presence_penalty": request.presence_penalty,
         "frequency_penalty": request.frequency_penalty,
+        **{name: request.body.get(name) for name in OPTIONS},
     }
     return {name: value for name, value in wanted.items() if value is not None}
 

@@ -16,12 +16,12 @@ import httpx
 
 from goblin.core.endpoints import Capability, Endpoint
 from goblin.core.errors import Broken
-from goblin.gateway.domain.chat import ChatChunk, Embeddings
+from goblin.gateway.domain.chat import ChatChunk, Embeddings, PassedAnswer
 from goblin.gateway.domain.endpoint_health import Finding, Probe
-from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest
+from goblin.gateway.domain.requests import ChatRequest, CompletionRequest, EmbeddingsRequest, PassedRequest
 from goblin.gateway.policy.passed_responses import HOST, OPTION
 from goblin.gateway.ports import ChatProvider
-from goblin.providers.common import probes
+from goblin.providers.common import passing, probes
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.openai_codec import LIMITS, OpenAICodec, continues_as_vllm
 from goblin.providers.common.responses_codec import ResponsesCodec
@@ -45,6 +45,7 @@ class OpenAI:
         if endpoint.options.get(OPTION, "auto") not in ("auto", "yes", "no"):
             raise Broken(f"Endpoint {endpoint.name}: the option `{OPTION}` must be one of auto, yes, no.")
         upstream = Upstream(endpoint.name, endpoint.url, endpoint.api_key, client)
+        self._upstream = upstream
         self._responses = ResponsesCodec(upstream)
         self._wire = OpenAICodec(
             upstream,
@@ -63,6 +64,9 @@ class OpenAI:
 
     async def embed(self, request: EmbeddingsRequest, *, model: str) -> Embeddings:
         return await self._wire.embed(request, model=model)
+
+    async def pass_on(self, request: PassedRequest, *, model: str) -> PassedAnswer:
+        return await passing.pass_on(self._upstream, request, model=model)
 
     async def probe(self) -> Probe:
         return await probes.look(self._look)
