@@ -129,9 +129,9 @@ class PassedUpstreamRequest(UpstreamRequest[PassedAnswer]):
         return True
 
     def send(self, endpoint: Endpoint, limited: Any) -> Sent[PassedAnswer]:
-        return Sent(self._passed(endpoint, limited))
+        return Sent(self._answer(endpoint, limited))
 
-    async def _passed(self, endpoint: Endpoint, limited: Any) -> AsyncGenerator[PassedAnswer, None]:
+    async def _answer(self, endpoint: Endpoint, limited: Any) -> AsyncGenerator[PassedAnswer, None]:
         # The capability that the request needs is there only if the adapter can do it.
         provider = cast("PassingProvider", self.providers[endpoint.name])
         yield await provider.pass_on(limited, model=endpoint.upstream_model or self.request.model)

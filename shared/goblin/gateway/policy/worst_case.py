@@ -129,8 +129,9 @@ def _input_tokens(request: InferenceRequest, endpoint: Endpoint, price: Price) -
     prompts = len(prompts_of(request))
     tokens += (prompts - 1) * TEMPLATE_TOKENS
     # The documents of a rerank are read one by one, so all of them may be more than a context.
-    fits = price.context_tokens is not None and not isinstance(request, RerankRequest)
-    return min(tokens, prompts * (price.context_tokens or tokens)) if fits else tokens, uses
+    if price.context_tokens is None or isinstance(request, RerankRequest):
+        return tokens, uses
+    return min(tokens, prompts * price.context_tokens), uses
 
 
 def _sent(request: InferenceRequest) -> dict[str, Any]:

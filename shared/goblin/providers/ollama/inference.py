@@ -61,8 +61,8 @@ UNSUPPORTED = {
     Capability.CHOICES: "it returns one choice per request",
     Capability.FILES: "its API takes only text and images",
     Capability.LOGPROBS: "its log probabilities are not mapped",
-    Capability.PROMPTS: "it takes one prompt per request",
     Capability.TOKEN_IDS: "its API takes text",
+    Capability.PROMPTS: "it takes one prompt per request",
 }
 """Capabilities that it lacks, and why."""
 OPTIONS = ("top_k", "min_p", "typical_p", "repeat_penalty", "repeat_last_n")
