@@ -201,6 +201,18 @@ class TestOrigins:
             assert response.headers["vary"] == "Origin"
         assert stream.text.endswith("data: [DONE]\n\n")
 
+    def test_the_host_of_jobs_allows_them_too(
+        self, origins: None, serve_function: Callable[[str], str], api_keys: None, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("GOBLIN_BUCKET", "nothing-is-read-here")
+        monkeypatch.setenv("GOBLIN_URL", "http://goblin")
+        url = serve_function("jobs")
+        assert self.preflight(url, "/jobs").headers["access-control-allow-origin"] == PAGE
+        keyless = httpx.get(f"{url}/jobs", headers={"origin": PAGE}, timeout=20)
+        assert (keyless.status_code, keyless.headers["access-control-allow-origin"]) == (401, PAGE)
+        wrong = httpx.put(f"{url}/jobs", headers={"origin": PAGE}, timeout=20)
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "GET, POST")
+
     def test_without_origins_nothing_is_said(self, url: str) -> None:
         assert self.preflight(url, "/v1/chat/completions").status_code == 405
         answer = post(url, "/v1/chat/completions", origin=PAGE)

@@ -6,7 +6,7 @@ from goblin.wiring.settings import BadConfiguration, Settings
 
 
 def origins(text: str) -> set[str]:
-    return set(Settings.from_env({"GOBLIN_CORS_ORIGINS": text}).origins)
+    return set(Settings.from_env({"GOBLIN_CORS_ORIGINS": text}).origins())
 
 
 @pytest.mark.parametrize(

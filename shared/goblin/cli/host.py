@@ -131,7 +131,7 @@ def _front_end() -> FrontEnd | None:
 def _origins() -> frozenset[str]:
     """Return the origins whose pages may call; none if they are misspelled, which each function reports."""
     try:
-        return Settings.from_env().origins
+        return Settings.from_env().origins()
     except BadConfiguration:
         return frozenset()
 

@@ -319,7 +319,7 @@ def routed(routes: Sequence[Route]) -> Starlette:
         near = known.near(path)
         meant = f" Did you mean {' or '.join(near)}?" if near else ""
         said = f"{request.method} {path} is not served here.{meant} Served: {', '.join(known.paths)}."
-        return error_response(NotFound(said))
+        return error_response(NotFound(said.replace(":path}", "}")))
 
     made = Starlette(routes=routes, exception_handlers={HTTPException: on_http_error})
     made.router.redirect_slashes = False

@@ -172,4 +172,4 @@ def key_store() -> KeyStore:
 
 def origins() -> frozenset[str]:
     """Return the origins whose web pages may call the public functions. Raises `BadConfiguration`."""
-    return settings().origins
+    return settings().origins()

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from decimal import ROUND_FLOOR, Decimal, InvalidOperation
+from functools import lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast
@@ -66,8 +67,6 @@ class Settings:
     """`http://host:port` of a local Secret Manager; empty means Google's."""
     cloud_run_emulator: str = ""
     """`http://host:port` of a fake of Cloud Run's Admin API; empty means Google's."""
-    origins: frozenset[str] = frozenset()
-    """Origins, as browsers send them, whose pages may call the API; empty: none may."""
     variables: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The whole environment, for `goblin.toml`; it holds secrets."""
 
@@ -93,7 +92,6 @@ class Settings:
             certs_url=env.get("GOBLIN_OIDC_CERTS_URL") or GOOGLE_CERTS_URL,
             secret_manager_emulator=env.get("SECRET_MANAGER_EMULATOR_HOST", ""),
             cloud_run_emulator=env.get("CLOUD_RUN_EMULATOR_HOST", ""),
-            origins=frozenset(map(_origin, _listed(env.get("GOBLIN_CORS_ORIGINS", "")))),
             variables=env,
         )
 
@@ -104,6 +102,10 @@ class Settings:
             for name, account in MONTHLY_BUDGETS.items()
             if self.variables.get(name)
         }
+
+    def origins(self) -> frozenset[str]:
+        """Return the origins, as browsers send them, whose pages may call the API. Raises `BadConfiguration`."""
+        return _origins(self.variables.get("GOBLIN_CORS_ORIGINS", ""))
 
     def _micros(self, name: str) -> int:
         """Convert a variable's dollars to micro-dollars, rounded down: a limit is never higher than written."""
@@ -384,6 +386,11 @@ def _filled(value: Any, variables: Mapping[str, str]) -> Any:
 
 def _listed(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
+
+
+@lru_cache(maxsize=8)
+def _origins(text: str) -> frozenset[str]:
+    return frozenset(map(_origin, _listed(text)))
 
 
 def _origin(text: str) -> str:

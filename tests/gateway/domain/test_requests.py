@@ -61,6 +61,12 @@ def test_several_prompts_are_served_anywhere_and_measured_one_by_one(prompt: Any
     assert requests.longest_prompt_bytes(found) == longest
 
 
+def test_documents_are_read_one_by_one_with_the_query() -> None:
+    body = json.dumps({"model": "m", "query": "abc", "documents": ["a", {"text": "bé"}]}).encode()
+    asked = requests.parse(requests.RerankRequest, body)
+    assert (requests.longest_prompt_bytes(asked), asked.prompt_bytes()) == (6, 10)
+
+
 def completion(**more: Any) -> requests.CompletionRequest:
     return requests.parse(requests.CompletionRequest, json.dumps({"model": "m", "prompt": "a", **more}).encode())
 

@@ -278,9 +278,11 @@ class RerankRequest(WholeRequest, frozen=True, kw_only=True):
         return frozenset({Capability.RERANK})
 
     def prompt_bytes(self) -> int:
-        texts = (one if isinstance(one, str) else str(one.get("text", "")) for one in self.documents)
         # Each document is read together with the query.
-        return len(self.documents) * _text_bytes(self.query) + sum(map(_text_bytes, texts))
+        return len(self.documents) * _text_bytes(self.query) + sum(map(_text_bytes, self.texts()))
+
+    def texts(self) -> list[str]:
+        return [one if isinstance(one, str) else str(one.get("text", "")) for one in self.documents]
 
 
 class ImagesRequest(WholeRequest, frozen=True, kw_only=True):
@@ -492,6 +494,8 @@ def choices_of(request: InferenceRequest) -> int:
 
 def longest_prompt_bytes(request: InferenceRequest) -> int:
     """Count the bytes of the longest prompt: each has the model's context for itself."""
+    if isinstance(request, RerankRequest):
+        return _text_bytes(request.query) + max(map(_text_bytes, request.texts()))
     if not isinstance(request, CompletionRequest | EmbeddingsRequest):
         return request.prompt_bytes()
     return max(_text_bytes(prompt) for prompt in prompts_of(request))
