@@ -199,7 +199,7 @@ save(2, every=open(os.environ["GOBLIN_CHECKPOINT_S"]).read())
 
 def waiting(controller: Controller, monkeypatch: pytest.MonkeyPatch, program: str = WAITING) -> Agent:
     """An agent whose task has saved step 1 and waits."""
-    controller.deps = replace(controller.deps, heartbeat_s=0.05)
+    controller.deps = replace(controller.deps, pace=200)
     controller.submit(task="own", data=None)
     agent = controller.start(controller.place(), env=tasks(controller, own=program))
     controller.until(lambda: controller.job().saved_step == 1)

@@ -65,7 +65,7 @@ def test_the_functions_get_what_they_read_in_production() -> None:
     listed = YAML(typ="safe").load(root / "terraform" / "environment.yaml")
     read = {*listed["settings"], *listed["local"], *(name for group in listed["secrets"].values() for name in group)}
     by_up = {  # `goblin up` sets these itself, whatever a person has.
-        "FIRESTORE_EMULATOR_HOST", "GOBLIN_HEARTBEAT_S", "GOBLIN_LOCAL_INSTANCES", "GOBLIN_OIDC_CERTS_URL",
+        "FIRESTORE_EMULATOR_HOST", "GOBLIN_PACE", "GOBLIN_LOCAL_INSTANCES", "GOBLIN_OIDC_CERTS_URL",
         "GOOGLE_CLOUD_PROJECT",
         "PUBSUB_EMULATOR_HOST", "SECRET_MANAGER_EMULATOR_HOST", "STORAGE_EMULATOR_HOST",
     }  # fmt: skip

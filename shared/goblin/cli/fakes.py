@@ -11,10 +11,9 @@ from pathlib import Path
 import httpx
 
 from goblin.cli.ports import HOST
-from goblin.jobs.policy.state_machine import HEARTBEAT_S
+from goblin.wiring.jobs import PACE_MAX
 from goblin.wiring.settings import MONTHLY_BUDGETS
 
-HEARTBEAT_S_MIN = 0.2
 RECONCILE_S = 5
 """Interval of the reconcile schedule with `--fakes`; a minute would be long for a person who watches."""
 MONTHLY_BUDGET_USD = "200"
@@ -38,9 +37,9 @@ class Fakes:
         return f"http://{HOST}:{self.port}"
 
     @property
-    def heartbeat_s(self) -> float:
-        """Interval of the agents' heartbeats."""
-        return min(HEARTBEAT_S, max(HEARTBEAT_S_MIN, HEARTBEAT_S / self.pace))
+    def reconcile_s(self) -> int:
+        """Interval of the reconcile schedule, in whole seconds."""
+        return max(1, min(RECONCILE_S, round(RECONCILE_S / self.pace)))
 
     def words(self, folder: Path) -> Sequence[str]:
         """Return the arguments of `python -m localgpus`; every image starts the agent."""
@@ -66,8 +65,8 @@ class Fakes:
             "RUNPOD_BILLING_URL": self.url,
             # Every image starts the agent there, but jobs need a name.
             "GOBLIN_AGENT_IMAGE": "goblin/agent",
-            # A machine that is taken away is announced this much later too: the agent must hear of it before it ends.
-            "GOBLIN_HEARTBEAT_S": f"{self.heartbeat_s:g}",
+            # A machine that is taken away ends that much sooner: its agent must hear of it before.
+            "GOBLIN_PACE": f"{min(PACE_MAX, max(1.0, self.pace)):g}",
             # This endpoint uses RUNPOD_API_KEY too and must not be called with the local key.
             "RUNPOD_ENDPOINT_URL": "",
         }

@@ -193,7 +193,7 @@ class Up:
         }
         if self._fakes:
             functions |= self._fakes.variables()
-            cloud_words.append(f"--every=reconcile={fakes.RECONCILE_S}")
+            cloud_words.append(f"--every=reconcile={self._fakes.reconcile_s}")
         if emulated:
             # Google's Pub/Sub emulator stores `oidc_token` and never sends one.
             functions["GOBLIN_VERIFY_CALLER"] = "off"
@@ -275,7 +275,9 @@ class Up:
                 raise UpRefused(f"The first health check failed: {failure}")
             self._say(f"the health check failed and runs again within a minute: {failure}")
         if self._fakes and (failure := await self._fakes.tell_events_to(self._jobs_url, http)):
-            self._say(f"the market sends no webhook events; jobs are reconciled every {fakes.RECONCILE_S} s: {failure}")
+            self._say(
+                f"the market sends no webhook events; jobs are reconciled every {self._fakes.reconcile_s} s: {failure}"
+            )
         await self._resume_jobs(http)
 
     async def _wait_for_clouds(

@@ -33,6 +33,7 @@ WRITES_MAX = 10
 """Tries at one compare-and-set before the caller gets `LeaseHeld`."""
 
 
+HEARTBEAT_S_MIN = 0.05
 SPEC_BYTES_MAX = 64 * 1024
 SHOWN_MAX = 128
 _JOB_ID = re.compile(events.JOB_ID)
@@ -64,8 +65,8 @@ class JobDeps:
     """Default container image of the agent, for jobs that name none."""
     gpu_models: tuple[str, ...] = ()
     """GPU models that may be asked for, beside those that the markets were known to have."""
-    heartbeat_s: float = state_machine.HEARTBEAT_S
-    """Interval of an agent's heartbeats."""
+    pace: float = 1.0
+    """How much faster than real ones the markets take machines away: what must come before that is as much faster."""
     jobs_url: str = ""
     """Base URL at which an instance reaches this controller; empty: the gateway's."""
 
@@ -73,6 +74,11 @@ class JobDeps:
         """Return all that an instance is told: where the controller and the gateway are, and its attempt token."""
         apart = {"GOBLIN_JOBS_URL": self.jobs_url} if self.jobs_url not in ("", self.url) else {}
         return {"GOBLIN_URL": self.url, "GOBLIN_ATTEMPT_TOKEN": token, **apart}
+
+    @property
+    def heartbeat_s(self) -> float:
+        """Interval of an agent's heartbeats, which tell it that its machine is being taken away."""
+        return max(HEARTBEAT_S_MIN, state_machine.HEARTBEAT_S / self.pace)
 
     def refusal(self, spec: JobRequested) -> str | None:
         """Explain why a job could never run here; see `job_spec.refusal`."""

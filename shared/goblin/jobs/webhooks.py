@@ -49,7 +49,7 @@ async def follow(
     log.info("%s sent webhook event %s", event.provider, event.kind)
     try:
         if event.kind == OUTBID:
-            await sleep(OUTBID_SEEN_S)
+            await sleep(OUTBID_SEEN_S / deps.pace)
         await reconcile(deps)
     except Exception:
         await webhook_events.give_back(event)

@@ -18,14 +18,13 @@ from goblin.gcp.firestore.webhooks import FirestoreWebhookEvents
 from goblin.jobs import reservations
 from goblin.jobs.lifecycle import JobDeps
 from goblin.jobs.policy.queue import PLACES
-from goblin.jobs.policy.state_machine import HEARTBEAT_S
 from goblin.jobs.ports import ComputeProvider
 from goblin.wiring.ledger import budget_client, ledger
 from goblin.wiring.process import Process, here, per_process
 from goblin.wiring.settings import BadConfiguration
 
-HEARTBEAT_S_MIN = 0.2
-"""The token of an attempt may ask ten times a second."""
+PACE_MAX = 50
+"""Heartbeats come five times a second then; an attempt's token may ask ten times."""
 LOOPBACK = frozenset({"127.0.0.1", "::1", "localhost"})
 
 log = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ def jobs(process: Process) -> JobDeps:
         money=reservations.ReservationDeps(budget_client=budget_client(), ledger=ledger()),
         caps=_caps(process),
         gpu_models=tuple(process.settings.variables.get("GOBLIN_GPU_MODELS", "").replace(",", " ").split()),
-        heartbeat_s=_heartbeat_s(process),
+        pace=_pace(process),
         image=process.settings.variables.get("GOBLIN_AGENT_IMAGE", ""),
     )
 
@@ -142,18 +141,16 @@ def _caps(process: Process) -> dict[str, int]:
         ) from error
 
 
-def _heartbeat_s(process: Process) -> float:
-    """Return the interval of heartbeats: shorter beside markets that warn a shorter time before they take a machine."""
-    said = process.settings.variables.get("GOBLIN_HEARTBEAT_S", "")
+def _pace(process: Process) -> float:
+    """Return how much faster than real ones the markets are."""
+    said = process.settings.variables.get("GOBLIN_PACE", "") or "1"
     try:
-        seconds = float(said or HEARTBEAT_S)
+        pace = float(said)
     except ValueError:
-        seconds = 0.0
-    if not HEARTBEAT_S_MIN <= seconds <= HEARTBEAT_S:
-        raise BadConfiguration(
-            f"GOBLIN_HEARTBEAT_S is {said!r}. Set it to seconds from {HEARTBEAT_S_MIN} to {HEARTBEAT_S:g}."
-        )
-    return seconds
+        pace = 0.0
+    if not 1 <= pace <= PACE_MAX:
+        raise BadConfiguration(f"GOBLIN_PACE is {said!r}. Set it to a number from 1 to {PACE_MAX}.")
+    return pace
 
 
 def _jobs_url(process: Process) -> str:

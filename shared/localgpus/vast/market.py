@@ -3,7 +3,8 @@
     outbid ─ a webhook ─ 1.4 s: told to stop ─ 10 to 30 s: reads stopped ─ waits, its disk billed ─ runs again
     rented ─ created ─ loading, at the host's bandwidth ─ running: billed from here
 
-Measured by others on 2026-08-27. `pace` divides every such time, so that a laptop need not wait; prices stay per hour.
+Measured by others on 2026-08-27. `pace` divides every such time, so that a laptop need not wait; prices stay per
+hour, and a machine that is taken away has time to save.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from localgpus.vast.state import Actual, Contract, Machine, Notice, State, Step
 NAME = "vastai"
 CREATE_S, PULL_S, RESUME_S, HALT_S = 1.0, 2.0, 5.0, 1.4
 EXIT_S_MIN, EXIT_S_MAX = 10, 30
+NOTICE_S_MIN = 4.0
+"""Real seconds that a machine runs on at least, whatever the pace: its process saves no faster for it."""
 TAKEOVER_TOLD_S = 15.0
 """Delay of the webhook event when an on-demand renter displaces a bid."""
 STOP_S, GRACE_S = 2.0, 10.0
@@ -134,7 +137,7 @@ class Market:
         billing.settle(self.state, contract, now)
         contract.wanted = contract.holds = False
         contract.intended = "stopped"
-        self.machines.stop(instance_name(contract), grace_s=GRACE_S / self.pace)
+        self.machines.stop(instance_name(contract), grace_s=max(NOTICE_S_MIN, GRACE_S / self.pace))
         contract.steps = []
         self._plan(contract, now, (STOP_S, Step.EXIT))
         self._tell("instance_stopped", contract, "Your instance was stopped.", now)
@@ -269,7 +272,7 @@ class Market:
         contract.steps = []
         # A time of 10 to 30 s that depends on the id alone, so that runs are repeatable.
         exit_s = EXIT_S_MIN + contract.id * 7 % (EXIT_S_MAX - EXIT_S_MIN + 1)
-        self._plan(contract, at, (HALT_S, Step.HALT), (exit_s, Step.EXIT))
+        self._plan(contract, at, (HALT_S, Step.HALT), (max(exit_s, NOTICE_S_MIN * self.pace), Step.EXIT))
         taken_over = any(rival.bid is None for rival in machine.rivals) or machine.reclaimed
         late_s = TAKEOVER_TOLD_S / self.pace if taken_over else 0.0
         self._tell("outbid", contract, "Your interruptible instance was outbid and is being stopped.", at + late_s)
