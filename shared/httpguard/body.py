@@ -25,8 +25,8 @@ async def read_body(
         limits: Of them: those of bodies, and `encodings`.
 
     Raises:
-        Refusal: 408 if it takes too long, 429 if it is the one that leaves others no room, 413 if it is too large, 415 if its encoding is not accepted, 400 if it ends
-            early or cannot be unpacked. The rest of the body is not read.
+        Refusal: 408 if it takes too long, 429 if it is the one that leaves others no room, 413 if it is too large, 415
+            if its encoding is not accepted, 400 if it ends early or cannot be unpacked. The rest is not read.
     """
     encoding = headers.get("content-encoding", "").strip().lower()
     if encoding not in ("", "identity") and encoding not in limits.encodings:
