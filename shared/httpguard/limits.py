@@ -19,6 +19,8 @@ class Limits:
     """From a request's first byte, or from the connection's beginning, to the end of its headers."""
     body_bytes: int = 10 * MIB
     """The body, as it is sent and as it is unpacked."""
+    room_bytes: int = 128 * MIB
+    """All bodies that are arriving together; a quarter of the smallest instance's memory."""
     body_s: float = 60.0
     """From the end of the headers to the end of the body."""
     pause_s: float = 10.0

@@ -80,3 +80,11 @@ def test_keys_of_one_name_are_told_apart_by_their_digests(goblin: Goblin) -> Non
 def test_what_makes_no_sense_is_refused(goblin: Goblin, words: tuple[str, ...]) -> None:
     assert goblin(*words).exit_code != 0
     assert told(goblin, "list") == {"keys": []}
+
+
+def test_a_name_cannot_write_a_row_of_its_own(goblin: Goblin) -> None:
+    told(goblin, "create", "a\nffffffffffff  good     forged\x1b[31m", "--tenant", "t\r\nx", "--model", "m\n*")
+    listed = goblin("list")
+    assert listed.exit_code == 0
+    assert len(listed.stdout.splitlines()) == 1
+    assert "\x1b" not in listed.stdout

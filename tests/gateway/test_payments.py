@@ -261,6 +261,18 @@ async def test_a_count_that_cannot_be_one_is_estimated_and_says_so(
     assert 0 < heard.usage.prompt_tokens < 100
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_an_answer_far_over_its_limit_costs_what_was_reserved(stream: bool) -> None:
+    """Without a count the text is counted, and an endpoint may send any amount of it."""
+    here = shop(paid=ScriptedProvider(steps=says(*["word " * 50_000] * 20, usage=None)))
+    heard = await ask(here, asked(stream=stream, max_tokens=5))
+    assert heard.error is None
+    (entry,) = here.ledger.settled()
+    assert 0 < entry.amount_usd_micros < 1000
+    assert receipt(here).usage_estimated
+    assert receipt(here).cost_usd_micros == entry.amount_usd_micros
+
+
 CLAUDE = replace(
     PRICE, context_tokens=200_000, server_tools={"web_search": 10_000}, cache_read_usd_micros_per_mtok=100_000
 )

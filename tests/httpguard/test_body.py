@@ -6,6 +6,7 @@ import asyncio
 import gzip
 import sys
 from collections.abc import Awaitable, Callable
+from itertools import islice
 from typing import Any
 
 import pytest
@@ -108,3 +109,41 @@ async def test_another_encoding_is_refused_before_the_body_is_read(encoding: str
 
 async def test_identity_is_no_encoding() -> None:
     assert await read_body({"content-encoding": "identity"}, pieces(b"a"), Limits()) == b"a"
+
+
+async def stopped(receive: Callable[[], Awaitable[Any]], limits: Limits) -> str | bytes:
+    try:
+        return await read_body({}, receive, limits)
+    except Refusal as refusal:
+        return refusal.code
+
+
+async def test_bodies_that_never_end_leave_room_for_those_that_come_quickly() -> None:
+    """A caller is counted once its body is there; until then it could take all memory with bodies that never end."""
+    limits = Limits(body_bytes=1000, room_bytes=5000, body_s=5, pause_s=5)
+    hoarders = [asyncio.create_task(stopped(pieces(b"a" * 900, ending="never"), limits)) for _ in range(100)]
+    first = islice(asyncio.as_completed(hoarders), 95)  # The other five fit.
+    assert [await task for task in first] == ["too_many_bodies"] * 95
+    quick = [asyncio.create_task(stopped(pieces(b"b" * 400, b"b" * 600), limits)) for _ in range(3)]
+    assert await asyncio.gather(*quick) == [b"b" * 1000] * 3
+    for task in hoarders:
+        task.cancel()
+    await asyncio.gather(*hoarders, return_exceptions=True)
+    # What they held is free again.
+    after = [stopped(pieces(b"c" * 990, b"c", every_s=0.001), limits) for _ in range(5)]
+    assert await asyncio.gather(*after) == [b"c" * 991] * 5
+
+
+async def test_a_slow_small_body_is_not_put_out_for_large_ones() -> None:
+    limits = Limits(body_bytes=1000, room_bytes=3000, body_s=5, pause_s=5)
+    small = asyncio.create_task(stopped(pieces(b"a", b"a", b"a", every_s=0.05), limits))
+    large = [asyncio.create_task(stopped(pieces(b"b" * 999, b"b" * 1, ending="never"), limits)) for _ in range(10)]
+    assert await small == b"aaa"
+    for task in large:
+        task.cancel()
+    await asyncio.gather(*large, return_exceptions=True)
+
+
+async def test_a_body_as_large_as_its_own_limit_always_fits() -> None:
+    limits = Limits(body_bytes=1000, room_bytes=10, body_s=5, pause_s=5)
+    assert await stopped(pieces(b"a" * 500, b"a" * 500), limits) == b"a" * 1000

@@ -114,7 +114,8 @@ def list_keys(as_json: bool, data: Path | None) -> None:
         terminal.echo_json(msgspec.json.encode({"keys": [_fields(key) for key in found]}).decode())
         return
     for key in found:
-        terminal.echo(f"{key.digest[:SHOWN]}  {_state(key, datetime.now(UTC)):<8} {key.name:<24} {_limits(key)}")
+        row = f"{key.digest[:SHOWN]}  {_state(key, datetime.now(UTC)):<8} {key.name:<24} {_limits(key)}"
+        terminal.echo(terminal.plain(row))
     if not found:
         terminal.echo("no keys; make one with: goblin keys create NAME")
 

@@ -104,7 +104,9 @@ class ActiveAttempt(Generic[T]):
     def cost_usd_micros(self) -> int:
         """Compute what it has cost so far, in micro-dollars."""
         spent = self.spent()
-        return self.payment.cost_usd_micros(None if spent is None else spent.usage)
+        if spent is None:
+            return self.payment.cost_usd_micros(None)
+        return self.payment.cost_usd_micros(spent.usage, estimated=spent.estimated)
 
     async def settle(self) -> None:
         """Replace what was reserved for it by what it cost. A second call does nothing. Never raises."""

@@ -59,15 +59,21 @@ class Payment:
         if self.session is not None:
             self.session.end(self.uptime.now_s(), woke=woke)
 
-    def cost_usd_micros(self, usage: Usage | None) -> int:
-        """Compute the cost of the attempt. `usage` is None when no tokens were used."""
+    def cost_usd_micros(self, usage: Usage | None, *, estimated: bool = False) -> int:
+        """Compute the cost of the attempt.
+
+        Args:
+            usage: None when no tokens were used.
+            estimated: Whether `usage` is our own estimate. It costs no more than was reserved: that covers all that the
+                endpoint was asked for, and one that sends any amount of text must not use up a budget with it.
+        """
         price, cost = self.endpoint.price, 0
         if self.session is not None:
             cost = self.session.cost_usd_micros(self.session.charged_s or 0.0)
         if usage is None or price is None:
             return cost
         said = cached(usage)
-        return cost + price.cost_usd_micros(
+        tokens = price.cost_usd_micros(
             input_tokens=max(usage.prompt_tokens, said.read + said.written),
             output_tokens=usage.completion_tokens,
             cache_read_tokens=said.read,
@@ -75,13 +81,16 @@ class Payment:
             cache_write_1h_tokens=min(said.written_1h, said.written),
             uses=said.uses,
         )
+        if estimated and self.reservation is not None:
+            tokens = min(tokens, max(0, self.reservation.amount_usd_micros - cost))
+        return cost + tokens
 
     async def settle(self, usage: Usage | None, *, estimated: bool = False) -> None:
         """Replace the reserved worst case by the actual cost. A second call does nothing. Never raises."""
         if self.reservation is None:
             return
         self.leave(woke=usage is not None)
-        cost, said = self.cost_usd_micros(usage), []
+        cost, said = self.cost_usd_micros(usage, estimated=estimated), []
         if usage is not None:
             counted = "about " if estimated else ""
             said.append(f"{counted}{usage.prompt_tokens} tokens in, {usage.completion_tokens} out")

@@ -237,7 +237,7 @@ async def read_body(request: Request, limit: int = BODY_BYTES_MAX, *, is_json: b
         is_json: Whether it is JSON, so that encoding and nesting are checked before it is parsed.
 
     Raises:
-        UnreadRequest: 408, 413, 415 or 400. The rest is not read.
+        UnreadRequest: 408, 413, 415, 429 or 400. The rest is not read.
     """
     try:
         limits = Limits(body_bytes=limit, encodings=ENCODINGS)
@@ -257,7 +257,7 @@ def error_answer(error: Exception) -> HttpReply:
     headers = {}
     if isinstance(error, Transient) and error.retry_after_s is not None:
         headers["retry-after"] = str(math.ceil(error.retry_after_s))
-    if error.status == 408:
+    if error.status == 408 or error.code == "too_many_bodies":
         headers["connection"] = "close"  # The rest of the body may never come.
     if error.status == 401:
         headers["www-authenticate"] = "Bearer"
