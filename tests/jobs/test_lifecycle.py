@@ -142,6 +142,24 @@ async def test_cancelling_fences_the_attempt_off_and_ends_its_instance() -> None
     assert not world.job().open
 
 
+@pytest.mark.parametrize(
+    ("changes", "param"),
+    [
+        ({"output_uri": f"gs://{BUCKET}/" + "é" * 600}, "output_uri"),
+        ({"dataset_uri": f"gs://{BUCKET}/in/.."}, "dataset_uri"),
+        ({"kind": "dance"}, None),
+    ],
+)
+async def test_a_name_that_no_object_can_have_is_refused_at_submit_with_the_field(
+    changes: dict[str, Any], param: str | None
+) -> None:
+    world = World()
+    with pytest.raises(InvalidRequest) as refused:
+        await lifecycle.submit(spec(**changes), JobOwner(), world.deps)
+    assert refused.value.param == param
+    assert world.jobs.stored == {}
+
+
 async def finishing(world: World) -> None:
     await lifecycle.request(given(world), world.deps)
     await reconcile(world.deps)

@@ -143,7 +143,9 @@ async def submit(spec: JobRequested, owner: JobOwner, deps: JobDeps) -> Job:
     if spec.tenant is not None:
         raise InvalidRequest("A job belongs to the tenant of its API key. Leave out `tenant`.", param="tenant")
     if (reason := deps.refusal(spec)) is not None:
-        raise InvalidRequest(reason)
+        # A reason that concerns one field begins with its name.
+        field = reason.partition(" ")[0]
+        raise InvalidRequest(reason, param=field if field in spec.__struct_fields__ else None)
     return await request(spec, deps, owner=owner)
 
 
