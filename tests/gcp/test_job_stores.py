@@ -159,6 +159,23 @@ async def test_an_output_has_one_holder_however_many_ask_at_once(jobs: JobStore)
     assert await jobs.hold_output("gs://bkt/other", "next") == "next"
 
 
+@pytest.mark.parametrize(("ends_in", "takes"), [(timedelta(hours=1), True), (timedelta(hours=-1), False)])
+async def test_an_unreadable_job_keeps_its_place_no_longer_than_its_lease(
+    cloud: RunningCloud, ends_in: timedelta, takes: bool
+) -> None:
+    client = firestore(cloud)
+    jobs, lease = FirestoreJobs(client), job().lease
+    assert lease is not None
+    waiting = await jobs.create(job("waits", state=JobState.QUEUED, lease=None))
+    assert waiting is not None
+    for name in ("broken", "leaseless"):
+        await jobs.create(job(name, lease=replace(lease, until=datetime.now(UTC) + ends_in)))
+    for name, fields in {"broken": {"attempt": "x"}, "leaseless": {"attempt": "x", "lease": [1]}}.items():
+        await client.collection("jobs").document(name).update(fields)
+    placed = await jobs.place(replace(waiting.job, state=JobState.PLACING), waiting.version, limit=1)
+    assert (placed is None) is takes
+
+
 async def test_a_place_is_not_taken_at_another_version(jobs: JobStore) -> None:
     first = await jobs.create(job(state=JobState.QUEUED))
     assert first is not None

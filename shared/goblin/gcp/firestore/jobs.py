@@ -93,7 +93,7 @@ class FirestoreJobs:
                 return False
             placed = [one async for one in query.stream(transaction=transaction, timeout=DEADLINE_S, retry=None)]
             # The kind is compared here, because in the query it would need a further index.
-            if sum(_kind(one) == job.spec.kind for one in placed if one.id != job.job_id) >= limit:
+            if sum(_has_place(one, job.spec.kind) for one in placed if one.id != job.job_id) >= limit:
                 return False
             transaction.update(written, _fields(job))
             return True
@@ -259,10 +259,19 @@ def _lease(fields: dict[str, Any]) -> AttemptLease | None:
         return None
 
 
-def _kind(document: Any) -> object:
-    """Return the kind of a job whose other fields may be unreadable."""
-    spec = document.to_dict().get("spec")
-    return spec.get("kind") if isinstance(spec, dict) else None
+def _has_place(document: Any, kind: str) -> bool:
+    """Check whether an open job, by its document, takes one of the places of a kind.
+
+    One that cannot be read takes its place for as long as its instance may be at work. Nobody prolongs that lease, so
+    it does not keep other jobs out until a person deletes it.
+    """
+    try:
+        return _stored(document).job.spec.kind == kind
+    except UnreadableJob as error:
+        spec, lease = document.to_dict().get("spec"), error.lease
+        if lease is None or not isinstance(spec, dict) or spec.get("kind") != kind:
+            return False
+        return bool(document.read_time < lease.until)
 
 
 def _version(written: Any) -> str:
