@@ -25,6 +25,8 @@ class Limits:
     """From the end of the headers to the end of the body."""
     pause_s: float = 10.0
     """Between two pieces of the body."""
+    unread_s: float = 60.0
+    """How long a caller may read nothing of an answer that waits for it: until then it holds its place."""
     depth: int = 32
     """Levels of nested arrays and objects in JSON."""
     encodings: frozenset[str] = frozenset()

@@ -6,6 +6,7 @@ import asyncio
 import inspect
 import json
 import socket
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,11 +22,22 @@ from tests.fakes.serving import serve
 
 
 class Quick(protocol.Protocol):
-    limits = Limits(head_s=0.3)
+    limits = Limits(head_s=0.3, unread_s=0.3)
+
+
+left = threading.Event()
+"""Set when the answer to `/large` has ended."""
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with what was read; `/deaf` answers without reading."""
+    """Answer with what was read; `/deaf` answers without reading, `/large` with 64 MiB."""
+    if scope["path"] == "/large":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(64):
+            await send({"type": "http.response.body", "body": bytes(2**20), "more_body": True})
+        await send({"type": "http.response.body", "body": b""})
+        left.set()
+        return
     body = b""
     while scope["path"] != "/deaf":
         message = await receive()
@@ -105,6 +117,28 @@ def test_a_head_that_does_not_end_gets_408(address: tuple[str, int], beginning: 
     with connected(address) as sock:
         sock.sendall(beginning)
         assert status(answer(sock)) == 408
+
+
+def test_an_answer_that_nobody_reads_is_given_up(address: tuple[str, int]) -> None:
+    """Else whoever asks and does not read holds a place, and an endpoint's connection, for ever."""
+    left.clear()
+    with connected(address) as sock:
+        sock.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\n\r\n")
+        assert left.wait(10)
+        assert len(answer(sock)) < 64 * 2**20
+
+
+def test_an_answer_that_is_read_slowly_comes_whole(address: tuple[str, int]) -> None:
+    left.clear()
+    with connected(address) as sock:
+        sock.sendall(b"GET /large HTTP/1.1\r\nhost: a\r\nconnection: close\r\n\r\n")
+        held, began = 0, time.monotonic()
+        while piece := sock.recv(2**20):
+            held += len(piece)
+            if time.monotonic() < began + 1:
+                time.sleep(0.02)  # A slow reader is what is tried.
+    assert held > 64 * 2**20
+    assert left.is_set()
 
 
 def test_a_head_that_trickles_gets_408(address: tuple[str, int]) -> None:
