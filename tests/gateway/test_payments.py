@@ -337,7 +337,8 @@ async def test_a_file_in_openais_wire_that_no_budget_covers_is_refused() -> None
         ({"cached_tokens": 5000}, 100 + 10, "1000 from the cache"),
         ({"cached_tokens": -1, "cache_creation_tokens": True, "web_search_requests": "9"}, 1000 + 10, ""),
         ({"cache_creation_tokens": 500}, 500 + 1000 + 10, "500 into it"),
-        ({"web_search_requests": 2}, 1000 + 10 + 20_000, ""),
+        # No search was asked for, so none was reserved, and a claim costs no more than was.
+        ({"web_search_requests": 2}, 4237, ""),
     ],
 )
 async def test_what_came_from_the_cache_is_charged_at_its_price(details: dict[str, Any], cost: int, note: str) -> None:
@@ -351,3 +352,13 @@ async def test_what_came_from_the_cache_is_charged_at_its_price(details: dict[st
     await ask(plain)
     (entry,) = plain.ledger.settled()
     assert ("at the full price" in entry.note) == (details.get("cached_tokens", 0) > 0)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_claim_of_a_provider_costs_no_more_than_was_reserved(stream: bool) -> None:
+    """The bill has the last word; until then one answer must not use up a budget."""
+    said = says("x", usage=Usage(prompt_tokens=9, completion_tokens=40_000_000))
+    here = shop(paid=ScriptedProvider(steps=said))
+    await ask(here, asked(stream=stream, max_tokens=5))
+    (entry,) = here.ledger.settled()
+    assert 0 < entry.amount_usd_micros < 1000

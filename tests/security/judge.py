@@ -53,6 +53,9 @@ def shape(server: str, path: str, reply: Reply) -> str:
     if server == "localgpus":
         return "" if said.keys() & {"error", "errors", "detail", "title", "msg"} else "a refusal in another shape"
     error = said.get("error")
+    if isinstance(error, str) and error and server in ("functions", "front end") and _speaks_ollama(path):
+        # What is refused before the path is known has OpenAI's shape there, too.
+        return "" if said.keys() == {"error"} else "not Ollama's shape"
     if not isinstance(error, dict) or not isinstance(error.get("message"), str) or not error["message"]:
         return "a refusal in another shape"
     if server in ("functions", "front end", "llamacpp"):
@@ -63,6 +66,11 @@ def shape(server: str, path: str, reply: Reply) -> str:
         fits = wanted <= set(error) if server == "llamacpp" else wanted == set(error)
         return "" if fits else "not OpenAI's shape"
     return ""
+
+
+def _speaks_ollama(path: str) -> bool:
+    routes = ("chat", "generate", "embed", "embeddings", "show", "tags", "ps", "version")
+    return any(path.partition("?")[0].endswith(f"/api/{route}") for route in routes)
 
 
 def in_the_log(server: Server, since: int = 0) -> Iterator[str]:

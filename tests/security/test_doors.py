@@ -77,9 +77,15 @@ def test_every_function_and_every_server_is_in_the_table(stand: Stand) -> None:
     assert set(SERVERS) == set(stand.servers)
 
 
+UNSERVED = ("/rerank", "/images/generations", "/audio/transcriptions", "/audio/translations")
+"""Routes that no endpoint of these servers has."""
+
+
 def test_what_an_attack_changes_is_a_request_that_is_answered(stand: Stand) -> None:
     """Else the attacks would end at the first check."""
     for door in every(stand, "functions", bodies=True):
+        if door.path.endswith(UNSERVED):
+            continue  # Their bodies are read before an endpoint is looked for, so the attacks do not end early.
         if "/v1/" in door.path or door.path.endswith(("/jobs/jobs", "/claim", "/heartbeat", "/inputs", "/vastai")):
             reply = ask(stand, door, json.dumps(attacks.body_for(door.path)).encode())
             assert reply.status in (200, 202, 204), f"{door}: {reply}"
@@ -224,7 +230,7 @@ def test_events_of_every_kind_and_what_they_leave_behind(stand: Stand) -> None:
 
 def test_keys(stand: Stand) -> None:
     found: list[str] = []
-    public = ("/health", "/v1/health", "/health/live", "/health/ready", "/webhooks/vastai")
+    public = ("/health", "/api/version", "/v1/health", "/health/live", "/health/ready", "/webhooks/vastai")
     for server in ("functions", "llamacpp"):
         for door in every(stand, server):
             if "authorization" not in door.headers or door.path.endswith(public):

@@ -106,7 +106,7 @@ class ActiveAttempt(Generic[T]):
         spent = self.spent()
         if spent is None:
             return self.payment.cost_usd_micros(None)
-        return self.payment.cost_usd_micros(spent.usage, estimated=spent.estimated)
+        return self.payment.cost_usd_micros(spent.usage)
 
     async def settle(self) -> None:
         """Replace what was reserved for it by what it cost. A second call does nothing. Never raises."""

@@ -59,13 +59,14 @@ class Payment:
         if self.session is not None:
             self.session.end(self.uptime.now_s(), woke=woke)
 
-    def cost_usd_micros(self, usage: Usage | None, *, estimated: bool = False) -> int:
-        """Compute the cost of the attempt.
+    def cost_usd_micros(self, usage: Usage | None) -> int:
+        """Compute the cost of the attempt, which is never more than was reserved.
+
+        The reservation covers all that the endpoint was asked for. One that sends any amount of text, or claims any
+        number of tokens, must not use up a budget with it; if its bill is higher after all, settlement finds it.
 
         Args:
             usage: None when no tokens were used.
-            estimated: Whether `usage` is our own estimate. It costs no more than was reserved: that covers all that the
-                endpoint was asked for, and one that sends any amount of text must not use up a budget with it.
         """
         price, cost = self.endpoint.price, 0
         if self.session is not None:
@@ -81,7 +82,7 @@ class Payment:
             cache_write_1h_tokens=min(said.written_1h, said.written),
             uses=said.uses,
         )
-        if estimated and self.reservation is not None:
+        if self.reservation is not None:
             tokens = min(tokens, max(0, self.reservation.amount_usd_micros - cost))
         return cost + tokens
 
@@ -90,7 +91,7 @@ class Payment:
         if self.reservation is None:
             return
         self.leave(woke=usage is not None)
-        cost, said = self.cost_usd_micros(usage, estimated=estimated), []
+        cost, said = self.cost_usd_micros(usage), []
         if usage is not None:
             counted = "about " if estimated else ""
             said.append(f"{counted}{usage.prompt_tokens} tokens in, {usage.completion_tokens} out")
