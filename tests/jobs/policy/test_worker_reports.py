@@ -8,7 +8,7 @@ import pytest
 
 from goblin.jobs.domain.checkpoints import STEP_MAX, Checkpoint
 from goblin.jobs.domain.instances import AttemptLease
-from goblin.jobs.domain.job import Job, JobState, Progress
+from goblin.jobs.domain.job import ENDED, Job, JobState, Progress
 from goblin.jobs.domain.worker import WorkerReport
 from goblin.jobs.policy import worker_reports
 from goblin.jobs.policy.checkpoint_retention import Saved, choose_kept
@@ -162,3 +162,9 @@ def test_strangers_cannot_write_a_job_full() -> None:
         assert writes < 10
     assert (writes, found.invalid_reports, found.state) == (3, 3, JobState.RUNNING)
     assert worker_reports.note_foreign_token(job(open=False), now=NOON) is None
+
+
+@pytest.mark.parametrize("state", sorted(ENDED))
+def test_the_last_line_of_an_ended_job_says_why_it_ended(state: JobState) -> None:
+    """It is open until its instance is settled, and a host that was away may still call."""
+    assert worker_reports.note_foreign_token(job(state=state), now=NOON) is None

@@ -8,7 +8,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from goblin.jobs.domain.checkpoints import STEP_MAX
-from goblin.jobs.domain.job import REASONS_MAX, Job, JobKind, Reason
+from goblin.jobs.domain.job import ENDED, REASONS_MAX, Job, JobKind, Reason
 from goblin.jobs.domain.worker import WorkerReport
 from goblin.jobs.policy import state_machine
 from goblin.jobs.policy.spot.checkpoint_interval import choose_interval
@@ -119,10 +119,10 @@ def note_invalid_report(job: Job, what: str, *, now: datetime) -> Transition:
 def note_foreign_token(job: Job, *, now: datetime) -> Transition | None:
     """Note the use of a token that is not the current attempt's, old or forged; None: it was noted often enough.
 
-    It says nothing about the current attempt's host.
+    It says nothing about the current attempt's host. After a job has ended its last line stays: it says why it ended.
     """
     text = "a token that is not the current attempt's was refused"
-    if not job.open or sum(line.text == text for line in job.reasons) >= INVALID_REPORTS_MAX:
+    if not job.open or job.state in ENDED or sum(line.text == text for line in job.reasons) >= INVALID_REPORTS_MAX:
         return None
     line = Reason(at=now, state=job.state, text=text)
     return Transition(
