@@ -99,7 +99,12 @@ def _serve(python: Path, source: Path, target: str, out: Path) -> list[str]:
     env = {"FUNCTION_TARGET": target, "FUNCTION_SOURCE": f"{name}.py", "PORT": str(port)}
     command = [str(python.with_name("functions-framework"))]
     wrong = []
-    with out.open("wb") as file, subprocess.Popen(command, cwd=source, env=env, stdout=file, stderr=file) as process:
+    with (
+        # As in a container of its own: gunicorn's control socket lies here, and several would take one another's.
+        tempfile.TemporaryDirectory() as env["XDG_RUNTIME_DIR"],
+        out.open("wb") as file,
+        subprocess.Popen(command, cwd=source, env=env, stdout=file, stderr=file) as process,
+    ):
         try:
             answer = _ask(process, method, f"http://127.0.0.1:{port}{path}")
             if answer is None or answer.status_code != status:
