@@ -57,7 +57,7 @@ class _Arriving:
     """A body of which a part has come."""
 
     began_at: float
-    whole: asyncio.Timeout
+    patience: asyncio.Timeout
     size: int = 0
     put_out: bool = False
 
@@ -88,7 +88,7 @@ class _Room:
             largest = max(self._bodies, key=lambda one: (one.held(now), one.size))
             self.remove(largest)
             largest.put_out = True
-            largest.whole.reschedule(now)
+            largest.patience.reschedule(now)
 
     def remove(self, body: _Arriving) -> None:
         if body in self._bodies:
@@ -104,12 +104,14 @@ async def _received(receive: Callable[[], Awaitable[Any]], limits: Limits) -> by
     loop = asyncio.get_running_loop()
     room = _rooms.setdefault(loop, _Room())
     try:
-        async with asyncio.timeout(limits.body_s) as whole:
-            body = _Arriving(began_at=loop.time(), whole=whole)
+        began_at = loop.time()
+        # One timer for both limits: it is set anew for each piece, and never beyond the end of the whole.
+        async with asyncio.timeout_at(began_at) as patience:
+            body = _Arriving(began_at=began_at, patience=patience)
             room.add(body)
             while not body.put_out:
-                async with asyncio.timeout(limits.pause_s):
-                    message = await receive()
+                patience.reschedule(min(loop.time() + limits.pause_s, began_at + limits.body_s))
+                message = await receive()
                 if message["type"] == "http.disconnect":
                     raise Refusal(400, "incomplete_body", "The connection closed before the whole body arrived.")
                 piece = message.get("body", b"")

@@ -228,6 +228,11 @@ class UnreadRequest(InvalidRequest):
         self.status = refusal.status
 
 
+@functools.cache
+def _limits(body_bytes: int) -> Limits:
+    return Limits(body_bytes=body_bytes, encodings=ENCODINGS)
+
+
 async def read_body(request: Request, limit: int = BODY_BYTES_MAX, *, is_json: bool = True) -> bytes:
     """Read and unpack the request's body.
 
@@ -240,8 +245,7 @@ async def read_body(request: Request, limit: int = BODY_BYTES_MAX, *, is_json: b
         UnreadRequest: 408, 413, 415, 429 or 400. The rest is not read.
     """
     try:
-        limits = Limits(body_bytes=limit, encodings=ENCODINGS)
-        body = await httpguard.read_body(request.headers, request.receive, limits)
+        body = await httpguard.read_body(request.headers, request.receive, _limits(limit))
         if is_json:
             httpguard.check_json(body)
     except Refusal as refusal:

@@ -148,6 +148,8 @@ class ChunkReader:
             InvalidRequest: It is an error that blames the request, before anything was said.
             ProviderUnavailable: It is another error, or cannot be read and is no keep-alive.
         """
+        if data == b"[DONE]" and not self._torn:
+            return ()
         if self._completes:
             return self._read_text(data, event)
         if not is_bounded(data):
