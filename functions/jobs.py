@@ -29,10 +29,13 @@ from goblin.wiring import billing as billing_wiring
 from goblin.wiring import dead_letters as dead_letter_wiring
 from goblin.wiring import gateway as gateway_wiring
 from goblin.wiring import jobs as job_wiring
+from httpguard import whole_number
 
 Visit = doors.Visit[ApiKey]
 Host = doors.Visit[AttemptToken]
 LISTED_MAX = 200
+ATTEMPT_MAX = 10**9 - 1
+STEP_MAX = 10**18 - 1
 
 
 async def _identify(request: Request, *scopes: Scope) -> ApiKey:
@@ -72,6 +75,14 @@ _attempts = doors.Door(callers="the host of the job's current attempt", identify
 _webhooks = doors.Door(callers="Vast.ai, by its signature", identify=_vast, admission=job_wiring.keyless)
 
 
+def _limit(visit: Visit, *, default: int, most: int) -> int:
+    """Read how many items a list may have. Raises `InvalidRequest`."""
+    found = whole_number(visit.request.query_params.get("limit", str(default)), most)
+    if not found:
+        raise InvalidRequest(f"The limit must be a number from 1 to {most}.", param="limit")
+    return found
+
+
 def _tenant(key: ApiKey) -> str | None:
     """Return whose jobs the key sees; None: everybody's."""
     return None if Scope.OPERATE in key.scopes else key.owner
@@ -102,10 +113,8 @@ async def list_jobs(visit: Visit) -> Response:
     Caller: an API key with scope `jobs`, which sees its tenant's jobs, or `operate`, which sees all. Answers 200; 400
     for an invalid limit; 401, 403, 429, 503 as `_key`.
     """
-    limit = visit.request.query_params.get("limit", "50")
-    if not (limit.isdecimal() and len(limit) < 10 and 1 <= int(limit) <= LISTED_MAX):
-        raise InvalidRequest(f"The limit must be a number from 1 to {LISTED_MAX}.", param="limit")
-    found = await service.recent(int(limit), job_wiring.jobs(), tenant=_tenant(visit.caller))
+    limit = _limit(visit, default=50, most=LISTED_MAX)
+    found = await service.recent(limit, job_wiring.jobs(), tenant=_tenant(visit.caller))
     return asgi.json_response(jobs_schema.listing(found))
 
 
@@ -138,9 +147,10 @@ async def show_log(visit: Visit) -> Response:
     an unknown job or attempt; 401, 403, 429, 503 as `_key`.
     """
     attempt = visit.request.query_params.get("attempt")
-    if attempt is not None and not (attempt.isdecimal() and len(attempt) < 10):
+    number = None if attempt is None else whole_number(attempt, ATTEMPT_MAX)
+    if attempt is not None and number is None:
         raise InvalidRequest("The attempt must be a number with at most 9 digits.", param="attempt")
-    job_id, number = visit.request.path_params["job_id"], int(attempt) if attempt else None
+    job_id = visit.request.path_params["job_id"]
     found = await attempt_logs.read(job_id, number, job_wiring.jobs(), tenant=_tenant(visit.caller))
     return asgi.json_response(jobs_schema.log(found.attempt, found.text, whole=found.whole))
 
@@ -210,11 +220,11 @@ async def commit_checkpoint(visit: Host, deps: JobDeps) -> object:
     Caller: the host of the current attempt, with its attempt token. Status codes: see `_attempt`.
     """
     said = jobs_schema.parse(jobs_schema.CommitCheckpointBody, visit.body)
-    step = visit.request.path_params["step"]
-    if not (step.isdecimal() and len(step) < 19):
+    step = whole_number(visit.request.path_params["step"], STEP_MAX)
+    if step is None:
         raise NotFound("There is no such step.")
     saved = await worker_api.commit_checkpoint(
-        visit.caller.job_id, visit.caller.token, int(step), said.previous_step, said.upload_id,
+        visit.caller.job_id, visit.caller.token, step, said.previous_step, said.upload_id,
         [file.artifact() for file in said.files], deps, loss=said.loss,
     )  # fmt: skip
     return jobs_schema.checkpoint(saved)
@@ -280,11 +290,9 @@ async def list_dead_letters(visit: Visit) -> Response:
     Caller: an API key with scope `operate`. Answers 200 with `total` and `whole` (whether `total` counts all); 400 for
     an invalid limit; 404 for an unknown topic; 401, 403, 429 as `_key`; 503 when Pub/Sub does not answer.
     """
-    limit = visit.request.query_params.get("limit", "100")
-    if not (limit.isdecimal() and len(limit) < 10 and 1 <= int(limit) <= dead_letters.PULLED_MAX):
-        raise InvalidRequest(f"The limit must be a number from 1 to {dead_letters.PULLED_MAX}.", param="limit")
+    limit = _limit(visit, default=100, most=dead_letters.PULLED_MAX)
     found = await dead_letters.list_letters(visit.request.query_params.get("topic"), dead_letter_wiring.box())
-    return asgi.json_response(dead_letter_schema.listing(found, limit=int(limit)))
+    return asgi.json_response(dead_letter_schema.listing(found, limit=limit))
 
 
 async def replay_dead_letter(visit: Visit) -> Response:

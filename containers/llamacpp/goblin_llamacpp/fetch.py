@@ -13,6 +13,8 @@ from urllib.parse import quote, urlsplit
 
 import httpx
 
+from httpguard import whole_number
+
 METADATA_TOKEN = "http://metadata.google.internal/computeMetadata/v1/instance/service-accounts/default/token"  # noqa: S105
 TRIES = 4
 BACKOFF_S = 0.5
@@ -140,9 +142,10 @@ async def _first(http: httpx.AsyncClient, url: str, headers: dict[str, str], num
 
 
 def _number(text: str) -> int:
-    if not (text.isascii() and text.isdecimal() and len(text) < 20):
+    size = whole_number(text, 10**19 - 1)
+    if size is None:
         raise FetchFailed("The file server did not say how large the file is.")
-    return int(text)
+    return size
 
 
 async def _range(http: httpx.AsyncClient, url: str, headers: dict[str, str], number: int, start: int, end: int) -> None:

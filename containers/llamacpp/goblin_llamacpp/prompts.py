@@ -8,6 +8,8 @@ from typing import Any
 
 from llama_cpp.llama_grammar import json_schema_to_gbnf
 
+from httpguard import whole_number
+
 from . import gbnf
 from .context import EngineSettings
 from .errors import context_exceeded, invalid
@@ -427,10 +429,11 @@ def _adapters(request: Common, loaded: LoadedModel) -> Adapters:
 def _logit_bias(request: Common, loaded: LoadedModel) -> tuple[tuple[int, float], ...]:
     biases: dict[int, float] = {}
     for key, value in (request.logit_bias or {}).items():
-        if not key.isascii() or not key.isdigit() or len(key) > 9 or int(key) >= loaded.model.n_vocab:
+        token = whole_number(key, loaded.model.n_vocab - 1)
+        if token is None:
             raise invalid(f"`{key}` is not a token id of this model.", param="logit_bias")
         # In OpenAI's API, -100 bans a token.
-        biases[int(key)] = float("-inf") if value <= -100 else value
+        biases[token] = float("-inf") if value <= -100 else value
     if request.ignore_eos:
         biases |= dict.fromkeys(loaded.model.eog_tokens, float("-inf"))
     if len(biases) >= loaded.model.n_vocab and all(value == float("-inf") for value in biases.values()):

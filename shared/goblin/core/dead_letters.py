@@ -17,6 +17,7 @@ from goblin.core import events
 from goblin.core.errors import GoblinError, InvalidRequest, MalformedEvent, NotFound, Refused, Transient
 from goblin.core.events import Event
 from goblin.core.ports import DeadLetterBox, DeadLetters, HeldLetter
+from httpguard import whole_number
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ DELIVERIES_MAX = 5
 PULLED_MAX = 1000
 """Dead letters of one topic that are read at once."""
 ATTRIBUTES_MAX = 100
+COUNT_MAX = 10**9 - 1
 """Attributes that Pub/Sub takes on one message."""
 NO_REASON = "its function gave no answer: it crashed, timed out or could not be reached; see its log"
 
@@ -112,7 +114,7 @@ def _published(letter: HeldLetter) -> str:
 
 
 def _count(text: str | None) -> int:
-    return int(text) if text is not None and text.isdecimal() and text.isascii() and len(text) < 10 else 0
+    return whole_number(text or "", COUNT_MAX) or 0
 
 
 OURS = frozenset({events.REASON, events.FIRST_AT, events.DELIVERIES, events.REPLAYS})

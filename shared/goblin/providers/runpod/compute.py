@@ -46,6 +46,7 @@ from goblin.jobs.domain.instances import (
 from goblin.jobs.domain.market import InstanceRequirements, Listing, Offer
 from goblin.jobs.ports import ComputeProvider
 from goblin.providers.runpod.api import PodRow, Pods, RunPodApi, RunPodGpuRow, RunPodGpus, RunPodReply, Sleep, is_full
+from httpguard import whole_number
 
 NAME = "runpod"
 VARIABLE = "RUNPOD_API_KEY"
@@ -76,6 +77,7 @@ AVOIDED_S = 120.0
 CENT, NOISE = Decimal("0.01"), Decimal("0.0001")
 """Rounding steps. Prices are floats, of 32 bits by the schema."""
 PAGES_MAX = 100
+GPUS_MAX = 1024
 CLOUDS = ("COMMUNITY", "SECURE")
 NAMES = {"A100_SXM": "A100_SXM4"}
 """GPU models that other providers call differently, by RunPod's name."""
@@ -336,10 +338,11 @@ def _micros(usd: Decimal, step: Decimal = NOISE) -> int:
 def parse_offer_id(offer_id: str) -> tuple[str, str, int]:
     """Split an offer id of `parse_offer` into cloud, GPU type and count. Raises `Broken`."""
     cloud, _, rest = offer_id.partition(":")
-    gpu_id, _, count = rest.rpartition(":")
-    if cloud not in CLOUDS or not gpu_id or not count.isdecimal() or int(count) < 1:
+    gpu_id, _, said = rest.rpartition(":")
+    count = whole_number(said, GPUS_MAX)
+    if cloud not in CLOUDS or not gpu_id or not count:
         raise Broken(f"{offer_id!r} is not an offer id of {NAME}.")
-    return cloud, gpu_id, int(count)
+    return cloud, gpu_id, count
 
 
 def parse_instance(pod: PodRow, label: str) -> Instance:

@@ -20,6 +20,7 @@ from goblin.core.endpoints import Endpoint
 from goblin.core.errors import Fault
 from goblin.providers.common.http import Upstream
 from goblin.providers.common.refusals import ErrorDetail, judge_gpu_host
+from httpguard import whole_number
 
 LIST_TIMEOUT_S = 4.0
 PAGE = 25
@@ -94,16 +95,16 @@ class VastInstances:
         The list is untrusted: an address inside our own network is rejected.
         """
         mapped = (instance.ports or {}).get(f"{port}/tcp") or ()
-        number = str(mapped[0].number) if mapped else ""
+        number = whole_number(str(mapped[0].number), 65_535) if mapped else None
         try:
             host = ipaddress.ip_address((instance.public_ipaddr or "").strip())
         except ValueError:
             return None
-        if not number.isdecimal() or not 0 < int(number) < 65536:
+        if not number:
             return None
         if not host.is_global and not (self._local and host.is_loopback):
             return None
-        return f"{scheme}://{f'[{host}]' if host.version == 6 else host}:{int(number)}"
+        return f"{scheme}://{f'[{host}]' if host.version == 6 else host}:{number}"
 
     def _path(self, token: str | None) -> str:
         wanted = msgspec.json.encode({"label": {"eq": self._label}}).decode()

@@ -17,6 +17,7 @@ from msgspec import Meta
 from goblin.core import decoding
 from goblin.core.errors import Forbidden, InvalidRequest
 from goblin.jobs.ports import WebhookEvent
+from httpguard import whole_number
 
 NAME = "vastai"
 VARIABLE = "VASTAI_WEBHOOK_SECRET"
@@ -51,7 +52,8 @@ def read_event(headers: Mapping[str, str], body: bytes, *, secret: str, now: flo
     if not secret or not hmac.compare_digest(f"sha256={expected}".encode(), signature.encode()):
         raise Forbidden("The signature does not match the body.")
     # The signature is valid, so this is a number unless Vast.ai changes the format.
-    if not sent_at.isascii() or not sent_at.isdecimal() or len(sent_at) > 12 or abs(now - int(sent_at)) > AGE_S_MAX:
+    sent_at_s = whole_number(sent_at, 10**12 - 1)
+    if sent_at_s is None or abs(now - sent_at_s) > AGE_S_MAX:
         raise Forbidden(f"The delivery's timestamp is more than {AGE_S_MAX} seconds off.")
     told = decoding.decode(
         body, WebhookBody, lambda why: InvalidRequest(f"The body is not an event of Vast.ai: {why}.")
