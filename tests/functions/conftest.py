@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import openai
 import pytest
 
 from goblin.cli import paths
@@ -120,3 +121,22 @@ def serve_function(environ: dict[str, str]) -> Iterator[Callable[[str], str]]:
 
         yield serving
     process.settings.cache_clear()
+
+
+@pytest.fixture
+def url(
+    serve_function: Callable[[str], str],
+    served_fakes: tuple[Fakes, dict[str, str]],
+    fakes: Fakes,
+    api_keys: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> str:
+    """The gateway, whose only endpoint is a fake llama.cpp."""
+    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
+    return serve_function("gateway")
+
+
+@pytest.fixture
+def client(url: str) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
+        yield client

@@ -57,12 +57,6 @@ def url(
 
 
 @pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
-        yield client
-
-
-@pytest.fixture
 def claude(url: str) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(api_key=API_KEY, base_url=url, max_retries=0, timeout=20) as client:
         yield client

@@ -24,24 +24,6 @@ HELLO: Any = [{"role": "user", "content": "Hi"}]
 AUTHORIZED = {"authorization": f"Bearer {API_KEY}"}
 
 
-@pytest.fixture
-def url(
-    serve_function: Callable[[str], str],
-    served_fakes: tuple[Fakes, dict[str, str]],
-    fakes: Fakes,
-    api_keys: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> str:
-    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
-    return serve_function("gateway")
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
-        yield client
-
-
 def post(url: str, path: str, body: Any, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx.post(url + path, content=content, headers=AUTHORIZED | headers, timeout=20)

@@ -33,18 +33,6 @@ ROUTES = (
 )  # fmt: skip
 
 
-@pytest.fixture
-def url(
-    serve_function: Callable[[str], str],
-    served_fakes: tuple[Fakes, dict[str, str]],
-    fakes: Fakes,
-    api_keys: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> str:
-    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
-    return serve_function("gateway")
-
-
 def post(url: str, path: str, body: Any = ASKED, **headers: str) -> httpx.Response:
     content = body if isinstance(body, bytes) else json.dumps(body).encode()
     return httpx.post(url + path, content=content, headers=AUTHORIZED | headers, timeout=20)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import anthropic
@@ -16,18 +16,6 @@ from tests.functions.conftest import API_KEY, Fakes
 
 HELLO: Any = [{"role": "user", "content": "Hi"}]
 ADD: Any = {"name": "add", "description": "Adds.", "input_schema": {"type": "object", "properties": {}}}
-
-
-@pytest.fixture
-def url(
-    serve_function: Callable[[str], str],
-    served_fakes: tuple[Fakes, dict[str, str]],
-    fakes: Fakes,
-    api_keys: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> str:
-    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
-    return serve_function("gateway")
 
 
 @pytest.fixture

@@ -26,24 +26,6 @@ SERVED = [odd for odd in odd_answers.ALL if odd.content_type]
 
 
 @pytest.fixture
-def url(
-    serve_function: Callable[[str], str],
-    served_fakes: tuple[Fakes, dict[str, str]],
-    fakes: Fakes,
-    api_keys: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> str:
-    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
-    return serve_function("gateway")
-
-
-@pytest.fixture
-def client(url: str) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(api_key=API_KEY, base_url=f"{url}/v1", max_retries=0, timeout=20) as client:
-        yield client
-
-
-@pytest.fixture
 def claude(url: str) -> Iterator[anthropic.Anthropic]:
     with anthropic.Anthropic(api_key=API_KEY, base_url=url, max_retries=0, timeout=20) as client:
         yield client

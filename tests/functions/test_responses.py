@@ -33,18 +33,6 @@ SUM: Any = [
 
 
 @pytest.fixture
-def url(
-    serve_function: Callable[[str], str],
-    served_fakes: tuple[Fakes, dict[str, str]],
-    fakes: Fakes,
-    api_keys: None,
-    monkeypatch: pytest.MonkeyPatch,
-) -> str:
-    monkeypatch.setenv("LLAMACPP_URL", served_fakes[1]["LLAMACPP_URL"])
-    return serve_function("gateway")
-
-
-@pytest.fixture
 def client(url: str) -> Iterator[openai.OpenAI]:
     """The SDK as it validates: by default it accepts whatever comes."""
     made = openai.OpenAI(
